@@ -1,0 +1,49 @@
+# The two commands of the README, and the habits of the people who work here.
+#
+#   make quickstart     set up, then the whole pipeline on packaged data, offline
+#   make test           set up, then every test that needs neither a GPU nor a network
+#
+# Set-up uses the newest python3.11 found; PYTHON=... names another. On a machine without a CUDA device the CPU build of
+# torch is enough and 5 GB smaller: TORCH_INDEX=https://download.pytorch.org/whl/cpu. With one, leave it out.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
+
+.PHONY: setup quickstart test test-all check format bench docs clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(INDEX) torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,synth,hub]"
+	touch $(STAMP)
+
+quickstart: setup
+	$(BIN)/sonotune quickstart
+
+test: setup
+	$(BIN)/python -m pytest -m "not gpu and not network"
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python benchmarks/train_throughput/run.py
+
+docs: setup
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,77 @@
+"""Turn a finished run into a packaged nano model: fp16 weights, processor, card, and the record of the run.
+
+python recipes/nano/package_model.py RUN src/sonotune/assets/whisper-nano
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from sonotune.runs import read_record, record_to_json
+from sonotune.serving.export import export
+
+CARD = """# {name}
+
+A Whisper of {parameters:.2f} million parameters that this project trained from nothing on speech it synthesised itself
+with espeak-ng. It knows English digits, numbers, about 100 command words, and Hebrew digits and words; letters are its
+tokens. It is made for trying the tool and comparing methods of adaptation, not for transcribing anything.
+
+| | |
+| --- | --- |
+| architecture | Whisper, {encoder} encoder and {decoder} decoder layers, width {width}, window {window:g} s |
+| weights | fp16 safetensors |
+| trained on | the synthetic corpus `nano_speech`, {steps} steps; commit {commit} |
+| time | {seconds:.0f} s on {processor} |
+| synthetic development clips, voices never heard in training ({count}) | WER {wer}, CER {cer} |
+| licence | Apache-2.0 |
+
+`record.json` is the record of the run that made it; `recipes/nano/README.md` has the commands.
+"""
+
+
+def main() -> None:
+    """Package one run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args()
+    export(str(options.run), options.folder, dtype="fp16", overwrite=True)
+    (options.folder / "sonotune_export.json").unlink()  # says where the run lay, which is nobody else's business
+    record = read_record(options.run)
+    (options.folder / "record.json").write_text(
+        json.dumps(record_to_json(record), indent=1, ensure_ascii=False, sort_keys=True) + "\n", "utf-8"
+    )
+    config = json.loads((options.folder / "config.json").read_text("utf-8"))
+    (options.folder / "CARD.md").write_text(_card(options.folder.name, record, config), "utf-8")
+    print((options.folder / "CARD.md").read_text("utf-8"))
+
+
+def _card(name: str, record: Any, config: dict[str, Any]) -> str:
+    scores = record.scores["after"]
+    rows = record.model["components"].values()
+    return CARD.format(
+        name=name,
+        parameters=sum(row["parameters"] for row in rows) / 1e6,
+        encoder=config["encoder_layers"],
+        decoder=config["decoder_layers"],
+        width=config["d_model"],
+        window=config["max_source_positions"] / 50,
+        steps=record.config["training"]["max_steps"],
+        commit=record.code.get("commit", "unknown")[:12],
+        seconds=record.seconds,
+        processor=f"{record.environment['cores']} core(s) of {record.environment['processor']}",
+        count=scores["wer"]["count"],
+        wer=_percent(scores["wer"]),
+        cer=_percent(scores["cer"]),
+    )
+
+
+def _percent(score: dict[str, Any]) -> str:
+    return f"{100 * score['value']:.1f} % [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
+
+
+if __name__ == "__main__":
+    main()

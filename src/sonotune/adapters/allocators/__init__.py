@@ -1,0 +1,1 @@
+"""One module per rank allocator; they do not import each other."""

@@ -1,0 +1,222 @@
+"""LoRA by PEFT, addressed by full module names: attach, save, load.
+
+What trains beside the low-rank matrices (the convolutional stem, chosen norms) goes through PEFT's `modules_to_save`,
+so that one `adapter_model.safetensors` holds everything that was learned and any PEFT tool can load it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from sonotune.adapters.allocation import RankPlan
+from sonotune.adapters.targets import modules_of
+from sonotune.errors import AdapterError
+from sonotune.models.base import LoadedModel
+
+logger = logging.getLogger(__name__)
+
+SIDE_CAR = "sonotune.json"
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # PEFT announces that it found no task type and, on import, that a kernel hub is absent: neither matters here.
+        warnings.simplefilter("ignore", UserWarning)
+        # PEFT 0.21 asks transformers 5 by the old name whether it checkpoints activations.
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def attach(
+    loaded: LoadedModel,
+    plan: RankPlan,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    stem: Literal["train", "lora", "frozen"] = "train",
+    unfreeze: Sequence[str] = (),
+    rslora: bool = False,
+) -> LoadedModel:
+    """Inject adapters into the module, in place, and freeze everything else.
+
+    Args:
+        loaded: A model without adapters.
+        plan: Rank of every adapted linear.
+        rank: Reference rank, at which the scale is `alpha / rank`.
+        alpha: Numerator of the scale at the reference rank.
+        dropout: On the inputs of the adapters.
+        stem: Train the convolutional stem in full precision, adapt it by LoRA, or leave it frozen.
+        unfreeze: Further component selectors trained in full precision, such as `encoder.norms`.
+        rslora: Scale by `alpha / sqrt(rank)`, each module by its own rank.
+
+    Returns:
+        The model with `adapter` set; its trainable parameters are exactly those asked for.
+
+    Raises:
+        AdapterError: The model has adapters already, a selected weight cannot train, or a module is both adapted
+            and trained in full precision.
+    """
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415  (one second; only adapted runs pay)
+
+    if loaded.adapter is not None:
+        raise AdapterError("this model already carries an adapter; merge it or load the base model.")
+    stem_modules = _stem_modules(loaded)
+    full = modules_of(loaded, unfreeze) if unfreeze else ()
+    if stem == "train":
+        full = tuple(dict.fromkeys((*stem_modules, *full)))
+    ranks = dict(plan.ranks)
+    if stem == "lora":
+        ranks |= dict.fromkeys(stem_modules, rank)
+    if both := [name for name in ranks if name in full]:
+        raise AdapterError(
+            f"{both[0]} and {len(both) - 1} more would carry an adapter and train in full precision as well. "
+            "Leave them out of adapter.targets or of adapter.unfreeze."
+        )
+    for parameter in loaded.module.parameters():
+        parameter.requires_grad_(False)
+    others = {name: value for name, value in ranks.items() if value != rank}
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        bias="none",
+        use_rslora=rslora,
+        target_modules=list(ranks),
+        rank_pattern={_exactly(name): value for name, value in others.items()},
+        # At any rank the scale is that of the reference rank, unless it is to follow the rank.
+        alpha_pattern={} if rslora else {_exactly(name): alpha * value / rank for name, value in others.items()},
+        modules_to_save=list(full) or None,
+    )
+    with _quiet_peft():
+        wrapper = get_peft_model(loaded.module, config)
+    for parameter in loaded.module.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return loaded.with_(adapter=wrapper)
+
+
+def _exactly(name: str) -> str:
+    return re.escape(name)
+
+
+def _stem_modules(loaded: LoadedModel) -> tuple[str, ...]:
+    stem = loaded.component("stem")
+    return tuple(
+        name
+        for name, module in loaded.module.named_modules()
+        if isinstance(module, (nn.Conv1d, nn.Conv2d)) and stem.owns(name + ".weight")
+    )
+
+
+def unfreeze_all(loaded: LoadedModel) -> LoadedModel:
+    """Full fine-tuning: every parameter the architecture lets train.
+
+    Raises:
+        AdapterError: The weights are quantised.
+    """
+    if loaded.quantized:
+        raise AdapterError(
+            f"adapter.kind=none trains all weights, but {len(loaded.quantized)} are quantised. "
+            "Set quantization.bits=16, or use adapter.kind=lora."
+        )
+    from sonotune.adapters.targets import loaded_trainable  # noqa: PLC0415
+
+    for name, parameter in loaded.module.named_parameters():
+        parameter.requires_grad_(loaded_trainable(loaded, name))
+        parameter.data = parameter.data.float()
+    return loaded
+
+
+def save(loaded: LoadedModel, folder: Path, *, extra: dict[str, Any] | None = None) -> None:
+    """Write the adapter in PEFT's format, with `sonotune.json` beside it.
+
+    Args:
+        loaded: A model with an adapter.
+        folder: Created if absent.
+        extra: Further entries of `sonotune.json` (context, language, precision, digests).
+
+    Raises:
+        AdapterError: The model has no adapter.
+    """
+    if loaded.adapter is None:
+        raise AdapterError("this model has no adapter to save; full fine-tuning is saved as a model.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _quiet_peft():
+        loaded.adapter.save_pretrained(folder, safe_serialization=True)
+    config_path = folder / "adapter_config.json"
+    config = json.loads(config_path.read_text("utf-8"))
+    config["base_model_name_or_path"] = loaded.checkpoint
+    config["target_modules"] = sorted(config["target_modules"])  # a set: its order differs from run to run
+    config_path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+    side_car = {"schema": 1, "family": loaded.family, "checkpoint": loaded.checkpoint, "revision": loaded.revision,
+                "context": loaded.context, **(extra or {})}  # fmt: skip
+    (folder / SIDE_CAR).write_text(json.dumps(side_car, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+
+
+def load(loaded: LoadedModel, folder: Path, *, trainable: bool = False) -> LoadedModel:
+    """Put a saved adapter on its base model.
+
+    Args:
+        loaded: The base model the adapter was trained on.
+        folder: PEFT folder.
+        trainable: Whether training goes on.
+
+    Raises:
+        AdapterError: The folder is no adapter, or it was trained on other weights.
+    """
+    from peft import PeftModel  # noqa: PLC0415
+
+    side_car = read_side_car(folder)
+    revision = side_car.get("revision")
+    if revision not in (None, loaded.revision):
+        raise AdapterError(
+            f"the adapter in {folder} was trained on {side_car.get('checkpoint')} at {revision}, "
+            f"but the base model here is at {loaded.revision}. Give the same base model."
+        )
+    try:
+        with _quiet_peft():
+            wrapper = PeftModel.from_pretrained(loaded.module, folder, is_trainable=trainable)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise AdapterError(f"the adapter in {folder} does not fit {loaded.checkpoint}: {str(error)[:200]}") from error
+    wrapper.eval()
+    return loaded.with_(adapter=wrapper)
+
+
+def read_side_car(folder: Path) -> dict[str, Any]:
+    """The entries of `sonotune.json`; empty for an adapter made by another PEFT tool.
+
+    Raises:
+        AdapterError: The folder holds no adapter.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise AdapterError(f"{folder} holds no adapter: adapter_config.json is missing.")
+    path = folder / SIDE_CAR
+    if not path.is_file():
+        return {}
+    entries: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return entries
+
+
+def lora_layers(loaded: LoadedModel) -> dict[str, Any]:
+    """Full name -> PEFT LoRA layer, for every adapted module."""
+    from peft.tuners.lora import LoraLayer  # noqa: PLC0415
+
+    return {name: module for name, module in loaded.module.named_modules() if isinstance(module, LoraLayer)}
+
+
+def update_norms(loaded: LoadedModel) -> dict[str, float]:
+    """Frobenius norm of each adapter's B matrix; zero means that it has not trained."""
+    with torch.no_grad():
+        return {name: float(layer.lora_B["default"].weight.norm()) for name, layer in lora_layers(loaded).items()}

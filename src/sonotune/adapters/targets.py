@@ -1,0 +1,80 @@
+"""Which linear modules carry an adapter, by full name.
+
+Suffix matching reaches both towers of an encoder-decoder at once (`layers.0.fc1` is in each), so settings are resolved
+to full module names here and nothing downstream matches patterns again.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from sonotune.errors import AdapterError
+from sonotune.models.base import LoadedModel, select
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj", "o_proj")
+_SHORTHANDS = {"q_v": ("q_proj", "v_proj"), "attention": _ATTENTION}
+
+
+def resolve_targets(loaded: LoadedModel, targets: str | Sequence[str]) -> tuple[str, ...]:
+    """Turn the setting into full names of adaptable linears, in model order.
+
+    Args:
+        loaded: The model.
+        targets: `all_linear`, `attention`, `q_v`, or a list of component selectors (`encoder`,
+            `decoder.cross_attention`) and module endings (`fc1`).
+
+    Raises:
+        AdapterError: An entry matches no adaptable linear.
+    """
+    if targets == "all_linear":
+        return loaded.linears
+    entries = [targets] if isinstance(targets, str) else list(targets)
+    chosen: set[str] = set()
+    for entry in entries:
+        matches = _matches(loaded, entry)
+        if not matches:
+            endings = sorted({name.rpartition(".")[2] for name in loaded.linears})
+            close = difflib.get_close_matches(entry, [*endings, *_SHORTHANDS, "all_linear"], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise AdapterError(
+                f"adapter.targets: {entry!r} matches none of the {len(loaded.linears)} adaptable linears{hint} "
+                f"Use all_linear, {', '.join(_SHORTHANDS)}, a component selector or an ending: {', '.join(endings)}."
+            )
+        chosen |= matches
+    return tuple(name for name in loaded.linears if name in chosen)
+
+
+def _matches(loaded: LoadedModel, entry: str) -> set[str]:
+    endings = _SHORTHANDS.get(entry, (entry,))
+    matches = {name for name in loaded.linears if name.rpartition(".")[2] in endings}
+    if matches or entry.partition(".")[0] not in {component.name for component in loaded.components}:
+        return matches
+    carriers = {name.removesuffix(".weight") for name in select(loaded, [entry])}
+    return {name for name in loaded.linears if name in carriers}
+
+
+def modules_of(loaded: LoadedModel, selectors: Sequence[str]) -> tuple[str, ...]:
+    """Full names of the modules that hold the selected parameters, for training them in full precision.
+
+    Raises:
+        AdapterError: A selected module is quantised or shares its weights with another.
+        ModelError: A selector matches nothing.
+    """
+    parameters = [name for name in select(loaded, selectors) if loaded_trainable(loaded, name)]
+    modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name in parameters))
+    if quantized := [name for name in modules if name in loaded.quantized]:
+        raise AdapterError(
+            f"{quantized[0]} and {len(quantized) - 1} more are quantised to {loaded.quantized[quantized[0]]} bits, "
+            "and such weights cannot train. Keep them out with quantization.skip, or train adapters on them."
+        )
+    shared = {name for group in loaded.tied for name in group}
+    if tied := [name for name in parameters if name in shared]:
+        raise AdapterError(f"{tied[0]} is tied to the output head; training it beside an adapter would untie it.")
+    return modules
+
+
+def loaded_trainable(loaded: LoadedModel, parameter: str) -> bool:
+    """Whether the architecture lets a parameter train at all (sinusoidal position tables do not)."""
+    frozen = {"model.encoder.embed_positions.weight"} if loaded.family == "whisper" else set()
+    return parameter not in frozen

@@ -1,0 +1,1 @@
+"""Files that come with the package: nano models and the quickstart corpus, named `assets:NAME`."""

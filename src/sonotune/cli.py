@@ -1,0 +1,497 @@
+"""The command line. Rooms are imported inside commands, so `--help` costs nothing and knows no torch.
+
+Results go to stdout (one JSON object with `--json`), everything else to stderr. Exit codes: 0 done, 1 a bug of ours, 2
+the user's input, 3 a gate said STOP, 4 numeric failure, 5 out of memory or disk, 6 a checkpoint's integrity, 75
+interrupted with the state saved.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from sonotune.errors import SonotuneError
+
+if TYPE_CHECKING:
+    from sonotune.config.load import LoadedConfig
+    from sonotune.types import Clip, RunRecord
+
+app = typer.Typer(
+    name="sonotune",
+    help="Fine-tune pretrained audio models on modest hardware.",
+    epilog="Settings are words: model=whisper_nano data.train=train.jsonl training.max_epochs=5. "
+    "`sonotune train --help` lists what a run takes; docs/reference/config.md has every setting.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Make, convert, describe and split corpora.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+Words = Annotated[
+    list[str] | None, typer.Argument(metavar="[SETTING=VALUE]...", help="Settings, presets, config=FILE.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Predictions = Annotated[Path | None, typer.Option(help="Write every prediction to this JSONL file.")]
+Target = Annotated[str, typer.Option(help="`dequantized` (the function that was trained) or `original`.")]
+Speakers = Annotated[str, typer.Option(help="Comma-separated speakers of eval.jsonl, instead of a share.")]
+Dump = Annotated[bool, typer.Option("--dump-config", help="Print the resolved settings as YAML and stop.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit with its code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    _set_up_logging()
+    try:
+        code = app(words, prog_name="sonotune", standalone_mode=False)
+    except SonotuneError as error:
+        _fail(error.exit_code, str(error), words)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail(130, "stopped.", words)
+    except MemoryError:
+        _fail(5, "out of memory. Lower training.batch_seconds or evaluation.batch_seconds.", words)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        if (usage := _usage_error(error)) is not None:
+            _fail(2, usage, words)
+        if type(error).__name__ == "OutOfMemoryError":
+            _fail(5, f"out of device memory: {str(error).splitlines()[0]} Lower training.batch_seconds.", words)
+        raise
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(code: int, message: str, words: Sequence[str]) -> NoReturn:
+    print(f"sonotune: {message}", file=sys.stderr)
+    if "--json" in words:
+        print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False))
+    sys.exit(code)
+
+
+def _usage_error(error: Exception) -> str | None:
+    """The message of a mistake on the command line, which typer raises as errors of the click it carries."""
+    usage_error = typer.BadParameter.__mro__[1]
+    if not isinstance(error, usage_error.__mro__[1]):
+        return None
+    shown: Any = error
+    message: str = shown.format_message()
+    context = getattr(error, "ctx", None)
+    return f"{message} See `{context.command_path} --help`." if context is not None else message
+
+
+def _set_up_logging() -> None:
+    level = os.environ.get("SONOTUNE_LOG", "WARNING").upper()
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "urllib3", "huggingface_hub", "transformers", "bitsandbytes"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    # Announcements of libraries about each other; ours go through the log.
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _print(result: Mapping[str, Any], *, as_json: bool, lines: Sequence[str]) -> None:
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+    else:
+        print("\n".join(lines))
+
+
+def _percent(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return "-"
+    return f"{100 * score['value']:.1f} % [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
+
+
+@app.command()
+def train(words: Words = None, as_json: Json = False, dump_config: Dump = False) -> None:
+    """Fine-tune a model.
+
+    sonotune train model=whisper_nano data.train=train.jsonl data.eval=dev.jsonl
+
+    The same line again goes on where a stopped run left off. Ctrl-C stops after the step in hand with the state saved.
+    """
+    from sonotune.config.load import dump_yaml, load_run_config
+
+    settings = load_run_config(words or [], require=("data.train",))
+    if dump_config:
+        print(dump_yaml(settings.config), end="")
+        return
+    record, folder = _run(settings, quiet=as_json)
+    _print(_summary(record, folder), as_json=as_json, lines=_run_lines(record, folder))
+
+
+def _run(settings: LoadedConfig, *, quiet: bool) -> tuple[RunRecord, Path]:
+    """Train and write the report; returns the record and the run's directory."""
+    from sonotune.training.progress import ProgressBar
+    from sonotune.training.run import run
+
+    with ProgressBar(enabled=settings.config.run.progress and not quiet and sys.stderr.isatty()) as progress:
+        record, folder = run(settings, listeners=[progress])
+    _write_report(folder)
+    return record, folder
+
+
+def _write_report(folder: Path) -> Path:
+    from sonotune.reports.record import build_html, read_predictions
+    from sonotune.runs import atomic_write_text, read_events, read_record
+
+    record = read_record(folder / "run.json")
+    predictions: list[dict[str, Any]] = []
+    for moment in ("test", "after"):
+        if (path := folder / "predictions" / f"{moment}.jsonl").is_file():
+            predictions = read_predictions(path)
+            break
+    target = folder / "report.html"
+    atomic_write_text(target, build_html(record, read_events(folder / "events.jsonl"), predictions))
+    return target
+
+
+def _summary(record: RunRecord, folder: Path) -> dict[str, Any]:
+    """The keys `train --json` promises, and more beside them."""
+    last = record.scores.get("test") or record.scores.get("after") or {}
+    return {
+        "run": str(folder),
+        "status": record.status,
+        "scores": last,
+        "before": record.scores.get("before", {}),
+        "after": record.scores.get("after", {}),
+        "seconds": record.seconds,
+        "peak_bytes": record.peak_memory_bytes,
+        "findings": len(record.findings),
+    }
+
+
+_LEFT_OUT = ("audio.", "text.", "data.")  # checks whose findings removed clips
+
+
+def _run_lines(record: RunRecord, folder: Path) -> list[str]:
+    lines = [f"run      {folder}"]
+    for moment, title in (("before", "before"), ("after", "after"), ("test", "test")):
+        if scores := record.scores.get(moment):
+            shown = "   ".join(f"{name.upper()} {_percent(score)}" for name, score in scores.items())
+            lines.append(f"{title:<8} {shown}")
+    trainable = sum(row["trainable"] for row in record.model.get("components", {}).values())
+    total = sum(row["parameters"] for row in record.model.get("components", {}).values())
+    if total:
+        lines.append(f"trained  {trainable:,} parameters beside {total:,}")
+    lines.append(f"took     {record.seconds:.0f} s, peak memory {record.peak_memory_bytes / 2**20:.0f} MiB")
+    if left_out := [finding for finding in record.findings if finding.check.startswith(_LEFT_OUT)]:
+        lines.append(f"left out {sum(len(f.clip_ids) or 1 for f in left_out)} clips; run.json says why")
+    lines.append(f"report   {folder / 'report.html'}")
+    return lines
+
+
+@app.command()
+def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None) -> None:
+    """Score a model, adapter or run on a manifest, whole and by domain, duration, speaker and language.
+
+    sonotune evaluate model=runs/x data.test=test.jsonl
+    """
+    from sonotune.evaluation.evaluate import write_predictions
+    from sonotune.training.corpus import load_corpus
+
+    settings = _settings_of_use(words or [], require=("data.test",))
+    config = settings.config
+    corpus = load_corpus(
+        {"test": str(config.data.test)}, seed=config.training.seed, **config.data.model_dump(include=_CORPUS_SETTINGS)
+    )
+    recognizer = _recognizer(settings)
+    clips = corpus.splits["test"]
+    result = recognizer.evaluate(clips, workers=config.data.loader_workers, **_decoding(config))
+    if out is not None:
+        write_predictions(out, result.predictions, clips, scoring_normalizer=recognizer.scoring)
+    body = result.to_json() | {"left_out": [finding.message for finding in corpus.findings]}
+    lines = [
+        f"{name.upper():<5} {_percent(score)}  on {score['count']} clips" for name, score in body["scores"].items()
+    ]
+    lines += [
+        f"  {row['by']}={row['value']}: WER {_percent(row['scores'].get('wer'))} on {row['clips']} clips"
+        for row in result.slices
+    ]
+    lines.append(f"{result.audio_seconds:.0f} s of audio in {result.seconds:.1f} s")
+    lines += [f"left out: {finding.message}" for finding in corpus.findings]
+    _print(body, as_json=as_json, lines=lines)
+
+
+_CORPUS_SETTINGS = {
+    "root", "allow_outside_root", "min_duration_s", "max_duration_s", "check", "max_bad_fraction", "eval_speakers",
+    "eval_fraction", "limit",
+}  # fmt: skip
+
+
+def _settings_of_use(words: Sequence[str], *, require: Sequence[str]) -> LoadedConfig:
+    """Settings for using a model: a run's own language, normaliser and limits stand where no word says otherwise."""
+    from sonotune.config.load import load_run_config
+
+    given = {word.partition("=")[0] for word in words}
+    place = next((word.partition("=")[2] for word in words if word.startswith("model=")), "")
+    inherited: list[str] = []
+    if (Path(place) / "run.json").is_file():
+        kept = json.loads((Path(place) / "run.json").read_text("utf-8"))["config"]
+        for name in (
+            "model.language",
+            "data.language",
+            "data.text_scoring",
+            "data.min_duration_s",
+            "data.max_duration_s",
+        ):
+            section, _, setting = name.partition(".")
+            value = kept.get(section, {}).get(setting)
+            if name not in given and value is not None:
+                inherited.append(f"{name}={value}")
+    return load_run_config([*inherited, *words], require=require)
+
+
+def _recognizer(settings: LoadedConfig) -> Any:
+    from sonotune.serving.recognizer import Recognizer
+
+    config = settings.config
+    return Recognizer.open(
+        config.model.checkpoint,
+        task=config.model.task,
+        language=config.model.language,
+        text_scoring=config.data.text_scoring,
+        precision=config.training.precision,
+        family=config.model.family,
+        revision=config.model.revision,
+        context=config.model.context if "model.context" in settings.origin else None,
+        bits=config.quantization.bits,
+        random_weights=config.model.random_weights,
+    )
+
+
+def _decoding(config: Any) -> dict[str, Any]:
+    decoding = config.evaluation
+    return {
+        "batch_seconds": decoding.batch_seconds,
+        "max_clips": decoding.batch_max_clips,
+        "beam_size": decoding.beam_size,
+        "max_new_tokens": decoding.max_new_tokens,
+        "bootstrap": decoding.bootstrap,
+        "duration_edges_s": decoding.duration_edges_s,
+    }
+
+
+@app.command()
+def transcribe(
+    words: Annotated[list[str], typer.Argument(metavar="[SETTING=VALUE]... FILE|FOLDER...", help="A model and audio.")],
+    as_json: Json = False,
+) -> None:
+    """Write what is said in audio files.
+
+    sonotune transcribe model=runs/x recordings/ note.mp3
+    """
+    from sonotune.errors import ManifestError
+
+    files = [Path(word) for word in words if "=" not in word or Path(word).exists()]
+    settings = _settings_of_use([word for word in words if Path(word) not in files], require=())
+    if missing := [path for path in files if not path.exists()]:
+        raise ManifestError(f"{missing[0]} does not exist.")
+    recognizer = _recognizer(settings)
+    decoding = _decoding(settings.config)
+    result = recognizer.transcribe(files, language=settings.config.model.language, **decoding)
+    texts = [{"path": prediction.clip_id, "text": prediction.text} for prediction in result.predictions]
+    for finding in result.findings:
+        if finding.severity == "error":
+            print(f"sonotune: {finding.message}", file=sys.stderr)
+    body = {"transcripts": texts, "seconds": result.seconds, "audio_seconds": result.audio_seconds,
+            "left_out": [finding.message for finding in result.findings if finding.severity == "error"]}  # fmt: skip
+    _print(body, as_json=as_json, lines=[f"{item['path']}\t{item['text']}" for item in texts])
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="A run, an adapter folder or a model folder.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write.")],
+    target: Target = "dequantized",
+    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    adapter: Annotated[bool, typer.Option("--adapter", help="The adapter only, in PEFT format.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Merge a trained adapter into plain weights that `transformers` loads, proving that the function is the same."""
+    from sonotune.errors import ConfigError
+    from sonotune.serving.export import export as write_export
+
+    for name, value, allowed in (
+        ("--target", target, ("dequantized", "original")),
+        ("--dtype", dtype, ("auto", "fp32", "bf16", "fp16")),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{name} {value!r} is not known; take one of {', '.join(allowed)}.")
+    result = write_export(
+        source, folder, target=target, dtype=dtype, adapter_only=adapter, overwrite=overwrite  # type: ignore[arg-type]
+    )  # fmt: skip
+    lines = [f"export   {result['export']} ({result['bytes'] / 1e6:.1f} MB, {result['kind']})"]
+    if merge := result.get("merge"):
+        lines.append(f"merge    largest logit difference {merge['largest']:.2g} of {merge['scale']:.3g}")
+    if rounding := result.get("rounding"):
+        lines.append(
+            f"{result['dtype']}     largest logit difference {rounding['largest']:.2g}, "
+            f"best token the same at {100 * rounding['agreement']:.1f} % of positions"
+        )
+    _print(result, as_json=as_json, lines=lines)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_json: Json = False) -> None:
+    """(Re)build the HTML report of a run."""
+    from sonotune.errors import RunDirectoryError
+
+    if not (run / "run.json").is_file():
+        raise RunDirectoryError(f"{run} is not a run directory: run.json is missing.")
+    target = _write_report(run)
+    _print({"report": str(target)}, as_json=as_json, lines=[str(target)])
+
+
+@app.command()
+def quickstart(
+    folder: Annotated[Path | None, typer.Option("--dir", help="Run directory; default runs/quickstart-<time>.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the whole pipeline on packaged data, offline: check, QLoRA-train whisper-nano, score, report, export."""
+    from sonotune.quickstart import quickstart as run_quickstart
+
+    result, lines = run_quickstart(folder, run=lambda settings: _run(settings, quiet=as_json))
+    _print(result, as_json=as_json, lines=lines)
+
+
+@data_app.command("import")
+def data_import(
+    source: Annotated[
+        str, typer.Argument(help="FORMAT:SOURCE or a path: folder, CSV/TSV, NeMo or Qwen JSONL, data set.")
+    ],
+    manifest: Annotated[Path, typer.Argument(help="Manifest to write (JSONL).")],
+    language: Annotated[str | None, typer.Option(help="Language of clips that name none, such as he.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Convert a corpus to a manifest."""
+    from dataclasses import replace
+
+    from sonotune.data.manifest import statistics, write_manifest
+    from sonotune.training.corpus import read_source
+
+    clips = read_source(source, allow_outside_root=True)
+    clips = [replace(clip, language=clip.language or language) for clip in clips]
+    write_manifest(manifest, clips)
+    root = _root_needed(manifest.parent, clips)
+    body = {"manifest": str(manifest), "root": root, **statistics(clips)}
+    lines = [f"{manifest}: {body['clips']} clips, {body['hours']:.2f} h"]
+    _print(body, as_json=as_json, lines=[*lines, *_root_hint(root)])
+
+
+def _root_needed(folder: Path, clips: Sequence[Clip]) -> str | None:
+    """The folder that `data.root` must name, where the audio lies outside the manifest's own."""
+    inside = folder.resolve()
+    if all(clip.path.is_relative_to(inside) for clip in clips):
+        return None
+    return os.path.commonpath([str(clip.path.parent) for clip in clips])
+
+
+def _root_hint(root: str | None) -> list[str]:
+    return [] if root is None else [f"the audio lies outside the manifest's folder: use it with data.root={root}"]
+
+
+@data_app.command("stats")
+def data_stats(
+    source: Annotated[str, typer.Argument(help="A manifest or FORMAT:SOURCE.")], as_json: Json = False
+) -> None:
+    """Describe a corpus."""
+    from sonotune.data.manifest import statistics
+    from sonotune.training.corpus import read_source
+
+    body = statistics(read_source(source, allow_outside_root=True))
+    _print(body, as_json=as_json, lines=[f"{name:<22} {_plain(value)}" for name, value in body.items()])
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+@data_app.command("split")
+def data_split(
+    source: Annotated[str, typer.Argument(help="A manifest or FORMAT:SOURCE.")],
+    folder: Annotated[Path, typer.Argument(help="Where train.jsonl, eval.jsonl and test.jsonl go.")],
+    eval_fraction: Annotated[float, typer.Option(help="Share of the speech in eval.jsonl.")] = 0.1,
+    test_fraction: Annotated[float, typer.Option(help="Share of the speech in test.jsonl.")] = 0.1,
+    eval_speakers: Speakers = "",
+    seed: Annotated[int, typer.Option(help="Decides which speakers go where.")] = 0,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Split a corpus so that no speaker is in two parts."""
+    from sonotune.data import splits
+    from sonotune.data.manifest import write_manifest
+    from sonotune.training.corpus import read_source
+
+    clips = read_source(source, allow_outside_root=True)
+    speakers = tuple(name for name in eval_speakers.split(",") if name)
+    shares = {"train": 1 - eval_fraction - test_fraction, "eval": eval_fraction, "test": test_fraction}
+    parts = splits.split_by_speaker(
+        clips,
+        fractions=None if speakers else {name: share for name, share in shares.items() if share > 0},
+        eval_speakers=speakers,
+        seed=seed,
+    )
+    body: dict[str, Any] = {}
+    for name, members in parts.items():
+        write_manifest(folder / f"{name}.jsonl", members)
+        body[name] = {
+            "manifest": str(folder / f"{name}.jsonl"), "clips": len(members),
+            "seconds": sum(clip.duration_s for clip in members),
+            "speakers": sorted({clip.speaker for clip in members if clip.speaker}),
+        }  # fmt: skip
+    lines = [f"{name}: {part['clips']} clips, {len(part['speakers'])} speakers" for name, part in body.items()]
+    root = _root_needed(folder, clips)
+    _print(body | {"root": root}, as_json=as_json, lines=[*lines, *_root_hint(root)])
+
+
+@data_app.command("synth")
+def data_synth(
+    corpus: Annotated[str, typer.Argument(help="corpus=NAME or NAME.")],
+    folder: Annotated[Path, typer.Argument(help="Where the audio and the manifests go.")],
+    clips: Annotated[int | None, typer.Option(help="How many clips; default is the corpus's own size.")] = None,
+    seed: Annotated[int, typer.Option(help="Of voices, texts and channels.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Synthesise a corpus with espeak-ng (extra `synth`): voices, texts, channels, word times."""
+    from sonotune.data.synth import synthesize_named
+
+    body = synthesize_named(corpus.removeprefix("corpus="), folder, clips=clips, seed=seed, workers=workers)
+    lines = [f"{name}: {part['clips']} clips, {part['hours']:.2f} h" for name, part in body["manifests"].items()]
+    _print(body, as_json=as_json, lines=lines)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from sonotune import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    main()

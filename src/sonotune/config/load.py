@@ -1,0 +1,453 @@
+"""Turn command-line words, files and presets into one validated `RunConfig`.
+
+The whole grammar: `group=preset` (`model=whisper_nano`), `section.setting=value` (`training.max_epochs=10`) and
+`config=file.yaml`. A file is words, nested: a section of settings, or a preset's name in place of a section.
+
+Layers, weakest first: schema defaults, recipe, presets, config file, words. Every value that is set remembers what set
+it, and all problems are reported in one list.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import itertools
+import json
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pydantic_core
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from sonotune import registry
+from sonotune.config.kinds import affects_result, allowed, alternatives, choices, is_text_choice
+from sonotune.config.plain_yaml import parse_yaml, read_yaml, write_yaml
+from sonotune.config.schema import RunConfig, Section, without_effect
+from sonotune.errors import ConfigError
+
+__all__ = [
+    "LoadedConfig",
+    "Setting",
+    "config_digest",
+    "describe_settings",
+    "dump_yaml",
+    "load_run_config",
+    "parse_yaml",
+    "presets",
+]
+
+COMMAND_LINE = "command line"
+RECIPE = "recipe"
+BROUGHT = "with"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedConfig:
+    """A validated configuration and where it came from.
+
+    Attributes:
+        config: The settings.
+        origin: Dotted setting -> the preset, file or `command line` that set it. Absent settings are defaults.
+        digest: SHA-256 over the settings that can change the result.
+        explicit: Dotted settings that words or the config file set themselves, rather than a preset.
+    """
+
+    config: RunConfig
+    origin: Mapping[str, str]
+    digest: str
+    explicit: frozenset[str]
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as nested plain values, for the record."""
+        return self.config.model_dump(mode="json")
+
+    def run_dir(self, parent: Path = Path("runs")) -> Path:
+        """The run's directory.
+
+        Under `run.dir=auto` that is the newest unfinished run of the same settings in `parent`, so that the same line
+        goes on after an interruption, or else a new name. Ask once a run: a new name has the time in it.
+        """
+        if isinstance(self.config.run.dir, Path):
+            return self.config.run.dir
+        tag = self.digest[:8]
+        earlier = sorted(parent.glob(f"*-{tag}/run.json"), reverse=True)
+        if self.config.run.resume != "never":
+            for record in earlier:
+                if _is_unfinished(record, self.digest):
+                    return record.parent
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        taken = {record.parent.name for record in earlier}
+        names = (f"{stamp}{'' if count == 0 else f'.{count}'}-{tag}" for count in itertools.count())
+        return parent / next(name for name in names if name not in taken)
+
+
+def _is_unfinished(record: Path, digest: str) -> bool:
+    try:
+        found = json.loads(record.read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("config_digest") == digest and found.get("status") != "finished"
+
+
+class Setting(NamedTuple):
+    """One setting, described for people.
+
+    Attributes:
+        name: Dotted name.
+        type: What is allowed, in words.
+        default: The default as YAML, or `required`.
+        doc: What it means.
+    """
+
+    name: str
+    type: str
+    default: str
+    doc: str
+
+
+@dataclass(slots=True)
+class _Draft:
+    """Values gathered so far, with the place that set each, and every problem met."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
+    explicit: set[str] = field(default_factory=set)
+    chosen: dict[str, str] = field(default_factory=dict)  # group -> preset
+    problems: list[str] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)  # groups whose preset could not be read
+
+    def set(self, name: str, value: Any, origin: str, *, explicit: bool) -> None:
+        """Let a stronger layer set a value."""
+        self.values[name] = value
+        self.origin[name] = origin
+        if explicit:
+            self.explicit.add(name)
+
+
+def load_run_config(words: Sequence[str], *, require: Sequence[str] = ()) -> LoadedConfig:
+    """Build the configuration that command-line words ask for.
+
+    Args:
+        words: `group=preset`, `section.setting=value` or `config=file.yaml`, in any order.
+        require: Dotted settings that must not be none, such as `data.train`, besides those the schema requires.
+
+    Returns:
+        The configuration, where each value came from, and its digest.
+
+    Raises:
+        ConfigError: A word, a file, a preset, a name or a value is wrong. All problems are listed at once.
+    """
+    draft = _Draft()
+    file, leaves = _sort_words(words, draft)
+    tree = _file_content(file, draft) if file else {}
+    _choose_presets(tree, str(file), draft)
+    _apply_presets(draft)
+    _apply_layer(tree, str(file), draft, explicit=True)
+    for name, text in leaves:
+        _apply_word(name, text, draft)
+    config = _validate(draft, require)
+    if config is None or draft.problems:
+        heading = f"{len(draft.problems)} problem(s) in the configuration:"
+        raise ConfigError("\n".join([heading, *(f"  - {problem}" for problem in draft.problems)]))
+    return LoadedConfig(
+        config=config, origin=draft.origin, digest=config_digest(config), explicit=frozenset(draft.explicit)
+    )
+
+
+# --- words, files, presets -----------------------------------------------------------------------
+
+
+@functools.cache
+def presets() -> dict[str, tuple[str, ...]]:
+    """Every preset that comes with the package: group -> names."""
+    return {
+        group.name: tuple(sorted(path.stem for path in group.glob("*.yaml")))
+        for group in sorted(_preset_root().iterdir())
+        if group.is_dir() and not group.name.startswith("_")
+    }
+
+
+def _preset_root() -> Path:
+    return Path(str(resources.files("sonotune.config"))) / "presets"
+
+
+def _sort_words(words: Sequence[str], draft: _Draft) -> tuple[Path | None, list[tuple[str, str]]]:
+    file: Path | None = None
+    leaves: list[tuple[str, str]] = []
+    seen: set[str] = set()
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not word.isprintable() or not _is_utf8(word):
+            draft.problems.append(f"{word!r} has control characters or is not UTF-8 text")
+        elif not equals or not key:
+            draft.problems.append(f"{word!r} is not of the form setting=value, group=preset or config=file.yaml")
+        elif key in seen:
+            draft.problems.append(f"{key} is given twice on the command line; keep one of them")
+        elif key == "config":
+            file = Path(text)
+        elif key == "model" and _is_model_place(text):
+            draft.chosen[key] = text
+            leaves.append(("model.checkpoint", text))
+        elif key in presets():
+            _choose(key, text, COMMAND_LINE, draft)
+        else:
+            leaves.append((key, text))
+        seen.add(key)
+    return file, leaves
+
+
+def _is_utf8(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _choose(group: str, name: str, origin: str, draft: _Draft) -> None:
+    """Note which preset a group takes; whoever chooses first is the stronger layer."""
+    if group in draft.chosen or group in draft.broken:
+        return
+    known = presets()[group]
+    if name in known or (group == "model" and _is_model_place(name)):
+        draft.chosen[group] = name
+    else:
+        draft.broken.add(group)
+        other = " A folder with a model, an adapter or a run is allowed as well." if group == "model" else ""
+        draft.problems.append(
+            f"no {group} preset called {name!r}{_suggest(name, known)} ({origin}); known: {', '.join(known)}.{other}"
+        )
+
+
+def _is_model_place(name: str) -> bool:
+    return name not in presets()["model"] and (registry.is_asset(name) or Path(name).is_dir())
+
+
+def _choose_presets(tree: Mapping[str, Any], origin: str, draft: _Draft) -> None:
+    for group in presets():
+        if isinstance(name := tree.get(group), str):
+            _choose(group, name, origin, draft)
+
+
+def _apply_presets(draft: _Draft) -> None:
+    """Apply, weakest first, what presets bring along, the recipe, and each preset's own section.
+
+    A preset sets its own section. Under `with` it may bring settings of other sections that suit it, such as the
+    clip lengths a nano model was made for.
+    """
+    recipe: dict[str, Any] = {}
+    origin = f"preset {RECIPE}={draft.chosen.get(RECIPE)}"
+    if RECIPE in draft.chosen:
+        recipe = _file_content(_preset_root() / RECIPE / f"{draft.chosen[RECIPE]}.yaml", draft)
+        _choose_presets(recipe, origin, draft)
+    trees = {
+        group: _file_content(_preset_root() / group / f"{name}.yaml", draft)
+        for group, name in sorted(draft.chosen.items())
+        if group != RECIPE and name in presets()[group]
+    }
+    for group, tree in trees.items():
+        _apply_layer(tree.pop(BROUGHT, {}), f"preset {group}={draft.chosen[group]}", draft, explicit=False)
+    _apply_layer(recipe, origin, draft, explicit=False)
+    for group, tree in trees.items():
+        _apply_layer({group: tree}, f"preset {group}={draft.chosen[group]}", draft, explicit=False)
+
+
+def _file_content(path: Path, draft: _Draft) -> dict[str, Any]:
+    try:
+        tree = read_yaml(path)
+    except ConfigError as error:
+        draft.problems.append(str(error))
+        return {}
+    if tree is None or isinstance(tree, dict):
+        return tree or {}
+    draft.problems.append(f"{path}: settings are a mapping (name: value), and this is a {type(tree).__name__}")
+    return {}
+
+
+def _apply_layer(tree: Mapping[str, Any], origin: str, draft: _Draft, *, explicit: bool) -> None:
+    seen: set[str] = set()
+    for name, value in _leaves(tree):
+        if name in seen:
+            draft.problems.append(f"{name} stands twice in {origin}; keep one of them")
+        elif name not in _settings():
+            draft.problems.append(_unknown(name, origin))
+        else:
+            draft.set(name, value, origin, explicit=explicit)
+        seen.add(name)
+
+
+def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Settings of a file as dotted names; a section given as text names a preset, which was chosen before."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and "." not in key:
+            yield from ((f"{key}.{name}", child) for name, child in value.items())
+        elif key == "model" and isinstance(value, str) and _is_model_place(value):
+            yield "model.checkpoint", value
+        elif not (key in presets() and isinstance(value, str)) and value is not None:
+            yield key, value
+
+
+def _apply_word(name: str, text: str, draft: _Draft) -> None:
+    if name not in _settings():
+        draft.problems.append(_unknown(name, COMMAND_LINE))
+        return
+    try:
+        draft.set(name, _word_value(_settings()[name], name, text), COMMAND_LINE, explicit=True)
+    except ConfigError as error:
+        draft.problems.append(str(error))
+
+
+def _word_value(setting: FieldInfo, name: str, text: str) -> Any:
+    """Read a word's value as YAML, but leave text as it stands: a commit `1e10` or a folder `a #2` is no number."""
+    kinds = alternatives(setting.annotation)
+    lists = [kind for kind in kinds if typing.get_origin(kind) is tuple]
+    if type(None) in kinds and text in {"", "~", "null"}:
+        return None
+    if all(kind in {str, Path, type(None)} or is_text_choice(kind) for kind in kinds):
+        return text
+    if lists and not text.startswith("[") and text not in choices(kinds):
+        if typing.get_args(lists[0])[0] is str:
+            return [part.strip() for part in text.split(",")]
+        text = f"[{text}]"
+    return parse_yaml(text, where=name)
+
+
+# --- checking ------------------------------------------------------------------------------------
+
+
+def _validate(draft: _Draft, require: Sequence[str]) -> RunConfig | None:
+    tree: dict[str, dict[str, Any]] = {"model": {}}
+    for name, value in draft.values.items():
+        section, _, setting = name.partition(".")
+        tree.setdefault(section, {})[setting] = value
+    for name in require:
+        section = name.partition(".")[0]
+        if draft.values.get(name) is None and name != "model.checkpoint" and section not in draft.broken:
+            draft.problems.append(_missing(name))
+    try:
+        # JSON mode and strict: a list may become a tuple and a string a path, but `true` is not 1.
+        config = RunConfig.model_validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        draft.problems += _explain(error, draft)
+        return None
+    for name, because in without_effect(config).items():
+        if name in draft.explicit:
+            draft.problems.append(
+                f"{name} cannot take effect, because {because} (set by {draft.origin[name]}). Leave one of them out"
+            )
+    return config
+
+
+def _explain(error: ValidationError, draft: _Draft) -> list[str]:
+    problems: dict[str, str] = {}
+    for item in error.errors(include_url=False):
+        place = ".".join(str(part) for part in item["loc"][:2])
+        if item["type"] == "missing" and len(item["loc"]) == 2:
+            if item["loc"][0] not in draft.broken:
+                problems[place] = _missing(place)
+            continue
+        cause = item.get("ctx", {}).get("error")
+        origin = f" (set by {draft.origin[place]})" if place in draft.origin else ""
+        if place not in _settings():  # several settings do not go together
+            problems[place] = f"{place}: {cause}" if place else str(cause or item["msg"])
+        elif cause is not None:
+            problems[place] = f"{place}: {cause}; found {_show(draft.values[place])}{origin}"
+        else:
+            # A choice between kinds reports one error for each; the first stands for all.
+            problems.setdefault(
+                place,
+                f"{place}: {_show(draft.values[place])} is not allowed{origin}; allowed: {allowed(_settings()[place])}",
+            )
+    return list(problems.values())
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _missing(name: str) -> str:
+    section = name.partition(".")[0]
+    example = f"{section}=PRESET ({', '.join(presets()[section])}) or " if section in presets() else ""
+    return f"{name}: required, but nothing sets it; write {example}{name}=VALUE"
+
+
+def _unknown(name: str, origin: str) -> str:
+    section, dot, _ = name.partition(".")
+    known = list(_settings())
+    if not dot and section in RunConfig.model_fields:
+        inside = ", ".join(setting for setting in known if setting.startswith(section + "."))
+        return f"{section}: a section, not a setting (set by {origin}); its settings: {inside}"
+    return f"{name}: no such setting{_suggest(name, [*known, *presets(), 'config'])} (set by {origin})"
+
+
+def _suggest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+# --- the schema, seen as a flat list -------------------------------------------------------------
+
+
+@functools.cache
+def _settings() -> dict[str, FieldInfo]:
+    found: dict[str, FieldInfo] = {}
+    for section, section_field in RunConfig.model_fields.items():
+        kind = section_field.annotation
+        if not (isinstance(kind, type) and issubclass(kind, Section)):
+            raise TypeError(f"RunConfig.{section} is no section")
+        found |= {f"{section}.{name}": setting for name, setting in kind.model_fields.items()}
+    return found
+
+
+def describe_settings() -> list[Setting]:
+    """Every setting in the order of the schema, for the generated reference page."""
+    return [
+        Setting(
+            name,
+            allowed(setting),
+            "required" if setting.is_required() else _default(setting),
+            (setting.description or "") + ("" if affects_result(setting) else " Not part of the config digest."),
+        )
+        for name, setting in _settings().items()
+    ]
+
+
+def _default(setting: FieldInfo) -> str:
+    """A setting's default, as YAML on one line."""
+    return json.dumps(pydantic_core.to_jsonable_python(setting.default), ensure_ascii=False).strip('"')
+
+
+# --- what comes out ------------------------------------------------------------------------------
+
+
+def config_digest(config: RunConfig) -> str:
+    """SHA-256 over the settings that can change the result, as they stand in the schema's order."""
+    kept = {name: value for name, value in _effective(config).items() if affects_result(_settings()[name])}
+    return hashlib.sha256(json.dumps(kept, separators=(",", ":")).encode()).hexdigest()
+
+
+def dump_yaml(config: RunConfig) -> str:
+    """YAML that reproduces the run as `config=FILE`; settings that cannot take effect are left out."""
+    tree: dict[str, dict[str, Any]] = {}
+    for name, value in _effective(config).items():
+        section, _, setting = name.partition(".")
+        tree.setdefault(section, {})[setting] = value
+    return write_yaml(tree)
+
+
+def _effective(config: RunConfig) -> dict[str, Any]:
+    idle = without_effect(config)
+    return {
+        f"{section}.{name}": value
+        for section, values in config.model_dump(mode="json").items()
+        for name, value in values.items()
+        if f"{section}.{name}" not in idle
+    }

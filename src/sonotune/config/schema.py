@@ -1,0 +1,405 @@
+"""Every setting: its type, bounds, default and meaning. There is no other list of settings.
+
+Sections are frozen and closed to unknown keys. `affects_result=False` marks settings that cannot change the weights,
+scores or predictions of a run; they are left out of the config digest, so a run may be resumed with other values.
+No setting holds a secret: tokens are read from the environment where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from sonotune import registry
+from sonotune.errors import ConfigError
+
+_NO_EFFECT_ON_RESULT: dict[str, Any] = {"affects_result": False}
+
+
+def _check_name(kind: registry.Kind) -> Callable[[str], str]:
+    def check(name: str) -> str:
+        if name != "auto" and name not in registry.TABLES[kind] and name not in registry.names(kind):
+            raise ValueError(f"no such name; known: {', '.join(registry.names(kind))}")
+        return name
+
+    return check
+
+
+def _check_source(source: str) -> str:
+    if not source.strip():
+        raise ValueError("an empty name; write a manifest's path, IMPORTER:SOURCE or assets:NAME")
+    if "://" in source:
+        raise ValueError("an address is not read over the network; download it, or write hub:OWNER/NAME")
+    try:
+        registry.split_source(source)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return source
+
+
+def _check_checkpoint(checkpoint: str) -> str:
+    if not checkpoint.strip() or "://" in checkpoint:
+        raise ValueError("write assets:NAME, a folder, or the OWNER/NAME of a hub model")
+    return checkpoint
+
+
+def _check_selectors(selectors: tuple[str, ...]) -> tuple[str, ...]:
+    repeated = sorted({name for name in selectors if selectors.count(name) > 1})
+    if repeated or not all(selectors):
+        raise ValueError(f"{repeated[0]!r} stands twice" if repeated else "an empty name")
+    return selectors
+
+
+ManifestSource = Annotated[str, AfterValidator(_check_source)]
+"""A manifest's path, `assets:NAME`, or `IMPORTER:SOURCE` such as `folder:clips` or `common_voice:cv/train.tsv`."""
+Checkpoint = Annotated[str, AfterValidator(_check_checkpoint)]
+Selectors = Annotated[tuple[str, ...], AfterValidator(_check_selectors)]
+FamilyName = Annotated[str, AfterValidator(_check_name("families"))]
+TaskName = Annotated[str, AfterValidator(_check_name("tasks"))]
+NormalizerName = Annotated[str, AfterValidator(_check_name("normalizers"))]
+AllocatorName = Annotated[str, AfterValidator(_check_name("allocators"))]
+Multiplier = Annotated[float, Field(ge=0, le=1000)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, closed to unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    def _ordered(self, low: str, high: str) -> None:
+        if getattr(self, low) > getattr(self, high):
+            raise ValueError(
+                f"{low} is {getattr(self, low)!r} and {high} is {getattr(self, high)!r}; {low} must be at most {high}"
+            )
+
+
+class ModelConfig(Section):
+    """Which pretrained model, and how its inputs are laid out."""
+
+    checkpoint: Checkpoint
+    """`assets:NAME` (comes with the package), a local folder, a run or adapter folder, or a hub model's OWNER/NAME."""
+    family: FamilyName = "auto"
+    """Architecture; `auto` reads it from the checkpoint."""
+    revision: str | None = None
+    """Commit or tag of a hub checkpoint; null takes the newest, and the record keeps which that was."""
+    task: TaskName = "transcribe"
+    """What the model is trained to do."""
+    language: str | None = None
+    """Language told to the model, for clips that name none."""
+    context: Literal["dynamic", "full"] = "dynamic"
+    """`dynamic` computes each batch at its own length; `full` pads to the model's whole window, as pretraining did."""
+    full_context_share: Share = 0.0
+    """Share of training batches padded to the whole window, so that the tuned model also works at full context."""
+    dropout: Dropout | None = None
+    """Dropout in the model; null keeps the checkpoint's own."""
+    num_labels: int | None = Field(default=None, ge=2, le=1_000_000)
+    """Number of classes, for classification; null counts them in the training data."""
+    random_weights: bool = False
+    """Build from the checkpoint's config alone, with random weights, to train from nothing or to measure speed."""
+
+
+class DataConfig(Section):
+    """Which clips. Paths are relative to the working directory."""
+
+    train: ManifestSource | None = None
+    """Training clips: a manifest's path, `assets:NAME`, or `IMPORTER:SOURCE` such as `folder:clips`."""
+    eval: ManifestSource | None = None
+    """Clips scored while training; null holds speakers of the training clips out."""
+    test: ManifestSource | None = None
+    """Clips scored at the end only."""
+    root: Path | None = None
+    """Folder that audio paths are relative to and may not leave; null takes each manifest's own folder."""
+    allow_outside_root: bool = False
+    """Whether a manifest may name audio outside its root."""
+    min_duration_s: float = Field(default=0.5, ge=0, le=7200)
+    """Shorter clips are dropped and counted, in seconds."""
+    max_duration_s: float = Field(default=15.0, gt=0, le=7200)
+    """Longer clips are dropped and counted, in seconds."""
+    max_bad_fraction: Share = 0.01
+    """Share of unusable clips above which a run stops before it trains."""
+    check: Literal["decode", "header"] = "decode"
+    """Look at all samples of every file before the run, or only at its header (quick, misses truncated files)."""
+    text_training: NormalizerName = "basic"
+    """Normaliser of the transcripts that the model learns to write."""
+    text_scoring: NormalizerName = "basic"
+    """Normaliser of references and hypotheses before errors are counted."""
+    eval_speakers: Selectors = ()
+    """Speakers held out for evaluation when `data.eval` is null."""
+    eval_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the clips held out, by whole speakers, when neither `data.eval` nor `data.eval_speakers` is set."""
+    limit: int | None = Field(default=None, ge=1, le=1_000_000_000)
+    """Clips to keep of each split, drawn by the seed; null keeps all."""
+    loader_workers: int = Field(default=1, ge=0, le=256, json_schema_extra=_NO_EFFECT_ON_RESULT)
+    """Processes that decode and featurise beside the training process."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._ordered("min_duration_s", "max_duration_s")
+        return self
+
+
+class AugmentationConfig(Section):
+    """Changes made to training clips only. All are off unless a preset or a setting turns them on."""
+
+    speed_probability: Share = 0.0
+    """Share of clips played faster or slower, with the pitch."""
+    speed_low: float = Field(default=0.9, ge=0.25, le=4)
+    """Slowest speed, as a factor."""
+    speed_high: float = Field(default=1.1, ge=0.25, le=4)
+    """Fastest speed, as a factor."""
+    gain_probability: Share = 0.0
+    """Share of clips made louder or quieter."""
+    gain_low_db: float = Field(default=-6.0, ge=-60, le=60)
+    """Lowest gain, in dB."""
+    gain_high_db: float = Field(default=6.0, ge=-60, le=60)
+    """Highest gain, in dB."""
+    noise_probability: Share = 0.0
+    """Share of clips with noise added."""
+    snr_low_db: float = Field(default=5.0, ge=-30, le=100)
+    """Lowest ratio of signal to noise, in dB."""
+    snr_high_db: float = Field(default=30.0, ge=-30, le=100)
+    """Highest ratio of signal to noise, in dB."""
+    band_limit_probability: Share = 0.0
+    """Share of clips made to sound recorded at a lower rate (4 to 8 kHz sources)."""
+    codec_probability: Share = 0.0
+    """Share of clips passed through a lossy codec."""
+    reverb_probability: Share = 0.0
+    """Share of clips with synthetic reverberation."""
+    tilt_probability: Share = 0.0
+    """Share of clips whose spectrum is tilted."""
+    tilt_db: float = Field(default=6.0, gt=0, le=40)
+    """Largest tilt from the lowest to the highest frequency, either way, in dB."""
+    pad_probability: Share = 0.0
+    """Share of clips with silence added before and after."""
+    pad_max_s: float = Field(default=0.3, gt=0, le=30)
+    """Longest silence added at each end, in seconds."""
+    clipping_probability: Share = 0.0
+    """Share of clips driven into clipping."""
+    frequency_masks: int = Field(default=0, ge=0, le=20)
+    """SpecAugment: bands masked in each clip."""
+    frequency_mask_bins: int = Field(default=27, ge=1, le=128)
+    """SpecAugment: widest band, in feature bins."""
+    time_masks: int = Field(default=0, ge=0, le=50)
+    """SpecAugment: spans masked in each clip."""
+    time_mask_frames: int = Field(default=40, ge=1, le=10_000)
+    """SpecAugment: longest span, in frames."""
+    time_mask_fraction: Rate = 0.15
+    """SpecAugment: longest span, as a share of the clip's frames."""
+    time_warp_frames: int = Field(default=0, ge=0, le=1000)
+    """SpecAugment: furthest that the time warp moves a point, in frames; 0 is off."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._ordered("speed_low", "speed_high")
+        self._ordered("gain_low_db", "gain_high_db")
+        self._ordered("snr_low_db", "snr_high_db")
+        return self
+
+
+class AdapterConfig(Section):
+    """What trains: low-rank adapters with chosen components beside them, or every weight."""
+
+    kind: Literal["lora", "none"] = "lora"
+    """`lora` trains adapters on a frozen model; `none` trains the model itself (full fine-tuning)."""
+    rank: int = Field(default=8, ge=1, le=4096)
+    """Reference rank; the allocator may give modules more or less."""
+    alpha: Annotated[float, Field(gt=0, le=65536)] | Literal["auto"] = "auto"
+    """The update is scaled by alpha / rank at the reference rank; `auto` takes alpha = rank."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead."""
+    dropout: Dropout = 0.0
+    """Dropout on the input of each adapter."""
+    targets: Literal["all_linear", "attention", "q_v"] | Annotated[Selectors, Field(min_length=1)] = "all_linear"
+    """Modules that carry adapters; or a list of component selectors (`encoder`) and module endings (`fc1`)."""
+    stem: Literal["train", "lora", "frozen"] = "train"
+    """The convolutional stem: trained in full precision, adapted, or frozen. A channel shift enters there."""
+    unfreeze: Selectors = ()
+    """Component selectors trained in full precision beside the adapters, such as `encoder.norms`."""
+    allocator: AllocatorName = "uniform"
+    """What decides the rank of each module."""
+    budget: int | None = Field(default=None, ge=1, le=100_000_000_000)
+    """Adapter parameters to spend at most; null spends what the reference rank costs."""
+
+
+class QuantizationConfig(Section):
+    """How the frozen weights are stored."""
+
+    bits: Literal["auto", 4, 8, 16] = "auto"
+    """Bits a weight; `auto` takes 16 below 300 million parameters or on a CPU, else 4; the record says why."""
+    double: bool = True
+    """Quantise the block scales as well (4 bits only)."""
+    skip: Selectors = ()
+    """Component selectors whose weights stay in 16 bits."""
+
+
+class TrainingConfig(Section):
+    """How long, how fast and how precisely."""
+
+    max_epochs: int = Field(default=3, ge=1, le=1_000_000)
+    """Passes over the training clips."""
+    max_steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
+    """Optimiser steps at most; null lets `max_epochs` decide alone."""
+    learning_rate: Rate = 1e-3
+    """Peak learning rate. Full fine-tuning wants a lower one: the preset `adapter=full` says which."""
+    learning_rates: Mapping[str, Multiplier] = {}
+    """Component selector -> factor on the learning rate, such as `{stem: 0.5}`; of two that match, the later wins."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup_steps: Annotated[int, Field(ge=0, le=10_000_000)] | Literal["auto"] = "auto"
+    """Steps of linear rise; `auto` takes 5 % of the steps, 500 at most."""
+    min_learning_rate_ratio: Share = 0.1
+    """Where the learning rate ends, as a share of its peak."""
+    weight_decay: Share = 0.01
+    """Decoupled weight decay, on matrices only."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """Decay of AdamW's two moments."""
+    clip_norm: float = Field(default=1.0, gt=0, le=1e6)
+    """Largest gradient norm over all groups together."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the forward pass; `auto` takes bf16 where the hardware has it, else fp32."""
+    batch_seconds: float = Field(default=60.0, gt=0, le=36_000)
+    """Padded seconds of audio in one micro-batch: clips x longest clip."""
+    batch_max_clips: int = Field(default=32, ge=1, le=100_000)
+    """Clips in one micro-batch at most."""
+    accumulation_steps: int = Field(default=1, ge=1, le=100_000)
+    """Micro-batches in one optimiser step."""
+    label_smoothing: Dropout = 0.0
+    """Share of each target's probability spread over the vocabulary."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    eval_steps: Annotated[int, Field(ge=1, le=1_000_000_000)] | Literal["epoch", "never"] = "epoch"
+    """Steps between evaluations; the best one's weights are kept."""
+    patience: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Evaluations without a better score before the run stops early; null never stops early."""
+    save_steps: Annotated[int, Field(ge=1, le=1_000_000_000)] | Literal["epoch"] = Field(
+        default="epoch", json_schema_extra=_NO_EFFECT_ON_RESULT
+    )
+    """Steps between checkpoints."""
+    keep_checkpoints: int = Field(default=2, ge=1, le=10_000, json_schema_extra=_NO_EFFECT_ON_RESULT)
+    """Newest checkpoints kept; the best one is kept besides."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Decides every random draw: order, augmentation, adapters, dropout."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    """Processor threads; `auto` takes one a core. Another number can change the last bits of a sum."""
+
+
+class EvaluationConfig(Section):
+    """How clips are decoded and scored."""
+
+    beam_size: int = Field(default=1, ge=1, le=64)
+    """Hypotheses kept while decoding; 1 is greedy."""
+    batch_seconds: float = Field(default=240.0, gt=0, le=36_000)
+    """Padded seconds of audio in one batch."""
+    batch_max_clips: int = Field(default=64, ge=1, le=100_000)
+    """Clips in one batch at most."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] = "auto"
+    """Longest hypothesis in tokens; `auto` goes by the length of the clips."""
+    bootstrap: int = Field(default=1000, ge=100, le=1_000_000)
+    """Resamples behind each 95 % interval."""
+    duration_edges_s: tuple[Annotated[float, Field(gt=0, le=7200)], ...] = (2.0, 5.0, 10.0)
+    """Edges between the duration buckets of the scores, in seconds, rising."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if list(self.duration_edges_s) != sorted(set(self.duration_edges_s)):
+            raise ValueError(f"duration_edges_s must rise, and is {list(self.duration_edges_s)}")
+        return self
+
+
+class RunSection(Section):
+    """Where the run is kept and how it goes on."""
+
+    dir: Literal["auto"] | Path = Field(default="auto", json_schema_extra=_NO_EFFECT_ON_RESULT)
+    """The run's directory; `auto` makes `runs/<time>-<digest>`."""
+    resume: Literal["auto", "never", "must"] = Field(default="auto", json_schema_extra=_NO_EFFECT_ON_RESULT)
+    """Go on from the newest good checkpoint where there is one; never; or fail where there is none."""
+    progress: bool = Field(default=True, json_schema_extra=_NO_EFFECT_ON_RESULT)
+    """Show a progress bar."""
+
+
+class RunConfig(Section):
+    """Everything that decides one run."""
+
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    quantization: QuantizationConfig = QuantizationConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    run: RunSection = RunSection()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.adapter.kind == "none" and self.quantization.bits in {4, 8}:
+            raise ValueError(
+                f"adapter.kind is 'none' (every weight trains) and quantization.bits is {self.quantization.bits}; "
+                "quantised weights cannot train. Take quantization.bits=16, or adapter.kind=lora"
+            )
+        return self
+
+
+def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
+    """Rows of (the settings do nothing, because, section, settings)."""
+    full = config.adapter.kind == "none"
+    bits = config.quantization.bits
+    sound = config.augmentation
+    return [
+        (
+            full,
+            "adapter.kind is none: the whole model trains, without adapters",
+            "adapter",
+            ("rank", "alpha", "rslora", "dropout", "targets", "stem", "unfreeze", "allocator", "budget"),
+        ),
+        (full or bits == 16, "no weight is quantised", "quantization", ("double", "skip")),
+        (bits == 8, "double quantisation belongs to 4 bits", "quantization", ("double",)),
+        (
+            config.model.context == "full",
+            "model.context is full: every batch has the whole window",
+            "model",
+            ("full_context_share",),
+        ),
+        (config.model.task == "transcribe", "transcription has no classes", "model", ("num_labels",)),
+        (
+            config.data.eval is not None,
+            "data.eval names the evaluation clips",
+            "data",
+            ("eval_speakers", "eval_fraction"),
+        ),
+        (bool(config.data.eval_speakers), "data.eval_speakers names the held-out part", "data", ("eval_fraction",)),
+        *(
+            (getattr(sound, switch) == 0, f"augmentation.{switch} is 0", "augmentation", settings)
+            for switch, settings in (
+                ("speed_probability", ("speed_low", "speed_high")),
+                ("gain_probability", ("gain_low_db", "gain_high_db")),
+                ("noise_probability", ("snr_low_db", "snr_high_db")),
+                ("tilt_probability", ("tilt_db",)),
+                ("pad_probability", ("pad_max_s",)),
+                ("frequency_masks", ("frequency_mask_bins",)),
+                ("time_masks", ("time_mask_frames", "time_mask_fraction")),
+            )
+        ),
+        (
+            config.training.schedule == "constant",
+            "training.schedule is constant",
+            "training",
+            ("min_learning_rate_ratio",),
+        ),
+        (config.training.eval_steps == "never", "training.eval_steps is never", "training", ("patience",)),
+    ]
+
+
+def without_effect(config: RunConfig) -> dict[str, str]:
+    """Settings that change nothing under the other settings: dotted name -> because of what."""
+    return {
+        f"{section}.{name}": because
+        for idle, because, section, settings in _effects(config)
+        if idle
+        for name in settings
+    }

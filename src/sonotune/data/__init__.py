@@ -1,0 +1,1 @@
+"""Manifests and what fills them: importers, transcripts, splits, joined recordings, synthetic speech."""

@@ -1,0 +1,182 @@
+"""Joins short clips of one speaker into longer recordings, for benchmarks and tests that need 1 to 15 s of speech."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sonotune.audio.io import read, write
+from sonotune.data.manifest import write_manifest
+from sonotune.errors import ManifestError
+from sonotune.runs import generator
+from sonotune.types import Clip, Word
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_RATE_HZ: Final = 16_000
+
+
+def concatenate_plan(
+    clips: Sequence[Clip],
+    *,
+    min_duration_s: float = 1.0,
+    max_duration_s: float = 15.0,
+    gap_s: float = 0.15,
+    seed: int = 0,
+) -> list[tuple[Clip, ...]]:
+    """Decide which clips are joined. Opens no file.
+
+    Lengths are spread evenly between the limits: each recording draws its own target and takes clips of its speaker,
+    in shuffled order, until the next would pass it. A clip without a speaker stands alone.
+
+    Args:
+        clips: The clips; `duration_s` must be known.
+        min_duration_s: Shortest recording, in seconds with gaps.
+        max_duration_s: Longest recording, in seconds with gaps.
+        gap_s: Silence between two clips, in seconds.
+        seed: Order and targets are a function of it.
+
+    Returns:
+        The clips of each recording; every clip at most once. What is left of a speaker and shorter than
+        `min_duration_s`, and clips longer than `max_duration_s`, are left out and counted in the log.
+
+    Raises:
+        ManifestError: The limits contradict each other, or no recording can be made.
+    """
+    if not 0 < min_duration_s <= max_duration_s or gap_s < 0:
+        raise ManifestError(
+            f"recordings cannot be joined: found min_duration_s={min_duration_s:g}, max_duration_s={max_duration_s:g}, "
+            f"gap_s={gap_s:g}; allowed are 0 < min <= max and no negative gap. Mend the limits."
+        )
+    groups: dict[str, list[Clip]] = defaultdict(list)
+    for clip in sorted(clips, key=lambda clip: clip.id):
+        groups[f"clip {clip.id}" if clip.speaker is None else f"speaker {clip.speaker}"].append(clip)
+    plan: list[tuple[Clip, ...]] = []
+    for name, group in sorted(groups.items()):
+        rng = generator(seed, "join", name)
+        shuffled = [group[index] for index in rng.permutation(len(group))]
+        plan += _cut(shuffled, min_duration_s, max_duration_s, gap_s, rng)
+    left_out = len(clips) - sum(map(len, plan))
+    if left_out:
+        logger.info("%d of %d clips are in no recording: too long, or left over", left_out, len(clips))
+    if not plan:
+        raise ManifestError(
+            f"no recording of {min_duration_s:g} to {max_duration_s:g} s can be joined: found {len(clips)} clips of "
+            f"{len(groups)} speakers; allowed are clips of one speaker that fit. Widen the limits or add clips."
+        )
+    return plan
+
+
+def _cut(
+    clips: Sequence[Clip], min_duration_s: float, max_duration_s: float, gap_s: float, rng: np.random.Generator
+) -> list[tuple[Clip, ...]]:
+    recordings: list[tuple[Clip, ...]] = []
+    current: list[Clip] = []
+    seconds, target_s = 0.0, float(rng.uniform(min_duration_s, max_duration_s))
+    for clip in clips:
+        if clip.duration_s > max_duration_s:
+            continue
+        longer_s = seconds + (gap_s if current else 0.0) + clip.duration_s
+        # Below the minimum a recording may pass its own target, never the maximum.
+        if current and longer_s > (target_s if seconds >= min_duration_s else max_duration_s):
+            if seconds >= min_duration_s:
+                recordings.append(tuple(current))
+            current, longer_s = [], clip.duration_s
+            target_s = float(rng.uniform(min_duration_s, max_duration_s))
+        current.append(clip)
+        seconds = longer_s
+    if current and seconds >= min_duration_s:
+        recordings.append(tuple(current))
+    return recordings
+
+
+def join(
+    clips: Sequence[Clip],
+    folder: Path,
+    *,
+    min_duration_s: float = 1.0,
+    max_duration_s: float = 15.0,
+    gap_s: float = 0.15,
+    limit: int | None = None,
+    seed: int = 0,
+) -> list[Clip]:
+    """Join clips of the same speaker and write the recordings as 16 kHz WAV files with a manifest.
+
+    Args:
+        clips: The clips; see `concatenate_plan`.
+        folder: Where `joined-NNNNNN.wav` and `manifest.jsonl` are written.
+        min_duration_s: Shortest recording, in seconds.
+        max_duration_s: Longest recording, in seconds.
+        gap_s: Silence between two clips, in seconds.
+        limit: At most this many recordings, drawn evenly from all speakers.
+        seed: The same seed and clips give the same bytes.
+
+    Returns:
+        One clip a recording. Its text is the texts joined by spaces; language, domain and speaker stay where all parts
+        agree; `extra["sources"]` has the ids of the parts.
+
+    Raises:
+        AudioError: A clip cannot be read.
+        ManifestError: See `concatenate_plan`.
+        ResourceError: The disk is full.
+    """
+    plan = concatenate_plan(clips, min_duration_s=min_duration_s, max_duration_s=max_duration_s, gap_s=gap_s, seed=seed)
+    if limit is not None and limit < len(plan):
+        chosen = generator(seed, "join", "limit").permutation(len(plan))[:limit]
+        plan = [plan[index] for index in sorted(chosen)]
+    folder = Path(folder).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    joined = [_join_one(parts, folder / f"joined-{number:06d}.wav", gap_s) for number, parts in enumerate(plan)]
+    write_manifest(folder / "manifest.jsonl", joined)
+    return joined
+
+
+def _join_one(parts: Sequence[Clip], path: Path, gap_s: float) -> Clip:
+    gap_S = np.zeros(round(gap_s * SAMPLE_RATE_HZ), dtype=np.float32)
+    pieces: list[NDArray[np.float32]] = []
+    words: list[Word] = []
+    num_samples = 0
+    for part in parts:
+        if pieces:
+            pieces.append(gap_S)
+            num_samples += len(gap_S)
+        shift_s = num_samples / SAMPLE_RATE_HZ
+        words += [
+            Word(text=word.text, start_s=word.start_s + shift_s, end_s=word.end_s + shift_s, score=word.score)
+            for word in part.words
+        ]
+        waveform_S = read(
+            part.path,
+            start_s=part.start_s,
+            duration_s=part.duration_s,
+            channel=part.channel,
+            sample_rate_hz=SAMPLE_RATE_HZ,
+        )
+        pieces.append(waveform_S)
+        num_samples += len(waveform_S)
+    write(path, np.concatenate(pieces), SAMPLE_RATE_HZ)
+    texts = [part.text for part in parts if part.text]
+    return Clip(
+        id=path.stem,
+        path=path,
+        duration_s=num_samples / SAMPLE_RATE_HZ,
+        sample_rate_hz=SAMPLE_RATE_HZ,
+        text=" ".join(texts) if texts else None,
+        label=tuple(dict.fromkeys(label for part in parts for label in part.label)),
+        # Times of some words but not of others would look like silence where there is speech.
+        words=tuple(words) if all(part.words for part in parts) else (),
+        language=_agreed([part.language for part in parts]),
+        domain=_agreed([part.domain for part in parts]),
+        speaker=parts[0].speaker,
+        extra={"sources": " ".join(part.id for part in parts)},
+    )
+
+
+def _agreed(values: Sequence[str | None]) -> str | None:
+    return values[0] if len(set(values)) == 1 else None

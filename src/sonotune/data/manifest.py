@@ -1,0 +1,352 @@
+"""The manifest: one clip a line, as JSON. Reading, writing, filtering, checking, digesting, describing.
+
+    {"id": "a1", "path": "wav/a1.wav", "text": "one two", "speaker": "ann", "duration_s": 2.4}
+
+`id` and `path` are required; `path` is relative to the manifest's folder unless another root is given. `start_s`,
+`duration_s`, `sample_rate_hz`, `channel`, `text`, `label`, `words`, `language`, `domain` and `speaker` are known;
+every other column is kept as text in `Clip.extra`. Without `duration_s` the file's header is asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from sonotune.audio.io import probe, verify
+from sonotune.data.lines import AudioRoot, Problems, json_objects, show
+from sonotune.data.records import COLUMNS, ClipParser
+from sonotune.errors import AudioError, ManifestError
+from sonotune.runs import atomic_write_text, digest_json
+from sonotune.types import Clip, Finding
+
+# Headers round the length of a file, and a manifest made elsewhere rounds its spans: one MP3 frame of slack.
+SPAN_TOLERANCE_S: Final = 0.05
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def read_manifest(
+    path: Path,
+    *,
+    root: Path | None = None,
+    allow_outside_root: bool = False,
+    require: Sequence[str] = (),
+    language: str | None = None,
+    domain: str | None = None,
+) -> list[Clip]:
+    """Read a manifest. All its problems are reported together.
+
+    A missing or broken audio file is not a problem of the manifest: `check_audio` makes a finding of it, so that one
+    bad file never hides the others.
+
+    Args:
+        path: JSON Lines file. A byte order mark and CRLF are accepted, blank lines skipped.
+        root: Folder that paths are relative to and may not leave; the manifest's folder where None.
+        allow_outside_root: Whether paths may leave the root.
+        require: Columns each line must have beside `id` and `path`, such as `("text",)`.
+        language: Language of the clips that name none.
+        domain: Domain of the clips that name none.
+
+    Returns:
+        The clips in the order of the lines. `duration_s` is 0 where the line has none and the file cannot be opened.
+
+    Raises:
+        ManifestError: Lists up to 20 problems by file and line, and the count of the rest.
+    """
+    path = Path(path)
+    problems = Problems(path)
+    parser = ClipParser(
+        AudioRoot(root or path.parent, allow_outside=allow_outside_root),
+        problems,
+        require=require,
+        language=language,
+        domain=domain,
+    )
+    clips = [clip for number, record in json_objects(path, problems) if (clip := parser.parse(number, record))]
+    problems.check()
+    if not clips:
+        raise ManifestError(
+            f"{path} has no clips: found an empty file; allowed is one JSON object a line, at least one. "
+            "Check that the file was written to its end."
+        )
+    return fill_durations(clips)
+
+
+def fill_durations(clips: Sequence[Clip], *, workers: int = 8) -> list[Clip]:
+    """Ask the files of clips without a duration how long they are.
+
+    Args:
+        clips: Clips; those with `duration_s` 0 are completed to the end of their file.
+        workers: Threads that open files.
+
+    Returns:
+        The clips in the same order. Those whose file cannot be opened keep 0, which `check_audio` explains.
+    """
+    unknown = [index for index, clip in enumerate(clips) if clip.duration_s == 0]
+    filled = list(clips)
+    if unknown:
+        with ThreadPoolExecutor(max_workers=workers) as pool:
+            for index, clip in zip(unknown, pool.map(_with_duration, [clips[i] for i in unknown]), strict=True):
+                filled[index] = clip
+    return filled
+
+
+def _with_duration(clip: Clip) -> Clip:
+    try:
+        info = probe(clip.path)
+    except AudioError:
+        return clip  # check_audio opens it again and says why it cannot be used
+    rest_s = max(0.0, info.duration_s - clip.start_s)
+    return dataclasses.replace(clip, duration_s=rest_s, sample_rate_hz=clip.sample_rate_hz or info.sample_rate_hz)
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
+    """Write clips as a manifest, replacing an old one whole.
+
+    Paths below the manifest's folder are written relative to it, so that the folder can move; others stay absolute,
+    and reading them back needs another root or `allow_outside_root`.
+
+    Args:
+        path: The file to write.
+        clips: The clips; ids must be unique.
+
+    Raises:
+        ManifestError: A clip cannot be written: its id is there twice, its text is no Unicode, or an extra column has
+            the name of a known one.
+        ResourceError: The disk is full; an old manifest is untouched.
+    """
+    folder = Path(path).absolute().parent
+    seen: set[str] = set()
+    lines = []
+    for clip in clips:
+        if clip.id in seen:
+            raise ManifestError(
+                f"clip {show(clip.id)} cannot be written to {path}: found the id twice; allowed is once. "
+                "Give each clip its own id."
+            )
+        seen.add(clip.id)
+        try:
+            line = json.dumps(_to_record(clip, folder), ensure_ascii=False, allow_nan=False)
+            line.encode()
+        except ValueError as error:  # includes UnicodeEncodeError
+            raise ManifestError(
+                f"clip {show(clip.id)} cannot be written to {path}: found {error}; allowed are finite numbers, Unicode "
+                f"text and file names, and extra columns other than {', '.join(COLUMNS)}. Mend the clip's source."
+            ) from error
+        lines.append(line + "\n")
+    atomic_write_text(Path(path), "".join(lines))
+
+
+def _to_record(clip: Clip, folder: Path) -> dict[str, Any]:
+    taken = sorted(set(clip.extra) & set(COLUMNS))
+    if taken:
+        raise ValueError(f"the extra column {taken[0]!r}")
+    inside = clip.path.is_relative_to(folder)
+    record: dict[str, Any] = {
+        "id": clip.id,
+        "path": (clip.path.relative_to(folder) if inside else clip.path.absolute()).as_posix(),
+    }
+    if clip.start_s:
+        record["start_s"] = clip.start_s
+    if clip.duration_s:
+        record["duration_s"] = clip.duration_s
+    for name in ("sample_rate_hz", "channel", "text"):
+        if (value := getattr(clip, name)) is not None:
+            record[name] = value
+    if clip.label:
+        record["label"] = list(clip.label)
+    if clip.words:
+        record["words"] = [
+            {key: value for key, value in dataclasses.asdict(word).items() if value is not None} for word in clip.words
+        ]
+    for name in ("language", "domain", "speaker"):
+        if (value := getattr(clip, name)) is not None:
+            record[name] = value
+    return record | dict(clip.extra)
+
+
+# --- filtering and checking ----------------------------------------------------------------------
+
+
+def filter_clips(
+    clips: Sequence[Clip],
+    *,
+    min_duration_s: float = 0.5,
+    max_duration_s: float = 15.0,
+    require_text: bool = True,
+) -> tuple[list[Clip], list[Finding]]:
+    """Leave out clips that are too short, too long or have no transcript. Every drop is named and counted.
+
+    Args:
+        clips: The clips.
+        min_duration_s: Shortest clip kept, in seconds.
+        max_duration_s: Longest clip kept, in seconds.
+        require_text: Whether a clip without a word of transcript is dropped.
+
+    Returns:
+        The clips kept, in order, and one finding for each reason: `data.duration_unknown`, `data.too_short`,
+        `data.too_long`, `data.no_text`. They are warnings (asked for by settings), except an unknown duration, which
+        means that the file cannot be opened. A clip is counted under its first reason.
+    """
+    kept: list[Clip] = []
+    dropped: dict[str, list[Clip]] = {}
+    for clip in clips:
+        if clip.duration_s <= 0:
+            dropped.setdefault("duration_unknown", []).append(clip)
+        elif clip.duration_s < min_duration_s:
+            dropped.setdefault("too_short", []).append(clip)
+        elif clip.duration_s > max_duration_s:
+            dropped.setdefault("too_long", []).append(clip)
+        elif require_text and not (clip.text or "").strip():
+            dropped.setdefault("no_text", []).append(clip)
+        else:
+            kept.append(clip)
+    wording = {
+        "duration_unknown": ("have no duration, because their file cannot be opened", None),
+        "too_short": (f"are shorter than data.min_duration_s={min_duration_s:g}", min_duration_s),
+        "too_long": (f"are longer than data.max_duration_s={max_duration_s:g}", max_duration_s),
+        "no_text": ("have no transcript", None),
+    }
+    findings = [
+        Finding(
+            check=f"data.{reason}",
+            severity="error" if reason == "duration_unknown" else "warning",
+            message=f"{len(dropped[reason])} of {len(clips)} clips {what} and are left out "
+            f"({sum(clip.duration_s for clip in dropped[reason]) / 3600:.2f} h).",
+            clip_ids=tuple(clip.id for clip in dropped[reason]),
+            measured=float(len(dropped[reason])) if limit is None else _extreme(dropped[reason], reason),
+            limit=limit,
+            unit="clips" if limit is None else "s",
+        )
+        for reason, (what, limit) in wording.items()
+        if reason in dropped
+    ]
+    return kept, findings
+
+
+def _extreme(clips: Sequence[Clip], reason: str) -> float:
+    durations_s = [clip.duration_s for clip in clips]
+    return min(durations_s) if reason == "too_short" else max(durations_s)
+
+
+def check_audio(
+    clips: Sequence[Clip], mode: Literal["decode", "header"] = "decode", *, workers: int = 4
+) -> tuple[list[Clip], list[Finding]]:
+    """Open every clip's audio and leave out what cannot be used.
+
+    Args:
+        clips: The clips.
+        mode: `decode` reads every sample, and so finds truncated files and NaN; `header` only opens the file.
+        workers: Threads; decoding lets go of the interpreter lock.
+
+    Returns:
+        The clips kept, in order, and one finding of severity error for each bad clip. Its check is `audio.` and the
+        audio room's reason, such as `audio.truncated`.
+    """
+    if mode not in ("decode", "header"):
+        raise ManifestError(f"data.check: found {mode!r}; allowed are 'decode' and 'header'. Choose one of them.")
+    check = _decode if mode == "decode" else _open
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        results = list(pool.map(lambda clip: _finding(clip, check), clips))
+    kept = [clip for clip, finding in zip(clips, results, strict=True) if finding is None]
+    return kept, [finding for finding in results if finding is not None]
+
+
+def _decode(clip: Clip) -> None:
+    verify(clip.path, start_s=clip.start_s, duration_s=clip.duration_s or None)
+
+
+def _open(clip: Clip) -> None:
+    info = probe(clip.path)
+    end_s = clip.start_s + clip.duration_s
+    if end_s > info.duration_s + SPAN_TOLERANCE_S or (not clip.duration_s and clip.start_s >= info.duration_s):
+        raise AudioError(
+            "span",
+            f"{clip.path}: the clip ends at {end_s:.2f} s; found a file of {info.duration_s:.2f} s; allowed are spans "
+            "inside the file. Mend start_s and duration_s.",
+        )
+
+
+def _finding(clip: Clip, check: Callable[[Clip], None]) -> Finding | None:
+    try:
+        check(clip)
+    except AudioError as error:
+        reason, message = error.reason, str(error)
+    except OSError as error:
+        reason, message = "unreadable", f"{clip.path} cannot be read: {error.strerror or error}."
+    else:
+        return None
+    return Finding(check=f"audio.{reason}", severity="error", message=message, clip_ids=(clip.id,), path=str(clip.path))
+
+
+# --- describing ----------------------------------------------------------------------------------
+
+
+def digest(clips: Sequence[Clip]) -> str:
+    """SHA-256 over what the clips say and how large their files are, in order.
+
+    File names count relative to the folder that holds all of them, so that a data set that was moved keeps its
+    digest; any change to an id, a transcript, a label, a span or the size of a file changes it.
+    """
+    if not clips:
+        return digest_json([])
+    absolute = {path: path.absolute() for path in {clip.path for clip in clips}}
+    root = Path(os.path.commonpath({path.parent for path in absolute.values()}))
+    place = {path: (path_now.relative_to(root).as_posix(), _size_bytes(path)) for path, path_now in absolute.items()}
+    others = [field.name for field in dataclasses.fields(Clip) if field.name != "path"]
+    return digest_json([[place[clip.path], *(getattr(clip, name) for name in others)] for clip in clips])
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1  # a missing file is a state of the data set too
+
+
+def statistics(clips: Sequence[Clip]) -> dict[str, Any]:
+    """Describe a set of clips, ready for JSON.
+
+    Returns:
+        `clips`, `hours`, `duration_s` (min, p5, p50, p95, max, mean; seconds), clips by `speakers`, `languages`,
+        `domains` and `labels`, `words` and `characters` in all transcripts, `without_text`, and `alphabet`: each
+        character (NFC) with its count, most frequent first.
+    """
+    durations_s = np.array([clip.duration_s for clip in clips], dtype=np.float64)
+    texts = [clip.text for clip in clips if clip.text and clip.text.strip()]
+    alphabet = Counter(character for text in texts for character in unicodedata.normalize("NFC", text))
+    percentiles: dict[str, float] = {}
+    if clips:
+        names = ("min", "p5", "p50", "p95", "max")
+        percentiles = dict(zip(names, np.percentile(durations_s, (0, 5, 50, 95, 100)).tolist(), strict=True))
+        percentiles["mean"] = float(durations_s.mean())
+    return {
+        "clips": len(clips),
+        "hours": float(durations_s.sum() / 3600),
+        "duration_s": percentiles,
+        "speakers": _counts(clip.speaker for clip in clips),
+        "languages": _counts(clip.language for clip in clips),
+        "domains": _counts(clip.domain for clip in clips),
+        "labels": _counts(label for clip in clips for label in clip.label),
+        "words": sum(len(text.split()) for text in texts),
+        "characters": sum(map(len, texts)),
+        "without_text": len(clips) - len(texts),
+        "alphabet": dict(sorted(alphabet.items(), key=lambda item: (-item[1], item[0]))),
+    }
+
+
+def _counts(names: Iterable[str | None]) -> dict[str, int]:
+    return dict(sorted(Counter(name for name in names if name is not None).items()))

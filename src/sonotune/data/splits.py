@@ -1,0 +1,268 @@
+"""Splits that never share a speaker, and the check that two sets do not leak into each other."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sonotune.data.lines import show, suggestion
+from sonotune.data.text import BASIC
+from sonotune.errors import ManifestError
+from sonotune.runs import digest_file, generator
+from sonotune.types import Clip, Finding, Severity
+
+DEFAULT_FRACTIONS: Final[Mapping[str, float]] = MappingProxyType({"train": 0.9, "eval": 0.1})
+
+# Spans that touch are no leak, and manifests round to milliseconds.
+_OVERLAP_S: Final = 0.01
+_TRIALS: Final = 32
+
+
+def split_by_speaker(
+    clips: Sequence[Clip],
+    *,
+    fractions: Mapping[str, float] | None = None,
+    eval_speakers: Sequence[str] = (),
+    seed: int = 0,
+) -> dict[str, list[Clip]]:
+    """Divide clips so that no speaker is in two parts. Clips without a speaker go by their file.
+
+    Args:
+        clips: The clips; `duration_s` must be known.
+        fractions: Part -> share of the total duration; shares above 0 that add up to 1. Approximated as closely as
+            whole speakers allow. 0.9 `train` and 0.1 `eval` where None.
+        eval_speakers: These speakers make `eval`, all others `train`. Not together with `fractions`.
+        seed: Decides which of the equally good divisions is taken.
+
+    Returns:
+        Part -> its clips in their old order.
+
+    Raises:
+        ManifestError: A part would be empty, a speaker is unknown, or the shares are wrong.
+    """
+    if eval_speakers:
+        if fractions is not None:
+            raise ManifestError(
+                "a split has both eval_speakers and fractions: found both; allowed is one of them. Remove one."
+            )
+        return _split_named(clips, eval_speakers)
+    shares = dict(DEFAULT_FRACTIONS if fractions is None else fractions)
+    if not shares or not all(0 < share <= 1 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
+        raise ManifestError(
+            f"the shares of a split are wrong: found {shares}; allowed are numbers above 0 that add up to 1. Mend them."
+        )
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, clip in enumerate(clips):
+        groups[_group(clip)].append(index)
+    if len(groups) < len(shares):
+        raise ManifestError(
+            f"{len(clips)} clips cannot be split into {', '.join(shares)}: found {len(groups)} speaker(s); allowed are "
+            f"at least {len(shares)}, because a speaker may be in one part only. Add speakers or ask for fewer parts."
+        )
+    part_of = _assign(clips, groups, shares, seed)
+    return {part: [clip for clip in clips if part_of[_group(clip)] == part] for part in shares}
+
+
+def _group(clip: Clip) -> str:
+    return f"speaker {clip.speaker}" if clip.speaker is not None else f"file {clip.path}"
+
+
+def _split_named(clips: Sequence[Clip], eval_speakers: Sequence[str]) -> dict[str, list[Clip]]:
+    known = sorted({clip.speaker for clip in clips if clip.speaker is not None})
+    for name in eval_speakers:
+        if name not in known:
+            listed = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+            raise ManifestError(
+                f"eval_speakers names {name!r}: found no clip of that speaker; allowed are {listed or 'none here'}. "
+                f"Mend the name{suggestion(name, known)}".rstrip(".?")
+                + "."
+            )
+    chosen = set(eval_speakers)
+    parts = {
+        "train": [clip for clip in clips if clip.speaker not in chosen],
+        "eval": [clip for clip in clips if clip.speaker in chosen],
+    }
+    if not parts["train"]:
+        raise ManifestError(
+            f"eval_speakers leaves nothing to train on: found all {len(clips)} clips in eval; allowed is at least one "
+            "speaker outside. Name fewer speakers."
+        )
+    return parts
+
+
+def _assign(
+    clips: Sequence[Clip], groups: Mapping[str, Sequence[int]], shares: Mapping[str, float], seed: int
+) -> dict[str, str]:
+    """Try seeded orders of the speakers and keep the division nearest to the shares."""
+    names = sorted(groups)
+    seconds = np.array([math.fsum(clips[index].duration_s for index in groups[name]) for name in names])
+    targets = np.array(list(shares.values())) * max(float(seconds.sum()), 1e-9)
+    rng = generator(seed, "split")
+    best, best_miss = np.zeros(len(names), dtype=np.int64), math.inf
+    for _ in range(_TRIALS):
+        assigned = _fill(rng.permutation(len(names)), seconds, targets)
+        totals = np.bincount(assigned, weights=seconds, minlength=len(targets))
+        # Relative to each part, or a tenth for evaluation would be approximated no better than nine tenths.
+        miss = float(np.abs(totals / targets - 1).sum())
+        if miss < best_miss - 1e-12:
+            best, best_miss = assigned, miss
+    parts = list(shares)
+    return {name: parts[part] for name, part in zip(names, best.tolist(), strict=True)}
+
+
+def _fill(order: NDArray[np.int64], seconds: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Give each speaker, in this order, to the part that lacks most; the last ones to parts that are still empty."""
+    assigned = np.zeros(len(order), dtype=np.int64)
+    lack = targets.astype(np.float64)
+    empty = set(range(len(targets)))
+    for position, index in enumerate(order):
+        candidates = sorted(empty) if len(order) - position <= len(empty) else range(len(targets))
+        part = max(candidates, key=lambda candidate: (lack[candidate], -candidate))
+        assigned[index] = part
+        lack[part] -= seconds[index]
+        empty.discard(part)
+    return assigned
+
+
+# --- leaks ---------------------------------------------------------------------------------------
+
+
+def check_leaks(train: Sequence[Clip], evaluation: Sequence[Clip]) -> list[Finding]:
+    """Find what two sets share, so that a score on the second would flatter a model trained on the first.
+
+    Args:
+        train: Clips trained on.
+        evaluation: Clips scored.
+
+    Returns:
+        One finding a kind, each naming the clips of both sides. Errors: `leak.speaker`, `leak.id`, `leak.span` (the
+        same seconds of the same file), `leak.audio` (other names, same bytes). Notes: `leak.sentence` (the same
+        transcripts, usual for commands and digits) and `leak.unchecked` (clips without a speaker).
+    """
+    named_train = [clip for clip in train if clip.speaker is not None]
+    named_eval = [clip for clip in evaluation if clip.speaker is not None]
+    found = [
+        _common("speaker", "error", "speakers", _by(named_train, _speaker), _by(named_eval, _speaker)),
+        _common("id", "error", "ids", _by(train, _id), _by(evaluation, _id)),
+        _spans(train, evaluation),
+        _same_bytes(train, evaluation),
+        _common("sentence", "note", "transcripts", _by(train, _sentence), _by(evaluation, _sentence)),
+    ]
+    findings = [finding for finding in found if finding is not None]
+    unnamed = [clip for clip in (*train, *evaluation) if clip.speaker is None]
+    if unnamed:
+        findings.append(
+            Finding(
+                check="leak.unchecked",
+                severity="note",
+                message=f"{len(unnamed)} clips name no speaker: whether speakers are shared could not be checked, and "
+                "splitting goes by file. Fill the column 'speaker' to be sure.",
+                clip_ids=tuple(clip.id for clip in unnamed),
+                measured=float(len(unnamed)),
+                limit=0.0,
+                unit="clips",
+            )
+        )
+    return findings
+
+
+def _speaker(clip: Clip) -> str | None:
+    return clip.speaker
+
+
+def _id(clip: Clip) -> str | None:
+    return clip.id
+
+
+def _sentence(clip: Clip) -> str | None:
+    return BASIC.scoring(clip.text) or None if clip.text else None
+
+
+def _by(clips: Iterable[Clip], key: Callable[[Clip], str | None]) -> dict[str, list[Clip]]:
+    table: dict[str, list[Clip]] = defaultdict(list)
+    for clip in clips:
+        if (value := key(clip)) is not None:
+            table[value].append(clip)
+    return table
+
+
+def _common(
+    kind: str,
+    severity: Severity,
+    things: str,
+    train: Mapping[str, Sequence[Clip]],
+    evaluation: Mapping[str, Sequence[Clip]],
+) -> Finding | None:
+    shared = sorted(train.keys() & evaluation.keys())
+    if not shared:
+        return None
+    examples = ", ".join(map(show, shared[:5])) + (", ..." if len(shared) > 5 else "")
+    clips = [clip for name in shared for clip in (*train[name], *evaluation[name])]
+    return _leak(kind, severity, f"share {len(shared)} {things} ({examples})", clips, len(shared), things)
+
+
+def _leak(kind: str, severity: Severity, what: str, clips: Iterable[Clip], count: int, unit: str) -> Finding:
+    advice = "Split again by speaker." if severity == "error" else "That is usual for commands and digits."
+    return Finding(
+        check=f"leak.{kind}",
+        severity=severity,
+        message=f"The training and evaluation sets {what}; none are allowed where a score shall hold. {advice}",
+        clip_ids=tuple(dict.fromkeys(clip.id for clip in clips)),
+        measured=float(count),
+        limit=0.0,
+        unit=unit,
+    )
+
+
+def _spans(train: Sequence[Clip], evaluation: Sequence[Clip]) -> Finding | None:
+    real = {path: str(path.resolve()) for path in {clip.path for clip in (*train, *evaluation)}}
+    by_file = _by(train, lambda clip: real[clip.path])
+    pairs = [
+        (one, other)
+        for other in evaluation
+        for one in by_file.get(real[other.path], ())
+        if min(one.start_s + one.duration_s, other.start_s + other.duration_s) - max(one.start_s, other.start_s)
+        > _OVERLAP_S
+    ]
+    if not pairs:
+        return None
+    what = f"share seconds of the same file in {len(pairs)} pairs of clips, first {show(str(pairs[0][1].path))}"
+    return _leak("span", "error", what, (clip for pair in pairs for clip in pair), len(pairs), "pairs")
+
+
+def _same_bytes(train: Sequence[Clip], evaluation: Sequence[Clip]) -> Finding | None:
+    """Files of other names with the same content. Only files of a size that both sides have are read."""
+    sides = [_by_size(train), _by_size(evaluation)]
+    sizes = sides[0].keys() & sides[1].keys()
+    tables: list[dict[str, list[Clip]]] = []
+    for side in sides:
+        table: dict[str, list[Clip]] = defaultdict(list)
+        for size in sorted(sizes):
+            for path, clips in side[size].items():
+                table[digest_file(path)] += clips
+        tables.append(table)
+    same_path = {clip.path.resolve() for clip in train} & {clip.path.resolve() for clip in evaluation}
+    for table in tables:  # one file in both sets is a matter of spans, reported above
+        for name, clips in list(table.items()):
+            table[name] = [clip for clip in clips if clip.path.resolve() not in same_path]
+            if not table[name]:
+                del table[name]
+    return _common("audio", "error", "recordings under other names", *tables)
+
+
+def _by_size(clips: Iterable[Clip]) -> dict[int, dict[Path, list[Clip]]]:
+    table: dict[int, dict[Path, list[Clip]]] = defaultdict(lambda: defaultdict(list))
+    for clip in clips:
+        try:
+            size_bytes = clip.path.stat().st_size
+        except OSError:
+            continue  # missing files are found by check_audio
+        table[size_bytes][clip.path].append(clip)
+    return table

@@ -1,0 +1,108 @@
+"""The exception tree. Every error a user can cause carries its exit code and prints without a traceback.
+
+    SonotuneError                exit 2   the user's input; base of all below
+    ├── ConfigError                       a setting, preset or command-line word
+    ├── ManifestError                     a manifest line, a split, a data set
+    ├── AudioError                        one audio file; carries a stable `reason`
+    ├── TextError                         a transcript or a normaliser
+    ├── ModelError                        a checkpoint, a component selector, quantisation
+    ├── AdapterError                      targets, ranks, merging
+    ├── MissingExtraError                 an optional package that is not installed
+    ├── RunDirectoryError                 an existing, locked or unwritable run directory
+    ├── GateError                exit 3   the audit or a leak check said STOP
+    ├── NumericError             exit 4   NaN or infinity that did not go away
+    ├── TrainingCheckError       exit 4   something that should have trained did not, or the reverse
+    ├── ResourceError            exit 5   out of memory or disk
+    ├── CheckpointError          exit 6   a checkpoint's integrity
+    └── Interrupted              exit 75  stopped by a signal with the state saved
+
+Messages have four parts: what is wrong with which thing, what was found, what is allowed, what to do.
+"""
+
+from __future__ import annotations
+
+
+class SonotuneError(Exception):
+    """Base of every error that is the user's to mend."""
+
+    exit_code = 2
+
+
+class ConfigError(SonotuneError):
+    """One or more settings are wrong; the message lists all of them."""
+
+
+class ManifestError(SonotuneError):
+    """A manifest, an importer's source or a split cannot be used."""
+
+
+class AudioError(SonotuneError):
+    """One audio file cannot be used.
+
+    Args:
+        reason: Stable, machine-readable: `missing`, `empty`, `not_regular`, `not_audio`, `truncated`, `no_samples`,
+            `non_finite`, `sample_rate`, `channels`, `too_long`, `span`, `unreadable`.
+        message: The sentence for a person.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[AudioError], tuple[str, str]]:
+        """Keep both arguments when the error crosses a worker process."""
+        return type(self), (self.reason, str(self))
+
+
+class TextError(SonotuneError):
+    """A transcript or a text normaliser cannot be used."""
+
+
+class ModelError(SonotuneError):
+    """A checkpoint, a component selector or a quantisation request cannot be used."""
+
+
+class AdapterError(SonotuneError):
+    """Adapter targets, ranks or a merge are wrong."""
+
+
+class MissingExtraError(SonotuneError):
+    """An optional package is needed; the message has the command that installs it."""
+
+
+class RunDirectoryError(SonotuneError):
+    """A run directory exists, is locked by another process or cannot be written."""
+
+
+class GateError(SonotuneError):
+    """The data audit or a leak check said STOP."""
+
+    exit_code = 3
+
+
+class NumericError(SonotuneError):
+    """NaN or infinity in the loss or the gradients did not go away."""
+
+    exit_code = 4
+
+
+class TrainingCheckError(NumericError):
+    """What should have trained did not move, or what is frozen did."""
+
+
+class ResourceError(SonotuneError):
+    """Memory or disk ran out."""
+
+    exit_code = 5
+
+
+class CheckpointError(SonotuneError):
+    """A checkpoint is damaged, incomplete or of another configuration."""
+
+    exit_code = 6
+
+
+class Interrupted(SonotuneError):  # noqa: N818  (a state, not a fault)
+    """A signal stopped the run after its state was saved."""
+
+    exit_code = 75

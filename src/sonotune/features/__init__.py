@@ -1,0 +1,1 @@
+"""Waveforms to model inputs: frontends, SpecAugment, batches."""

@@ -1,0 +1,421 @@
+"""Batches: which clips go together, and their features and targets as tensors.
+
+The plan of an epoch is a pure function of durations, seed and epoch, and every draw belongs to one clip, so a batch is
+the same whichever process makes it and wherever a run was taken up again.
+
+Shape letters: B clips, T frames, F feature bins, U target tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sonotune.audio.io import read
+from sonotune.errors import AudioError
+from sonotune.features.frontend import Frontend
+from sonotune.features.specaugment import SpecAugmentSettings, spec_augment
+from sonotune.features.workers import ordered_results
+from sonotune.runs import generator
+from sonotune.types import Clip, Finding
+
+logger = logging.getLogger(__name__)
+
+IGNORED_TARGET = -100
+_SLACK_S = 0.01  # what rounding in a manifest and resampling may add to a clip
+_JITTER_SHARE = 0.2
+
+
+class WaveformTransform(Protocol):
+    """What changes waveforms: `sonotune.audio.augment.WaveformAugmenter` or anything called like it."""
+
+    def __call__(
+        self, waveform_S: NDArray[np.float32], sample_rate_hz: int, *, seed: int, epoch: int, clip_id: str
+    ) -> NDArray[np.float32]:
+        """Changed waveform; every draw from `runs.generator(seed, epoch, clip_id, ...)`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Some clips as a model takes them.
+
+    Attributes:
+        inputs: Features (B, T, F) float32.
+        input_lengths: Valid frames (B,) int64.
+        targets: Token or class ids (B, U) int64, -100 after each clip's own.
+        target_lengths: Ids of each clip (B,) int64.
+        clips: The clips, in the order of the rows.
+        full_context: Whether T is the model's whole window.
+        findings: Clips that were planned here and could not be used.
+        frames_per_second: Rate of the frames.
+    """
+
+    inputs: Tensor
+    input_lengths: Tensor
+    targets: Tensor
+    target_lengths: Tensor
+    clips: tuple[Clip, ...]
+    full_context: bool = False
+    findings: tuple[Finding, ...] = ()
+    frames_per_second: float = 100.0
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on a device."""
+        return replace(
+            self,
+            inputs=self.inputs.to(device, non_blocking=True),
+            input_lengths=self.input_lengths.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            target_lengths=self.target_lengths.to(device, non_blocking=True),
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of audio, padding left out."""
+        return float(self.input_lengths.sum()) / self.frames_per_second
+
+    @property
+    def padded_seconds(self) -> float:
+        """Seconds that are computed, padding included."""
+        return self.inputs.shape[0] * self.inputs.shape[1] / self.frames_per_second
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the computed frames that are padding; 0 for a batch without clips."""
+        return 1.0 - self.seconds / self.padded_seconds if self.padded_seconds else 0.0
+
+    def split(self, parts: int) -> list[Batch]:
+        """Cut into at most `parts` batches of neighbouring rows, as equal as can be.
+
+        The frames stay as they are, so the parts compute what the whole would. Findings go with the first part.
+
+        Raises:
+            ValueError: `parts` is below 1.
+        """
+        if parts < 1:
+            raise ValueError(f"a batch is split into 1 part or more, got {parts}.")
+        rows = np.array_split(np.arange(len(self.clips)), max(1, min(parts, len(self.clips))))
+        cuts = [slice(int(part[0]), int(part[-1]) + 1) if part.size else slice(0, 0) for part in rows]
+        return [
+            replace(
+                self,
+                inputs=self.inputs[cut],
+                input_lengths=self.input_lengths[cut],
+                targets=self.targets[cut],
+                target_lengths=self.target_lengths[cut],
+                clips=self.clips[cut],
+                findings=self.findings if index == 0 else (),
+            )
+            for index, cut in enumerate(cuts)
+        ]
+
+
+def plan_batches(
+    durations_s: Sequence[float],
+    *,
+    max_seconds: float,
+    max_clips: int,
+    seed: int,
+    epoch: int,
+    shuffle: bool = True,
+    jitter_s: float = 0.5,
+) -> list[tuple[int, ...]]:
+    """Put clips of like length together; a pure function of its arguments.
+
+    Args:
+        durations_s: Length of each clip.
+        max_seconds: Most padded seconds of a batch (longest clip times number of clips). A clip longer than this is
+            a batch of its own.
+        max_clips: Most clips in a batch.
+        seed: The run's seed.
+        epoch: Epoch, from 0.
+        shuffle: Whether the batches come in random order; otherwise the longest first, so that a lack of memory
+            shows at once.
+        jitter_s: Width of the random shift of each length before sorting, so that a clip meets others in every
+            epoch; at most a fifth of the clip's own length, so that short clips are not padded to double. 0 sorts
+            exactly.
+
+    Returns:
+        Indices into `durations_s`, each exactly once.
+
+    Raises:
+        ValueError: A duration is negative or not finite, or a limit or the jitter is out of range.
+    """
+    lengths_s = np.asarray(durations_s, dtype=np.float64).reshape(-1)
+    bad = np.flatnonzero(~(np.isfinite(lengths_s) & (lengths_s >= 0)))
+    if bad.size:
+        raise ValueError(f"durations must be finite and 0 or more; clip {bad[0]} has {lengths_s[bad[0]]}.")
+    if not max_seconds > 0 or max_clips < 1 or not jitter_s >= 0:
+        raise ValueError(
+            f"max_seconds must be above 0, max_clips 1 or more and jitter_s 0 or more; "
+            f"got {max_seconds}, {max_clips} and {jitter_s}."
+        )
+    rng = generator(seed, epoch, "order")
+    width_s = np.minimum(jitter_s, _JITTER_SHARE * lengths_s)
+    keys = lengths_s + width_s * (rng.random(lengths_s.size) - 0.5)
+    batches: list[tuple[int, ...]] = []
+    current: list[int] = []
+    longest_s = 0.0
+    for index in np.argsort(-keys, kind="stable").tolist():
+        wider_s = max(longest_s, float(lengths_s[index]))
+        if current and (len(current) >= max_clips or wider_s * (len(current) + 1) > max_seconds):
+            batches.append(tuple(current))
+            current, wider_s = [], float(lengths_s[index])
+        current.append(index)
+        longest_s = wider_s
+    if current:
+        batches.append(tuple(current))
+    return [batches[place] for place in rng.permutation(len(batches))] if shuffle else batches
+
+
+def padding_share(durations_s: Sequence[float], batches: Sequence[Sequence[int]]) -> float:
+    """Share of the computed seconds that are padding, if each batch is padded to its longest clip."""
+    heard_s = sum(durations_s[index] for batch in batches for index in batch)
+    computed_s = sum(max(durations_s[index] for index in batch) * len(batch) for batch in batches if batch)
+    return 1.0 - heard_s / computed_s if computed_s else 0.0
+
+
+class ClipBatches(Dataset[Batch]):
+    """The planned batches of one epoch, made when asked for.
+
+    A clip that cannot be used is left out of its batch and becomes one of the batch's findings, with the check
+    `audio.<reason>`. A batch may come out without clips; the caller passes over it.
+
+    Args:
+        clips: The clips of the split.
+        targets: Ids of each clip, in the same order.
+        frontend: Waveforms -> features.
+        batches: Indices into `clips`, as `plan_batches` gives them.
+        seed: The run's seed.
+        epoch: Epoch, from 0.
+        waveform_augmenter: Changes each waveform, or None.
+        spec_augment: Masks and warps features, or None.
+        full_context_share: Share of the batches that are padded to the model's whole window.
+
+    Raises:
+        ValueError: Clips and targets differ in number, or the share is not from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        targets: Sequence[NDArray[np.int64]],
+        frontend: Frontend,
+        *,
+        batches: Sequence[tuple[int, ...]],
+        seed: int,
+        epoch: int,
+        waveform_augmenter: WaveformTransform | None = None,
+        spec_augment: SpecAugmentSettings | None = None,
+        full_context_share: float = 0.0,
+    ) -> None:
+        if len(clips) != len(targets):
+            raise ValueError(f"each clip needs its targets; got {len(clips)} clips and {len(targets)} targets.")
+        if not 0.0 <= full_context_share <= 1.0:
+            raise ValueError(f"full_context_share must be from 0 to 1, got {full_context_share}.")
+        self._clips, self._targets, self._frontend = clips, targets, frontend
+        self._batches = list(batches)
+        self._seed, self._epoch = seed, epoch
+        self._augmenter, self._masks = waveform_augmenter, spec_augment
+        self._full_context_share = full_context_share
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def clip_ids(self, index: int) -> tuple[str, ...]:
+        """Ids of the clips planned for one batch."""
+        return tuple(self._clips[clip].id for clip in self._batches[index])
+
+    def __getitem__(self, index: int) -> Batch:
+        usable: list[int] = []
+        waveforms: list[NDArray[np.float32]] = []
+        findings: list[Finding] = []
+        for place in self._batches[index]:
+            try:
+                waveforms.append(self._waveform(self._clips[place]))
+                usable.append(place)
+            except AudioError as error:
+                findings.append(_finding(self._clips[place], error))
+        full_context = self._at_full_context(index)
+        if waveforms:
+            features_BTF, lengths_B = self._frontend(waveforms, full_context=full_context)
+        else:
+            features_BTF = torch.zeros(0, 0, self._frontend.feature_bins)
+            lengths_B = torch.zeros(0, dtype=torch.int64)
+        clips = tuple(self._clips[place] for place in usable)
+        if self._masks is not None:
+            ids = [clip.id for clip in clips]
+            features_BTF = spec_augment(
+                features_BTF, lengths_B, clip_ids=ids, seed=self._seed, epoch=self._epoch, settings=self._masks
+            )
+        targets_BU, target_lengths_B = pad_targets([self._targets[place] for place in usable])
+        return Batch(
+            inputs=features_BTF,
+            input_lengths=lengths_B,
+            targets=targets_BU,
+            target_lengths=target_lengths_B,
+            clips=clips,
+            full_context=full_context,
+            findings=tuple(findings),
+            frames_per_second=self._frontend.frames_per_second,
+        )
+
+    def _at_full_context(self, index: int) -> bool:
+        if not self._batches[index] or self._full_context_share == 0.0:
+            return False
+        draw = generator(self._seed, self._epoch, "full_context", self.clip_ids(index)[0]).random()
+        return bool(draw < self._full_context_share)
+
+    def _waveform(self, clip: Clip) -> NDArray[np.float32]:
+        """Read one clip and augment it.
+
+        Raises:
+            AudioError: It cannot be read, is longer than the model's window, or is not finite.
+        """
+        rate_hz, window_s = self._frontend.sample_rate_hz, self._frontend.max_duration_s
+        recorded = read(
+            clip.path, start_s=clip.start_s, duration_s=clip.duration_s, channel=clip.channel, sample_rate_hz=rate_hz
+        )
+        limit = recorded.size if window_s is None else round(window_s * rate_hz)
+        if recorded.size > limit + _SLACK_S * rate_hz:
+            raise AudioError(
+                "too_long",
+                f"clip {clip.id} lasts {recorded.size / rate_hz:.2f} s; the model's window is {window_s:g} s. "
+                "Cut it with `start_s` and `duration_s`, or lower data.max_duration_s.",
+            )
+        waveform = recorded[:limit]
+        if self._augmenter is not None:
+            changed = self._augmenter(waveform, rate_hz, seed=self._seed, epoch=self._epoch, clip_id=clip.id)
+            waveform = changed if window_s is None else changed[:limit]
+        if waveform.size == 0:
+            raise AudioError("no_samples", f"clip {clip.id} has no samples at {clip.start_s} s. Mend its span.")
+        if not np.isfinite(waveform).all():
+            raise AudioError("non_finite", f"clip {clip.id} holds samples that are not numbers. Leave it out.")
+        return np.ascontiguousarray(waveform, dtype=np.float32)
+
+
+def pad_targets(targets: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
+    """Put ids into one (B, U) tensor, -100 after each clip's own, with their number (B,)."""
+    sizes = [len(ids) for ids in targets]
+    padded_BU = torch.full((len(targets), max(sizes, default=0)), IGNORED_TARGET, dtype=torch.int64)
+    for row, ids in zip(padded_BU, targets, strict=True):
+        row[: len(ids)] = torch.from_numpy(np.asarray(ids, dtype=np.int64))
+    return padded_BU, torch.tensor(sizes, dtype=torch.int64)
+
+
+def _finding(clip: Clip, error: AudioError) -> Finding:
+    return Finding(
+        check=f"audio.{error.reason}",
+        severity="error",
+        message=str(error),
+        clip_ids=(clip.id,),
+        path=str(clip.path),
+    )
+
+
+def batch_loader(
+    dataset: ClipBatches, *, start: int = 0, workers: int, timeout_s: float = 120.0
+) -> Generator[Batch, None, None]:
+    """Go through the batches in order, made ahead of time in other processes.
+
+    The batches do not depend on the number of workers, nor on where a run was taken up. No global random state is
+    used. Closing the generator ends the workers.
+
+    Args:
+        dataset: The batches of one epoch.
+        start: First batch.
+        workers: Processes that make batches; 0 makes them in this one.
+        timeout_s: How long to wait for one batch.
+
+    Yields:
+        Batches `start`, `start + 1`, ... to the last.
+
+    Raises:
+        ResourceError: A worker died or gave nothing in time; the message names the batch and its clips.
+        ValueError: `start`, `workers` or `timeout_s` is out of range.
+    """
+    if not 0 <= start <= len(dataset) or workers < 0 or not timeout_s > 0:
+        raise ValueError(
+            f"start must be from 0 to {len(dataset)}, workers 0 or more and timeout_s above 0; "
+            f"got {start}, {workers} and {timeout_s}."
+        )
+    return _batches(dataset, start, min(workers, len(dataset) - start), timeout_s)
+
+
+def _batches(dataset: ClipBatches, start: int, workers: int, timeout_s: float) -> Generator[Batch, None, None]:
+    if workers == 0:
+        for index in range(start, len(dataset)):
+            with _one_thread():
+                batch = dataset[index]
+            yield batch
+        return
+    results = ordered_results(
+        _PackedBatches(dataset),
+        range(start, len(dataset)),
+        workers=workers,
+        timeout_s=timeout_s,
+        describe=lambda index: f"batch {index} ({_some(dataset.clip_ids(index))})",
+    )
+    with closing(results):
+        for packed in results:
+            yield packed.unpack()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Workers compute on one thread; more would round matrix products differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _PackedBatches:
+    """Makes batches inside a worker."""
+
+    def __init__(self, dataset: ClipBatches) -> None:
+        self._dataset = dataset
+
+    def __call__(self, index: int) -> _Packed:
+        torch.set_num_threads(1)
+        return _Packed(self._dataset[index])
+
+
+class _Packed:
+    """A batch on its way between processes, with arrays for tensors.
+
+    torch would put tensors into shared memory, which a container has 64 MB of unless told otherwise.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self._arrays = tuple(
+            tensor.numpy() for tensor in (batch.inputs, batch.input_lengths, batch.targets, batch.target_lengths)
+        )
+        empty = torch.empty(0)
+        self._rest = replace(batch, inputs=empty, input_lengths=empty, targets=empty, target_lengths=empty)
+
+    def unpack(self) -> Batch:
+        inputs, input_lengths, targets, target_lengths = (torch.from_numpy(array) for array in self._arrays)
+        return replace(
+            self._rest,
+            inputs=inputs,
+            input_lengths=input_lengths,
+            targets=targets,
+            target_lengths=target_lengths,
+        )
+
+
+def _some(ids: Sequence[str], *, most: int = 8) -> str:
+    return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")

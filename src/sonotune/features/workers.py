@@ -1,0 +1,161 @@
+"""Worker processes that compute numbered results ahead of time, handed out in order.
+
+`torch.utils.data.DataLoader` would do, were it not that it answers the death of a worker from a signal handler: the
+error then rises wherever the main process happens to be, in the middle of a checkpoint as well. Here a death is seen
+when, and only when, the result of that worker is asked for, and the error says which one it was.
+
+Worker `k` of `n` computes every n-th result and writes it to its own pipe; a full pipe makes it wait. No state is
+kept in a worker, so it can be killed at any time.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import pickle
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+from sonotune.errors import ResourceError
+
+Result = TypeVar("Result")
+
+_EXIT_WAIT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """An error on its way to the main process: pickled, or as text where it cannot be pickled."""
+
+    pickled: bytes | None
+    text: str
+
+
+def ordered_results(
+    compute: Callable[[int], Result],
+    indices: Sequence[int],
+    *,
+    workers: int,
+    timeout_s: float,
+    describe: Callable[[int], str],
+) -> Generator[Result, None, None]:
+    """Yield `compute(index)` for every index, in order.
+
+    Args:
+        compute: Called in a worker. An error it raises is raised here, when its turn comes.
+        indices: What to compute.
+        workers: Number of processes.
+        timeout_s: How long to wait for one result.
+        describe: Names the result of an index in an error.
+
+    Raises:
+        ResourceError: A worker ended or gave nothing in time.
+    """
+    crew = _Crew(compute, [indices[worker::workers] for worker in range(workers)])
+    try:
+        for place, index in enumerate(indices):
+            yield crew.take(place % workers, timeout_s=timeout_s, name=describe(index))
+    finally:
+        crew.close()
+
+
+class _Crew:
+    """The running workers and the pipes they write to."""
+
+    def __init__(self, compute: Callable[[int], Any], shares: Sequence[Sequence[int]]) -> None:
+        # Fork hands the data set over without copying it; elsewhere it is pickled.
+        context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        self._processes: list[BaseProcess] = []
+        self._pipes: list[Connection] = []
+        # Before multiprocessing's own clean-up, which sends a signal that workers ignore and then waits for them.
+        atexit.register(self.close)
+        for share in shares:
+            ours, theirs = context.Pipe(duplex=False)
+            self._pipes.append(ours)
+            process = context.Process(target=_work, args=(compute, share, theirs, list(self._pipes)), daemon=True)
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+
+    def take(self, worker: int, *, timeout_s: float, name: str) -> Any:
+        """Next result of one worker."""
+        pipe = self._pipes[worker]
+        started = time.monotonic()
+        try:
+            if not pipe.poll(timeout_s):
+                raise ResourceError(
+                    f"{name} was not ready after {timeout_s:g} s; its audio may be on a disk that does not answer. "
+                    "Check that the files can be read, or set data.loader_workers=0 to see where it stops."
+                )
+            result = pipe.recv()
+        except (EOFError, OSError) as error:
+            process = self._processes[worker]
+            process.join(_EXIT_WAIT_S)
+            raise ResourceError(
+                f"the worker process that made {name} ended ({_how(process.exitcode)}) after "
+                f"{time.monotonic() - started:.1f} s of waiting. The usual cause is a lack of memory: lower "
+                "data.loader_workers or the seconds of a batch, or set data.loader_workers=0 to see its own error."
+            ) from error
+        if isinstance(result, _Failure):
+            _reraise(result, name)
+        return result
+
+    def close(self) -> None:
+        """End every worker; nothing is lost, a worker keeps no state."""
+        atexit.unregister(self.close)
+        for process in self._processes:
+            process.kill()
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(_EXIT_WAIT_S)
+        self._processes, self._pipes = [], []
+
+
+def _work(compute: Callable[[int], Any], share: Sequence[int], pipe: Connection, readers: Sequence[Connection]) -> None:
+    """Body of a worker: compute, write, until done, or until nobody reads any more."""
+    # A fork inherits the reading ends; while one is open here, a worker would not notice that the main process died.
+    for reader in readers:
+        reader.close()
+    # Ctrl-C and a scheduler's stop signal reach the whole process group. The main process decides what they mean: it
+    # finishes its step and saves, and needs its workers until then.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for index in share:
+        try:
+            result = compute(index)
+        except Exception as error:  # noqa: BLE001  (raised again in the main process)
+            result = _failure(error)
+        try:
+            pipe.send(result)
+        except (BrokenPipeError, ConnectionResetError):  # the main process is gone
+            return
+
+
+def _failure(error: Exception) -> _Failure:
+    try:
+        pickled = pickle.dumps(error)
+        pickle.loads(pickled)  # noqa: S301  (our own error; some pickle and do not come back)
+    except Exception:  # noqa: BLE001  (whatever a foreign error class does)
+        pickled = None
+    return _Failure(pickled=pickled, text="".join(traceback.format_exception(error)))
+
+
+def _reraise(failure: _Failure, name: str) -> None:
+    origin = RuntimeError(f"in the worker process that made {name}:\n{failure.text}")
+    if failure.pickled is None:
+        raise origin
+    raise pickle.loads(failure.pickled) from origin  # noqa: S301  (from our own worker)
+
+
+def _how(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        return f"signal {signal.Signals(-exitcode).name}"
+    return f"exit code {exitcode}"

@@ -1,0 +1,276 @@
+"""Word and character error rates with their parts, counted by jiwer.
+
+A rate is the sum of all errors over the sum of all reference units, never the mean of single rates, so a clip of one
+word weighs one word. Texts are scored as given: the caller normalises (`sonotune.data.text`, scoring form), so that
+NFC and NFD, case and punctuation are decided in one place. Words are what stands between any Unicode white space;
+characters are code points, single spaces between words included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from sonotune.errors import TextError
+from sonotune.metrics.intervals import block_bootstrap_ratio, wilson
+from sonotune.types import Score
+
+Operation = Literal["equal", "substitute", "delete", "insert"]
+
+_SEPARATOR = "\x1f"  # white space to str.split, so never inside a token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditCounts:
+    """The edits that turn one reference into one hypothesis, in words or in characters.
+
+    Attributes:
+        substitutions: Reference units recognised as something else.
+        deletions: Reference units that were not recognised.
+        insertions: Recognised units that nobody said.
+        hits: Reference units recognised as they are.
+        reference: Length of the reference: substitutions + deletions + hits.
+    """
+
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+    hits: int = 0
+    reference: int = 0
+
+    @property
+    def errors(self) -> int:
+        """Substitutions, deletions and insertions together."""
+        return self.substitutions + self.deletions + self.insertions
+
+    def __add__(self, other: EditCounts) -> EditCounts:
+        return EditCounts(
+            substitutions=self.substitutions + other.substitutions,
+            deletions=self.deletions + other.deletions,
+            insertions=self.insertions + other.insertions,
+            hits=self.hits + other.hits,
+            reference=self.reference + other.reference,
+        )
+
+    def to_json(self) -> dict[str, int]:
+        """The form written beside every prediction."""
+        return {
+            "substitutions": self.substitutions,
+            "deletions": self.deletions,
+            "insertions": self.insertions,
+            "hits": self.hits,
+            "reference": self.reference,
+        }
+
+
+class AlignedWord(NamedTuple):
+    """One step of an alignment; the side that has no word is empty."""
+
+    operation: Operation
+    reference: str
+    hypothesis: str
+
+
+def word_edits(reference: str, hypothesis: str) -> EditCounts:
+    """Edits in words. An empty reference makes every hypothesis word an insertion; two empty texts make none."""
+    return edit_counts([reference], [hypothesis], unit="word")[0]
+
+
+def char_edits(reference: str, hypothesis: str) -> EditCounts:
+    """Edits in characters (code points), single spaces between words counted as characters."""
+    return edit_counts([reference], [hypothesis], unit="character")[0]
+
+
+def edit_counts(
+    references: Sequence[str], hypotheses: Sequence[str], *, unit: Literal["word", "character"]
+) -> list[EditCounts]:
+    """Edits of each pair, in order.
+
+    Raises:
+        TextError: There are not as many hypotheses as references.
+    """
+    _check_lengths(references, hypotheses)
+    counts: list[EditCounts] = []
+    for pair in zip(references, hypotheses, strict=True):
+        reference, hypothesis = (_units(text, unit) for text in pair)
+        # jiwer calls the rate of an empty reference 0 or 1 depending on the version; these two cases are ours.
+        if not reference:
+            counts.append(EditCounts(insertions=len(hypothesis)))
+            continue
+        if not hypothesis:
+            counts.append(EditCounts(deletions=len(reference), reference=len(reference)))
+            continue
+        tally = {"equal": 0, "substitute": 0, "delete": 0, "insert": 0}
+        for operation, ref_start, ref_end, hyp_start, hyp_end in _chunks(reference, hypothesis):
+            tally[operation] += hyp_end - hyp_start if operation == "insert" else ref_end - ref_start
+        counts.append(
+            EditCounts(
+                substitutions=tally["substitute"],
+                deletions=tally["delete"],
+                insertions=tally["insert"],
+                hits=tally["equal"],
+                reference=len(reference),
+            )
+        )
+    return counts
+
+
+def align_words(reference: str, hypothesis: str) -> list[AlignedWord]:
+    """The words of both texts side by side, in reading order, for showing where they differ."""
+    ref_words, hyp_words = reference.split(), hypothesis.split()
+    if not ref_words:
+        return [AlignedWord("insert", "", word) for word in hyp_words]
+    if not hyp_words:
+        return [AlignedWord("delete", word, "") for word in ref_words]
+    steps: list[AlignedWord] = []
+    for operation, ref_start, ref_end, hyp_start, hyp_end in _chunks(ref_words, hyp_words):
+        pairs = zip_longest(ref_words[ref_start:ref_end], hyp_words[hyp_start:hyp_end], fillvalue="")
+        steps += [AlignedWord(operation, ref, hyp) for ref, hyp in pairs]
+    return steps
+
+
+def wer(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    *,
+    speakers: Sequence[str | None] | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> Score:
+    """Word error rate over all clips.
+
+    Args:
+        references: What was said, one per clip. Some may be empty (silence, noise): words recognised there are
+            insertions. All empty is an error.
+        hypotheses: What was recognised; empty counts every reference word as deleted.
+        speakers: Speaker of each clip. See `error_rate` for what is resampled.
+        bootstrap: Number of resamples for the interval.
+        seed: Seed of the resampling.
+
+    Raises:
+        TextError: Lengths differ, there are no clips, or no reference has a word.
+    """
+    counts = edit_counts(references, hypotheses, unit="word")
+    return error_rate("wer", counts, speakers=speakers, bootstrap=bootstrap, seed=seed)
+
+
+def cer(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    *,
+    speakers: Sequence[str | None] | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> Score:
+    """Character error rate over all clips; arguments and errors as in `wer`."""
+    counts = edit_counts(references, hypotheses, unit="character")
+    return error_rate("cer", counts, speakers=speakers, bootstrap=bootstrap, seed=seed)
+
+
+def error_rate(
+    name: str,
+    counts: Sequence[EditCounts],
+    *,
+    speakers: Sequence[str | None] | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> Score:
+    """The rate of counted edits, with a 95 % interval.
+
+    `detail["resampled"]` says how the interval was made. `speaker`: whole speakers were resampled, which needs a
+    speaker on every clip and at least `intervals.MIN_BLOCKS` of them. `clip`: single clips were, and where clips of
+    one speaker resemble each other the interval is narrower than the truth; with two to four speakers nothing
+    better can be said from the data. `word`: the resamples had no spread (one clip, or all clips equally right or
+    wrong), so the interval is Wilson's over reference words taken as independent.
+
+    Args:
+        name: Name of the score.
+        counts: Edits of each clip.
+        speakers: Speaker of each clip, or None.
+        bootstrap: Number of resamples; 0 asks for the Wilson interval.
+        seed: Seed of the resampling.
+
+    Raises:
+        TextError: There are no clips, or no reference has a word.
+    """
+    if not counts:
+        raise TextError(f"{name} needs at least one clip with a transcript; found none. Check the evaluation manifest.")
+    if speakers is not None and len(speakers) != len(counts):
+        raise TextError(f"{name}: {len(speakers)} speakers were given for {len(counts)} clips; one per clip is needed.")
+    total = sum(counts, EditCounts())
+    if total.reference == 0:
+        raise TextError(
+            f"{name} is not defined: all {len(counts)} references are empty after normalisation, and a rate needs at "
+            "least one reference word. Check the transcripts and `data.text_scoring`."
+        )
+    value = total.errors / total.reference
+    known = {speaker for speaker in speakers or () if speaker is not None}
+    low, high, resampled = _interval(counts, total, speakers, bootstrap=bootstrap, seed=seed)
+    return Score(
+        name=name,
+        value=value,
+        low=min(low, value),
+        high=max(high, value),
+        count=len(counts),
+        unit="fraction",
+        better="lower",
+        detail={**total.to_json(), "resampled": resampled, "speakers": len(known)},
+    )
+
+
+def _interval(
+    counts: Sequence[EditCounts],
+    total: EditCounts,
+    speakers: Sequence[str | None] | None,
+    *,
+    bootstrap: int,
+    seed: int,
+) -> tuple[float, float, Literal["speaker", "clip", "word"]]:
+    if bootstrap > 0:
+        errors_N = np.array([count.errors for count in counts], dtype=np.float64)
+        totals_N = np.array([count.reference for count in counts], dtype=np.float64)
+        found = block_bootstrap_ratio(errors_N, totals_N, speakers, resamples=bootstrap, seed=seed)
+        if found.high > found.low:
+            return found.low, found.high, "speaker" if found.resampled == "block" else "clip"
+    low, high = wilson(min(total.errors, total.reference), total.reference)
+    return low, high, "word"
+
+
+def _check_lengths(references: Sequence[str], hypotheses: Sequence[str]) -> None:
+    if isinstance(references, str) or isinstance(hypotheses, str):
+        raise TextError("references and hypotheses must be lists of texts, one per clip; found a single text.")
+    if len(references) != len(hypotheses):
+        raise TextError(
+            f"{len(hypotheses)} hypotheses were given for {len(references)} references; one per clip is needed, "
+            "with an empty text where nothing was recognised."
+        )
+
+
+def _units(text: str, unit: Literal["word", "character"]) -> list[str]:
+    words = text.split()
+    return words if unit == "word" else list(" ".join(words))
+
+
+def _chunks(reference: list[str], hypothesis: list[str]) -> list[tuple[Operation, int, int, int, int]]:
+    """Runs of one operation: (operation, reference start and end, hypothesis start and end)."""
+    import jiwer  # noqa: PLC0415  (40 ms that `sonotune --help` need not pay)
+
+    output = jiwer.process_words(
+        _SEPARATOR.join(reference),
+        _SEPARATOR.join(hypothesis),
+        reference_transform=_split_tokens,
+        hypothesis_transform=_split_tokens,
+    )
+    return [
+        (chunk.type, chunk.ref_start_idx, chunk.ref_end_idx, chunk.hyp_start_idx, chunk.hyp_end_idx)
+        for chunk in output.alignments[0]
+    ]
+
+
+def _split_tokens(texts: list[str]) -> list[list[str]]:
+    """Give jiwer our own tokens: its defaults split at the space only and keep tabs and newlines inside words."""
+    return [text.split(_SEPARATOR) for text in texts]

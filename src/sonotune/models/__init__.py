@@ -1,0 +1,1 @@
+"""Pretrained models: what they are made of, how they are loaded, quantised and called."""

@@ -1,0 +1,255 @@
+"""What every model is to the rest of the package: a module, a frontend and a map of its components.
+
+A component is `stem` (convolutions or patch embedding, and positions), `encoder`, `projector`, `decoder`,
+`embeddings` or `head`. Every parameter belongs to exactly one. Selectors name components or parts of them:
+`stem`, `encoder`, `encoder.norms`, `encoder.layers[-8:]`, `decoder.cross_attention`. A selector that matches nothing is
+an error, because a frozen model that was meant to train is the most expensive silence there is.
+
+Shape letters: B clips, T frames, F feature bins, U target tokens, D model width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sonotune.errors import ModelError
+from sonotune.features.batching import Batch
+from sonotune.features.frontend import Frontend
+
+ComponentName = Literal["stem", "encoder", "projector", "decoder", "embeddings", "head"]
+
+_LAYERS = re.compile(r"^layers\[(?P<index>-?\d+)?(?P<slice>:)?(?P<stop>-?\d+)?\]$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Component:
+    """A part of a model that is frozen, trained and given a budget together.
+
+    Attributes:
+        name: What it is.
+        prefixes: Module or parameter name prefixes that make it up, full names in the bare model.
+        layers: Prefixes of its numbered layers, first to last; empty where it has none.
+        parts: Named parts a selector may ask for: part -> regular expression over full parameter names.
+    """
+
+    name: ComponentName
+    prefixes: tuple[str, ...]
+    layers: tuple[str, ...] = ()
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+    def owns(self, parameter: str) -> bool:
+        """Whether a full parameter name lies in this component."""
+        return any(parameter == prefix or parameter.startswith(prefix + ".") for prefix in self.prefixes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A pretrained module and the map a trainer needs to adapt it.
+
+    Attributes:
+        module: The bare `transformers` module; adapters are injected into it in place.
+        frontend: Waveforms -> features.
+        components: Every parameter belongs to exactly one.
+        linears: Full names of the linear modules that can carry an adapter, in model order.
+        family: Registry name of the architecture.
+        checkpoint: What the user named.
+        revision: Commit of a hub checkpoint, or a digest of the local files.
+        processor: The `transformers` processor, saved beside every export.
+        tied: Groups of parameter names that share storage, such as embeddings and head.
+        context: `dynamic` computes each clip at its own length, `full` pads to the model's window.
+        quantized: Full module name -> bits, for modules whose weights were quantised.
+        adapter: The PEFT wrapper once adapters are attached, else None.
+    """
+
+    module: Any
+    frontend: Frontend
+    components: tuple[Component, ...]
+    linears: tuple[str, ...]
+    family: str
+    checkpoint: str
+    revision: str
+    processor: Any
+    tied: tuple[tuple[str, ...], ...] = ()
+    context: Literal["dynamic", "full"] = "dynamic"
+    quantized: Mapping[str, int] = field(default_factory=dict)
+    adapter: Any | None = None
+
+    def component(self, name: str) -> Component:
+        """The component of that name.
+
+        Raises:
+            ModelError: This model has no such component.
+        """
+        for component in self.components:
+            if component.name == name:
+                return component
+        known = ", ".join(component.name for component in self.components)
+        raise ModelError(f"{self.family} has no component {name!r}; it has {known}.")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        device: torch.device = next(iter(self.module.parameters())).device
+        return device
+
+    def with_(self, **changes: Any) -> LoadedModel:
+        """A copy with some fields replaced; the module itself is shared."""
+        return replace(self, **changes)
+
+
+class ModelFamily(Protocol):
+    """One architecture: how it is loaded, how it turns text into targets and batches into losses and texts."""
+
+    name: str
+    tasks: frozenset[str]
+
+    def load(
+        self,
+        checkpoint: str,
+        *,
+        revision: str | None = None,
+        context: Literal["dynamic", "full"] = "dynamic",
+        random_weights: bool = False,
+        dropout: float | None = None,
+    ) -> LoadedModel:
+        """Load a folder or hub checkpoint in fp32 on the CPU; raises ModelError with what to do."""
+        ...
+
+    def encode_text(self, loaded: LoadedModel, text: str, language: str | None) -> NDArray[np.int64]:
+        """Text -> (U,) target ids with every special token the architecture trains on; raises TextError."""
+        ...
+
+    def decode_text(self, loaded: LoadedModel, ids: Sequence[int]) -> str:
+        """Target ids -> text without special tokens."""
+        ...
+
+    def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> tuple[Tensor, int]:
+        """Summed loss over label positions and their number, so that accumulation over unequal batches is exact."""
+        ...
+
+    def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
+        """Logits (N, V) at every target position, to compare two forms of a model."""
+        ...
+
+    def transcribe(
+        self, loaded: LoadedModel, batch: Batch, *, beam_size: int = 1, max_new_tokens: int | None = None
+    ) -> list[str]:
+        """One text per clip, in the order of the batch."""
+        ...
+
+
+def bare_name(name: str) -> str:
+    """The full name a parameter or module has in the bare model, whatever PEFT wrapped around it."""
+    for piece in ("base_layer.", "original_module.", "modules_to_save.default."):
+        name = name.replace(piece, "")
+    return name.removeprefix("base_model.model.")
+
+
+def carrier(name: str) -> str:
+    """The bare parameter that a parameter belongs to: an adapter belongs to the weight it adapts."""
+    bare = bare_name(name)
+    return bare.split(".lora_")[0] + ".weight" if ".lora_" in bare else bare
+
+
+def parameter_owners(loaded: LoadedModel) -> dict[str, ComponentName]:
+    """Component of every parameter of the bare model.
+
+    Raises:
+        ModelError: A parameter belongs to no component or to several: the family's map is wrong.
+    """
+    owners: dict[str, ComponentName] = {}
+    for name, _ in loaded.module.named_parameters():
+        bare = carrier(name)
+        matches = [component.name for component in loaded.components if component.owns(bare)]
+        if len(matches) != 1:
+            found = " and ".join(matches) or "none"
+            raise ModelError(
+                f"parameter {bare} of {loaded.family} belongs to {found}; exactly one component is needed."
+            )
+        owners[bare] = matches[0]
+    return owners
+
+
+def select(loaded: LoadedModel, selectors: Iterable[str]) -> tuple[str, ...]:
+    """Resolve selectors to full parameter names of the bare model, in model order.
+
+    Args:
+        loaded: The model.
+        selectors: Such as `stem`, `encoder.norms`, `encoder.layers[-8:]`, `decoder.cross_attention`.
+
+    Raises:
+        ModelError: A selector names an unknown component or part, or matches no parameter.
+    """
+    names = list(dict.fromkeys(carrier(name) for name, _ in loaded.module.named_parameters()))
+    chosen: set[str] = set()
+    for selector in selectors:
+        matches = _match(loaded, selector, names)
+        if not matches:
+            raise ModelError(f"selector {selector!r} matches no parameter of {loaded.family} ({loaded.checkpoint}).")
+        chosen |= matches
+    return tuple(name for name in names if name in chosen)
+
+
+def _match(loaded: LoadedModel, selector: str, names: Sequence[str]) -> set[str]:
+    head, _, part = selector.partition(".")
+    component = loaded.component(head)
+    owned = [name for name in names if component.owns(name)]
+    if not part:
+        return set(owned)
+    if part == "norms":
+        norms = {bare_name(name) for name, module in loaded.module.named_modules() if isinstance(module, _NORMS)}
+        return {name for name in owned if name.rpartition(".")[0] in norms}
+    if layers := _LAYERS.match(part):
+        prefixes = _slice_layers(component.layers, layers, selector)
+        return {name for name in owned if any(name.startswith(prefix + ".") for prefix in prefixes)}
+    if part in component.parts:
+        pattern = re.compile(component.parts[part])
+        return {name for name in owned if pattern.search(name)}
+    known = ["norms", "layers[a:b]", *component.parts]
+    raise ModelError(f"selector {selector!r}: {head} has no part {part!r}; known parts: {', '.join(known)}.")
+
+
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.RMSNorm)
+
+
+def _slice_layers(layers: tuple[str, ...], match: re.Match[str], selector: str) -> tuple[str, ...]:
+    if not layers:
+        raise ModelError(f"selector {selector!r}: this component has no numbered layers.")
+    start, colon, stop = match["index"], match["slice"], match["stop"]
+    first = int(start) if start else None
+    if colon:
+        return layers[first : int(stop) if stop else None]
+    if first is None or not -len(layers) <= first < len(layers):
+        raise ModelError(f"selector {selector!r}: layers run from 0 to {len(layers) - 1}.")
+    return (layers[first],)
+
+
+def count_parameters(loaded: LoadedModel) -> dict[str, dict[str, int]]:
+    """Parameters, trainable parameters and bytes of each component; tied weights are counted once.
+
+    Adapter weights are counted in the component of the module that carries them.
+    """
+    table = {component.name: {"parameters": 0, "trainable": 0, "bytes": 0} for component in loaded.components}
+    for name, parameter in loaded.module.named_parameters():
+        owner = next(component.name for component in loaded.components if component.owns(carrier(name)))
+        logical = _logical_size(parameter)
+        row = table[owner]
+        if ".lora_" not in name and ".modules_to_save." not in name:
+            row["parameters"] += logical
+        row["trainable"] += logical if parameter.requires_grad else 0
+        row["bytes"] += parameter.numel() * parameter.element_size()
+    return {name: row for name, row in table.items() if row["parameters"]}
+
+
+def _logical_size(parameter: Tensor) -> int:
+    """Number of weights a parameter stands for: a packed 4-bit byte holds two."""
+    state = getattr(parameter, "quant_state", None)
+    return int(np.prod(state.shape)) if state is not None else parameter.numel()

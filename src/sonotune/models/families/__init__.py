@@ -1,0 +1,1 @@
+"""One module per architecture; they do not import each other."""

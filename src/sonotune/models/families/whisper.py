@@ -1,0 +1,281 @@
+"""Whisper: log-mel frames -> convolutional stem -> encoder -> autoregressive decoder.
+
+`transformers` pads every clip to the model's whole window (30 s) and masks nothing. Here, with `context="dynamic"`, a
+clip is computed at its own length: the positional table is cut, and attention to the padding of the batch is masked,
+so that a clip's output never depends on its neighbours. With `context="full"` the computation is that of
+`transformers`, to the bit.
+
+Shape letters: B clips, T frames, P encoder positions (two frames each), F mel bins, U target tokens, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sonotune.errors import TextError
+from sonotune.features.batching import Batch
+from sonotune.features.frontend import from_feature_extractor
+from sonotune.models.base import Component, LoadedModel
+from sonotune.models.checkpoints import load_pretrained
+
+logger = logging.getLogger(__name__)
+
+
+class WhisperFamily:
+    """Whisper speech-to-text, multilingual or English-only."""
+
+    name = "whisper"
+    tasks = frozenset({"transcribe"})
+
+    def load(
+        self,
+        checkpoint: str,
+        *,
+        revision: str | None = None,
+        context: Literal["dynamic", "full"] = "dynamic",
+        random_weights: bool = False,
+        dropout: float | None = None,
+    ) -> LoadedModel:
+        """Load a checkpoint in fp32 on the CPU and map its components.
+
+        Args:
+            checkpoint: Packaged, local or hub name.
+            revision: Hub commit, tag or branch.
+            context: Compute clips at their own length, or always at the model's whole window.
+            random_weights: Build from the configuration alone.
+            dropout: Overrides the checkpoint's dropout on hidden states.
+
+        Raises:
+            ModelError: The checkpoint is missing, unreachable, unsafe or of another family.
+        """
+        module, processor, identity = load_pretrained(
+            checkpoint, model_type="whisper", class_name="WhisperForConditionalGeneration",
+            revision=revision, random_weights=random_weights, config_changes={"dropout": dropout},
+        )  # fmt: skip
+        loaded = LoadedModel(
+            module=module,
+            frontend=from_feature_extractor(processor.feature_extractor),
+            components=_components(module),
+            linears=tuple(
+                name
+                for name, child in module.named_modules()
+                if isinstance(child, nn.Linear) and (".encoder.layers." in name or ".decoder.layers." in name)
+            ),
+            family=self.name,
+            checkpoint=checkpoint,
+            revision=identity,
+            processor=processor,
+            tied=(("model.decoder.embed_tokens.weight", "proj_out.weight"),)
+            if module.proj_out.weight is module.model.decoder.embed_tokens.weight
+            else (),
+            context=context,
+        )
+        _install_cross_attention_mask(module)
+        return loaded
+
+    def encode_text(self, loaded: LoadedModel, text: str, language: str | None) -> NDArray[np.int64]:
+        """`<|startoftranscript|> language task <|notimestamps|> text <|endoftext|>` as (U,) ids.
+
+        Raises:
+            TextError: The text is empty of tokens, has characters the tokenizer lacks, or is too long.
+        """
+        tokenizer = loaded.processor.tokenizer
+        ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+        back = tokenizer.decode(ids, skip_special_tokens=True)
+        if back.split() != text.split():
+            lost = sorted(set(text) - set(back)) or [text]
+            raise TextError(f"the tokenizer of {loaded.checkpoint} cannot write {' '.join(map(repr, lost))[:80]}.")
+        targets = [*self._prompt(loaded, language), *ids, loaded.module.config.eos_token_id]
+        limit = loaded.module.config.max_target_positions
+        if len(targets) > limit:
+            raise TextError(f"the transcript needs {len(targets)} tokens; {loaded.checkpoint} can write {limit}.")
+        return np.asarray(targets, dtype=np.int64)
+
+    def decode_text(self, loaded: LoadedModel, ids: Sequence[int]) -> str:
+        """Ids -> text without special tokens."""
+        text: str = loaded.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.strip()
+
+    def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> tuple[Tensor, int]:
+        """Summed cross-entropy over text and end tokens, and their number.
+
+        The prompt is given at inference, so it is no target. Logits are computed at label positions only.
+        """
+        labels_BU = batch.targets[:, 1:].clone()
+        labels_BU[:, : self._prompt_length(loaded) - 1] = -100
+        wanted = labels_BU >= 0
+        logits_NV = self._logits(loaded, batch, wanted)
+        labels_N = labels_BU[wanted]
+        total = F.cross_entropy(logits_NV.float(), labels_N, reduction="sum", label_smoothing=label_smoothing)
+        return total, int(labels_N.numel())
+
+    def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
+        """Logits (N, V) at every target position, prompt included."""
+        return self._logits(loaded, batch, batch.targets[:, 1:] >= 0)
+
+    def _logits(self, loaded: LoadedModel, batch: Batch, wanted_BU: Tensor) -> Tensor:
+        encoded_BPD = self._encode(loaded, batch)
+        inputs_BU = batch.targets[:, :-1].clamp_min(0)
+        hidden_BUD = loaded.module.model.decoder(
+            input_ids=inputs_BU, encoder_hidden_states=encoded_BPD, use_cache=False
+        ).last_hidden_state
+        logits_NV: Tensor = loaded.module.proj_out(hidden_BUD[wanted_BU])
+        return logits_NV
+
+    @torch.no_grad()
+    def transcribe(
+        self, loaded: LoadedModel, batch: Batch, *, beam_size: int = 1, max_new_tokens: int | None = None
+    ) -> list[str]:
+        """Greedy (`beam_size=1`) or beam decoding with a key-value cache; the language is detected where unknown."""
+        from transformers import GenerationMixin  # noqa: PLC0415  (slow import, decoding only)
+        from transformers.modeling_outputs import BaseModelOutput  # noqa: PLC0415
+
+        module = loaded.module
+        encoded_BPD = self._encode(loaded, batch)
+        languages = self._languages(loaded, batch, encoded_BPD)
+        prompt_BU = torch.tensor([self._prompt(loaded, language) for language in languages], device=encoded_BPD.device)
+        room = module.config.max_target_positions - prompt_BU.shape[1]
+        settings = copy.deepcopy(module.generation_config)
+        settings.update(
+            max_length=None, max_new_tokens=min(max_new_tokens or room, room), num_beams=beam_size, do_sample=False,
+            return_dict_in_generate=False, use_cache=True, forced_decoder_ids=None, return_timestamps=False,
+        )  # fmt: skip
+        ids_BU = GenerationMixin.generate(
+            module,
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded_BPD),
+            decoder_input_ids=prompt_BU,
+            generation_config=settings,
+        )
+        return [self.decode_text(loaded, row) for row in ids_BU[:, prompt_BU.shape[1] :].tolist()]
+
+    def _encode(self, loaded: LoadedModel, batch: Batch) -> Tensor:
+        """Features (B, T, F) -> encoder states (B, P, D) at the batch's own length.
+
+        Frames beyond a clip's end hold silence; positions that would see them are cut or masked, so a clip gives the
+        same states alone and in any batch.
+        """
+        encoder = loaded.module.model.encoder
+        features_BFT = batch.inputs.transpose(1, 2).to(encoder.conv1.weight.dtype)
+        states_BPD = F.gelu(encoder.conv2(F.gelu(encoder.conv1(features_BFT)))).transpose(1, 2)
+        mask = None
+        if not batch.full_context:
+            lengths_B = (batch.input_lengths + 1) // 2
+            longest = int(lengths_B.max())
+            states_BPD = states_BPD[:, :longest]
+            if int(lengths_B.min()) < longest:
+                positions_P = torch.arange(longest, device=states_BPD.device)
+                mask = (positions_P < lengths_B.to(states_BPD.device).unsqueeze(1))[:, None, None, :]
+        states_BPD = states_BPD + encoder.embed_positions.weight[: states_BPD.shape[1]]
+        states_BPD = F.dropout(states_BPD, p=encoder.dropout, training=encoder.training)
+        for layer in encoder.layers:
+            if encoder.training and encoder.layerdrop > 0 and torch.rand([]) < encoder.layerdrop:
+                continue
+            states_BPD = layer(states_BPD, mask)
+        loaded.module.model.decoder.cross_mask = mask
+        encoded_BPD: Tensor = encoder.layer_norm(states_BPD)
+        return encoded_BPD
+
+    def _prompt_length(self, loaded: LoadedModel) -> int:
+        return 4 if _is_multilingual(loaded) else 2
+
+    def _prompt(self, loaded: LoadedModel, language: str | None) -> list[int]:
+        tokenizer, start = loaded.processor.tokenizer, loaded.module.config.decoder_start_token_id
+        no_timestamps = tokenizer.convert_tokens_to_ids("<|notimestamps|>")
+        if not _is_multilingual(loaded):
+            return [start, no_timestamps]
+        if language is None:
+            raise TextError(
+                f"{loaded.checkpoint} is multilingual and a clip has no language. "
+                "Set model.language=en (or another code), or give each manifest line a `language`."
+            )
+        known: dict[str, int] = loaded.module.generation_config.lang_to_id
+        token = f"<|{_language_code(language)}|>"
+        if token not in known:
+            codes = ", ".join(sorted(name.strip("<|>") for name in known))
+            raise TextError(f"{loaded.checkpoint} does not know the language {language!r}; it knows {codes}.")
+        return [start, known[token], tokenizer.convert_tokens_to_ids("<|transcribe|>"), no_timestamps]
+
+    def _languages(self, loaded: LoadedModel, batch: Batch, encoded_BPD: Tensor) -> list[str | None]:
+        languages = [clip.language for clip in batch.clips]
+        if not _is_multilingual(loaded) or all(languages):
+            return languages
+        known = loaded.module.generation_config.lang_to_id
+        start = torch.full((len(languages), 1), loaded.module.config.decoder_start_token_id, device=encoded_BPD.device)
+        hidden = loaded.module.model.decoder(
+            input_ids=start, encoder_hidden_states=encoded_BPD, use_cache=False
+        ).last_hidden_state[:, -1]
+        codes = list(known)
+        best = loaded.module.proj_out(hidden)[:, [known[code] for code in codes]].argmax(dim=-1).tolist()
+        return [given or codes[index].strip("<|>") for given, index in zip(languages, best, strict=True)]
+
+
+def _is_multilingual(loaded: LoadedModel) -> bool:
+    return bool(getattr(loaded.module.generation_config, "lang_to_id", None))
+
+
+def _language_code(language: str) -> str:
+    """`English`, `en-GB` and `EN` are all `en`."""
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE  # noqa: PLC0415
+
+    plain = language.strip().lower()
+    return TO_LANGUAGE_CODE.get(plain, plain.partition("-")[0])  # type: ignore[no-any-return]
+
+
+def _components(module: Any) -> tuple[Component, ...]:
+    encoder, decoder = "model.encoder", "model.decoder"
+    return (
+        Component(
+            name="stem", prefixes=(f"{encoder}.conv1", f"{encoder}.conv2", f"{encoder}.embed_positions"),
+            parts={"convolutions": r"\.conv\d\."},
+        ),
+        Component(
+            name="encoder",
+            prefixes=(f"{encoder}.layers", f"{encoder}.layer_norm"),
+            layers=tuple(f"{encoder}.layers.{index}" for index in range(len(module.model.encoder.layers))),
+            parts={"attention": r"\.self_attn\.", "feed_forward": r"\.fc[12]\."},
+        ),
+        Component(
+            name="decoder",
+            prefixes=(f"{decoder}.layers", f"{decoder}.layer_norm", f"{decoder}.embed_positions"),
+            layers=tuple(f"{decoder}.layers.{index}" for index in range(len(module.model.decoder.layers))),
+            parts={
+                "self_attention": r"\.self_attn\.",
+                "cross_attention": r"\.encoder_attn\.",
+                "feed_forward": r"\.fc[12]\.",
+            },
+        ),
+        Component(name="embeddings", prefixes=(f"{decoder}.embed_tokens",)),
+        Component(name="head", prefixes=("proj_out",)),
+    )  # fmt: skip
+
+
+def _install_cross_attention_mask(module: Any) -> None:
+    """Let the decoder's layers see which encoder positions are valid.
+
+    `transformers` passes `encoder_attention_mask=None` to every layer, so the mask of the last encoded batch is put in
+    by a hook. It is kept until the next batch is encoded, which is what re-computation under gradient checkpointing
+    needs. Beam search repeats the clips of a batch, so the mask is repeated as well.
+    """
+    decoder = module.model.decoder
+    decoder.cross_mask = None
+
+    def put_mask(
+        layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        mask = decoder.cross_mask
+        if mask is not None:
+            repeats = inputs[0].shape[0] // mask.shape[0]
+            named["encoder_attention_mask"] = mask.repeat_interleave(repeats, dim=0) if repeats > 1 else mask
+        return inputs, named
+
+    for layer in decoder.layers:
+        layer.register_forward_pre_hook(put_mask, with_kwargs=True)

@@ -1,0 +1,160 @@
+"""Every extension point as a literal table of names: name -> `"module:object"`.
+
+Nothing is imported until it is asked for, so a table may name modules that need torch. A plug-in outside this package
+joins a table with an entry point in the group `sonotune.<kind>` (`sonotune.families`, `sonotune.tasks`, ...); a
+built-in name cannot be taken over.
+
+Files that come with the package are named `assets:<path>` wherever a checkpoint or a manifest is named.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from importlib import metadata, resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from sonotune.errors import ConfigError
+
+Kind = Literal["families", "tasks", "normalizers", "importers", "allocators"]
+
+FAMILIES = MappingProxyType({"whisper": "sonotune.models.families.whisper:WhisperFamily"})
+TASKS = MappingProxyType({"transcribe": "sonotune.tasks.transcribe:Transcribe"})
+NORMALIZERS = MappingProxyType(
+    {
+        "identity": "sonotune.data.text:IDENTITY",
+        "basic": "sonotune.data.text:BASIC",
+        "english": "sonotune.data.text:ENGLISH",
+    }
+)
+IMPORTERS = MappingProxyType(
+    {
+        "jsonl": "sonotune.data.importers:load_jsonl",
+        "nemo": "sonotune.data.importers:load_nemo",
+        "qwen": "sonotune.data.importers:load_qwen",
+        "csv": "sonotune.data.importers:load_csv",
+        "common_voice": "sonotune.data.importers:load_common_voice",
+        "folder": "sonotune.data.importers:load_folder",
+        "fsdd": "sonotune.data.importers:load_fsdd",
+        "hub": "sonotune.data.importers:load_hub",
+    }
+)
+ALLOCATORS = MappingProxyType({"uniform": "sonotune.adapters.allocators.uniform:UniformAllocator"})
+
+TABLES: MappingProxyType[Kind, MappingProxyType[str, str]] = MappingProxyType(
+    {
+        "families": FAMILIES,
+        "tasks": TASKS,
+        "normalizers": NORMALIZERS,
+        "importers": IMPORTERS,
+        "allocators": ALLOCATORS,
+    }
+)
+
+ASSET_PREFIX = "assets:"
+_SOURCE_PREFIX = re.compile(r"^(?P<importer>[a-z][a-z0-9_]*):(?P<rest>.*)$", re.DOTALL)
+
+
+def names(kind: Kind) -> tuple[str, ...]:
+    """Every name of a table, built in and from installed plug-ins, sorted."""
+    return tuple(sorted(_table(kind)))
+
+
+def resolve(kind: Kind, name: str) -> Any:
+    """Import what a name stands for.
+
+    Args:
+        kind: The table.
+        name: The name in it.
+
+    Returns:
+        The class, function or value.
+
+    Raises:
+        ConfigError: No such name, or the plug-in behind it cannot be imported.
+    """
+    table = _table(kind)
+    if name not in table:
+        close = difflib.get_close_matches(name, table, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise ConfigError(
+            f"{kind}: there is no {name!r}{hint} Known: {', '.join(sorted(table))}. "
+            f"Another package can add one with an entry point in the group 'sonotune.{kind}'."
+        )
+    module_name, _, attribute = table[name].partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        if module_name.startswith("sonotune."):
+            raise  # a fault of this package must show its traceback
+        raise ConfigError(
+            f"{kind}: {name!r} names {table[name]!r}, which cannot be imported: {error}. "
+            "Mend or uninstall the package that declares it."
+        ) from error
+    return found
+
+
+def _table(kind: Kind) -> dict[str, str]:
+    plugins = {point.name: point.value for point in metadata.entry_points(group=f"sonotune.{kind}")}
+    return {**plugins, **TABLES[kind]}
+
+
+def split_source(source: str) -> tuple[str, str]:
+    """Take the importer off a source of clips.
+
+    Args:
+        source: `IMPORTER:SOURCE` such as `folder:clips`, `assets:NAME`, or a path.
+
+    Returns:
+        The importer's name, or `auto` where none is named, and the rest. The rest may be empty (`fsdd:`), which
+        leaves the place to the importer.
+
+    Raises:
+        ConfigError: What stands before the first colon is no importer.
+    """
+    prefix = _SOURCE_PREFIX.match(source)
+    if prefix is None or is_asset(source):
+        return "auto", source
+    name = prefix["importer"]
+    if name not in IMPORTERS and name not in names("importers"):
+        close = difflib.get_close_matches(name, names("importers"), n=1)
+        raise ConfigError(
+            f"no importer called {name!r}{f'; did you mean {close[0]!r}?' if close else '.'} "
+            f"Known: {', '.join(names('importers'))}. Write ./ before a path that has a colon in it"
+        )
+    return name, prefix["rest"]
+
+
+def is_asset(name: str) -> bool:
+    """Whether a checkpoint or a manifest is named as part of the package."""
+    return name.startswith(ASSET_PREFIX)
+
+
+def resolve_asset(name: str) -> Path:
+    """Find a packaged file or folder.
+
+    Args:
+        name: `assets:<path>`, with `/` between parts, such as `assets:whisper-nano`.
+
+    Raises:
+        ConfigError: The package has no such file, or the path leaves the assets folder.
+    """
+    # Wheels are unpacked on installation, so a packaged file is a file; a zipped package is not supported.
+    root = Path(str(resources.files("sonotune"))) / "assets"
+    parts = Path(name.removeprefix(ASSET_PREFIX)).parts
+    path = root.joinpath(*parts)
+    if not parts or ".." in parts or Path(*parts).is_absolute():
+        raise ConfigError(f"{name!r} does not name a packaged file. Write {ASSET_PREFIX}NAME; known: {_assets(root)}.")
+    if not path.exists():
+        raise ConfigError(f"the package has no {name!r}. Known: {_assets(root)}.")
+    return path
+
+
+def _assets(root: Path) -> str:
+    found = sorted(path.name for path in root.iterdir() if path.name[0] not in "_.") if root.is_dir() else []
+    return ", ".join(f"{ASSET_PREFIX}{name}" for name in found) or "none in this installation"

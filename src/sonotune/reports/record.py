@@ -1,0 +1,413 @@
+"""The report of a run: all a person wants to know about it, in one HTML file that opens offline and can be mailed.
+
+It reads the run record, the events and the predictions, nothing else, so that any run can be reported again at any
+time, on a machine without the model. The same inputs give the same bytes. All text is escaped: transcripts are data.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from sonotune.errors import RunDirectoryError
+from sonotune.metrics.error_rate import align_words, word_edits
+from sonotune.metrics.slices import ScoredText, slice_scores
+from sonotune.reports.figures import Estimate, Series, bars, curve, estimates
+from sonotune.types import RunRecord
+
+logger = logging.getLogger(__name__)
+
+MAX_WORST = 20
+"""Predictions shown with their edits; the file in `predictions/` has all."""
+
+MAX_SLICES = 40
+"""Slices shown of one property, those with the highest error rate first when there are more."""
+
+_SEVERITIES = ("error", "warning", "note")
+_SHOWN_IDS = 8
+_UNPRINTABLE = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+_CURVES = (
+    ("steps", "Error rates over steps"),
+    ("loss", "Loss"),
+    ("learning_rate", "Learning rate"),
+    ("throughput", "Throughput"),
+)
+
+
+def build_html(
+    record: RunRecord, events: Iterable[Mapping[str, Any]] = (), predictions: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """Make the report.
+
+    Args:
+        record: The run record (`run.json`).
+        events: Lines of `events.jsonl`. Read are those with `step` and `loss` (and, where present, `learning_rate` or
+            `learning_rates`, `samples_per_s`), with `step` and `scores`, and with a mapping `seconds` (phase -> seconds
+            since the run began; the last one counts).
+        predictions: Lines of one file of `predictions/`, as `read_predictions` gives them.
+
+    Returns:
+        A whole HTML document with inline style and figures; no script, no link to the network.
+    """
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415  (60 ms, only when a report is made)
+    from markupsafe import Markup  # noqa: PLC0415
+
+    training, evaluations, phases = _read_events(events)
+    figures = _figures(record, training, evaluations, phases)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"seconds": show_seconds, "bytes": show_bytes, "score": _show_score, "count": _show_count}
+    template = environment.from_string(files("sonotune.reports").joinpath("template.html").read_text(encoding="utf-8"))
+    worst, wrong = _worst_predictions(predictions)
+    changed, defaults = _settings(record)
+    html = template.render(
+        record=record,
+        figures={name: Markup(svg) for name, svg in figures.items()},  # noqa: S704  (our own SVG, text escaped there)
+        curves=[(name, caption) for name, caption in _CURVES if name in figures],
+        tiles=_tiles(record),
+        scores=_score_rows(record),
+        slices=_slices(predictions),
+        worst=worst,
+        wrong=wrong,
+        num_predictions=len(predictions),
+        findings=sorted(record.findings, key=lambda finding: _SEVERITIES.index(finding.severity)),
+        shown_ids=_SHOWN_IDS,
+        components=_components(record.model),
+        model_facts=_model_facts(record.model),
+        ranks=_ranks(record.ranks),
+        phases=_phase_rows(phases),
+        environment=_flatten(record.environment),
+        changed=changed,
+        defaults=defaults,
+    )
+    # Control codes and lone surrogates from damaged transcripts have no place in HTML, or cannot even be written.
+    return html.translate(_UNPRINTABLE).encode("utf-8", "replace").decode("utf-8")
+
+
+def read_predictions(path: Path) -> list[dict[str, Any]]:
+    """Read a file that `evaluation.evaluate.write_predictions` wrote.
+
+    Raises:
+        RunDirectoryError: The file is missing, or a line is not a JSON object.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(
+            f"{path} cannot be read as predictions: {error}. Run `sonotune evaluate` again."
+        ) from error
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise RunDirectoryError(
+                f"{path}:{number}: a prediction must be a JSON object; found {line[:60]!r}. "
+                "Run `sonotune evaluate` again."
+            )
+        rows.append(row)
+    return rows
+
+
+def show_seconds(seconds: float) -> str:
+    """A duration as people say it: `0.4 s`, `52 s`, `3 min 20 s`, `5 h 2 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def show_bytes(num_bytes: float) -> str:
+    """A size in decimal units, as disks and cards are sold."""
+    size = float(num_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def _show_count(number: float) -> str:
+    return f"{number:,.0f}".replace(",", "\u202f")
+
+
+def _show_score(score: Mapping[str, Any], key: str = "value") -> str:
+    value = float(score[key])
+    return f"{100 * value:.1f} %" if score.get("unit", "fraction") == "fraction" else f"{value:.4g}"
+
+
+# --- events and curves ---------------------------------------------------------------------------------------------
+
+
+def _read_events(
+    events: Iterable[Mapping[str, Any]],
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]], dict[str, float]]:
+    """Training steps, evaluations (both by step, the last event of a step wins) and seconds by phase."""
+    training: dict[int, Mapping[str, Any]] = {}
+    evaluations: dict[int, Mapping[str, Any]] = {}
+    phases: dict[str, float] = {}
+    for event in events:
+        step = event.get("step")
+        if isinstance(step, int):
+            if isinstance(event.get("scores"), Mapping):
+                evaluations[step] = event
+            elif isinstance(event.get("loss"), int | float):
+                training[step] = event
+        if isinstance(spent := event.get("seconds"), Mapping):
+            phases = {str(phase): float(seconds) for phase, seconds in spent.items()}
+    ordered = [training[step] for step in sorted(training)]
+    return (
+        ordered,
+        [evaluations[step] for step in sorted(evaluations)],
+        dict(sorted(phases.items(), key=lambda item: -item[1])),
+    )
+
+
+def _figures(
+    record: RunRecord,
+    training: Sequence[Mapping[str, Any]],
+    evaluations: Sequence[Mapping[str, Any]],
+    phases: Mapping[str, float],
+) -> dict[str, str]:
+    figures: dict[str, str] = {}
+    for name in ("wer", "cer"):
+        rows = [
+            Estimate(
+                label=where,
+                value=100 * float(scores[name]["value"]),
+                low=100 * float(scores[name]["low"]),
+                high=100 * float(scores[name]["high"]),
+            )
+            for where, scores in record.scores.items()
+            if name in scores
+        ]
+        if rows:
+            label = f"{name.upper()}, %"
+            figures[name] = estimates(name, rows, x_label=label, title=f"{name.upper()} with 95 % intervals")
+    if loss := _series("loss", training, "loss"):
+        figures["loss"] = curve("loss", [loss], y_label="loss per token", title="Training loss over steps")
+    if rates := _learning_rates(training):
+        figures["learning_rate"] = curve(
+            "learning_rate", rates, y_label="learning rate", title="Learning rate over steps"
+        )
+    if throughput := _series("samples/s", training, "samples_per_s"):
+        figures["throughput"] = curve(
+            "throughput", [throughput], y_label="samples/s", title="Training throughput over steps", zero=True
+        )
+    if scored := _score_over_steps(evaluations):
+        figures["steps"] = curve(
+            "steps", scored, y_label="error rate, %", title="Error rates over steps", zero=True, markers=True
+        )
+    if phases:
+        figures["phases"] = bars("phases", phases, x_label="seconds", title="Seconds by phase")
+    return figures
+
+
+def _series(label: str, events: Sequence[Mapping[str, Any]], key: str) -> Series | None:
+    points = [(event["step"], float(event[key])) for event in events if isinstance(event.get(key), int | float)]
+    return Series(label=label, x=[x for x, _ in points], y=[y for _, y in points]) if points else None
+
+
+def _learning_rates(events: Sequence[Mapping[str, Any]]) -> list[Series]:
+    groups: dict[str, list[tuple[int, float]]] = {}
+    for event in events:
+        rates = event.get("learning_rates", event.get("learning_rate"))
+        named = rates if isinstance(rates, Mapping) else {"all": rates}
+        for group, rate in named.items():
+            if isinstance(rate, int | float):
+                groups.setdefault(str(group), []).append((event["step"], float(rate)))
+    return [Series(label=group, x=[x for x, _ in points], y=[y for _, y in points]) for group, points in groups.items()]
+
+
+def _score_over_steps(evaluations: Sequence[Mapping[str, Any]]) -> list[Series]:
+    found: list[Series] = []
+    for name in ("wer", "cer"):
+        points = [
+            (event["step"], score)
+            for event in evaluations
+            if isinstance(score := event["scores"].get(name), Mapping) and "value" in score
+        ]
+        if points:
+            found.append(
+                Series(
+                    label=name.upper(),
+                    x=[step for step, _ in points],
+                    y=[100 * float(score["value"]) for _, score in points],
+                    low=[100 * float(score.get("low", score["value"])) for _, score in points],
+                    high=[100 * float(score.get("high", score["value"])) for _, score in points],
+                )
+            )
+    return found
+
+
+def _phase_rows(phases: Mapping[str, float]) -> list[dict[str, Any]]:
+    total = math.fsum(phases.values()) or 1.0
+    return [{"name": name, "seconds": seconds, "share": seconds / total} for name, seconds in phases.items()]
+
+
+# --- scores --------------------------------------------------------------------------------------------------------
+
+
+def _tiles(record: RunRecord) -> list[dict[str, str]]:
+    """The few figures that stand on top."""
+    tiles: list[dict[str, str]] = []
+    before, after = record.scores.get("before", {}), record.scores.get("after", {})
+    for name in ("wer", "cer", "accuracy"):
+        if name in before and name in after:
+            text = f"{_show_score(before[name])} → {_show_score(after[name])}"
+            note = _change(before[name], after[name])
+            tiles.append({"name": f"{name.upper()}, before → after", "value": text, "note": note})
+        elif name in (after or before):
+            score = (after or before)[name]
+            note = f"{_show_score(score, 'low')} to {_show_score(score, 'high')}, {score['count']} clips"
+            tiles.append({"name": name.upper(), "value": _show_score(score), "note": note})
+    tiles = tiles[:2]
+    tiles.append({"name": "Wall time", "value": show_seconds(record.seconds), "note": "over all sessions"})
+    tiles.append({"name": "Peak memory", "value": show_bytes(record.peak_memory_bytes), "note": "whole process"})
+    if record.energy_joules is not None:
+        watt_hours = f"{record.energy_joules / 3600:.3g} Wh"
+        tiles.append({"name": "Energy", "value": watt_hours, "note": f"{record.energy_joules:,.0f} J"})
+    components = _components(record.model)
+    total = math.fsum(part["parameters"] or 0 for part in components)
+    if total:
+        trainable = math.fsum(part["trainable"] or 0 for part in components)
+        note = f"{_show_count(trainable)} of {_show_count(total)} parameters"
+        tiles.append({"name": "Trained", "value": f"{100 * trainable / total:.3g} %", "note": note})
+    return tiles
+
+
+def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    old, new = float(before["value"]), float(after["value"])
+    if old == 0:
+        return "nothing to improve before" if new == 0 else f"+{100 * new:.1f} points"
+    return f"{100 * (new - old):+.1f} points, {100 * (new - old) / old:+.0f} % relative".replace("-", "−")
+
+
+def _score_rows(record: RunRecord) -> list[dict[str, Any]]:
+    return [
+        {"where": where, "name": name, "score": score, "detail": score.get("detail", {})}
+        for where, scores in record.scores.items()
+        for name, score in scores.items()
+    ]
+
+
+def _scored(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Reference and hypothesis in the form that was compared; None without a transcript."""
+    reference = row.get("scored_reference", row.get("reference"))
+    if reference is None:
+        return None
+    hypothesis = row.get("scored_hypothesis")
+    return str(reference), str(row.get("hypothesis") or "" if hypothesis is None else hypothesis)
+
+
+def _slices(predictions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Groups of slices by property: `by`, `rows`, and `left_out`, how many more there are."""
+    items = [
+        ScoredText(
+            reference=texts[0],
+            hypothesis=texts[1],
+            duration_s=float(row.get("duration_s") or 0.0),
+            domain=row.get("domain"),
+            speaker=row.get("speaker"),
+            language=row.get("language"),
+        )
+        for row in predictions
+        if (texts := _scored(row)) is not None
+    ]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for part in slice_scores(items) if items else []:
+        groups.setdefault(part["by"], []).append(part)
+    shown: list[dict[str, Any]] = []
+    for by, rows in groups.items():
+        if len(rows) > MAX_SLICES:
+            rows = sorted(rows, key=lambda part: -part["scores"].get("wer", {}).get("value", -1.0))
+        widest = max((part["scores"]["wer"]["value"] for part in rows if part["scores"]), default=0.0) or 1.0
+        for part in rows:
+            part["bar"] = 100 * part["scores"]["wer"]["value"] / widest if part["scores"] else 0.0
+        shown.append({"by": by, "rows": rows[:MAX_SLICES], "left_out": max(0, len(rows) - MAX_SLICES)})
+    return shown
+
+
+def _worst_predictions(predictions: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    """Those with the most wrong words, then the highest rate, then in file order; and how many have any."""
+    judged: list[tuple[int, float, Mapping[str, Any], tuple[str, str]]] = []
+    for row in predictions:
+        if (texts := _scored(row)) is not None:
+            edits = word_edits(*texts)
+            if edits.errors:
+                judged.append((edits.errors, edits.errors / max(1, edits.reference), row, texts))
+    judged.sort(key=lambda entry: (-entry[0], -entry[1]))
+    worst = [
+        {
+            "id": row.get("id", ""),
+            "facts": " · ".join(
+                [f"{errors} wrong", f"{100 * rate:.0f} % WER"]
+                + ([f"{float(row['duration_s']):.1f} s"] if row.get("duration_s") else [])
+                + [str(row[key]) for key in ("domain", "speaker", "language") if row.get(key)]
+            ),
+            "words": align_words(*texts),
+            "silent": not texts[1].strip(),
+        }
+        for errors, rate, row, texts in judged[:MAX_WORST]
+    ]
+    return worst, len(judged)
+
+
+# --- model, settings, environment ----------------------------------------------------------------------------------
+
+
+def _components(model: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of name, parameters, trainable, bytes (None where unknown) and share trained, from a list or a mapping."""
+    found = model.get("components", ())
+    if isinstance(found, Mapping):
+        found = [
+            {"name": name, **value} if isinstance(value, Mapping) else {"name": name, "parameters": value}
+            for name, value in found.items()
+        ]
+    rows = []
+    for part in found:
+        total, trainable = part.get("parameters"), part.get("trainable")
+        share = 100 * trainable / total if total and trainable is not None else None
+        row = {"name": part["name"], "parameters": total, "trainable": trainable, "share": share}
+        rows.append(row | {"bytes": part.get("bytes")})
+    return rows
+
+
+def _model_facts(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in _flatten(model) if not name.startswith("components")]
+
+
+def _ranks(ranks: Mapping[str, int]) -> dict[str, Any]:
+    """How many modules have each rank, and all of them."""
+    return {"histogram": sorted(Counter(ranks.values()).items()), "modules": sorted(ranks.items())}
+
+
+def _settings(record: RunRecord) -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]:
+    """Settings that something set, and those left at their default: name, value, origin."""
+    rows = [(name, value, str(record.config_origin.get(name, "default"))) for name, value in _flatten(record.config)]
+    return [row for row in rows if row[2] != "default"], [row for row in rows if row[2] == "default"]
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Dotted name and shown value of every leaf; lists are leaves."""
+    rows: list[tuple[str, str]] = []
+    for key, part in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(part, Mapping) and part:
+            rows += _flatten(part, f"{name}.")
+        else:
+            rows.append((name, part if isinstance(part, str) else json.dumps(part, ensure_ascii=False, default=str)))
+    return rows

@@ -1,0 +1,49 @@
+"""A run's directory, and what makes a run repeatable: seeds, digests, atomic writes, the environment."""
+
+from sonotune.runs.directory import (
+    RECORD_SCHEMA,
+    ResumeMode,
+    RunDirectory,
+    read_events,
+    read_record,
+    record_from_json,
+    record_to_json,
+)
+from sonotune.runs.files import (
+    atomic_write_bytes,
+    atomic_write_json,
+    atomic_write_text,
+    digest_bytes,
+    digest_file,
+    digest_json,
+    redact,
+    sync_directory,
+    to_plain,
+    write_error,
+)
+from sonotune.runs.machine import code_version, environment
+from sonotune.runs.seeds import generator, torch_seed
+
+__all__ = [
+    "RECORD_SCHEMA",
+    "ResumeMode",
+    "RunDirectory",
+    "atomic_write_bytes",
+    "atomic_write_json",
+    "atomic_write_text",
+    "code_version",
+    "digest_bytes",
+    "digest_file",
+    "digest_json",
+    "environment",
+    "generator",
+    "read_events",
+    "read_record",
+    "record_from_json",
+    "record_to_json",
+    "redact",
+    "sync_directory",
+    "to_plain",
+    "torch_seed",
+    "write_error",
+]

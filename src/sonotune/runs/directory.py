@@ -1,0 +1,378 @@
+"""A run's directory: the lock, the event log and the record.
+
+It holds `run.json` (the record), `events.jsonl` (one line per thing that happened), `checkpoints/`, `adapter/`,
+`predictions/` and `run.lock`. The lock is the kernel's (`flock`), which lets go when its process dies, however it dies.
+Under several processes (`torchrun`) only rank 0 opens the directory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from sonotune.errors import RunDirectoryError
+from sonotune.runs.files import atomic_write_bytes, atomic_write_json, redact, to_plain, write_all, write_error
+from sonotune.types import Finding, RunRecord
+
+logger = logging.getLogger(__name__)
+
+RECORD_SCHEMA = 1
+ResumeMode = Literal["auto", "never", "must"]
+
+_OWN_FILES = frozenset({"run.lock", "events.jsonl"})
+
+
+class RunDirectory:
+    """An open, locked run directory. Make one with `create_or_open`; close it, or use it as a context manager.
+
+    Attributes:
+        path: The directory.
+        resumed: Whether a run of the same configuration was here already.
+    """
+
+    def __init__(self, path: Path, lock: int, *, resumed: bool) -> None:
+        self.path = path
+        self.resumed = resumed
+        self._lock: int | None = lock
+        _OPEN.add(self)
+
+    @classmethod
+    def create_or_open(
+        cls,
+        path: Path,
+        *,
+        config_digest: str,
+        config: Mapping[str, Any] | None = None,
+        resume: ResumeMode = "auto",
+    ) -> Self:
+        """Make a run directory, or open the one of an unfinished run to go on with it.
+
+        Args:
+            path: The directory; made where missing.
+            config_digest: Digest of the settings that can change the result.
+            config: The settings, nested, to say what differs from those of an earlier run.
+            resume: `auto` goes on where there is something to go on with, `never` wants a fresh directory, `must`
+                wants an earlier run.
+
+        Raises:
+            RunDirectoryError: Another process holds the directory; it belongs to another configuration, to a finished
+                run or to something else; or it cannot be written.
+            ResourceError: The disk is full.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(error, path, 0) from error
+        lock = _take_lock(path)
+        try:
+            resumed = _check_earlier_run(path, config_digest, config, resume)
+            for name in ("checkpoints", "predictions"):
+                _make_folder(path / name)
+            directory = cls(path, lock, resumed=resumed)
+            directory._drop_torn_line()
+        except BaseException:
+            os.close(lock)
+            raise
+        return directory
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """Where checkpoints are published."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter_dir(self) -> Path:
+        """Where the adapter is saved, in PEFT format."""
+        return self.path / "adapter"
+
+    @property
+    def predictions_dir(self) -> Path:
+        """Where predictions are kept."""
+        return self.path / "predictions"
+
+    @property
+    def record_path(self) -> Path:
+        """The record, `run.json`."""
+        return self.path / "run.json"
+
+    @property
+    def events_path(self) -> Path:
+        """The event log, `events.jsonl`."""
+        return self.path / "events.jsonl"
+
+    def event(self, kind: str, /, **fields: Any) -> None:
+        """Append one line to the event log: `time` (seconds since 1970), `kind` and the fields.
+
+        Raises:
+            ResourceError: The disk is full. The log keeps whole lines only.
+            RunDirectoryError: The directory is closed or the log cannot be written.
+        """
+        self._require_open()
+        line = {"time": round(time.time(), 3), "kind": kind, **fields}
+        data = _event_line(redact(to_plain(line)))
+        try:
+            log = os.open(self.events_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                size = os.fstat(log).st_size
+                try:
+                    write_all(log, data)
+                except OSError:
+                    os.ftruncate(log, size)
+                    raise
+            finally:
+                os.close(log)
+        except OSError as error:
+            raise write_error(error, self.events_path, len(data)) from error
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Every event, oldest first. A last line cut off by a crash is left out."""
+        return read_events(self.events_path)
+
+    def truncate_events_after(self, step: int) -> None:
+        """Drop the events of later steps, because a resumed run takes those steps again."""
+        kept = [line for line in self.events() if not _is_after(line, step)]
+        atomic_write_bytes(self.events_path, b"".join(_event_line(line) for line in kept))
+
+    def write_record(self, record: RunRecord) -> None:
+        """Replace `run.json` whole.
+
+        Raises:
+            ResourceError: The disk is full; the earlier record is untouched.
+            RunDirectoryError: The directory is closed or cannot be written.
+        """
+        self._require_open()
+        atomic_write_json(self.record_path, record_to_json(record))
+
+    def read_record(self) -> RunRecord:
+        """The record as it stands on disk. See the function `read_record`."""
+        return read_record(self.record_path)
+
+    def close(self) -> None:
+        """Release the lock. Closing twice is allowed."""
+        if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        if self._lock is None:
+            raise RunDirectoryError(f"{self.path} is closed; only the process that holds its lock may write to it.")
+
+    def _drop_torn_line(self) -> None:
+        """Cut off what a crash left of a line, so that the next event starts on a line of its own."""
+        if not self.events_path.is_file():
+            return
+        data = self.events_path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            logger.warning("%s ended in the middle of a line; that event is lost", self.events_path)
+            os.truncate(self.events_path, len(whole))
+
+    def _forget(self) -> None:
+        """In a forked child: drop the copy of the lock, which would outlive a killed parent."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+_OPEN: weakref.WeakSet[RunDirectory] = weakref.WeakSet()
+
+
+def _forget_locks() -> None:
+    for directory in _OPEN:
+        directory._forget()
+
+
+os.register_at_fork(after_in_child=_forget_locks)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise write_error(error, path, 0) from error
+
+
+def _take_lock(path: Path) -> int:
+    lock_path = path / "run.lock"
+    try:
+        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise write_error(error, lock_path, 0) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    except BlockingIOError as error:
+        holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        os.close(lock)
+        raise RunDirectoryError(
+            f"{path} is in use by process {holder}. Two runs cannot share a directory; "
+            "wait for that run, stop it, or choose another directory with run.dir=PATH."
+        ) from error
+    except OSError as error:
+        os.close(lock)
+        raise write_error(error, lock_path, 16) from error
+    return lock
+
+
+def _check_earlier_run(path: Path, config_digest: str, config: Mapping[str, Any] | None, resume: ResumeMode) -> bool:
+    """Whether there is an earlier run to go on with; raises where what is there may not be touched."""
+    record_path = path / "run.json"
+    other = "Choose another directory with run.dir=PATH, or remove this one."
+    if not record_path.is_file():
+        checkpoints = path / "checkpoints"
+        if checkpoints.is_dir() and any(checkpoints.glob("step-*")):
+            raise RunDirectoryError(f"{path} holds checkpoints, but no run.json says what they are of. {other}")
+        if strange := sorted(child.name for child in path.iterdir() if not _is_leftover(child)):
+            raise RunDirectoryError(f"{path} is not a run directory: it holds {', '.join(strange[:3])}. {other}")
+        if resume == "must":
+            raise RunDirectoryError(f"{path} holds no run to resume. Take run.resume=auto to start one.")
+        return False
+    record = read_record(record_path)
+    if resume == "never":
+        raise RunDirectoryError(f"{path} holds a run ({record.status}), and run.resume is never. {other}")
+    if record.config_digest != config_digest:
+        raise RunDirectoryError(
+            f"{path} holds a run of another configuration.{_differences(record.config, config)}\n"
+            f"Use the same settings to go on with it. {other}"
+        )
+    if record.status == "finished":
+        raise RunDirectoryError(f"{path} holds a finished run of these settings, which is not overwritten. {other}")
+    return True
+
+
+def _is_leftover(child: Path) -> bool:
+    """Whether a file may stand in a run directory that was made but not yet begun."""
+    if child.is_dir():
+        return child.name in {"checkpoints", "predictions"} and not any(child.iterdir())
+    return child.name in _OWN_FILES or (child.name.startswith(".run.json.") and child.name.endswith(".tmp"))
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any] | None) -> str:
+    if now is None:
+        return ""
+    old, new = dict(_flat(before)), dict(_flat(to_plain(now)))
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    lines = [f"\n  - {name}: was {old.get(name)!r}, now {new.get(name)!r}" for name in changed]
+    return "".join(lines)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _event_line(event: Mapping[str, Any]) -> bytes:
+    text = json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _read_event(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+    except ValueError as error:
+        raise RunDirectoryError(f"{path}, line {number}: not readable as JSON; the log was changed.") from error
+    if not isinstance(event, dict):
+        raise RunDirectoryError(f"{path}, line {number}: an event is an object, and this is a {type(event).__name__}.")
+    return event
+
+
+def _is_after(event: Mapping[str, Any], step: int) -> bool:
+    found = event.get("step")
+    return isinstance(found, int) and found > step
+
+
+# --- the record ----------------------------------------------------------------------------------
+
+
+def record_to_json(record: RunRecord) -> dict[str, Any]:
+    """The record as it stands in `run.json`."""
+    plain: dict[str, Any] = to_plain(record)
+    return plain
+
+
+def record_from_json(value: Mapping[str, Any], *, where: str = "the record") -> RunRecord:
+    """Read a record of this or an older schema.
+
+    Raises:
+        RunDirectoryError: The schema is unknown, or fields are missing or not known.
+    """
+    schema = value.get("schema")
+    if not isinstance(schema, int) or schema not in _READERS:
+        raise RunDirectoryError(
+            f"{where} has schema {schema!r}; this version reads {', '.join(str(known) for known in _READERS)}. "
+            "Read it with the version of sonotune that wrote it, or a newer one."
+        )
+    return _READERS[schema](value, where)
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """Every event of a log, oldest first; none where there is no log. A last line cut off by a crash is left out."""
+    if not path.is_file():
+        return
+    with path.open("rb") as log:
+        for number, line in enumerate(log, start=1):
+            if line.endswith(b"\n"):
+                yield _read_event(line, path, number)
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read a run's record.
+
+    Args:
+        path: `run.json`, or the run directory that holds it.
+
+    Raises:
+        RunDirectoryError: There is none, or it is damaged.
+    """
+    path = path / "run.json" if path.is_dir() else path
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise RunDirectoryError(f"{path} cannot be read: {error.strerror}. A run directory holds run.json.") from error
+    except ValueError as error:
+        raise RunDirectoryError(
+            f"{path} is damaged: {error}. It is written whole, so something else changed it."
+        ) from error
+    if not isinstance(value, dict):
+        raise RunDirectoryError(f"{path} is no run record: it holds a {type(value).__name__}, not an object.")
+    return record_from_json(value, where=str(path))
+
+
+def _read_schema_1(value: Mapping[str, Any], where: str) -> RunRecord:
+    known = {field.name for field in fields(RunRecord)}
+    required = known - {"energy_joules"}
+    wrong = [f"lacks {name}" for name in sorted(required - value.keys())]
+    wrong += [f"has an unknown {name}" for name in sorted(value.keys() - known)]
+    if wrong:
+        raise RunDirectoryError(f"{where} is no run record of schema 1: it {', '.join(wrong)}.")
+    plain = dict(value)
+    plain["findings"] = tuple(
+        Finding(**{**finding, "clip_ids": tuple(finding.get("clip_ids", ()))}) for finding in value["findings"]
+    )
+    plain["stages"] = tuple(value["stages"])
+    return RunRecord(**plain)
+
+
+_READERS: Mapping[int, Callable[[Mapping[str, Any], str], RunRecord]] = {1: _read_schema_1}

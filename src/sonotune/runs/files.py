@@ -1,0 +1,186 @@
+"""Files that are replaced whole or not at all, digests, and values made plain and free of secrets.
+
+Bytes go to a file beside the target, are flushed to disk and then renamed, so a kill or a power cut at any instant
+leaves the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sonotune.errors import ResourceError, RunDirectoryError
+
+logger = logging.getLogger(__name__)
+
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def digest_bytes(data: bytes) -> str:
+    """SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 over the canonical JSON of a value: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return digest_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file whole: write beside it, flush to disk, rename, flush the folder.
+
+    Args:
+        path: The file to create or replace. Its folder is created where missing.
+        data: The new content.
+
+    Raises:
+        ResourceError: The disk is full; names the path and the bytes needed. The old file is untouched.
+        RunDirectoryError: The folder cannot be written for another reason.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        beside.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        try:
+            beside.unlink(missing_ok=True)
+        except OSError:
+            logger.warning("%s is left behind: it could not be removed", beside)
+        raise write_error(error, path, len(data)) from error
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Replace a text file whole, as UTF-8. See `atomic_write_bytes`."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def atomic_write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file whole, indented, with secrets redacted. See `atomic_write_bytes` and `to_plain`."""
+    text = json.dumps(redact(to_plain(value)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # A file name that is not UTF-8 becomes a lone surrogate, which JSON can escape and UTF-8 cannot hold.
+    atomic_write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a folder's entries to disk, so that a rename in it survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_error(error: OSError, path: Path, num_bytes: int) -> ResourceError | RunDirectoryError:
+    """Turn a failed write into the error to raise: a full disk is exit 5, anything else exit 2.
+
+    Args:
+        error: What the operating system said.
+        path: The file that was being written.
+        num_bytes: How many bytes were to be written.
+    """
+    if error.errno not in _DISK_FULL:
+        return RunDirectoryError(
+            f"{path} cannot be written: {error.strerror or error}. "
+            "A run needs a folder it may write to; choose one with run.dir=PATH."
+        )
+    return ResourceError(
+        f"the disk is full: {path} needs {num_bytes} bytes, and {_free_bytes(path)} are free. "
+        "Nothing that was saved before is lost; free some space, or choose another place with run.dir=PATH, "
+        "and run the same line again."
+    )
+
+
+def _free_bytes(path: Path) -> str:
+    for folder in path.parents:
+        try:
+            return str(shutil.disk_usage(folder).free)
+        except OSError:
+            continue
+    return "an unknown number"
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write every byte to an open file, however many calls it takes."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def to_plain(value: Any) -> Any:
+    """Turn a value into what JSON can hold.
+
+    Dataclasses become mappings; tuples, sets and arrays lists; paths text; NaN and infinities the strings `nan`,
+    `inf` and `-inf`, because JSON has no such numbers and a lost loss must stay visible.
+
+    Raises:
+        TypeError: The value, or something in it, has no JSON form.
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(child) for child in value]
+    if isinstance(value, (set, frozenset)):
+        return [to_plain(child) for child in sorted(value)]
+    if isinstance(value, Path):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, (np.generic, np.ndarray)):
+        return to_plain(value.tolist())
+    raise TypeError(f"{value!r} of type {type(value).__name__} has no JSON form")
+
+
+_SECRET_NAME = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS?)$", re.IGNORECASE)
+_SECRET_TEXT = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b|(?<=://)[^/@\s\"]+:[^/@\s\"]+(?=@)")
+
+
+def redact(value: Any) -> Any:
+    """Replace secrets by `***` in a text, or in every text of nested plain values (names stay).
+
+    Secrets are the values of environment variables whose names say so, model hub tokens, and passwords in addresses.
+    Every record and event passes through here, because an exception's text may quote an address or a header.
+    """
+    secrets = [text for name, text in os.environ.items() if len(text) >= 8 and _SECRET_NAME.search(name)]
+    return _redact(value, sorted(secrets, key=len, reverse=True))
+
+
+def _redact(value: Any, secrets: list[str]) -> Any:
+    if isinstance(value, str):
+        for secret in secrets:
+            value = value.replace(secret, "***")
+        return _SECRET_TEXT.sub("***", value)
+    if isinstance(value, dict):
+        return {name: _redact(child, secrets) for name, child in value.items()}
+    if isinstance(value, list):
+        return [_redact(child, secrets) for child in value]
+    return value

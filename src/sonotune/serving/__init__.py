@@ -1,0 +1,1 @@
+"""Using and handing on what was trained: recognition, export, proof that an export is the same function."""

@@ -1,0 +1,157 @@
+"""Hand a trained model on: merged into plain weights, or as an adapter; proven before it is called done.
+
+An export is written beside its final name and renamed when its proof has passed, so a folder that exists is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+
+from sonotune.adapters import lora
+from sonotune.adapters.merge import MergeProof, MergeTarget, compare_logits, merge_into
+from sonotune.adapters.saved import Opened, find_adapter, model_folder, open_model
+from sonotune.errors import AdapterError, RunDirectoryError
+from sonotune.models.base import LoadedModel
+from sonotune.models.checkpoints import as_os_error
+from sonotune.models.precision import DTYPES
+from sonotune.models.probe import probe_logits
+from sonotune.runs import write_error
+
+logger = logging.getLogger(__name__)
+
+ExportDtype = Literal["auto", "fp32", "bf16", "fp16"]
+LARGEST_MERGE_ERROR = 1e-3
+
+
+def export(
+    checkpoint: str,
+    folder: Path,
+    *,
+    target: MergeTarget = "dequantized",
+    dtype: ExportDtype = "auto",
+    adapter_only: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a model that plain `transformers` (or plain PEFT) loads.
+
+    Args:
+        checkpoint: A run, an adapter folder, or a model folder.
+        folder: Where to write.
+        target: Merge into the weights the adapter was trained over, or into the checkpoint's own 16-bit weights
+            (another function when the base was quantised: evaluate it again).
+        dtype: Of the saved weights; `auto` takes fp16 where every weight fits its range, else bf16.
+        adapter_only: Copy the adapter instead of merging it.
+        overwrite: Replace an existing export.
+
+    Returns:
+        What was written and how far its logits are from the adapted model's.
+
+    Raises:
+        AdapterError: The merge changed the function.
+        RunDirectoryError: The folder exists, or cannot be written.
+        ResourceError: The disk is full; nothing half written is left.
+    """
+    if folder.exists() and not overwrite:
+        raise RunDirectoryError(f"{folder} exists already. Give another folder, or pass --overwrite.")
+    draft = folder.with_name(f".tmp-{folder.name}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        result = (
+            _copy_adapter(checkpoint, draft) if adapter_only else _merge(checkpoint, draft, target=target, dtype=dtype)
+        )
+        (draft / "sonotune_export.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return {"export": str(folder), "bytes": _size(folder), **result}
+
+
+@contextmanager
+def _writing(folder: Path, num_bytes: int) -> Iterator[None]:
+    """Turn a failed write into the error that names the folder and what it needs."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise write_error(as_os_error(error), folder, num_bytes) from error
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _copy_adapter(checkpoint: str, folder: Path) -> dict[str, Any]:
+    adapter = find_adapter(checkpoint)
+    if adapter is None:
+        raise AdapterError(
+            f"{checkpoint} has no adapter to export; it was trained in full. Export it without --adapter."
+        )
+    with _writing(folder, _size(adapter)):
+        shutil.copytree(adapter, folder)
+    return {"kind": "adapter", **lora.read_side_car(adapter)}
+
+
+def _merge(checkpoint: str, folder: Path, *, target: MergeTarget, dtype: ExportDtype) -> dict[str, Any]:
+    opened = open_model(checkpoint, precision="fp32")
+    merged, proof = merged_model(opened, checkpoint, target=target)
+    chosen = _choose_dtype(merged) if dtype == "auto" else dtype
+    rounded = _round(merged, opened, DTYPES[chosen])
+    with _writing(folder, sum(value.numel() * value.element_size() for value in merged.module.parameters())):
+        merged.module.save_pretrained(folder, safe_serialization=True)
+        merged.processor.save_pretrained(folder)
+    return {
+        "kind": "merged",
+        "target": target,
+        "dtype": chosen,
+        "base": opened.settings.get("checkpoint", checkpoint),
+        "merge": asdict(proof) if proof else None,
+        "rounding": asdict(rounded),
+        "context": opened.loaded.context,
+    }
+
+
+def merged_model(opened: Opened, checkpoint: str, *, target: MergeTarget) -> tuple[LoadedModel, MergeProof | None]:
+    """A plain model of the same function, and the proof; the proof is None where there was nothing to merge.
+
+    Raises:
+        AdapterError: The merged logits are not the adapted model's.
+    """
+    if opened.loaded.adapter is None:
+        return opened.loaded, None
+    base = model_folder(opened.settings.get("checkpoint", "") or opened.loaded.checkpoint)
+    fresh = opened.family.load(base, context=opened.loaded.context)
+    before = probe_logits(opened.family, opened.loaded)
+    merged = merge_into(opened.loaded, fresh, target=target)
+    proof = compare_logits(before, probe_logits(opened.family, merged))
+    if target == "dequantized" and proof.largest > LARGEST_MERGE_ERROR * max(1.0, proof.scale):
+        raise AdapterError(
+            f"the merged model is not the adapted one: logits differ by {proof.largest:.3g} of {proof.scale:.3g}. "
+            "Nothing was written; please report this with the run's record."
+        )
+    return merged, proof
+
+
+def _choose_dtype(loaded: LoadedModel) -> Literal["bf16", "fp16"]:
+    largest = max(float(parameter.detach().abs().max()) for parameter in loaded.module.parameters())
+    return "fp16" if largest < torch.finfo(torch.float16).max / 2 else "bf16"
+
+
+def _round(merged: LoadedModel, opened: Opened, dtype: torch.dtype) -> MergeProof:
+    """Cast the module to its saved type; returns what that does to the logits."""
+    before = probe_logits(opened.family, merged)
+    merged.module.to(dtype)
+    as_saved = probe_logits(opened.family, merged.with_(module=merged.module.float()))
+    merged.module.to(dtype)
+    return compare_logits(before, as_saved)

@@ -1,0 +1,136 @@
+"""Open a model, adapter or run and use it: score manifests, transcribe files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from sonotune.adapters.saved import Opened, open_model
+from sonotune.audio import io
+from sonotune.data import text
+from sonotune.errors import AudioError, ManifestError
+from sonotune.evaluation.evaluate import EvaluationResult, evaluate
+from sonotune.models.precision import autocast, choose_precision
+from sonotune.registry import resolve
+from sonotune.tasks.base import Task
+from sonotune.types import Clip, Finding
+
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recognizer:
+    """A model that is ready to recognise.
+
+    Attributes:
+        opened: The model and what was decided about it.
+        task: Predicts and scores.
+        scoring: Text -> form that is scored.
+        precision: Of the matrix products.
+    """
+
+    opened: Opened
+    task: Task
+    scoring: Callable[[str], str]
+    precision: str
+
+    @classmethod
+    def open(
+        cls,
+        checkpoint: str,
+        *,
+        task: str = "transcribe",
+        language: str | None = None,
+        text_scoring: str = "basic",
+        precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+        device: str | None = None,
+        **model_settings: Any,
+    ) -> Recognizer:
+        """Open what was named.
+
+        Args:
+            checkpoint: Packaged, hub or local model, adapter folder, or run directory.
+            task: Registry name.
+            language: Of clips that name none; None takes the adapter's, or detects it.
+            text_scoring: Normaliser for scoring.
+            precision: Of the matrix products.
+            device: `cpu` or `cuda`; None takes CUDA where there is one.
+            **model_settings: Further arguments of `adapters.saved.open_model`.
+
+        Raises:
+            ModelError: Nothing usable is there.
+        """
+        import torch  # noqa: PLC0415
+
+        chosen, _ = choose_precision(precision)
+        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        opened = open_model(checkpoint, precision=chosen, device=place, **model_settings)
+        normalizer = text.get(text_scoring)
+        made: Task = resolve("tasks", task)(
+            opened.family,
+            training_text=normalizer,
+            scoring_text=normalizer,
+            language=language or opened.settings.get("language"),
+        )
+        return cls(opened=opened, task=made, scoring=normalizer.scoring, precision=chosen)
+
+    def evaluate(self, clips: Sequence[Clip], **settings: Any) -> EvaluationResult:
+        """Decode and score; see `evaluation.evaluate.evaluate` for the settings."""
+        loaded = self.opened.loaded
+        return evaluate(
+            self.task,
+            loaded,
+            clips,
+            scoring_normalizer=self.scoring,
+            full_context=loaded.context == "full",
+            autocast=self._autocast,
+            **settings,
+        )
+
+    def transcribe(self, paths: Sequence[Path], *, language: str | None = None, **settings: Any) -> EvaluationResult:
+        """Recognise audio files and every audio file in folders, in the order given.
+
+        Args:
+            paths: Files or folders.
+            language: Of all of them; None takes the adapter's, or detects it.
+            **settings: As for `evaluate`.
+
+        Returns:
+            Predictions in the order of `clips_of(paths)`, without scores.
+
+        Raises:
+            ManifestError: No audio file is there, or none can be read.
+        """
+        clips, findings = clips_of(paths, language=language)
+        if not clips:
+            reasons = "; ".join(finding.message for finding in findings[:5])
+            raise ManifestError(f"nothing to transcribe: {reasons or 'no audio file in the folders given'}.")
+        result = self.evaluate(clips, **settings)
+        return replace(result, findings=[*findings, *result.findings])
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return autocast(self.precision, self.opened.loaded.device)
+
+
+def clips_of(paths: Sequence[Path], *, language: str | None = None) -> tuple[list[Clip], list[Finding]]:
+    """Clips of audio files and of every audio file in folders; what is no usable audio becomes a finding."""
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files += sorted(inner for inner in path.rglob("*") if inner.suffix.lower() in AUDIO_SUFFIXES)
+        else:
+            files.append(path)
+    clips, findings = [], []
+    for file in files:
+        try:
+            info = io.verify(file)
+        except AudioError as error:
+            findings.append(
+                Finding(check=f"audio.{error.reason}", severity="error", message=str(error), path=str(file))
+            )
+            continue
+        clips.append(Clip(id=str(file), path=file.resolve(), duration_s=info.duration_s, language=language))
+    return clips, findings

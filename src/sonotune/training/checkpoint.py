@@ -1,0 +1,250 @@
+"""Checkpoints that are whole or absent, and never trusted without their hashes.
+
+A checkpoint is a directory written beside its final name, every file fsynced, `MANIFEST.json` with size and SHA-256 of
+each file written last, then renamed. Resume walks newest to oldest by step number, verifies, and sets aside what is
+bad.
+
+    step-000120/
+      weights.safetensors     every trainable parameter, by name
+      optimizer.safetensors   moments, by parameter name
+      state.json              counters, position, best score, digests
+      MANIFEST.json
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from sonotune.errors import CheckpointError, ResourceError
+from sonotune.runs import digest_file
+
+WEIGHTS, OPTIMIZER, STATE, MANIFEST = "weights.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"
+REQUIRED = (WEIGHTS, OPTIMIZER, STATE)
+SCHEMA = 1
+_STEP = re.compile(r"^step-(\d+)$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A verified checkpoint.
+
+    Attributes:
+        path: Its directory.
+        step: Optimiser steps done.
+        weights: Trainable parameters by name.
+        optimizer: Optimiser state by `name/moment`.
+        state: Everything else.
+    """
+
+    path: Path
+    step: int
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+
+def save(
+    root: Path, step: int, *, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> Path:
+    """Publish a checkpoint; an existing one of the same step is replaced.
+
+    Raises:
+        ResourceError: The disk is full; earlier checkpoints are untouched.
+    """
+    final, draft = root / f"step-{step:06d}", root / f".tmp-{step:06d}-{os.getpid()}"
+    needed = sum(t.numel() * t.element_size() for part in (weights, optimizer) for t in part.values())
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        _write_tensors(draft / WEIGHTS, weights)
+        _write_tensors(draft / OPTIMIZER, optimizer)
+        _write_json(draft / STATE, {"step": step, **state})
+        files = {
+            name: {"bytes": (draft / name).stat().st_size, "sha256": digest_file(draft / name)} for name in REQUIRED
+        }
+        _write_json(draft / MANIFEST, {"schema": SCHEMA, "step": step, "files": files})
+        _sync(draft)
+        if final.exists():
+            _discard(final)
+        draft.rename(final)
+        _sync(root)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            free = shutil.disk_usage(root).free
+            raise ResourceError(
+                f"no space left for a checkpoint in {root}: it needs {needed} bytes, {free} are free. "
+                "Earlier checkpoints are intact; free some space and run the same command again."
+            ) from error
+        raise ResourceError(f"cannot write a checkpoint in {root}: {error}") from error
+    return final
+
+
+def newest(root: Path, *, on_damage: Callable[[Path, str], None]) -> Checkpoint | None:
+    """The newest whole checkpoint, by step number.
+
+    Args:
+        root: Folder of checkpoints; need not exist.
+        on_damage: Called with the new place of each damaged checkpoint and what is wrong with it.
+
+    Raises:
+        CheckpointError: There are checkpoints, and none is whole.
+    """
+    damaged: list[tuple[Path, str]] = []
+    for path in _published(root):
+        if problem := damage(path):
+            damaged.append((path, problem))
+            continue
+        for bad, what in damaged:
+            on_damage(_set_aside(bad), what)
+        return _load(path)
+    if damaged:  # left where they are, so that the next attempt says the same instead of starting from nothing
+        problems = "; ".join(f"{path.name}: {problem}" for path, problem in damaged)
+        raise CheckpointError(
+            f"no checkpoint in {root} is whole ({problems}). Start afresh in a new run.dir, or restore the files."
+        )
+    return None
+
+
+def _set_aside(path: Path) -> Path:
+    places = (path.with_name(f"quarantine-{path.name}-{count}") for count in itertools.count(1))
+    aside = next(place for place in places if not place.exists())
+    return path.rename(aside)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint directory, or None."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+        files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+        schema, step = manifest["schema"], manifest["step"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} is missing or unreadable ({type(error).__name__})"
+    if schema != SCHEMA or step != _step(path):
+        return f"{MANIFEST} is of schema {schema} and step {step}; schema {SCHEMA} and step {_step(path)} are expected"
+    if absent := [name for name in REQUIRED if name not in files or not (path / name).is_file()]:
+        return f"{', '.join(absent)} missing"
+    for name in REQUIRED:
+        size, digest = files[name]
+        if (path / name).stat().st_size != size:
+            return f"{name} has {(path / name).stat().st_size} bytes, {size} were written"
+        if digest_file(path / name) != digest:
+            return f"{name} has changed since it was written (SHA-256 differs)"
+    return None
+
+
+def read(path: Path) -> Checkpoint:
+    """Load a checkpoint.
+
+    Raises:
+        CheckpointError: It is not whole.
+    """
+    if problem := damage(path):
+        raise CheckpointError(f"{path} cannot be used: {problem}. Restore its files, or train again in a new run.dir.")
+    return _load(path)
+
+
+def _load(path: Path) -> Checkpoint:
+    state = json.loads((path / STATE).read_text("utf-8"))
+    return Checkpoint(
+        path=path,
+        step=int(state["step"]),
+        weights=safetensors.torch.load_file(path / WEIGHTS),
+        optimizer=safetensors.torch.load_file(path / OPTIMIZER),
+        state=state,
+    )
+
+
+def check_identity(saved: Checkpoint, identity: Mapping[str, str], expected: Collection[str]) -> None:
+    """Refuse a checkpoint of another run.
+
+    Args:
+        saved: What would be resumed.
+        identity: Digests of the configuration, the data and the base model of this run.
+        expected: Names of the parameters that train.
+
+    Raises:
+        CheckpointError: A digest differs or a part is missing; the message lists all of them.
+    """
+    known = saved.state.get("identity", {})
+    problems = [
+        f"{key} was {known.get(key, 'not recorded')[:16]} and is now {value[:16]}"
+        for key, value in identity.items()
+        if known.get(key) != value
+    ]
+    if absent := [name for name in expected if name not in saved.weights]:
+        problems.append(f"{len(absent)} trained weights are missing, the first is {absent[0]}")
+    if "position" not in saved.state:
+        problems.append("the position in the data is missing")
+    if problems:
+        raise CheckpointError(
+            f"{saved.path} cannot be resumed: {'; '.join(problems)}. "
+            "Use another run.dir, or restore the settings and data it was made with."
+        )
+
+
+def prune(root: Path, *, keep: int, protect: Collection[int] = ()) -> None:
+    """Delete all but the newest `keep` checkpoints and the protected steps, and drafts of dead processes."""
+    published = _published(root)
+    for path in published[keep:]:
+        if _step(path) not in protect:
+            _discard(path)
+    for draft in root.glob(".tmp-*"):
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _discard(path: Path) -> None:
+    """Take the name away before the files, so that a kill in between leaves no half-deleted checkpoint."""
+    doomed = path.with_name(f".tmp-old-{path.name}-{os.getpid()}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def step_path(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return root / f"step-{step:06d}"
+
+
+def _published(root: Path) -> list[Path]:
+    if not root.is_dir():
+        return []
+    return sorted((path for path in root.iterdir() if _STEP.match(path.name)), key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    match = _STEP.match(path.name)
+    return int(match[1]) if match else -1
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    safetensors.torch.save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    _sync(path)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False, sort_keys=True, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

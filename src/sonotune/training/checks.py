@@ -1,0 +1,104 @@
+"""Did anything train, and did nothing else?
+
+Silent failures of fine-tuning (an adapter that never got a gradient, a base that moved, an adapter that is not applied)
+cost whole runs, so they are errors here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sonotune.adapters.lora import update_norms
+from sonotune.errors import TrainingCheckError
+from sonotune.models.base import LoadedModel, ModelFamily
+from sonotune.models.probe import probe_logits
+from sonotune.training.stages import Stage
+
+
+def fingerprint(module: nn.Module, *, exclude: frozenset[str]) -> dict[str, str]:
+    """Digest of every parameter not excluded, by name."""
+    return {name: _digest(value) for name, value in module.named_parameters() if name not in exclude}
+
+
+def _digest(tensor: Tensor) -> str:
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return hashlib.blake2b(data.data, digest_size=16).hexdigest()
+
+
+def check_frozen(before: Mapping[str, str], module: nn.Module, *, exclude: frozenset[str]) -> None:
+    """Frozen parameters are byte-identical.
+
+    Raises:
+        TrainingCheckError: Some have changed.
+    """
+    after = fingerprint(module, exclude=exclude)
+    if changed := [name for name, digest in before.items() if after.get(name) != digest]:
+        raise TrainingCheckError(f"{len(changed)} frozen parameters have changed, the first is {changed[0]}.")
+
+
+def check_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Every group got a gradient in the first steps.
+
+    Raises:
+        TrainingCheckError: A whole group got none.
+    """
+    for group in optimizer.param_groups:
+        moments = [optimizer.state.get(parameter, {}).get("exp_avg") for parameter in group["params"]]
+        if not any(moment is not None and bool(moment.abs().max() > 0) for moment in moments):
+            raise TrainingCheckError(
+                f"no gradient reached the {len(moments)} tensors of group {group['group']!r} in the first steps; "
+                f"the first is {group['names'][0]}."
+            )
+
+
+def check_moved(before: Mapping[str, str], module: nn.Module, stage: Stage, loaded: LoadedModel) -> None:
+    """Every group moved, and no adapter is still at its start.
+
+    Args:
+        before: Digests of the trainable parameters before training.
+        module: The module after training.
+        stage: What should have trained.
+        loaded: The model, for its adapters.
+
+    Raises:
+        TrainingCheckError: A group did not move, or every adapter's B matrix is zero.
+    """
+    parameters = dict(module.named_parameters())
+    for group in stage.groups:
+        if all(_digest(parameters[name]) == before[name] for name in group.parameters):
+            raise TrainingCheckError(
+                f"group {group.name!r} did not move: {len(group.parameters)} tensors are as before."
+            )
+    if loaded.adapter is not None:
+        norms = update_norms(loaded)
+        if norms and not any(norms.values()):
+            raise TrainingCheckError(f"all {len(norms)} adapters are still zero after training.")
+
+
+def check_applied(
+    family: ModelFamily, loaded: LoadedModel, *, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+) -> None:
+    """The adapter changes what the model computes.
+
+    Args:
+        family: Computes the logits.
+        loaded: The trained model.
+        autocast: Makes the precision context the model was trained in, which frozen 16-bit weights need.
+
+    Raises:
+        TrainingCheckError: Outputs are the same with the adapter on and off.
+    """
+    if loaded.adapter is None:
+        return
+    with autocast():
+        on = probe_logits(family, loaded)
+        with loaded.adapter.disable_adapter():
+            off = probe_logits(family, loaded)
+    if torch.equal(on, off):
+        raise TrainingCheckError("the adapter is not applied: outputs are the same with it on and off.")

@@ -1,0 +1,145 @@
+"""The clips of a run: read, filtered, checked, split; every clip that is left out is a finding."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sonotune.data import importers, manifest, splits
+from sonotune.errors import ManifestError
+from sonotune.registry import is_asset, resolve_asset, split_source
+from sonotune.runs import generator
+from sonotune.types import Clip, Finding
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """Clips by split, what was left out, and digests of what was kept."""
+
+    splits: dict[str, list[Clip]]
+    findings: tuple[Finding, ...]
+    digests: dict[str, str]
+
+
+def load_corpus(
+    sources: dict[str, str],
+    *,
+    root: Path | None,
+    allow_outside_root: bool,
+    min_duration_s: float,
+    max_duration_s: float,
+    check: Literal["decode", "header"],
+    max_bad_fraction: float,
+    eval_speakers: Sequence[str],
+    eval_fraction: float,
+    limit: int | None,
+    seed: int,
+) -> Corpus:
+    """Load every split that is named; make the evaluation split by speaker where it is not.
+
+    Args:
+        sources: Split name -> manifest or `format:source`.
+        root: Folder that audio paths must stay in; None means each manifest's own.
+        allow_outside_root: Let paths leave the root.
+        min_duration_s: Shorter clips are left out.
+        max_duration_s: Longer clips are left out.
+        check: Decode every clip, or read headers only.
+        max_bad_fraction: Share of unusable files above which nothing is trained.
+        eval_speakers: Speakers held out when no evaluation split is named.
+        eval_fraction: Share of the speech held out otherwise.
+        limit: Keep so many clips of each split, drawn by the seed.
+        seed: Of the split.
+
+    Raises:
+        ManifestError: A source cannot be read, a split is empty, or too many files are bad.
+    """
+    found: dict[str, list[Clip]] = {}
+    findings: list[Finding] = []
+    for name, source in sources.items():
+        clips = read_source(source, root=root, allow_outside_root=allow_outside_root)
+        if not clips:
+            raise ManifestError(f"data.{name}={source} has no clips. Check the file, or leave the setting out.")
+        kept, dropped = _usable(
+            name, _limited(clips, limit, seed, name), min_duration_s=min_duration_s, max_duration_s=max_duration_s,
+            check=check, max_bad_fraction=max_bad_fraction,
+        )  # fmt: skip
+        found[name] = kept
+        findings += dropped
+    if "train" in found and "eval" not in found:
+        fractions = None if eval_speakers else {"train": 1 - eval_fraction, "eval": eval_fraction}
+        found |= splits.split_by_speaker(
+            found["train"], fractions=fractions, eval_speakers=tuple(eval_speakers), seed=seed
+        )
+    if "train" in found:
+        for other in ("eval", "test"):
+            findings += splits.check_leaks(found["train"], found.get(other, []))
+    digests = {name: manifest.digest(clips) for name, clips in found.items()}
+    return Corpus(splits=found, findings=tuple(findings), digests=digests)
+
+
+def _limited(clips: list[Clip], limit: int | None, seed: int, split: str) -> list[Clip]:
+    if limit is None or limit >= len(clips):
+        return clips
+    drawn = generator(seed, "limit", split).choice(len(clips), size=limit, replace=False)
+    return [clips[index] for index in sorted(drawn.tolist())]
+
+
+def read_source(source: str, *, root: Path | None = None, allow_outside_root: bool = False) -> list[Clip]:
+    """Clips of a manifest path, `assets:NAME` or `IMPORTER:SOURCE`.
+
+    Raises:
+        ManifestError: It cannot be read.
+    """
+    format_name, rest = split_source(source)
+    place = str(resolve_asset(rest)) if is_asset(rest) else rest
+    if format_name == "auto":
+        format_name = importers.sniff(place)
+    if format_name == "jsonl":
+        return manifest.read_manifest(Path(place), root=root, allow_outside_root=allow_outside_root)
+    return importers.load(place, format=format_name)
+
+
+def _usable(
+    name: str,
+    clips: list[Clip],
+    *,
+    min_duration_s: float,
+    max_duration_s: float,
+    check: Literal["decode", "header"],
+    max_bad_fraction: float,
+) -> tuple[list[Clip], list[Finding]]:
+    sound, bad = manifest.check_audio(clips, mode=check)
+    refuse_too_many(name, bad, len(clips), max_bad_fraction=max_bad_fraction)
+    kept, dropped = manifest.filter_clips(sound, min_duration_s=min_duration_s, max_duration_s=max_duration_s)
+    for finding in dropped:
+        logger.info("%s", finding.message)
+    if not kept:
+        reasons = "; ".join(finding.message for finding in [*bad, *dropped][:3])
+        raise ManifestError(f"no clip of data.{name} is left after filtering {len(clips)}: {reasons}")
+    return kept, [*bad, *dropped]
+
+
+def refuse_too_many(split: str, bad: Sequence[Finding], clips: int, *, max_bad_fraction: float) -> None:
+    """Stop before training when too many clips of a split cannot be used.
+
+    Args:
+        split: Its name.
+        bad: A finding for each clip that cannot be used.
+        clips: How many clips the split has with them.
+        max_bad_fraction: Share that may be bad; all of them never.
+
+    Raises:
+        ManifestError: There are more.
+    """
+    if len(bad) <= max_bad_fraction * clips and len(bad) < clips:
+        return
+    first = "\n".join(f"  - {finding.message}" for finding in bad[:5])
+    raise ManifestError(
+        f"{len(bad)} of {clips} clips of data.{split} cannot be used; at most "
+        f"{max_bad_fraction:.0%} may be bad (data.max_bad_fraction). The first:\n{first}"
+    )

@@ -1,0 +1,486 @@
+"""One stage: batches in, steps out, position always known.
+
+Every draw is a function of (seed, step) or (seed, epoch, clip), so a checkpoint needs no generator state: a run that
+was killed and resumed makes the same draws as one that was not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import psutil
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sonotune.audio.augment import WaveformAugmenter
+from sonotune.errors import Interrupted, NumericError
+from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
+from sonotune.features.specaugment import SpecAugmentSettings
+from sonotune.models.base import LoadedModel
+from sonotune.runs import torch_seed
+from sonotune.tasks.base import Task
+from sonotune.training import checkpoint
+from sonotune.training.checks import check_gradients
+from sonotune.training.optimizer import (
+    Schedule,
+    build_optimizer,
+    learning_rate_factor,
+    optimizer_tensors,
+    restore_optimizer,
+    set_learning_rates,
+)
+from sonotune.training.signals import StopRequest
+from sonotune.training.stages import Stage, parameters_by_name
+from sonotune.types import Clip, Score
+
+logger = logging.getLogger(__name__)
+
+_FIRST_STEPS = 3  # by then the B matrices have moved, so that gradients reach the A matrices as well
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopSettings:
+    """How a stage steps. Seconds are seconds of audio unless named otherwise."""
+
+    seed: int
+    batch_seconds: float
+    batch_max_clips: int
+    accumulation_steps: int
+    schedule: Schedule
+    warmup_steps: int | Literal["auto"]
+    learning_rate_floor: float
+    weight_decay: float
+    betas: tuple[float, float]
+    clip_norm: float
+    label_smoothing: float
+    eval_steps: int | Literal["epoch", "never"]
+    save_steps: int | Literal["epoch"]
+    keep_checkpoints: int
+    loader_workers: int
+    full_context_share: float
+    max_bad_steps: int = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingData:
+    """Clips with targets, and how their audio is varied."""
+
+    clips: Sequence[Clip]
+    targets: Sequence[NDArray[np.int64]]
+    augmenter: WaveformAugmenter | None
+    spec_augment: SpecAugmentSettings | None
+
+
+@dataclass(slots=True, kw_only=True)
+class Position:
+    """Where a run stands; all of it is in every checkpoint.
+
+    Attributes:
+        step: Optimiser steps done.
+        epoch: Zero-based pass over the clips.
+        batch: Micro-batches of this epoch already used.
+        clips: Clips seen.
+        audio_s: Seconds of audio seen.
+        best: Best primary score so far.
+        best_step: Step of the best score.
+        stale: Evaluations since the best score.
+        bad_steps: Steps in a row whose loss or gradient was not finite.
+        evaluated_step: Last step that was evaluated.
+        seconds: Wall seconds of training, over all sessions.
+        spent: Where they went.
+        scores: Primary score by step.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    clips: int = 0
+    audio_s: float = 0.0
+    best: float | None = None
+    best_step: int | None = None
+    stale: int = 0
+    bad_steps: int = 0
+    evaluated_step: int = -1
+    seconds: float = 0.0
+    spent: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+class Listener(Protocol):
+    """Sees progress as it happens: a progress bar, a tracker, a test."""
+
+    def started(self, total_steps: int, step: int) -> None:
+        """Training begins or goes on at a step."""
+        ...
+
+    def stepped(self, values: Mapping[str, Any]) -> None:
+        """A step was made; the values are those of its event."""
+        ...
+
+    def evaluated(self, step: int, scores: Mapping[str, Score]) -> None:
+        """The development clips were scored."""
+        ...
+
+
+class _Objective(nn.Module):
+    """The loss as a module's forward, which is what accelerate wraps in mixed precision and, later, in DDP."""
+
+    def __init__(self, task: Task, loaded: LoadedModel, label_smoothing: float) -> None:
+        super().__init__()
+        self.module = loaded.module
+        self._task, self._loaded, self._label_smoothing = task, loaded, label_smoothing
+
+    def forward(self, batch: Batch) -> tuple[Tensor, int]:
+        """Summed loss and count of one micro-batch."""
+        return self._task.loss(self._loaded, batch, label_smoothing=self._label_smoothing)
+
+
+class StageLoop:
+    """Runs one stage to its end, to a stop request or to a numeric failure.
+
+    Args:
+        task: Gives the loss and names the primary score.
+        loaded: The model, its trainable parameters marked.
+        stage: What trains.
+        settings: How it steps.
+        data: Training clips.
+        accelerator: Device, precision, gradient scaling.
+        checkpoints: Folder of checkpoints.
+        event: Writes one line of `events.jsonl`.
+        evaluate: Scores the development clips, or None where there are none.
+        listeners: See progress.
+        identity: Digests that a checkpoint must share with the run that resumes it.
+        stop: Set by SIGTERM and SIGINT.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        loaded: LoadedModel,
+        stage: Stage,
+        settings: LoopSettings,
+        data: TrainingData,
+        accelerator: Accelerator,
+        checkpoints: Path,
+        event: Callable[..., None],
+        evaluate: Callable[[], Mapping[str, Score]] | None,
+        listeners: Sequence[Listener],
+        identity: Mapping[str, str],
+        stop: StopRequest,
+    ) -> None:
+        self.position = Position()
+        self._task, self._loaded, self._stage, self._settings, self._data = task, loaded, stage, settings, data
+        self._accelerator, self._checkpoints, self._event = accelerator, checkpoints, event
+        self._evaluate, self._listeners, self._identity, self._stop = evaluate, listeners, dict(identity), stop
+        self._parameters = parameters_by_name(loaded.module, stage.trainable)
+        self._optimizer = build_optimizer(
+            loaded.module, stage, weight_decay=settings.weight_decay, betas=settings.betas
+        )
+        self._objective = accelerator.prepare_model(_Objective(task, loaded, settings.label_smoothing))
+        window_s = loaded.frontend.max_duration_s if loaded.context == "full" else None
+        self._durations = [window_s or clip.duration_s for clip in data.clips]
+        self.total_steps = self._count_steps()
+        self._warmup = (
+            min(500, max(1, self.total_steps // 20)) if settings.warmup_steps == "auto" else settings.warmup_steps
+        )
+        self._process = psutil.Process()
+        self._saved_step = -1
+        self._steps_here = 0
+
+    def resume(self, saved: checkpoint.Checkpoint) -> None:
+        """Go on from a checkpoint of the same run.
+
+        Raises:
+            CheckpointError: It is of another configuration, other data or another base model, or is incomplete.
+        """
+        checkpoint.check_identity(saved, self._identity, self._parameters)
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(saved.weights[name])
+        restore_optimizer(
+            self._optimizer, dict(saved.optimizer), required=saved.state.get("optimizer", self._parameters)
+        )
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(saved.state["scaler"])
+        self.position = Position(**saved.state["position"])
+        self._saved_step = saved.step
+
+    def run(self) -> None:
+        """Train until the stage ends.
+
+        Raises:
+            Interrupted: A signal asked to stop; the state is saved.
+            NumericError: The loss stayed NaN or infinite.
+        """
+        for listener in self._listeners:
+            listener.started(self.total_steps, self.position.step)
+        while self.position.step < self.total_steps and not self._out_of_patience():
+            self._run_epoch()
+        self.save()
+
+    def load_best(self) -> int | None:
+        """Put the weights of the best evaluation in place; returns its step, None where nothing was evaluated."""
+        step = self.position.best_step
+        if step is None or step == self.position.step:
+            return step
+        saved = checkpoint.read(checkpoint.step_path(self._checkpoints, step))
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(saved.weights[name])
+        return step
+
+    def save(self) -> None:
+        """Write a checkpoint of the present position, once."""
+        if self._saved_step == self.position.step:
+            return
+        started = time.perf_counter()
+        moments, scaler = optimizer_tensors(self._optimizer), self._accelerator.scaler
+        state = {
+            "position": asdict(self.position),
+            "identity": self._identity,
+            "stage": self._stage.name,
+            "optimizer": sorted({name.rpartition("/")[0] for name in moments}),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+        path = checkpoint.save(
+            self._checkpoints,
+            self.position.step,
+            weights=self._parameters,
+            optimizer=moments,
+            state=state,
+        )
+        self._saved_step = self.position.step
+        protect = [] if self.position.best_step is None else [self.position.best_step]
+        checkpoint.prune(self._checkpoints, keep=self._settings.keep_checkpoints, protect=protect)
+        self._event("checkpoint", step=self.position.step, path=path.name, seconds=time.perf_counter() - started)
+
+    def _run_epoch(self) -> None:
+        batches = self._plan(self.position.epoch)
+        loader = self._loader(batches)
+        try:
+            while self.position.batch < len(batches) and self.position.step < self.total_steps:
+                group = self._next_group(loader)
+                self._step(group)
+                self.position.batch += group.size
+                last_of_epoch = self.position.batch >= len(batches)
+                if last_of_epoch:
+                    self.position.epoch, self.position.batch = self.position.epoch + 1, 0
+                self._after_step(last_of_epoch=last_of_epoch)
+                if last_of_epoch or self._out_of_patience():
+                    return
+        finally:
+            loader.close()
+
+    def _plan(self, epoch: int) -> list[tuple[int, ...]]:
+        return plan_batches(
+            self._durations,
+            max_seconds=self._settings.batch_seconds,
+            max_clips=self._settings.batch_max_clips,
+            seed=self._settings.seed,
+            epoch=epoch,
+        )
+
+    def _loader(self, batches: list[tuple[int, ...]]) -> Any:
+        dataset = ClipBatches(
+            self._data.clips,
+            self._data.targets,
+            self._loaded.frontend,
+            batches=batches,
+            seed=self._settings.seed,
+            epoch=self.position.epoch,
+            waveform_augmenter=self._data.augmenter,
+            spec_augment=self._data.spec_augment,
+            full_context_share=1.0 if self._loaded.context == "full" else self._settings.full_context_share,
+        )
+        return batch_loader(dataset, start=self.position.batch, workers=self._settings.loader_workers)
+
+    def _next_group(self, loader: Iterator[Batch]) -> _Group:
+        started = time.perf_counter()
+        batches = list(itertools.islice(loader, self._settings.accumulation_steps))
+        self._spend("data", started)
+        for batch in batches:
+            for finding in batch.findings:
+                self._event("finding", step=self.position.step + 1, **asdict(finding))
+        return _Group(batches=[batch for batch in batches if batch.clips], size=len(batches))
+
+    def _step(self, group: _Group) -> None:
+        position, settings = self.position, self._settings
+        factor = learning_rate_factor(
+            position.step,
+            total_steps=self.total_steps,
+            warmup_steps=self._warmup,
+            schedule=settings.schedule,
+            floor=settings.learning_rate_floor,
+        )
+        rates = set_learning_rates(self._optimizer, factor)
+        started = time.perf_counter()
+        loss, count = self._accumulate(group.batches)
+        norm = self._clip() if count else 0.0
+        finite = count > 0 and np.isfinite(loss) and np.isfinite(norm)
+        if finite:
+            before = time.perf_counter()
+            self._optimizer.step()
+            self._spend("optimizer", before)
+            position.bad_steps = 0
+            self._steps_here += 1
+            if self._steps_here == _FIRST_STEPS:
+                check_gradients(self._optimizer)
+        elif count and not self._scale_is_too_high(loss):
+            self._bad_step(group, loss, norm)
+        if count and self._accelerator.scaler is not None:
+            self._accelerator.scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        position.step += 1
+        position.clips += sum(len(batch.clips) for batch in group.batches)
+        position.audio_s += sum(batch.seconds for batch in group.batches)
+        elapsed = time.perf_counter() - started
+        position.seconds += elapsed
+        self._report(group, loss=loss if finite else None, norm=norm if finite else None, rates=rates, elapsed=elapsed)
+
+    def _accumulate(self, batches: list[Batch]) -> tuple[float, int]:
+        """Gradient of the mean loss over all units of the group, exact for unequal batches."""
+        self._loaded.module.train()
+        total, units, divisor = 0.0, 0, 0
+        for index, batch in enumerate(batches):
+            torch.manual_seed(torch_seed(self._settings.seed, "step", self.position.step, index))
+            before = time.perf_counter()
+            loss, count = self._objective(batch.to(self._accelerator.device))
+            self._spend("forward", before)
+            if count == 0:
+                continue
+            divisor = divisor or count  # keeps fp16 gradients in range; made exact below
+            before = time.perf_counter()
+            self._accelerator.backward(loss / divisor)
+            total, units = total + float(loss.detach()), units + count
+            self._spend("backward", before)
+        if units and units != divisor:
+            for parameter in self._parameters.values():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(divisor / units)
+        return (total / units if units else 0.0), units
+
+    def _clip(self) -> float:
+        scaler = self._accelerator.scaler
+        if scaler is not None:
+            scaler.unscale_(self._optimizer)
+        norm = nn.utils.clip_grad_norm_(list(self._parameters.values()), self._settings.clip_norm)
+        return float(norm)
+
+    def _scale_is_too_high(self, loss: float) -> bool:
+        """Whether an infinite gradient is only the fp16 loss scale being too large, which its update lowers."""
+        scaler = self._accelerator.scaler
+        if scaler is None or not np.isfinite(loss) or scaler.get_scale() <= 1.0:
+            return False
+        self._event("scale_lowered", step=self.position.step + 1, scale=scaler.get_scale())
+        return True
+
+    def _bad_step(self, group: _Group, loss: float, norm: float) -> None:
+        self.position.bad_steps += 1
+        clips = [clip.id for batch in group.batches for clip in batch.clips]
+        self._event("bad_step", step=self.position.step + 1, loss=str(loss), gradient_norm=str(norm), clips=clips)
+        logger.warning("step %d skipped: loss %s, gradient norm %s", self.position.step + 1, loss, norm)
+        if self.position.bad_steps >= self._settings.max_bad_steps:
+            raise NumericError(
+                f"{self.position.bad_steps} steps in a row gave a loss or gradient that is not finite; the last clips "
+                f"were {', '.join(clips[:8])}. Lower training.learning_rate, or use training.precision=fp32."
+            )
+
+    def _after_step(self, *, last_of_epoch: bool) -> None:
+        position, settings = self.position, self._settings
+        done = position.step >= self.total_steps
+        due = last_of_epoch if settings.eval_steps == "epoch" else _every(position.step, settings.eval_steps)
+        if self._evaluate is not None and settings.eval_steps != "never" and (due or done):
+            self._score()
+        save_due = last_of_epoch if settings.save_steps == "epoch" else _every(position.step, settings.save_steps)
+        if save_due or position.best_step == position.step or self._stop.requested:
+            self.save()
+        if self._stop.requested and not done:
+            raise Interrupted(
+                f"stopped by {self._stop.reason} after step {position.step} of {self.total_steps}; "
+                "the state is saved. Run the same command again to go on."
+            )
+
+    def _score(self) -> None:
+        position = self.position
+        if self._evaluate is None or position.evaluated_step == position.step:
+            return
+        started = time.perf_counter()
+        scores = self._evaluate()
+        self._spend("evaluation", started)
+        score = scores[self._task.primary]
+        better = position.best is None or (
+            score.value < position.best if score.better == "lower" else score.value > position.best
+        )
+        position.evaluated_step = position.step
+        position.scores[str(position.step)] = score.value
+        position.stale = 0 if better else position.stale + 1
+        if better:
+            position.best, position.best_step = score.value, position.step
+        self._event("evaluation", step=position.step, best=better, scores={k: v.to_json() for k, v in scores.items()})
+        for listener in self._listeners:
+            listener.evaluated(position.step, scores)
+
+    def _report(
+        self, group: _Group, *, loss: float | None, norm: float | None, rates: Mapping[str, float], elapsed: float
+    ) -> None:
+        clips = sum(len(batch.clips) for batch in group.batches)
+        computed = sum(batch.padded_seconds for batch in group.batches)
+        heard = sum(batch.seconds for batch in group.batches)
+        values = {
+            "step": self.position.step,
+            "epoch": self.position.epoch,
+            "stage": self._stage.name,
+            "loss": loss,
+            "gradient_norm": norm,
+            "learning_rates": dict(rates),
+            "clips": clips,
+            "audio_s": heard,
+            "samples_per_s": clips / elapsed if elapsed else 0.0,
+            "padding_share": 1 - heard / computed if computed else 0.0,
+            "memory_bytes": self._memory(),
+            "seconds": elapsed,
+        }
+        self._event("step", **values)
+        for listener in self._listeners:
+            listener.stepped(values)
+
+    def _memory(self) -> int:
+        if self._accelerator.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated())
+        return int(self._process.memory_info().rss)
+
+    def _spend(self, what: str, started: float) -> None:
+        self.position.spent[what] = self.position.spent.get(what, 0.0) + time.perf_counter() - started
+
+    def _out_of_patience(self) -> bool:
+        return self._stage.patience is not None and self.position.stale >= self._stage.patience
+
+    def _count_steps(self) -> int:
+        total = 0
+        for epoch in range(self._stage.max_epochs):
+            total += -(-len(self._plan(epoch)) // self._settings.accumulation_steps)
+            if self._stage.max_steps is not None and total >= self._stage.max_steps:
+                return self._stage.max_steps
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The micro-batches of one optimiser step; `size` counts empty ones too, so that positions stay exact."""
+
+    batches: list[Batch]
+    size: int
+
+
+def _every(step: int, interval: int | str) -> bool:
+    return isinstance(interval, int) and step % interval == 0

@@ -1,0 +1,288 @@
+"""The story of a run, top to bottom."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from sonotune.adapters.saved import open_model
+from sonotune.audio.augment import WaveformAugmenter
+from sonotune.config.load import LoadedConfig
+from sonotune.config.schema import RunConfig
+from sonotune.data.text import get as get_normalizer
+from sonotune.errors import Interrupted
+from sonotune.evaluation.evaluate import EvaluationResult, evaluate, write_predictions
+from sonotune.features.specaugment import SpecAugmentSettings
+from sonotune.metrics.efficiency import Energy, PeakMemory
+from sonotune.models.base import LoadedModel, ModelFamily, count_parameters
+from sonotune.models.precision import choose_precision
+from sonotune.registry import resolve
+from sonotune.runs import RunDirectory, torch_seed
+from sonotune.tasks.base import Prepared, Task
+from sonotune.training import checkpoint, checks
+from sonotune.training.adapt import adapt
+from sonotune.training.book import RunBook
+from sonotune.training.corpus import Corpus, load_corpus, refuse_too_many
+from sonotune.training.keep import keep
+from sonotune.training.loop import Listener, LoopSettings, StageLoop, TrainingData
+from sonotune.training.signals import StopRequest, stop_on_signals
+from sonotune.training.stages import Stage, describe, whole_run
+from sonotune.types import Clip, RunRecord, Score
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Session:
+    """What a run works with once everything is loaded."""
+
+    config: RunConfig
+    book: RunBook
+    accelerator: Accelerator
+    corpus: Corpus
+    loaded: LoadedModel
+    family: ModelFamily
+    task: Task
+    prepared: Prepared
+    stage: Stage
+    bits: int
+
+
+def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[RunRecord, Path]:
+    """Train as configured; goes on by itself where the run directory holds a checkpoint of the same configuration.
+
+    Args:
+        settings: The configuration and where each value came from.
+        listeners: See progress as it happens.
+
+    Returns:
+        The finished record, as it stands in `run.json`, and the run's directory.
+
+    Raises:
+        SonotuneError: With an exit code that says what went wrong (see `errors`).
+    """
+    config = settings.config
+    with (
+        RunDirectory.create_or_open(
+            settings.run_dir(), config_digest=settings.digest, config=settings.plain(), resume=config.run.resume
+        ) as directory,
+        stop_on_signals() as stop,
+        PeakMemory() as memory,
+        Energy() as energy,
+    ):
+        book = RunBook(
+            directory, config=settings.plain(), origin=settings.origin, digest=settings.digest, memory=memory,
+            energy=energy,
+        )  # fmt: skip
+        try:
+            session = _prepare(config, book)
+            _score(session, "before", session.corpus.splits.get("eval"), once=True)
+            loop = _train(session, stop, listeners)
+            loop.load_best()
+            _score(session, "after", session.corpus.splits.get("eval"))
+            _score(session, "test", session.corpus.splits.get("test"))
+            _save(session)
+        except Interrupted:
+            book.close("interrupted")
+            raise
+        except BaseException as error:
+            directory.event("failed", error=type(error).__name__, message=str(error))
+            book.close("failed")
+            raise
+        directory.event("finished")
+        return book.close("finished"), directory.path
+
+
+def _prepare(config: RunConfig, book: RunBook) -> _Session:
+    book.write()
+    precision, why = choose_precision(config.training.precision)
+    torch.manual_seed(torch_seed(config.training.seed, "initialisation"))
+    if config.training.threads != "auto":
+        torch.set_num_threads(config.training.threads)
+    accelerator = Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision, cpu=not torch.cuda.is_available()
+    )
+    corpus = _corpus(config)
+    book.found(corpus.findings)
+    opened = open_model(
+        config.model.checkpoint, family=config.model.family, revision=config.model.revision,
+        context=config.model.context, bits=16 if config.adapter.kind == "none" else config.quantization.bits,
+        double=config.quantization.double, skip=config.quantization.skip, precision=precision,
+        device=accelerator.device, random_weights=config.model.random_weights, dropout=config.model.dropout,
+    )  # fmt: skip
+    loaded, plan = adapt(
+        opened.loaded,
+        **config.adapter.model_dump(),
+        precision=precision,
+        gradient_checkpointing=config.training.gradient_checkpointing,
+    )
+    task: Task = resolve("tasks", config.model.task)(
+        opened.family,
+        training_text=get_normalizer(config.data.text_training),
+        scoring_text=get_normalizer(config.data.text_scoring),
+        language=config.model.language,
+    )
+    prepared = task.prepare(loaded, corpus.splits["train"])
+    book.found(prepared.findings)
+    refuse_too_many(
+        "train", prepared.findings, len(corpus.splits["train"]), max_bad_fraction=config.data.max_bad_fraction
+    )
+    training = config.training
+    stage = whole_run(
+        loaded, learning_rate=training.learning_rate, learning_rates=training.learning_rates,
+        max_epochs=training.max_epochs, max_steps=training.max_steps, patience=training.patience,
+    )  # fmt: skip
+    book.chose({**opened.choices, "training.precision": f"{precision}: {why}"})
+    book.write(
+        data_digest=corpus.digests,
+        ranks=dict(plan.ranks) if plan else {},
+        stages=(describe(stage, loaded),),
+        model={
+            "family": loaded.family, "checkpoint": loaded.checkpoint, "revision": loaded.revision,
+            "components": count_parameters(loaded), "quantized_linears": len(loaded.quantized),
+        },
+    )  # fmt: skip
+    return _Session(
+        config=config, book=book, accelerator=accelerator, corpus=corpus, loaded=loaded, family=opened.family,
+        task=task, prepared=prepared, stage=stage, bits=max(loaded.quantized.values(), default=16),
+    )  # fmt: skip
+
+
+def _corpus(config: RunConfig) -> Corpus:
+    data = config.data
+    named = {"train": data.train, "eval": data.eval, "test": data.test}
+    return load_corpus(
+        {name: source for name, source in named.items() if source is not None},
+        seed=config.training.seed,
+        **data.model_dump(include=_CORPUS_SETTINGS),
+    )
+
+
+_CORPUS_SETTINGS = {
+    "root", "allow_outside_root", "min_duration_s", "max_duration_s", "check", "max_bad_fraction", "eval_speakers",
+    "eval_fraction", "limit",
+}  # fmt: skip
+
+
+def _evaluate(session: _Session, clips: Sequence[Clip]) -> EvaluationResult:
+    config, settings = session.config, session.config.evaluation
+    return evaluate(
+        session.task, session.loaded, clips, scoring_normalizer=get_normalizer(config.data.text_scoring).scoring,
+        batch_seconds=settings.batch_seconds, max_clips=settings.batch_max_clips, beam_size=settings.beam_size,
+        max_new_tokens=settings.max_new_tokens, bootstrap=settings.bootstrap,
+        duration_edges_s=settings.duration_edges_s, full_context=config.model.context == "full",
+        workers=config.data.loader_workers, autocast=session.accelerator.autocast,
+    )  # fmt: skip
+
+
+def _score(session: _Session, moment: str, clips: Sequence[Clip] | None, *, once: bool = False) -> None:
+    """Score a split and keep scores and predictions; `once` leaves an earlier session's scores alone."""
+    if not clips or (once and moment in session.book.record.scores):
+        return
+    result = _evaluate(session, clips)
+    write_predictions(
+        session.book.directory.predictions_dir / f"{moment}.jsonl", result.predictions, clips,
+        scoring_normalizer=get_normalizer(session.config.data.text_scoring).scoring,
+    )  # fmt: skip
+    session.book.found(result.findings)
+    session.book.scored(moment, result.scores)
+
+
+def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) -> StageLoop:
+    config, book, loaded, stage = session.config, session.book, session.loaded, session.stage
+    eval_clips = session.corpus.splits.get("eval")
+    loop = StageLoop(
+        task=session.task,
+        loaded=loaded,
+        stage=stage,
+        settings=_loop_settings(config),
+        data=_training_data(config, session.prepared),
+        accelerator=session.accelerator,
+        checkpoints=book.directory.checkpoints_dir,
+        event=book.directory.event,
+        evaluate=functools.partial(_eval_scores, session, eval_clips) if eval_clips else None,
+        listeners=listeners,
+        identity={
+            "settings": book.record.config_digest,
+            "training data": session.corpus.digests["train"],
+            "evaluation data": session.corpus.digests.get("eval", "none"),
+            "base model": loaded.revision,
+        },
+        stop=stop,
+    )
+    frozen = checks.fingerprint(loaded.module, exclude=stage.trainable)
+    start = checks.fingerprint(loaded.module, exclude=frozenset(frozen))
+    saved = checkpoint.newest(
+        book.directory.checkpoints_dir,
+        on_damage=lambda path, problem: book.directory.event("quarantined", path=path.name, problem=problem),
+    )
+    if saved is not None:
+        loop.resume(saved)
+    if book.directory.resumed:
+        book.directory.truncate_events_after(loop.position.step)
+        book.directory.event("resumed", step=loop.position.step)
+    loop.run()
+    checks.check_frozen(frozen, loaded.module, exclude=stage.trainable)
+    checks.check_moved(start, loaded.module, stage, loaded)
+    checks.check_applied(session.family, loaded, autocast=session.accelerator.autocast)
+    book.directory.event("spent", step=loop.position.step, seconds=loop.position.spent)
+    return loop
+
+
+def _eval_scores(session: _Session, clips: Sequence[Clip]) -> Mapping[str, Score]:
+    return _evaluate(session, clips).scores
+
+
+def _loop_settings(config: RunConfig) -> LoopSettings:
+    training = config.training
+    return LoopSettings(
+        learning_rate_floor=training.min_learning_rate_ratio,
+        loader_workers=config.data.loader_workers,
+        full_context_share=config.model.full_context_share,
+        **training.model_dump(
+            include={
+                "seed", "batch_seconds", "batch_max_clips", "accumulation_steps", "schedule", "warmup_steps",
+                "weight_decay", "betas", "clip_norm", "label_smoothing", "eval_steps", "save_steps",
+                "keep_checkpoints",
+            }
+        ),
+    )  # fmt: skip
+
+
+def _training_data(config: RunConfig, prepared: Prepared) -> TrainingData:
+    values = config.augmentation.model_dump()
+    spec = SpecAugmentSettings(**{name: values.pop(name) for name in _SPEC_AUGMENT})
+    waveform = WaveformAugmenter(**values)
+    return TrainingData(
+        clips=prepared.clips,
+        targets=prepared.targets,
+        augmenter=waveform if waveform.active else None,
+        spec_augment=spec if spec.frequency_masks or spec.time_masks or spec.time_warp_frames else None,
+    )
+
+
+_SPEC_AUGMENT = (
+    "frequency_masks", "frequency_mask_bins", "time_masks", "time_mask_frames", "time_mask_fraction",
+    "time_warp_frames",
+)  # fmt: skip
+
+
+def _save(session: _Session) -> None:
+    config = session.config
+    keep(
+        session.loaded,
+        session.book.directory,
+        extra={
+            "bits": session.bits,
+            "double": config.quantization.double,
+            "quantization_skip": list(config.quantization.skip),
+            "language": config.model.language,
+            "run": session.book.record.run_id,
+        },
+    )

@@ -1,0 +1,46 @@
+"""SIGTERM and SIGINT ask a run to stop after the step in hand; a second SIGINT stops it at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopRequest:
+    """Whether a signal has asked to stop, and which."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether the run should stop after this step."""
+        return self.reason is not None
+
+    def ask(self, reason: str) -> None:
+        """Ask for a stop."""
+        self.reason = reason
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Install the handlers for the time of a run; outside the main thread there is nothing to install."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and request.requested:
+            raise KeyboardInterrupt
+        request.ask(signal.Signals(number).name)
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,194 @@
+"""The values that cross a room boundary.
+
+Everything here is frozen and free of torch, so that `sonotune --help`, a manifest check or a report never pays for
+importing it. Values that need torch live where they are made: `Batch` in `features.batching`, `Component` and
+`LoadedModel` in `models.base`, `RankPlan` in `adapters.allocation`, `Stage` in `training.stages`.
+
+Shape letters, the same in every module: B clips, S samples, T frames, F feature bins, U target tokens, C classes,
+D model width, R adapter rank, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Severity = Literal["note", "warning", "error"]
+RunStatus = Literal["running", "finished", "failed", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Word:
+    """One word placed in time.
+
+    Attributes:
+        text: The word as written.
+        start_s: Seconds from the start of the clip.
+        end_s: Seconds from the start of the clip.
+        score: Confidence of the placement in [0, 1], where the source gives one.
+    """
+
+    text: str
+    start_s: float
+    end_s: float
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """One span of one audio file and what is known about it: one line of a manifest.
+
+    Attributes:
+        id: Unique within a manifest.
+        path: Absolute path of the audio file.
+        duration_s: Length of the span in seconds.
+        start_s: Where the span begins in the file, in seconds.
+        sample_rate_hz: Rate of the file; the decoder resamples.
+        channel: Zero-based channel to keep, or None for the mean of all channels.
+        text: Transcript, Unicode NFC, as it stands in the source.
+        label: Class names for classification.
+        words: Words placed in time, where known.
+        language: ISO 639-1 code or the model's own name of the language.
+        domain: Where the clip comes from (phone, studio, ...), for scores by domain.
+        speaker: Speaker, recording or session. Never in two splits; the unit of resampling for intervals.
+        extra: Every other field of the source line, as text.
+    """
+
+    id: str
+    path: Path
+    duration_s: float
+    start_s: float = 0.0
+    sample_rate_hz: int | None = None
+    channel: int | None = None
+    text: str | None = None
+    label: tuple[str, ...] = ()
+    words: tuple[Word, ...] = ()
+    language: str | None = None
+    domain: str | None = None
+    speaker: str | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something about the data or the run that a person should see.
+
+    Attributes:
+        check: Stable name of the check, such as `audio.truncated` or `text.unknown_character`.
+        severity: A note changes nothing; a warning may matter; an error removed the clip or stops the run.
+        message: One sentence that names the thing, what was found and what was allowed.
+        clip_ids: The clips concerned.
+        path: The file concerned, where there is one.
+        measured: What was found, as a number.
+        limit: What was allowed.
+        unit: Unit of `measured` and `limit`.
+    """
+
+    check: str
+    severity: Severity
+    message: str
+    clip_ids: tuple[str, ...] = ()
+    path: str | None = None
+    measured: float | None = None
+    limit: float | None = None
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a model said about one clip: one line of `predictions/*.jsonl`.
+
+    Attributes:
+        clip_id: The clip.
+        text: Recognised text; empty when the model said nothing, which counts as deletions.
+        scores: Label -> probability, for classification.
+    """
+
+    clip_id: str
+    text: str | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A metric with the interval and the count that say how far to trust it.
+
+    Attributes:
+        name: `wer`, `cer`, `accuracy`, ...
+        value: The metric.
+        low: Lower end of the 95 % interval.
+        high: Upper end of the 95 % interval.
+        count: Number of clips it was computed on.
+        unit: Unit of `value`, `low` and `high`.
+        better: Which direction is better.
+        detail: Parts of the metric, such as substitutions, deletions, insertions and reference words, and how
+            the interval was made (`resampled`: speaker or clip).
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    count: int
+    unit: Literal["fraction", "seconds", "real-time factor", "bytes", "points"] = "fraction"
+    better: Literal["lower", "higher"] = "lower"
+    detail: Mapping[str, float | str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The form every `--json` output and run record uses."""
+        return {
+            "value": self.value,
+            "low": self.low,
+            "high": self.high,
+            "count": self.count,
+            "unit": self.unit,
+            "better": self.better,
+            **({"detail": dict(self.detail)} if self.detail else {}),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """All that is kept of a run. Written as `run.json`; reports read nothing else.
+
+    Attributes:
+        schema: Version of this layout; readers exist for older ones.
+        run_id: Name of the run directory.
+        status: How the run stands.
+        config: The resolved settings, nested.
+        config_origin: Dotted setting -> the place that set it.
+        config_digest: SHA-256 over the settings that can change the result.
+        data_digest: Split name -> SHA-256 over its manifest lines and audio sizes.
+        code: Version, commit and whether the tree was clean.
+        environment: Python, packages, processor, device, world size.
+        model: Family, checkpoint, revision, parameter counts by component.
+        ranks: Full module name -> adapter rank.
+        findings: What the data checks and the run found.
+        scores: Where scored (`before`, `after`, ...) -> score name -> score in JSON form.
+        stages: What each stage trained.
+        choices: Decisions taken automatically: setting -> what it became and why.
+        peak_memory_bytes: Highest resident (CPU) or allocated (CUDA) memory seen.
+        seconds: Wall time, summed over resumed sessions.
+        energy_joules: Measured or estimated energy, None where nothing could be read.
+    """
+
+    schema: int
+    run_id: str
+    status: RunStatus
+    config: Mapping[str, Any]
+    config_origin: Mapping[str, str]
+    config_digest: str
+    data_digest: Mapping[str, str]
+    code: Mapping[str, str]
+    environment: Mapping[str, Any]
+    model: Mapping[str, Any]
+    ranks: Mapping[str, int]
+    findings: tuple[Finding, ...]
+    scores: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    stages: tuple[Mapping[str, Any], ...]
+    choices: Mapping[str, str]
+    peak_memory_bytes: int
+    seconds: float
+    energy_joules: float | None = None

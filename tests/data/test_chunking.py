@@ -1,0 +1,139 @@
+"""Joined recordings hold the speech of their parts, in order, of one speaker."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from sonotune.data.chunking import concatenate_plan, join
+from sonotune.data.importers import load
+from sonotune.data.manifest import read_manifest
+from sonotune.errors import ManifestError
+from sonotune.types import Clip, Word
+
+RATE_HZ = 16_000
+
+
+def make_clips(folder: Path, num_speakers: int = 2, clips_each: int = 12) -> list[Clip]:
+    """Clips of constant value, each with its own, so that a sample says which clip it came from."""
+    clips = []
+    for speaker in range(num_speakers):
+        for index in range(clips_each):
+            number = speaker * clips_each + index
+            duration_s = 0.4 + 0.05 * (index % 5)
+            path = folder / f"{speaker}-{index}.wav"
+            value = 0.02 * (number + 1)
+            soundfile.write(path, np.full(round(duration_s * RATE_HZ), value, np.float32), RATE_HZ, subtype="FLOAT")
+            clips.append(
+                Clip(
+                    id=f"{speaker}-{index}",
+                    path=path,
+                    duration_s=duration_s,
+                    text=f"word{number}",
+                    words=(Word(text=f"word{number}", start_s=0.1, end_s=0.3),),
+                    speaker=f"s{speaker}",
+                    language="en",
+                )
+            )
+    return clips
+
+
+def seconds(parts: tuple[Clip, ...], gap_s: float) -> float:
+    return sum(part.duration_s for part in parts) + gap_s * (len(parts) - 1)
+
+
+def test_plan_keeps_speakers_apart_limits_and_every_clip_at_most_once(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path, 3, 40)
+    plan = concatenate_plan(clips, min_duration_s=1.0, max_duration_s=4.0, gap_s=0.1, seed=1)
+    used = [part.id for parts in plan for part in parts]
+    assert len(used) == len(set(used))
+    assert len(used) > 0.9 * len(clips)
+    assert all(len({part.speaker for part in parts}) == 1 for parts in plan)
+    lengths = [seconds(parts, 0.1) for parts in plan]
+    assert all(1.0 - 1e-9 <= length <= 4.0 + 1e-9 for length in lengths)
+    assert min(lengths) < 2.0
+    assert max(lengths) > 3.0
+
+
+def test_plan_is_a_function_of_the_seed_not_of_the_order(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path)
+    plan = concatenate_plan(clips, max_duration_s=3.0, seed=1)
+    assert concatenate_plan(clips[::-1], max_duration_s=3.0, seed=1) == plan
+    assert concatenate_plan(clips, max_duration_s=3.0, seed=2) != plan
+
+
+def test_clips_without_a_speaker_stand_alone(tmp_path: Path) -> None:
+    clips = [dataclasses.replace(clip, speaker=None) for clip in make_clips(tmp_path)]
+    plan = concatenate_plan(clips, min_duration_s=0.3)
+    assert all(len(parts) == 1 for parts in plan)
+    assert len(plan) == len(clips)
+
+
+def test_refusals(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path, 1, 2)
+    for limits in ({"min_duration_s": 0.0}, {"min_duration_s": 5.0, "max_duration_s": 2.0}, {"gap_s": -1.0}):
+        with pytest.raises(ManifestError, match="0 < min <= max"):
+            concatenate_plan(clips, **limits)
+    with pytest.raises(ManifestError, match="no recording"):
+        concatenate_plan(clips, min_duration_s=10.0)
+
+
+def test_joined_recordings(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    clips = make_clips(source)
+    by_id = {clip.id: clip for clip in clips}
+    joined = join(clips, tmp_path / "out", min_duration_s=1.0, max_duration_s=3.0, gap_s=0.1, seed=4)
+    assert read_manifest(tmp_path / "out" / "manifest.jsonl") == joined
+    assert any(len(clip.words) > 1 for clip in joined)
+    for clip in joined:
+        parts = [by_id[name] for name in clip.extra["sources"].split()]
+        assert clip.text == " ".join(part.text or "" for part in parts)
+        assert (clip.language, clip.speaker) == ("en", parts[0].speaker)
+        waveform_S, rate_hz = soundfile.read(clip.path)
+        assert rate_hz == clip.sample_rate_hz == RATE_HZ
+        assert len(waveform_S) == round(clip.duration_s * RATE_HZ)
+        assert clip.duration_s == pytest.approx(seconds(tuple(parts), 0.1), abs=1e-3)
+        for part, word in zip(parts, clip.words, strict=True):
+            value = 0.02 * (int((part.text or "").removeprefix("word")) + 1)
+            inside_S = waveform_S[round(word.start_s * RATE_HZ) : round(word.end_s * RATE_HZ)]
+            assert word.text == part.text
+            np.testing.assert_allclose(inside_S, value, atol=1e-3)
+        gaps = np.flatnonzero(np.abs(waveform_S) < 1e-4)
+        assert len(gaps) == (len(parts) - 1) * round(0.1 * RATE_HZ)
+
+
+def test_joining_twice_gives_the_same_bytes_and_a_limit_a_part_of_them(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path)
+    first = join(clips, tmp_path / "one", max_duration_s=3.0, seed=7)
+    second = join(clips, tmp_path / "two", max_duration_s=3.0, seed=7)
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(names) == len(first) + 1
+    assert [(tmp_path / "one" / n).read_bytes() for n in names] == [(tmp_path / "two" / n).read_bytes() for n in names]
+    assert [clip.text for clip in first] == [clip.text for clip in second]
+    few = join(clips, tmp_path / "few", max_duration_s=3.0, limit=2, seed=7)
+    assert len(few) == 2
+    assert {clip.text for clip in few} < {clip.text for clip in first}
+
+
+def test_only_the_span_of_a_clip_is_joined(tmp_path: Path) -> None:
+    half_S = np.full(RATE_HZ, 0.5, np.float32)
+    soundfile.write(tmp_path / "a.wav", np.concatenate([half_S, -half_S]), RATE_HZ, subtype="FLOAT")
+    clips = [Clip(id="a", path=tmp_path / "a.wav", start_s=1.0, duration_s=1.0, speaker="s")]
+    (clip,) = join(clips, tmp_path / "out")
+    waveform_S, _ = soundfile.read(clip.path)
+    assert len(waveform_S) == RATE_HZ
+    assert waveform_S.max() < -0.4
+
+
+@pytest.mark.realdata
+def test_joined_digits(fsdd: Path, tmp_path: Path) -> None:
+    clips = load(fsdd)[::20]
+    joined = join(clips, tmp_path, limit=5, seed=0)
+    assert len(joined) == 5
+    assert all(1.0 <= clip.duration_s <= 15.1 for clip in joined)
+    assert all(np.abs(soundfile.read(clip.path)[0]).max() > 0.01 for clip in joined)

@@ -1,0 +1,324 @@
+"""Evaluation with a model so simple that every right answer is known: it reads the word off the loudness of a clip."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sonotune.errors import ManifestError, TextError
+from sonotune.evaluation.evaluate import evaluate, predict_clips, write_predictions
+from sonotune.features.batching import Batch
+from sonotune.types import Clip, Prediction
+
+RATE_HZ = 16000
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+class Loudness:
+    """One feature: the mean amplitude of each 10 ms."""
+
+    sample_rate_hz = RATE_HZ
+    feature_bins = 1
+    frames_per_second = 100.0
+    max_duration_s: float | None = 30.0
+
+    def __call__(
+        self, waveforms: Sequence[NDArray[np.float32]], *, full_context: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        lengths = [len(waveform) // 160 for waveform in waveforms]
+        features = torch.zeros(len(waveforms), 3000 if full_context else max(lengths), 1)
+        for row, (waveform, length) in enumerate(zip(waveforms, lengths, strict=True)):
+            features[row, :length, 0] = torch.from_numpy(waveform[: length * 160].reshape(-1, 160).mean(axis=1))
+        return features, torch.tensor(lengths)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+
+@dataclass
+class Loaded:
+    frontend: Loudness = field(default_factory=Loudness)
+    module: nn.Module = field(default_factory=lambda: nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.5)))
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    context: str = "dynamic"
+
+
+@dataclass
+class ReadsLoudness:
+    """Says the word that the mean loudness of a clip's valid frames stands for, and remembers how it was asked."""
+
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    answers: dict[str, str] = field(default_factory=dict)
+
+    def predict(self, loaded: Loaded, batch: Batch, *, beam_size: int, max_new_tokens: int | None) -> list[Prediction]:
+        self.calls.append(
+            {
+                "ids": [clip.id for clip in batch.clips],
+                "frames": batch.inputs.shape[1],
+                "beam_size": beam_size,
+                "max_new_tokens": max_new_tokens,
+                "training": loaded.module.training,
+                "gradients": torch.is_grad_enabled(),
+            }
+        )
+        predictions = []
+        for row, clip in enumerate(batch.clips):
+            mean = float(batch.inputs[row, : int(batch.input_lengths[row]), 0].mean())
+            text = self.answers.get(clip.id, WORDS[round(mean * 20)])
+            predictions.append(Prediction(clip_id=clip.id, text=text))
+        return predictions
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> list[Clip]:
+    """Ten clips, lengths in no order, each as loud as its word says."""
+    made = []
+    for index, word in enumerate(WORDS):
+        duration_s = 0.5 + 0.37 * ((index * 7) % 10)
+        samples = np.full(round(duration_s * RATE_HZ), index / 20, dtype=np.float32)
+        path = tmp_path / f"{word}.wav"
+        soundfile.write(path, samples, RATE_HZ, subtype="FLOAT")
+        made.append(
+            Clip(
+                id=f"clip-{index}",
+                path=path,
+                duration_s=len(samples) / RATE_HZ,
+                text=word,
+                speaker=f"s{index % 5}",
+                domain="phone" if index % 2 else "studio",
+                language="en",
+            )
+        )
+    return made
+
+
+def run(clips: Sequence[Clip], task: ReadsLoudness | None = None, **arguments: Any):
+    arguments = {"scoring_normalizer": str.lower, "bootstrap": 50, "batch_seconds": 5.0} | arguments
+    loaded = arguments.pop("loaded", None) or Loaded()
+    return evaluate(task or ReadsLoudness(), loaded, clips, **arguments)
+
+
+def test_a_perfect_model_has_no_errors_and_keeps_the_order(clips: list[Clip]) -> None:
+    result = run(clips)
+    assert [prediction.clip_id for prediction in result.predictions] == [clip.id for clip in clips]
+    assert [prediction.text for prediction in result.predictions] == list(WORDS)
+    assert result.scores["wer"].value == result.scores["cer"].value == 0.0
+    assert result.scores["wer"].count == result.clips == 10
+    assert result.findings == []
+    assert result.audio_seconds == pytest.approx(sum(clip.duration_s for clip in clips))
+    assert result.real_time_factor == pytest.approx(result.seconds / result.audio_seconds)
+
+
+def test_batches_change_nothing_but_their_number(clips: list[Clip]) -> None:
+    answers = {"clip-3": "tree", "clip-8": ""}
+    results = []
+    for batch_seconds, max_clips, workers in ((0.1, 64, 0), (1000.0, 64, 0), (5.0, 3, 0), (5.0, 64, 2)):
+        task = ReadsLoudness(answers=answers)
+        result = run(clips, task, batch_seconds=batch_seconds, max_clips=max_clips, workers=workers)
+        results.append((len(task.calls), result.predictions, result.scores, result.slices))
+    assert results[0][0] == 10
+    assert results[1][0] == 1
+    assert all(result[1:] == results[0][1:] for result in results)
+
+
+def test_errors_are_counted_by_hand(clips: list[Clip]) -> None:
+    result = run(clips, ReadsLoudness(answers={"clip-3": "tree", "clip-8": "", "clip-9": "nine nine"}))
+    detail = result.scores["wer"].detail
+    assert (detail["substitutions"], detail["deletions"], detail["insertions"]) == (1, 1, 1)
+    assert result.scores["wer"].value == pytest.approx(0.3)
+    assert detail["resampled"] == "speaker"
+    by_domain = {part["value"]: part["scores"]["wer"]["value"] for part in result.slices if part["by"] == "domain"}
+    assert by_domain == {"phone": pytest.approx(0.4), "studio": pytest.approx(0.2)}
+    assert {part["by"] for part in result.slices} == {"domain", "duration", "domain, duration", "speaker", "language"}
+
+
+def test_clips_that_cannot_be_read_count_as_empty_and_are_found(clips: list[Clip]) -> None:
+    clips[2].path.unlink()
+    clips[5].path.write_bytes(b"RIFF not audio at all")
+    result = run(clips)
+    assert [prediction.text for prediction in result.predictions] == [
+        "" if index in (2, 5) else word for index, word in enumerate(WORDS)
+    ]
+    assert result.scores["wer"].detail["deletions"] == 2
+    assert result.scores["wer"].count == 10
+    assert {clip_id for finding in result.findings for clip_id in finding.clip_ids} == {"clip-2", "clip-5"}
+    assert all(finding.check.startswith("audio.") for finding in result.findings)  # the reader's own words
+
+
+def test_even_when_no_clip_can_be_read(clips: list[Clip]) -> None:
+    for clip in clips:
+        clip.path.unlink()
+    task = ReadsLoudness()
+    result = run(clips, task)
+    assert task.calls == []
+    assert result.scores["wer"].value == 1.0
+    assert len({clip_id for finding in result.findings for clip_id in finding.clip_ids}) == 10
+
+
+def test_clips_longer_than_the_window_are_not_cut_in_silence(clips: list[Clip]) -> None:
+    loaded = Loaded()
+    loaded.frontend.max_duration_s = 2.0
+    long = {clip.id for clip in clips if clip.duration_s > 2.0}
+    progress: list[tuple[int, int]] = []
+    result = run(clips, loaded=loaded, progress=lambda done, total: progress.append((done, total)))
+    assert {prediction.clip_id for prediction in result.predictions if not prediction.text} == long
+    assert {finding.clip_ids[0] for finding in result.findings if finding.check == "evaluation.too_long"} == long
+    assert progress[-1] == (10, 10)
+    assert [done for done, _ in progress] == sorted({done for done, _ in progress})
+
+
+def test_clips_without_a_transcript_are_decoded_and_not_scored(clips: list[Clip]) -> None:
+    result = run([replace(clip, text=None) if clip.id == "clip-4" else clip for clip in clips])
+    assert result.predictions[4].text == "four"
+    assert result.scores["wer"].count == 9
+    assert [(finding.check, finding.clip_ids) for finding in result.findings] == [
+        ("evaluation.no_transcript", ("clip-4",))
+    ]
+    nothing = run([replace(clip, text=None) for clip in clips])
+    assert nothing.scores == {}
+    assert nothing.slices == []
+    assert nothing.decoding is None
+
+
+def test_both_texts_are_normalised(clips: list[Clip]) -> None:
+    shouted = [replace(clip, text=(clip.text or "").upper()) for clip in clips]
+    assert run(shouted, ReadsLoudness(answers={"clip-1": "OnE"})).scores["wer"].value == 0.0
+    assert run(shouted, scoring_normalizer=str).scores["wer"].value == 1.0
+
+
+def test_references_without_a_word_are_an_error(clips: list[Clip]) -> None:
+    with pytest.raises(TextError, match="empty after normalisation"):
+        run([replace(clip, text=" ") for clip in clips])
+
+
+def test_loops_become_findings(clips: list[Clip]) -> None:
+    result = run(clips, ReadsLoudness(answers={"clip-1": "thank you " * 6}))
+    assert result.decoding is not None
+    assert result.decoding.loops == pytest.approx(0.1)
+    assert ("decode.loops", ("clip-1",)) in [(finding.check, finding.clip_ids) for finding in result.findings]
+
+
+def test_how_the_task_is_asked(clips: list[Clip]) -> None:
+    task, entered = ReadsLoudness(), []
+
+    @contextmanager
+    def autocast():
+        entered.append(True)
+        yield
+
+    run(clips, task, beam_size=4, autocast=autocast)
+    longest_s = {clip.id: clip.duration_s for clip in clips}
+    assert len(entered) == len(task.calls) > 1
+    for call in task.calls:
+        assert call["beam_size"] == 4
+        assert not call["training"]
+        assert not call["gradients"]
+        expected = int(np.ceil(max(longest_s[clip_id] for clip_id in call["ids"]) * 25)) + 16
+        assert call["max_new_tokens"] == expected
+
+
+@pytest.mark.parametrize("limit", [7, None])
+def test_a_limit_of_ones_own(clips: list[Clip], limit: int | None) -> None:
+    task = ReadsLoudness()
+    run(clips, task, max_new_tokens=limit)
+    assert {call["max_new_tokens"] for call in task.calls} == {limit}
+
+
+@pytest.mark.parametrize(
+    ("context", "asked", "full"), [("full", None, True), ("dynamic", True, True), ("full", False, False)]
+)
+def test_full_context(clips: list[Clip], context: str, asked: bool | None, full: bool) -> None:
+    task = ReadsLoudness()
+    result = run(clips, task, loaded=Loaded(context=context), full_context=asked)
+    assert ({call["frames"] for call in task.calls} == {3000}) is full
+    assert result.scores["wer"].value == 0.0
+
+
+def test_each_part_of_the_model_gets_back_its_mode_even_after_an_error(clips: list[Clip]) -> None:
+    loaded = Loaded()
+    loaded.module.train()
+    loaded.module[1].eval()
+    run(clips, loaded=loaded)
+    assert [part.training for part in loaded.module.modules()] == [True, True, False]
+
+    class Fails(ReadsLoudness):
+        def predict(self, *arguments: Any, **options: Any) -> list[Prediction]:
+            raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        run(clips, Fails(), loaded=loaded)
+    assert [part.training for part in loaded.module.modules()] == [True, True, False]
+    assert torch.is_grad_enabled()
+
+
+def test_a_task_that_mixes_up_its_clips_is_caught(clips: list[Clip]) -> None:
+    class Reversed(ReadsLoudness):
+        def predict(self, *arguments: Any, **options: Any) -> list[Prediction]:
+            return super().predict(*arguments, **options)[::-1]
+
+    with pytest.raises(ValueError, match="order of the batch"):
+        run(clips, Reversed())
+
+
+def test_sets_that_cannot_be_evaluated(clips: list[Clip]) -> None:
+    with pytest.raises(ManifestError, match="evaluation set is empty"):
+        run([])
+    with pytest.raises(ManifestError, match="found twice: clip-1"):
+        run([*clips, clips[1]])
+
+
+def test_predictions_without_scores(clips: list[Clip]) -> None:
+    predictions, findings = predict_clips(ReadsLoudness(), Loaded(), [replace(clip, text=None) for clip in clips])
+    assert [prediction.text for prediction in predictions] == list(WORDS)
+    assert findings == []
+
+
+def test_the_result_is_ready_for_json(clips: list[Clip]) -> None:
+    found = json.loads(json.dumps(run(clips).to_json(), allow_nan=False))
+    assert {"scores", "slices", "clips", "seconds", "audio_seconds"} <= found.keys()
+    assert {"value", "low", "high", "count", "unit"} <= found["scores"]["wer"].keys()
+    assert {"by", "value", "scores"} <= found["slices"][0].keys()
+
+
+def test_predictions_on_disk(clips: list[Clip], tmp_path: Path) -> None:
+    some = [clips[0], replace(clips[1], text="אחת, שתיים", language="he"), replace(clips[2], text=None)]
+    predictions = [
+        Prediction(clip_id="clip-0", text="Zero"),
+        Prediction(clip_id="clip-1", text="אחת \ud800"),  # half a surrogate pair
+        Prediction(clip_id="clip-2", text="two", scores={"two": 0.75}),
+    ]
+    path = tmp_path / "after.jsonl"
+    write_predictions(path, predictions, some, scoring_normalizer=lambda text: text.lower().replace(",", ""))
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert rows[0] == {
+        "id": "clip-0",
+        "reference": "zero",
+        "hypothesis": "Zero",
+        "scored_reference": "zero",
+        "scored_hypothesis": "zero",
+        "edits": {"substitutions": 0, "deletions": 0, "insertions": 0, "hits": 1, "reference": 1},
+        "duration_s": clips[0].duration_s,
+        "domain": "studio",
+        "speaker": "s0",
+        "language": "en",
+    }
+    assert rows[1]["reference"] == "אחת, שתיים"
+    assert rows[1]["hypothesis"] == "אחת ?"
+    assert rows[1]["edits"]["substitutions"] == 1
+    assert "אחת" in path.read_text("utf-8")
+    assert rows[2]["edits"] is None
+    assert rows[2]["scores"] == {"two": 0.75}
+    with pytest.raises(ValueError, match="one prediction per clip"):
+        write_predictions(path, predictions[:2], some, scoring_normalizer=str)
+    assert len(path.read_text("utf-8").splitlines()) == 3

@@ -1,0 +1,56 @@
+"""What needs a CUDA device: NF4 on it against the CPU, and a QLoRA step in bf16. Skipped elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sonotune.adapters import lora
+from sonotune.adapters.allocation import unit_costs
+from sonotune.adapters.allocators.uniform import UniformAllocator
+from sonotune.models.families.whisper import WhisperFamily
+from sonotune.models.precision import autocast
+from sonotune.models.probe import probe_batch, probe_logits
+from sonotune.models.quantize import dequantized_weight, quantize
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def test_nf4_on_the_device_is_nf4_on_the_processor():
+    family = WhisperFamily()
+    weights = []
+    for device in ("cpu", "cuda"):
+        loaded = family.load("assets:whisper-nano")
+        loaded.module.to(device)
+        name = loaded.linears[0]
+        loaded = quantize(loaded, bits=4)
+        weights.append(dequantized_weight(loaded.module.get_submodule(name)).cpu())
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-6, rtol=1e-5)
+
+
+def test_a_qlora_step_in_bf16_trains_adapters_and_nothing_else():
+    torch.manual_seed(0)
+    family = WhisperFamily()
+    loaded = family.load("assets:whisper-nano")
+    loaded.module.to("cuda")
+    loaded = quantize(loaded, bits=4, compute_dtype=torch.bfloat16)
+    plan = UniformAllocator().allocate(unit_costs(loaded, loaded.linears), rank=8, budget=None)
+    loaded = lora.attach(loaded, plan, rank=8, alpha=8.0)
+    before = probe_logits(family, loaded)
+    optimizer = torch.optim.AdamW([p for p in loaded.module.parameters() if p.requires_grad], lr=1e-2, fused=True)
+    batch = probe_batch(loaded).to("cuda")
+    losses = []
+    for _ in range(10):
+        with autocast("bf16", torch.device("cuda")):
+            loss, count = family.loss(loaded, batch)
+        (loss / count).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()) / count)
+    assert losses[-1] < losses[0]
+    assert not torch.equal(before, probe_logits(family, loaded))
+    assert all(parameter.requires_grad == (".lora_" in name or "modules_to_save" in name)
+               for name, parameter in loaded.module.named_parameters())  # fmt: skip

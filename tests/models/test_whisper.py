@@ -1,0 +1,196 @@
+"""Whisper: its component map, its context modes and its loss."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sonotune.errors import ModelError, TextError
+from sonotune.features.batching import Batch, pad_targets
+from sonotune.models.base import LoadedModel, count_parameters, parameter_owners, select
+from sonotune.models.families.whisper import WhisperFamily
+from sonotune.types import Clip
+
+FAMILY = WhisperFamily()
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    torch.manual_seed(0)
+    return FAMILY.load("assets:whisper-nano", random_weights=True)
+
+
+def make_batch(loaded: LoadedModel, seconds: list[float], texts: list[str], *, full: bool = False) -> Batch:
+    rng = np.random.default_rng(3)
+    waveforms = [
+        rng.standard_normal(round(16_000 * length)).astype(np.float32) * 0.1 for length in (0.9, 0.5, 1.37, 2.0)
+    ]
+    waveforms = [waveforms[index][: round(16_000 * length)] for index, length in enumerate(seconds)]
+    inputs, lengths = loaded.frontend(waveforms, full_context=full)
+    targets, target_lengths = pad_targets([FAMILY.encode_text(loaded, text, "en") for text in texts])
+    clips = tuple(
+        Clip(id=str(index), path="x.wav", duration_s=length, text=text, language="en")  # type: ignore[arg-type]
+        for index, (length, text) in enumerate(zip(seconds, texts, strict=True))
+    )
+    return Batch(
+        inputs=inputs, input_lengths=lengths, targets=targets, target_lengths=target_lengths, clips=clips,
+        full_context=full,
+    )  # fmt: skip
+
+
+def test_every_parameter_belongs_to_exactly_one_component(loaded: LoadedModel):
+    owners = parameter_owners(loaded)
+    assert set(owners.values()) == {"stem", "encoder", "decoder", "embeddings"}
+    total = sum(row["parameters"] for row in count_parameters(loaded).values())
+    assert total == sum(parameter.numel() for parameter in loaded.module.parameters())
+
+
+def test_selectors(loaded: LoadedModel):
+    assert all(".conv" in name or "embed_positions" in name for name in select(loaded, ["stem"]))
+    norms = select(loaded, ["encoder.norms"])
+    layers = loaded.module.config.encoder_layers
+    assert len(norms) == 2 * (2 * layers + 1)
+    last = select(loaded, ["encoder.layers[-1:]"])
+    assert last
+    assert all(f".layers.{layers - 1}." in name for name in last)
+    cross = select(loaded, ["decoder.cross_attention"])
+    assert cross
+    assert all("encoder_attn" in name for name in cross)
+    assert select(loaded, ["encoder.layers[0]"]) == select(loaded, ["encoder.layers[:1]"])
+
+
+@pytest.mark.parametrize("selector", ["projector", "encoder.nothing", "encoder.layers[99:]", "encoder.layers[99]"])
+def test_a_selector_that_matches_nothing_is_an_error(loaded: LoadedModel, selector: str):
+    with pytest.raises(ModelError):
+        select(loaded, [selector])
+
+
+def test_linears_are_all_of_both_towers_and_not_the_head(loaded: LoadedModel):
+    config = loaded.module.config
+    assert len(loaded.linears) == 6 * config.encoder_layers + 10 * config.decoder_layers
+    assert "proj_out" not in loaded.linears
+
+
+def test_full_context_is_transformers_to_the_bit(loaded: LoadedModel):
+    batch = make_batch(loaded, [0.9, 0.5], ["one", "two"], full=True)
+    with torch.no_grad():
+        ours = FAMILY._encode(loaded, batch)
+        theirs = loaded.module.model.encoder(batch.inputs.transpose(1, 2)).last_hidden_state
+    assert torch.equal(ours, theirs)
+
+
+def test_logits_at_full_context_are_those_of_transformers(loaded: LoadedModel):
+    batch = make_batch(loaded, [0.9, 0.5], ["one", "two"], full=True)
+    with torch.no_grad():
+        ours = FAMILY.logits(loaded, batch)
+        theirs = loaded.module(
+            input_features=batch.inputs.transpose(1, 2), decoder_input_ids=batch.targets[:, :-1].clamp_min(0)
+        ).logits
+    torch.testing.assert_close(ours, theirs[batch.targets[:, 1:] >= 0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_clip_gives_the_same_loss_alone_and_in_any_batch(loaded: LoadedModel):
+    seconds, texts = [0.9, 0.5, 1.37, 2.0], ["one", "seven three", "שלום", "zero"]
+    with torch.no_grad():
+        together, count = FAMILY.loss(loaded, make_batch(loaded, seconds, texts))
+        batch = make_batch(loaded, seconds, texts)
+        alone, counts = 0.0, 0
+        for row in batch.split(4):
+            length = int(row.input_lengths.max())
+            own = replace(
+                row,
+                inputs=row.inputs[:, : length + length % 2 + 4],
+                targets=row.targets[:, : int(row.target_lengths[0])],
+            )
+            loss, units = FAMILY.loss(loaded, own)
+            alone, counts = alone + float(loss), counts + units
+    assert count == counts
+    assert float(together) == pytest.approx(alone, rel=1e-5)
+
+
+def test_padding_frames_never_change_an_output(loaded: LoadedModel):
+    batch = make_batch(loaded, [0.9, 2.0, 1.0], ["one", "two", "six"])
+    noisy = batch.inputs.clone()
+    length = int(batch.input_lengths[0])
+    noisy[0, length + 4 :] += 5.0
+    with torch.no_grad():
+        before = FAMILY.logits(loaded, batch.split(3)[0])
+        after = FAMILY.logits(loaded, replace(batch, inputs=noisy).split(3)[0])
+    torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-5)
+
+
+def test_the_loss_counts_text_and_end_but_not_the_prompt(loaded: LoadedModel):
+    _, count = FAMILY.loss(loaded, make_batch(loaded, [0.9], ["one"]))
+    assert count == len("one") + 1
+
+
+def test_the_loss_is_that_of_transformers_on_the_same_labels(loaded: LoadedModel):
+    batch = make_batch(loaded, [0.9, 0.5], ["one", "seven"], full=True)
+    labels = batch.targets[:, 1:].clone()
+    labels[:, :3] = -100
+    with torch.no_grad():
+        ours, count = FAMILY.loss(loaded, batch)
+        theirs = loaded.module(
+            input_features=batch.inputs.transpose(1, 2),
+            decoder_input_ids=batch.targets[:, :-1].clamp_min(0),
+            labels=labels,
+        ).loss
+    assert float(ours) / count == pytest.approx(float(theirs), rel=1e-5)
+
+
+def test_greedy_decoding_does_not_depend_on_the_batch(loaded: LoadedModel):
+    batch = make_batch(loaded, [0.9, 0.5, 1.37], ["one", "two", "six"])
+    together = FAMILY.transcribe(loaded, batch, max_new_tokens=8)
+    alone = [FAMILY.transcribe(loaded, row, max_new_tokens=8)[0] for row in batch.split(3)]
+    assert together == alone
+
+
+def test_beam_search_runs_and_beam_one_is_greedy(loaded: LoadedModel):
+    batch = make_batch(loaded, [0.9, 0.5], ["one", "two"])
+    assert len(FAMILY.transcribe(loaded, batch, beam_size=3, max_new_tokens=6)) == 2
+
+
+def test_the_language_is_detected_where_it_is_unknown(loaded: LoadedModel):
+    batch = make_batch(loaded, [0.9], ["one"])
+    unknown = replace(batch, clips=(replace(batch.clips[0], language=None),))
+    with torch.no_grad():
+        languages = FAMILY._languages(loaded, unknown, FAMILY._encode(loaded, unknown))
+    assert languages[0] in {"en", "he"}
+
+
+@pytest.mark.parametrize("text", ["seven", "שלום עולם", "naïve café", "🎉"])
+def test_text_comes_back_from_its_targets(loaded: LoadedModel, text: str):
+    ids = FAMILY.encode_text(loaded, text, "English")
+    assert FAMILY.decode_text(loaded, ids.tolist()) == text
+
+
+def test_text_that_cannot_be_a_target_is_refused(loaded: LoadedModel):
+    with pytest.raises(TextError, match="can write"):
+        FAMILY.encode_text(loaded, "seven " * 40, "en")
+    with pytest.raises(TextError, match="klingon"):
+        FAMILY.encode_text(loaded, "seven", "klingon")
+    with pytest.raises(TextError, match=r"model\.language"):
+        FAMILY.encode_text(loaded, "seven", None)
+
+
+def test_gradient_checkpointing_changes_no_gradient(loaded: LoadedModel):
+    batch = make_batch(loaded, [0.9, 0.5], ["one", "two"])
+    loaded.module.eval()
+    gradients = []
+    for on in (False, True):
+        if on:
+            loaded.module.activation_checkpointing_enable({"use_reentrant": False})
+            loaded.module.train()
+            for layer in (*loaded.module.model.encoder.layers, *loaded.module.model.decoder.layers):
+                layer.dropout = 0.0
+            loaded.module.model.encoder.dropout = loaded.module.model.decoder.dropout = 0.0
+        loaded.module.zero_grad(set_to_none=True)
+        FAMILY.loss(loaded, batch)[0].backward()
+        gradients.append({n: p.grad.clone() for n, p in loaded.module.named_parameters() if p.grad is not None})
+    loaded.module.activation_checkpointing_disable()
+    loaded.module.eval()
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-5) for name in gradients[0])

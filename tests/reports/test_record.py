@@ -1,0 +1,282 @@
+"""The report: complete, escaped, self-contained, and the same bytes every time."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from sonotune.errors import RunDirectoryError
+from sonotune.reports.record import build_html, read_predictions, show_bytes, show_seconds
+
+VOID = {"meta", "br", "hr", "link", "input", "img"}
+
+
+class Page(HTMLParser):
+    """Text by section, every element, and whether each is closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.section = ""
+        self.text: dict[str, str] = {}
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag == "section":
+            self.section = dict(attrs)["id"] or ""
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text[self.section] = self.text.get(self.section, "") + data
+
+    def flat(self, section: str) -> str:
+        return " ".join(self.text[section].split())
+
+
+@pytest.fixture(scope="module")
+def html(run_record, run_events, run_predictions) -> str:
+    return build_html(run_record, run_events, run_predictions)
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def test_every_element_is_closed_and_every_section_is_there(page: Page) -> None:
+    assert page.open == []
+    sections = [attributes["id"] for tag, attributes in page.elements if tag == "section"]
+    training = ["scores", "training", "predictions", "slices", "findings"]
+    assert sections == [*training, "model", "time", "settings", "environment"]
+
+
+def test_the_same_run_gives_the_same_bytes(html: str, run_record, run_events, run_predictions) -> None:
+    assert build_html(run_record, iter(run_events), run_predictions) == html
+
+
+def test_nothing_is_loaded_from_elsewhere(html: str, page: Page) -> None:
+    assert not {"script", "link", "iframe", "img", "object"} & {tag for tag, _ in page.elements}
+    for _, attributes in page.elements:
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#")
+        assert not [name for name in attributes if name.startswith("on")]
+    addresses = set(re.findall(r"https?://[^\s\"')]+", html))
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert "default-src 'none'" in html
+
+
+def test_transcripts_are_data(html: str, page: Page) -> None:
+    assert "<script" not in html
+    assert "<script>alert(1)</script>" in page.flat("predictions")
+
+
+def test_ids_are_unique(page: Page) -> None:
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_scores_stand_with_interval_counts_and_parts(page: Page, run_record) -> None:
+    after = run_record.scores["after"]["wer"]
+    shown = page.flat("scores")
+    for key in ("value", "low", "high"):
+        assert f"{100 * after[key]:.1f} %" in shown
+    assert re.search(r"after\s*wer\s*41\.2 %.*?6\s*3\s*2\s*2\s*17\s*speaker", " ".join(page.text["scores"].split()))
+    assert "123.5 % → 41.2 %" in page.flat("")
+    assert "−82.4 points, −67 % relative" in page.flat("")
+
+
+def test_curves_show_what_the_events_say(page: Page) -> None:
+    labels = [attributes.get("aria-label") for tag, attributes in page.elements if tag == "svg"]
+    assert labels == [
+        "WER with 95 % intervals",
+        "CER with 95 % intervals",
+        "Error rates over steps",
+        "Training loss over steps",
+        "Learning rate over steps",
+        "Training throughput over steps",
+        "Seconds by phase",
+    ]
+    assert "adapter" in page.flat("training")
+    assert "stem" in page.flat("training")
+
+
+def test_worst_predictions_come_first_with_their_edits(html: str, page: Page) -> None:
+    shown = re.findall(r'<code dir="auto">(\w+)</code>', html)
+    assert shown == ["a4", "a1", "a3", "a5", "a2"]  # two errors at 67 %, two at 50 %, then one at 100, 33 and 25 %
+    assert '<del title="substituted: said">ארבע</del><ins title="substituted: recognised">ארבה</ins>' in html
+    assert '<ins title="inserted">שש</ins>' in html
+    assert '<del title="deleted">stop</del>' in html
+    assert "nothing recognised" in page.flat("predictions")
+    assert "5 of 5 texts with errors, out of 6" in page.flat("predictions")
+    assert html.count('<div class="words" dir="auto">') == 5
+
+
+def test_the_scored_form_is_what_is_compared(run_record) -> None:
+    row = {"id": "x", "reference": "Stop!", "hypothesis": "STOP", "duration_s": 1.0}
+    assert "No errors in 1" in Page(
+        build_html(run_record, [], [row | {"scored_reference": "stop", "scored_hypothesis": "stop"}])
+    ).flat("predictions")
+    assert "100 % WER" in Page(build_html(run_record, [], [row])).flat("predictions")
+
+
+def test_slices_are_made_from_the_predictions(page: Page) -> None:
+    shown = page.flat("slices")
+    for by in ("By domain", "By duration", "By speaker", "By language"):
+        assert by in shown
+    assert "phone3" in shown.replace(" ", "")
+    assert "30.0 %" in shown
+
+
+def test_only_the_worst_of_many_slices_are_shown(run_record) -> None:
+    rows = [
+        {
+            "id": str(index),
+            "reference": "a b c d",
+            "hypothesis": "a b c x" if index == 99 else "a b c d",
+            "speaker": f"s{index:03}",
+        }
+        for index in range(100)
+    ]
+    shown = Page(build_html(run_record, [], rows)).flat("slices")
+    assert "s099" in shown
+    assert "60 more with lower rates" in shown
+
+
+def test_findings_stand_worst_first_with_their_clips(html: str, page: Page) -> None:
+    shown = page.flat("findings")
+    assert shown.index("audio.truncated") < shown.index("data.no_speaker")
+    assert "Measured 1.1 s, allowed 3.2 s" in shown
+    assert "audio/<b7>.wav" in shown
+    assert "b7 and 4 more" in shown
+
+
+def test_settings_say_where_they_come_from(page: Page) -> None:
+    shown = page.flat("settings")
+    assert re.search(r"training\.learning_rate ?0\.001 ?command line: training\.learning_rate=1e-3", shown)
+    before, defaults = shown.split("4 settings at their default")
+    assert "adapter.targets" in defaults
+    assert "adapter.targets" not in before
+
+
+def test_model_and_environment_are_complete(page: Page) -> None:
+    model = page.flat("model")
+    assert re.search(r"stem ?120\u202f?\s?000", model)
+    assert "50.0 %" in model
+    assert "7.83 %" in page.flat("")  # 180 000 of 2 300 000
+    assert "model.encoder.layers.0.fc1" in model
+    assert "4 because the command line asked for it" in model
+    assert "packages.torch" in page.flat("environment")
+    assert "ab" * 32 in page.flat("environment")
+
+
+def test_an_empty_run_has_a_report_too(run_record) -> None:
+    bare = replace(
+        run_record, status="failed", scores={}, findings=(), model={}, ranks={}, stages=(), choices={}, config={},
+        environment={}, code={}, config_origin={}, data_digest={}, energy_joules=7200.0,
+    )  # fmt: skip
+    page = Page(build_html(bare))
+    assert page.open == []
+    assert "The record has no scores" in page.flat("scores")
+    assert "No predictions were kept" in page.flat("predictions")
+    assert "None: no clip was left out" in page.flat("findings")
+    assert "Trained" not in page.flat("")
+    assert "2 Wh" in page.flat("")
+
+
+def test_components_may_be_counts_by_name(run_record) -> None:
+    model = {"components": {"stem": 10, "encoder": {"parameters": 30, "trainable": 15}}}
+    shown = Page(build_html(replace(run_record, model=model))).flat("model")
+    assert re.search(r"stem ?10 ?encoder ?30 ?15 ?50\.0 %", shown)
+
+
+def test_the_last_event_of_a_repeated_step_counts_and_odd_events_do_no_harm(run_record) -> None:
+    steps = [{"step": step, "loss": 1.0, "learning_rate": 1e-3} for step in (1, 2, 3)]
+    odd = [{"kind": "note"}, {"step": "x", "loss": 1}, {"step": 4, "loss": None}, {"step": 5, "scores": {"wer": 0.5}}]
+    repeated = [{"step": 2, "loss": 99.0, "learning_rate": 1e-3}, *steps]
+    assert build_html(run_record, [*repeated, *odd]) == build_html(run_record, steps)
+
+
+def test_time_by_phase_is_that_of_the_last_event(run_record) -> None:
+    events = [
+        {"kind": "spent", "seconds": {"forward": 1.0}},
+        {"kind": "spent", "seconds": {"forward": 3.0, "data": 1.0}},
+    ]
+    shown = Page(build_html(run_record, [*events, {"kind": "step", "seconds": 0.5}])).flat("time")
+    assert re.search(r"forward ?3\.0 s ?75\.0 % ?data ?1\.0 s ?25\.0 %", shown)
+
+
+def test_losses_that_are_not_numbers_leave_a_gap(run_record) -> None:
+    events = [{"step": step, "loss": float("nan") if step == 2 else 1.0} for step in (1, 2, 3)]
+    assert Page(build_html(run_record, events)).open == []
+
+
+def test_a_damaged_transcript_does_not_stop_the_report(run_record) -> None:
+    row = {"id": "x", "reference": "a \ud800", "hypothesis": "b \x00 \x1b[31m", "duration_s": 1.0}
+    html = build_html(run_record, [], [row])
+    html.encode("utf-8")
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", html)
+    assert "\ufffd[31m" in html
+
+
+def test_predictions_are_read_back(tmp_path: Path, run_predictions) -> None:
+    path = tmp_path / "after.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in run_predictions) + "\n", "utf-8")
+    assert read_predictions(path) == run_predictions
+
+
+@pytest.mark.parametrize("line", ["[1]", "{", '"x"'])
+def test_damaged_predictions_are_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "after.jsonl"
+    path.write_text('{"id": "a"}\n' + line + "\n", "utf-8")
+    with pytest.raises(RunDirectoryError, match=re.escape(f"{path}:2")):
+        read_predictions(path)
+    with pytest.raises(RunDirectoryError, match="cannot be read"):
+        read_predictions(tmp_path / "missing.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0.04, "0.0 s"),
+        (9.96, "10.0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (200, "3 min 20 s"),
+        (18_130, "5 h 2 min"),
+    ],
+)
+def test_durations_as_people_say_them(seconds: float, expected: str) -> None:
+    assert show_seconds(seconds) == expected
+
+
+def test_sizes() -> None:
+    assert [show_bytes(size) for size in (0, 999, 1500, 2.5e9, 3e12)] == ["0 B", "999 B", "1.5 kB", "2.5 GB", "3 TB"]
+
+
+def test_a_report_needs_no_torch() -> None:
+    program = (
+        "import sys\nfrom sonotune.reports.record import build_html\n"
+        "from sonotune.reports.figures import bars\n"
+        "assert 'matplotlib' not in sys.modules, 'matplotlib is imported before a figure is drawn'\n"
+        "bars('a', {'b': 1.0}, x_label='s', title='t')\n"
+        "found = {'torch', 'transformers', 'peft', 'matplotlib.pyplot'} & sys.modules.keys()\n"
+        "assert not found, found\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

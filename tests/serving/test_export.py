@@ -1,0 +1,165 @@
+"""An export is a plain model of the same function, whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sonotune.adapters.saved import open_model
+from sonotune.errors import AdapterError, ResourceError, RunDirectoryError
+from sonotune.models.base import LoadedModel
+from sonotune.models.families.whisper import WhisperFamily
+from sonotune.models.probe import probe_batch, probe_logits
+from sonotune.serving import export as module
+from sonotune.serving.export import export
+
+Trained = Callable[..., tuple[Path, LoadedModel]]
+
+
+def plain_logits(folder: Path, like: LoadedModel) -> Tensor:
+    """Logits of plain `transformers` on the probe, at the whole window."""
+    from transformers import WhisperForConditionalGeneration
+
+    model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    batch = probe_batch(like.with_(context="full"))
+    with torch.no_grad():
+        logits = model(input_features=batch.inputs.transpose(1, 2), decoder_input_ids=batch.targets[:, :-1]).logits
+    return logits.reshape(-1, logits.shape[-1])
+
+
+def our_logits(loaded: LoadedModel) -> Tensor:
+    return probe_logits(WhisperFamily(), loaded.with_(context="full"))
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+@pytest.mark.parametrize("stem", ["train", "lora"])
+def test_the_export_loads_in_plain_transformers_and_is_the_same_function(
+    trained: Trained, tmp_path: Path, bits: int, stem: str
+):
+    folder, loaded = trained(bits=bits, stem=stem)
+    result = export(str(folder), tmp_path / "export", dtype="fp32")
+    torch.testing.assert_close(
+        plain_logits(tmp_path / "export", loaded), our_logits(loaded), atol=1e-3, rtol=1e-3
+    )  # fmt: skip
+    assert result["merge"]["largest"] < 1e-3 * max(1.0, result["merge"]["scale"])
+    assert result["rounding"]["largest"] == 0.0
+    assert result["dtype"] == "fp32"
+    assert result["bytes"] == sum(file.stat().st_size for file in (tmp_path / "export").iterdir())
+
+
+def test_a_run_is_exported_like_its_adapter(trained: Trained, tmp_path: Path):
+    folder, loaded = trained()
+    export(str(folder.parent), tmp_path / "export", dtype="fp32")
+    torch.testing.assert_close(plain_logits(tmp_path / "export", loaded), our_logits(loaded), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("auto", "fp16"), ("fp16", "fp16"), ("bf16", "bf16")])
+def test_what_rounding_does_is_measured_and_recorded(trained: Trained, tmp_path: Path, dtype: Any, kind: str):
+    folder, _ = trained()
+    result = export(str(folder), tmp_path / "export", dtype=dtype)
+    recorded = json.loads((tmp_path / "export" / "sonotune_export.json").read_text("utf-8"))
+    assert recorded["dtype"] == result["dtype"] == kind
+    assert recorded["rounding"] == result["rounding"]
+    exact, rounded = (
+        probe_logits(WhisperFamily(), open_model(str(place)).loaded) for place in (folder, tmp_path / "export")
+    )
+    found = float((exact - rounded).abs().max())
+    assert result["rounding"]["largest"] == pytest.approx(found, rel=0.05, abs=result["merge"]["largest"] * 4)
+    assert 0 < result["rounding"]["largest"] < (0.2 if kind == "fp16" else 2.0)
+
+
+def test_weights_too_large_for_fp16_are_kept_in_bf16():
+    class Holder:
+        module = torch.nn.Linear(2, 2)
+
+    assert module._choose_dtype(Holder()) == "fp16"  # type: ignore[arg-type]
+    with torch.no_grad():
+        Holder.module.weight[0, 0] = 60_000.0
+    assert module._choose_dtype(Holder()) == "bf16"  # type: ignore[arg-type]
+
+
+def test_an_export_is_opened_and_exported_again(trained: Trained, tmp_path: Path):
+    folder, _ = trained()
+    export(str(folder), tmp_path / "one", dtype="fp32")
+    again = export(str(tmp_path / "one"), tmp_path / "two", dtype="fp32")
+    assert again["merge"] is None
+    first, second = (probe_logits(WhisperFamily(), open_model(str(tmp_path / name)).loaded) for name in ("one", "two"))
+    assert torch.equal(first, second)
+
+
+def test_merging_into_the_original_weights_is_said_so(trained: Trained, tmp_path: Path):
+    folder, loaded = trained(bits=4)
+    result = export(str(folder), tmp_path / "export", target="original", dtype="fp32")
+    assert result["target"] == "original"
+    assert result["merge"]["largest"] > 1e-2  # another function, and the record shows how far
+    difference = float((plain_logits(tmp_path / "export", loaded) - our_logits(loaded)).abs().max())
+    assert difference > 1e-2
+
+
+def test_a_merge_that_changed_the_function_is_refused_and_nothing_is_written(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, _ = trained()
+    honest = module.merge_into
+
+    def wrong(loaded: LoadedModel, fresh: LoadedModel, **settings: Any) -> LoadedModel:
+        merged = honest(loaded, fresh, **settings)
+        with torch.no_grad():
+            merged.module.model.encoder.layers[0].fc1.weight *= 0.5
+        return merged
+
+    monkeypatch.setattr(module, "merge_into", wrong)
+    with pytest.raises(AdapterError, match="the merged model is not the adapted one"):
+        export(str(folder), tmp_path / "export")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_existing_folder_is_refused_unless_it_may_be_replaced(trained: Trained, tmp_path: Path):
+    folder, _ = trained()
+    target = tmp_path / "export"
+    target.mkdir()
+    (target / "precious.txt").write_text("mine")
+    with pytest.raises(RunDirectoryError, match="--overwrite"):
+        export(str(folder), target)
+    assert [path.name for path in target.iterdir()] == ["precious.txt"]
+    export(str(folder), target, overwrite=True)
+    assert (target / "model.safetensors").is_file()
+    assert not (target / "precious.txt").exists()
+
+
+def test_the_adapter_alone_is_copied_as_it_is(trained: Trained, tmp_path: Path):
+    folder, _ = trained(bits=4)
+    result = export(str(folder.parent), tmp_path / "export", adapter_only=True)
+    assert result["kind"] == "adapter"
+    assert result["bits"] == 4
+    for file in folder.iterdir():
+        assert (tmp_path / "export" / file.name).read_bytes() == file.read_bytes()
+    first = probe_logits(WhisperFamily(), open_model(str(folder)).loaded)
+    second = probe_logits(WhisperFamily(), open_model(str(tmp_path / "export")).loaded)
+    assert torch.equal(first, second)
+
+
+def test_a_model_without_adapter_has_none_to_copy(tmp_path: Path):
+    with pytest.raises(AdapterError, match="no adapter to export"):
+        export("assets:whisper-nano", tmp_path / "export", adapter_only=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_nothing_half_written(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, _ = trained()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("transformers.WhisperForConditionalGeneration.save_pretrained", full)
+    with pytest.raises(ResourceError, match="export") as caught:
+        export(str(folder), tmp_path / "export")
+    assert caught.value.exit_code == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

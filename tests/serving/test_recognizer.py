@@ -1,0 +1,110 @@
+"""Files and folders in, texts out; what cannot be used is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sonotune.errors import ManifestError, ModelError, TextError
+from sonotune.models.base import LoadedModel
+from sonotune.serving.recognizer import Recognizer, clips_of
+from sonotune.types import Clip
+
+Trained = Callable[..., tuple[Path, LoadedModel]]
+
+
+@pytest.fixture(scope="module")
+def recognizer() -> Recognizer:
+    return Recognizer.open("assets:whisper-nano", language="en", precision="fp32")
+
+
+def test_folders_are_searched_and_files_are_taken_in_order(recordings: Path):
+    clips, findings = clips_of([recordings / "deep" / "c.ogg", recordings])
+    assert [Path(clip.id).name for clip in clips] == ["c.ogg", "a.wav", "b.flac", "c.ogg"]
+    assert all(clip.duration_s == pytest.approx(0.5, abs=0.01) for clip in clips)
+    assert not findings
+
+
+def test_what_is_no_usable_audio_is_named_and_the_rest_goes_on(recordings: Path):
+    (recordings / "empty.wav").write_bytes(b"")
+    (recordings / "page.mp3").write_text("<html>")
+    whole = (recordings / "a.wav").read_bytes()
+    (recordings / "cut.wav").write_bytes(whole[:4000])
+    (recordings / "notes.txt").write_text("no audio is expected here")
+    clips, findings = clips_of([recordings, recordings / "absent.wav"], language="he")
+    assert len(clips) == 3
+    assert {clip.language for clip in clips} == {"he"}
+    found = {Path(str(finding.path)).name: finding.check for finding in findings}
+    assert found == {
+        "empty.wav": "audio.empty", "page.mp3": "audio.not_audio", "cut.wav": "audio.truncated",
+        "absent.wav": "audio.missing",
+    }  # fmt: skip
+
+
+def test_transcripts_come_in_the_order_of_the_files_whatever_the_batches(recognizer: Recognizer, recordings: Path):
+    (recordings / "bad.wav").write_bytes(b"")
+    together = recognizer.transcribe([recordings], max_new_tokens=4)
+    assert [Path(prediction.clip_id).name for prediction in together.predictions] == ["a.wav", "b.flac", "c.ogg"]
+    assert [finding.check for finding in together.findings if finding.severity == "error"] == ["audio.empty"]
+    assert together.scores == {}
+    one_by_one = [
+        recognizer.transcribe([Path(prediction.clip_id)], max_new_tokens=4).predictions[0].text
+        for prediction in together.predictions
+    ]
+    assert one_by_one == [prediction.text for prediction in together.predictions]
+
+
+def test_nothing_to_transcribe_is_an_error_with_the_reason(recognizer: Recognizer, tmp_path: Path):
+    with pytest.raises(ManifestError, match="no audio file in the folders"):
+        recognizer.transcribe([tmp_path])
+    with pytest.raises(ManifestError, match="absent"):
+        recognizer.transcribe([tmp_path / "absent.wav"])
+
+
+def test_the_language_of_an_adapter_is_used(trained: Trained):
+    folder, _ = trained()
+    opened = Recognizer.open(str(folder), precision="fp32")
+    assert opened.task._language == "en"  # type: ignore[attr-defined]
+    assert Recognizer.open(str(folder), precision="fp32", language="he").task._language == "he"  # type: ignore[attr-defined]
+
+
+def test_an_adapter_and_its_export_say_the_same(trained: Trained, recordings: Path, tmp_path: Path):
+    from sonotune.serving.export import export
+
+    folder, _ = trained(bits=4)
+    export(str(folder), tmp_path / "export", dtype="fp32")
+    texts = []
+    for place in (folder, tmp_path / "export"):
+        opened = Recognizer.open(str(place), precision="fp32", language="en")
+        texts.append([item.text for item in opened.transcribe([recordings], max_new_tokens=8).predictions])
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_precision_runs(trained: Trained, recordings: Path, precision: str):
+    folder, _ = trained(bits=4)
+    opened = Recognizer.open(str(folder), precision=precision)  # type: ignore[arg-type]
+    assert len(opened.transcribe([recordings], max_new_tokens=3).predictions) == 3
+
+
+def test_clips_are_scored(recognizer: Recognizer, recordings: Path):
+    clips = [
+        Clip(id=name, path=recordings / name, duration_s=0.5, text="one two", speaker=name, language="en")
+        for name in ("a.wav", "b.flac")
+    ]
+    result = recognizer.evaluate(clips, max_new_tokens=4, bootstrap=100)
+    assert result.scores["wer"].count == 2
+    assert result.scores["wer"].detail["reference"] == 4
+
+
+def test_an_unknown_language_is_refused_with_those_there_are(recordings: Path):
+    opened = Recognizer.open("assets:whisper-nano", language="xx", precision="fp32")
+    with pytest.raises(TextError, match="'xx'; it knows"):
+        opened.transcribe([recordings])
+
+
+def test_a_model_that_is_not_there_is_refused():
+    with pytest.raises(ModelError, match="neither a folder"):
+        Recognizer.open("./nowhere")

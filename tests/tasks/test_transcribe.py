@@ -1,0 +1,112 @@
+"""Transcripts become targets, or findings; predictions become scores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sonotune.data.text import get
+from sonotune.models.base import LoadedModel
+from sonotune.models.families.whisper import WhisperFamily
+from sonotune.models.probe import probe_batch
+from sonotune.tasks.transcribe import Transcribe
+from sonotune.types import Clip, Prediction
+
+FAMILY = WhisperFamily()
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return FAMILY.load("assets:whisper-nano")
+
+
+def task(*, language: str | None = "en", training: str = "basic", scoring: str = "basic") -> Transcribe:
+    return Transcribe(FAMILY, training_text=get(training), scoring_text=get(scoring), language=language)
+
+
+def clip(number: int, text: str | None, **changes: str | None) -> Clip:
+    return Clip(id=f"c{number}", path=Path("x.wav"), duration_s=1.0, text=text, **changes)  # type: ignore[arg-type]
+
+
+def predictions(*texts: str | None) -> list[Prediction]:
+    return [Prediction(clip_id=f"c{number}", text=text) for number, text in enumerate(texts)]
+
+
+def test_targets_are_the_prompt_the_training_form_and_the_end(loaded: LoadedModel):
+    prepared = task().prepare(loaded, [clip(0, "Seven\u200b, two")])
+    [ids], [kept] = prepared.targets, prepared.clips
+    assert kept.text == get("basic").training("Seven\u200b, two")
+    assert kept.language == "en"
+    assert FAMILY.decode_text(loaded, ids.tolist()) == kept.text
+    assert ids[0] == loaded.module.config.decoder_start_token_id
+    assert ids[-1] == loaded.module.config.eos_token_id
+    assert not prepared.findings
+
+
+def test_the_language_of_a_clip_goes_before_that_of_the_task(loaded: LoadedModel):
+    prepared = task().prepare(loaded, [clip(0, "seven"), clip(1, "seven", language="he")])
+    english, hebrew = prepared.targets
+    assert english[1] != hebrew[1]
+    assert [kept.language for kept in prepared.clips] == ["en", "he"]
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "said"),
+    [
+        ("one <|endoftext|>", "en", "cannot write"),
+        ("seven " * 60, "en", "tokens"),
+        ("seven", "klingon", "'klingon'"),
+        ("seven", None, "model.language=en"),
+    ],
+)
+def test_what_cannot_be_a_target_is_a_finding_that_names_the_clip(
+    loaded: LoadedModel, text: str, language: str | None, said: str
+):
+    good = clip(0, "two", language="en")
+    prepared = task(language=None).prepare(loaded, [good, clip(1, text, language=language), replace(good, id="c2")])
+    [finding] = prepared.findings
+    assert finding.check == "text.not_encodable"
+    assert finding.severity == "error"
+    assert finding.clip_ids == ("c1",)
+    assert said in finding.message
+    assert "'c1'" in finding.message
+    assert [kept.id for kept in prepared.clips] == ["c0", "c2"]
+    assert len(prepared.targets) == 2
+
+
+def test_scores_compare_scoring_forms_and_count_each_kind_of_error():
+    clips = [clip(0, "One, two!", speaker="a"), clip(1, "three four", speaker="b"), clip(2, "five", speaker="b")]
+    scores = task().score(predictions("one TWO", "three for four", ""), clips, resamples=100)
+    wer = scores["wer"]
+    assert wer.detail["insertions"] == 1
+    assert wer.detail["deletions"] == 1  # an empty hypothesis
+    assert wer.detail["substitutions"] == 0
+    assert wer.value == pytest.approx(2 / 5)
+    assert wer.low <= wer.value <= wer.high
+    assert wer.count == 3
+    exact = task(scoring="identity").score(predictions("one TWO", "three for four", ""), clips, resamples=100)
+    assert exact["wer"].value == pytest.approx(4 / 5)
+
+
+def test_no_text_at_all_counts_as_deletions():
+    scores = task().score(predictions(None), [clip(0, "one two three")], resamples=100)
+    assert scores["wer"].value == 1.0
+    assert scores["wer"].detail["deletions"] == 3
+    assert scores["cer"].value == 1.0
+
+
+def test_predictions_come_in_the_order_of_the_batch(loaded: LoadedModel):
+    batch = probe_batch(loaded)
+    found = task().predict(loaded, batch, max_new_tokens=4)
+    assert [prediction.clip_id for prediction in found] == [made.id for made in batch.clips]
+    spoken = replace(batch, clips=tuple(replace(made, language="he") for made in batch.clips))
+    assert [item.text for item in task(language=None).predict(loaded, spoken, max_new_tokens=4)] == [
+        item.text for item in task(language="he").predict(loaded, batch, max_new_tokens=4)
+    ]
+
+
+def test_the_best_model_is_chosen_by_word_error_rate():
+    scores = task().score(predictions("one"), [clip(0, "one")], resamples=100)
+    assert scores[Transcribe.primary].better == "lower"

@@ -1,0 +1,666 @@
+"""The command line: exit codes, one clear message for every bad input, one JSON object, and a help that is quick."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import wave
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from sonotune import cli, errors
+
+ROOT = Path(__file__).resolve().parent.parent
+RATE_HZ = 16_000
+Answer = tuple[int, str, str]
+
+
+def call(*words: str) -> Answer:
+    """Run a command in this process; exit code, stdout and stderr. A bug of ours comes out as its exception."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as caught:
+        cli.main(list(words))
+    assert isinstance(caught.value.code, int)
+    return caught.value.code, out.getvalue(), err.getvalue()
+
+
+def refused(answer: Answer, *said: str, code: int = 2) -> str:
+    """Check that a command was refused as the design says, and give its message."""
+    found, out, err = answer
+    assert found == code, err
+    assert err.startswith("sonotune: ")
+    assert "Traceback" not in err
+    assert out == ""
+    for text in said:
+        assert text in err
+    return err
+
+
+def only_json(out: str) -> dict[str, Any]:
+    """The one JSON object that stdout holds."""
+    assert out.endswith("\n")
+    assert out.count("\n") == 1
+    found: dict[str, Any] = json.loads(out)
+    assert isinstance(found, dict)
+    return found
+
+
+def tone(seconds: float = 0.6, *, rate_hz: int = RATE_HZ, channels: int = 1) -> np.ndarray:
+    wave_S = 0.3 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate_hz)) / rate_hz)
+    return wave_S if channels == 1 else np.tile(wave_S[:, None], (1, channels))
+
+
+def corpus(folder: Path, name: str, count: int, *, first: int = 0, speaker: str = "s") -> Path:
+    """Good clips and their manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for index in range(first, first + count):
+        soundfile.write(folder / f"{index}.wav", tone(0.5 + 0.05 * (index % 5)), RATE_HZ)
+        lines.append(
+            {"id": f"c{index}", "path": f"{index}.wav", "text": "one two", "speaker": f"{speaker}{index % 3}",
+             "language": "en"}
+        )  # fmt: skip
+    return manifest(folder / f"{name}.jsonl", lines)
+
+
+def manifest(path: Path, lines: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    return path
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def _surroundings() -> Iterator[None]:
+    """A command sets up its process before anything is imported; here much has been, and goes on afterwards."""
+    from accelerate.state import AcceleratorState
+    from transformers.utils import logging
+
+    before = dict(os.environ)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+QUICK = (
+    "model=whisper_nano", "data.loader_workers=0", "training.precision=fp32", "training.max_steps=2",
+    "training.eval_steps=never", "training.batch_max_clips=4", "evaluation.bootstrap=100",
+    "evaluation.max_new_tokens=3", "adapter.rank=2", "adapter.targets=q_v",
+)  # fmt: skip
+
+
+def train_words(folder: Path, *more: str) -> list[str]:
+    """A run of two steps on `folder/train.jsonl`; later words win over the common ones."""
+    words = {
+        **dict(word.split("=", 1) for word in QUICK),
+        "data.train": str(folder / "train.jsonl"),
+        "data.eval": str(folder / "eval.jsonl"),
+        "run.dir": str(folder / "run"),
+    }
+    flags = [word for word in more if word.startswith("--")]
+    words |= dict(word.split("=", 1) for word in more if not word.startswith("--"))
+    return ["train", *(f"{name}={value}" for name, value in words.items()), *flags]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder with `train.jsonl` of 5 clips and `eval.jsonl` of 2 by another speaker."""
+    corpus(tmp_path, "train", 5)
+    corpus(tmp_path, "eval", 2, first=5, speaker="e")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
+    """The folder of a finished run with its data, and what the command said."""
+    folder = tmp_path_factory.mktemp("finished")
+    corpus(folder, "train", 5)
+    corpus(folder, "eval", 2, first=5, speaker="e")
+    return folder, call(*train_words(folder, "--json"))
+
+
+# --- help, version, words ------------------------------------------------------------------------
+
+HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "scipy", "matplotlib", "datasets")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["data", "split", "--help"]])
+def test_help_is_quick_and_never_imports_torch(words: list[str]):
+    program = (
+        "import sys\nfrom sonotune.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n"
+        f"    loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "    assert not loaded, loaded\n    assert end.code == 0, end.code\n"
+    )
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=60, check=False
+        )
+        seconds.append(time.perf_counter() - started)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+    assert min(seconds) < 1.0
+
+
+@pytest.mark.parametrize("words", [["train", "model=whisper_nano", "data.train=x.jsonl", "--dump-config"], ["train"]])
+def test_settings_are_resolved_without_torch(words: list[str]):
+    program = (
+        "import sys\nfrom sonotune.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_version_is_told():
+    code, out, _ = call("--version")
+    assert code == 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", out)
+
+
+def test_every_command_is_listed():
+    _, out, _ = call("--help")
+    for command in ("train", "evaluate", "transcribe", "export", "report", "quickstart", "data"):
+        assert f"  {command} " in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], "No such command 'trian'"),
+        (["train", "--jsno"], "No such option"),
+        (["export", "only-one"], "Missing argument"),
+        (["data", "split", "x.jsonl", "out", "--seed", "many"], "'--seed'"),
+    ],
+)
+def test_a_mistyped_command_line_is_refused_with_the_way_to_help(words: list[str], said: str):
+    assert "--help" in refused(call(*words), said)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("training.max_epoch=3", "training.max_epoch: no such setting; did you mean 'training.max_epochs'?"),
+        ("adapter.rank=0", "adapter.rank: 0 is not allowed"),
+        ("adapter.rank=eight", "adapter.rank: 'eight' is not allowed"),
+        ("model=whisper_namo", "did you mean 'whisper_nano'?"),
+        ("quantization.bits=5", "quantization.bits: 5 is not allowed"),
+        ("training.learning_rate=nan", "training.learning_rate"),
+        ("nonsense", "'nonsense' is not of the form setting=value"),
+        ("data.train=s3://bucket/x", "not read over the network"),
+        ("config=absent.yaml", "absent.yaml"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_what_is_allowed(word: str, said: str):
+    name = word.partition("=")[0]
+    words = [known for known in ("model=whisper_nano", "data.train=x.jsonl") if not known.startswith(f"{name}=")]
+    refused(call("train", *words, word), said)
+
+
+def test_all_wrong_settings_are_listed_at_once():
+    message = refused(call("train", "model=whisper_nano", "adapter.rank=0", "training.max_epoch=3"))
+    assert message.startswith("sonotune: 3 problem(s)")
+    for name in ("adapter.rank", "training.max_epoch", "data.train"):
+        assert name in message
+
+
+def test_dumped_settings_give_the_same_settings(tmp_path: Path):
+    words = [
+        "model=whisper_nano", "data.train=a b.jsonl", "adapter.targets=[encoder, fc1]", "training.learning_rate=3e-4",
+        "training.learning_rates={stem: 0.5}", "quantization.bits=4", "augmentation.speed_probability=0.5",
+        "data.eval_speakers=no,on", "run.dir=" + str(tmp_path / "run"),
+    ]  # fmt: skip
+    code, first, _ = call("train", *words, "--dump-config")
+    assert code == 0
+    file = tmp_path / "run.yaml"
+    file.write_text(first, "utf-8")
+    code, second, err = call("train", f"config={file}", "--dump-config")
+    assert code == 0, err
+    assert second == first
+    assert "learning_rate: 0.0003" in first
+    assert not (tmp_path / "run").exists()  # nothing was begun
+
+
+@pytest.mark.slow
+def test_the_seed_form_of_the_command_line_works():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "model=whisper_nano", "data.train=x.jsonl", "training.max_epochs=10",
+         "--dump-config"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "max_epochs: 10" in done.stdout
+
+
+# --- exit codes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.ConfigError("x"), 2), (errors.ManifestError("x"), 2), (errors.AudioError("empty", "x"), 2),
+        (errors.TextError("x"), 2), (errors.ModelError("x"), 2), (errors.AdapterError("x"), 2),
+        (errors.MissingExtraError("x"), 2), (errors.RunDirectoryError("x"), 2), (errors.GateError("x"), 3),
+        (errors.NumericError("x"), 4), (errors.TrainingCheckError("x"), 4), (errors.ResourceError("x"), 5),
+        (errors.CheckpointError("x"), 6), (errors.Interrupted("x"), 75), (MemoryError(), 5),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)  # fmt: skip
+def test_every_error_has_its_exit_code_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+):
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("sonotune.config.load.load_run_config", fail)
+    refused(call("train"), code=code)
+    found, out, err = call("train", "--json")
+    assert found == code
+    assert only_json(out) == {"error": err.removeprefix("sonotune: ").strip(), "exit_code": code}
+
+
+def test_an_interrupt_outside_training_ends_without_traceback(monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sonotune.config.load.load_run_config", fail)
+    code, out, err = call("train")
+    assert code == 130
+    assert "Traceback" not in out + err
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("sonotune.config.load.load_run_config", fail)
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        cli.main(["train"])
+
+
+# --- bad audio -----------------------------------------------------------------------------------
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def not_audio(path: Path) -> None:
+    path.write_text("<html><body>404</body></html>")
+
+
+def truncated_wav(path: Path) -> None:
+    soundfile.write(path, tone(), RATE_HZ)
+    path.write_bytes(path.read_bytes()[:6000])
+
+
+def truncated_mp3(path: Path) -> None:
+    soundfile.write(path, tone(4.0), RATE_HZ, format="MP3")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def no_samples(path: Path) -> None:
+    soundfile.write(path, np.zeros(0), RATE_HZ)
+
+
+def not_numbers(path: Path) -> None:
+    samples = tone()
+    samples[100] = np.nan
+    soundfile.write(path, samples, RATE_HZ, subtype="FLOAT")
+
+
+def three_hours(path: Path) -> None:
+    """A sparse file: 86 MB of silence that take no room."""
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 1, 8000, 0, "NONE", ""))
+        file.writeframes(b"\x80")
+    frames = 3 * 3600 * 8000
+    data = bytearray(path.read_bytes()[:44])
+    data[4:8] = (36 + frames).to_bytes(4, "little")
+    data[40:44] = frames.to_bytes(4, "little")
+    path.write_bytes(bytes(data))
+    os.truncate(path, 44 + frames)
+
+
+def link_to_a_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+BAD_AUDIO: dict[str, tuple[str, Callable[[Path], object], set[str]]] = {
+    "missing": ("x.wav", lambda path: None, {"audio.missing"}),
+    "empty": ("x.wav", empty, {"audio.empty"}),
+    "not audio": ("x.flac", not_audio, {"audio.not_audio"}),
+    "truncated wav": ("x.wav", truncated_wav, {"audio.truncated"}),
+    "truncated mp3": ("x.mp3", truncated_mp3, {"audio.truncated"}),
+    "no samples": ("x.wav", no_samples, {"audio.no_samples"}),
+    "not numbers": ("x.wav", not_numbers, {"audio.non_finite"}),
+    "fifo": ("x.wav", os.mkfifo, {"audio.not_regular"}),
+    "directory": ("x.wav", Path.mkdir, {"audio.not_regular"}),
+    "three hours": ("x.wav", three_hours, {"audio.too_long", "data.too_long"}),
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in BAD_AUDIO if kind != "three hours"])
+def test_a_bad_file_above_the_limit_is_refused_before_anything_is_trained(data: Path, kind: str):
+    name, spoil, _ = BAD_AUDIO[kind]
+    (data / "0.wav").unlink()
+    spoil(data / name)
+    lines = lines_of(data / "train.jsonl")
+    manifest(data / "train.jsonl", [{**lines[0], "path": name}, *lines[1:]])
+    refused(call(*train_words(data)), "1 of 5 clips of data.train cannot be used", name, "data.max_bad_fraction")
+    assert not list((data / "run" / "checkpoints").iterdir())
+
+
+def test_bad_files_below_the_limit_are_findings_and_the_rest_is_trained(data: Path):
+    """All kinds at once, beside files that are unusual and good: 96 kHz, 8 channels, 24 bits."""
+    folders = []
+    lines = lines_of(data / "train.jsonl")
+    for number, (name, spoil, _) in enumerate(BAD_AUDIO.values()):
+        folder = data / f"bad{number}"
+        folder.mkdir()
+        spoil(folder / name)
+        folders.append(f"{folder.name}/{name}")
+        lines.append({"id": f"bad{number}", "path": folders[-1], "text": "one", "speaker": "s0", "language": "en"})
+    soundfile.write(data / "fast.wav", tone(rate_hz=96_000, channels=8), 96_000, subtype="PCM_24")
+    lines.append({"id": "fast", "path": "fast.wav", "text": "one", "speaker": "s0", "language": "en"})
+    lines.append({"id": "unwritable", "path": "1.wav", "text": "one <|endoftext|>", "speaker": "s1", "language": "en"})
+    manifest(data / "train.jsonl", lines)
+    code, out, err = call(*train_words(data, "data.max_bad_fraction=0.7", "--json"))
+    assert code == 0, err
+    assert only_json(out)["status"] == "finished"
+    record = json.loads((data / "run" / "run.json").read_text("utf-8"))
+    of_clips = [finding for finding in record["findings"] if not finding["check"].startswith("leak.")]
+    found = {clip: finding["check"] for finding in of_clips for clip in finding["clip_ids"]}
+    for number, (kind, (_, _, checks)) in enumerate(BAD_AUDIO.items()):
+        assert found.pop(f"bad{number}") in checks, kind
+    assert found.pop("unwritable") == "text.not_encodable"
+    assert not found
+    assert record["stages"]
+
+
+# --- bad manifests -------------------------------------------------------------------------------
+
+
+def spoil_line(path: Path, number: int, line: str) -> None:
+    lines = path.read_text("utf-8").splitlines()
+    lines[number - 1] = line
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"id": "x", "path": "0.wav", "text": "one"', ["train.jsonl:41"]),
+        ('{"id": "x", "text": "one"}', ["train.jsonl:41", "'path'"]),
+        ('{"id": "c3", "path": "0.wav", "text": "one"}', ["train.jsonl:41", "c3"]),
+        ('{"id": "x", "path": "../outside.wav", "text": "one"}', ["train.jsonl:41", "../outside.wav"]),
+        ('{"id": "x", "path": "/etc/passwd", "text": "one"}', ["train.jsonl:41", "/etc/passwd"]),
+        ('{"id": "x", "path": "0.wav", "text": "one", "duration_s": NaN}', ["train.jsonl:41"]),
+    ],
+    ids=["bad JSON", "missing column", "double id", "leaves its root", "absolute", "NaN"],
+)
+def test_a_bad_line_of_a_manifest_is_named(data: Path, line: str, said: list[str]):
+    lines = lines_of(data / "train.jsonl")
+    manifest(data / "train.jsonl", [{**lines[0], "id": f"c{number}"} for number in range(50)])
+    spoil_line(data / "train.jsonl", 41, line)
+    (data.parent / "outside.wav").write_bytes((data / "0.wav").read_bytes())
+    try:
+        refused(call(*train_words(data)), *said)
+    finally:
+        (data.parent / "outside.wav").unlink()
+
+
+def test_several_problems_of_a_manifest_are_listed_together(data: Path):
+    spoil_line(data / "train.jsonl", 2, "{")
+    spoil_line(data / "train.jsonl", 4, "[]")
+    refused(call(*train_words(data)), "2 problems", "train.jsonl:2", "train.jsonl:4")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data.train=absent.jsonl"], "absent.jsonl"),
+        (["data.train=EMPTY"], "has no clips"),
+        (["data.eval=EMPTY"], "has no clips"),
+        (["data.min_duration_s=5"], "no clip of data.train is left"),
+        (["data.eval=", "data.eval_speakers=nobody"], "'nobody'"),
+        (["data.eval=", "data.eval_speakers=s0,s1,s2"], "nothing to train on"),
+    ],
+    ids=["absent", "empty", "empty eval", "filtered away", "unknown speaker", "all held out"],
+)
+def test_an_empty_split_is_refused(data: Path, words: list[str], said: str):
+    (data / "empty.jsonl").write_text("")
+    words = [word.replace("EMPTY", str(data / "empty.jsonl")) for word in words]
+    refused(call(*train_words(data, *words)), said)
+
+
+def test_a_part_is_held_out_when_no_evaluation_clips_are_named(data: Path):
+    code, out, err = call(*train_words(data, "data.eval=", "data.eval_fraction=0.3", "--json"))
+    assert code == 0, err
+    assert 0 < only_json(out)["scores"]["wer"]["count"] < 5
+
+
+# --- bad models and runs -------------------------------------------------------------------------
+
+
+def test_a_hub_name_without_network_names_what_works_without(data: Path, monkeypatch: pytest.MonkeyPatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    refused(
+        call(*train_words(data, "model=whisper_small", "model.language=en")),
+        "'openai/whisper-small'", "Without network", "model=whisper_nano",
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_hub_name_without_network_ends_at_once_in_a_new_process(data: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "sonotune", *train_words(data, "model=whisper_small")],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    refused((done.returncode, done.stdout, done.stderr), "whisper-small", "model=whisper_nano")
+
+
+def test_a_folder_that_is_no_model_is_refused(data: Path):
+    (data / "model").mkdir()
+    refused(call(*train_words(data, f"model={data / 'model'}")), "config.json")
+
+
+def test_a_run_directory_that_holds_something_else_is_left_alone(data: Path):
+    (data / "run").mkdir()
+    (data / "run" / "thesis.tex").write_text("years of work")
+    refused(call(*train_words(data)), "thesis.tex")
+    assert [path.name for path in (data / "run").iterdir() if path.name != "run.lock"] == ["thesis.tex"]
+
+
+def test_a_run_of_another_configuration_is_refused_with_what_differs(finished: tuple[Path, Answer]):
+    folder, _ = finished
+    refused(call(*train_words(folder, "training.learning_rate=5e-4")), "training.learning_rate: was 0.001, now 0.0005")
+    refused(call(*train_words(folder)), "finished")
+    refused(call(*train_words(folder, "run.resume=never")), "run.resume is never")
+
+
+def test_a_damaged_checkpoint_with_no_other_ends_with_exit_6(finished: tuple[Path, Answer], tmp_path: Path):
+    folder, _ = finished
+    copy = shutil.copytree(folder / "run", tmp_path / "run")
+    record = json.loads((copy / "run.json").read_text("utf-8"))
+    (copy / "run.json").write_text(json.dumps({**record, "status": "interrupted"}), "utf-8")
+    [weights] = copy.glob("checkpoints/*/weights.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    refused(call(*train_words(folder, f"run.dir={copy}")), "weights.safetensors", code=6)
+
+
+# --- what commands answer ------------------------------------------------------------------------
+
+
+def score_of(value: Any) -> None:
+    assert {"value", "low", "high", "count", "unit"} <= value.keys()
+
+
+def test_train_answers_with_one_json_object(finished: tuple[Path, Answer]):
+    folder, (code, out, err) = finished
+    assert code == 0, err
+    body = only_json(out)
+    assert body["run"] == str(folder / "run")
+    assert body["status"] == "finished"
+    assert body["seconds"] > 0
+    assert body["peak_bytes"] > 0
+    for moment in (body["scores"], body["before"], body["after"]):
+        assert {"wer", "cer"} <= moment.keys()
+        for score in moment.values():
+            score_of(score)
+    assert {"run.json", "events.jsonl", "adapter", "checkpoints", "predictions", "report.html"} <= {
+        path.name for path in (folder / "run").iterdir()
+    }
+
+
+def test_train_answers_a_person_in_lines(data: Path):
+    code, out, err = call(*train_words(data))
+    assert code == 0, err
+    assert "before   WER" in out
+    assert "after    WER" in out
+    assert str(data / "run" / "report.html") in out
+    assert "{" not in out
+
+
+def test_only_clips_that_were_left_out_are_said_to_be(data: Path):
+    corpus(data, "eval", 2, first=5, speaker="s")  # speakers of the training clips
+    code, out, _ = call(*train_words(data))
+    assert code == 0
+    assert "left out" not in out
+
+
+def test_evaluate_answers_with_scores_and_slices(finished: tuple[Path, Answer], tmp_path: Path):
+    folder, _ = finished
+    words = ["evaluate", f"model={folder / 'run'}", f"data.test={folder / 'eval.jsonl'}", "evaluation.max_new_tokens=3"]
+    code, out, err = call(*words, "evaluation.bootstrap=100", "--json", "--out", str(tmp_path / "said.jsonl"))
+    assert code == 0, err
+    body = only_json(out)
+    for score in body["scores"].values():
+        score_of(score)
+    assert body["clips"] == 2
+    assert body["seconds"] > 0
+    assert body["audio_seconds"] > 0
+    assert {row["by"] for row in body["slices"]} >= {"duration", "speaker"}
+    assert all({"by", "value", "scores"} <= row.keys() for row in body["slices"])
+    said = lines_of(tmp_path / "said.jsonl")
+    kept = lines_of(folder / "run" / "predictions" / "after.jsonl")
+    assert [line["hypothesis"] for line in said] == [line["hypothesis"] for line in kept]
+    code, out, err = call(*words)
+    assert code == 0, err
+    assert out.startswith("WER")
+
+
+def test_transcribe_answers_in_the_order_of_the_files_and_names_what_is_left_out(
+    finished: tuple[Path, Answer], tmp_path: Path
+):
+    folder, _ = finished
+    (tmp_path / "broken.wav").write_bytes(b"")
+    files = [str(folder / "6.wav"), str(tmp_path / "broken.wav"), str(folder / "1.wav")]
+    words = ["transcribe", f"model={folder / 'run'}", "model.language=en", "evaluation.max_new_tokens=3", *files]
+    code, out, err = call(*words, "--json")
+    assert code == 0, err
+    body = only_json(out)
+    assert [item["path"] for item in body["transcripts"]] == [files[0], files[2]]
+    assert len(body["left_out"]) == 1
+    assert "broken.wav" in body["left_out"][0]
+    assert "broken.wav" in err
+    code, out, _ = call(*words)
+    assert [line.split("\t")[0] for line in out.splitlines()] == [files[0], files[2]]
+
+
+@pytest.mark.parametrize("name", ["absent.wav", "nothing"])
+def test_transcribe_refuses_what_is_not_there(finished: tuple[Path, Answer], tmp_path: Path, name: str):
+    folder, _ = finished
+    (tmp_path / "nothing").mkdir()
+    refused(call("transcribe", f"model={folder / 'run'}", str(tmp_path / name)), name if "." in name else "nothing to")
+
+
+def test_export_answers_with_its_folder_and_proofs(finished: tuple[Path, Answer], tmp_path: Path):
+    folder, _ = finished
+    code, out, err = call("export", str(folder / "run"), str(tmp_path / "export"), "--json")
+    assert code == 0, err
+    body = only_json(out)
+    assert body["export"] == str(tmp_path / "export")
+    assert body["merge"]["largest"] < 1e-3 * max(1.0, body["merge"]["scale"])
+    assert (tmp_path / "export" / "model.safetensors").is_file()
+    refused(call("export", str(folder / "run"), str(tmp_path / "export")), "--overwrite")
+    code, out, _ = call("export", str(folder / "run"), str(tmp_path / "adapter"), "--adapter")
+    assert code == 0
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--target", "nf4"], "dequantized, original"), (["--dtype", "int4"], "auto, fp32, bf16, fp16")],
+)
+def test_export_refuses_unknown_choices(finished: tuple[Path, Answer], tmp_path: Path, words: list[str], said: str):
+    refused(call("export", str(finished[0] / "run"), str(tmp_path / "export"), *words), said)
+    assert not (tmp_path / "export").exists()
+
+
+def test_export_of_nothing_is_refused(tmp_path: Path):
+    refused(call("export", str(tmp_path / "absent"), str(tmp_path / "export")), "absent")
+
+
+def test_a_report_is_rebuilt(finished: tuple[Path, Answer], tmp_path: Path):
+    folder, _ = finished
+    copy = shutil.copytree(folder / "run", tmp_path / "run")
+    (copy / "report.html").unlink()
+    code, out, err = call("report", str(copy), "--json")
+    assert code == 0, err
+    assert only_json(out) == {"report": str(copy / "report.html")}
+    assert "<html" in (copy / "report.html").read_text("utf-8")
+    refused(call("report", str(tmp_path)), "run.json is missing")
+
+
+def test_corpora_are_imported_described_and_split(data: Path):
+    folder = data / "words"
+    for word in ("one", "two", "six"):
+        (folder / word).mkdir(parents=True)
+        for index in range(2):
+            soundfile.write(folder / word / f"{index}.wav", tone(), RATE_HZ)
+    code, out, err = call("data", "import", f"folder:{folder}", str(data / "words.jsonl"), "--json")
+    assert code == 0, err
+    assert only_json(out)["clips"] == 6
+    code, out, err = call("data", "stats", str(data / "train.jsonl"), "--json")
+    assert code == 0, err
+    assert only_json(out)["speakers"] == {"s0": 2, "s1": 2, "s2": 1}
+    code, out, err = call(
+        "data", "split", str(data / "train.jsonl"), str(data / "parts"), "--eval-fraction", "0.3", "--test-fraction",
+        "0.3", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    parts = {name: part for name, part in only_json(out).items() if name != "root"}
+    assert set(parts) == {"train", "eval", "test"}
+    assert sorted(name for part in parts.values() for name in part["speakers"]) == ["s0", "s1", "s2"]
+    assert sum(part["clips"] for part in parts.values()) == 5
+    # What was split trains: the audio is found from the new manifests.
+    code, _, err = call("data", "stats", parts["train"]["manifest"])
+    assert code == 0, err
+    code, out, err = call(
+        "data", "split", str(data / "train.jsonl"), str(data / "held"), "--eval-speakers", "s0,s2", "--json"
+    )
+    assert code == 0, err
+    assert only_json(out)["eval"]["speakers"] == ["s0", "s2"]

@@ -1,0 +1,217 @@
+"""A model small enough to train in milliseconds, clips to train it on, and a loop without a run around it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from sonotune.adapters.saved import open_model
+from sonotune.config.load import LoadedConfig, load_run_config
+from sonotune.data.manifest import read_manifest
+from sonotune.data.text import get
+from sonotune.features.batching import Batch, ClipBatches
+from sonotune.models.base import LoadedModel, ModelFamily
+from sonotune.registry import resolve_asset
+from sonotune.tasks.transcribe import Transcribe
+from sonotune.training.adapt import adapt
+from sonotune.training.loop import LoopSettings, StageLoop, TrainingData
+from sonotune.training.signals import StopRequest
+from sonotune.training.stages import Stage, whole_run
+from sonotune.types import Score
+
+RATE_HZ = 16_000
+TEXTS = ("one", "two", "three seven", "nine", "six")
+AUGMENTED = (
+    "augmentation.speed_probability=0.5", "augmentation.gain_probability=0.5", "augmentation.noise_probability=0.5",
+    "augmentation.pad_probability=0.5", "augmentation.frequency_masks=1", "augmentation.time_masks=1",
+    "augmentation.time_warp_frames=5", "adapter.dropout=0.1", "model.dropout=0.1",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> Iterator[None]:
+    """Accelerate remembers the precision of the first run of a process; tests use several."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Whisper of 78 000 random parameters with the packaged processor."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    source = resolve_asset("assets:whisper-nano")
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    config = WhisperConfig.from_pretrained(source)
+    changes = {
+        "d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_source_positions": 750,
+        "dropout": 0.1, "init_std": 0.1,
+    }  # fmt: skip
+    config.update(changes)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        WhisperForConditionalGeneration(config).save_pretrained(folder)
+    for file in source.iterdir():  # the tokenizer, and the decoding settings, which know the languages
+        if file.suffix == ".json" and file.name != "config.json":
+            shutil.copy(file, folder)
+    return folder
+
+
+def write_clips(folder: Path, name: str, count: int, *, first: int = 0, speaker: str = "s") -> Path:
+    """Tones in noise of 0.5 to 0.95 s, and their manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for index in range(first, first + count):
+        rng = np.random.default_rng(index)
+        time_S = np.arange(round(RATE_HZ * (0.5 + 0.05 * (index % 10)))) / RATE_HZ
+        tone_S = 0.3 * np.sin(2 * np.pi * (200 + 150 * (index % 5)) * time_S)
+        soundfile.write(folder / f"{index}.wav", tone_S + 0.02 * rng.standard_normal(time_S.size), RATE_HZ)
+        lines.append(
+            {"id": f"c{index}", "path": f"{index}.wav", "text": TEXTS[index % 5], "speaker": f"{speaker}{index % 3}",
+             "language": "en"}
+        )  # fmt: skip
+    manifest = folder / f"{name}.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    return manifest
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`train.jsonl` of 20 clips and `eval.jsonl` of 4 by other speakers."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_clips(folder, "train", 20)
+    write_clips(folder, "eval", 4, first=20, speaker="e")
+    return folder
+
+
+@pytest.fixture
+def clips() -> Callable[..., Path]:
+    """Writes clips and their manifest: folder, name, how many."""
+    return write_clips
+
+
+@pytest.fixture
+def settings(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., LoadedConfig]:
+    """Words -> configuration of a short run in `tmp_path / "run"`, 5 steps an epoch, 10 in all."""
+
+    def build(*words: str, folder: Path | None = None, augmented: bool = False) -> LoadedConfig:
+        common = {
+            "model": str(tiny_model),
+            "data.train": str(corpus / "train.jsonl"), "data.eval": str(corpus / "eval.jsonl"),
+            "run.dir": str(folder or tmp_path / "run"), "run.progress": "false", "data.loader_workers": "0",
+            "training.precision": "fp32", "training.batch_max_clips": "4", "training.max_epochs": "2",
+            "evaluation.bootstrap": "100", "evaluation.max_new_tokens": "4", "training.threads": "1",
+        }  # fmt: skip
+        given = dict(word.split("=", 1) for word in (*(AUGMENTED if augmented else ()), *words))
+        return load_run_config([f"{name}={value}" for name, value in {**common, **given}.items()])
+
+    return build
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """A stage loop and everything it was given, so that a test can look at all of it."""
+
+    loop: StageLoop
+    loaded: LoadedModel
+    family: ModelFamily
+    stage: Stage
+    task: Transcribe
+    folder: Path
+    stop: StopRequest
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """Events of one kind."""
+        return [event for event in self.events if event["kind"] == kind]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Copies of everything that trains."""
+        parameters = dict(self.loaded.module.named_parameters())
+        return {name: parameters[name].detach().clone() for name in sorted(self.stage.trainable)}
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """Copies of all gradients by parameter name."""
+        found = {name: value.grad for name, value in self.loaded.module.named_parameters()}
+        return {name: value.clone() for name, value in found.items() if value is not None}
+
+    def batch(self, *indices: int) -> Batch:
+        """Some training clips as one batch."""
+        data = self.loop._data
+        return ClipBatches(data.clips, data.targets, self.loaded.frontend, batches=[indices], seed=0, epoch=0)[0]
+
+
+@pytest.fixture
+def bench(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Bench]:
+    """Builds a loop; keywords override `LoopSettings`, adapter settings or the stage."""
+
+    def build(
+        *,
+        folder: Path | None = None,
+        scores: Sequence[float] | None = None,
+        max_epochs: int = 2,
+        max_steps: int | None = None,
+        patience: int | None = None,
+        learning_rate: float = 1e-2,
+        learning_rates: dict[str, float] | None = None,
+        kind: str = "lora",
+        stem: str = "train",
+        dropout: float | None = 0.0,
+        accelerator: Any = None,
+        manifest: Path | None = None,
+        **changes: Any,
+    ) -> Bench:
+        place = folder or tmp_path / "checkpoints"
+        torch.manual_seed(0)
+        opened = open_model(str(tiny_model), dropout=dropout)
+        loaded, _ = adapt(
+            opened.loaded, kind=kind, rank=4, alpha="auto", dropout=0.0, targets="all_linear", stem=stem,  # type: ignore[arg-type]
+            unfreeze=(), allocator="uniform", budget=None, rslora=False, precision="fp32", gradient_checkpointing=False,
+        )  # fmt: skip
+        task = Transcribe(opened.family, training_text=get("basic"), scoring_text=get("basic"))
+        prepared = task.prepare(loaded, read_manifest(manifest or corpus / "train.jsonl"))
+        stage = whole_run(
+            loaded, learning_rate=learning_rate, learning_rates=learning_rates or {}, max_epochs=max_epochs,
+            max_steps=max_steps, patience=patience,
+        )  # fmt: skip
+        values: dict[str, Any] = {
+            "seed": 0, "batch_seconds": 60.0, "batch_max_clips": 4, "accumulation_steps": 1, "schedule": "constant",
+            "warmup_steps": 0, "learning_rate_floor": 0.1, "weight_decay": 0.0, "betas": (0.9, 0.999),
+            "clip_norm": 1e6, "label_smoothing": 0.0, "eval_steps": "epoch", "save_steps": "epoch",
+            "keep_checkpoints": 2, "loader_workers": 0, "full_context_share": 0.0,
+        }  # fmt: skip
+        events: list[dict[str, Any]] = []
+        stop = StopRequest()
+        queue = list(scores or [])
+
+        def evaluate() -> dict[str, Score]:
+            value = queue.pop(0)
+            return {"wer": Score(name="wer", value=value, low=value, high=value, count=1)}
+
+        loop = StageLoop(
+            task=task, loaded=loaded, stage=stage, settings=LoopSettings(**{**values, **changes}),
+            data=TrainingData(clips=prepared.clips, targets=prepared.targets, augmenter=None, spec_augment=None),
+            accelerator=accelerator or Accelerator(cpu=True), checkpoints=place,
+            event=lambda kind, **fields: events.append({"kind": kind, **fields}),
+            evaluate=evaluate if scores is not None else None, listeners=(), stop=stop,
+            identity={"settings": "s" * 64, "training data": "d" * 64, "base model": loaded.revision},
+        )  # fmt: skip
+        return Bench(
+            loop=loop, loaded=loaded, family=opened.family, stage=stage, task=task, folder=place, stop=stop,
+            events=events,
+        )  # fmt: skip
+
+    return build

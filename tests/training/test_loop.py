@@ -1,0 +1,467 @@
+"""The loop: exact accumulation, clipping, bad steps, evaluation, early stop, and a position that is always known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sonotune.errors import CheckpointError, Interrupted, NumericError, TrainingCheckError
+from sonotune.training import checkpoint
+from sonotune.training.checks import check_frozen, check_gradients, check_moved, fingerprint
+
+Build = Callable[..., Any]
+
+
+def newest(folder: Path) -> checkpoint.Checkpoint:
+    found = checkpoint.newest(folder, on_damage=lambda path, problem: pytest.fail(f"{path}: {problem}"))
+    assert found is not None
+    return found
+
+
+# --- the gradient of a step ----------------------------------------------------------------------
+
+
+def test_accumulating_unequal_micro_batches_is_one_big_batch(bench: Build):
+    """The sum over units, not the mean of means: parts of 1, 4 and 2 clips with texts of unequal length."""
+    parts = [(0,), (2, 1, 7, 4), (12, 3)]
+    whole, cut = bench(), bench()
+    loss_whole, units_whole = whole.loop._accumulate([whole.batch(*(index for part in parts for index in part))])
+    loss_cut, units_cut = cut.loop._accumulate([cut.batch(*part) for part in parts])
+    assert units_whole == units_cut == sum(len(str(clip.text)) + 1 for clip in whole.batch(*sum(parts, ())).clips)
+    assert loss_cut == pytest.approx(loss_whole, rel=1e-6)
+    expected, found = whole.gradients(), cut.gradients()
+    assert expected.keys() == found.keys() == whole.stage.trainable
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+    means = bench()  # the mistake this guards against is seen by the same measure
+    for part in parts:
+        loss, units = means.task.loss(means.loaded, means.batch(*part))
+        (loss / units / len(parts)).backward()
+    worst = max(float((means.gradients()[name] - expected[name]).abs().max()) for name in expected)
+    assert worst > 1e-3
+
+
+def test_clips_that_vanish_are_left_out_of_the_gradient_and_recorded(
+    bench: Build, clips: Callable[..., Path], tmp_path: Path
+):
+    """One step sums over what is left; a step of nothing changes nothing; the position goes on as planned."""
+    manifest = clips(tmp_path / "clips", "train", 6)
+    whole = bench(folder=tmp_path / "whole", manifest=manifest, batch_max_clips=2, max_epochs=1)
+    whole.loop.run()
+    plan = whole.loop._plan(0)
+    made = bench(manifest=manifest, batch_max_clips=2, max_epochs=1, save_steps=1, keep_checkpoints=9)
+    gone = [*plan[1], plan[2][0]]
+    for index in gone:
+        made.loop._data.clips[index].path.unlink()
+    made.loop.run()
+    first, second, third = made.of("step")
+    assert first["loss"] == whole.of("step")[0]["loss"]
+    assert second["loss"] is None
+    assert second["clips"] == 0
+    before, after = newest_of(made.folder, 1), newest_of(made.folder, 2)
+    assert all(torch.equal(before.weights[name], after.weights[name]) for name in before.weights)
+    assert third["clips"] == 1
+    assert third["loss"] is not None
+    found = made.of("finding")
+    assert sorted(finding["clip_ids"][0] for finding in found) == sorted(f"c{index}" for index in gone)
+    assert [finding["step"] for finding in found] == [2, 2, 3]
+    assert {finding["check"] for finding in found} == {"audio.missing"}
+
+
+def test_label_smoothing_mixes_in_the_uniform_distribution(bench: Build):
+    made = bench()
+    made.loaded.module.eval()
+    batch = made.batch(0, 1, 2)
+    with torch.no_grad():
+        plain, count = made.task.loss(made.loaded, batch)
+        smooth, _ = made.task.loss(made.loaded, batch, label_smoothing=0.2)
+        labels = batch.targets[:, 1:].clone()
+        labels[:, :3] = -100
+        logits = made.family._logits(made.loaded, batch, labels >= 0)
+        uniform = -torch.log_softmax(logits.float(), dim=-1).mean(dim=-1).sum()
+    assert count == int((labels >= 0).sum())
+    assert float(smooth) == pytest.approx(0.8 * float(plain) + 0.2 * float(uniform), rel=1e-5)
+    assert bench(label_smoothing=0.2).loop._accumulate([batch])[0] == pytest.approx(float(smooth) / count, rel=1e-5)
+
+
+def test_clipping_goes_over_all_groups_together(bench: Build):
+    free, clipped = bench(), bench(clip_norm=0.01)
+    for made in (free, clipped):
+        made.loop._accumulate([made.batch(0, 1, 2, 3)])
+    before = free.gradients()
+    total = math.sqrt(sum(float(gradient.square().sum()) for gradient in before.values()))
+    assert {group.name for group in free.stage.groups} == {"adapters", "weights"}
+    assert free.loop._clip() == pytest.approx(total, rel=1e-5)
+    assert clipped.loop._clip() == pytest.approx(total, rel=1e-5)
+    for name, gradient in clipped.gradients().items():
+        torch.testing.assert_close(gradient, before[name] * (0.01 / total), rtol=1e-3, atol=1e-9)
+    assert all(torch.equal(gradient, before[name]) for name, gradient in free.gradients().items())
+
+
+def test_a_step_moves_each_group_by_its_own_rate(bench: Build):
+    """The first step of Adam moves every weight with a gradient by the learning rate, whatever the gradient's size."""
+    made = bench(learning_rate=1e-3, learning_rates={"stem": 0.1, "decoder": 3.0}, max_steps=1)
+    before = made.weights()
+    made.loop.run()
+    rates = {name: group.learning_rate for group in made.stage.groups for name in group.parameters}
+    assert sorted(set(rates.values())) == pytest.approx([1e-4, 1e-3, 3e-3])
+    for name, value in made.weights().items():
+        moved = float((value - before[name]).abs().max())
+        # While B is zero no gradient reaches A.
+        expected = 0.0 if ".lora_A." in name else rates[name]
+        assert moved == pytest.approx(expected, rel=1e-2), name
+    [step] = made.of("step")
+    assert step["learning_rates"] == pytest.approx({"adapters": 1e-3, "adapters:decoder": 3e-3, "weights:stem": 1e-4})
+
+
+def test_the_learning_rate_of_a_step_is_the_schedule_at_that_step(bench: Build):
+    made = bench(schedule="cosine", warmup_steps=2, learning_rate=1e-2)
+    made.loop.run()
+    total = len(made.of("step"))
+    assert total == made.loop.total_steps == 10
+    falling = [0.1 + 0.9 * (1 + math.cos(math.pi * (step - 2) / 8)) / 2 for step in range(2, 10)]
+    found = [step["learning_rates"]["adapters"] for step in made.of("step")]
+    assert found == pytest.approx([1e-2 * factor for factor in (0.5, 1.0, *falling)])
+
+
+# --- how far a stage goes ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [({}, 10), ({"accumulation_steps": 2}, 6), ({"max_steps": 7}, 7), ({"batch_max_clips": 100}, 2)],
+)
+def test_steps_are_those_announced(bench: Build, changes: dict[str, int], steps: int):
+    made = bench(**changes)
+    made.loop.run()
+    assert made.loop.total_steps == len(made.of("step")) == made.loop.position.step == steps
+    assert [event["step"] for event in made.of("step")] == list(range(1, steps + 1))
+
+
+def test_every_clip_is_seen_once_an_epoch(bench: Build):
+    made = bench(accumulation_steps=3)
+    made.loop.run()
+    assert sum(step["clips"] for step in made.of("step")) == 40 == made.loop.position.clips
+    assert made.loop.position.epoch == 2
+    assert made.loop.position.batch == 0
+    by_epoch = [sum(step["clips"] for step in made.of("step")[start : start + 2]) for start in (0, 2)]
+    assert by_epoch == [20, 20]
+
+
+def test_the_loss_falls(bench: Build):
+    made = bench(max_epochs=8)
+    made.loop.run()
+    losses = [step["loss"] for step in made.of("step")]
+    assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
+
+
+def test_training_stops_when_scores_get_no_better(bench: Build):
+    made = bench(max_epochs=9, scores=[0.9, 0.5, 0.5, 0.7, 0.1], patience=2)
+    made.loop.run()
+    assert made.loop.position.step == 20  # the evaluations after steps 15 and 20 were not better than 0.5
+    assert made.loop.position.best == 0.5
+    assert [event["best"] for event in made.of("evaluation")] == [True, True, False, False]
+
+
+def test_the_best_weights_are_put_back_at_the_end(bench: Build):
+    made = bench(max_epochs=4, scores=[0.9, 0.2, 0.5, 0.3], keep_checkpoints=1)
+    made.loop.run()
+    last = made.weights()
+    assert made.loop.load_best() == 10
+    best = newest_of(made.folder, 10)
+    for name, value in made.weights().items():
+        assert torch.equal(value, best.weights[name])
+    assert any(not torch.equal(last[name], value) for name, value in made.weights().items())
+    assert sorted(path.name for path in made.folder.iterdir()) == ["step-000010", "step-000020"]
+
+
+def newest_of(folder: Path, step: int) -> checkpoint.Checkpoint:
+    return checkpoint.read(checkpoint.step_path(folder, step))
+
+
+def test_a_best_checkpoint_that_was_damaged_is_not_loaded(bench: Build):
+    made = bench(max_epochs=2, scores=[0.1, 0.5])
+    made.loop.run()
+    before = made.weights()
+    path = made.folder / "step-000005" / "weights.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(CheckpointError, match="step-000005"):
+        made.loop.load_best()
+    assert all(torch.equal(value, before[name]) for name, value in made.weights().items())
+
+
+def test_without_evaluation_the_last_weights_stay(bench: Build):
+    made = bench(max_epochs=1)
+    made.loop.run()
+    before = made.weights()
+    assert made.loop.load_best() is None
+    assert all(torch.equal(value, before[name]) for name, value in made.weights().items())
+
+
+def test_evaluation_every_few_steps_and_once_at_the_end(bench: Build):
+    made = bench(max_epochs=1, eval_steps=2, scores=[0.9, 0.8, 0.7])
+    made.loop.run()
+    assert [event["step"] for event in made.of("evaluation")] == [2, 4, 5]
+    assert made.loop.position.scores == {"2": 0.9, "4": 0.8, "5": 0.7}
+
+
+# --- what must not happen ------------------------------------------------------------------------
+
+
+def poison(made: Any, steps: set[int], value: float = float("nan")) -> None:
+    """Let the loss be not finite at some steps."""
+    honest = made.task.loss
+
+    def loss(loaded: Any, batch: Any, *, label_smoothing: float = 0.0) -> tuple[torch.Tensor, int]:
+        total, count = honest(loaded, batch, label_smoothing=label_smoothing)
+        return (total * value if made.loop.position.step in steps else total), count
+
+    made.task.loss = loss
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_bad_step_is_skipped_and_recorded(bench: Build, value: float):
+    made = bench(max_epochs=1, save_steps=1, keep_checkpoints=9)
+    poison(made, {2}, value)
+    made.loop.run()
+    before, after = newest_of(made.folder, 2), newest_of(made.folder, 3)
+    assert all(torch.equal(before.weights[name], after.weights[name]) for name in before.weights)
+    assert all(torch.equal(before.optimizer[name], after.optimizer[name]) for name in before.optimizer)
+    [event] = made.of("bad_step")
+    assert event["step"] == 3
+    assert len(event["clips"]) == 4
+    assert [step["loss"] is None for step in made.of("step")] == [False, False, True, False, False]
+    assert made.loop.position.bad_steps == 0  # the next good step forgives
+    assert all(bool(torch.isfinite(value).all()) for value in made.weights().values())
+
+
+def test_a_gradient_that_is_not_finite_is_a_bad_step_too(bench: Build):
+    made = bench(max_epochs=1)
+    name = sorted(made.stage.trainable)[0]
+    parameter = dict(made.loaded.module.named_parameters())[name]
+    parameter.register_hook(lambda gradient: gradient * (math.nan if made.loop.position.step == 1 else 1.0))
+    made.loop.run()
+    assert [event["step"] for event in made.of("bad_step")] == [2]
+    assert all(bool(torch.isfinite(value).all()) for value in made.weights().values())
+
+
+def test_three_bad_steps_in_a_row_stop_the_run_and_name_the_clips(bench: Build):
+    made = bench()
+    poison(made, {1, 3, 4, 5})
+    with pytest.raises(NumericError) as caught:
+        made.loop.run()
+    assert caught.value.exit_code == 4
+    assert made.loop.position.step == 5  # a single one in between did not stop it
+    last = made.of("bad_step")[-1]["clips"]
+    assert len(last) == 4
+    assert all(clip in str(caught.value) for clip in last)
+    assert all(bool(torch.isfinite(value).all()) for value in made.weights().values())
+
+
+def test_a_checkpoint_after_a_bad_first_step_can_be_resumed(bench: Build, tmp_path: Path):
+    """There are no moments yet, and that is no damage."""
+    straight, stopped = bench(max_epochs=1, folder=tmp_path / "a"), bench(max_epochs=1, save_steps=1)
+    for made in (straight, stopped):
+        poison(made, {0})
+    straight.loop.run()
+    stopped.stop.ask("test")
+    with pytest.raises(Interrupted):
+        stopped.loop.run()
+    taken_up = bench(max_epochs=1)
+    taken_up.loop.resume(newest(taken_up.folder))
+    taken_up.loop.run()
+    assert all(torch.equal(value, straight.weights()[name]) for name, value in taken_up.weights().items())
+
+
+def test_frozen_parameters_keep_every_byte(bench: Build):
+    made = bench()
+    before = fingerprint(made.loaded.module, exclude=made.stage.trainable)
+    made.loop.run()
+    check_frozen(before, made.loaded.module, exclude=made.stage.trainable)
+    assert len(before) > 40
+    frozen = next(name for name in before if name.endswith("layer_norm.bias"))
+    parameter = dict(made.loaded.module.named_parameters())[frozen]
+    with torch.no_grad():
+        parameter.view(torch.int32).view(-1)[0] ^= 1
+    with pytest.raises(TrainingCheckError, match=frozen.replace(".", r"\.")):
+        check_frozen(before, made.loaded.module, exclude=made.stage.trainable)
+
+
+def test_a_group_that_did_not_move_is_an_error(bench: Build):
+    made = bench(learning_rates={"decoder": 0.0}, max_epochs=1)
+    before = fingerprint(made.loaded.module, exclude=frozenset())
+    made.loop.run()
+    with pytest.raises(TrainingCheckError, match="adapters:decoder") as caught:
+        check_moved(before, made.loaded.module, made.stage, made.loaded)
+    assert caught.value.exit_code == 4
+
+
+def test_groups_that_moved_pass(bench: Build):
+    made = bench(max_epochs=1)
+    before = fingerprint(made.loaded.module, exclude=frozenset())
+    made.loop.run()
+    check_moved(before, made.loaded.module, made.stage, made.loaded)
+
+
+def test_a_group_without_gradient_is_an_error_after_three_steps(bench: Build):
+    made = bench()
+    for name, parameter in made.loaded.module.named_parameters():
+        if ".conv" in name and parameter.requires_grad:
+            parameter.register_hook(torch.zeros_like)
+    with pytest.raises(TrainingCheckError, match="weights"):
+        made.loop.run()
+    assert made.loop.position.step == 2
+
+
+def test_gradients_everywhere_pass(bench: Build):
+    made = bench(max_epochs=1)
+    made.loop.run()
+    check_gradients(made.loop._optimizer)
+
+
+# --- stopping and going on -----------------------------------------------------------------------
+
+SCORES = [0.9, 0.4, 0.6]
+
+
+def run_until(made: Any, step: int) -> None:
+    """Ask for a stop after a step, as a signal does."""
+    honest = made.loop._report
+
+    def report(*arguments: Any, **named: Any) -> None:
+        honest(*arguments, **named)
+        if made.loop.position.step == step:
+            made.stop.ask("SIGTERM")
+
+    made.loop._report = report
+    made.loop.run()
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 6, 10, 14])
+def test_a_run_stopped_anywhere_ends_as_if_it_had_not_been(bench: Build, tmp_path: Path, step: int):
+    """Mid-epoch (1, 3), after an epoch and its evaluation (5, 10), one step later (6), one before the end (14)."""
+    common = {"max_epochs": 3, "schedule": "cosine", "dropout": 0.1, "clip_norm": 1.0, "label_smoothing": 0.1}
+    straight = bench(folder=tmp_path / "straight", scores=list(SCORES), **common)
+    straight.loop.run()
+    stopped = bench(scores=list(SCORES), **common)
+    with pytest.raises(Interrupted) as caught:
+        run_until(stopped, step)
+    assert caught.value.exit_code == 75
+    assert f"after step {step} of 15" in str(caught.value)
+    saved = newest(stopped.folder)
+    assert saved.step == step
+    seen = len(stopped.of("evaluation"))
+    taken_up = bench(scores=list(SCORES[seen:]), **{**common, "loader_workers": 2})
+    taken_up.loop.resume(saved)
+    taken_up.loop.run()
+    for name, value in straight.weights().items():
+        assert torch.equal(value, taken_up.weights()[name]), name
+    first, second = (newest(made.folder) for made in (straight, taken_up))
+    assert all(torch.equal(first.optimizer[name], second.optimizer[name]) for name in first.optimizer)
+    for field in ("step", "epoch", "batch", "clips", "audio_s", "best", "best_step", "stale", "scores"):
+        assert getattr(straight.loop.position, field) == getattr(taken_up.loop.position, field), field
+    assert straight.loop.load_best() == taken_up.loop.load_best() == 10
+    for name, value in straight.weights().items():
+        assert torch.equal(value, taken_up.weights()[name]), name
+
+
+def test_a_stop_at_the_last_step_is_the_end(bench: Build):
+    made = bench(max_epochs=1)
+    run_until(made, 5)
+    assert newest(made.folder).step == 5
+
+
+def test_a_resumed_run_that_was_done_trains_no_further(bench: Build):
+    done = bench(max_epochs=1)
+    done.loop.run()
+    again = bench(max_epochs=1)
+    again.loop.resume(newest(done.folder))
+    again.loop.run()
+    assert not again.of("step")
+    assert all(torch.equal(value, done.weights()[name]) for name, value in again.weights().items())
+
+
+def test_patience_that_ran_out_before_a_kill_stays_out(bench: Build):
+    done = bench(max_epochs=9, scores=[0.5, 0.6], patience=1)
+    done.loop.run()
+    again = bench(max_epochs=9, scores=[0.1], patience=1)
+    again.loop.resume(newest(done.folder))
+    again.loop.run()
+    assert not again.of("step")
+
+
+def test_a_checkpoint_of_other_settings_is_refused(bench: Build):
+    done = bench(max_epochs=1)
+    done.loop.run()
+    other = bench(max_epochs=1)
+    other.loop._identity = {**other.loop._identity, "training data": "x" * 64}
+    before = other.weights()
+    with pytest.raises(CheckpointError, match="training data was dddd"):
+        other.loop.resume(newest(done.folder))
+    assert all(torch.equal(value, before[name]) for name, value in other.weights().items())
+
+
+def test_a_checkpoint_without_moments_that_were_there_is_refused(bench: Build):
+    done = bench(max_epochs=1)
+    done.loop.run()
+    saved = newest(done.folder)
+    name = sorted(done.stage.trainable)[3]
+    kept = {key: value for key, value in saved.optimizer.items() if not key.startswith(f"{name}/")}
+    other = bench(max_epochs=1)
+    with pytest.raises(CheckpointError) as caught:
+        other.loop.resume(checkpoint.Checkpoint(
+            path=saved.path, step=saved.step, weights=saved.weights, optimizer=kept, state=saved.state
+        ))  # fmt: skip
+    assert name in str(caught.value)
+
+
+# --- fp16 ----------------------------------------------------------------------------------------
+
+
+class Scaled:
+    """What accelerate is to the loop under fp16, on a processor."""
+
+    def __init__(self, scale: float) -> None:
+        self.device = torch.device("cpu")
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3)
+
+    def prepare_model(self, module: torch.nn.Module) -> torch.nn.Module:
+        return module
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+
+def test_loss_scaling_changes_no_step(bench: Build, tmp_path: Path):
+    plain, scaled = bench(folder=tmp_path / "a"), bench(accelerator=Scaled(2.0**10))
+    plain.loop.run()
+    scaled.loop.run()
+    for name, value in plain.weights().items():
+        torch.testing.assert_close(scaled.weights()[name], value, rtol=1e-4, atol=1e-6)
+    assert scaled.loop._accelerator.scaler.get_scale() == 2.0**13  # ten good steps, growth every third
+
+
+def test_a_scale_that_overflows_is_lowered_and_is_no_bad_step(bench: Build):
+    made = bench(accelerator=Scaled(2.0**127), max_epochs=1)
+    name = sorted(made.stage.trainable)[0]
+    parameter = dict(made.loaded.module.named_parameters())[name]
+    parameter.register_hook(lambda gradient: gradient * 2.0**14)
+    made.loop.run()
+    assert made.of("scale_lowered")
+    assert not made.of("bad_step")
+    assert made.loop._accelerator.scaler.get_scale() < 2.0**127
+
+
+def test_the_scale_is_part_of_a_checkpoint(bench: Build):
+    done = bench(accelerator=Scaled(2.0**10), max_epochs=1)
+    done.loop.run()
+    again = bench(accelerator=Scaled(1.0), max_epochs=1)
+    again.loop.resume(newest(done.folder))
+    assert again.loop._accelerator.scaler.state_dict() == done.loop._accelerator.scaler.state_dict()

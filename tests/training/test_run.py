@@ -1,0 +1,473 @@
+"""A whole run in this process: what it leaves behind, how it goes on, and what it refuses."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sonotune.config.load import LoadedConfig
+from sonotune.errors import (
+    AdapterError,
+    CheckpointError,
+    Interrupted,
+    ManifestError,
+    NumericError,
+    ResourceError,
+    RunDirectoryError,
+)
+from sonotune.runs import read_events, read_record
+from sonotune.tasks.transcribe import Transcribe
+from sonotune.training import checkpoint
+from sonotune.training.run import run
+
+Settings = Callable[..., LoadedConfig]
+
+
+class StopAfter:
+    """Sends this process a signal after a step, as a scheduler would."""
+
+    def __init__(self, step: int, number: signal.Signals = signal.SIGTERM) -> None:
+        self.step, self.number = step, number
+
+    def started(self, total_steps: int, step: int) -> None:
+        pass
+
+    def stepped(self, values: Mapping[str, Any]) -> None:
+        if values["step"] == self.step:
+            os.kill(os.getpid(), self.number)
+
+    def evaluated(self, step: int, scores: Mapping[str, Any]) -> None:
+        pass
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert left
+    for name, value in left.items():
+        assert torch.equal(value, right[name]), name
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [event for event in read_events(folder / "events.jsonl") if event["kind"] == kind]
+
+
+def of_work(folder: Path) -> list[tuple[str, int]]:
+    """What was done, in order, once each: steps, evaluations, checkpoints."""
+    kinds = {"step", "evaluation", "checkpoint"}
+    return [(event["kind"], event["step"]) for event in read_events(folder / "events.jsonl") if event["kind"] in kinds]
+
+
+# --- what a run leaves ---------------------------------------------------------------------------
+
+
+def test_a_run_leaves_all_that_the_design_lists(settings: Settings, tmp_path: Path):
+    record, folder = run(settings("data.test=" + str(settings().config.data.eval)))
+    assert folder == tmp_path / "run"
+    assert {path.name for path in folder.iterdir()} == {
+        "run.json", "events.jsonl", "run.lock", "checkpoints", "adapter", "predictions"
+    }  # fmt: skip
+    assert read_record(folder) == record
+    assert record.status == "finished"
+    assert set(record.scores) == {"before", "after", "test"}
+    for moment in record.scores.values():
+        for score in moment.values():
+            assert {"value", "low", "high", "count", "unit"} <= score.keys()
+            assert score["count"] == 4
+    assert record.config["training"]["max_epochs"] == 2
+    assert record.config_origin["training.max_epochs"] == "command line"
+    assert set(record.data_digest) == {"train", "eval", "test"}
+    assert record.environment["world_size"] == 1
+    assert len(record.ranks) == 22  # 2 encoder layers of 6 linears and 1 decoder layer of 10
+    assert set(record.ranks.values()) == {8}
+    assert record.peak_memory_bytes > 0
+    assert "below 300 M" in record.choices["quantization.bits"]
+    assert "asked for" in record.choices["training.precision"]
+    components = record.model["components"]
+    assert components["stem"]["trainable"] > 0
+    assert components["embeddings"]["trainable"] == 0
+    [stage] = record.stages
+    assert sum(group["parameters"] for group in stage["groups"]) == sum(row["trainable"] for row in components.values())
+    for moment in record.scores:
+        lines = (folder / "predictions" / f"{moment}.jsonl").read_text("utf-8").splitlines()
+        assert [json.loads(line)["id"] for line in lines] == ["c20", "c21", "c22", "c23"]
+    assert [event["step"] for event in events(folder, "step")] == list(range(1, 11))
+    side_car = json.loads((folder / "adapter" / "sonotune.json").read_text("utf-8"))
+    assert side_car["bits"] == 16
+    assert side_car["checkpoint"] == record.model["checkpoint"]
+
+
+def test_the_kept_adapter_is_the_best_checkpoint(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    from sonotune.training import run as module
+
+    values = iter([0.9, 0.3, 0.5, 0.3])  # before, two evaluations, after
+    honest = module._evaluate
+
+    def evaluate(*arguments: Any) -> Any:
+        result = honest(*arguments)
+        score = result.scores["wer"]
+        object.__setattr__(score, "value", next(values))
+        return result
+
+    monkeypatch.setattr(module, "_evaluate", evaluate)
+    record, folder = run(settings("training.learning_rate=1e-2"))
+    best = checkpoint.read(folder / "checkpoints" / "step-000005")
+    last = checkpoint.read(folder / "checkpoints" / "step-000010")
+    kept = adapter(folder)
+    assert len(kept) == len(best.weights)
+    for name, value in kept.items():
+        inside = next(key for key in best.weights if plain(key) == plain(name))
+        assert torch.equal(value, best.weights[inside]), name
+    assert any(not torch.equal(best.weights[name], last.weights[name]) for name in best.weights)
+    assert record.scores["after"]["wer"]["value"] == 0.3
+
+
+def plain(name: str) -> str:
+    for piece in ("base_model.model.", "modules_to_save.default.", ".default"):
+        name = name.replace(piece, "")
+    return name
+
+
+def test_full_fine_tuning_keeps_a_plain_model(settings: Settings, tiny_model: Path):
+    from transformers import WhisperForConditionalGeneration
+
+    _, folder = run(settings("adapter.kind=none", "training.learning_rate=1e-3"))
+    assert not (folder / "adapter").exists()
+    trained = dict(WhisperForConditionalGeneration.from_pretrained(folder / "model").named_parameters())
+    start = dict(WhisperForConditionalGeneration.from_pretrained(tiny_model).named_parameters())
+    assert trained.keys() == start.keys()
+    unmoved = [name for name in trained if torch.equal(trained[name], start[name])]
+    assert unmoved == ["model.encoder.embed_positions.weight"]  # sinusoids do not train
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("quantization.bits=4", "training.precision=bf16"),
+        ("quantization.bits=8",),
+        ("training.precision=bf16",),
+        ("training.precision=bf16", "adapter.stem=frozen"),
+        ("training.precision=bf16", "adapter.kind=none", "training.learning_rate=1e-3"),
+        ("quantization.bits=4", "adapter.stem=lora", "adapter.unfreeze=encoder.norms", "quantization.skip=decoder"),
+        ("model.context=full", "training.gradient_checkpointing=true"),
+        ("adapter.targets=q_v", "model.full_context_share=0.5"),
+    ],
+    ids=lambda words: " ".join(word.partition("=")[2] for word in words),
+)
+def test_every_kind_of_run_trains_and_keeps_what_is_frozen(settings: Settings, words: tuple[str, ...]):
+    """The run's own checks (everything moved, nothing frozen did, the adapter is applied) are what is tested."""
+    with warnings.catch_warnings():
+        # bitsandbytes casts the inputs of 8-bit layers and says so.
+        warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
+        record, folder = run(settings("training.max_epochs=1", *words))
+    assert record.status == "finished"
+    losses = [event["loss"] for event in events(folder, "step")]
+    assert len(losses) == 5
+    assert all(loss is not None and loss > 0 for loss in losses)
+
+
+def test_what_trains_in_full_carries_no_adapter_and_no_rank(settings: Settings):
+    record, folder = run(settings("training.max_epochs=1", "adapter.unfreeze=encoder.layers[-1:]"))
+    assert len(record.ranks) == 16  # 22 less the 6 linears of the last encoder layer
+    assert not [name for name in record.ranks if name.startswith("model.encoder.layers.1.")]
+    layer = [name for name in adapter(folder) if ".encoder.layers.1." in name]
+    assert layer
+    assert not [name for name in layer if "lora" in name]
+
+
+def test_findings_of_the_data_are_in_the_record(settings: Settings, clips: Callable[..., Path], tmp_path: Path):
+    manifest = clips(tmp_path / "clips", "train", 6)
+    lines = [json.loads(line) for line in manifest.read_text("utf-8").splitlines()]
+    lines[1]["text"] = "one <|endoftext|>"
+    (tmp_path / "clips" / "2.wav").write_bytes(b"no audio")
+    lines[3]["duration_s"] = 0.2
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    record, folder = run(settings(f"data.train={manifest}", "data.max_bad_fraction=0.5", "training.max_epochs=1"))
+    found = {finding.check: finding for finding in record.findings}
+    assert found["text.not_encodable"].clip_ids == ("c1",)
+    assert found["audio.not_audio"].clip_ids == ("c2",)
+    assert found["data.too_short"].clip_ids == ("c3",)
+    assert sum(event["clips"] for event in events(folder, "step")) == 3
+
+
+# --- going on ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [(1,), (5,), (3, 7), (2, 6, 9)])
+def test_a_run_stopped_by_a_signal_goes_on_to_the_same_adapter(
+    settings: Settings, tmp_path: Path, steps: tuple[int, ...]
+):
+    """With augmentation, SpecAugment and both dropouts on; every session has another number of loader workers."""
+    _, straight = run(settings(folder=tmp_path / "straight", augmented=True))
+    stopped = tmp_path / "stopped"
+    for workers, step in enumerate(steps):
+        with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {step} of 10"):
+            run(
+                settings(f"data.loader_workers={workers}", folder=stopped, augmented=True),
+                listeners=[StopAfter(step)],
+            )
+        assert read_record(stopped).status == "interrupted"
+    record, _ = run(settings("data.loader_workers=2", folder=stopped, augmented=True))
+    assert_same(adapter(straight), adapter(stopped))
+    assert record.scores == read_record(straight).scores
+    assert [event["step"] for event in events(stopped, "resumed")] == list(steps)
+    done = [item for item in of_work(stopped) if item[0] != "checkpoint"]
+    assert done == [item for item in of_work(straight) if item[0] != "checkpoint"]
+    losses = [[event["loss"] for event in events(folder, "step")] for folder in (straight, stopped)]
+    assert losses[0] == losses[1]
+
+
+def test_augmentation_and_dropout_do_change_the_result(settings: Settings, tmp_path: Path):
+    """Otherwise the test above would say nothing."""
+    _, plain_run = run(settings(folder=tmp_path / "plain"))
+    _, augmented = run(settings(folder=tmp_path / "augmented", augmented=True))
+    _, reseeded = run(settings("training.seed=1", folder=tmp_path / "reseeded", augmented=True))
+    a, b, c = adapter(plain_run), adapter(augmented), adapter(reseeded)
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+    assert any(not torch.equal(b[name], c[name]) for name in b)
+
+
+def test_the_handlers_of_signals_are_put_back(settings: Settings):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted):
+        run(settings(), listeners=[StopAfter(1, signal.SIGINT)])
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_second_interrupt_stops_at_once_and_the_last_checkpoint_stands(settings: Settings):
+    class Twice(StopAfter):
+        def stepped(self, values: Mapping[str, Any]) -> None:
+            super().stepped(values)
+            super().stepped(values)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(settings("training.save_steps=1"), listeners=[Twice(3, signal.SIGINT)])
+    folder = settings().run_dir()
+    assert read_record(folder).status == "failed"
+    saved = checkpoint.newest(folder / "checkpoints", on_damage=lambda path, problem: pytest.fail(problem))
+    assert saved is not None
+    assert saved.step == 2
+    record, _ = run(settings("training.save_steps=1"))
+    assert record.status == "finished"
+
+
+def test_a_damaged_checkpoint_is_quarantined_logged_and_trained_again(settings: Settings, tmp_path: Path):
+    _, straight = run(settings(folder=tmp_path / "straight", augmented=True))
+    words = ("training.save_steps=1",)
+    with pytest.raises(Interrupted):
+        run(settings(*words, augmented=True), listeners=[StopAfter(4)])
+    folder = tmp_path / "run"
+    weights = folder / "checkpoints" / "step-000004" / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(bytes(data))
+    run(settings(*words, augmented=True))
+    [event] = events(folder, "quarantined")
+    assert "weights.safetensors" in event["problem"]
+    assert [event["step"] for event in events(folder, "resumed")] == [3]
+    assert (folder / "checkpoints" / event["path"]).is_dir()
+    assert_same(adapter(straight), adapter(folder))
+    assert [event["step"] for event in events(folder, "step")] == list(range(1, 11))
+
+
+def test_when_no_checkpoint_is_whole_the_run_is_refused(settings: Settings, tmp_path: Path):
+    with pytest.raises(Interrupted):
+        run(settings(), listeners=[StopAfter(2)])
+    (tmp_path / "run" / "checkpoints" / "step-000002" / "state.json").unlink()
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"state\.json") as caught:
+            run(settings())
+        assert caught.value.exit_code == 6
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over_and_logs_each_step_once(
+    settings: Settings, tmp_path: Path
+):
+    class Killed(StopAfter):
+        def stepped(self, values: Mapping[str, Any]) -> None:
+            if values["step"] == self.step:
+                raise SystemError("the power went")
+
+    with pytest.raises(SystemError):
+        run(settings(), listeners=[Killed(3)])
+    folder = tmp_path / "run"
+    assert not list((folder / "checkpoints").iterdir())
+    run(settings())
+    assert [event["step"] for event in events(folder, "step")] == list(range(1, 11))
+
+
+def test_bad_steps_are_logged_once_over_a_resume(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    honest = Transcribe.loss
+    calls = {"count": 0}
+
+    def loss(self: Transcribe, *arguments: Any, **named: Any) -> tuple[torch.Tensor, int]:
+        total, count = honest(self, *arguments, **named)
+        calls["count"] += 1
+        return (total * float("nan") if calls["count"] == 4 else total), count
+
+    monkeypatch.setattr(Transcribe, "loss", loss)
+
+    class Killed(StopAfter):
+        def stepped(self, values: Mapping[str, Any]) -> None:
+            if values["step"] == self.step:
+                raise SystemError("the power went")
+
+    with pytest.raises(SystemError):
+        run(settings("training.save_steps=3"), listeners=[Killed(5)])
+    calls["count"] = 3  # the fourth step comes again
+    run(settings("training.save_steps=3"))
+    assert [event["step"] for event in events(tmp_path / "run", "bad_step")] == [4]
+
+
+def test_three_bad_steps_end_the_run_as_failed(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    honest = Transcribe.loss
+
+    def loss(self: Transcribe, *arguments: Any, **named: Any) -> tuple[torch.Tensor, int]:
+        total, count = honest(self, *arguments, **named)
+        return total * float("inf"), count
+
+    monkeypatch.setattr(Transcribe, "loss", loss)
+    with pytest.raises(NumericError):
+        run(settings())
+    folder = tmp_path / "run"
+    assert read_record(folder).status == "failed"
+    assert [event["step"] for event in events(folder, "bad_step")] == [1, 2, 3]
+    assert events(folder, "failed")[0]["error"] == "NumericError"
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_not_overwritten(settings: Settings, tmp_path: Path):
+    run(settings("training.max_epochs=1"))
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    with pytest.raises(RunDirectoryError, match="finished"):
+        run(settings("training.max_epochs=1"))
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+def test_changed_settings_are_refused_with_what_differs(settings: Settings):
+    with pytest.raises(Interrupted):
+        run(settings(), listeners=[StopAfter(2)])
+    with pytest.raises(RunDirectoryError) as caught:
+        run(settings("training.learning_rate=2e-3", "adapter.rank=4"))
+    assert caught.value.exit_code == 2
+    assert "training.learning_rate: was 0.001, now 0.002" in str(caught.value)
+    assert "adapter.rank: was 8, now 4" in str(caught.value)
+
+
+def test_settings_that_change_no_result_may_differ(settings: Settings):
+    with pytest.raises(Interrupted):
+        run(settings(), listeners=[StopAfter(2)])
+    record, _ = run(settings("data.loader_workers=2", "training.save_steps=1", "training.keep_checkpoints=1"))
+    assert record.status == "finished"
+
+
+@pytest.mark.parametrize("what", ["training data", "evaluation data", "base model"])
+def test_changed_data_or_model_is_refused(
+    settings: Settings, clips: Callable[..., Path], tmp_path: Path, tiny_model: Path, what: str
+):
+    import shutil
+
+    manifest = clips(tmp_path / "clips", "train", 8)
+    held_out = clips(tmp_path / "clips", "eval", 4, first=8, speaker="e")
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    words = (f"data.train={manifest}", f"data.eval={held_out}", f"model={model}", "training.save_steps=1")
+    with pytest.raises(Interrupted):
+        run(settings(*words), listeners=[StopAfter(1)])
+    changed = {"training data": manifest, "evaluation data": held_out}.get(what)
+    if changed is not None:  # the evaluation data decide which checkpoint is the best
+        changed.write_text(changed.read_text("utf-8").replace("nine", "four"), "utf-8")
+    else:
+        weights = bytearray((model / "model.safetensors").read_bytes())
+        weights[-1] ^= 1
+        (model / "model.safetensors").write_bytes(bytes(weights))
+    with pytest.raises(CheckpointError, match=f"{what} was [0-9a-f]+ and is now") as caught:
+        run(settings(*words))
+    assert caught.value.exit_code == 6
+
+
+def test_too_many_texts_the_model_cannot_write_stop_the_run_before_it_trains(
+    settings: Settings, clips: Callable[..., Path], tmp_path: Path
+):
+    manifest = clips(tmp_path / "clips", "train", 8)
+    manifest.write_text(manifest.read_text("utf-8").replace("nine", "<|endoftext|> nine"), "utf-8")
+    with pytest.raises(ManifestError, match=r"1 of 8 clips of data\.train cannot be used") as caught:
+        run(settings(f"data.train={manifest}"))
+    assert "c3" in str(caught.value)
+    assert not events(tmp_path / "run", "step")
+
+
+def test_a_multilingual_model_without_a_language_says_so(
+    settings: Settings, clips: Callable[..., Path], tmp_path: Path
+):
+    """Otherwise every clip would be left out, and a run of no steps would end in a puzzle."""
+    manifest = clips(tmp_path / "clips", "train", 4)
+    manifest.write_text(manifest.read_text("utf-8").replace(', "language": "en"', ""), "utf-8")
+    with pytest.raises(ManifestError, match=r"model\.language=en"):
+        run(settings(f"data.train={manifest}", "data.max_bad_fraction=1"))
+    record, _ = run(settings(f"data.train={manifest}", "model.language=en", folder=tmp_path / "other"))
+    assert record.status == "finished"
+
+
+def test_an_adapter_target_that_matches_nothing_is_refused_before_training(settings: Settings, tmp_path: Path):
+    with pytest.raises(AdapterError, match=r"'qproj' matches none of the 22 .* did you mean 'q_proj'"):
+        run(settings("adapter.targets=[qproj]"))
+    assert read_record(tmp_path / "run").status == "failed"
+
+
+def test_a_full_disk_at_a_checkpoint_ends_with_exit_5_and_can_go_on(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _, straight = run(settings(folder=tmp_path / "straight"))
+    honest = checkpoint._write_tensors
+    with monkeypatch.context() as patched:
+
+        def full(path: Path, tensors: Any) -> None:
+            if "000004" in str(path):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            honest(path, tensors)
+
+        patched.setattr(checkpoint, "_write_tensors", full)
+        with pytest.raises(ResourceError) as caught:
+            run(settings("training.save_steps=1"))
+    assert caught.value.exit_code == 5
+    folder = tmp_path / "run"
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
+    run(settings("training.save_steps=1"))
+    assert_same(adapter(straight), adapter(folder))
+
+
+def test_a_full_disk_while_the_adapter_is_kept_leaves_none_and_can_go_on(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from sonotune.training import keep
+
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(keep, "_flush", full)
+        with pytest.raises(ResourceError, match="adapter") as caught:
+            run(settings())
+    assert caught.value.exit_code == 5
+    folder = tmp_path / "run"
+    assert not (folder / "adapter").exists()
+    assert not list(folder.glob(".tmp-*"))
+    record, _ = run(settings())
+    assert record.status == "finished"
+    assert adapter(folder)
+    assert [event["step"] for event in events(folder, "step")] == list(range(1, 11))
