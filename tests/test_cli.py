@@ -460,6 +460,17 @@ def test_a_part_is_held_out_when_no_evaluation_clips_are_named(data: Path):
     assert 0 < only_json(out)["scores"]["wer"]["count"] < 5
 
 
+def test_training_on_what_is_scored_is_refused_unless_asked_for(data: Path):
+    words = train_words(data, f"data.eval={data / 'train.jsonl'}")
+    code, _, err = call(*words)
+    assert code == 3, err
+    assert "same file" in err
+    assert "data.allow_leaks=true" in err
+    assert "Traceback" not in err
+    code, _, err = call(*words, "data.allow_leaks=true")
+    assert code == 0, err
+
+
 # --- bad models and runs -------------------------------------------------------------------------
 
 

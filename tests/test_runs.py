@@ -282,6 +282,26 @@ def test_a_directory_that_died_before_its_first_record_is_started_afresh(tmp_pat
         assert not run.resumed
 
 
+def test_a_run_that_failed_with_nothing_to_show_gives_its_place_to_the_mended_one(tmp_path):
+    def failed() -> None:
+        with open_run(tmp_path) as run:
+            run.event("failed")
+            run.write_record(make_record(status="failed", scores={}))
+
+    failed()
+    with open_run(tmp_path, config_digest="e" * 64) as run:
+        assert not run.resumed
+        assert list(run.events()) == []
+        assert not run.record_path.exists()
+    failed()
+    with pytest.raises(RunDirectoryError, match="another configuration"):
+        open_run(tmp_path, config_digest="e" * 64, resume="must")
+    (tmp_path / "checkpoints" / "step-000001").mkdir()
+    with pytest.raises(RunDirectoryError, match="another configuration"):
+        open_run(tmp_path, config_digest="e" * 64)
+    assert (tmp_path / "run.json").exists()
+
+
 def test_another_configuration_is_refused_with_what_differs(tmp_path):
     with open_run(tmp_path) as run:
         run.write_record(make_record(config={"training": {"seed": 0, "max_epochs": 3}}))

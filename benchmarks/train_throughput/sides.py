@@ -422,9 +422,10 @@ def side_breakdown(work: Path, precision: str) -> dict[str, Any]:
             batch = Batch(inputs=inputs, input_lengths=lengths, targets=targets, target_lengths=target_lengths,
                           clips=tuple(prepared.clips[place] for place in places))  # fmt: skip
             with timed("forward"), accelerator.autocast():
-                loss, count = task.loss(loaded, batch)
+                losses = task.loss(loaded, batch)
+                loss = losses.total / losses.count
             with timed("backward"):
-                (loss / count).backward()
+                loss.backward()
             with timed("optimiser"):
                 torch.nn.utils.clip_grad_norm_(trainable, 1.0)
                 optimizer.step()

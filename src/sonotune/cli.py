@@ -200,12 +200,12 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
     sonotune evaluate model=runs/x data.test=test.jsonl
     """
     from sonotune.evaluation.evaluate import write_predictions
-    from sonotune.training.corpus import load_corpus
+    from sonotune.training.corpus import CORPUS_SETTINGS, load_corpus
 
     settings = _settings_of_use(words or [], require=("data.test",))
     config = settings.config
     corpus = load_corpus(
-        {"test": str(config.data.test)}, seed=config.training.seed, **config.data.model_dump(include=_CORPUS_SETTINGS)
+        {"test": str(config.data.test)}, seed=config.training.seed, **config.data.model_dump(include=CORPUS_SETTINGS)
     )
     recognizer = _recognizer(settings)
     clips = corpus.splits["test"]
@@ -223,12 +223,6 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
     lines.append(f"{result.audio_seconds:.0f} s of audio in {result.seconds:.1f} s")
     lines += [f"left out: {finding.message}" for finding in corpus.findings]
     _print(body, as_json=as_json, lines=lines)
-
-
-_CORPUS_SETTINGS = {
-    "root", "allow_outside_root", "min_duration_s", "max_duration_s", "check", "max_bad_fraction", "eval_speakers",
-    "eval_fraction", "limit",
-}  # fmt: skip
 
 
 def _settings_of_use(words: Sequence[str], *, require: Sequence[str]) -> LoadedConfig:

@@ -68,8 +68,8 @@ def gradient_norms(loaded: LoadedModel, precision: str) -> dict[str, float]:
     loaded.module.train()
     loaded.module.zero_grad(set_to_none=True)
     with context(precision):
-        total, count = FAMILY.loss(loaded, probe_batch(loaded))
-    (total / count).backward()
+        losses = FAMILY.loss(loaded, probe_batch(loaded))
+    (losses.total / losses.count).backward()
     trained = {name: value for name, value in loaded.module.named_parameters() if value.requires_grad}
     return {name: 0.0 if value.grad is None else float(value.grad.norm()) for name, value in trained.items()}
 

@@ -95,7 +95,7 @@ def test_logits_at_full_context_are_those_of_transformers(loaded: LoadedModel):
 def test_a_clip_gives_the_same_loss_alone_and_in_any_batch(loaded: LoadedModel):
     seconds, texts = [0.9, 0.5, 1.37, 2.0], ["one", "seven three", "שלום", "zero"]
     with torch.no_grad():
-        together, count = FAMILY.loss(loaded, make_batch(loaded, seconds, texts))
+        together = FAMILY.loss(loaded, make_batch(loaded, seconds, texts))
         batch = make_batch(loaded, seconds, texts)
         alone, counts = 0.0, 0
         for row in batch.split(4):
@@ -105,10 +105,10 @@ def test_a_clip_gives_the_same_loss_alone_and_in_any_batch(loaded: LoadedModel):
                 inputs=row.inputs[:, : length + length % 2 + 4],
                 targets=row.targets[:, : int(row.target_lengths[0])],
             )
-            loss, units = FAMILY.loss(loaded, own)
-            alone, counts = alone + float(loss), counts + units
-    assert count == counts
-    assert float(together) == pytest.approx(alone, rel=1e-5)
+            losses = FAMILY.loss(loaded, own)
+            alone, counts = alone + float(losses.total), counts + losses.count
+    assert together.count == counts
+    assert float(together.total) == pytest.approx(alone, rel=1e-5)
 
 
 def test_padding_frames_never_change_an_output(loaded: LoadedModel):
@@ -123,8 +123,7 @@ def test_padding_frames_never_change_an_output(loaded: LoadedModel):
 
 
 def test_the_loss_counts_text_and_end_but_not_the_prompt(loaded: LoadedModel):
-    _, count = FAMILY.loss(loaded, make_batch(loaded, [0.9], ["one"]))
-    assert count == len("one") + 1
+    assert FAMILY.loss(loaded, make_batch(loaded, [0.9], ["one"])).count == len("one") + 1
 
 
 def test_the_loss_is_that_of_transformers_on_the_same_labels(loaded: LoadedModel):
@@ -132,13 +131,13 @@ def test_the_loss_is_that_of_transformers_on_the_same_labels(loaded: LoadedModel
     labels = batch.targets[:, 1:].clone()
     labels[:, :3] = -100
     with torch.no_grad():
-        ours, count = FAMILY.loss(loaded, batch)
+        ours = FAMILY.loss(loaded, batch)
         theirs = loaded.module(
             input_features=batch.inputs.transpose(1, 2),
             decoder_input_ids=batch.targets[:, :-1].clamp_min(0),
             labels=labels,
         ).loss
-    assert float(ours) / count == pytest.approx(float(theirs), rel=1e-5)
+    assert float(ours.total) / ours.count == pytest.approx(float(theirs), rel=1e-5)
 
 
 def test_greedy_decoding_does_not_depend_on_the_batch(loaded: LoadedModel):
@@ -188,7 +187,7 @@ def test_gradient_checkpointing_changes_no_gradient(loaded: LoadedModel):
                 layer.dropout = 0.0
             loaded.module.model.encoder.dropout = loaded.module.model.decoder.dropout = 0.0
         loaded.module.zero_grad(set_to_none=True)
-        FAMILY.loss(loaded, batch)[0].backward()
+        FAMILY.loss(loaded, batch).total.backward()
         gradients.append({n: p.grad.clone() for n, p in loaded.module.named_parameters() if p.grad is not None})
     loaded.module.activation_checkpointing_disable()
     loaded.module.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from sonotune.errors import CheckpointError, Interrupted, NumericError, TrainingCheckError
+from sonotune.models.base import Losses
 from sonotune.training import checkpoint
 from sonotune.training.checks import check_frozen, check_gradients, check_moved, fingerprint
 
@@ -30,8 +32,8 @@ def test_accumulating_unequal_micro_batches_is_one_big_batch(bench: Build):
     """The sum over units, not the mean of means: parts of 1, 4 and 2 clips with texts of unequal length."""
     parts = [(0,), (2, 1, 7, 4), (12, 3)]
     whole, cut = bench(), bench()
-    loss_whole, units_whole = whole.loop._accumulate([whole.batch(*(index for part in parts for index in part))])
-    loss_cut, units_cut = cut.loop._accumulate([cut.batch(*part) for part in parts])
+    loss_whole, units_whole, _ = whole.loop._accumulate([whole.batch(*(index for part in parts for index in part))])
+    loss_cut, units_cut, _ = cut.loop._accumulate([cut.batch(*part) for part in parts])
     assert units_whole == units_cut == sum(len(str(clip.text)) + 1 for clip in whole.batch(*sum(parts, ())).clips)
     assert loss_cut == pytest.approx(loss_whole, rel=1e-6)
     expected, found = whole.gradients(), cut.gradients()
@@ -40,10 +42,33 @@ def test_accumulating_unequal_micro_batches_is_one_big_batch(bench: Build):
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
     means = bench()  # the mistake this guards against is seen by the same measure
     for part in parts:
-        loss, units = means.task.loss(means.loaded, means.batch(*part))
-        (loss / units / len(parts)).backward()
+        losses = means.task.loss(means.loaded, means.batch(*part))
+        (losses.total / losses.count / len(parts)).backward()
     worst = max(float((means.gradients()[name] - expected[name]).abs().max()) for name in expected)
     assert worst > 1e-3
+
+
+def test_the_loss_is_logged_by_domain_where_there_are_several(bench: Build):
+    one, made = bench(max_epochs=1), bench(max_epochs=1)
+    domains = ["phone", "studio", None]
+    made.loop._data = replace(
+        made.loop._data,
+        clips=[replace(clip, domain=domains[index % 3]) for index, clip in enumerate(made.loop._data.clips)],
+    )
+    made.loop._several_domains = True
+    for each in (one, made):
+        each.loop.run()
+    assert all("loss_by_domain" not in step for step in one.of("step"))
+    first = made.of("step")[0]
+    assert set(first["loss_by_domain"]) <= {"phone", "studio", "unknown"}
+    assert min(first["loss_by_domain"].values()) <= first["loss"] <= max(first["loss_by_domain"].values())
+    parts = {}
+    clips = [made.loop._data.clips[index] for index in made.loop._plan(0)[0]]
+    for clip in clips:
+        labels = len(str(clip.text)) + 1
+        parts[clip.domain or "unknown"] = parts.get(clip.domain or "unknown", 0) + labels
+    mean = sum(first["loss_by_domain"][name] * labels for name, labels in parts.items()) / sum(parts.values())
+    assert mean == pytest.approx(first["loss"], rel=1e-6)
 
 
 def test_clips_that_vanish_are_left_out_of_the_gradient_and_recorded(
@@ -78,15 +103,17 @@ def test_label_smoothing_mixes_in_the_uniform_distribution(bench: Build):
     made.loaded.module.eval()
     batch = made.batch(0, 1, 2)
     with torch.no_grad():
-        plain, count = made.task.loss(made.loaded, batch)
-        smooth, _ = made.task.loss(made.loaded, batch, label_smoothing=0.2)
+        plain = made.task.loss(made.loaded, batch)
+        smooth = made.task.loss(made.loaded, batch, label_smoothing=0.2).total
         labels = batch.targets[:, 1:].clone()
         labels[:, :3] = -100
         logits = made.family._logits(made.loaded, batch, labels >= 0)
         uniform = -torch.log_softmax(logits.float(), dim=-1).mean(dim=-1).sum()
-    assert count == int((labels >= 0).sum())
-    assert float(smooth) == pytest.approx(0.8 * float(plain) + 0.2 * float(uniform), rel=1e-5)
-    assert bench(label_smoothing=0.2).loop._accumulate([batch])[0] == pytest.approx(float(smooth) / count, rel=1e-5)
+    assert plain.count == int((labels >= 0).sum())
+    assert float(smooth) == pytest.approx(0.8 * float(plain.total) + 0.2 * float(uniform), rel=1e-5)
+    assert bench(label_smoothing=0.2).loop._accumulate([batch])[0] == pytest.approx(
+        float(smooth) / plain.count, rel=1e-5
+    )
 
 
 def test_clipping_goes_over_all_groups_together(bench: Build):
@@ -219,9 +246,11 @@ def poison(made: Any, steps: set[int], value: float = float("nan")) -> None:
     """Let the loss be not finite at some steps."""
     honest = made.task.loss
 
-    def loss(loaded: Any, batch: Any, *, label_smoothing: float = 0.0) -> tuple[torch.Tensor, int]:
-        total, count = honest(loaded, batch, label_smoothing=label_smoothing)
-        return (total * value if made.loop.position.step in steps else total), count
+    def loss(loaded: Any, batch: Any, *, label_smoothing: float = 0.0) -> Losses:
+        losses = honest(loaded, batch, label_smoothing=label_smoothing)
+        if made.loop.position.step in steps:
+            losses = replace(losses, sums=losses.sums * value)
+        return losses
 
     made.task.loss = loss
 

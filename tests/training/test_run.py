@@ -8,6 +8,7 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from sonotune.errors import (
     ResourceError,
     RunDirectoryError,
 )
+from sonotune.models.base import Losses
 from sonotune.runs import read_events, read_record
 from sonotune.tasks.transcribe import Transcribe
 from sonotune.training import checkpoint
@@ -313,10 +315,10 @@ def test_bad_steps_are_logged_once_over_a_resume(settings: Settings, tmp_path: P
     honest = Transcribe.loss
     calls = {"count": 0}
 
-    def loss(self: Transcribe, *arguments: Any, **named: Any) -> tuple[torch.Tensor, int]:
-        total, count = honest(self, *arguments, **named)
+    def loss(self: Transcribe, *arguments: Any, **named: Any) -> Losses:
+        losses = honest(self, *arguments, **named)
         calls["count"] += 1
-        return (total * float("nan") if calls["count"] == 4 else total), count
+        return replace(losses, sums=losses.sums * float("nan")) if calls["count"] == 4 else losses
 
     monkeypatch.setattr(Transcribe, "loss", loss)
 
@@ -335,9 +337,9 @@ def test_bad_steps_are_logged_once_over_a_resume(settings: Settings, tmp_path: P
 def test_three_bad_steps_end_the_run_as_failed(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     honest = Transcribe.loss
 
-    def loss(self: Transcribe, *arguments: Any, **named: Any) -> tuple[torch.Tensor, int]:
-        total, count = honest(self, *arguments, **named)
-        return total * float("inf"), count
+    def loss(self: Transcribe, *arguments: Any, **named: Any) -> Losses:
+        losses = honest(self, *arguments, **named)
+        return replace(losses, sums=losses.sums * float("inf"))
 
     monkeypatch.setattr(Transcribe, "loss", loss)
     with pytest.raises(NumericError):

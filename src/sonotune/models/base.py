@@ -105,6 +105,41 @@ class LoadedModel:
         return replace(self, **changes)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """The losses of a batch as sums and counts, clip by clip.
+
+    Attributes:
+        sums: Loss of each clip summed over its labels, differentiable (B,).
+        counts: Labels of each clip (B,) int64.
+    """
+
+    sums: Tensor
+    counts: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """Loss summed over all labels, a scalar."""
+        return self.sums.sum()
+
+    @property
+    def count(self) -> int:
+        """Number of labels."""
+        return int(self.counts.sum())
+
+    @classmethod
+    def of_labels(cls, losses_N: Tensor, wanted_BU: Tensor) -> Losses:
+        """Gather the losses of single labels by clip.
+
+        Args:
+            losses_N: Loss of each label, in row-major order of the places.
+            wanted_BU: Where a batch has labels (B, U) bool, N of them.
+        """
+        rows_N = wanted_BU.nonzero()[:, 0]
+        sums = losses_N.new_zeros(len(wanted_BU)).index_add(0, rows_N, losses_N)
+        return cls(sums=sums, counts=wanted_BU.sum(dim=1))
+
+
 class ModelFamily(Protocol):
     """One architecture: how it is loaded, how it turns text into targets and batches into losses and texts."""
 
@@ -131,8 +166,8 @@ class ModelFamily(Protocol):
         """Target ids -> text without special tokens."""
         ...
 
-    def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> tuple[Tensor, int]:
-        """Summed loss over label positions and their number, so that accumulation over unequal batches is exact."""
+    def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:
+        """Summed loss and number of labels of each clip, so that accumulation over unequal batches is exact."""
         ...
 
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:

@@ -233,6 +233,12 @@ def _take_lock(path: Path) -> int:
     return lock
 
 
+def _failed_with_nothing(path: Path, record: RunRecord) -> bool:
+    """Whether a run was refused before it made anything: the user mends a setting and runs the line again."""
+    results = (child for name in ("checkpoints", "predictions", "adapter") for child in (path / name).glob("*"))
+    return record.status == "failed" and not record.scores and next(results, None) is None
+
+
 def _check_earlier_run(path: Path, config_digest: str, config: Mapping[str, Any] | None, resume: ResumeMode) -> bool:
     """Whether there is an earlier run to go on with; raises where what is there may not be touched."""
     record_path = path / "run.json"
@@ -247,6 +253,11 @@ def _check_earlier_run(path: Path, config_digest: str, config: Mapping[str, Any]
             raise RunDirectoryError(f"{path} holds no run to resume. Take run.resume=auto to start one.")
         return False
     record = read_record(record_path)
+    if resume != "must" and record.config_digest != config_digest and _failed_with_nothing(path, record):
+        logger.info("%s holds a run that failed before it had any result; a new one takes its place", path)
+        for name in ("run.json", "events.jsonl"):
+            (path / name).unlink(missing_ok=True)
+        return False
     if resume == "never":
         raise RunDirectoryError(f"{path} holds a run ({record.status}), and run.resume is never. {other}")
     if record.config_digest != config_digest:

@@ -8,10 +8,9 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sonotune.features.batching import Batch
-from sonotune.models.base import LoadedModel
+from sonotune.models.base import LoadedModel, Losses
 from sonotune.types import Clip, Finding, Prediction, Score
 
 
@@ -41,8 +40,8 @@ class Task(Protocol):
         """Encode targets once, before training; what cannot be encoded becomes a finding."""
         ...
 
-    def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float) -> tuple[Tensor, int]:
-        """Summed loss and the number of units it was summed over, so that accumulation stays exact."""
+    def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float) -> Losses:
+        """Summed loss and number of labels of each clip, so that accumulation stays exact."""
         ...
 
     def predict(

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor
-
 from sonotune.data.text import Normalizer
 from sonotune.errors import TextError
 from sonotune.features.batching import Batch
 from sonotune.metrics.error_rate import cer, wer
-from sonotune.models.base import LoadedModel, ModelFamily
+from sonotune.models.base import LoadedModel, Losses, ModelFamily
 from sonotune.tasks.base import Prepared
 from sonotune.types import Clip, Finding, Prediction, Score
 
@@ -54,7 +52,7 @@ class Transcribe:
             kept.append(replace(clip, text=text, language=language))
         return Prepared(clips=tuple(kept), targets=tuple(targets), findings=tuple(findings))
 
-    def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> tuple[Tensor, int]:
+    def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:
         """See `Task.loss`."""
         return self.family.loss(loaded, batch, label_smoothing=label_smoothing)
 

@@ -6,15 +6,21 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from sonotune.data import importers, manifest, splits
-from sonotune.errors import ManifestError
+from sonotune.errors import GateError, ManifestError
 from sonotune.registry import is_asset, resolve_asset, split_source
 from sonotune.runs import generator
 from sonotune.types import Clip, Finding
 
 logger = logging.getLogger(__name__)
+
+# Settings of the data section that `load_corpus` takes, by the same names.
+CORPUS_SETTINGS: Final = {
+    "root", "allow_outside_root", "min_duration_s", "max_duration_s", "check", "max_bad_fraction", "eval_speakers",
+    "eval_fraction", "allow_leaks", "limit",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +43,7 @@ def load_corpus(
     max_bad_fraction: float,
     eval_speakers: Sequence[str],
     eval_fraction: float,
+    allow_leaks: bool,
     limit: int | None,
     seed: int,
 ) -> Corpus:
@@ -52,11 +59,13 @@ def load_corpus(
         max_bad_fraction: Share of unusable files above which nothing is trained.
         eval_speakers: Speakers held out when no evaluation split is named.
         eval_fraction: Share of the speech held out otherwise.
+        allow_leaks: Let the same recording stand in the training set and in a set that is scored.
         limit: Keep so many clips of each split, drawn by the seed.
         seed: Of the split.
 
     Raises:
         ManifestError: A source cannot be read, a split is empty, or too many files are bad.
+        GateError: Recordings are trained on and scored.
     """
     found: dict[str, list[Clip]] = {}
     findings: list[Finding] = []
@@ -77,9 +86,22 @@ def load_corpus(
         )
     if "train" in found:
         for other in ("eval", "test"):
-            findings += splits.check_leaks(found["train"], found.get(other, []))
+            leaks = splits.check_leaks(found["train"], found.get(other, []))
+            findings += leaks
+            if not allow_leaks:
+                _refuse_leaks(other, leaks)
     digests = {name: manifest.digest(clips) for name, clips in found.items()}
     return Corpus(splits=found, findings=tuple(findings), digests=digests)
+
+
+def _refuse_leaks(split: str, leaks: Sequence[Finding]) -> None:
+    """The same recording on both sides makes a score worthless; the same speaker may be what a user wants."""
+    shared = [leak.message for leak in leaks if leak.check in ("leak.span", "leak.audio")]
+    if shared:
+        raise GateError(
+            f"data.train and data.{split}: {' '.join(shared)} "
+            "data.allow_leaks=true trains all the same, to see whether a model can learn its clips by heart."
+        )
 
 
 def _limited(clips: list[Clip], limit: int | None, seed: int, split: str) -> list[Clip]:

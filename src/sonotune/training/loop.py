@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,13 +20,13 @@ import psutil
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from sonotune.audio.augment import WaveformAugmenter
 from sonotune.errors import Interrupted, NumericError
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
 from sonotune.features.specaugment import SpecAugmentSettings
-from sonotune.models.base import LoadedModel
+from sonotune.models.base import LoadedModel, Losses
 from sonotune.runs import torch_seed
 from sonotune.tasks.base import Task
 from sonotune.training import checkpoint
@@ -139,8 +140,8 @@ class _Objective(nn.Module):
         self.module = loaded.module
         self._task, self._loaded, self._label_smoothing = task, loaded, label_smoothing
 
-    def forward(self, batch: Batch) -> tuple[Tensor, int]:
-        """Summed loss and count of one micro-batch."""
+    def forward(self, batch: Batch) -> Losses:
+        """Losses of one micro-batch."""
         return self._task.loss(self._loaded, batch, label_smoothing=self._label_smoothing)
 
 
@@ -194,6 +195,7 @@ class StageLoop:
             min(500, max(1, self.total_steps // 20)) if settings.warmup_steps == "auto" else settings.warmup_steps
         )
         self._process = psutil.Process()
+        self._several_domains = len({clip.domain for clip in data.clips}) > 1
         self._saved_step = -1
         self._steps_here = 0
 
@@ -324,7 +326,7 @@ class StageLoop:
         )
         rates = set_learning_rates(self._optimizer, factor)
         started = time.perf_counter()
-        loss, count = self._accumulate(group.batches)
+        loss, count, by_domain = self._accumulate(group.batches)
         norm = self._clip() if count else 0.0
         finite = count > 0 and np.isfinite(loss) and np.isfinite(norm)
         if finite:
@@ -345,16 +347,25 @@ class StageLoop:
         position.audio_s += sum(batch.seconds for batch in group.batches)
         elapsed = time.perf_counter() - started
         position.seconds += elapsed
-        self._report(group, loss=loss if finite else None, norm=norm if finite else None, rates=rates, elapsed=elapsed)
+        self._report(
+            group, loss=loss if finite else None, by_domain=by_domain, norm=norm if finite else None, rates=rates,
+            elapsed=elapsed,
+        )  # fmt: skip
 
-    def _accumulate(self, batches: list[Batch]) -> tuple[float, int]:
-        """Gradient of the mean loss over all units of the group, exact for unequal batches."""
+    def _accumulate(self, batches: list[Batch]) -> tuple[float, int, dict[str, float]]:
+        """Gradient of the mean loss over all labels of the group, exact for unequal batches.
+
+        Returns:
+            Mean loss, number of labels, and mean loss by domain where the clips come from several.
+        """
         self._loaded.module.train()
         total, units, divisor = 0.0, 0, 0
+        domains: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(2))
         for index, batch in enumerate(batches):
             torch.manual_seed(torch_seed(self._settings.seed, "step", self.position.step, index))
             before = time.perf_counter()
-            loss, count = self._objective(batch.to(self._accelerator.device))
+            losses: Losses = self._objective(batch.to(self._accelerator.device))
+            loss, count = losses.total, losses.count
             self._spend("forward", before)
             if count == 0:
                 continue
@@ -363,11 +374,16 @@ class StageLoop:
             self._accelerator.backward(loss / divisor)
             total, units = total + float(loss.detach()), units + count
             self._spend("backward", before)
+            if self._several_domains:
+                rows = zip(losses.sums.tolist(), losses.counts.tolist(), strict=True)
+                for clip, row in zip(batch.clips, rows, strict=True):
+                    domains[clip.domain or "unknown"] += row
         if units and units != divisor:
             for parameter in self._parameters.values():
                 if parameter.grad is not None:
                     parameter.grad.mul_(divisor / units)
-        return (total / units if units else 0.0), units
+        by_domain = {name: float(part) / labels for name, (part, labels) in sorted(domains.items()) if labels}
+        return (total / units if units else 0.0), units, by_domain
 
     def _clip(self) -> float:
         scaler = self._accelerator.scaler
@@ -431,7 +447,14 @@ class StageLoop:
             listener.evaluated(position.step, scores)
 
     def _report(
-        self, group: _Group, *, loss: float | None, norm: float | None, rates: Mapping[str, float], elapsed: float
+        self,
+        group: _Group,
+        *,
+        loss: float | None,
+        by_domain: Mapping[str, float],
+        norm: float | None,
+        rates: Mapping[str, float],
+        elapsed: float,
     ) -> None:
         clips = sum(len(batch.clips) for batch in group.batches)
         computed = sum(batch.padded_seconds for batch in group.batches)
@@ -441,6 +464,7 @@ class StageLoop:
             "epoch": self.position.epoch,
             "stage": self._stage.name,
             "loss": loss,
+            **({"loss_by_domain": dict(by_domain)} if by_domain and loss is not None else {}),
             "gradient_norm": norm,
             "learning_rates": dict(rates),
             "clips": clips,

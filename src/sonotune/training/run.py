@@ -28,7 +28,7 @@ from sonotune.tasks.base import Prepared, Task
 from sonotune.training import checkpoint, checks
 from sonotune.training.adapt import adapt
 from sonotune.training.book import RunBook
-from sonotune.training.corpus import Corpus, load_corpus, refuse_too_many
+from sonotune.training.corpus import CORPUS_SETTINGS, Corpus, load_corpus, refuse_too_many
 from sonotune.training.keep import keep
 from sonotune.training.loop import Listener, LoopSettings, StageLoop, TrainingData
 from sonotune.training.signals import StopRequest, stop_on_signals
@@ -160,14 +160,8 @@ def _corpus(config: RunConfig) -> Corpus:
     return load_corpus(
         {name: source for name, source in named.items() if source is not None},
         seed=config.training.seed,
-        **data.model_dump(include=_CORPUS_SETTINGS),
+        **data.model_dump(include=CORPUS_SETTINGS),
     )
-
-
-_CORPUS_SETTINGS = {
-    "root", "allow_outside_root", "min_duration_s", "max_duration_s", "check", "max_bad_fraction", "eval_speakers",
-    "eval_fraction", "limit",
-}  # fmt: skip
 
 
 def _evaluate(session: _Session, clips: Sequence[Clip]) -> EvaluationResult:

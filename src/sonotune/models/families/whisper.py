@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from sonotune.errors import TextError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import from_feature_extractor
-from sonotune.models.base import Component, LoadedModel
+from sonotune.models.base import Component, LoadedModel, Losses
 from sonotune.models.checkpoints import load_pretrained
 
 logger = logging.getLogger(__name__)
@@ -105,8 +105,8 @@ class WhisperFamily:
         text: str = loaded.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text.strip()
 
-    def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> tuple[Tensor, int]:
-        """Summed cross-entropy over text and end tokens, and their number.
+    def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:
+        """Cross-entropy over text and end tokens.
 
         The prompt is given at inference, so it is no target. Logits are computed at label positions only.
         """
@@ -115,8 +115,8 @@ class WhisperFamily:
         wanted = labels_BU >= 0
         logits_NV = self._logits(loaded, batch, wanted)
         labels_N = labels_BU[wanted]
-        total = F.cross_entropy(logits_NV.float(), labels_N, reduction="sum", label_smoothing=label_smoothing)
-        return total, int(labels_N.numel())
+        losses_N = F.cross_entropy(logits_NV.float(), labels_N, reduction="none", label_smoothing=label_smoothing)
+        return Losses.of_labels(losses_N, wanted)
 
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Logits (N, V) at every target position, prompt included."""
