@@ -1,6 +1,6 @@
 """What the project's synthetic corpora say, and with which voices: plans, drawn from a seed, before anything speaks.
 
-`nano_speech` is what whisper-nano learns from: short, dominated by isolated digits, with as many different voices as
+`nano_speech` is what whisper-nano learns from: short, dominated by strings of a few digits, with as many different voices as
 espeak-ng and a random vocal tract give. `quickstart` is what the package carries: voices and a channel that
 `nano_speech` never has, so that adapting to them is a real if small task.
 """
@@ -63,13 +63,16 @@ class PlannedClip:
 # --- nano_speech ---------------------------------------------------------------------------------
 
 _KINDS: Final[Mapping[str, float]] = {
-    "digit": 0.44,
-    "digits": 0.20,
-    "number": 0.09,
-    "command": 0.11,
-    "sequence": 0.07,
+    "digit": 0.16,
+    "digits": 0.46,
+    "number": 0.10,
+    "command": 0.08,
+    "sequence": 0.11,
     "hebrew": 0.09,
 }
+# Words of a digit string and how many strings have so many. Attention learns where to listen from strings of two and
+# three; with 44 % isolated digits and strings of 2 to 8 alike it had not begun to after 2000 steps.
+_STRING_LENGTHS: Final[Mapping[int, float]] = {2: 0.30, 3: 0.24, 4: 0.17, 5: 0.12, 6: 0.08, 7: 0.05, 8: 0.04}
 # Of isolated digits and digit strings, how many have a foreign accent.
 _FOREIGN_SHARE: Final = 0.2
 _DEVELOPMENT_CLIPS: Final = 300
@@ -134,7 +137,9 @@ def _phrase(rng: np.random.Generator) -> _Phrase:
     if kind == "hebrew":
         return _hebrew(rng)
     if kind in ("digit", "digits"):
-        count = 1 if kind == "digit" else int(rng.integers(2, 9))
+        count = 1
+        if kind == "digits":
+            count = int(rng.choice(list(_STRING_LENGTHS), p=list(_STRING_LENGTHS.values())))
         numbers = [int(value) for value in rng.integers(0, 10, count)]
         words = [vocabulary.DIGITS[value] for value in numbers]
         if rng.random() < _FOREIGN_SHARE:
