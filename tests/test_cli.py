@@ -471,6 +471,20 @@ def test_training_on_what_is_scored_is_refused_unless_asked_for(data: Path):
     assert code == 0, err
 
 
+def test_inspect_tells_sizes_without_weights():
+    code, out, err = call("inspect", "model=whisper_large_v3", "quantization.bits=4", "--json")
+    assert code == 0, err
+    body = only_json(out)
+    assert body["parameters"]["total"] == 1_543_490_560
+    assert set(body["parameters"]) == {"total", "trainable", "adapter", "quantized"}
+    assert {"name", "parameters", "trainable", "bytes"} <= set(body["components"][0])
+    assert body["bits_per_quantized_parameter"] == 4.126953125
+    assert set(body["compression"]) == {"parameters", "size"}
+    code, out, err = call("inspect", "model=whisper_nano")
+    assert code == 0, err
+    assert "encoder" in out
+
+
 # --- bad models and runs -------------------------------------------------------------------------
 
 

@@ -279,6 +279,44 @@ def _decoding(config: Any) -> dict[str, Any]:
 
 
 @app.command()
+def inspect(words: Words = None, as_json: Json = False) -> None:
+    """Say what a model is made of, what would train and what it weighs; no weights are read.
+
+    sonotune inspect model=whisper_large_v3 quantization.bits=4 adapter.rank=16
+    """
+    from sonotune.config.load import load_run_config
+    from sonotune.planning.inspection import inspect_model
+
+    config = load_run_config(words or []).config
+    found = inspect_model(
+        config.model.checkpoint,
+        family=config.model.family,
+        revision=config.model.revision,
+        bits=config.quantization.bits,
+        double=config.quantization.double,
+        skip=config.quantization.skip,
+        adapter=config.adapter.model_dump() | {"precision": "fp32", "gradient_checkpointing": False},
+    )
+    body = found.to_json()
+    lines = [f"{found.checkpoint}: {found.family}, {found.total:,} parameters, {found.trainable:,} would train"]
+    lines += [f"  {'':<11}{'parameters':>15}{'trainable':>13}{'MiB':>10}{'linears':>9}{'a unit of rank':>16}"]
+    lines += [
+        f"  {row['name']:<11}{row['parameters']:>15,}{row['trainable']:>13,}{row['bytes'] / 2**20:>10.1f}"
+        f"{row['linears']:>9}{row['parameters_per_rank']:>16,}"
+        for row in body["components"]
+    ]
+    bits = body["bits_per_quantized_parameter"]
+    held = f" at {bits:.6f} bits each" if bits else f" ({found.bits[1]})"
+    compression = body["compression"]
+    lines += [
+        f"weights  {found.weight_bytes / 2**20:.1f} MiB; {found.quantized:,} quantised{held}",
+        f"smaller  {compression['size']:.2f} times than in 16 bits"
+        + (f"; one of {compression['parameters']:.1f} parameters trains" if compression["parameters"] else ""),
+    ]
+    _print(body, as_json=as_json, lines=lines)
+
+
+@app.command()
 def transcribe(
     words: Annotated[list[str], typer.Argument(metavar="[SETTING=VALUE]... FILE|FOLDER...", help="A model and audio.")],
     as_json: Json = False,

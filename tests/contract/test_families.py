@@ -75,6 +75,16 @@ def test_the_model_is_loaded_in_fp32_in_evaluation_mode(opened: tuple[ModelFamil
     assert loaded.revision
 
 
+def test_an_outline_has_every_shape_and_no_weight(opened: tuple[ModelFamily, LoadedModel]):
+    family, loaded = opened
+    outline = family.outline(loaded.checkpoint)
+    shapes = {name: value.shape for name, value in loaded.module.named_parameters()}
+    assert {name: value.shape for name, value in outline.module.named_parameters()} == shapes
+    assert all(value.is_meta for value in outline.module.parameters())
+    assert (outline.components, outline.linears, outline.tied) == (loaded.components, loaded.linears, loaded.tied)
+    assert outline.frontend.max_duration_s == loaded.frontend.max_duration_s
+
+
 def test_the_loss_is_a_sum_over_a_count(opened: tuple[ModelFamily, LoadedModel]):
     family, loaded = opened
     with torch.no_grad():

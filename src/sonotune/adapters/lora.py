@@ -194,6 +194,24 @@ def load(loaded: LoadedModel, folder: Path, *, trainable: bool = False) -> Loade
     return loaded.with_(adapter=wrapper)
 
 
+def lay_out(loaded: LoadedModel, folder: Path) -> LoadedModel:
+    """Give a module on the meta device the shapes of a saved adapter, without its weights.
+
+    Raises:
+        AdapterError: The folder is no adapter, or it does not fit.
+    """
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415
+
+    try:
+        with _quiet_peft():
+            config = LoraConfig.from_pretrained(str(folder))
+            config.inference_mode = False  # saved as frozen; what trained is to be counted
+            wrapper = get_peft_model(loaded.module, config)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise AdapterError(f"the adapter in {folder} does not fit {loaded.checkpoint}: {str(error)[:200]}") from error
+    return loaded.with_(adapter=wrapper)
+
+
 def read_side_car(folder: Path) -> dict[str, Any]:
     """The entries of `sonotune.json`; empty for an adapter made by another PEFT tool.
 

@@ -14,7 +14,7 @@ from sonotune.adapters import lora
 from sonotune.adapters.targets import modules_of, resolve_targets
 from sonotune.errors import ModelError
 from sonotune.models.base import LoadedModel, ModelFamily
-from sonotune.models.checkpoints import locate
+from sonotune.models.checkpoints import read_config
 from sonotune.models.precision import DTYPES
 from sonotune.models.quantize import cast_frozen, choose_bits, quantize
 from sonotune.registry import names, resolve
@@ -72,8 +72,8 @@ def open_model(
     """
     adapter = find_adapter(checkpoint)
     settings = lora.read_side_car(adapter) if adapter else {}
-    base = _base_of(adapter, settings) if adapter else model_folder(checkpoint)
-    name = _family_name(base, revision) if family == "auto" else family
+    base = base_of(adapter) if adapter else model_folder(checkpoint)
+    name = family_name(base, revision) if family == "auto" else family
     architecture: ModelFamily = resolve("families", name)()
     loaded = architecture.load(
         base, revision=revision, context=context or settings.get("context", "dynamic"),
@@ -127,28 +127,28 @@ def model_folder(checkpoint: str) -> str:
     return checkpoint
 
 
-def _base_of(adapter: Path, settings: dict[str, Any]) -> str:
-    named = settings.get("checkpoint") or json.loads((adapter / "adapter_config.json").read_text("utf-8")).get(
-        "base_model_name_or_path"
-    )
+def base_of(adapter: Path) -> str:
+    """The checkpoint that a saved adapter was trained on.
+
+    Raises:
+        ModelError: It does not say.
+        AdapterError: The folder holds no adapter.
+    """
+    named = lora.read_side_car(adapter).get("checkpoint") or json.loads(
+        (adapter / "adapter_config.json").read_text("utf-8")
+    ).get("base_model_name_or_path")
     if not named:
         raise ModelError(f"the adapter in {adapter} does not say which base model it belongs to.")
     return model_folder(str(named))
 
 
-def _family_name(checkpoint: str, revision: str | None) -> str:
-    import transformers  # noqa: PLC0415
+def family_name(checkpoint: str, revision: str | None) -> str:
+    """Registry name of a checkpoint's architecture.
 
-    source = locate(checkpoint)
-    try:
-        config = transformers.AutoConfig.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
-        if isinstance(source, str):
-            raise ModelError(
-                f"the hub checkpoint {checkpoint!r} could not be read ({str(error).strip().splitlines()[0][:160]}). "
-                "Without network, give a folder as model.checkpoint or use the packaged model=whisper_nano."
-            ) from error
-        raise ModelError(f"{source} is not a model folder: config.json is missing or unreadable.") from error
+    Raises:
+        ModelError: There is no configuration, or no family for it.
+    """
+    config = read_config(checkpoint, revision)
     if config.model_type not in names("families"):
         raise ModelError(
             f"{checkpoint} is a {config.model_type!r} model; supported families: {', '.join(names('families'))}."

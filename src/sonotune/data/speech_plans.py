@@ -1,6 +1,6 @@
 """What the project's synthetic corpora say, and with which voices: plans, drawn from a seed, before anything speaks.
 
-`nano_speech` is what whisper-nano learns from: short, dominated by strings of a few digits, with as many different voices as
+`nano_speech` is what whisper-nano learns from: mostly strings of a few digits, with as many different voices as
 espeak-ng and a random vocal tract give. `quickstart` is what the package carries: voices and a channel that
 `nano_speech` never has, so that adapting to them is a real if small task.
 """

@@ -158,6 +158,10 @@ class ModelFamily(Protocol):
         """Load a folder or hub checkpoint in fp32 on the CPU; raises ModelError with what to do."""
         ...
 
+    def outline(self, checkpoint: str, *, revision: str | None = None) -> LoadedModel:
+        """The architecture on the meta device, without weights and without processor; raises ModelError."""
+        ...
+
     def encode_text(self, loaded: LoadedModel, text: str, language: str | None) -> NDArray[np.int64]:
         """Text -> (U,) target ids with every special token the architecture trains on; raises TextError."""
         ...

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sonotune.errors import ModelError
+from sonotune.models.published import PUBLISHED
 from sonotune.registry import is_asset, resolve_asset
 from sonotune.runs import digest_file, digest_json
 
@@ -72,9 +73,7 @@ def load_pretrained(
     try:
         config = transformers.AutoConfig.from_pretrained(source, revision=revision)
         _check_type(checkpoint, config.model_type, model_type)
-        for key, value in config_changes.items():
-            if value is not None:
-                setattr(config, key, value)
+        _change(config, config_changes)
         processor = transformers.AutoProcessor.from_pretrained(source, revision=revision)
         if random_weights:
             module = model_class(config)
@@ -87,6 +86,64 @@ def load_pretrained(
         raise ModelError(_why(checkpoint, source, error)) from error
     module.eval()
     return module, processor, _identity(source, config, random_weights=random_weights)
+
+
+def outline_pretrained(
+    checkpoint: str, *, model_type: str, class_name: str, revision: str | None, config_changes: Mapping[str, Any]
+) -> tuple[Any, str]:
+    """Build one architecture on the meta device: every shape and no weight.
+
+    Args:
+        checkpoint: Packaged, local or hub name; those of `models.published` need no network.
+        model_type: `config.model_type` that the family handles.
+        class_name: Class in `transformers`.
+        revision: Hub revision.
+        config_changes: Settings of the configuration to override; None leaves one alone.
+
+    Returns:
+        The module, and the identity of its architecture.
+
+    Raises:
+        ModelError: The configuration is missing, unreachable or of another family.
+    """
+    import torch  # noqa: PLC0415
+    import transformers  # noqa: PLC0415
+
+    config = read_config(checkpoint, revision)
+    _check_type(checkpoint, config.model_type, model_type)
+    _change(config, config_changes)
+    with torch.device("meta"):
+        module = getattr(transformers, class_name)(config)
+    module.eval()
+    return module, _architecture_digest(config)
+
+
+def read_config(checkpoint: str, revision: str | None) -> Any:
+    """The `transformers` configuration of a checkpoint; a published one needs no network.
+
+    Raises:
+        ModelError: It is missing, unreadable or unreachable.
+    """
+    import transformers  # noqa: PLC0415
+
+    if checkpoint in PUBLISHED and revision is None and not Path(checkpoint).is_dir():
+        return transformers.AutoConfig.for_model(**PUBLISHED[checkpoint])
+    source = locate(checkpoint)
+    try:
+        return transformers.AutoConfig.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        if isinstance(source, str):
+            raise ModelError(
+                f"the hub checkpoint {checkpoint!r} could not be read ({str(error).strip().splitlines()[0][:160]}). "
+                "Without network, give a folder as model.checkpoint or use the packaged model=whisper_nano."
+            ) from error
+        raise ModelError(f"{source} is not a model folder: config.json is missing or unreadable.") from error
+
+
+def _change(config: Any, changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if value is not None:
+            setattr(config, key, value)
 
 
 def _generation_config(source: Path | str, revision: str | None, default: Any) -> Any:
@@ -130,8 +187,12 @@ def as_os_error(error: Exception) -> OSError:
 
 def _identity(source: Path | str, config: Any, *, random_weights: bool) -> str:
     if random_weights:
-        return "random-" + digest_json(json.loads(config.to_json_string(use_diff=False)))[:16]
+        return f"random-{_architecture_digest(config)}"
     if isinstance(source, str):
         return str(getattr(config, "_commit_hash", None) or "unknown")
     files = sorted(source.glob("*.safetensors"))
     return digest_json({path.name: digest_file(path) for path in files})[:16]
+
+
+def _architecture_digest(config: Any) -> str:
+    return digest_json(json.loads(config.to_json_string(use_diff=False)))[:16]

@@ -89,6 +89,22 @@ def nf4_linear(inputs: Tensor, weight: Nf4Weight, bias: Tensor | None = None) ->
     return F.linear(inputs, nf4_dequantize(weight).to(inputs.dtype), bias)
 
 
+def packed_bytes(rows: int, columns: int, *, bits: int, double: bool = True) -> int:
+    """Bytes that a matrix would take quantised, with its scales.
+
+    Args:
+        rows: Outputs.
+        columns: Inputs.
+        bits: 4 (NF4, blocks of 64; their scales in 8 bits with a scale of 32 bits to 256 of them if `double`, else in
+            32 bits) or 8 (one scale of 32 bits a row).
+        double: Double quantisation.
+    """
+    weights = rows * columns
+    if bits == 8:
+        return weights + 4 * rows
+    return round(weights * (BITS_PER_NF4_WEIGHT if double else 4 + 32 / 64) / 8)
+
+
 @functools.cache
 def bitsandbytes() -> ModuleType:
     """Import bitsandbytes once, without the line it prints about a kernel hub that is never used here."""

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from sonotune.errors import TextError
 from sonotune.features.batching import Batch
-from sonotune.features.frontend import from_feature_extractor
+from sonotune.features.frontend import LogMel, from_feature_extractor
 from sonotune.models.base import Component, LoadedModel, Losses
-from sonotune.models.checkpoints import load_pretrained
+from sonotune.models.checkpoints import load_pretrained, outline_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +61,24 @@ class WhisperFamily:
             checkpoint, model_type="whisper", class_name="WhisperForConditionalGeneration",
             revision=revision, random_weights=random_weights, config_changes={"dropout": dropout},
         )  # fmt: skip
+        return self._mapped(
+            module, checkpoint=checkpoint, revision=identity, context=context, processor=processor,
+            frontend=from_feature_extractor(processor.feature_extractor),
+        )  # fmt: skip
+
+    def outline(self, checkpoint: str, *, revision: str | None = None) -> LoadedModel:
+        """See `ModelFamily.outline`."""
+        module, identity = outline_pretrained(
+            checkpoint, model_type="whisper", class_name="WhisperForConditionalGeneration", revision=revision,
+            config_changes={},
+        )  # fmt: skip
+        config = module.config
+        frontend = LogMel(config.num_mel_bins, window_s=config.max_source_positions / 50)
+        return self._mapped(module, checkpoint=checkpoint, revision=identity, frontend=frontend, processor=None)
+
+    def _mapped(self, module: Any, **given: Any) -> LoadedModel:
         loaded = LoadedModel(
             module=module,
-            frontend=from_feature_extractor(processor.feature_extractor),
             components=_components(module),
             linears=tuple(
                 name
@@ -71,13 +86,10 @@ class WhisperFamily:
                 if isinstance(child, nn.Linear) and (".encoder.layers." in name or ".decoder.layers." in name)
             ),
             family=self.name,
-            checkpoint=checkpoint,
-            revision=identity,
-            processor=processor,
             tied=(("model.decoder.embed_tokens.weight", "proj_out.weight"),)
             if module.proj_out.weight is module.model.decoder.embed_tokens.weight
             else (),
-            context=context,
+            **given,
         )
         _install_cross_attention_mask(module)
         return loaded

@@ -1,0 +1,1 @@
+"""What a run would cost, before it runs: sizes now; memory, time and money with the planner."""

@@ -1,0 +1,161 @@
+"""What a model is made of, what would train and what it would weigh: at real size, from shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from sonotune.adapters import lora
+from sonotune.adapters.allocation import unit_costs
+from sonotune.adapters.saved import base_of, family_name, find_adapter, kept_unquantized, model_folder
+from sonotune.models.base import LoadedModel, ModelFamily, carrier, count_parameters
+from sonotune.models.quantize import choose_bits, packed_bytes
+from sonotune.registry import resolve
+from sonotune.training.adapt import adapt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """Sizes of a model as a run would hold it. Bytes are of weights alone: no gradients, optimiser or activations.
+
+    Attributes:
+        family: Registry name of the architecture.
+        checkpoint: What was named.
+        bits: Of the frozen linears, and why.
+        total: Parameters of the bare model; tied weights count once.
+        trainable: Parameters that would train, adapters included.
+        adapter: Parameters of the low-rank matrices.
+        quantized: Weights held in 4 or 8 bits.
+        quantized_bytes: What those take, scales included.
+        components: For each component `name`, `parameters`, `trainable`, `bytes`, `linears` (that can carry an adapter)
+            and `parameters_per_rank` (what one unit of rank costs over them).
+    """
+
+    family: str
+    checkpoint: str
+    bits: tuple[int, str]
+    total: int
+    trainable: int
+    adapter: int
+    quantized: int
+    quantized_bytes: int
+    components: tuple[dict[str, Any], ...]
+
+    @property
+    def weight_bytes(self) -> int:
+        """All weights: quantised linears packed, other frozen matrices in bf16, all else in fp32."""
+        return sum(int(row["bytes"]) for row in self.components)
+
+    def to_json(self) -> dict[str, Any]:
+        """The form of `inspect --json`.
+
+        `compression.parameters` is parameters / parameters that train; `compression.size` is the size of the model in
+        16 bits / its size as held for training.
+        """
+        return {
+            "family": self.family,
+            "checkpoint": self.checkpoint,
+            "bits": self.bits[0],
+            "parameters": {
+                "total": self.total,
+                "trainable": self.trainable,
+                "adapter": self.adapter,
+                "quantized": self.quantized,
+            },
+            "components": [dict(row) for row in self.components],
+            "bytes": {"weights": self.weight_bytes, "quantized": self.quantized_bytes},
+            "bits_per_quantized_parameter": 8 * self.quantized_bytes / self.quantized if self.quantized else None,
+            "compression": {
+                "parameters": self.total / self.trainable if self.trainable else None,
+                "size": 2 * self.total / self.weight_bytes,
+            },
+        }
+
+
+def inspect_model(
+    checkpoint: str,
+    *,
+    family: str = "auto",
+    revision: str | None = None,
+    bits: Literal["auto"] | int = "auto",
+    double: bool = True,
+    skip: Sequence[str] = (),
+    device: str = "cpu",
+    adapter: dict[str, Any],
+) -> Inspection:
+    """Lay a model out on the meta device, mark what would train, and count.
+
+    Args:
+        checkpoint: Packaged, hub or local model, adapter folder or run.
+        family: Registry name, or `auto`.
+        revision: Hub revision.
+        bits: Of the frozen linears.
+        double: Double quantisation of the NF4 scales.
+        skip: Component selectors whose modules stay unquantised.
+        device: Where it would run, which `bits=auto` depends on.
+        adapter: Arguments of `training.adapt.adapt`; a saved adapter brings its own instead.
+
+    Raises:
+        ModelError: The configuration cannot be read, or a selector matches nothing.
+        AdapterError: The targets or ranks are wrong.
+    """
+    saved = find_adapter(checkpoint)
+    base = base_of(saved) if saved else model_folder(checkpoint)
+    architecture: ModelFamily = resolve("families", family_name(base, revision) if family == "auto" else family)()
+    loaded = architecture.outline(base, revision=revision)
+    total = sum(parameter.numel() for parameter in loaded.module.parameters())
+    linears = {name: _shape(loaded, name) for name in loaded.linears}
+    costs = unit_costs(loaded, loaded.linears)
+    chosen = (16, "all weights train") if not saved and adapter["kind"] == "none" else (
+        choose_bits(bits, parameters=total, device=device)
+    )  # fmt: skip
+    kept = kept_unquantized(loaded, skip) if chosen[0] != 16 else set(linears)
+    packed = {
+        name: packed_bytes(*shape, bits=chosen[0], double=double) for name, shape in linears.items() if name not in kept
+    }
+    with torch.device("meta"):
+        loaded = lora.lay_out(loaded, saved) if saved else adapt(loaded, **adapter)[0]
+    return Inspection(
+        family=loaded.family,
+        checkpoint=checkpoint,
+        bits=chosen,
+        total=total,
+        trainable=sum(row["trainable"] for row in count_parameters(loaded).values()),
+        adapter=sum(value.numel() for name, value in loaded.module.named_parameters() if ".lora_" in name),
+        quantized=sum(rows * columns for name, (rows, columns) in linears.items() if name in packed),
+        quantized_bytes=sum(packed.values()),
+        components=_components(loaded, packed, costs),
+    )
+
+
+def _components(loaded: LoadedModel, packed: dict[str, int], costs: dict[str, int]) -> tuple[dict[str, Any], ...]:
+    rows = []
+    for name, counted in count_parameters(loaded).items():
+        component = loaded.component(name)
+        linears = [linear for linear in loaded.linears if component.owns(linear + ".weight")]
+        held = sum(packed[linear] for linear in linears if linear in packed)
+        for parameter, value in loaded.module.named_parameters():
+            bare = carrier(parameter)
+            base_weight = ".lora_" not in parameter and ".modules_to_save." not in parameter
+            if component.owns(bare) and not (base_weight and bare.removesuffix(".weight") in packed):
+                held += value.numel() * (2 if value.ndim > 1 and not value.requires_grad else 4)
+        rows.append(
+            {
+                "name": name,
+                "parameters": counted["parameters"],
+                "trainable": counted["trainable"],
+                "bytes": held,
+                "linears": len(linears),
+                "parameters_per_rank": sum(costs[linear] for linear in linears),
+            }
+        )
+    return tuple(rows)
+
+
+def _shape(loaded: LoadedModel, name: str) -> tuple[int, int]:
+    module: nn.Linear = loaded.module.get_submodule(name)
+    return module.out_features, module.in_features
