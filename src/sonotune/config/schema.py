@@ -96,6 +96,8 @@ class ModelConfig(Section):
     """`dynamic` computes each batch at its own length; `full` pads to the model's whole window, as pretraining did."""
     full_context_share: Share = 0.0
     """Share of training batches padded to the whole window, so that the tuned model also works at full context."""
+    ctc_share: Share = 0.0
+    """Share of the loss that is CTC on the encoder's states; teaches a Whisper that starts from nothing to listen."""
     dropout: Dropout | None = None
     """Dropout in the model; null keeps the checkpoint's own."""
     num_labels: int | None = Field(default=None, ge=2, le=1_000_000)

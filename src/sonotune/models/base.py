@@ -64,6 +64,7 @@ class LoadedModel:
         revision: Commit of a hub checkpoint, or a digest of the local files.
         processor: The `transformers` processor, saved beside every export.
         tied: Groups of parameter names that share storage, such as embeddings and head.
+        ctc_share: Share of the training loss that is CTC on the encoder's states, where the family has both.
         context: `dynamic` computes each clip at its own length, `full` pads to the model's window.
         quantized: Full module name -> bits, for modules whose weights were quantised.
         adapter: The PEFT wrapper once adapters are attached, else None.
@@ -78,6 +79,7 @@ class LoadedModel:
     revision: str
     processor: Any
     tied: tuple[tuple[str, ...], ...] = ()
+    ctc_share: float = 0.0
     context: Literal["dynamic", "full"] = "dynamic"
     quantized: Mapping[str, int] = field(default_factory=dict)
     adapter: Any | None = None

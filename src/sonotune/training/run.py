@@ -117,7 +117,7 @@ def _prepare(config: RunConfig, book: RunBook) -> _Session:
         device=accelerator.device, random_weights=config.model.random_weights, dropout=config.model.dropout,
     )  # fmt: skip
     loaded, plan = adapt(
-        opened.loaded,
+        opened.loaded.with_(ctc_share=config.model.ctc_share),
         **config.adapter.model_dump(),
         precision=precision,
         gradient_checkpointing=config.training.gradient_checkpointing,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -118,24 +119,53 @@ class WhisperFamily:
         return text.strip()
 
     def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:
-        """Cross-entropy over text and end tokens.
+        """Cross-entropy over text and end tokens; with `ctc_share`, a mixture with CTC on the encoder's states.
 
         The prompt is given at inference, so it is no target. Logits are computed at label positions only.
         """
         labels_BU = batch.targets[:, 1:].clone()
         labels_BU[:, : self._prompt_length(loaded) - 1] = -100
         wanted = labels_BU >= 0
-        logits_NV = self._logits(loaded, batch, wanted)
+        encoded_BPD = self._encode(loaded, batch)
+        logits_NV = self._logits(loaded, batch, encoded_BPD, wanted)
         labels_N = labels_BU[wanted]
         losses_N = F.cross_entropy(logits_NV.float(), labels_N, reduction="none", label_smoothing=label_smoothing)
-        return Losses.of_labels(losses_N, wanted)
+        losses = Losses.of_labels(losses_N, wanted)
+        if loaded.ctc_share == 0:
+            return losses
+        ctc_B = self._ctc(loaded, batch, encoded_BPD)
+        return replace(losses, sums=(1 - loaded.ctc_share) * losses.sums + loaded.ctc_share * ctc_B)
+
+    def _ctc(self, loaded: LoadedModel, batch: Batch, encoded_BPD: Tensor) -> Tensor:
+        """CTC loss of each clip (B,) from the encoder's states by the output embedding; `<|nospeech|>` is the blank.
+
+        It needs no weights of its own. A model that starts from nothing learns to listen by it: cross-attention alone
+        spells from what it has written for thousands of steps (recipes/nano).
+
+        Source: Watanabe et al. 2017, hybrid CTC/attention.
+        """
+        scores_PBV = loaded.module.proj_out(encoded_BPD).float().log_softmax(dim=-1).transpose(0, 1)
+        prompt = self._prompt_length(loaded)
+        return F.ctc_loss(
+            scores_PBV,
+            batch.targets[:, prompt:].clamp_min(0),
+            self._positions(batch).clamp_max(scores_PBV.shape[0]),
+            batch.target_lengths - prompt - 1,
+            blank=loaded.processor.tokenizer.convert_tokens_to_ids("<|nospeech|>"),
+            reduction="none",
+            zero_infinity=True,
+        )
+
+    @staticmethod
+    def _positions(batch: Batch) -> Tensor:
+        """Encoder positions of each clip (B,)."""
+        return (batch.input_lengths + 1) // 2
 
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Logits (N, V) at every target position, prompt included."""
-        return self._logits(loaded, batch, batch.targets[:, 1:] >= 0)
+        return self._logits(loaded, batch, self._encode(loaded, batch), batch.targets[:, 1:] >= 0)
 
-    def _logits(self, loaded: LoadedModel, batch: Batch, wanted_BU: Tensor) -> Tensor:
-        encoded_BPD = self._encode(loaded, batch)
+    def _logits(self, loaded: LoadedModel, batch: Batch, encoded_BPD: Tensor, wanted_BU: Tensor) -> Tensor:
         inputs_BU = batch.targets[:, :-1].clamp_min(0)
         hidden_BUD = loaded.module.model.decoder(
             input_ids=inputs_BU, encoder_hidden_states=encoded_BPD, use_cache=False
@@ -180,7 +210,7 @@ class WhisperFamily:
         states_BPD = F.gelu(encoder.conv2(F.gelu(encoder.conv1(features_BFT)))).transpose(1, 2)
         mask = None
         if not batch.full_context:
-            lengths_B = (batch.input_lengths + 1) // 2
+            lengths_B = self._positions(batch)
             longest = int(lengths_B.max())
             states_BPD = states_BPD[:, :longest]
             if int(lengths_B.min()) < longest:
