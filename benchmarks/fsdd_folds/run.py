@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from sonotune.runs import code_version, environment
 
 SPEAKERS = ("jackson", "nicolas", "theo", "lucas")
 ARMS = {
@@ -44,7 +45,7 @@ def main() -> None:
         for speaker in options.folds:
             rows.append(run_fold(arm, speaker, manifests, options))
             print(json.dumps(rows[-1]), flush=True)
-    result = {"command": sys.argv, "machine": machine(), "steps": options.steps, "rows": rows}
+    result = {"command": sys.argv, "code": code_version(), "environment": environment(), "rows": rows}
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
@@ -75,7 +76,7 @@ def run_fold(
     folder = options.work / f"{arm.replace(', ', '-').replace(' ', '-')}-{speaker}-{int(time.time())}"
     rate = options.full_learning_rate if arm == "full" else options.learning_rate
     words = [
-        "recipe=speech_nano", f"data.train={train}", f"data.eval={held_out}", "data.allow_outside_root=true",
+        "model=whisper_nano", f"data.train={train}", f"data.eval={held_out}", "data.allow_outside_root=true",
         f"training.max_steps={options.steps}", "training.max_epochs=1000", "training.eval_steps=never",
         f"training.learning_rate={rate}", f"run.dir={folder}", *ARMS[arm], *options.words,
     ]  # fmt: skip
@@ -92,11 +93,6 @@ def run_fold(
         "wall_s": round(time.monotonic() - started, 1),
         "peak_bytes": body["peak_bytes"],
     }
-
-
-def machine() -> dict[str, Any]:
-    """What it ran on."""
-    return {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

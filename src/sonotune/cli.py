@@ -67,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             _fail(2, usage, words)
         if type(error).__name__ == "OutOfMemoryError":
             _fail(5, f"out of device memory: {str(error).splitlines()[0]} Lower training.batch_seconds.", words)
+        if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch's allocator on a CPU
+            _fail(5, "out of memory. Lower training.batch_seconds or evaluation.batch_seconds.", words)
         raise
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -226,26 +228,23 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
 
 
 def _settings_of_use(words: Sequence[str], *, require: Sequence[str]) -> LoadedConfig:
-    """Settings for using a model: a run's own language, normaliser and limits stand where no word says otherwise."""
+    """Settings for using a model: a run's own language, normaliser and limits stand where nothing says otherwise."""
     from sonotune.config.load import load_run_config
+    from sonotune.runs import read_record
 
-    given = {word.partition("=")[0] for word in words}
     place = next((word.partition("=")[2] for word in words if word.startswith("model=")), "")
-    inherited: list[str] = []
+    inherited: dict[str, Any] = {}
     if (Path(place) / "run.json").is_file():
-        kept = json.loads((Path(place) / "run.json").read_text("utf-8"))["config"]
-        for name in (
-            "model.language",
-            "data.language",
-            "data.text_scoring",
-            "data.min_duration_s",
-            "data.max_duration_s",
-        ):
-            section, _, setting = name.partition(".")
-            value = kept.get(section, {}).get(setting)
-            if name not in given and value is not None:
-                inherited.append(f"{name}={value}")
-    return load_run_config([*inherited, *words], require=require)
+        kept = read_record(Path(place)).config
+        for section, setting in _INHERITED:
+            if (value := kept.get(section, {}).get(setting)) is not None:
+                inherited[f"{section}.{setting}"] = value
+    return load_run_config(words, require=require, inherited=inherited)
+
+
+_INHERITED = (
+    ("model", "language"), ("data", "text_scoring"), ("data", "min_duration_s"), ("data", "max_duration_s"),
+)  # fmt: skip
 
 
 def _recognizer(settings: LoadedConfig) -> Any:
@@ -333,7 +332,7 @@ def transcribe(
         raise ManifestError(f"{missing[0]} does not exist.")
     recognizer = _recognizer(settings)
     decoding = _decoding(settings.config)
-    result = recognizer.transcribe(files, language=settings.config.model.language, **decoding)
+    result = recognizer.transcribe(files, **decoding)
     texts = [{"path": prediction.clip_id, "text": prediction.text} for prediction in result.predictions]
     for finding in result.findings:
         if finding.severity == "error":
@@ -407,15 +406,27 @@ def data_import(
     ],
     manifest: Annotated[Path, typer.Argument(help="Manifest to write (JSONL).")],
     language: Annotated[str | None, typer.Option(help="Language of clips that name none, such as he.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a data set or of Common Voice.")] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of a hub data set, such as a language.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit or tag of a hub data set.")] = None,
+    streaming: Annotated[bool, typer.Option("--streaming", help="Read a hub data set row by row.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows of a data set to read at most.")] = None,
+    audio_column: Annotated[str | None, typer.Option(help="Column of the audio, where its name says nothing.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the transcript.")] = None,
     as_json: Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Convert a corpus to a manifest."""
     from dataclasses import replace
 
     from sonotune.data.manifest import statistics, write_manifest
     from sonotune.training.corpus import read_source
 
-    clips = read_source(source, allow_outside_root=True)
+    asked = {
+        "split": split, "config": config, "revision": revision, "streaming": streaming or None, "limit": limit,
+        "audio_column": audio_column, "text_column": text_column,
+    }  # fmt: skip
+    options = {name: value for name, value in asked.items() if value is not None}
+    clips = read_source(source, allow_outside_root=True, options=options)
     clips = [replace(clip, language=clip.language or language) for clip in clips]
     write_manifest(manifest, clips)
     root = _root_needed(manifest.parent, clips)

@@ -24,9 +24,11 @@ FAMILY = WhisperFamily()
 def fresh() -> Callable[..., LoadedModel]:
     """A newly loaded packaged model; `bits` quantises it."""
 
-    def load(*, bits: int = 16, context: str = "dynamic", keep: set[str] | None = None) -> LoadedModel:
+    def load(
+        *, bits: int = 16, context: str = "dynamic", keep: set[str] | None = None, double: bool = True
+    ) -> LoadedModel:
         loaded = FAMILY.load("assets:whisper-nano", context=context)  # type: ignore[arg-type]
-        return loaded if bits == 16 else quantize(loaded, bits=bits, keep=keep or set())  # type: ignore[arg-type]
+        return loaded if bits == 16 else quantize(loaded, bits=bits, keep=keep or set(), double=double)  # type: ignore[arg-type]
 
     return load
 
@@ -51,9 +53,9 @@ def adapted(fresh: Callable[..., LoadedModel], plan: Callable[..., RankPlan]) ->
 
     def build(
         *, bits: int = 16, context: str = "dynamic", targets: Any = "all_linear", ranks: dict[str, int] | None = None,
-        keep: set[str] | None = None, **settings: Any,
+        keep: set[str] | None = None, double: bool = True, **settings: Any,
     ) -> LoadedModel:  # fmt: skip
-        loaded = fresh(bits=bits, context=context, keep=keep)
+        loaded = fresh(bits=bits, context=context, keep=keep, double=double)
         attached = lora.attach(loaded, plan(loaded, targets, **(ranks or {})), **{"rank": 4, "alpha": 8.0, **settings})
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():

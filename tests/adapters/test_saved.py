@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sonotune.adapters import lora
 from sonotune.adapters.saved import find_adapter, kept_unquantized, model_folder, open_model
-from sonotune.errors import ConfigError, ModelError
+from sonotune.errors import AdapterError, ConfigError, ModelError
 from sonotune.models.base import LoadedModel
 from sonotune.registry import resolve_asset
+from sonotune.training.adapt import adapt
 
 Fresh = Callable[..., LoadedModel]
 Logits = Callable[[LoadedModel], Tensor]
@@ -147,3 +149,53 @@ def test_a_run_that_is_not_finished_has_no_model_yet(tmp_path: Path):
     assert find_adapter(str(tmp_path)) is None
     with pytest.raises(ModelError, match="neither an adapter nor a model yet"):
         model_folder(str(tmp_path))
+
+
+def test_the_way_the_scales_were_quantised_is_kept(adapted: Fresh, logits: Logits, tmp_path: Path):
+    trained = adapted(bits=4, double=False)
+    lora.save(trained, tmp_path, extra={"bits": 4, "double": False})
+    opened = open_model(str(tmp_path))
+    assert torch.equal(logits(opened.loaded), logits(trained))
+    name = next(iter(opened.loaded.quantized))
+    assert opened.loaded.module.get_submodule(name).base_layer.weight.quant_state.nested is False
+
+
+def test_full_fine_tuning_does_not_start_from_an_adapter(adapted: Fresh):
+    with pytest.raises(AdapterError, match="Merge it first"):
+        lora.unfreeze_all(adapted())
+
+
+def test_pickled_adapters_are_refused(adapted: Fresh, tmp_path: Path):
+    lora.save(adapted(), tmp_path)
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(ModelError, match="pickled adapters"):
+        open_model(str(tmp_path))
+
+
+def test_missing_weights_are_not_made_up(tmp_path: Path):
+    shutil.copytree(resolve_asset("assets:whisper-nano"), tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.encoder.layers.1.fc1.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 weights.*layers\.1\.fc1\.weight"):
+        open_model(str(tmp_path / "model"))
+
+
+def test_an_adapter_on_a_local_model_opens_from_any_directory(
+    fresh: Fresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(resolve_asset("assets:whisper-nano"), tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    trained, _ = adapt(open_model("model").loaded, **ADAPT)
+    lora.save(trained, tmp_path / "adapter")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert open_model(str(tmp_path / "adapter")).loaded.adapter is not None
+
+
+ADAPT = {
+    "kind": "lora", "rank": 2, "alpha": "auto", "dropout": 0.0, "targets": "all_linear", "stem": "frozen",
+    "unfreeze": (), "allocator": "uniform", "budget": None, "rslora": False, "precision": "fp32",
+    "gradient_checkpointing": False,
+}  # fmt: skip

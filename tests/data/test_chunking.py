@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from sonotune.data.chunking import concatenate_plan, join
+from sonotune.data.chunking import concatenate_plan, cut_at_pauses, join
 from sonotune.data.importers import load
 from sonotune.data.manifest import read_manifest
 from sonotune.errors import ManifestError
@@ -137,3 +137,32 @@ def test_joined_digits(fsdd: Path, tmp_path: Path) -> None:
     assert len(joined) == 5
     assert all(1.0 <= clip.duration_s <= 15.1 for clip in joined)
     assert all(np.abs(soundfile.read(clip.path)[0]).max() > 0.01 for clip in joined)
+
+
+def spoken(*parts: tuple[float, float]) -> np.ndarray:
+    """(seconds, level) parts of a noise."""
+    rng = np.random.default_rng(0)
+    return np.concatenate(
+        [level * rng.standard_normal(round(length * RATE_HZ)) for length, level in parts], dtype=np.float32
+    )
+
+
+def test_a_long_recording_is_cut_in_its_pauses(tmp_path: Path) -> None:
+    parts = [(2.6, 0.1), (0.4, 0.0), (0.8, 0.1), (0.9, 0.0), (2.0, 0.1), (0.5, 0.0), (3.0, 0.1)]
+    soundfile.write(tmp_path / "long.wav", spoken(*parts), RATE_HZ)
+    clip = Clip(id="long", path=tmp_path / "long.wav", duration_s=10.2, text="left behind", language="en")
+    pieces = cut_at_pauses(clip, 5.0)
+    assert [piece.id for piece in pieces] == ["long#0", "long#1", "long#2"]
+    assert pieces[0].duration_s == pytest.approx(4.25, abs=0.1)  # the longer of the two pauses in reach
+    assert pieces[1].start_s == pieces[0].duration_s
+    assert pieces[1].start_s + pieces[1].duration_s == pytest.approx(6.95, abs=0.1)
+    assert sum(piece.duration_s for piece in pieces) == pytest.approx(10.2)
+    assert all(piece.text is None and piece.language == "en" for piece in pieces)
+    assert cut_at_pauses(clip, 11.0) == [clip]
+
+
+def test_speech_without_a_pause_is_cut_at_the_limit(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "long.wav", spoken((7.0, 0.1)), RATE_HZ)
+    whole = Clip(id="x", path=tmp_path / "long.wav", start_s=0.5, duration_s=6.0)
+    pieces = cut_at_pauses(whole, 2.5)
+    assert [(piece.start_s, piece.duration_s) for piece in pieces] == [(0.5, 2.5), (3.0, 2.5), (5.5, 1.0)]

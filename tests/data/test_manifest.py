@@ -415,3 +415,14 @@ def test_statistics() -> None:
     assert found["alphabet"] == {"a": 3, " ": 1, "b": 1, "c": 1}
     assert (found["words"], found["characters"], found["without_text"]) == (3, 6, 1)
     assert statistics([])["duration_s"] == {}
+
+
+@pytest.mark.parametrize("mode", ["decode", "header"])
+def test_a_channel_that_the_file_lacks_is_found_before_training(tmp_path: Path, mode: str) -> None:
+    tone(tmp_path / "mono.wav")
+    clips = [
+        Clip(id=str(channel), path=tmp_path / "mono.wav", duration_s=1.0, channel=channel) for channel in (None, 0, 1)
+    ]
+    kept, findings = check_audio(clips, mode)  # type: ignore[arg-type]
+    assert [clip.id for clip in kept] == ["None", "0"]
+    assert [(finding.check, finding.clip_ids) for finding in findings] == [("audio.channels", ("1",))]

@@ -155,3 +155,12 @@ def test_the_same_recording_under_another_name(tmp_path: Path) -> None:
 def test_sentences_and_missing_speakers_are_notes() -> None:
     found = by_check([clip("a", "s1", text="One, two!")], [clip("b", None, text="one two"), clip("c", "s2", text="")])
     assert found == {"leak.sentence": ("a", "b"), "leak.unchecked": ("b",)}
+
+
+def test_two_channels_of_one_call_are_two_recordings(tmp_path: Path) -> None:
+    (tmp_path / "call.wav").write_bytes(b"x")
+    agent = Clip(id="a", path=tmp_path / "call.wav", duration_s=3.0, channel=0, speaker="agent")
+    customer = Clip(id="b", path=tmp_path / "call.wav", duration_s=3.0, channel=1, speaker="customer")
+    assert by_check([agent], [customer]) == {}
+    assert by_check([agent], [dataclasses.replace(customer, channel=0)]) == {"leak.span": ("a", "b")}
+    assert by_check([agent], [dataclasses.replace(customer, channel=None)]) == {"leak.span": ("a", "b")}

@@ -157,3 +157,16 @@ def test_metrics_do_not_import_torch_or_what_is_slow() -> None:
         "print(json.dumps([m for m in ('torch', 'transformers', 'jiwer', 'sacrebleu', 'scipy') if m in sys.modules]))\n"
     )
     assert run(program) == []
+
+
+def test_energy_is_known_before_the_block_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run writes its record inside the block."""
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    folder = counters(tmp_path, energy_uj=1_000_000)
+    energy = Energy(powercap=folder)
+    assert energy.joules is None
+    with energy:
+        counters(tmp_path, energy_uj=3_000_000)
+        assert energy.joules == pytest.approx(2.0)
+        counters(tmp_path, energy_uj=4_500_000)
+    assert energy.joules == pytest.approx(3.5)

@@ -129,9 +129,14 @@ def test_an_existing_folder_is_refused_unless_it_may_be_replaced(trained: Traine
     with pytest.raises(RunDirectoryError, match="--overwrite"):
         export(str(folder), target)
     assert [path.name for path in target.iterdir()] == ["precious.txt"]
+    with pytest.raises(RunDirectoryError, match="no earlier export"):
+        export(str(folder), target, overwrite=True)
+    assert (target / "precious.txt").read_text() == "mine"
+    (target / "precious.txt").unlink()
     export(str(folder), target, overwrite=True)
-    assert (target / "model.safetensors").is_file()
-    assert not (target / "precious.txt").exists()
+    (target / "model.safetensors").write_bytes(b"old")
+    export(str(folder), target, overwrite=True)
+    assert (target / "model.safetensors").stat().st_size > 100
 
 
 def test_the_adapter_alone_is_copied_as_it_is(trained: Trained, tmp_path: Path):

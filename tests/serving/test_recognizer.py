@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from sonotune.errors import ManifestError, ModelError, TextError
 from sonotune.models.base import LoadedModel
@@ -108,3 +111,27 @@ def test_an_unknown_language_is_refused_with_those_there_are(recordings: Path):
 def test_a_model_that_is_not_there_is_refused():
     with pytest.raises(ModelError, match="neither a folder"):
         Recognizer.open("./nowhere")
+
+
+def test_a_recording_longer_than_the_window_is_heard_to_its_end(recognizer: Recognizer, recordings: Path):
+    """Cut in pauses, and the texts of the pieces joined, so nothing is silently empty."""
+    rng = np.random.default_rng(0)
+    part = np.concatenate([0.1 * rng.standard_normal(16_000), np.zeros(8_000)])
+    soundfile.write(recordings / "long.wav", np.tile(part, 14), 16_000)
+    result = recognizer.transcribe([recordings / "long.wav", recordings / "a.wav"], max_new_tokens=4)
+    assert [Path(prediction.clip_id).name for prediction in result.predictions] == ["long.wav", "a.wav"]
+    assert result.clips == 2
+    assert "evaluation.too_long" not in {finding.check for finding in result.findings}
+
+
+def test_a_file_named_twice_is_transcribed_once(recordings: Path):
+    clips, _ = clips_of([recordings, recordings / "a.wav"])
+    assert [Path(clip.id).name for clip in clips] == ["a.wav", "b.flac", "c.ogg"]
+
+
+def test_a_language_the_model_lacks_is_detected_instead(recognizer: Recognizer, recordings: Path):
+    """One such clip in an evaluation set stops nothing."""
+    clips, _ = clips_of([recordings])
+    clips = [replace(clip, language=language) for clip, language in zip(clips, ("en", "xx", None), strict=True)]
+    result = recognizer.evaluate(clips, max_new_tokens=4)
+    assert len(result.predictions) == 3

@@ -25,6 +25,7 @@ from sonotune.errors import (
     NumericError,
     ResourceError,
     RunDirectoryError,
+    TextError,
 )
 from sonotune.models.base import Losses
 from sonotune.runs import read_events, read_record
@@ -473,3 +474,45 @@ def test_a_full_disk_while_the_adapter_is_kept_leaves_none_and_can_go_on(
     assert record.status == "finished"
     assert adapter(folder)
     assert [event["step"] for event in events(folder, "step")] == list(range(1, 11))
+
+
+def test_what_was_trained_is_kept_though_the_test_clips_cannot_be_scored(
+    settings: Settings, clips: Callable[..., Path], tmp_path: Path
+):
+    manifest = clips(tmp_path / "odd", "odd", 2, speaker="t")
+    lines = [json.loads(line) | {"text": "!!!"} for line in manifest.read_text("utf-8").splitlines()]
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    with pytest.raises(TextError):
+        run(settings(f"data.test={manifest}"))
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+    assert read_record(tmp_path / "run").status == "failed"
+
+
+def test_a_clip_that_breaks_while_training_is_in_the_record(
+    settings: Settings, clips: Callable[..., Path], tmp_path: Path
+):
+    manifest = clips(tmp_path / "train", "train", 8)
+
+    class Vandal(StopAfter):
+        def started(self, total_steps: int, step: int) -> None:
+            (tmp_path / "train" / json.loads(manifest.read_text("utf-8").splitlines()[3])["path"]).unlink()
+
+        def stepped(self, values: Mapping[str, Any]) -> None:
+            return
+
+    record, _ = run(settings(f"data.train={manifest}", "training.max_epochs=3"), listeners=[Vandal(0)])
+    [finding] = [finding for finding in record.findings if finding.check == "audio.missing"]
+    assert len(finding.clip_ids) == 1
+
+
+def test_another_precision_does_not_go_on_with_a_run(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    """Under `auto` the settings are the same on a machine with bf16 and on one without; the arithmetic is not."""
+    import sonotune.training.run as story
+
+    with pytest.raises(Interrupted):
+        run(settings("training.precision=auto"), listeners=[StopAfter(2)])
+    honest = story.choose_precision("auto")[0]
+    other = "fp32" if honest == "bf16" else "bf16"
+    monkeypatch.setattr(story, "choose_precision", lambda asked: (other, "for the test"))
+    with pytest.raises(CheckpointError, match="precision"):
+        run(settings("training.precision=auto"))

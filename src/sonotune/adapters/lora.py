@@ -124,17 +124,20 @@ def unfreeze_all(loaded: LoadedModel) -> LoadedModel:
     """Full fine-tuning: every parameter the architecture lets train.
 
     Raises:
-        AdapterError: The weights are quantised.
+        AdapterError: The weights are quantised, or the model carries an adapter.
     """
+    if loaded.adapter is not None:
+        raise AdapterError(
+            "full fine-tuning starts from plain weights, but this model carries an adapter. "
+            "Merge it first: sonotune export RUN FOLDER, then model=FOLDER."
+        )
     if loaded.quantized:
         raise AdapterError(
             f"adapter.kind=none trains all weights, but {len(loaded.quantized)} are quantised. "
             "Set quantization.bits=16, or use adapter.kind=lora."
         )
-    from sonotune.adapters.targets import loaded_trainable  # noqa: PLC0415
-
     for name, parameter in loaded.module.named_parameters():
-        parameter.requires_grad_(loaded_trainable(loaded, name))
+        parameter.requires_grad_(name not in loaded.constant)
         parameter.data = parameter.data.float()
     return loaded
 
@@ -157,10 +160,12 @@ def save(loaded: LoadedModel, folder: Path, *, extra: dict[str, Any] | None = No
         loaded.adapter.save_pretrained(folder, safe_serialization=True)
     config_path = folder / "adapter_config.json"
     config = json.loads(config_path.read_text("utf-8"))
-    config["base_model_name_or_path"] = loaded.checkpoint
+    base = Path(loaded.checkpoint)
+    checkpoint = str(base.resolve()) if base.is_dir() else loaded.checkpoint  # readable from any working directory
+    config["base_model_name_or_path"] = checkpoint
     config["target_modules"] = sorted(config["target_modules"])  # a set: its order differs from run to run
     config_path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
-    side_car = {"schema": 1, "family": loaded.family, "checkpoint": loaded.checkpoint, "revision": loaded.revision,
+    side_car = {"schema": 1, "family": loaded.family, "checkpoint": checkpoint, "revision": loaded.revision,
                 "context": loaded.context, **(extra or {})}  # fmt: skip
     (folder / SIDE_CAR).write_text(json.dumps(side_car, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
 

@@ -88,7 +88,7 @@ def open_model(
     dtype = DTYPES[precision]
     if chosen in (4, 8):
         kept = kept_unquantized(loaded, settings.get("quantization_skip", skip))
-        loaded = quantize(loaded, bits=chosen, keep=kept, double=double, compute_dtype=dtype)  # type: ignore[arg-type]
+        loaded = quantize(loaded, bits=chosen, keep=kept, double=settings.get("double", double), compute_dtype=dtype)  # type: ignore[arg-type]
     if adapter:
         loaded = lora.load(loaded, adapter)
         if dtype != torch.float32:
@@ -103,9 +103,15 @@ def kept_unquantized(loaded: LoadedModel, skip: Sequence[str]) -> set[str]:
 
 
 def find_adapter(checkpoint: str) -> Path | None:
-    """The adapter folder that a name stands for: the folder itself, or the one in a run directory."""
+    """The adapter folder that a name stands for: the folder itself, or the one in a run directory.
+
+    Raises:
+        ModelError: Its weights are missing, or not in safetensors.
+    """
     for folder in (Path(checkpoint), Path(checkpoint) / "adapter"):
         if (folder / "adapter_config.json").is_file():
+            if not (folder / "adapter_model.safetensors").is_file():
+                raise ModelError(f"{folder} has no adapter_model.safetensors; pickled adapters (.bin) are refused.")
             return folder
     return None
 

@@ -61,7 +61,7 @@ def modules_of(loaded: LoadedModel, selectors: Sequence[str]) -> tuple[str, ...]
         AdapterError: A selected module is quantised or shares its weights with another.
         ModelError: A selector matches nothing.
     """
-    parameters = [name for name in select(loaded, selectors) if loaded_trainable(loaded, name)]
+    parameters = [name for name in select(loaded, selectors) if name not in loaded.constant]
     modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name in parameters))
     if quantized := [name for name in modules if name in loaded.quantized]:
         raise AdapterError(
@@ -72,9 +72,3 @@ def modules_of(loaded: LoadedModel, selectors: Sequence[str]) -> tuple[str, ...]
     if tied := [name for name in parameters if name in shared]:
         raise AdapterError(f"{tied[0]} is tied to the output head; training it beside an adapter would untie it.")
     return modules
-
-
-def loaded_trainable(loaded: LoadedModel, parameter: str) -> bool:
-    """Whether the architecture lets a parameter train at all (sinusoidal position tables do not)."""
-    frozen = {"model.encoder.embed_positions.weight"} if loaded.family == "whisper" else set()
-    return parameter not in frozen

@@ -131,12 +131,15 @@ class _Draft:
             self.explicit.add(name)
 
 
-def load_run_config(words: Sequence[str], *, require: Sequence[str] = ()) -> LoadedConfig:
+def load_run_config(
+    words: Sequence[str], *, require: Sequence[str] = (), inherited: Mapping[str, Any] | None = None
+) -> LoadedConfig:
     """Build the configuration that command-line words ask for.
 
     Args:
         words: `group=preset`, `section.setting=value` or `config=file.yaml`, in any order.
         require: Dotted settings that must not be none, such as `data.train`, besides those the schema requires.
+        inherited: Dotted setting -> value of a run that is used; weaker than presets, files and words.
 
     Returns:
         The configuration, where each value came from, and its digest.
@@ -147,6 +150,8 @@ def load_run_config(words: Sequence[str], *, require: Sequence[str] = ()) -> Loa
     draft = _Draft()
     file, leaves = _sort_words(words, draft)
     tree = _file_content(file, draft) if file else {}
+    for name, value in (inherited or {}).items():
+        draft.set(name, value, "the run that is used", explicit=False)
     _choose_presets(tree, str(file), draft)
     _apply_presets(draft)
     _apply_layer(tree, str(file), draft, explicit=True)

@@ -18,8 +18,8 @@ Waveform = NDArray[np.float32]
 
 _MAINS_HZ: Final = 50.0
 # How bad the intercom is: power of hum and noise against the speech, and of the resonance, in dB.
-_HUM_DB: Final = -3.0
-_NOISE_DB: Final = -12.0
+_HUM_DB: Final = 0.0
+_NOISE_DB: Final = -22.0
 _RESONANCE_DB: Final = 12.0
 
 
@@ -27,7 +27,7 @@ def intercom(waveform_S: Waveform, sample_rate_hz: int, rng: np.random.Generator
     """A cheap door intercom: small speaker in a metal box, long unshielded wires, GSM on the way.
 
     In order: two reflections within the box, a resonance and a band of 350 to 2700 Hz, hum of the mains with its
-    harmonics at 3 dB below the speech, noise at 12 dB below it, GSM full rate. Only the noise and the phase of the hum
+    harmonics as loud as the speech, noise at 22 dB below it, GSM full rate. Only the noise and the phase of the hum
     differ between clips.
 
     Args:

@@ -1,16 +1,19 @@
-"""Joins short clips of one speaker into longer recordings, for benchmarks and tests that need 1 to 15 s of speech."""
+"""Joins short clips of one speaker into longer recordings, and cuts long recordings at their pauses."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sonotune.audio.activity import speech_mask, speech_spans
 from sonotune.audio.io import read, write
 from sonotune.data.manifest import write_manifest
 from sonotune.errors import ManifestError
@@ -180,3 +183,44 @@ def _join_one(parts: Sequence[Clip], path: Path, gap_s: float) -> Clip:
 
 def _agreed(values: Sequence[str | None]) -> str | None:
     return values[0] if len(set(values)) == 1 else None
+
+
+def cut_at_pauses(clip: Clip, max_duration_s: float) -> list[Clip]:
+    """Cut a clip that is too long for a model into pieces that are not, each cut in the middle of a pause.
+
+    Args:
+        clip: Its text is left behind: nothing says which words are in which piece.
+        max_duration_s: Longest piece, in seconds.
+
+    Returns:
+        The clip itself if it is short enough; otherwise pieces that cover it in order, with `#0`, `#1`, ... after its
+        id. A cut is in the middle of the longest pause of the second half of the longest possible piece, or at that
+        piece's end where nobody pauses.
+
+    Raises:
+        AudioError: The audio cannot be read.
+    """
+    if clip.duration_s <= max_duration_s:
+        return [clip]
+    waveform = read(
+        clip.path, sample_rate_hz=SAMPLE_RATE_HZ, start_s=clip.start_s, duration_s=clip.duration_s, channel=clip.channel
+    )
+    spans = speech_spans(speech_mask(waveform, SAMPLE_RATE_HZ))
+    pauses = [(before[1], after[0]) for before, after in itertools.pairwise(spans)]
+    borders_s = [0.0]
+    while clip.duration_s - borders_s[-1] > max_duration_s:
+        earliest_s, latest_s = borders_s[-1] + max_duration_s / 2, borders_s[-1] + max_duration_s
+        inside = [(begin, end) for begin, end in pauses if earliest_s <= (begin + end) / 2 <= latest_s]
+        begin, end = max(inside, key=lambda pause: pause[1] - pause[0], default=(latest_s, latest_s))
+        borders_s.append((begin + end) / 2)
+    return [
+        replace(
+            clip,
+            id=f"{clip.id}#{number}",
+            start_s=clip.start_s + begin_s,
+            duration_s=end_s - begin_s,
+            text=None,
+            words=(),
+        )
+        for number, (begin_s, end_s) in enumerate(zip(borders_s, [*borders_s[1:], clip.duration_s], strict=True))
+    ]

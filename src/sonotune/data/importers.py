@@ -57,7 +57,7 @@ def load(source: str | Path, *, format: str = "auto", **options: Any) -> list[Cl
         source = registry.resolve_asset(str(source))
     name = sniff(source) if format == "auto" else format
     importer = registry.resolve("importers", name)
-    known = [word for word in inspect.signature(importer).parameters if word != "source"]
+    known = options_of(name)
     for word in options:
         if word not in known:
             raise ManifestError(
@@ -67,6 +67,15 @@ def load(source: str | Path, *, format: str = "auto", **options: Any) -> list[Cl
             )
     clips: list[Clip] = importer(source if name == "hub" else Path(source), **options)
     return clips
+
+
+def options_of(format: str) -> list[str]:
+    """Names of the options that an importer takes.
+
+    Raises:
+        ConfigError: There is no such format.
+    """
+    return [word for word in inspect.signature(registry.resolve("importers", format)).parameters if word != "source"]
 
 
 def sniff(source: str | Path) -> str:

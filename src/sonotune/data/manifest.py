@@ -266,7 +266,7 @@ def check_audio(
 
 
 def _decode(clip: Clip) -> None:
-    verify(clip.path, start_s=clip.start_s, duration_s=clip.duration_s or None)
+    verify(clip.path, start_s=clip.start_s, duration_s=clip.duration_s or None, channel=clip.channel)
 
 
 def _open(clip: Clip) -> None:
@@ -277,6 +277,12 @@ def _open(clip: Clip) -> None:
             "span",
             f"{clip.path}: the clip ends at {end_s:.2f} s; found a file of {info.duration_s:.2f} s; allowed are spans "
             "inside the file. Mend start_s and duration_s.",
+        )
+    if clip.channel is not None and clip.channel >= info.channels:
+        raise AudioError(
+            "channels",
+            f"{clip.path} has {info.channels} channel(s); the clip asks for channel {clip.channel}, counted from 0. "
+            "Mend its channel.",
         )
 
 

@@ -28,7 +28,7 @@ COLUMNS: Final = (
 REQUIRED: Final = ("id", "path")
 
 AUDIO_SUFFIXES: Final = frozenset(
-    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64", ".rf64"}
+    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".rf64"}
 )
 
 # Our column -> names that other tools give it, best first.

@@ -228,7 +228,8 @@ def _spans(train: Sequence[Clip], evaluation: Sequence[Clip]) -> Finding | None:
         (one, other)
         for other in evaluation
         for one in by_file.get(real[other.path], ())
-        if min(one.start_s + one.duration_s, other.start_s + other.duration_s) - max(one.start_s, other.start_s)
+        if (one.channel is None or other.channel is None or one.channel == other.channel)
+        and min(one.start_s + one.duration_s, other.start_s + other.duration_s) - max(one.start_s, other.start_s)
         > _OVERLAP_S
     ]
     if not pairs:

@@ -118,7 +118,7 @@ _COMMON_VARIANTS: Final = (
 DEVELOPMENT_VARIANTS: Final = ("m5", "f2", "klatt4", "Diogo", "aunty", "miguel", "travis", "david")
 # Voices of the packaged quickstart corpus, heard by no other corpus.
 QUICKSTART_VARIANTS: Final = (
-    "Michael", "f4", "m7", "Andrea", "john", "linda", "gustave", "pedro", "quincy", "sandro", "victor", "zac",
+    "Michael", "f4", "m7", "Andrea", "john", "pedro", "gustave", "linda", "quincy", "sandro", "victor", "zac",
 )  # fmt: skip
 TRAINING_VARIANTS: Final = ("", *_COMMON_VARIANTS)
 

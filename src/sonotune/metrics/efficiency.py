@@ -26,9 +26,9 @@ _CHILDREN_EVERY_S = 0.5  # listing the children reads the whole process table
 class PeakMemory:
     """Highest resident memory of this process and its children while the block runs.
 
-    A thread samples the sum of resident set sizes; pages that forked workers share with their parent count once
-    per process, so the figure errs high, never low. A peak of this process alone between two samples is still
-    caught, from the kernel's own high-water mark.
+    A thread samples the resident set of this process and adds what each child has for itself alone (its unique set),
+    so that pages which forked workers share with their parent count once. A peak of this process alone between two
+    samples is still caught, from the kernel's own high-water mark.
 
     Args:
         interval_s: Seconds between samples.
@@ -85,11 +85,19 @@ class PeakMemory:
             return self.peak_bytes
         for child in self._children:
             try:
-                total += int(child.memory_info().rss)
+                total += int(_own_bytes(child))
             except psutil.Error:  # it ended since the list was made
                 continue
         self.peak_bytes = max(self.peak_bytes, total)
         return total
+
+
+def _own_bytes(process: psutil.Process) -> int:
+    """Memory that would be free if this process ended; its resident set where the system does not tell them apart."""
+    try:
+        return int(process.memory_full_info().uss)
+    except psutil.AccessDenied:
+        return int(process.memory_info().rss)
 
 
 def _high_water_bytes() -> int:
@@ -127,7 +135,6 @@ class Energy:
         interval_s: Seconds between readings; short enough that a counter cannot wrap round unseen.
 
     Attributes:
-        joules: Energy of the block, None until it ends or where nothing could be read.
         label: `measured`, `estimated` or `none`.
         sources: Counters that were read.
         reason: Why something could not be read; empty when all could.
@@ -136,7 +143,7 @@ class Energy:
     def __init__(
         self, *, assumed_watts: float | None = None, powercap: Path = POWERCAP, interval_s: float = 20.0
     ) -> None:
-        self.joules: float | None = None
+        self._seconds: float | None = None
         self.label: Literal["measured", "estimated", "none"] = "none"
         self.sources: tuple[str, ...] = ()
         self.reason = ""
@@ -168,17 +175,30 @@ class Energy:
         if self._thread is not None:
             self._thread.join()
         self._read()
+        self._seconds = time.monotonic() - self._started_at
         working = [counter for counter in self._counters if not counter.failed]
         if failed := [counter.name for counter in self._counters if counter.failed]:
             self.reason = "; ".join(filter(None, [self.reason, f"stopped answering: {', '.join(failed)}"]))
         if working:
-            self.joules = sum(counter.joules for counter in working)
             self.label = "measured"
             self.sources = tuple(counter.name for counter in working)
         elif self._assumed_watts is not None:
-            self.joules = self._assumed_watts * (time.monotonic() - self._started_at)
             self.label = "estimated"
             self.sources = (f"{self._assumed_watts:g} W assumed",)
+
+    @property
+    def joules(self) -> float | None:
+        """Energy since the block began, in joules."""
+        if self._started_at == 0.0:
+            return None
+        if self._seconds is None:
+            self._read()
+        if working := [counter for counter in self._counters if not counter.failed]:
+            return sum(counter.joules for counter in working)
+        if self._assumed_watts is None:
+            return None
+        seconds = time.monotonic() - self._started_at if self._seconds is None else self._seconds
+        return self._assumed_watts * seconds
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval_s):

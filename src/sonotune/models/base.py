@@ -65,6 +65,7 @@ class LoadedModel:
         processor: The `transformers` processor, saved beside every export.
         tied: Groups of parameter names that share storage, such as embeddings and head.
         ctc_share: Share of the training loss that is CTC on the encoder's states, where the family has both.
+        constant: Full names of parameters that the architecture never trains, such as sinusoidal position tables.
         context: `dynamic` computes each clip at its own length, `full` pads to the model's window.
         quantized: Full module name -> bits, for modules whose weights were quantised.
         adapter: The PEFT wrapper once adapters are attached, else None.
@@ -80,6 +81,7 @@ class LoadedModel:
     processor: Any
     tied: tuple[tuple[str, ...], ...] = ()
     ctc_share: float = 0.0
+    constant: frozenset[str] = frozenset()
     context: Literal["dynamic", "full"] = "dynamic"
     quantized: Mapping[str, int] = field(default_factory=dict)
     adapter: Any | None = None
@@ -162,6 +164,10 @@ class ModelFamily(Protocol):
 
     def outline(self, checkpoint: str, *, revision: str | None = None) -> LoadedModel:
         """The architecture on the meta device, without weights and without processor; raises ModelError."""
+        ...
+
+    def knows_language(self, loaded: LoadedModel, language: str) -> bool:
+        """Whether the model can be told that a clip is in this language."""
         ...
 
     def encode_text(self, loaded: LoadedModel, text: str, language: str | None) -> NDArray[np.int64]:

@@ -79,9 +79,15 @@ def load_pretrained(
             module = model_class(config)
             module.generation_config = _generation_config(source, revision, module.generation_config)
         else:
-            module = model_class.from_pretrained(
-                source, config=config, revision=revision, dtype=torch.float32, use_safetensors=True
-            )
+            module, told = model_class.from_pretrained(
+                source, config=config, revision=revision, dtype=torch.float32, use_safetensors=True,
+                output_loading_info=True,
+            )  # fmt: skip
+            if missing := sorted(told["missing_keys"]):
+                raise ModelError(
+                    f"{checkpoint} lacks {len(missing)} weights of its architecture, such as {missing[0]}; they would "
+                    "be random. Save the model again, or train from nothing with model.random_weights=true."
+                )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(_why(checkpoint, source, error)) from error
     module.eval()

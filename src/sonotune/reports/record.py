@@ -17,7 +17,7 @@ from typing import Any
 
 from sonotune.errors import RunDirectoryError
 from sonotune.metrics.error_rate import align_words, word_edits
-from sonotune.metrics.slices import ScoredText, slice_scores
+from sonotune.metrics.slices import DURATION_EDGES_S, ScoredText, slice_scores
 from sonotune.reports.figures import Estimate, Series, bars, curve, estimates
 from sonotune.types import RunRecord
 
@@ -71,7 +71,7 @@ def build_html(
         curves=[(name, caption) for name, caption in _CURVES if name in figures],
         tiles=_tiles(record),
         scores=_score_rows(record),
-        slices=_slices(predictions),
+        slices=_slices(predictions, record.config.get("evaluation", {}).get("duration_edges_s") or DURATION_EDGES_S),
         worst=worst,
         wrong=wrong,
         num_predictions=len(predictions),
@@ -313,7 +313,7 @@ def _scored(row: Mapping[str, Any]) -> tuple[str, str] | None:
     return str(reference), str(row.get("hypothesis") or "" if hypothesis is None else hypothesis)
 
 
-def _slices(predictions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _slices(predictions: Sequence[Mapping[str, Any]], edges_s: Sequence[float]) -> list[dict[str, Any]]:
     """Groups of slices by property: `by`, `rows`, and `left_out`, how many more there are."""
     items = [
         ScoredText(
@@ -328,7 +328,7 @@ def _slices(predictions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if (texts := _scored(row)) is not None
     ]
     groups: dict[str, list[dict[str, Any]]] = {}
-    for part in slice_scores(items) if items else []:
+    for part in slice_scores(items, duration_edges_s=edges_s) if items else []:
         groups.setdefault(part["by"], []).append(part)
     shown: list[dict[str, Any]] = []
     for by, rows in groups.items():

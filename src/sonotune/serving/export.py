@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 ExportDtype = Literal["auto", "fp32", "bf16", "fp16"]
 LARGEST_MERGE_ERROR = 1e-3
+_MARK = "sonotune_export.json"
 
 
 def export(
@@ -51,7 +52,7 @@ def export(
             (another function when the base was quantised: evaluate it again).
         dtype: Of the saved weights; `auto` takes fp16 where every weight fits its range, else bf16.
         adapter_only: Copy the adapter instead of merging it.
-        overwrite: Replace an existing export.
+        overwrite: Replace an earlier export; any other folder is refused.
 
     Returns:
         What was written and how far its logits are from the adapted model's.
@@ -61,22 +62,32 @@ def export(
         RunDirectoryError: The folder exists, or cannot be written.
         ResourceError: The disk is full; nothing half written is left.
     """
-    if folder.exists() and not overwrite:
-        raise RunDirectoryError(f"{folder} exists already. Give another folder, or pass --overwrite.")
+    _check_place(folder, overwrite=overwrite)
     draft = folder.with_name(f".tmp-{folder.name}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(folder, 0):
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.parent.mkdir(parents=True, exist_ok=True)
     try:
         result = (
             _copy_adapter(checkpoint, draft) if adapter_only else _merge(checkpoint, draft, target=target, dtype=dtype)
         )
-        (draft / "sonotune_export.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        draft.rename(folder)
+        with _writing(folder, 0):
+            (draft / _MARK).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            if folder.exists():
+                shutil.rmtree(folder)
+            draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return {"export": str(folder), "bytes": _size(folder), **result}
+
+
+def _check_place(folder: Path, *, overwrite: bool) -> None:
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise RunDirectoryError(f"{folder} exists already. Give another folder, or pass --overwrite.")
+    if not (folder / _MARK).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise RunDirectoryError(f"{folder} is no earlier export (it has no {_MARK}), so it is not replaced.")
 
 
 @contextmanager

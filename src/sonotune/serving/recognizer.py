@@ -11,14 +11,14 @@ from typing import Any, Literal
 from sonotune.adapters.saved import Opened, open_model
 from sonotune.audio import io
 from sonotune.data import text
+from sonotune.data.chunking import cut_at_pauses
+from sonotune.data.records import AUDIO_SUFFIXES
 from sonotune.errors import AudioError, ManifestError
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate
 from sonotune.models.precision import autocast, choose_precision
 from sonotune.registry import resolve
 from sonotune.tasks.base import Task
-from sonotune.types import Clip, Finding
-
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf"})
+from sonotune.types import Clip, Finding, Prediction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +90,13 @@ class Recognizer:
             **settings,
         )
 
-    def transcribe(self, paths: Sequence[Path], *, language: str | None = None, **settings: Any) -> EvaluationResult:
+    def transcribe(self, paths: Sequence[Path], **settings: Any) -> EvaluationResult:
         """Recognise audio files and every audio file in folders, in the order given.
+
+        A file longer than the model's window is cut at its pauses, and its texts are joined.
 
         Args:
             paths: Files or folders.
-            language: Of all of them; None takes the adapter's, or detects it.
             **settings: As for `evaluate`.
 
         Returns:
@@ -104,12 +105,19 @@ class Recognizer:
         Raises:
             ManifestError: No audio file is there, or none can be read.
         """
-        clips, findings = clips_of(paths, language=language)
+        clips, findings = clips_of(paths)
         if not clips:
             reasons = "; ".join(finding.message for finding in findings[:5])
             raise ManifestError(f"nothing to transcribe: {reasons or 'no audio file in the folders given'}.")
-        result = self.evaluate(clips, **settings)
-        return replace(result, findings=[*findings, *result.findings])
+        window_s = self.opened.loaded.frontend.max_duration_s
+        pieces = [[clip] if window_s is None else cut_at_pauses(clip, window_s) for clip in clips]
+        result = self.evaluate([piece for cut in pieces for piece in cut], **settings)
+        texts = iter(result.predictions)
+        joined = [
+            Prediction(clip_id=clip.id, text=" ".join(filter(None, ((next(texts).text or "").strip() for _ in cut))))
+            for clip, cut in zip(clips, pieces, strict=True)
+        ]
+        return replace(result, predictions=joined, clips=len(clips), findings=[*findings, *result.findings])
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.precision, self.opened.loaded.device)
@@ -124,7 +132,7 @@ def clips_of(paths: Sequence[Path], *, language: str | None = None) -> tuple[lis
         else:
             files.append(path)
     clips, findings = [], []
-    for file in files:
+    for file in dict.fromkeys(files):  # a file may be named by itself and by its folder
         try:
             info = io.verify(file)
         except AudioError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,6 +13,8 @@ from sonotune.metrics.error_rate import cer, wer
 from sonotune.models.base import LoadedModel, Losses, ModelFamily
 from sonotune.tasks.base import Prepared
 from sonotune.types import Clip, Finding, Prediction, Score
+
+logger = logging.getLogger(__name__)
 
 
 class Transcribe:
@@ -60,11 +63,18 @@ class Transcribe:
         self, loaded: LoadedModel, batch: Batch, *, beam_size: int = 1, max_new_tokens: int | None = None
     ) -> list[Prediction]:
         """See `Task.predict`."""
-        if self._language is not None:
-            clips = tuple(replace(clip, language=clip.language or self._language) for clip in batch.clips)
-            batch = replace(batch, clips=clips)
+        batch = replace(batch, clips=tuple(self._told(loaded, clip) for clip in batch.clips))
         texts = self.family.transcribe(loaded, batch, beam_size=beam_size, max_new_tokens=max_new_tokens)
         return [Prediction(clip_id=clip.id, text=text) for clip, text in zip(batch.clips, texts, strict=True)]
+
+    def _told(self, loaded: LoadedModel, clip: Clip) -> Clip:
+        """The clip with the language the model is told; one that it has no token for is left to detection."""
+        if clip.language is None:
+            return replace(clip, language=self._language)
+        if not self.family.knows_language(loaded, clip.language):
+            logger.warning("clip %r: the model does not know the language %r", clip.id, clip.language)
+            return replace(clip, language=None)
+        return clip
 
     def score(
         self, predictions: Sequence[Prediction], clips: Sequence[Clip], *, resamples: int = 1000

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from sonotune.data import importers, manifest, splits
 from sonotune.errors import GateError, ManifestError
@@ -81,9 +81,14 @@ def load_corpus(
         findings += dropped
     if "train" in found and "eval" not in found:
         fractions = None if eval_speakers else {"train": 1 - eval_fraction, "eval": eval_fraction}
-        found |= splits.split_by_speaker(
-            found["train"], fractions=fractions, eval_speakers=tuple(eval_speakers), seed=seed
-        )
+        try:
+            found |= splits.split_by_speaker(
+                found["train"], fractions=fractions, eval_speakers=tuple(eval_speakers), seed=seed
+            )
+        except ManifestError as error:
+            raise ManifestError(
+                f"no evaluation clips could be held out: {error} Or name them with data.eval."
+            ) from error
     if "train" in found:
         for other in ("eval", "test"):
             leaks = splits.check_leaks(found["train"], found.get(other, []))
@@ -111,19 +116,32 @@ def _limited(clips: list[Clip], limit: int | None, seed: int, split: str) -> lis
     return [clips[index] for index in sorted(drawn.tolist())]
 
 
-def read_source(source: str, *, root: Path | None = None, allow_outside_root: bool = False) -> list[Clip]:
+def read_source(
+    source: str,
+    *,
+    root: Path | None = None,
+    allow_outside_root: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> list[Clip]:
     """Clips of a manifest path, `assets:NAME` or `IMPORTER:SOURCE`.
 
+    Args:
+        source: What to read.
+        root: Folder that audio paths must stay in, for importers that have one.
+        allow_outside_root: Let paths leave it.
+        options: Further options of the importer, such as `split`.
+
     Raises:
-        ManifestError: It cannot be read.
+        ManifestError: It cannot be read, or its importer has no such option.
     """
     format_name, rest = split_source(source)
     place = str(resolve_asset(rest)) if is_asset(rest) else rest
     if format_name == "auto":
         format_name = importers.sniff(place)
-    if format_name == "jsonl":
-        return manifest.read_manifest(Path(place), root=root, allow_outside_root=allow_outside_root)
-    return importers.load(place, format=format_name)
+    fence = {"root": root, "allow_outside_root": allow_outside_root}
+    known = importers.options_of(format_name)
+    fitting = {name: value for name, value in fence.items() if name in known}
+    return importers.load(place, format=format_name, **fitting, **(options or {}))
 
 
 def _usable(

@@ -41,7 +41,7 @@ from sonotune.training.optimizer import (
 )
 from sonotune.training.signals import StopRequest
 from sonotune.training.stages import Stage, parameters_by_name
-from sonotune.types import Clip, Score
+from sonotune.types import Clip, Finding, Score
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +161,7 @@ class StageLoop:
         listeners: See progress.
         identity: Digests that a checkpoint must share with the run that resumes it.
         stop: Set by SIGTERM and SIGINT.
+        found: Keeps clips that turn out to be unusable in the run's record.
     """
 
     def __init__(
@@ -178,11 +179,13 @@ class StageLoop:
         listeners: Sequence[Listener],
         identity: Mapping[str, str],
         stop: StopRequest,
+        found: Callable[[Sequence[Finding]], None] = lambda findings: None,
     ) -> None:
         self.position = Position()
         self._task, self._loaded, self._stage, self._settings, self._data = task, loaded, stage, settings, data
         self._accelerator, self._checkpoints, self._event = accelerator, checkpoints, event
         self._evaluate, self._listeners, self._identity, self._stop = evaluate, listeners, dict(identity), stop
+        self._found, self._known_bad = found, set[str]()
         self._parameters = parameters_by_name(loaded.module, stage.trainable)
         self._optimizer = build_optimizer(
             loaded.module, stage, weight_decay=settings.weight_decay, betas=settings.betas
@@ -313,6 +316,10 @@ class StageLoop:
         for batch in batches:
             for finding in batch.findings:
                 self._event("finding", step=self.position.step + 1, **asdict(finding))
+            new = [finding for finding in batch.findings if not self._known_bad.issuperset(finding.clip_ids)]
+            if new:
+                self._known_bad.update(clip_id for finding in new for clip_id in finding.clip_ids)
+                self._found(new)
         return _Group(batches=[batch for batch in batches if batch.clips], size=len(batches))
 
     def _step(self, group: _Group) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from sonotune.audio.augment import WaveformAugmenter
 from sonotune.config.load import LoadedConfig
 from sonotune.config.schema import RunConfig
 from sonotune.data.text import get as get_normalizer
-from sonotune.errors import Interrupted
+from sonotune.errors import Interrupted, RunDirectoryError, SonotuneError
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate, write_predictions
 from sonotune.features.specaugment import SpecAugmentSettings
 from sonotune.metrics.efficiency import Energy, PeakMemory
@@ -52,6 +53,7 @@ class _Session:
     prepared: Prepared
     stage: Stage
     bits: int
+    precision: str
 
 
 def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[RunRecord, Path]:
@@ -85,15 +87,16 @@ def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[
             _score(session, "before", session.corpus.splits.get("eval"), once=True)
             loop = _train(session, stop, listeners)
             loop.load_best()
+            _save(session)
             _score(session, "after", session.corpus.splits.get("eval"))
             _score(session, "test", session.corpus.splits.get("test"))
-            _save(session)
         except Interrupted:
             book.close("interrupted")
             raise
         except BaseException as error:
-            directory.event("failed", error=type(error).__name__, message=str(error))
-            book.close("failed")
+            with suppress(SonotuneError):  # on a full disk these fail as well; the first error is the one to see
+                book.close("failed")
+                directory.event("failed", error=type(error).__name__, message=str(error))
             raise
         directory.event("finished")
         return book.close("finished"), directory.path
@@ -151,6 +154,7 @@ def _prepare(config: RunConfig, book: RunBook) -> _Session:
     return _Session(
         config=config, book=book, accelerator=accelerator, corpus=corpus, loaded=loaded, family=opened.family,
         task=task, prepared=prepared, stage=stage, bits=max(loaded.quantized.values(), default=16),
+        precision=precision,
     )  # fmt: skip
 
 
@@ -207,7 +211,10 @@ def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) 
             "training data": session.corpus.digests["train"],
             "evaluation data": session.corpus.digests.get("eval", "none"),
             "base model": loaded.revision,
+            "precision": session.precision,
+            "bits of the frozen weights": str(session.bits),
         },
+        found=book.found,
         stop=stop,
     )
     frozen = checks.fingerprint(loaded.module, exclude=stage.trainable)
@@ -218,6 +225,8 @@ def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) 
     )
     if saved is not None:
         loop.resume(saved)
+    elif config.run.resume == "must":
+        raise RunDirectoryError(f"{book.directory.path} holds no checkpoint to resume, and run.resume is must.")
     if book.directory.resumed:
         book.directory.truncate_events_after(loop.position.step)
         book.directory.event("resumed", step=loop.position.step)

@@ -87,6 +87,7 @@ class WhisperFamily:
                 if isinstance(child, nn.Linear) and (".encoder.layers." in name or ".decoder.layers." in name)
             ),
             family=self.name,
+            constant=frozenset({"model.encoder.embed_positions.weight"}),
             tied=(("model.decoder.embed_tokens.weight", "proj_out.weight"),)
             if module.proj_out.weight is module.model.decoder.embed_tokens.weight
             else (),
@@ -94,6 +95,12 @@ class WhisperFamily:
         )
         _install_cross_attention_mask(module)
         return loaded
+
+    def knows_language(self, loaded: LoadedModel, language: str) -> bool:
+        """Whether the checkpoint has a token for the language; one that knows a single language is told none."""
+        if not _is_multilingual(loaded):
+            return True
+        return f"<|{_language_code(language)}|>" in loaded.module.generation_config.lang_to_id
 
     def encode_text(self, loaded: LoadedModel, text: str, language: str | None) -> NDArray[np.int64]:
         """`<|startoftranscript|> language task <|notimestamps|> text <|endoftext|>` as (U,) ids.
