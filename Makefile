@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
-.PHONY: setup quickstart test test-all check format bench docs clean
+.PHONY: setup quickstart test check format bench docs clean
 
 setup: $(STAMP)
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from sonotune import cli, errors
+from sonotune import cli, errors, quickstart
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE_HZ = 16_000
@@ -460,15 +460,16 @@ def test_a_part_is_held_out_when_no_evaluation_clips_are_named(data: Path):
     assert 0 < only_json(out)["scores"]["wer"]["count"] < 5
 
 
-def test_training_on_what_is_scored_is_refused_unless_asked_for(data: Path):
+def test_training_on_what_is_scored_is_said_beside_the_score_or_stops_the_run(data: Path):
     words = train_words(data, f"data.eval={data / 'train.jsonl'}")
-    code, _, err = call(*words)
+    code, out, err = call(*words, "data.leaks=stop")
     assert code == 3, err
     assert "same file" in err
-    assert "data.allow_leaks=true" in err
+    assert "data.leaks=report" in err
     assert "Traceback" not in err
-    code, _, err = call(*words, "data.allow_leaks=true")
+    code, out, err = call(*words)
     assert code == 0, err
+    assert "warning  The training and evaluation sets share seconds of the same file" in out
 
 
 def test_inspect_tells_sizes_without_weights():
@@ -521,7 +522,7 @@ def test_a_run_directory_that_holds_something_else_is_left_alone(data: Path):
 
 def test_a_run_of_another_configuration_is_refused_with_what_differs(finished: tuple[Path, Answer]):
     folder, _ = finished
-    refused(call(*train_words(folder, "training.learning_rate=5e-4")), "training.learning_rate: was 0.001, now 0.0005")
+    refused(call(*train_words(folder, "training.learning_rate=5e-4")), "training.learning_rate: was 0.002, now 0.0005")
     refused(call(*train_words(folder)), "finished")
     refused(call(*train_words(folder, "run.resume=never")), "run.resume is never")
 
@@ -689,3 +690,27 @@ def test_corpora_are_imported_described_and_split(data: Path):
     )
     assert code == 0, err
     assert only_json(out)["eval"]["speakers"] == ["s0", "s2"]
+
+
+# --- the whole pipeline --------------------------------------------------------------------------
+
+
+def test_the_quickstart_leaves_what_it_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With few steps; how well it learns is for `make quickstart` to show."""
+    honest = quickstart.load_run_config
+    few = ["training.max_steps=3", "data.limit=20", "evaluation.bootstrap=100", "data.loader_workers=0"]
+    monkeypatch.setattr(quickstart, "load_run_config", lambda words, **named: honest([*words, *few], **named))
+    place = tmp_path / "run"
+    code, out, err = call("quickstart", "--dir", str(place), "--json")
+    assert code == 0, err
+    body = only_json(out)
+    assert {"run", "before", "after", "seconds", "export"} <= set(body)
+    assert body["before"]["wer"]["value"] > 0.2
+    assert {"value", "low", "high", "count", "unit"} <= set(body["after"]["wer"])
+    for name in ("run.json", "events.jsonl", "report.html", "adapter/adapter_model.safetensors"):
+        assert (place / name).is_file()
+    assert {path.name for path in (place / "predictions").iterdir()} == {"before.jsonl", "after.jsonl"}
+    assert (Path(body["export"]) / "model.safetensors").is_file()
+    record = json.loads((place / "run.json").read_text("utf-8"))
+    assert record["config"]["quantization"]["bits"] == 4
+    assert record["model"]["quantized_linears"] > 0

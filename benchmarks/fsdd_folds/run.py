@@ -36,19 +36,23 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--full-learning-rate", type=float, default=5e-4)
-    parser.add_argument("--out", type=Path, default=None, help="Results file (JSON).")
+    parser.add_argument(
+        "--out", type=Path, default=Path("fsdd_folds.json"), help="Results; folds in it are not run again."
+    )
     parser.add_argument("words", nargs="*", help="Further settings for every run.")
     options = parser.parse_args()
     manifests = write_manifests(Path(options.fsdd).resolve(), options.work)
-    rows = []
+    rows = json.loads(options.out.read_text("utf-8"))["rows"] if options.out.is_file() else []
+    done = {(row["arm"], row["held_out"]) for row in rows}
     for arm in options.arms:
         for speaker in options.folds:
-            rows.append(run_fold(arm, speaker, manifests, options))
+            if (arm, speaker) in done:
+                continue
+            rows.append(run_fold(arm, speaker, manifests, options) | {"code": code_version()})
             print(json.dumps(rows[-1]), flush=True)
-    result = {"command": sys.argv, "code": code_version(), "environment": environment(), "rows": rows}
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+            result = {"steps": options.steps, "settings": options.words, "environment": environment(), "rows": rows}
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     print(table(rows))
 
 

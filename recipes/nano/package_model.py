@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,13 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
-    export(str(options.run), options.folder, dtype="fp16", overwrite=True)
-    (options.folder / "sonotune_export.json").unlink()  # says where the run lay, which is nobody else's business
+    with tempfile.TemporaryDirectory() as place:
+        exported = Path(place) / "export"
+        export(str(options.run), exported, dtype="fp16")
+        (exported / "sonotune_export.json").unlink()  # says where the run lay, which is nobody else's business
+        options.folder.mkdir(parents=True, exist_ok=True)
+        for file in exported.iterdir():
+            shutil.copyfile(file, options.folder / file.name)  # with this folder's permissions: anyone may read them
     record = read_record(options.run)
     (options.folder / "record.json").write_text(
         json.dumps(record_to_json(record), indent=1, ensure_ascii=False, sort_keys=True) + "\n", "utf-8"

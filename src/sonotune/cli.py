@@ -191,6 +191,9 @@ def _run_lines(record: RunRecord, folder: Path) -> list[str]:
     lines.append(f"took     {record.seconds:.0f} s, peak memory {record.peak_memory_bytes / 2**20:.0f} MiB")
     if left_out := [finding for finding in record.findings if finding.check.startswith(_LEFT_OUT)]:
         lines.append(f"left out {sum(len(f.clip_ids) or 1 for f in left_out)} clips; run.json says why")
+    lines += [
+        f"warning  {f.message}" for f in record.findings if f.check in ("leak.span", "leak.audio", "leak.speaker")
+    ]
     lines.append(f"report   {folder / 'report.html'}")
     return lines
 

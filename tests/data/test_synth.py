@@ -47,10 +47,13 @@ def test_a_plan_is_a_function_of_seed_and_index() -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_nano_speech_is_mostly_isolated_digits_and_every_word_occurs() -> None:
+def test_nano_speech_is_mostly_short_digit_strings_and_every_word_occurs() -> None:
     plan = [clip for clip in nano_speech(4000, 0) if clip.split == "manifest"]
     kinds = Counter(clip.domain for clip in plan)
-    assert 0.41 < kinds["digit"] / len(plan) < 0.48
+    assert 0.42 < kinds["digits"] / len(plan) < 0.50
+    assert 0.13 < kinds["digit"] / len(plan) < 0.19
+    lengths = Counter(len(clip.text.split()) for clip in plan if clip.domain == "digits")
+    assert lengths[2] > lengths[3] > lengths[5] > lengths[8] > 0
     assert 0.07 < kinds["hebrew"] / len(plan) < 0.12
     words = {word for clip in plan for word in clip.text.split()}
     assert {*vocabulary.DIGITS, *vocabulary.COMMANDS, *vocabulary.HEBREW_DIGITS, *vocabulary.HEBREW_WORDS} <= words
@@ -73,7 +76,7 @@ def test_no_voice_is_heard_in_two_places() -> None:
     assert [len(names) for names in of_split.values()] == [6, 3, 3]
     assert len(set.union(*of_split.values())) == 12
     assert not {clip.channel for clip in nano} - {None}
-    assert all(not 0.8 <= clip.tract <= 1.25 for clip in plan)
+    assert all(0.8 <= clip.tract <= 0.86 or 1.16 <= clip.tract <= 1.25 for clip in plan)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +196,7 @@ def test_intercom_keeps_time_and_cuts_the_band() -> None:
     assert power[frequency > 4000].sum() < 0.01 * power.sum()
     # The hum is there before the sound, and the sound is where it was.
     before, after = np.square(heard_S[: RATE_HZ // 2]).mean(), np.square(heard_S[RATE_HZ // 2 :]).mean()
-    assert 0.1 < before / after < 0.6
+    assert 0.1 < before / after < 0.9
 
 
 # --- corpora on disk -----------------------------------------------------------------------------
@@ -284,7 +287,7 @@ def test_an_unknown_corpus_is_refused_with_the_known_ones(tmp_path: Path) -> Non
 
 
 def test_the_packaged_quickstart_is_its_plan() -> None:
-    plan = quickstart(150, 0)
+    plan = quickstart(200, 0)
     folder = resolve_asset("assets:quickstart/train.jsonl").parent
     for split in ("train", "eval", "test"):
         clips = read_manifest(folder / f"{split}.jsonl", require=("text", "language", "speaker"))

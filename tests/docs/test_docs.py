@@ -27,6 +27,7 @@ PAGES = sorted(
         *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
         *(ROOT / "docs").rglob("*.md"),
         *(ROOT / "recipes").rglob("*.md"),
+        *(ROOT / "benchmarks").rglob("*.md"),
     ]
 )
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)

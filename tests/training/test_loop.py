@@ -107,7 +107,7 @@ def test_label_smoothing_mixes_in_the_uniform_distribution(bench: Build):
         smooth = made.task.loss(made.loaded, batch, label_smoothing=0.2).total
         labels = batch.targets[:, 1:].clone()
         labels[:, :3] = -100
-        logits = made.family._logits(made.loaded, batch, labels >= 0)
+        logits = made.family._logits(made.loaded, batch, made.family._encode(made.loaded, batch), labels >= 0)
         uniform = -torch.log_softmax(logits.float(), dim=-1).mean(dim=-1).sum()
     assert plain.count == int((labels >= 0).sum())
     assert float(smooth) == pytest.approx(0.8 * float(plain.total) + 0.2 * float(uniform), rel=1e-5)

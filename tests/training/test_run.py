@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from sonotune.config.load import LoadedConfig
@@ -514,5 +515,6 @@ def test_another_precision_does_not_go_on_with_a_run(settings: Settings, monkeyp
     honest = story.choose_precision("auto")[0]
     other = "fp32" if honest == "bf16" else "bf16"
     monkeypatch.setattr(story, "choose_precision", lambda asked: (other, "for the test"))
+    AcceleratorState._reset_state(reset_partial_state=True)  # another process would begin without it
     with pytest.raises(CheckpointError, match="precision"):
         run(settings("training.precision=auto"))

@@ -135,8 +135,8 @@ class DataConfig(Section):
     """Speakers held out for evaluation when `data.eval` is null."""
     eval_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the clips held out, by whole speakers, when neither `data.eval` nor `data.eval_speakers` is set."""
-    allow_leaks: bool = False
-    """Whether a run may train on recordings that it is scored on. Shared speakers are reported, never refused."""
+    leaks: Literal["report", "stop"] = "report"
+    """Recordings that are trained on and scored: say so beside the score, or stop before training (exit code 3)."""
     limit: int | None = Field(default=None, ge=1, le=1_000_000_000)
     """Clips to keep of each split, drawn by the seed; null keeps all."""
     loader_workers: int = Field(default=1, ge=0, le=256, json_schema_extra=_NO_EFFECT_ON_RESULT)

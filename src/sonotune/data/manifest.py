@@ -278,10 +278,10 @@ def _open(clip: Clip) -> None:
             f"{clip.path}: the clip ends at {end_s:.2f} s; found a file of {info.duration_s:.2f} s; allowed are spans "
             "inside the file. Mend start_s and duration_s.",
         )
-    if clip.channel is not None and clip.channel >= info.channels:
+    if clip.channel is not None and clip.channel >= info.num_channels:
         raise AudioError(
             "channels",
-            f"{clip.path} has {info.channels} channel(s); the clip asks for channel {clip.channel}, counted from 0. "
+            f"{clip.path} has {info.num_channels} channel(s); the clip asks for channel {clip.channel}, counted from 0. "
             "Mend its channel.",
         )
 

@@ -191,8 +191,8 @@ _QUICKSTART_CLIPS: Final[Mapping[str, int]] = {"eval": 50, "test": 50}
 def quickstart(clips: int, seed: int) -> list[PlannedClip]:
     """Plan the corpus that the package carries: digits of new voices through one bad intercom.
 
-    The twelve speakers have voices that `nano_speech` lacks, a vocal tract near the ends of its range, and one pitch and
-    pace each. Six speak in split `train`, three in `eval`, three in `test`.
+    The twelve speakers have voices that `nano_speech` lacks, a vocal tract near the ends of its range, and one pitch
+    and pace each. Six speak in split `train`, three in `eval`, three in `test`.
 
     Args:
         clips: Number of training clips; 50 of `eval` and 50 of `test` follow.

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 # Settings of the data section that `load_corpus` takes, by the same names.
 CORPUS_SETTINGS: Final = {
     "root", "allow_outside_root", "min_duration_s", "max_duration_s", "check", "max_bad_fraction", "eval_speakers",
-    "eval_fraction", "allow_leaks", "limit",
+    "eval_fraction", "leaks", "limit",
 }  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def load_corpus(
     max_bad_fraction: float,
     eval_speakers: Sequence[str],
     eval_fraction: float,
-    allow_leaks: bool,
+    leaks: Literal["report", "stop"],
     limit: int | None,
     seed: int,
 ) -> Corpus:
@@ -59,13 +59,13 @@ def load_corpus(
         max_bad_fraction: Share of unusable files above which nothing is trained.
         eval_speakers: Speakers held out when no evaluation split is named.
         eval_fraction: Share of the speech held out otherwise.
-        allow_leaks: Let the same recording stand in the training set and in a set that is scored.
+        leaks: Whether recordings that are trained on and scored are findings, or stop the run.
         limit: Keep so many clips of each split, drawn by the seed.
         seed: Of the split.
 
     Raises:
         ManifestError: A source cannot be read, a split is empty, or too many files are bad.
-        GateError: Recordings are trained on and scored.
+        GateError: Recordings are trained on and scored, and `leaks` is `stop`.
     """
     found: dict[str, list[Clip]] = {}
     findings: list[Finding] = []
@@ -91,10 +91,10 @@ def load_corpus(
             ) from error
     if "train" in found:
         for other in ("eval", "test"):
-            leaks = splits.check_leaks(found["train"], found.get(other, []))
-            findings += leaks
-            if not allow_leaks:
-                _refuse_leaks(other, leaks)
+            shared = splits.check_leaks(found["train"], found.get(other, []))
+            findings += shared
+            if leaks == "stop":
+                _refuse_leaks(other, shared)
     digests = {name: manifest.digest(clips) for name, clips in found.items()}
     return Corpus(splits=found, findings=tuple(findings), digests=digests)
 
@@ -104,8 +104,7 @@ def _refuse_leaks(split: str, leaks: Sequence[Finding]) -> None:
     shared = [leak.message for leak in leaks if leak.check in ("leak.span", "leak.audio")]
     if shared:
         raise GateError(
-            f"data.train and data.{split}: {' '.join(shared)} "
-            "data.allow_leaks=true trains all the same, to see whether a model can learn its clips by heart."
+            f"data.train and data.{split}: {' '.join(shared)} Nothing was trained; data.leaks=report would train."
         )
 
 
