@@ -281,8 +281,8 @@ def _open(clip: Clip) -> None:
     if clip.channel is not None and clip.channel >= info.num_channels:
         raise AudioError(
             "channels",
-            f"{clip.path} has {info.num_channels} channel(s); the clip asks for channel {clip.channel}, counted from 0. "
-            "Mend its channel.",
+            f"{clip.path} has {info.num_channels} channel(s); the clip asks for channel {clip.channel}, counted "
+            "from 0. Mend its channel.",
         )
 
 
