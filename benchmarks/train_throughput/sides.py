@@ -221,7 +221,8 @@ def sonotune_stage(loaded: Any) -> Any:
 
 def side_sonotune(work: Path, precision: str) -> dict[str, Any]:
     """One pass over the clips by `StageLoop`, at the clips' own length; decoding and features happen on the way."""
-    from sonotune.training.loop import LoopSettings, StageLoop, TrainingData
+    from sonotune.training.loop import StageLoop
+    from sonotune.training.loop_settings import LoopSettings, TrainingData
     from sonotune.training.signals import StopRequest
 
     accelerator, loaded, _, task = open_sonotune(work, precision)

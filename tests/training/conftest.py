@@ -25,7 +25,8 @@ from sonotune.models.base import LoadedModel, ModelFamily
 from sonotune.registry import resolve_asset
 from sonotune.tasks.transcribe import Transcribe
 from sonotune.training.adapt import adapt
-from sonotune.training.loop import LoopSettings, StageLoop, TrainingData
+from sonotune.training.loop import StageLoop
+from sonotune.training.loop_settings import LoopSettings, TrainingData
 from sonotune.training.signals import StopRequest
 from sonotune.training.stages import Stage, whole_run
 from sonotune.types import Score

@@ -11,9 +11,9 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import psutil
@@ -22,17 +22,15 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import nn
 
-from sonotune.audio.augment import WaveformAugmenter
 from sonotune.errors import Interrupted, NumericError
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
-from sonotune.features.specaugment import SpecAugmentSettings
 from sonotune.models.base import LoadedModel, Losses
 from sonotune.runs import torch_seed
 from sonotune.tasks.base import Task
 from sonotune.training import checkpoint
 from sonotune.training.checks import check_gradients
+from sonotune.training.loop_settings import Listener, LoopSettings, Position, TrainingData
 from sonotune.training.optimizer import (
-    Schedule,
     build_optimizer,
     learning_rate_factor,
     optimizer_tensors,
@@ -41,95 +39,11 @@ from sonotune.training.optimizer import (
 )
 from sonotune.training.signals import StopRequest
 from sonotune.training.stages import Stage, parameters_by_name
-from sonotune.types import Clip, Finding, Score
+from sonotune.types import Finding, Score
 
 logger = logging.getLogger(__name__)
 
 _FIRST_STEPS = 3  # by then the B matrices have moved, so that gradients reach the A matrices as well
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoopSettings:
-    """How a stage steps. Seconds are seconds of audio unless named otherwise."""
-
-    seed: int
-    batch_seconds: float
-    batch_max_clips: int
-    accumulation_steps: int
-    schedule: Schedule
-    warmup_steps: int | Literal["auto"]
-    learning_rate_floor: float
-    weight_decay: float
-    betas: tuple[float, float]
-    clip_norm: float
-    label_smoothing: float
-    eval_steps: int | Literal["epoch", "never"]
-    save_steps: int | Literal["epoch"]
-    keep_checkpoints: int
-    loader_workers: int
-    full_context_share: float
-    max_bad_steps: int = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingData:
-    """Clips with targets, and how their audio is varied."""
-
-    clips: Sequence[Clip]
-    targets: Sequence[NDArray[np.int64]]
-    augmenter: WaveformAugmenter | None
-    spec_augment: SpecAugmentSettings | None
-
-
-@dataclass(slots=True, kw_only=True)
-class Position:
-    """Where a run stands; all of it is in every checkpoint.
-
-    Attributes:
-        step: Optimiser steps done.
-        epoch: Zero-based pass over the clips.
-        batch: Micro-batches of this epoch already used.
-        clips: Clips seen.
-        audio_s: Seconds of audio seen.
-        best: Best primary score so far.
-        best_step: Step of the best score.
-        stale: Evaluations since the best score.
-        bad_steps: Steps in a row whose loss or gradient was not finite.
-        evaluated_step: Last step that was evaluated.
-        seconds: Wall seconds of training, over all sessions.
-        spent: Where they went.
-        scores: Primary score by step.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    clips: int = 0
-    audio_s: float = 0.0
-    best: float | None = None
-    best_step: int | None = None
-    stale: int = 0
-    bad_steps: int = 0
-    evaluated_step: int = -1
-    seconds: float = 0.0
-    spent: dict[str, float] = field(default_factory=dict)
-    scores: dict[str, float] = field(default_factory=dict)
-
-
-class Listener(Protocol):
-    """Sees progress as it happens: a progress bar, a tracker, a test."""
-
-    def started(self, total_steps: int, step: int) -> None:
-        """Training begins or goes on at a step."""
-        ...
-
-    def stepped(self, values: Mapping[str, Any]) -> None:
-        """A step was made; the values are those of its event."""
-        ...
-
-    def evaluated(self, step: int, scores: Mapping[str, Score]) -> None:
-        """The development clips were scored."""
-        ...
 
 
 class _Objective(nn.Module):

@@ -31,7 +31,8 @@ from sonotune.training.adapt import adapt
 from sonotune.training.book import RunBook
 from sonotune.training.corpus import CORPUS_SETTINGS, Corpus, load_corpus, refuse_too_many
 from sonotune.training.keep import keep
-from sonotune.training.loop import Listener, LoopSettings, StageLoop, TrainingData
+from sonotune.training.loop import StageLoop
+from sonotune.training.loop_settings import Listener, LoopSettings, TrainingData
 from sonotune.training.signals import StopRequest, stop_on_signals
 from sonotune.training.stages import Stage, describe, whole_run
 from sonotune.types import Clip, RunRecord, Score

@@ -1,0 +1,99 @@
+"""What a stage loop is given, where it stands, and who may watch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sonotune.audio.augment import WaveformAugmenter
+from sonotune.features.specaugment import SpecAugmentSettings
+from sonotune.training.optimizer import Schedule
+from sonotune.types import Clip, Score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopSettings:
+    """How a stage steps. Seconds are seconds of audio unless named otherwise."""
+
+    seed: int
+    batch_seconds: float
+    batch_max_clips: int
+    accumulation_steps: int
+    schedule: Schedule
+    warmup_steps: int | Literal["auto"]
+    learning_rate_floor: float
+    weight_decay: float
+    betas: tuple[float, float]
+    clip_norm: float
+    label_smoothing: float
+    eval_steps: int | Literal["epoch", "never"]
+    save_steps: int | Literal["epoch"]
+    keep_checkpoints: int
+    loader_workers: int
+    full_context_share: float
+    max_bad_steps: int = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingData:
+    """Clips with targets, and how their audio is varied."""
+
+    clips: Sequence[Clip]
+    targets: Sequence[NDArray[np.int64]]
+    augmenter: WaveformAugmenter | None
+    spec_augment: SpecAugmentSettings | None
+
+
+@dataclass(slots=True, kw_only=True)
+class Position:
+    """Where a run stands; all of it is in every checkpoint.
+
+    Attributes:
+        step: Optimiser steps done.
+        epoch: Zero-based pass over the clips.
+        batch: Micro-batches of this epoch already used.
+        clips: Clips seen.
+        audio_s: Seconds of audio seen.
+        best: Best primary score so far.
+        best_step: Step of the best score.
+        stale: Evaluations since the best score.
+        bad_steps: Steps in a row whose loss or gradient was not finite.
+        evaluated_step: Last step that was evaluated.
+        seconds: Wall seconds of training, over all sessions.
+        spent: Where they went.
+        scores: Primary score by step.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    clips: int = 0
+    audio_s: float = 0.0
+    best: float | None = None
+    best_step: int | None = None
+    stale: int = 0
+    bad_steps: int = 0
+    evaluated_step: int = -1
+    seconds: float = 0.0
+    spent: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+class Listener(Protocol):
+    """Sees progress as it happens: a progress bar, a tracker, a test."""
+
+    def started(self, total_steps: int, step: int) -> None:
+        """Training begins or goes on at a step."""
+        ...
+
+    def stepped(self, values: Mapping[str, Any]) -> None:
+        """A step was made; the values are those of its event."""
+        ...
+
+    def evaluated(self, step: int, scores: Mapping[str, Score]) -> None:
+        """The development clips were scored."""
+        ...
