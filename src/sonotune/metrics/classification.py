@@ -1,7 +1,7 @@
 """Scores of classification: accuracy, macro F1, mean average precision, and every class by itself.
 
-A class that the test set lacks has no recall and no F1. It is absent, in the report and in every mean, and not zero: the
-test set says nothing about it. What is given it by mistake counts where it belongs, in the recall of the true class.
+A class that the test set lacks has no recall and no F1. It is absent, in the report and in every mean, and not zero:
+the test set says nothing about it. What is given it by mistake counts in the recall of the true class.
 
 Shape letters: N clips, C classes, R resamples, G groups that are resampled.
 """
