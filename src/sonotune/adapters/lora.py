@@ -38,6 +38,16 @@ def _quiet_peft() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _must_fit(loaded: LoadedModel, folder: Path) -> Iterator[None]:
+    """Turn what PEFT says of an adapter that does not fit into an AdapterError."""
+    try:
+        with _quiet_peft():
+            yield
+    except (ValueError, RuntimeError, OSError) as error:
+        raise AdapterError(f"the adapter in {folder} does not fit {loaded.checkpoint}: {str(error)[:200]}") from error
+
+
 def attach(
     loaded: LoadedModel,
     plan: RankPlan,
@@ -190,11 +200,8 @@ def load(loaded: LoadedModel, folder: Path, *, trainable: bool = False) -> Loade
             f"the adapter in {folder} was trained on {side_car.get('checkpoint')} at {revision}, "
             f"but the base model here is at {loaded.revision}. Give the same base model."
         )
-    try:
-        with _quiet_peft():
-            wrapper = PeftModel.from_pretrained(loaded.module, folder, is_trainable=trainable)
-    except (ValueError, RuntimeError, OSError) as error:
-        raise AdapterError(f"the adapter in {folder} does not fit {loaded.checkpoint}: {str(error)[:200]}") from error
+    with _must_fit(loaded, folder):
+        wrapper = PeftModel.from_pretrained(loaded.module, folder, is_trainable=trainable)
     wrapper.eval()
     return loaded.with_(adapter=wrapper)
 
@@ -207,13 +214,10 @@ def lay_out(loaded: LoadedModel, folder: Path) -> LoadedModel:
     """
     from peft import LoraConfig, get_peft_model  # noqa: PLC0415
 
-    try:
-        with _quiet_peft():
-            config = LoraConfig.from_pretrained(str(folder))
-            config.inference_mode = False  # saved as frozen; what trained is to be counted
-            wrapper = get_peft_model(loaded.module, config)
-    except (ValueError, RuntimeError, OSError) as error:
-        raise AdapterError(f"the adapter in {folder} does not fit {loaded.checkpoint}: {str(error)[:200]}") from error
+    with _must_fit(loaded, folder):
+        config = LoraConfig.from_pretrained(str(folder))
+        config.inference_mode = False  # saved as frozen; what trained is to be counted
+        wrapper = get_peft_model(loaded.module, config)
     return loaded.with_(adapter=wrapper)
 
 

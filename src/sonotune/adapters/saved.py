@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -72,7 +72,7 @@ def open_model(
     """
     adapter = find_adapter(checkpoint)
     settings = lora.read_side_car(adapter) if adapter else {}
-    base = base_of(adapter) if adapter else model_folder(checkpoint)
+    base = base_of(adapter, settings) if adapter else model_folder(checkpoint)
     name = family_name(base, revision) if family == "auto" else family
     architecture: ModelFamily = resolve("families", name)()
     loaded = architecture.load(
@@ -133,16 +133,19 @@ def model_folder(checkpoint: str) -> str:
     return checkpoint
 
 
-def base_of(adapter: Path) -> str:
+def base_of(adapter: Path, settings: Mapping[str, Any]) -> str:
     """The checkpoint that a saved adapter was trained on.
+
+    Args:
+        adapter: Its folder.
+        settings: Its side car (`lora.read_side_car`).
 
     Raises:
         ModelError: It does not say.
-        AdapterError: The folder holds no adapter.
     """
-    named = lora.read_side_car(adapter).get("checkpoint") or json.loads(
-        (adapter / "adapter_config.json").read_text("utf-8")
-    ).get("base_model_name_or_path")
+    named = settings.get("checkpoint") or json.loads((adapter / "adapter_config.json").read_text("utf-8")).get(
+        "base_model_name_or_path"
+    )
     if not named:
         raise ModelError(f"the adapter in {adapter} does not say which base model it belongs to.")
     return model_folder(str(named))

@@ -103,9 +103,8 @@ def classification_scores(
     right_N = (table.truth == table.decided).all(axis=1).astype(np.float64)
     accuracy = float(right_N.mean())
     low, high = percentile_interval(weights_RN @ right_N / weights_RN.sum(axis=1))
-    narrow_low, narrow_high = wilson(float(right_N.sum()), count)
     if low == high:  # all right or all wrong: resampling says that nothing could be otherwise
-        low, high = narrow_low, narrow_high
+        low, high = wilson(float(right_N.sum()), count)
     made = {"accuracy": (accuracy, low, high)}
     for name, metric in (("f1_macro", _f1_macro), ("map", _mean_average_precision)):
         made[name] = (float(metric(table, all_1N)[0]), *percentile_interval(metric(table, weights_RN)))

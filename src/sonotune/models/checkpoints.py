@@ -73,7 +73,9 @@ def load_pretrained(
     try:
         config = transformers.AutoConfig.from_pretrained(source, revision=revision)
         _check_type(checkpoint, config.model_type, model_type)
-        _change(config, config_changes)
+        for key, value in config_changes.items():
+            if value is not None:
+                setattr(config, key, value)
         processor = transformers.AutoProcessor.from_pretrained(source, revision=revision)
         if random_weights:
             module = model_class(config)
@@ -94,9 +96,7 @@ def load_pretrained(
     return module, processor, _identity(source, config, random_weights=random_weights)
 
 
-def outline_pretrained(
-    checkpoint: str, *, model_type: str, class_name: str, revision: str | None, config_changes: Mapping[str, Any]
-) -> tuple[Any, str]:
+def outline_pretrained(checkpoint: str, *, model_type: str, class_name: str, revision: str | None) -> tuple[Any, str]:
     """Build one architecture on the meta device: every shape and no weight.
 
     Args:
@@ -104,7 +104,6 @@ def outline_pretrained(
         model_type: `config.model_type` that the family handles.
         class_name: Class in `transformers`.
         revision: Hub revision.
-        config_changes: Settings of the configuration to override; None leaves one alone.
 
     Returns:
         The module, and the identity of its architecture.
@@ -117,7 +116,6 @@ def outline_pretrained(
 
     config = read_config(checkpoint, revision)
     _check_type(checkpoint, config.model_type, model_type)
-    _change(config, config_changes)
     with torch.device("meta"):
         module = getattr(transformers, class_name)(config)
     module.eval()
@@ -144,12 +142,6 @@ def read_config(checkpoint: str, revision: str | None) -> Any:
                 "Without network, give a folder as model.checkpoint or use the packaged model=whisper_nano."
             ) from error
         raise ModelError(f"{source} is not a model folder: config.json is missing or unreadable.") from error
-
-
-def _change(config: Any, changes: Mapping[str, Any]) -> None:
-    for key, value in changes.items():
-        if value is not None:
-            setattr(config, key, value)
 
 
 def _generation_config(source: Path | str, revision: str | None, default: Any) -> Any:

@@ -104,7 +104,7 @@ def inspect_model(
         AdapterError: The targets or ranks are wrong.
     """
     saved = find_adapter(checkpoint)
-    base = base_of(saved) if saved else model_folder(checkpoint)
+    base = base_of(saved, lora.read_side_car(saved)) if saved else model_folder(checkpoint)
     architecture: ModelFamily = resolve("families", family_name(base, revision) if family == "auto" else family)()
     loaded = architecture.outline(base, revision=revision)
     total = sum(parameter.numel() for parameter in loaded.module.parameters())

@@ -70,8 +70,7 @@ class WhisperFamily:
     def outline(self, checkpoint: str, *, revision: str | None = None) -> LoadedModel:
         """See `ModelFamily.outline`."""
         module, identity = outline_pretrained(
-            checkpoint, model_type="whisper", class_name="WhisperForConditionalGeneration", revision=revision,
-            config_changes={},
+            checkpoint, model_type="whisper", class_name="WhisperForConditionalGeneration", revision=revision
         )  # fmt: skip
         config = module.config
         frontend = LogMel(config.num_mel_bins, window_s=config.max_source_positions / 50)
