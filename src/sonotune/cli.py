@@ -216,13 +216,14 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
     clips = corpus.splits["test"]
     result = recognizer.evaluate(clips, workers=config.data.loader_workers, **_decoding(config))
     if out is not None:
-        write_predictions(out, result.predictions, clips, scoring_normalizer=recognizer.scoring)
+        write_predictions(out, recognizer.task, result.predictions, clips)
     body = result.to_json() | {"left_out": [finding.message for finding in corpus.findings]}
     lines = [
         f"{name.upper():<5} {_percent(score)}  on {score['count']} clips" for name, score in body["scores"].items()
     ]
     lines += [
-        f"  {row['by']}={row['value']}: WER {_percent(row['scores'].get('wer'))} on {row['clips']} clips"
+        f"  {row['by']}={row['value']}: {recognizer.task.primary.upper()} "
+        f"{_percent(row['scores'].get(recognizer.task.primary))} on {row['clips']} clips"
         for row in result.slices
     ]
     lines.append(f"{result.audio_seconds:.0f} s of audio in {result.seconds:.1f} s")
@@ -247,6 +248,7 @@ def _settings_of_use(words: Sequence[str], *, require: Sequence[str]) -> LoadedC
 
 _INHERITED = (
     ("model", "language"), ("data", "text_scoring"), ("data", "min_duration_s"), ("data", "max_duration_s"),
+    ("data", "multi_label"),
 )  # fmt: skip
 
 
@@ -258,6 +260,7 @@ def _recognizer(settings: LoadedConfig) -> Any:
         config.model.checkpoint,
         task=config.model.task,
         language=config.model.language,
+        multi_label=config.data.multi_label,
         text_scoring=config.data.text_scoring,
         precision=config.training.precision,
         family=config.model.family,
@@ -293,6 +296,8 @@ def inspect(words: Words = None, as_json: Json = False) -> None:
     found = inspect_model(
         config.model.checkpoint,
         family=config.model.family,
+        task=config.model.task,
+        num_labels=config.model.num_labels,
         revision=config.model.revision,
         bits=config.quantization.bits,
         double=config.quantization.double,
@@ -327,22 +332,59 @@ def transcribe(
 
     sonotune transcribe model=runs/x recordings/ note.mp3
     """
+    result, _ = _recognize(words, task="transcribe")
+    texts = [{"path": prediction.clip_id, "text": prediction.text} for prediction in result.predictions]
+    lines = [f"{item['path']}\t{item['text']}" for item in texts]
+    _print({"transcripts": texts, **_told(result)}, as_json=as_json, lines=lines)
+
+
+@app.command()
+def classify(
+    words: Annotated[list[str], typer.Argument(metavar="[SETTING=VALUE]... FILE|FOLDER...", help="A model and audio.")],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to print, best first.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Say which classes audio files belong to.
+
+    sonotune classify model=runs/x recordings/ hit.wav
+    """
+    result, task = _recognize(words, task="classify")
+    labels = [
+        {"path": prediction.clip_id, "labels": task.decide(prediction), "scores": dict(prediction.scores)}
+        for prediction in result.predictions
+    ]
+    lines = []
+    for item in labels:
+        best = sorted(item["scores"].items(), key=lambda pair: -pair[1])[:top]
+        shown = "  ".join(f"{label} {100 * score:.0f} %" for label, score in best)
+        lines.append(f"{item['path']}\t{', '.join(item['labels']) or '-'}\t{shown}")
+    _print({"predictions": labels, **_told(result)}, as_json=as_json, lines=lines)
+
+
+def _recognize(words: Sequence[str], *, task: str) -> tuple[Any, Any]:
+    """Predictions of the files among the words, by the model that the others name; and the task that made them."""
     from sonotune.errors import ManifestError
 
     files = [Path(word) for word in words if "=" not in word or Path(word).exists()]
-    settings = _settings_of_use([word for word in words if Path(word) not in files], require=())
+    others = [word for word in words if Path(word) not in files]
+    settings = _settings_of_use([*others, f"model.task={task}"], require=())
     if missing := [path for path in files if not path.exists()]:
         raise ManifestError(f"{missing[0]} does not exist.")
     recognizer = _recognizer(settings)
-    decoding = _decoding(settings.config)
-    result = recognizer.transcribe(files, **decoding)
-    texts = [{"path": prediction.clip_id, "text": prediction.text} for prediction in result.predictions]
+    result = recognizer.recognize(files, **_decoding(settings.config))
     for finding in result.findings:
         if finding.severity == "error":
             print(f"sonotune: {finding.message}", file=sys.stderr)
-    body = {"transcripts": texts, "seconds": result.seconds, "audio_seconds": result.audio_seconds,
-            "left_out": [finding.message for finding in result.findings if finding.severity == "error"]}  # fmt: skip
-    _print(body, as_json=as_json, lines=[f"{item['path']}\t{item['text']}" for item in texts])
+    return result, recognizer.task
+
+
+def _told(result: Any) -> dict[str, Any]:
+    """What `transcribe --json` and `classify --json` say beside the predictions."""
+    return {
+        "seconds": result.seconds,
+        "audio_seconds": result.audio_seconds,
+        "left_out": [finding.message for finding in result.findings if finding.severity == "error"],
+    }
 
 
 @app.command()

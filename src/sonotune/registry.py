@@ -21,8 +21,16 @@ from sonotune.errors import ConfigError
 
 Kind = Literal["families", "tasks", "normalizers", "importers", "allocators"]
 
-FAMILIES = MappingProxyType({"whisper": "sonotune.models.families.whisper:WhisperFamily"})
-TASKS = MappingProxyType({"transcribe": "sonotune.tasks.transcribe:Transcribe"})
+FAMILIES = MappingProxyType(
+    {
+        "whisper": "sonotune.models.families.whisper:WhisperFamily",
+        "qwen3_asr": "sonotune.models.families.qwen3_asr:Qwen3AsrFamily",
+        "ctc": "sonotune.models.families.ctc:CtcFamily",
+    }
+)
+TASKS = MappingProxyType(
+    {"transcribe": "sonotune.tasks.transcribe:Transcribe", "classify": "sonotune.tasks.classify:Classify"}
+)
 NORMALIZERS = MappingProxyType(
     {
         "identity": "sonotune.data.text:IDENTITY",
@@ -61,6 +69,11 @@ _SOURCE_PREFIX = re.compile(r"^(?P<importer>[a-z][a-z0-9_]*):(?P<rest>.*)$", re.
 def names(kind: Kind) -> tuple[str, ...]:
     """Every name of a table, built in and from installed plug-ins, sorted."""
     return tuple(sorted(_table(kind)))
+
+
+def in_order(kind: Kind) -> tuple[str, ...]:
+    """Every name of a table: built in as they stand there, then those of plug-ins."""
+    return tuple({**TABLES[kind], **_table(kind)})
 
 
 def resolve(kind: Kind, name: str) -> Any:

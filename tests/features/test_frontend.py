@@ -13,9 +13,15 @@ import numpy as np
 import pytest
 import torch
 from scipy.fft import dct
-from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+from transformers import (
+    ASTFeatureExtractor,
+    Qwen3ASRFeatureExtractor,
+    Wav2Vec2FeatureExtractor,
+    WhisperFeatureExtractor,
+)
 
 from sonotune.errors import AudioError, ModelError
+from sonotune.features.chunked_mel import ChunkedLogMel
 from sonotune.features.frontend import (
     FilterBank,
     LogMel,
@@ -109,7 +115,38 @@ def test_clip_longer_than_the_window_is_refused_by_name():
     assert caught.value.reason == "too_long"
 
 
-@pytest.mark.parametrize("frontend", [LogMel(80), FilterBank(), Mfcc(), RawWaveform()])
+@pytest.mark.parametrize("samples", [1, 7_999, 8_000, 16_000, 16_001, 31_999, 40_123])
+@pytest.mark.parametrize("bins", [80, 128])
+def test_chunked_log_mel_equals_qwen3_asr_on_a_clip_alone(bins, samples):
+    extractor = Qwen3ASRFeatureExtractor(feature_size=bins)
+    clip = noise(samples, seed=samples)
+    wanted = extractor([clip], sampling_rate=RATE, padding=True, return_attention_mask=True)  # as the processor does
+    found, lengths = from_feature_extractor(extractor)([clip])
+    assert found.shape == (1, wanted["input_features"].shape[2], bins)
+    assert lengths.tolist() == wanted["attention_mask"].sum(-1).tolist()
+    np.testing.assert_allclose(found[0].T.numpy(), wanted["input_features"][0], atol=1e-5, rtol=0)
+
+
+def test_chunked_log_mel_of_one_clip_is_the_same_in_any_batch():
+    frontend = ChunkedLogMel(80)
+    clips = [noise(70_000, seed=2, level=1.0), noise(9_001, seed=1), noise(300), noise(16_000, seed=3)]
+    together, lengths = frontend(clips)
+    assert together.shape == (4, 500, 80)
+    assert lengths.tolist() == [437, 56, 50, 100]
+    for row, clip in enumerate(clips):
+        alone, length = frontend([clip])
+        assert length.item() == lengths[row]
+        torch.testing.assert_close(together[row, : alone.shape[1]], alone[0], atol=1e-6, rtol=0)
+        assert bool((together[row, int(length) :] == 0).all())
+
+
+def test_chunked_log_mel_refuses_a_clip_that_is_too_long():
+    with pytest.raises(AudioError, match=r"lasts 2\.00 s; the model's window is 1 s"):
+        ChunkedLogMel(80, max_s=1.0)([noise(2 * RATE)])
+    assert ChunkedLogMel().max_duration_s == 1200.0
+
+
+@pytest.mark.parametrize("frontend", [LogMel(80), ChunkedLogMel(80), FilterBank(), Mfcc(), RawWaveform()])
 def test_unusable_waveforms_are_refused(frontend):
     with pytest.raises(AudioError, match="no samples") as caught:
         frontend([noise(800), np.zeros(0, dtype=np.float32)])
@@ -195,6 +232,7 @@ def test_raw_waveform_equals_wav2vec2(normalize):
     "frontend",
     [
         LogMel(128, window_s=15.0),
+        ChunkedLogMel(80, min_samples=4000, max_s=60.0),
         FilterBank(64, max_frames=300, mean=None, std=None),
         Mfcc(20, bands=30),
         RawWaveform(normalize=False),
@@ -224,6 +262,8 @@ def test_unknown_extractors_and_states_are_refused():
         from_feature_extractor(SeamlessFeatureExtractor())
     with pytest.raises(ModelError, match="dither"):
         from_feature_extractor(WhisperFeatureExtractor(dither=0.1))
+    with pytest.raises(ModelError, match="dither"):
+        from_feature_extractor(Qwen3ASRFeatureExtractor(dither=0.1))
     with pytest.raises(ModelError, match="no frontend is called 'fft'"):
         from_state({"kind": "fft"})
     with pytest.raises(ModelError, match="mfcc cannot be built"):

@@ -17,7 +17,7 @@ from sonotune.models.base import LoadedModel, ModelFamily
 from sonotune.models.checkpoints import read_config
 from sonotune.models.precision import DTYPES
 from sonotune.models.quantize import cast_frozen, choose_bits, quantize
-from sonotune.registry import names, resolve
+from sonotune.registry import in_order, names, resolve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class Opened:
 def open_model(
     checkpoint: str,
     *,
-    family: str = "auto",
+    family: ModelFamily | None = None,
     revision: str | None = None,
     context: Literal["dynamic", "full"] | None = None,
     bits: Literal["auto"] | int = "auto",
@@ -50,12 +50,15 @@ def open_model(
     device: torch.device | str = "cpu",
     random_weights: bool = False,
     dropout: float | None = None,
+    outputs: Sequence[str] = (),
+    renew_outputs: bool = False,
+    tokenizer: str | None = None,
 ) -> Opened:
     """Open a checkpoint, adapter or run for use or further training.
 
     Args:
         checkpoint: Packaged, hub or local model, adapter folder, or run directory.
-        family: Registry name, or `auto` to read it from the configuration.
+        family: Its architecture; None asks `choose_family`.
         revision: Hub revision of a model.
         context: Overrides how an adapter was trained; None takes that, or `dynamic`.
         bits: Of the frozen weights; for an adapter, `auto` means as it was trained.
@@ -65,6 +68,9 @@ def open_model(
         device: Where to put it.
         random_weights: Build from the configuration alone.
         dropout: Overrides the checkpoint's.
+        outputs: Symbols or classes of the data, for a model that has no output layer of its own.
+        renew_outputs: Make a new output layer in any case; an adapter keeps its own.
+        tokenizer: Folder of the tokenizer that a new output layer is to have.
 
     Raises:
         ModelError: Nothing usable is there.
@@ -73,33 +79,78 @@ def open_model(
     adapter = find_adapter(checkpoint)
     settings = lora.read_side_car(adapter) if adapter else {}
     base = base_of(adapter, settings) if adapter else model_folder(checkpoint)
-    name = family_name(base, revision) if family == "auto" else family
-    architecture: ModelFamily = resolve("families", name)()
-    loaded = architecture.load(
+    family = family or choose_family(checkpoint, revision=revision)
+    if adapter and (kept := tuple(settings.get("outputs", ()))):
+        outputs, renew_outputs = kept, True
+        tokenizer = str(adapter) if (adapter / "tokenizer_config.json").is_file() else None
+    loaded = family.load(
         base, revision=revision, context=context or settings.get("context", "dynamic"),
-        random_weights=random_weights, dropout=dropout,
+        random_weights=random_weights, dropout=dropout, outputs=outputs, renew_outputs=renew_outputs,
+        tokenizer=tokenizer,
     )  # fmt: skip
     loaded.module.to(device)
     parameters = sum(parameter.numel() for parameter in loaded.module.parameters())
-    if adapter and bits == "auto":
-        chosen, reason = int(settings.get("bits", 16)), "as the adapter was trained"
-    else:
-        chosen, reason = choose_bits(bits, parameters=parameters, device=torch.device(device).type)
+    stored = storage(
+        settings if adapter else None, bits=bits, double=double, skip=skip, parameters=parameters,
+        device=torch.device(device).type,
+    )  # fmt: skip
     dtype = DTYPES[precision]
-    if chosen in (4, 8):
-        kept = kept_unquantized(loaded, settings.get("quantization_skip", skip))
-        loaded = quantize(loaded, bits=chosen, keep=kept, double=settings.get("double", double), compute_dtype=dtype)  # type: ignore[arg-type]
+    if stored.bits in (4, 8):
+        keep = kept_unquantized(loaded, stored.skip)
+        loaded = quantize(loaded, bits=stored.bits, keep=keep, double=stored.double, compute_dtype=dtype)  # type: ignore[arg-type]
     if adapter:
         loaded = lora.load(loaded, adapter)
         if dtype != torch.float32:
             cast_frozen(loaded, dtype)
-    choices = {"quantization.bits": f"{chosen}: {reason}"}
-    return Opened(loaded=loaded, family=architecture, choices=choices, settings=settings)
+    choices = {"quantization.bits": f"{stored.bits}: {stored.reason}"}
+    return Opened(loaded=loaded, family=family, choices=choices, settings=settings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """How the frozen weights are held: bits and why, double quantisation, and selectors that stay unquantised."""
+
+    bits: int
+    reason: str
+    double: bool
+    skip: tuple[str, ...]
+
+
+def storage(
+    side_car: Mapping[str, Any] | None,
+    *,
+    bits: Literal["auto"] | int,
+    double: bool,
+    skip: Sequence[str],
+    parameters: int,
+    device: str,
+) -> Storage:
+    """Decide how the frozen weights are held: under an adapter as it was trained, unless other bits are asked for.
+
+    Args:
+        side_car: Of the adapter; None where there is none.
+        bits: Asked for.
+        double: Asked for.
+        skip: Asked for.
+        parameters: Size of the model.
+        device: `cpu` or `cuda`.
+    """
+    if side_car is None:
+        chosen, reason = choose_bits(bits, parameters=parameters, device=device)
+        return Storage(bits=chosen, reason=reason, double=double, skip=tuple(skip))
+    chosen, reason = (
+        (int(side_car.get("bits", 16)), "as the adapter was trained") if bits == "auto" else (int(bits), "asked for")
+    )
+    return Storage(
+        bits=chosen, reason=reason, double=side_car.get("double", double),
+        skip=tuple(side_car.get("quantization_skip", skip)),
+    )  # fmt: skip
 
 
 def kept_unquantized(loaded: LoadedModel, skip: Sequence[str]) -> set[str]:
-    """Full module names that the selectors keep out of quantisation."""
-    return set(modules_of(loaded, skip)) | set(resolve_targets(loaded, skip)) if skip else set()
+    """Full module names that are kept out of quantisation: by selector, and the output layer always."""
+    head = {name for name in loaded.linears if loaded.owner(name) == "head"}
+    return head | (set(modules_of(loaded, skip)) | set(resolve_targets(loaded, skip)) if skip else set())
 
 
 def find_adapter(checkpoint: str) -> Path | None:
@@ -151,15 +202,38 @@ def base_of(adapter: Path, settings: Mapping[str, Any]) -> str:
     return model_folder(str(named))
 
 
-def family_name(checkpoint: str, revision: str | None) -> str:
-    """Registry name of a checkpoint's architecture.
+def choose_family(
+    checkpoint: str, *, revision: str | None = None, family: str = "auto", task: str = "auto"
+) -> ModelFamily:
+    """The family that a model, adapter or run belongs to.
+
+    Args:
+        checkpoint: What was named.
+        revision: Hub revision.
+        family: Registry name, or `auto` to read it from the adapter or the configuration.
+        task: Registry name of the task; decides for an encoder that was saved without an output layer. `auto` takes
+            the first family that knows the architecture.
 
     Raises:
-        ModelError: There is no configuration, or no family for it.
+        ModelError: There is no configuration, no family for it, or the family does another task.
     """
-    config = read_config(checkpoint, revision)
-    if config.model_type not in names("families"):
+    adapter = find_adapter(checkpoint)
+    settings = lora.read_side_car(adapter) if adapter else {}
+    if family == "auto" and settings.get("family"):
+        family = str(settings["family"])
+    base = base_of(adapter, settings) if adapter else model_folder(checkpoint)
+    if family != "auto":
+        chosen: ModelFamily = resolve("families", family)()
+        if task not in ("auto", chosen.task):
+            raise ModelError(f"{checkpoint} is a model of the family {family}, which can {chosen.task}, not {task}.")
+        return chosen
+    config = read_config(base, revision)
+    known: list[ModelFamily] = [resolve("families", name)() for name in in_order("families")]
+    able = [candidate for candidate in known if candidate.handles(config)]
+    fitting = [candidate for candidate in able if task in ("auto", candidate.task)]
+    if not fitting:
+        can = f"; its family can {able[0].task}, and the task asked for is {task}" if able else ""
         raise ModelError(
-            f"{checkpoint} is a {config.model_type!r} model; supported families: {', '.join(names('families'))}."
+            f"{base} is a {config.model_type!r} model{can}. Supported families: {', '.join(names('families'))}."
         )
-    return str(config.model_type)
+    return fitting[0]

@@ -88,8 +88,13 @@ class ModelConfig(Section):
     """Architecture; `auto` reads it from the checkpoint."""
     revision: str | None = None
     """Commit or tag of a hub checkpoint; null takes the newest, and the record keeps which that was."""
-    task: TaskName = "transcribe"
-    """What the model is trained to do."""
+    task: TaskName = "auto"
+    """What the model is trained to do; `auto` takes what its architecture is made for."""
+    outputs: Literal["auto", "checkpoint", "data"] = "auto"
+    """Symbols (CTC) or classes: the checkpoint's, or a new output layer for those of the training data; `auto` makes
+    a new one where the checkpoint has none that fits."""
+    tokenizer: Path | None = None
+    """Folder from `sonotune data tokenizer` whose tokens a CTC model learns to write, with a new output layer."""
     language: str | None = None
     """Language told to the model, for clips that name none."""
     context: Literal["dynamic", "full"] = "dynamic"
@@ -101,7 +106,7 @@ class ModelConfig(Section):
     dropout: Dropout | None = None
     """Dropout in the model; null keeps the checkpoint's own."""
     num_labels: int | None = Field(default=None, ge=2, le=1_000_000)
-    """Number of classes, for classification; null counts them in the training data."""
+    """Number of classes, for `inspect` without data; a run counts them in its training data, and must agree."""
     random_weights: bool = False
     """Build from the checkpoint's config alone, with random weights, to train from nothing or to measure speed."""
 
@@ -127,6 +132,10 @@ class DataConfig(Section):
     """Share of unusable clips above which a run stops before it trains."""
     check: Literal["decode", "header"] = "decode"
     """Look at all samples of every file before the run, or only at its header (quick, misses truncated files)."""
+    multi_label: bool = False
+    """Whether a clip may have any number of classes, none included; otherwise each has one."""
+    max_label_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Transcripts with more tokens are learned up to there and counted; null cuts none."""
     text_training: NormalizerName = "basic"
     """Normaliser of the transcripts that the model learns to write."""
     text_scoring: NormalizerName = "basic"
@@ -185,6 +194,12 @@ class AugmentationConfig(Section):
     """Longest silence added at each end, in seconds."""
     clipping_probability: Share = 0.0
     """Share of clips driven into clipping."""
+    mixup_probability: Share = 0.0
+    """Share of clips with another of their batch laid over them, for classification; targets are mixed alike."""
+    mixup_alpha: float = Field(default=0.4, gt=0, le=100)
+    """Mixup: both parameters of the Beta distribution of the other clip's share, which is one half at most."""
+    mixup_domain: Literal["waveform", "features"] = "waveform"
+    """Mixup: samples, or spectrograms."""
     frequency_masks: int = Field(default=0, ge=0, le=20)
     """SpecAugment: bands masked in each clip."""
     frequency_mask_bins: int = Field(default=27, ge=1, le=128)
@@ -274,7 +289,9 @@ class TrainingConfig(Section):
     accumulation_steps: int = Field(default=1, ge=1, le=100_000)
     """Micro-batches in one optimiser step."""
     label_smoothing: Dropout = 0.0
-    """Share of each target's probability spread over the vocabulary."""
+    """Share of each target's probability spread over the vocabulary or the classes."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced` lets every class weigh the same in the loss, however many clips it has."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     eval_steps: Annotated[int, Field(ge=1, le=1_000_000_000)] | Literal["epoch", "never"] = "epoch"
@@ -369,7 +386,22 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
             "model",
             ("full_context_share",),
         ),
-        (config.model.task == "transcribe", "transcription has no classes", "model", ("num_labels",)),
+        *(
+            (config.model.task == "transcribe", "transcription has no classes", section, settings)
+            for section, settings in (
+                ("model", ("num_labels",)),
+                ("data", ("multi_label",)),
+                ("training", ("class_weights",)),
+                ("augmentation", ("mixup_probability", "mixup_alpha", "mixup_domain")),
+            )
+        ),
+        *(
+            (config.model.task == "classify", "classes have no text", section, settings)
+            for section, settings in (
+                ("model", ("language", "tokenizer", "ctc_share")),
+                ("data", ("max_label_tokens", "text_training", "text_scoring")),
+            )
+        ),
         (
             config.data.eval is not None,
             "data.eval names the evaluation clips",
@@ -385,6 +417,7 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
                 ("noise_probability", ("snr_low_db", "snr_high_db")),
                 ("tilt_probability", ("tilt_db",)),
                 ("pad_probability", ("pad_max_s",)),
+                ("mixup_probability", ("mixup_alpha", "mixup_domain")),
                 ("frequency_masks", ("frequency_mask_bins",)),
                 ("time_masks", ("time_mask_frames", "time_mask_fraction")),
             )

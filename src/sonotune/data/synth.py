@@ -8,12 +8,10 @@ processes work.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
-import multiprocessing
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +22,8 @@ from numpy.typing import NDArray
 from sonotune.audio import io
 from sonotune.data.channels import CHANNELS
 from sonotune.data.espeak import Utterance, synthesizer
-from sonotune.data.manifest import write_manifest
+from sonotune.data.rudiments import RUDIMENT_CORPORA, synthesize_rudiments
+from sonotune.data.shards import AUDIO_FILES, GRID_SAMPLES, SAMPLE_RATE_HZ, render_shards, write_splits
 from sonotune.data.speech_plans import PLANS, AudioFormat, PlannedClip
 from sonotune.errors import ConfigError, ResourceError
 from sonotune.runs import generator
@@ -32,15 +31,6 @@ from sonotune.types import Clip, Word
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_RATE_HZ: Final = 16000
-# Suffix of the file, and what `audio.io.write` is told. Opus at this level takes about 24 kbit/s in short files.
-_FILES: Final[Mapping[AudioFormat, tuple[str, Mapping[str, Any]]]] = {
-    "wav": ("wav", {}),
-    "flac": ("flac", {}),
-    "opus": ("ogg", {"format": "OGG", "subtype": "OPUS", "compression_level": 0.95}),
-}
-# Clips are whole hundredths of a second long, so that spans in a manifest are exact.
-_GRID_SAMPLES: Final = SAMPLE_RATE_HZ // 100
 _FRAME_SAMPLES: Final = SAMPLE_RATE_HZ // 200
 # Clips a process speaks. Part of what fixes the samples: do not make it a setting.
 _SHARD_CLIPS: Final = 250
@@ -82,7 +72,7 @@ def speak(clip: PlannedClip, *, seed: int = 0) -> tuple[NDArray[np.float32], tup
     end = min(len(waveform_S), last * _FRAME_SAMPLES + edge)
     lead = round(clip.lead_s * SAMPLE_RATE_HZ)
     length = lead + end - begin + round(clip.trail_s * SAMPLE_RATE_HZ)
-    out_S = np.zeros(-(-length // _GRID_SAMPLES) * _GRID_SAMPLES, np.float32)
+    out_S = np.zeros(-(-length // GRID_SAMPLES) * GRID_SAMPLES, np.float32)
     out_S[lead : lead + end - begin] = waveform_S[begin:end]
     words = _place_words(
         clip,
@@ -164,53 +154,43 @@ def synthesize_corpus(
         clips_per_file = 1
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     shards = [plan[start : start + _SHARD_CLIPS] for start in range(0, len(plan), _SHARD_CLIPS)]
-    # spawn and one shard a process: espeak-ng's state then begins the same for every shard.
-    context = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
-            futures = [
-                pool.submit(_speak_shard, index, shard, folder, seed, format, clips_per_file)
-                for index, shard in enumerate(shards)
-            ]
-            spoken = [clip for future in futures for clip in future.result()]
-    except BrokenProcessPool as error:
-        raise ResourceError(
-            f"A process that speaks for {folder} died: {error}. Allowed is one that ends by itself. Check free memory "
-            "and disk, and repeat the command with fewer workers."
-        ) from error
-    splits: dict[str, list[Clip]] = {}
-    for planned, clip in zip(plan, spoken, strict=True):
-        splits.setdefault(planned.split, []).append(clip)
-    for name, clips in splits.items():
-        write_manifest(folder / f"{name}.jsonl", clips)
-    return splits
+    work = functools.partial(_speak_shard, folder=folder, seed=seed, audio_format=format, clips_per_file=clips_per_file)
+    # One shard a process: espeak-ng's state then begins the same for every shard.
+    spoken = render_shards(work, shards, folder, workers=workers, fresh=True)
+    return write_splits(folder, [clip.split for clip in plan], spoken)
 
 
 def synthesize_named(
     corpus: str, folder: Path, *, clips: int | None = None, seed: int = 0, workers: int = 2
 ) -> dict[str, Any]:
-    """Speak one of the corpora this project names.
+    """Render one of the corpora this project names.
 
     Args:
-        corpus: `nano_speech` (what whisper-nano learns from) or `quickstart` (what the package carries).
+        corpus: `nano_speech` (what whisper-nano learns from), `quickstart` (what the package carries), or drum
+            rudiments for classification: `rudiments`, and `rudiments_tiny` with 6 training clips of each.
         folder: Where the manifests and `audio/` go.
         clips: How many clips to train on; the corpus's own number where None.
-        seed: Of voices, texts and channels.
-        workers: Processes that speak at once.
+        seed: Of voices, texts and channels, or of hands, tempi and rooms.
+        workers: Processes that work at once.
 
     Returns:
         `corpus`, `folder` and `manifests`: split -> path, clips, hours, speakers. JSON-able.
 
     Raises:
         ConfigError: There is no such corpus, or the number of clips is not positive.
-        MissingExtraError: The extra `synth` is not installed.
+        MissingExtraError: The extra `synth` is not installed; rudiments do not need it.
     """
-    if corpus not in PLANS:
-        raise ConfigError(f"There is no corpus {corpus!r}; known are {', '.join(PLANS)}. Name one of these.")
-    named = PLANS[corpus]
-    splits = synthesize_corpus(
-        named.plan(clips or named.clips, seed), folder, seed=seed, format=named.format, workers=workers
-    )
+    if corpus in RUDIMENT_CORPORA:
+        number = RUDIMENT_CORPORA[corpus] if clips is None else clips
+        splits = synthesize_rudiments(folder, clips=number, seed=seed, workers=workers)
+    elif corpus in PLANS:
+        named = PLANS[corpus]
+        splits = synthesize_corpus(
+            named.plan(clips or named.clips, seed), folder, seed=seed, format=named.format, workers=workers
+        )
+    else:
+        known = ", ".join((*PLANS, *RUDIMENT_CORPORA))
+        raise ConfigError(f"There is no corpus {corpus!r}; known are {known}. Name one of these.")
     return {
         "corpus": corpus,
         "folder": str(folder),
@@ -238,10 +218,10 @@ def _check_plan(plan: Sequence[PlannedClip], *, clips_per_file: int, workers: in
 
 
 def _speak_shard(
-    index: int, plan: Sequence[PlannedClip], folder: Path, seed: int, audio_format: AudioFormat, clips_per_file: int
+    index: int, plan: Sequence[PlannedClip], *, folder: Path, seed: int, audio_format: AudioFormat, clips_per_file: int
 ) -> list[Clip]:
     """Speak consecutive clips of the plan in order and write their files. Runs in a process of its own."""
-    suffix, options = _FILES[audio_format]
+    suffix, options = AUDIO_FILES[audio_format]
     clips: list[Clip] = []
     for start in range(0, len(plan), clips_per_file):
         members = plan[start : start + clips_per_file]

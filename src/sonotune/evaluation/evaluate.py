@@ -14,29 +14,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from sonotune.errors import ManifestError
-from sonotune.evaluation.decode import DecodingHealth, decoding_health, in_clip_order, token_limit
-from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
+from sonotune.errors import ManifestError, TextError
+from sonotune.evaluation.decode import in_clip_order, token_limit
+from sonotune.features.batching import ClipBatches, batch_loader, plan_batches
 from sonotune.metrics.efficiency import real_time_factor
-from sonotune.metrics.error_rate import edit_counts
-from sonotune.metrics.slices import DURATION_EDGES_S, ScoredText, slice_scores, text_scores
+from sonotune.metrics.slices import DURATION_EDGES_S, Slice, slice_clips
 from sonotune.runs import atomic_write_text
+from sonotune.tasks.base import Task
 from sonotune.types import Clip, Finding, Prediction, Score
 
 logger = logging.getLogger(__name__)
-
-
-class Recognizer(Protocol):
-    """What evaluation asks of a task; `sonotune.tasks.transcribe.Transcribe` is one."""
-
-    def predict(self, loaded: Any, batch: Batch, *, beam_size: int, max_new_tokens: int | None) -> list[Prediction]:
-        """One prediction per clip, in the order of `batch.clips`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +36,14 @@ class EvaluationResult:
     """What a model did on a list of clips.
 
     Attributes:
-        scores: `wer` and `cer` over the clips that have a transcript; empty when none has one.
-        slices: One JSON-ready mapping per slice: `by`, `value`, `clips`, `seconds`, `insertions`, `scores`.
-        predictions: One per clip, in the order of the clips; empty text where a clip could not be read.
-        findings: Clips that could not be read, have no transcript, or whose text loops.
-        decoding: Shares of loops, empty texts and invented words; None when no clip has a transcript.
+        scores: Of the clips that say what should come out (`wer`, `cer`; `accuracy`, `f1_macro`, `map`); empty when
+            none does.
+        slices: One JSON-ready mapping per slice: `by`, `value`, `clips`, `seconds`, `scores`, and for texts
+            `insertions`. There are no `scores` where none exists, as for a slice of silence.
+        predictions: One per clip, in the order of the clips; empty where a clip could not be read.
+        findings: Clips that could not be read or have no truth, and warnings of the task.
+        details: What the task tells besides: `decoding` (shares of loops, empty texts and invented words), or `classes`
+            and `confusion`; empty when no clip has a truth.
         clips: Number of clips.
         seconds: Wall time of reading, decoding and scoring.
         audio_seconds: Length of all clips.
@@ -59,7 +54,7 @@ class EvaluationResult:
     slices: list[dict[str, Any]]
     predictions: list[Prediction]
     findings: list[Finding]
-    decoding: DecodingHealth | None
+    details: dict[str, Any]
     clips: int
     seconds: float
     audio_seconds: float
@@ -74,7 +69,7 @@ class EvaluationResult:
             "seconds": self.seconds,
             "audio_seconds": self.audio_seconds,
             "real_time_factor": self.real_time_factor,
-            "decoding": None if self.decoding is None else self.decoding.to_json(),
+            **self.details,
             "findings": [
                 {"check": finding.check, "severity": finding.severity, "message": finding.message}
                 for finding in self.findings
@@ -83,11 +78,10 @@ class EvaluationResult:
 
 
 def evaluate(
-    task: Recognizer,
+    task: Task,
     loaded: Any,
     clips: Sequence[Clip],
     *,
-    scoring_normalizer: Callable[[str], str],
     batch_seconds: float = 240.0,
     max_clips: int = 64,
     beam_size: int = 1,
@@ -100,13 +94,12 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
-    """Decode every clip and score the texts against the transcripts.
+    """Decode every clip and score the predictions.
 
     Args:
-        task: Turns a batch into predictions.
+        task: Turns a batch into predictions, and scores them.
         loaded: The model (`sonotune.models.base.LoadedModel`).
-        clips: What to decode. Those without a transcript are decoded and not scored.
-        scoring_normalizer: Text -> scoring form, applied to references and hypotheses alike.
+        clips: What to decode. Those that do not say what should come out are decoded and not scored.
         batch_seconds: See `predict_clips`, as for every argument that is not named here.
         max_clips: Most clips in a batch.
         beam_size: 1 is greedy.
@@ -120,10 +113,11 @@ def evaluate(
         progress: Called after every batch.
 
     Raises:
-        ManifestError: There are no clips, or an id stands twice.
+        ManifestError: There are no clips, an id stands twice, or a clip has a class that the model does not know.
         TextError: There are transcripts, and none has a word after normalisation.
     """
     started_at = time.monotonic()
+    task.check_truth(loaded, clips)
     predictions, findings = predict_clips(
         task,
         loaded,
@@ -137,17 +131,17 @@ def evaluate(
         autocast=autocast,
         progress=progress,
     )
-    ids, items, note = _scored_texts(clips, predictions, scoring_normalizer)
-    findings += note
+    told = [index for index, clip in enumerate(clips) if task.has_truth(clip)]
+    findings += _untold(clips, told)
     scores: dict[str, Score] = {}
     slices: list[dict[str, Any]] = []
-    decoding: DecodingHealth | None = None
-    if items:
-        scores = text_scores(items, bootstrap=bootstrap, seed=seed)
-        slices = slice_scores(items, duration_edges_s=duration_edges_s, bootstrap=bootstrap, seed=seed)
-        references, hypotheses = [item.reference for item in items], [item.hypothesis for item in items]
-        decoding = decoding_health(ids, references, hypotheses, edit_counts(references, hypotheses, unit="word"))
-        findings += decoding.findings()
+    details: dict[str, Any] = {}
+    if told:
+        true, found = [clips[index] for index in told], [predictions[index] for index in told]
+        scores = task.score(found, true, resamples=bootstrap, seed=seed)
+        details, warnings = task.details(found, true)
+        findings += warnings
+        slices = _slices(task, found, true, slice_clips(true, duration_edges_s=duration_edges_s), bootstrap, seed)
     seconds = time.monotonic() - started_at
     audio_seconds = math.fsum(clip.duration_s for clip in clips)
     return EvaluationResult(
@@ -155,7 +149,7 @@ def evaluate(
         slices=slices,
         predictions=predictions,
         findings=findings,
-        decoding=decoding,
+        details=details,
         clips=len(clips),
         seconds=seconds,
         audio_seconds=audio_seconds,
@@ -164,7 +158,7 @@ def evaluate(
 
 
 def predict_clips(
-    task: Recognizer,
+    task: Task,
     loaded: Any,
     clips: Sequence[Clip],
     *,
@@ -237,83 +231,84 @@ def predict_clips(
     return in_clip_order([clip.id for clip in clips], predictions, findings)
 
 
-def _scored_texts(
-    clips: Sequence[Clip], predictions: Sequence[Prediction], scoring_normalizer: Callable[[str], str]
-) -> tuple[list[str], list[ScoredText], list[Finding]]:
-    """Ids and texts of the clips that have a transcript, and a note on those that have none."""
-    ids: list[str] = []
-    items: list[ScoredText] = []
-    for clip, prediction in zip(clips, predictions, strict=True):
-        if clip.text is not None:
-            ids.append(clip.id)
-            items.append(
-                ScoredText(
-                    reference=scoring_normalizer(clip.text),
-                    hypothesis=scoring_normalizer(prediction.text or ""),
-                    duration_s=clip.duration_s,
-                    domain=clip.domain,
-                    speaker=clip.speaker,
-                    language=clip.language,
-                )
-            )
-    without = tuple(clip.id for clip in clips if clip.text is None)
-    if not without:
-        return ids, items, []
-    note = Finding(
-        check="evaluation.no_transcript",
-        severity="note",
-        message=f"{len(without)} of {len(clips)} clips have no transcript: they were decoded and not scored.",
-        clip_ids=without,
-        measured=float(len(without)),
-        unit="clips",
-    )
-    return ids, items, [note]
-
-
-def write_predictions(
-    path: Path,
+def _slices(
+    task: Task,
     predictions: Sequence[Prediction],
     clips: Sequence[Clip],
-    *,
-    scoring_normalizer: Callable[[str], str],
-) -> None:
+    slices: Sequence[Slice],
+    bootstrap: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    rows = []
+    for part in slices:
+        members, found = [clips[index] for index in part.members], [predictions[index] for index in part.members]
+        try:
+            scores = task.score(found, members, resamples=bootstrap, seed=seed)
+        except TextError:  # only silence in this slice: no rate exists
+            scores = {}
+        row: dict[str, Any] = {
+            "by": part.by,
+            "value": part.value,
+            "clips": len(members),
+            "seconds": math.fsum(clip.duration_s for clip in members),
+            "scores": {name: score.to_json() for name, score in scores.items()},
+        }
+        details, _ = task.details(found, members)
+        rows.append(row | {name: details[name] for name in _DETAILS_OF_SLICES if name in details})
+    return rows
+
+
+_DETAILS_OF_SLICES = ("insertions",)
+
+
+def _untold(clips: Sequence[Clip], told: Sequence[int]) -> list[Finding]:
+    """A note on the clips that do not say what should come out."""
+    known = set(told)
+    without = tuple(clip.id for index, clip in enumerate(clips) if index not in known)
+    if not without:
+        return []
+    return [
+        Finding(
+            check="evaluation.no_truth",
+            severity="note",
+            message=f"{len(without)} of {len(clips)} clips have no transcript or class: they were decoded and not "
+            "scored.",
+            clip_ids=without,
+            measured=float(len(without)),
+            unit="clips",
+        )
+    ]
+
+
+def write_predictions(path: Path, task: Task, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> None:
     """Write one JSON line per clip, atomically.
 
-    Keys: `id`, `reference`, `hypothesis` (as they came), `scored_reference`, `scored_hypothesis` (what was compared),
-    `edits` (words: `substitutions`, `deletions`, `insertions`, `hits`, `reference`; None without a transcript),
-    `duration_s`, `domain`, `speaker`, `language`. Classification adds `scores`.
+    Keys: `id`; for texts `reference`, `hypothesis` (as they came), `scored_reference`, `scored_hypothesis` (what was
+    compared) and `edits` (words: `substitutions`, `deletions`, `insertions`, `hits`, `reference`; None without a
+    transcript); for classes `labels`, `decided` and `scores`; `duration_s`, `domain`, `speaker`, `language`.
 
     Args:
         path: The file, usually `predictions/<where>.jsonl` in a run directory.
+        task: The one that made the predictions and scores them.
         predictions: In the order of the clips.
         clips: The clips that were decoded.
-        scoring_normalizer: The one the scores were made with; with another, a report would show errors that were not
-            counted.
 
     Raises:
         ValueError: Predictions and clips do not belong together.
         ResourceError: The disk is full.
     """
-    lines: list[str] = []
-    for clip, prediction in zip(clips, _checked(predictions, clips), strict=True):
-        hypothesis = prediction.text or ""
-        row: dict[str, Any] = {"id": clip.id, "reference": clip.text, "hypothesis": hypothesis}
-        if clip.text is not None:
-            reference, scored = scoring_normalizer(clip.text), scoring_normalizer(hypothesis)
-            edits = edit_counts([reference], [scored], unit="word")[0]
-            row |= {"scored_reference": reference, "scored_hypothesis": scored, "edits": edits.to_json()}
-        else:
-            row |= {"scored_reference": None, "scored_hypothesis": None, "edits": None}
-        row |= {
+    rows = [
+        {
+            "id": clip.id,
+            **task.row(prediction, clip),
             "duration_s": clip.duration_s,
             "domain": clip.domain,
             "speaker": clip.speaker,
             "language": clip.language,
         }
-        if prediction.scores:
-            row["scores"] = dict(prediction.scores)
-        lines.append(_json_line(row))
-    atomic_write_text(path, "".join(lines))
+        for clip, prediction in zip(clips, _checked(predictions, clips), strict=True)
+    ]
+    atomic_write_text(path, "".join(map(_json_line, rows)))
 
 
 def _json_line(row: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from sonotune.audio.io import read
 from sonotune.errors import AudioError
 from sonotune.features.frontend import Frontend
+from sonotune.features.mixup import Mix, MixupSettings, draw_mix, mix_features, mix_waveforms
 from sonotune.features.specaugment import SpecAugmentSettings, spec_augment
 from sonotune.features.workers import ordered_results
 from sonotune.runs import generator
@@ -58,6 +59,8 @@ class Batch:
         full_context: Whether T is the model's whole window.
         findings: Clips that were planned here and could not be used.
         frames_per_second: Rate of the frames.
+        mixed_targets: Targets of the clip that is mixed into each (B, U), where Mixup is on.
+        mixed_shares: Share of that clip (B,) float32.
     """
 
     inputs: Tensor
@@ -68,16 +71,19 @@ class Batch:
     full_context: bool = False
     findings: tuple[Finding, ...] = ()
     frames_per_second: float = 100.0
+    mixed_targets: Tensor | None = None
+    mixed_shares: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on a device."""
         return replace(
             self,
-            inputs=self.inputs.to(device, non_blocking=True),
-            input_lengths=self.input_lengths.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
-            target_lengths=self.target_lengths.to(device, non_blocking=True),
+            **{name: getattr(self, name).to(device, non_blocking=True) for name in self._tensors()},
         )
+
+    def _tensors(self) -> list[str]:
+        """Names of the fields that hold a tensor with a row a clip."""
+        return [name for name in _TENSORS if getattr(self, name) is not None]
 
     @property
     def seconds(self) -> float:
@@ -109,15 +115,15 @@ class Batch:
         return [
             replace(
                 self,
-                inputs=self.inputs[cut],
-                input_lengths=self.input_lengths[cut],
-                targets=self.targets[cut],
-                target_lengths=self.target_lengths[cut],
                 clips=self.clips[cut],
                 findings=self.findings if index == 0 else (),
+                **{name: getattr(self, name)[cut] for name in self._tensors()},
             )
             for index, cut in enumerate(cuts)
         ]
+
+
+_TENSORS = ("inputs", "input_lengths", "targets", "target_lengths", "mixed_targets", "mixed_shares")
 
 
 def plan_batches(
@@ -201,6 +207,7 @@ class ClipBatches(Dataset[Batch]):
         waveform_augmenter: Changes each waveform, or None.
         spec_augment: Masks and warps features, or None.
         full_context_share: Share of the batches that are padded to the model's whole window.
+        mixup: Lays clips of a batch over each other, or None.
 
     Raises:
         ValueError: Clips and targets differ in number, or the share is not from 0 to 1.
@@ -218,6 +225,7 @@ class ClipBatches(Dataset[Batch]):
         waveform_augmenter: WaveformTransform | None = None,
         spec_augment: SpecAugmentSettings | None = None,
         full_context_share: float = 0.0,
+        mixup: MixupSettings | None = None,
     ) -> None:
         if len(clips) != len(targets):
             raise ValueError(f"each clip needs its targets; got {len(clips)} clips and {len(targets)} targets.")
@@ -228,6 +236,7 @@ class ClipBatches(Dataset[Batch]):
         self._seed, self._epoch = seed, epoch
         self._augmenter, self._masks = waveform_augmenter, spec_augment
         self._full_context_share = full_context_share
+        self._mixup = mixup
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -247,12 +256,17 @@ class ClipBatches(Dataset[Batch]):
             except AudioError as error:
                 findings.append(_finding(self._clips[place], error))
         full_context = self._at_full_context(index)
+        clips = tuple(self._clips[place] for place in usable)
+        mix = self._mix(clips)
+        if mix is not None and self._mixup and self._mixup.domain == "waveform":
+            waveforms = mix_waveforms(waveforms, mix)
         if waveforms:
             features_BTF, lengths_B = self._frontend(waveforms, full_context=full_context)
         else:
             features_BTF = torch.zeros(0, 0, self._frontend.feature_bins)
             lengths_B = torch.zeros(0, dtype=torch.int64)
-        clips = tuple(self._clips[place] for place in usable)
+        if mix is not None and self._mixup and self._mixup.domain == "features":
+            features_BTF = mix_features(features_BTF, mix)
         if self._masks is not None:
             ids = [clip.id for clip in clips]
             features_BTF = spec_augment(
@@ -268,7 +282,14 @@ class ClipBatches(Dataset[Batch]):
             full_context=full_context,
             findings=tuple(findings),
             frames_per_second=self._frontend.frames_per_second,
+            mixed_targets=None if mix is None else targets_BU[list(mix.partners)],
+            mixed_shares=None if mix is None else torch.from_numpy(mix.shares),
         )
+
+    def _mix(self, clips: Sequence[Clip]) -> Mix | None:
+        if self._mixup is None or not clips:
+            return None
+        return draw_mix([clip.id for clip in clips], seed=self._seed, epoch=self._epoch, settings=self._mixup)
 
     def _at_full_context(self, index: int) -> bool:
         if not self._batches[index] or self._full_context_share == 0.0:
@@ -400,21 +421,13 @@ class _Packed:
     """
 
     def __init__(self, batch: Batch) -> None:
-        self._arrays = tuple(
-            tensor.numpy() for tensor in (batch.inputs, batch.input_lengths, batch.targets, batch.target_lengths)
-        )
-        empty = torch.empty(0)
-        self._rest = replace(batch, inputs=empty, input_lengths=empty, targets=empty, target_lengths=empty)
+        self._arrays = {name: getattr(batch, name).numpy() for name in batch._tensors()}
+        empty: dict[str, Any] = dict.fromkeys(self._arrays, torch.empty(0))
+        self._rest = replace(batch, **empty)
 
     def unpack(self) -> Batch:
-        inputs, input_lengths, targets, target_lengths = (torch.from_numpy(array) for array in self._arrays)
-        return replace(
-            self._rest,
-            inputs=inputs,
-            input_lengths=input_lengths,
-            targets=targets,
-            target_lengths=target_lengths,
-        )
+        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in self._arrays.items()}
+        return replace(self._rest, **tensors)
 
 
 def _some(ids: Sequence[str], *, most: int = 8) -> str:

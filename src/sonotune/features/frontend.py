@@ -10,19 +10,19 @@ Shape letters: B clips, S samples, T frames, F feature bins, N frequencies of th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from sonotune.errors import AudioError, ModelError
+from sonotune.errors import ModelError
+from sonotune.features.chunked_mel import ChunkedLogMel
 from sonotune.features.mel import kaldi_filters, slaney_filters
 from sonotune.features.normalization import Normalizer, valid_frames
-
-Waveforms = Sequence[NDArray[np.float32]]
+from sonotune.features.parakeet import NormalizedLogMel
+from sonotune.features.waveforms import Waveforms, check_waveforms, pad_waveforms
 
 
 @runtime_checkable
@@ -322,9 +322,11 @@ def _normalized(frontend: Mapping[str, Any], normalizer: Mapping[str, Any]) -> F
 
 _KINDS: Mapping[str, Callable[..., Frontend]] = {
     "log_mel": LogMel,
+    "chunked_log_mel": ChunkedLogMel,
     "filter_bank": FilterBank,
     "mfcc": Mfcc,
     "raw_waveform": RawWaveform,
+    "normalized_log_mel": NormalizedLogMel,
     "normalized": _normalized,
 }
 
@@ -353,25 +355,35 @@ def from_feature_extractor(extractor: Any) -> Frontend:
     """Build the frontend equal to a `transformers` feature extractor.
 
     Args:
-        extractor: A Whisper, AST or Wav2Vec2 feature extractor, told apart by the name of its class.
+        extractor: A Whisper, Qwen3-ASR, AST, Wav2Vec2 or Parakeet feature extractor, told apart by the name of its
+            class.
 
     Raises:
         ModelError: The extractor is of another class, or adds random noise (`dither`), which would make a clip's
             features differ from call to call.
     """
     name = type(extractor).__name__
+    if getattr(extractor, "dither", 0.0):
+        raise ModelError(
+            f"the feature extractor adds noise (dither={extractor.dither}), so no clip would give the same "
+            "features twice. Set `dither` to 0.0 in preprocessor_config.json."
+        )
     if name == "WhisperFeatureExtractor":
-        if getattr(extractor, "dither", 0.0):
-            raise ModelError(
-                f"the feature extractor adds noise (dither={extractor.dither}), so no clip would give the same "
-                "features twice. Set `dither` to 0.0 in preprocessor_config.json."
-            )
         return LogMel(
             extractor.feature_size,
             window_s=extractor.n_samples / extractor.sampling_rate,
             sample_rate_hz=extractor.sampling_rate,
             transform_samples=extractor.n_fft,
             hop_samples=extractor.hop_length,
+        )
+    if name == "Qwen3ASRFeatureExtractor":
+        return ChunkedLogMel(
+            extractor.feature_size,
+            sample_rate_hz=extractor.sampling_rate,
+            transform_samples=extractor.n_fft,
+            hop_samples=extractor.hop_length,
+            min_samples=extractor.min_length,
+            chunk_frames=2 * extractor.n_window,
         )
     if name == "ASTFeatureExtractor":
         return FilterBank(
@@ -381,43 +393,19 @@ def from_feature_extractor(extractor: Any) -> Frontend:
             mean=extractor.mean if extractor.do_normalize else None,
             std=extractor.std if extractor.do_normalize else None,
         )
+    if name == "ParakeetFeatureExtractor":
+        return NormalizedLogMel(
+            extractor.feature_size,
+            sample_rate_hz=extractor.sampling_rate,
+            transform_samples=extractor.n_fft,
+            window_samples=extractor.win_length,
+            hop_samples=extractor.hop_length,
+            preemphasis=extractor.preemphasis or 0.0,
+        )
     if name == "Wav2Vec2FeatureExtractor":
         return RawWaveform(sample_rate_hz=extractor.sampling_rate, normalize=extractor.do_normalize)
     raise ModelError(
         f"no frontend for the feature extractor {name}; known: WhisperFeatureExtractor, ASTFeatureExtractor, "
-        "Wav2Vec2FeatureExtractor. Use a checkpoint with one of these."
+        "Qwen3ASRFeatureExtractor, Wav2Vec2FeatureExtractor, ParakeetFeatureExtractor. "
+        "Use a checkpoint with one of these."
     )
-
-
-def check_waveforms(waveforms: Waveforms, sample_rate_hz: int, *, max_samples: int | None) -> list[int]:
-    """Number of samples of each clip, all of them usable.
-
-    Raises:
-        AudioError: A clip has no samples, or more than `max_samples`.
-        ValueError: There are no clips, or one is not a (S,) array of float32.
-    """
-    if not waveforms:
-        raise ValueError("a frontend needs at least one waveform, got none.")
-    for index, waveform in enumerate(waveforms):
-        if waveform.ndim != 1 or waveform.dtype != np.float32:
-            raise ValueError(
-                f"waveform {index} must be a (S,) float32 array, got {waveform.shape} {waveform.dtype}. "
-                "Read it with sonotune.audio.io.read."
-            )
-        if waveform.size == 0:
-            raise AudioError("no_samples", f"waveform {index} has no samples; one is needed. Leave the clip out.")
-        if max_samples is not None and waveform.size > max_samples:
-            raise AudioError(
-                "too_long",
-                f"waveform {index} lasts {waveform.size / sample_rate_hz:.2f} s; the model's window is "
-                f"{max_samples / sample_rate_hz:g} s. Cut the clip with `start_s` and `duration_s`, or leave it out.",
-            )
-    return [waveform.size for waveform in waveforms]
-
-
-def pad_waveforms(waveforms: Waveforms, samples: int) -> Tensor:
-    """Put clips of different length into one (B, S) float32 tensor, with silence after each."""
-    padded_BS = np.zeros((len(waveforms), samples), dtype=np.float32)
-    for row, waveform in zip(padded_BS, waveforms, strict=True):
-        row[: waveform.size] = waveform
-    return torch.from_numpy(padded_BS)

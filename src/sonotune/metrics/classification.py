@@ -80,7 +80,8 @@ def classification_scores(
 
     Args:
         truths: Labels of each clip; exactly one each unless `multi_label`.
-        scores: Label -> probability of each clip; a label that is left out has 0.
+        scores: Label -> probability of each clip; a label that is left out has 0. A clip without any, such as one that
+            could not be read, is given no class.
         labels: Every class, in the order of the model's outputs.
         multi_label: Whether a clip may have any number of labels. Each is then decided by `threshold`, and accuracy is
             the share of clips whose whole set is right; otherwise the largest score decides.
@@ -183,7 +184,7 @@ def _table(
         decided_NC = scores_NC >= threshold
     else:
         decided_NC = np.zeros_like(truth_NC)
-        decided_NC[np.arange(len(truths)), scores_NC.argmax(axis=1)] = True
+        decided_NC[np.arange(len(truths)), scores_NC.argmax(axis=1)] = [bool(given) for given in scores]
     return _Table(truth=truth_NC, decided=decided_NC, scores=scores_NC)
 
 

@@ -10,11 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
-from sonotune.errors import TextError
-from sonotune.metrics.error_rate import EditCounts, edit_counts, error_rate
-from sonotune.types import Score
+from sonotune.types import Clip
 
 DURATION_EDGES_S = (0.0, 2.0, 5.0, 10.0, 20.0, math.inf)
 """Default borders of the duration buckets, in seconds; a bucket holds its lower border and not its upper one."""
@@ -23,15 +20,18 @@ UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoredText:
-    """A reference and a hypothesis in scoring form, and what the slices need to know of the clip."""
+class Slice:
+    """Clips that have a property in common.
 
-    reference: str
-    hypothesis: str
-    duration_s: float
-    domain: str | None = None
-    speaker: str | None = None
-    language: str | None = None
+    Attributes:
+        by: The property: `domain`, `duration`, `domain, duration`, `speaker` or `language`.
+        value: What it is for these clips.
+        members: Their places in the list of clips.
+    """
+
+    by: str
+    value: str
+    members: tuple[int, ...]
 
 
 def duration_bucket(duration_s: float, edges_s: Sequence[float] = DURATION_EDGES_S) -> str:
@@ -54,100 +54,42 @@ def duration_bucket(duration_s: float, edges_s: Sequence[float] = DURATION_EDGES
     return f">= {edges_s[-1]:g} s"
 
 
-def text_scores(items: Sequence[ScoredText], *, bootstrap: int = 1000, seed: int = 0) -> dict[str, Score]:
-    """`wer` and `cer` over all items.
-
-    Raises:
-        TextError: There are no items, or no reference has a word.
-    """
-    words, characters = _counts(items)
-    return _scores(items, words, characters, range(len(items)), bootstrap=bootstrap, seed=seed)
-
-
-def slice_scores(
-    items: Sequence[ScoredText],
-    *,
-    duration_edges_s: Sequence[float] = DURATION_EDGES_S,
-    bootstrap: int = 1000,
-    seed: int = 0,
-) -> list[dict[str, Any]]:
-    """Scores of every slice, ready for JSON.
+def slice_clips(clips: Sequence[Clip], *, duration_edges_s: Sequence[float] = DURATION_EDGES_S) -> list[Slice]:
+    """Every slice of some clips.
 
     Args:
-        items: All scored clips.
+        clips: The clips.
         duration_edges_s: Borders of the duration buckets, in seconds.
-        bootstrap: Resamples for the interval of each slice.
-        seed: Seed of the resampling.
 
     Returns:
-        One mapping per slice: `by` (`domain`, `duration`, `domain, duration`, `speaker`, `language`), `value`, `clips`,
-        `seconds`, and `scores` (name -> score in JSON form; empty where no reference of the slice has a word, when
-        `insertions` still says how many words were made up). A property that no clip has gives no slices; where
-        some lack it they are the slice `unknown`. Durations ascend, other values are in alphabetical order.
+        Slices by each property that some clip has; those that lack it are the slice `unknown`. Durations ascend, other
+        values are in alphabetical order.
     """
-    words, characters = _counts(items)
-    slices: list[dict[str, Any]] = []
-    for by, group_of in _groupings(items, duration_edges_s):
+    edges = [duration_bucket(edge, duration_edges_s) for edge in (-math.inf, *duration_edges_s)]
+    slices: list[Slice] = []
+    for by, group_of in _groupings(clips, duration_edges_s):
         groups: dict[tuple[str, ...], list[int]] = {}
-        for index, item in enumerate(items):
-            groups.setdefault(group_of(item), []).append(index)
-        edges = [duration_bucket(edge, duration_edges_s) for edge in (-math.inf, *duration_edges_s)]
-        for value in sorted(groups, key=lambda value: [(edges.index(v) if v in edges else -1, v) for v in value]):
-            members = groups[value]
-            try:
-                scores = _scores(items, words, characters, members, bootstrap=bootstrap, seed=seed)
-            except TextError:  # only silence in this slice: no rate exists
-                scores = {}
-            slices.append(
-                {
-                    "by": by,
-                    "value": ", ".join(value),
-                    "clips": len(members),
-                    "seconds": math.fsum(items[index].duration_s for index in members),
-                    "insertions": sum(words[index].insertions for index in members),
-                    "scores": {name: score.to_json() for name, score in scores.items()},
-                }
-            )
+        for index, clip in enumerate(clips):
+            groups.setdefault(group_of(clip), []).append(index)
+        slices += [
+            Slice(by=by, value=", ".join(value), members=tuple(groups[value]))
+            for value in sorted(groups, key=lambda value: [(edges.index(v) if v in edges else -1, v) for v in value])
+        ]
     return slices
 
 
-def _groupings(
-    items: Sequence[ScoredText], edges_s: Sequence[float]
-) -> list[tuple[str, Callable[[ScoredText], tuple[str, ...]]]]:
-    def bucket(item: ScoredText) -> str:
-        return duration_bucket(item.duration_s, edges_s)
+def _groupings(clips: Sequence[Clip], edges_s: Sequence[float]) -> list[tuple[str, Callable[[Clip], tuple[str, ...]]]]:
+    def bucket(clip: Clip) -> str:
+        return duration_bucket(clip.duration_s, edges_s)
 
-    groupings: list[tuple[str, Callable[[ScoredText], tuple[str, ...]]]] = []
-    if any(item.domain is not None for item in items):
-        groupings.append(("domain", lambda item: (item.domain or UNKNOWN,)))
-    groupings.append(("duration", lambda item: (bucket(item),)))
-    if len({item.domain for item in items}) > 1 and len({bucket(item) for item in items}) > 1:
-        groupings.append(("domain, duration", lambda item: (item.domain or UNKNOWN, bucket(item))))
-    if any(item.speaker is not None for item in items):
-        groupings.append(("speaker", lambda item: (item.speaker or UNKNOWN,)))
-    if any(item.language is not None for item in items):
-        groupings.append(("language", lambda item: (item.language or UNKNOWN,)))
+    groupings: list[tuple[str, Callable[[Clip], tuple[str, ...]]]] = []
+    if any(clip.domain is not None for clip in clips):
+        groupings.append(("domain", lambda clip: (clip.domain or UNKNOWN,)))
+    groupings.append(("duration", lambda clip: (bucket(clip),)))
+    if len({clip.domain for clip in clips}) > 1 and len({bucket(clip) for clip in clips}) > 1:
+        groupings.append(("domain, duration", lambda clip: (clip.domain or UNKNOWN, bucket(clip))))
+    if any(clip.speaker is not None for clip in clips):
+        groupings.append(("speaker", lambda clip: (clip.speaker or UNKNOWN,)))
+    if any(clip.language is not None for clip in clips):
+        groupings.append(("language", lambda clip: (clip.language or UNKNOWN,)))
     return groupings
-
-
-def _counts(items: Sequence[ScoredText]) -> tuple[list[EditCounts], list[EditCounts]]:
-    references = [item.reference for item in items]
-    hypotheses = [item.hypothesis for item in items]
-    words = edit_counts(references, hypotheses, unit="word")
-    return words, edit_counts(references, hypotheses, unit="character")
-
-
-def _scores(
-    items: Sequence[ScoredText],
-    words: Sequence[EditCounts],
-    characters: Sequence[EditCounts],
-    members: Sequence[int],
-    *,
-    bootstrap: int,
-    seed: int,
-) -> dict[str, Score]:
-    speakers = [items[index].speaker for index in members]
-    return {
-        name: error_rate(name, [counts[index] for index in members], speakers=speakers, bootstrap=bootstrap, seed=seed)
-        for name, counts in (("wer", words), ("cer", characters))
-    }

@@ -24,6 +24,9 @@ from sonotune.errors import ModelError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import Frontend
 
+MULTI_LABEL = "multi_label_classification"
+"""What `problem_type` in the configuration of a classifier says of clips with several classes."""
+
 ComponentName = Literal["stem", "encoder", "projector", "decoder", "embeddings", "head"]
 
 _LAYERS = re.compile(r"^layers\[(?P<index>-?\d+)?(?P<slice>:)?(?P<stop>-?\d+)?\]$")
@@ -69,6 +72,9 @@ class LoadedModel:
         context: `dynamic` computes each clip at its own length, `full` pads to the model's window.
         quantized: Full module name -> bits, for modules whose weights were quantised.
         adapter: The PEFT wrapper once adapters are attached, else None.
+        labels: Classes in the order of the outputs; empty for a speech model.
+        new_outputs: Symbols or classes of an output layer made for the training data, in order; empty where the
+            checkpoint's own is used. They are kept with an adapter, whose base has no such layer.
     """
 
     module: Any
@@ -85,6 +91,8 @@ class LoadedModel:
     context: Literal["dynamic", "full"] = "dynamic"
     quantized: Mapping[str, int] = field(default_factory=dict)
     adapter: Any | None = None
+    labels: tuple[str, ...] = ()
+    new_outputs: tuple[str, ...] = ()
 
     def component(self, name: str) -> Component:
         """The component of that name.
@@ -97,6 +105,10 @@ class LoadedModel:
                 return component
         known = ", ".join(component.name for component in self.components)
         raise ModelError(f"{self.family} has no component {name!r}; it has {known}.")
+
+    def owner(self, module: str) -> str | None:
+        """Name of the component that a module lies in; None for one that spans several."""
+        return next((component.name for component in self.components if component.owns(module)), None)
 
     @property
     def device(self) -> torch.device:
@@ -145,10 +157,15 @@ class Losses:
 
 
 class ModelFamily(Protocol):
-    """One architecture: how it is loaded, how it turns text into targets and batches into losses and texts."""
+    """One kind of architecture: how it is recognised, loaded and mapped to components."""
 
     name: str
-    tasks: frozenset[str]
+    task: str
+    """Registry name of the task it does."""
+
+    def handles(self, config: Any) -> bool:
+        """Whether a `transformers` configuration is of this family."""
+        ...
 
     def load(
         self,
@@ -158,20 +175,61 @@ class ModelFamily(Protocol):
         context: Literal["dynamic", "full"] = "dynamic",
         random_weights: bool = False,
         dropout: float | None = None,
+        outputs: Sequence[str] = (),
+        renew_outputs: bool = False,
+        tokenizer: str | None = None,
     ) -> LoadedModel:
-        """Load a folder or hub checkpoint in fp32 on the CPU; raises ModelError with what to do."""
+        """Load a folder or hub checkpoint in fp32 on the CPU.
+
+        Args:
+            checkpoint: Packaged, local or hub name.
+            revision: Hub commit, tag or branch.
+            context: Compute clips at their own length, or at the model's whole window.
+            random_weights: Build from the configuration alone.
+            dropout: Overrides the checkpoint's dropout on hidden states.
+            outputs: Symbols (CTC) or classes that the data needs. A new output layer is made for exactly these where
+                the checkpoint has none; families that write text with a tokenizer of their own take no notice.
+            renew_outputs: Make it in any case.
+            tokenizer: Folder of a tokenizer whose tokens are to be the symbols, for CTC.
+
+        Raises:
+            ModelError: Missing, unreachable, unsafe, damaged or of another family; the message says what to do.
+        """
         ...
 
-    def outline(self, checkpoint: str, *, revision: str | None = None) -> LoadedModel:
-        """The architecture on the meta device, without weights and without processor; raises ModelError."""
+    def outline(self, checkpoint: str, *, revision: str | None = None, outputs: int | None = None) -> LoadedModel:
+        """The architecture on the meta device, without weights and without processor; raises ModelError.
+
+        `outputs` is the size of a new output layer, for families that have one.
+        """
         ...
+
+    def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
+        """All logits that the loss of a batch is made of, padding left out (N, outputs), to compare two models."""
+        ...
+
+
+class SpeechFamily(ModelFamily, Protocol):
+    """A family that writes what is said: text into targets, batches into losses and texts."""
 
     def knows_language(self, loaded: LoadedModel, language: str) -> bool:
         """Whether the model can be told that a clip is in this language."""
         ...
 
-    def encode_text(self, loaded: LoadedModel, text: str, language: str | None) -> NDArray[np.int64]:
-        """Text -> (U,) target ids with every special token the architecture trains on; raises TextError."""
+    def encode_text(
+        self, loaded: LoadedModel, text: str, language: str | None, *, duration_s: float | None = None
+    ) -> NDArray[np.int64]:
+        """Text -> (U,) target ids with every special token the architecture trains on.
+
+        Args:
+            loaded: The model.
+            text: The transcript in training form.
+            language: Of the clip.
+            duration_s: Seconds of the clip, for families whose outputs are limited by it; None sets no limit.
+
+        Raises:
+            TextError: The text cannot be written, or not in a clip of this length.
+        """
         ...
 
     def decode_text(self, loaded: LoadedModel, ids: Sequence[int]) -> str:
@@ -180,10 +238,6 @@ class ModelFamily(Protocol):
 
     def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:
         """Summed loss and number of labels of each clip, so that accumulation over unequal batches is exact."""
-        ...
-
-    def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
-        """Logits (N, V) at every target position, to compare two forms of a model."""
         ...
 
     def transcribe(

@@ -6,13 +6,16 @@ Every way this can fail ends in one sentence with what to do instead.
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sonotune.errors import ModelError
+from sonotune.models.base import ModelFamily
 from sonotune.models.published import PUBLISHED
 from sonotune.registry import is_asset, resolve_asset
 from sonotune.runs import digest_file, digest_json
@@ -41,22 +44,27 @@ def locate(checkpoint: str) -> Path | str:
 
 def load_pretrained(
     checkpoint: str,
+    family: ModelFamily,
     *,
-    model_type: str,
     class_name: str,
     revision: str | None,
     random_weights: bool,
     config_changes: Mapping[str, Any],
+    processor_class: str | None = "AutoProcessor",
+    new_parameters: str | None = None,
 ) -> tuple[Any, Any, str]:
     """Load module and processor of one architecture in fp32 on the CPU.
 
     Args:
         checkpoint: Packaged, local or hub name.
-        model_type: `config.model_type` that the family handles.
-        class_name: Class in `transformers`.
+        family: Says whether the configuration is its own.
+        class_name: Class of the module in `transformers`.
         revision: Hub revision.
         random_weights: Build from the configuration, for benchmarks and tests of geometry.
         config_changes: Settings of the configuration to override; None leaves one alone.
+        processor_class: Class of the processor in `transformers`; None loads none.
+        new_parameters: Regular expression of parameters that are made anew, such as an output layer for the user's own
+            classes; all others must be in the checkpoint.
 
     Returns:
         The module in evaluation mode, its processor, and its identity (commit or digest of the files).
@@ -68,42 +76,73 @@ def load_pretrained(
     import transformers  # noqa: PLC0415
     from safetensors import SafetensorError  # noqa: PLC0415
 
+    config = read_config(checkpoint, revision)
+    _check_family(checkpoint, config, family)
+    _change(config, config_changes)
+    processor = None
+    if processor_class is not None:
+        processor = load_processor(checkpoint, class_name=processor_class, revision=revision)
     source = locate(checkpoint)
     model_class = getattr(transformers, class_name)
     try:
-        config = transformers.AutoConfig.from_pretrained(source, revision=revision)
-        _check_type(checkpoint, config.model_type, model_type)
-        for key, value in config_changes.items():
-            if value is not None:
-                setattr(config, key, value)
-        processor = transformers.AutoProcessor.from_pretrained(source, revision=revision)
         if random_weights:
             module = model_class(config)
             module.generation_config = _generation_config(source, revision, module.generation_config)
         else:
             module, told = model_class.from_pretrained(
                 source, config=config, revision=revision, dtype=torch.float32, use_safetensors=True,
-                output_loading_info=True,
+                output_loading_info=True, ignore_mismatched_sizes=new_parameters is not None,
             )  # fmt: skip
-            if missing := sorted(told["missing_keys"]):
-                raise ModelError(
-                    f"{checkpoint} lacks {len(missing)} weights of its architecture, such as {missing[0]}; they would "
-                    "be random. Save the model again, or train from nothing with model.random_weights=true."
-                )
+            _check_complete(checkpoint, told, new_parameters)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(_why(checkpoint, source, error)) from error
     module.eval()
     return module, processor, _identity(source, config, random_weights=random_weights)
 
 
-def outline_pretrained(checkpoint: str, *, model_type: str, class_name: str, revision: str | None) -> tuple[Any, str]:
+def _check_complete(checkpoint: str, told: Mapping[str, Any], new_parameters: str | None) -> None:
+    """Every parameter came from the checkpoint, but for those that are made anew."""
+    absent = {*told["missing_keys"], *(entry[0] for entry in told.get("mismatched_keys", ()))}
+    if new_parameters is not None:
+        absent = {name for name in absent if not re.search(new_parameters, name)}
+    if absent:
+        raise ModelError(
+            f"{checkpoint} lacks {len(absent)} weights of its architecture, such as {min(absent)}; they would "
+            "be random. Save the model again, or train from nothing with model.random_weights=true."
+        )
+
+
+def load_processor(checkpoint: str, *, class_name: str, revision: str | None) -> Any:
+    """Load a processor, tokenizer or feature extractor.
+
+    Raises:
+        ModelError: Its files are missing or unreadable; the message names those that are missing.
+    """
+    import transformers  # noqa: PLC0415
+
+    source = locate(checkpoint)
+    try:
+        return getattr(transformers, class_name).from_pretrained(source, revision=revision)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(_why(checkpoint, source, error)) from error
+
+
+def outline_pretrained(
+    checkpoint: str,
+    family: ModelFamily,
+    *,
+    class_name: str,
+    revision: str | None,
+    config_changes: Mapping[str, Any] | None = None,
+) -> tuple[Any, str]:
     """Build one architecture on the meta device: every shape and no weight.
 
     Args:
         checkpoint: Packaged, local or hub name; those of `models.published` need no network.
-        model_type: `config.model_type` that the family handles.
+        family: Says whether the configuration is its own.
         class_name: Class in `transformers`.
         revision: Hub revision.
+        config_changes: Settings of the configuration to override; None leaves one alone.
 
     Returns:
         The module, and the identity of its architecture.
@@ -115,11 +154,27 @@ def outline_pretrained(checkpoint: str, *, model_type: str, class_name: str, rev
     import transformers  # noqa: PLC0415
 
     config = read_config(checkpoint, revision)
-    _check_type(checkpoint, config.model_type, model_type)
+    _check_family(checkpoint, config, family)
+    _change(config, config_changes or {})
     with torch.device("meta"):
         module = getattr(transformers, class_name)(config)
     module.eval()
     return module, _architecture_digest(config)
+
+
+def _change(config: Any, changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        *place, name = key.split(".")  # `encoder_config.dropout` is a setting of a part
+        if value is not None:
+            setattr(functools.reduce(getattr, place, config), name, value)
+
+
+def is_classifier(config: Any) -> bool:
+    """Whether a configuration was saved with a classification head."""
+    return any(name.endswith(_CLASSIFIERS) for name in config.architectures or ())
+
+
+_CLASSIFIERS = ("ForAudioClassification", "ForSequenceClassification")
 
 
 def read_config(checkpoint: str, revision: str | None) -> Any:
@@ -154,10 +209,12 @@ def _generation_config(source: Path | str, revision: str | None, default: Any) -
         return default
 
 
-def _check_type(checkpoint: str, found: str, wanted: str) -> None:
-    if found != wanted:
+def _check_family(checkpoint: str, config: Any, family: ModelFamily) -> None:
+    if not family.handles(config):
+        heads = ", ".join(config.architectures or ()) or "no architecture named"
         raise ModelError(
-            f"{checkpoint} is a {found!r} checkpoint, but model.family asks for {wanted!r}. Set model.family=auto."
+            f"{checkpoint} is a {config.model_type!r} checkpoint ({heads}), and the family {family.name!r} "
+            f"(task {family.task}) cannot use it. Set model.family=auto."
         )
 
 

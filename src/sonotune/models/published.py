@@ -27,10 +27,41 @@ def _whisper(width: int, layers: int, heads: int, *, vocabulary: int = 51_865, b
     }
 
 
+def _qwen3_asr(audio_width: int, audio_layers: int, text_width: int) -> Mapping[str, Any]:
+    return {
+        "model_type": "qwen3_asr",
+        "audio_config": {
+            "num_mel_bins": 128,
+            "d_model": audio_width,
+            "encoder_layers": audio_layers,
+            "encoder_attention_heads": audio_width // 64,
+            "encoder_ffn_dim": 4 * audio_width,
+            "output_dim": text_width,
+            "downsample_hidden_size": 480,
+        },
+        "text_config": {
+            "vocab_size": 151_936,
+            "hidden_size": text_width,
+            "intermediate_size": 3 * text_width,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "max_position_embeddings": 65_536,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+            "tie_word_embeddings": True,
+        },
+        "tie_word_embeddings": True,
+        "architectures": ["Qwen3ASRForConditionalGeneration"],
+    }
+
+
 PUBLISHED: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "openai/whisper-tiny": _whisper(384, 4, 6),
         "openai/whisper-small": _whisper(768, 12, 12),
         "openai/whisper-large-v3": _whisper(1280, 32, 20, vocabulary=51_866, bins=128),
+        "Qwen/Qwen3-ASR-0.6B-hf": _qwen3_asr(896, 18, 1024),
+        "Qwen/Qwen3-ASR-1.7B-hf": _qwen3_asr(1024, 24, 2048),
     }
 )

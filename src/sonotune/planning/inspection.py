@@ -11,10 +11,9 @@ from torch import nn
 
 from sonotune.adapters import lora
 from sonotune.adapters.allocation import unit_costs
-from sonotune.adapters.saved import base_of, family_name, find_adapter, kept_unquantized, model_folder
-from sonotune.models.base import LoadedModel, ModelFamily, carrier, count_parameters
-from sonotune.models.quantize import choose_bits, packed_bytes
-from sonotune.registry import resolve
+from sonotune.adapters.saved import base_of, choose_family, find_adapter, kept_unquantized, model_folder, storage
+from sonotune.models.base import LoadedModel, carrier, count_parameters
+from sonotune.models.quantize import packed_bytes
 from sonotune.training.adapt import adapt
 
 
@@ -85,6 +84,8 @@ def inspect_model(
     double: bool = True,
     skip: Sequence[str] = (),
     device: str = "cpu",
+    task: str = "auto",
+    num_labels: int | None = None,
     adapter: dict[str, Any],
 ) -> Inspection:
     """Lay a model out on the meta device, mark what would train, and count.
@@ -97,6 +98,8 @@ def inspect_model(
         double: Double quantisation of the NF4 scales.
         skip: Component selectors whose modules stay unquantised.
         device: Where it would run, which `bits=auto` depends on.
+        task: Registry name, or `auto`.
+        num_labels: Size of a new output layer; None takes the checkpoint's.
         adapter: Arguments of `training.adapt.adapt`; a saved adapter brings its own instead.
 
     Raises:
@@ -104,25 +107,32 @@ def inspect_model(
         AdapterError: The targets or ranks are wrong.
     """
     saved = find_adapter(checkpoint)
-    base = base_of(saved, lora.read_side_car(saved)) if saved else model_folder(checkpoint)
-    architecture: ModelFamily = resolve("families", family_name(base, revision) if family == "auto" else family)()
-    loaded = architecture.outline(base, revision=revision)
+    side_car = lora.read_side_car(saved) if saved else None
+    base = base_of(saved, side_car) if saved and side_car is not None else model_folder(checkpoint)
+    architecture = choose_family(checkpoint, revision=revision, family=family, task=task)
+    loaded = architecture.outline(
+        base, revision=revision, outputs=len((side_car or {}).get("outputs", ())) or num_labels
+    )
     total = sum(parameter.numel() for parameter in loaded.module.parameters())
     linears = {name: _shape(loaded, name) for name in loaded.linears}
     costs = unit_costs(loaded, loaded.linears)
-    chosen = (16, "all weights train") if not saved and adapter["kind"] == "none" else (
-        choose_bits(bits, parameters=total, device=device)
+    full = not saved and adapter["kind"] == "none"
+    stored = storage(
+        side_car, bits=16 if full else bits, double=double, skip=[*skip, *([] if full else adapter["unfreeze"])],
+        parameters=total, device=device,
     )  # fmt: skip
-    kept = kept_unquantized(loaded, skip) if chosen[0] != 16 else set(linears)
+    kept = kept_unquantized(loaded, stored.skip) if stored.bits != 16 else set(linears)
     packed = {
-        name: packed_bytes(*shape, bits=chosen[0], double=double) for name, shape in linears.items() if name not in kept
+        name: packed_bytes(*shape, bits=stored.bits, double=stored.double)
+        for name, shape in linears.items()
+        if name not in kept
     }
     with torch.device("meta"):
         loaded = lora.lay_out(loaded, saved) if saved else adapt(loaded, **adapter)[0]
     return Inspection(
         family=loaded.family,
         checkpoint=checkpoint,
-        bits=chosen,
+        bits=(stored.bits, "all weights train" if full else stored.reason),
         total=total,
         trainable=sum(row["trainable"] for row in count_parameters(loaded).values()),
         adapter=sum(value.numel() for name, value in loaded.module.named_parameters() if ".lora_" in name),

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sonotune.adapters.saved import Opened, open_model
+from sonotune.adapters.saved import Opened, choose_family, open_model
 from sonotune.audio import io
 from sonotune.data import text
 from sonotune.data.chunking import cut_at_pauses
 from sonotune.data.records import AUDIO_SUFFIXES
 from sonotune.errors import AudioError, ManifestError
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate
+from sonotune.models.base import MULTI_LABEL
 from sonotune.models.precision import autocast, choose_precision
 from sonotune.registry import resolve
-from sonotune.tasks.base import Task
+from sonotune.tasks.base import Task, TaskSettings
 from sonotune.types import Clip, Finding, Prediction
 
 
@@ -28,13 +29,11 @@ class Recognizer:
     Attributes:
         opened: The model and what was decided about it.
         task: Predicts and scores.
-        scoring: Text -> form that is scored.
         precision: Of the matrix products.
     """
 
     opened: Opened
     task: Task
-    scoring: Callable[[str], str]
     precision: str
 
     @classmethod
@@ -42,8 +41,11 @@ class Recognizer:
         cls,
         checkpoint: str,
         *,
-        task: str = "transcribe",
+        task: str = "auto",
+        family: str = "auto",
+        revision: str | None = None,
         language: str | None = None,
+        multi_label: bool = False,
         text_scoring: str = "basic",
         precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
         device: str | None = None,
@@ -53,8 +55,11 @@ class Recognizer:
 
         Args:
             checkpoint: Packaged, hub or local model, adapter folder, or run directory.
-            task: Registry name.
+            task: Registry name; `auto` takes what the model was made for.
+            family: Registry name of the architecture, or `auto`.
+            revision: Hub revision.
             language: Of clips that name none; None takes the adapter's, or detects it.
+            multi_label: Whether a clip may have several classes; an adapter and a saved model know.
             text_scoring: Normaliser for scoring.
             precision: Of the matrix products.
             device: `cpu` or `cuda`; None takes CUDA where there is one.
@@ -67,15 +72,18 @@ class Recognizer:
 
         chosen, _ = choose_precision(precision)
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        opened = open_model(checkpoint, precision=chosen, device=place, **model_settings)
-        normalizer = text.get(text_scoring)
-        made: Task = resolve("tasks", task)(
-            opened.family,
-            training_text=normalizer,
-            scoring_text=normalizer,
-            language=language or opened.settings.get("language"),
+        architecture = choose_family(checkpoint, revision=revision, family=family, task=task)
+        opened = open_model(
+            checkpoint, family=architecture, revision=revision, precision=chosen, device=place, **model_settings
         )
-        return cls(opened=opened, task=made, scoring=normalizer.scoring, precision=chosen)
+        kind = getattr(opened.loaded.module.config, "problem_type", None)
+        settings = TaskSettings(
+            scoring_text=text.get(text_scoring),
+            language=language or opened.settings.get("language"),
+            multi_label=multi_label or opened.settings.get("multi_label", False) or kind == MULTI_LABEL,
+        )
+        made: Task = resolve("tasks", architecture.task)(architecture, settings)
+        return cls(opened=opened, task=made, precision=chosen)
 
     def evaluate(self, clips: Sequence[Clip], **settings: Any) -> EvaluationResult:
         """Decode and score; see `evaluation.evaluate.evaluate` for the settings."""
@@ -84,16 +92,16 @@ class Recognizer:
             self.task,
             loaded,
             clips,
-            scoring_normalizer=self.scoring,
             full_context=loaded.context == "full",
             autocast=self._autocast,
             **settings,
         )
 
-    def transcribe(self, paths: Sequence[Path], **settings: Any) -> EvaluationResult:
-        """Recognise audio files and every audio file in folders, in the order given.
+    def recognize(self, paths: Sequence[Path], **settings: Any) -> EvaluationResult:
+        """Transcribe or classify audio files and every audio file in folders, in the order given.
 
-        A file longer than the model's window is cut at its pauses, and its texts are joined.
+        A file longer than the model's window is cut at its pauses; its texts are joined, and the probabilities of its
+        classes are the mean over its pieces, by their length.
 
         Args:
             paths: Files or folders.
@@ -108,19 +116,30 @@ class Recognizer:
         clips, findings = clips_of(paths)
         if not clips:
             reasons = "; ".join(finding.message for finding in findings[:5])
-            raise ManifestError(f"nothing to transcribe: {reasons or 'no audio file in the folders given'}.")
+            raise ManifestError(f"nothing to {self.task.name}: {reasons or 'no audio file in the folders given'}.")
         window_s = self.opened.loaded.frontend.max_duration_s
         pieces = [[clip] if window_s is None else cut_at_pauses(clip, window_s) for clip in clips]
         result = self.evaluate([piece for cut in pieces for piece in cut], **settings)
-        texts = iter(result.predictions)
+        made = iter(result.predictions)
         joined = [
-            Prediction(clip_id=clip.id, text=" ".join(filter(None, ((next(texts).text or "").strip() for _ in cut))))
+            _join(clip.id, [(next(made), piece.duration_s) for piece in cut])
             for clip, cut in zip(clips, pieces, strict=True)
         ]
         return replace(result, predictions=joined, clips=len(clips), findings=[*findings, *result.findings])
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.precision, self.opened.loaded.device)
+
+
+def _join(clip_id: str, pieces: Sequence[tuple[Prediction, float]]) -> Prediction:
+    """One prediction of those of a clip's pieces, which come with their seconds."""
+    heard = [(prediction.scores, seconds) for prediction, seconds in pieces if prediction.scores]
+    if not heard:
+        texts = ((prediction.text or "").strip() for prediction, _ in pieces)
+        return Prediction(clip_id=clip_id, text=" ".join(filter(None, texts)))
+    total_s = sum(seconds for _, seconds in heard)
+    means = {label: sum(scores[label] * seconds for scores, seconds in heard) / total_s for label in heard[0][0]}
+    return Prediction(clip_id=clip_id, scores=means)
 
 
 def clips_of(paths: Sequence[Path], *, language: str | None = None) -> tuple[list[Clip], list[Finding]]:

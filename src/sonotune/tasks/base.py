@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sonotune.data.text import Normalizer, get
 from sonotune.features.batching import Batch
 from sonotune.models.base import LoadedModel, Losses
 from sonotune.types import Clip, Finding, Prediction, Score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSettings:
+    """What a user decides about a task; each task reads what concerns it.
+
+    Attributes:
+        training_text: Its training form is applied to transcripts before they become targets.
+        scoring_text: Its scoring form is applied to references and hypotheses alike.
+        language: Of clips that name none.
+        max_label_tokens: Longer targets are cut; None cuts none.
+        multi_label: Whether a clip may have any number of classes.
+        class_weights: `balanced` lets every class weigh the same, however many clips it has.
+    """
+
+    training_text: Normalizer = field(default_factory=lambda: get("basic"))
+    scoring_text: Normalizer = field(default_factory=lambda: get("basic"))
+    language: str | None = None
+    max_label_tokens: int | None = None
+    multi_label: bool = False
+    class_weights: Literal["none", "balanced"] = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,12 +43,17 @@ class Prepared:
     Attributes:
         clips: In the order given, without those that cannot be learned from.
         targets: One (U,) int64 array a clip.
-        findings: Why clips were left out.
+        findings: Why clips were left out, or learned from in part.
     """
 
     clips: tuple[Clip, ...]
     targets: tuple[NDArray[np.int64], ...]
     findings: tuple[Finding, ...]
+
+    @property
+    def dropped(self) -> tuple[Finding, ...]:
+        """The findings that left clips out."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
 
 
 class Task(Protocol):
@@ -35,6 +62,10 @@ class Task(Protocol):
     name: str
     primary: str
     """Name of the score that chooses the best checkpoint."""
+
+    def outputs(self, clips: Sequence[Clip]) -> tuple[str, ...]:
+        """Symbols or classes that an output layer needs to learn from these clips, in order."""
+        ...
 
     def prepare(self, loaded: LoadedModel, clips: Sequence[Clip]) -> Prepared:
         """Encode targets once, before training; what cannot be encoded becomes a finding."""
@@ -50,6 +81,28 @@ class Task(Protocol):
         """One prediction a clip, in the order of the batch."""
         ...
 
-    def score(self, predictions: Sequence[Prediction], clips: Sequence[Clip], *, resamples: int) -> dict[str, Score]:
-        """Scores with intervals over aligned predictions and clips."""
+    def has_truth(self, clip: Clip) -> bool:
+        """Whether the clip says what should come out."""
+        ...
+
+    def check_truth(self, loaded: LoadedModel, clips: Sequence[Clip]) -> None:
+        """Refuse clips whose truth this model can never say; raises ManifestError."""
+        ...
+
+    def score(
+        self, predictions: Sequence[Prediction], clips: Sequence[Clip], *, resamples: int, seed: int = 0
+    ) -> dict[str, Score]:
+        """Scores with intervals over aligned predictions and clips that have a truth.
+
+        Raises:
+            TextError: No score exists, as for transcripts without a word.
+        """
+        ...
+
+    def details(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[dict[str, Any], list[Finding]]:
+        """What a score does not say of aligned predictions and clips, ready for JSON, and warnings."""
+        ...
+
+    def row(self, prediction: Prediction, clip: Clip) -> Mapping[str, Any]:
+        """What `predictions/*.jsonl` keeps of a clip beside its properties."""
         ...

@@ -8,10 +8,63 @@ from typing import Literal
 from sonotune.adapters import lora
 from sonotune.adapters.allocation import RankPlan, unit_costs
 from sonotune.adapters.targets import modules_of, resolve_targets
-from sonotune.models.base import LoadedModel
+from sonotune.errors import AdapterError, ConfigError
+from sonotune.models.base import LoadedModel, carrier
 from sonotune.models.precision import DTYPES, Precision
 from sonotune.models.quantize import cast_frozen
 from sonotune.registry import resolve
+from sonotune.types import Finding
+
+
+def check_settings_of_task(
+    task: str, outputs: Sequence[str], *, mixup_probability: float, num_labels: int | None
+) -> None:
+    """Refuse settings that belong to another task, and a number of classes that is not that of the data.
+
+    Args:
+        task: Registry name.
+        outputs: Symbols or classes of the training clips.
+        mixup_probability: `augmentation.mixup_probability`.
+        num_labels: `model.num_labels`.
+
+    Raises:
+        ConfigError: There are some.
+    """
+    if task != "classify" and mixup_probability:
+        raise ConfigError(
+            f"augmentation.mixup_probability is {mixup_probability} and the task is {task}: two "
+            "transcripts cannot be mixed. Set it to 0."
+        )
+    if task == "classify" and num_labels is not None and outputs and num_labels != len(outputs):
+        raise ConfigError(
+            f"model.num_labels is {num_labels}, and the training clips have {len(outputs)} classes: "
+            f"{', '.join(outputs[:8])}{', ...' * (len(outputs) > 8)}. Leave the setting out; a run counts for itself."
+        )
+
+
+def new_outputs(loaded: LoadedModel) -> list[Finding]:
+    """A warning where an output layer is new and trains as an adapter over random numbers only.
+
+    Raises:
+        AdapterError: It is new and does not train at all.
+    """
+    head = [
+        (name, parameter.requires_grad)
+        for name, parameter in loaded.module.named_parameters()
+        if loaded.component("head").owns(carrier(name))
+    ] if loaded.new_outputs else []  # fmt: skip
+    if not head or loaded.adapter is None or any(trains for name, trains in head if ".lora_" not in name):
+        return []
+    if not any(trains for _, trains in head):
+        raise AdapterError(
+            f"the output layer is new ({len(loaded.new_outputs)} outputs) and would not train. "
+            "Train it with adapter.unfreeze=[head]."
+        )
+    message = (
+        f"the output layer is new ({len(loaded.new_outputs)} outputs) and trains as an adapter over random weights; "
+        "adapter.unfreeze=[head] trains it in full, which learns faster."
+    )
+    return [Finding(check="model.new_outputs", severity="warning", message=message)]
 
 
 def adapt(

@@ -39,6 +39,8 @@ def keep(loaded: LoadedModel, directory: RunDirectory, *, extra: dict[str, Any])
             loaded.processor.save_pretrained(draft)
         else:
             lora.save(loaded, draft, extra=extra)
+            if loaded.new_outputs and hasattr(loaded.processor, "tokenizer"):
+                loaded.processor.tokenizer.save_pretrained(draft)  # the base has another vocabulary, or none
         _flush(draft)
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)

@@ -219,6 +219,7 @@ class StageLoop:
             epoch=self.position.epoch,
             waveform_augmenter=self._data.augmenter,
             spec_augment=self._data.spec_augment,
+            mixup=self._data.mixup,
             full_context_share=1.0 if self._loaded.context == "full" else self._settings.full_context_share,
         )
         return batch_loader(dataset, start=self.position.batch, workers=self._settings.loader_workers)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonotune.audio.augment import WaveformAugmenter
+from sonotune.features.mixup import MixupSettings
 from sonotune.features.specaugment import SpecAugmentSettings
 from sonotune.training.optimizer import Schedule
 from sonotune.types import Clip, Score
@@ -46,6 +47,7 @@ class TrainingData:
     targets: Sequence[NDArray[np.int64]]
     augmenter: WaveformAugmenter | None
     spec_augment: SpecAugmentSettings | None
+    mixup: MixupSettings | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -12,22 +12,23 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from sonotune.adapters.saved import open_model
+from sonotune.adapters.saved import Opened, choose_family, open_model
 from sonotune.audio.augment import WaveformAugmenter
 from sonotune.config.load import LoadedConfig
 from sonotune.config.schema import RunConfig
 from sonotune.data.text import get as get_normalizer
 from sonotune.errors import Interrupted, RunDirectoryError, SonotuneError
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate, write_predictions
+from sonotune.features.mixup import MixupSettings
 from sonotune.features.specaugment import SpecAugmentSettings
 from sonotune.metrics.efficiency import Energy, PeakMemory
-from sonotune.models.base import LoadedModel, ModelFamily, count_parameters
-from sonotune.models.precision import choose_precision
+from sonotune.models.base import MULTI_LABEL, LoadedModel, ModelFamily, count_parameters
+from sonotune.models.precision import Precision, choose_precision
 from sonotune.registry import resolve
 from sonotune.runs import RunDirectory, torch_seed
-from sonotune.tasks.base import Prepared, Task
+from sonotune.tasks.base import Prepared, Task, TaskSettings
 from sonotune.training import checkpoint, checks
-from sonotune.training.adapt import adapt
+from sonotune.training.adapt import adapt, check_settings_of_task, new_outputs
 from sonotune.training.book import RunBook
 from sonotune.training.corpus import CORPUS_SETTINGS, Corpus, load_corpus, refuse_too_many
 from sonotune.training.keep import keep
@@ -114,29 +115,15 @@ def _prepare(config: RunConfig, book: RunBook) -> _Session:
     )
     corpus = _corpus(config)
     book.found(corpus.findings)
-    opened = open_model(
-        config.model.checkpoint, family=config.model.family, revision=config.model.revision,
-        context=config.model.context, bits=16 if config.adapter.kind == "none" else config.quantization.bits,
-        double=config.quantization.double, skip=config.quantization.skip, precision=precision,
-        device=accelerator.device, random_weights=config.model.random_weights, dropout=config.model.dropout,
-    )  # fmt: skip
+    task, opened = _open(config, corpus, precision=precision, device=accelerator.device)
     loaded, plan = adapt(
         opened.loaded.with_(ctc_share=config.model.ctc_share),
         **config.adapter.model_dump(),
         precision=precision,
         gradient_checkpointing=config.training.gradient_checkpointing,
     )
-    task: Task = resolve("tasks", config.model.task)(
-        opened.family,
-        training_text=get_normalizer(config.data.text_training),
-        scoring_text=get_normalizer(config.data.text_scoring),
-        language=config.model.language,
-    )
-    prepared = task.prepare(loaded, corpus.splits["train"])
-    book.found(prepared.findings)
-    refuse_too_many(
-        "train", prepared.findings, len(corpus.splits["train"]), max_bad_fraction=config.data.max_bad_fraction
-    )
+    prepared = _targets(config, corpus, task, loaded)
+    book.found((*prepared.findings, *new_outputs(loaded)))
     training = config.training
     stage = whole_run(
         loaded, learning_rate=training.learning_rate, learning_rates=training.learning_rates,
@@ -159,6 +146,52 @@ def _prepare(config: RunConfig, book: RunBook) -> _Session:
     )  # fmt: skip
 
 
+def _open(config: RunConfig, corpus: Corpus, *, precision: Precision, device: torch.device) -> tuple[Task, Opened]:
+    """The task, and the model with an output layer for what the clips need."""
+    model, full = config.model, config.adapter.kind == "none"
+    family = choose_family(model.checkpoint, revision=model.revision, family=model.family, task=model.task)
+    task: Task = resolve("tasks", family.task)(
+        family,
+        TaskSettings(
+            training_text=get_normalizer(config.data.text_training),
+            scoring_text=get_normalizer(config.data.text_scoring),
+            language=model.language,
+            max_label_tokens=config.data.max_label_tokens,
+            multi_label=config.data.multi_label,
+            class_weights=config.training.class_weights,
+        ),
+    )
+    wanted = task.outputs(corpus.splits["train"]) if model.outputs != "checkpoint" else ()
+    check_settings_of_task(
+        task.name, wanted, mixup_probability=config.augmentation.mixup_probability, num_labels=model.num_labels
+    )
+    opened = open_model(
+        model.checkpoint, family=family, revision=model.revision, context=model.context,
+        bits=16 if full else config.quantization.bits, double=config.quantization.double, skip=_unquantized(config),
+        precision=precision, device=device, random_weights=model.random_weights, dropout=model.dropout,
+        outputs=wanted, renew_outputs=model.outputs == "data",
+        tokenizer=None if model.tokenizer is None else str(model.tokenizer),
+    )  # fmt: skip
+    if config.data.multi_label:
+        opened.loaded.module.config.problem_type = MULTI_LABEL  # saved with the model, and read again there
+    return task, opened
+
+
+def _unquantized(config: RunConfig) -> tuple[str, ...]:
+    """Selectors that stay in full precision: what trains must be there from the start."""
+    return (*config.quantization.skip, *(() if config.adapter.kind == "none" else config.adapter.unfreeze))
+
+
+def _targets(config: RunConfig, corpus: Corpus, task: Task, loaded: LoadedModel) -> Prepared:
+    """Targets of the training clips; all splits are looked at before anything trains."""
+    for split in ("eval", "test"):
+        task.check_truth(loaded, corpus.splits.get(split, ()))
+    clips = corpus.splits["train"]
+    prepared = task.prepare(loaded, clips)
+    refuse_too_many("train", prepared.dropped, len(clips), max_bad_fraction=config.data.max_bad_fraction)
+    return prepared
+
+
 def _corpus(config: RunConfig) -> Corpus:
     data = config.data
     named = {"train": data.train, "eval": data.eval, "test": data.test}
@@ -172,9 +205,9 @@ def _corpus(config: RunConfig) -> Corpus:
 def _evaluate(session: _Session, clips: Sequence[Clip]) -> EvaluationResult:
     config, settings = session.config, session.config.evaluation
     return evaluate(
-        session.task, session.loaded, clips, scoring_normalizer=get_normalizer(config.data.text_scoring).scoring,
-        batch_seconds=settings.batch_seconds, max_clips=settings.batch_max_clips, beam_size=settings.beam_size,
-        max_new_tokens=settings.max_new_tokens, bootstrap=settings.bootstrap,
+        session.task, session.loaded, clips, batch_seconds=settings.batch_seconds,
+        max_clips=settings.batch_max_clips, beam_size=settings.beam_size, max_new_tokens=settings.max_new_tokens,
+        bootstrap=settings.bootstrap,
         duration_edges_s=settings.duration_edges_s, full_context=config.model.context == "full",
         workers=config.data.loader_workers, autocast=session.accelerator.autocast,
     )  # fmt: skip
@@ -186,9 +219,8 @@ def _score(session: _Session, moment: str, clips: Sequence[Clip] | None, *, once
         return
     result = _evaluate(session, clips)
     write_predictions(
-        session.book.directory.predictions_dir / f"{moment}.jsonl", result.predictions, clips,
-        scoring_normalizer=get_normalizer(session.config.data.text_scoring).scoring,
-    )  # fmt: skip
+        session.book.directory.predictions_dir / f"{moment}.jsonl", session.task, result.predictions, clips
+    )
     session.book.found(result.findings)
     session.book.scored(moment, result.scores)
 
@@ -261,6 +293,7 @@ def _loop_settings(config: RunConfig) -> LoopSettings:
 
 def _training_data(config: RunConfig, prepared: Prepared) -> TrainingData:
     values = config.augmentation.model_dump()
+    mixup = MixupSettings(**{name: values.pop(f"mixup_{name}") for name in ("probability", "alpha", "domain")})
     spec = SpecAugmentSettings(**{name: values.pop(name) for name in _SPEC_AUGMENT})
     waveform = WaveformAugmenter(**values)
     return TrainingData(
@@ -268,6 +301,7 @@ def _training_data(config: RunConfig, prepared: Prepared) -> TrainingData:
         targets=prepared.targets,
         augmenter=waveform if waveform.active else None,
         spec_augment=spec if spec.frequency_masks or spec.time_masks or spec.time_warp_frames else None,
+        mixup=mixup if mixup.probability else None,
     )
 
 
@@ -285,8 +319,10 @@ def _save(session: _Session) -> None:
         extra={
             "bits": session.bits,
             "double": config.quantization.double,
-            "quantization_skip": list(config.quantization.skip),
+            "quantization_skip": list(_unquantized(config)),
             "language": config.model.language,
+            "outputs": list(session.loaded.new_outputs),
+            "multi_label": config.data.multi_label,
             "run": session.book.record.run_id,
         },
     )

@@ -26,7 +26,7 @@ from sonotune.errors import TextError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import LogMel, from_feature_extractor
 from sonotune.models.base import Component, LoadedModel, Losses
-from sonotune.models.checkpoints import load_pretrained, outline_pretrained
+from sonotune.models.checkpoints import is_classifier, load_pretrained, outline_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,11 @@ class WhisperFamily:
     """Whisper speech-to-text, multilingual or English-only."""
 
     name = "whisper"
-    tasks = frozenset({"transcribe"})
+    task = "transcribe"
+
+    def handles(self, config: Any) -> bool:
+        """See `ModelFamily.handles`; Whisper with a classification head is another family's."""
+        return config.model_type == "whisper" and not is_classifier(config)
 
     def load(
         self,
@@ -45,32 +49,24 @@ class WhisperFamily:
         context: Literal["dynamic", "full"] = "dynamic",
         random_weights: bool = False,
         dropout: float | None = None,
+        outputs: Sequence[str] = (),
+        renew_outputs: bool = False,
+        tokenizer: str | None = None,
     ) -> LoadedModel:
-        """Load a checkpoint in fp32 on the CPU and map its components.
-
-        Args:
-            checkpoint: Packaged, local or hub name.
-            revision: Hub commit, tag or branch.
-            context: Compute clips at their own length, or always at the model's whole window.
-            random_weights: Build from the configuration alone.
-            dropout: Overrides the checkpoint's dropout on hidden states.
-
-        Raises:
-            ModelError: The checkpoint is missing, unreachable, unsafe or of another family.
-        """
+        """See `ModelFamily.load`; text is written in the checkpoint's own tokens."""
         module, processor, identity = load_pretrained(
-            checkpoint, model_type="whisper", class_name="WhisperForConditionalGeneration",
-            revision=revision, random_weights=random_weights, config_changes={"dropout": dropout},
+            checkpoint, self, class_name="WhisperForConditionalGeneration", revision=revision,
+            random_weights=random_weights, config_changes={"dropout": dropout},
         )  # fmt: skip
         return self._mapped(
             module, checkpoint=checkpoint, revision=identity, context=context, processor=processor,
             frontend=from_feature_extractor(processor.feature_extractor),
         )  # fmt: skip
 
-    def outline(self, checkpoint: str, *, revision: str | None = None) -> LoadedModel:
+    def outline(self, checkpoint: str, *, revision: str | None = None, outputs: int | None = None) -> LoadedModel:
         """See `ModelFamily.outline`."""
         module, identity = outline_pretrained(
-            checkpoint, model_type="whisper", class_name="WhisperForConditionalGeneration", revision=revision
+            checkpoint, self, class_name="WhisperForConditionalGeneration", revision=revision
         )  # fmt: skip
         config = module.config
         frontend = LogMel(config.num_mel_bins, window_s=config.max_source_positions / 50)
@@ -101,7 +97,9 @@ class WhisperFamily:
             return True
         return f"<|{_language_code(language)}|>" in loaded.module.generation_config.lang_to_id
 
-    def encode_text(self, loaded: LoadedModel, text: str, language: str | None) -> NDArray[np.int64]:
+    def encode_text(
+        self, loaded: LoadedModel, text: str, language: str | None, *, duration_s: float | None = None
+    ) -> NDArray[np.int64]:
         """`<|startoftranscript|> language task <|notimestamps|> text <|endoftext|>` as (U,) ids.
 
         Raises:

@@ -1,0 +1,117 @@
+"""A causal language model that hears: audio embeddings stand among the embeddings of its prompt.
+
+What every such model shares: rows of unequal length put into one tensor, the loss at the positions of the target
+alone, and generation. Rows are padded on the right for training and on the left for generation; labels are placed by
+each row's own length, so the side of the padding can never move them into the prompt.
+
+Shape letters: B clips, P audio positions, L positions of a row (prompt, audio, target), U target tokens, D width,
+V vocabulary, N labels of a batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sonotune.models.base import Losses
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Prompts with audio in them, and targets where there are any.
+
+    Attributes:
+        embeds: Embeddings (B, L, D); padding is 0.
+        mask: Which positions are real (B, L) bool.
+        labels: Token that each position must predict next (B, L) int64, -100 where none.
+    """
+
+    embeds: Tensor
+    mask: Tensor
+    labels: Tensor
+
+    @property
+    def positions(self) -> Tensor:
+        """Position of each token in its own row (B, L), from 0, whichever side is padded."""
+        return (self.mask.long().cumsum(dim=1) - 1).clamp_min(0)
+
+
+def lay_out(
+    embed: Callable[[Tensor], Tensor],
+    *,
+    before: Sequence[Sequence[int]],
+    audio: Sequence[Tensor],
+    after: Sequence[Sequence[int]],
+    targets: Sequence[Tensor] | None = None,
+) -> Rows:
+    """Put `before + audio + after + target` of each clip into one tensor.
+
+    Args:
+        embed: Token ids (L,) -> embeddings (L, D).
+        before: Ids before the audio, one list a clip.
+        audio: Audio embeddings (P, D) of each clip.
+        after: Ids between the audio and the target, one list a clip.
+        targets: Target ids (U,) of each clip; None for generation, which pads on the left.
+    """
+    device = audio[0].device
+    rows, labels = [], []
+    for index, sound_PD in enumerate(audio):
+        target_U = targets[index].to(device) if targets is not None else torch.zeros(0, dtype=torch.long, device=device)
+        first, rest = list(before[index]), list(after[index])
+        tokens = torch.tensor([*first, *rest, *target_U.tolist()], dtype=torch.long, device=device)
+        embedded_LD = embed(tokens)
+        rows.append(torch.cat([embedded_LD[: len(first)], sound_PD.to(embedded_LD.dtype), embedded_LD[len(first) :]]))
+        row_labels = torch.full((len(rows[-1]),), -100, dtype=torch.long, device=device)
+        if len(target_U):  # the position before a token predicts it
+            row_labels[-len(target_U) - 1 : -1] = target_U
+        labels.append(row_labels)
+    side = "left" if targets is None else "right"
+    pad = torch.nn.utils.rnn.pad_sequence
+    mask = [torch.ones(len(row), dtype=torch.bool, device=device) for row in rows]
+    return Rows(
+        embeds=pad(rows, batch_first=True, padding_side=side),
+        mask=pad(mask, batch_first=True, padding_side=side),
+        labels=pad(labels, batch_first=True, padding_value=-100, padding_side=side),
+    )
+
+
+def label_logits(hidden_BLD: Tensor, labels_BL: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+    """Logits (N, V) at the positions that have a label, and nowhere else."""
+    return head(hidden_BLD[labels_BL >= 0])
+
+
+def label_losses(logits_NV: Tensor, labels_BL: Tensor, *, label_smoothing: float = 0.0) -> Losses:
+    """Cross-entropy of each clip, summed over its labels."""
+    wanted_BL = labels_BL >= 0
+    losses_N = F.cross_entropy(
+        logits_NV.float(), labels_BL[wanted_BL], reduction="none", label_smoothing=label_smoothing
+    )
+    return Losses.of_labels(losses_N, wanted_BL)
+
+
+@torch.no_grad()
+def generate(module: Any, rows: Rows, *, max_new_tokens: int, beam_size: int = 1) -> list[list[int]]:
+    """New tokens of each row, its end token and what follows left out; greedy or beam search with a key-value cache.
+
+    Args:
+        module: A `transformers` model with a `generate` of its own, which takes `inputs_embeds`.
+        rows: Prompts, padded on the left.
+        max_new_tokens: Most tokens to write, the end token included.
+        beam_size: Beams; 1 is greedy.
+    """
+    settings = copy.deepcopy(module.generation_config)
+    settings.update(
+        max_length=None, max_new_tokens=max_new_tokens, num_beams=beam_size, do_sample=False, temperature=None,
+        top_k=None, top_p=None, return_dict_in_generate=False, use_cache=True,
+    )  # fmt: skip
+    written_BU = module.generate(inputs_embeds=rows.embeds, attention_mask=rows.mask.long(), generation_config=settings)
+    ends = settings.eos_token_id
+    stop = {ends} if isinstance(ends, int) else set(ends or ())
+    return [list(itertools.takewhile(lambda token: token not in stop, row)) for row in written_BU.tolist()]

@@ -1,0 +1,439 @@
+"""CTC models: wav2vec2, HuBERT, WavLM, wav2vec2-Conformer and Parakeet.
+
+A clip's frames are classified one by one, so the output layer is the vocabulary: the checkpoint's own, characters of
+the training data, or the tokens of a tokenizer trained on it.
+
+What `transformers` leaves to chance is fixed here, so that a clip gives the same output alone and in any batch: models
+whose first convolution is normalised over time (`feat_extract_norm="group"`) hear each clip alone, Conformer
+convolutions do not see padding, and time masking by a global random state is off (masks belong to `augmentation`).
+
+Shape letters: B clips, S samples, T frames, C channels, D width, U target symbols, V symbols with the blank.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import logging
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sonotune.errors import ModelError, TextError
+from sonotune.features.batching import Batch
+from sonotune.features.frontend import Frontend, RawWaveform, from_feature_extractor
+from sonotune.features.parakeet import NormalizedLogMel
+from sonotune.models.base import Component, LoadedModel, Losses
+from sonotune.models.checkpoints import is_classifier, load_pretrained, load_processor, outline_pretrained, read_config
+from sonotune.models.ctc_decoding import beam_search, collapse
+from sonotune.models.norms import fix_batch_norms
+
+logger = logging.getLogger(__name__)
+
+_CLASSES: Final = MappingProxyType(
+    {
+        "wav2vec2": "Wav2Vec2ForCTC",
+        "hubert": "HubertForCTC",
+        "wavlm": "WavLMForCTC",
+        "wav2vec2-conformer": "Wav2Vec2ConformerForCTC",
+        "parakeet_ctc": "ParakeetForCTC",
+    }
+)
+_HEAD: Final = r"^(lm_head|ctc_head)\."
+BLANK: Final = "<pad>"
+UNKNOWN: Final = "<unk>"
+WORD_BORDER: Final = "|"
+
+
+class CtcFamily:
+    """Frame-wise speech-to-text without a decoder."""
+
+    name = "ctc"
+    task = "transcribe"
+
+    def handles(self, config: Any) -> bool:
+        """See `ModelFamily.handles`; a pretrained encoder without any head counts."""
+        return config.model_type in _CLASSES and not is_classifier(config)
+
+    def load(
+        self,
+        checkpoint: str,
+        *,
+        revision: str | None = None,
+        context: Literal["dynamic", "full"] = "dynamic",
+        random_weights: bool = False,
+        dropout: float | None = None,
+        outputs: Sequence[str] = (),
+        renew_outputs: bool = False,
+        tokenizer: str | None = None,
+    ) -> LoadedModel:
+        """See `ModelFamily.load`.
+
+        Args:
+            checkpoint: Packaged, local or hub name.
+            revision: Hub revision.
+            context: These models have no window; both are the same.
+            random_weights: Build from the configuration alone.
+            dropout: Of hidden states.
+            outputs: Characters of the data; they become the vocabulary where the checkpoint has none.
+            renew_outputs: They become the vocabulary in any case.
+            tokenizer: Folder of a tokenizer that is to be the vocabulary.
+
+        Raises:
+            ModelError: As in `ModelFamily.load`, or there is no vocabulary and no data to make one of.
+        """
+        config = read_config(checkpoint, revision)
+        own = any(name.endswith("ForCTC") for name in config.architectures or ())
+        renew = renew_outputs or tokenizer is not None or not own
+        words = _vocabulary(checkpoint, revision, outputs, tokenizer) if renew else None
+        extractor = load_processor(checkpoint, class_name="AutoFeatureExtractor", revision=revision)
+        module, _, identity = load_pretrained(
+            checkpoint, self, class_name=_CLASSES.get(config.model_type, ""), revision=revision,
+            random_weights=random_weights, processor_class=None, new_parameters=_HEAD if renew else None,
+            config_changes=_settings(config, dropout) | (_sizes(words) if words is not None else {}),
+        )  # fmt: skip
+        if words is None:
+            words = load_processor(checkpoint, class_name="AutoTokenizer", revision=revision)
+        loaded = self._mapped(
+            module, checkpoint=checkpoint, revision=identity, context=context,
+            processor=_processor(config.model_type, extractor, words), frontend=from_feature_extractor(extractor),
+            new_outputs=tuple(words.convert_ids_to_tokens(list(range(len(words))))) if renew else (),
+        )  # fmt: skip
+        _check_vocabulary(loaded)
+        return loaded
+
+    def outline(self, checkpoint: str, *, revision: str | None = None, outputs: int | None = None) -> LoadedModel:
+        """See `ModelFamily.outline`."""
+        config = read_config(checkpoint, revision)
+        module, identity = outline_pretrained(
+            checkpoint, self, class_name=_CLASSES.get(config.model_type, ""), revision=revision,
+            config_changes={**_settings(config, None), "vocab_size": outputs},
+        )  # fmt: skip
+        bins = getattr(getattr(config, "encoder_config", None), "num_mel_bins", 80)
+        frontend: Frontend = NormalizedLogMel(bins) if config.model_type == "parakeet_ctc" else RawWaveform()
+        return self._mapped(module, checkpoint=checkpoint, revision=identity, frontend=frontend, processor=None)
+
+    def _mapped(self, module: Any, **given: Any) -> LoadedModel:
+        base = _base_name(module)
+        layers = f"{base}.layers" if base == "encoder" else f"{base}.encoder.layers"
+        _hear_clips_alone(module)
+        names = [name for name, _ in module.named_parameters()]
+        return LoadedModel(
+            module=module,
+            components=_components(module, base, layers),
+            linears=tuple(
+                name
+                for name, child in module.named_modules()
+                if isinstance(child, nn.Linear) and (name.startswith(layers + ".") or name == "lm_head")
+            ),
+            family=self.name,
+            constant=frozenset(name for name in names if name.endswith("masked_spec_embed")),
+            **given,
+        )
+
+    def knows_language(self, loaded: LoadedModel, language: str) -> bool:
+        """A vocabulary has no language; whatever it can spell it can be trained to write."""
+        return True
+
+    def encode_text(
+        self, loaded: LoadedModel, text: str, language: str | None, *, duration_s: float | None = None
+    ) -> NDArray[np.int64]:
+        """Text -> (U,) symbols.
+
+        Raises:
+            TextError: The text has characters that the vocabulary lacks, or needs more frames than the clip has: one
+                for each symbol, and a blank between two that are the same.
+        """
+        tokenizer = loaded.processor.tokenizer
+        written = text.upper() if _upper_case(tokenizer) else text
+        ids: list[int] = tokenizer(written, add_special_tokens=False).input_ids
+        if tokenizer.unk_token_id in ids or self.decode_text(loaded, ids).split() != text.split():
+            known = set(self.decode_text(loaded, range(len(tokenizer))))
+            lacking = sorted({character for character in text if not character.isspace()} - known)
+            raise TextError(
+                f"the vocabulary of {loaded.checkpoint} lacks {' '.join(map(repr, lacking))[:80] or repr(text)}. "
+                "Take a normaliser that removes it (data.text_training), or model.outputs=data for a new vocabulary."
+            )
+        if duration_s is not None:
+            self._check_room(loaded, ids, duration_s)
+        return np.asarray(ids, dtype=np.int64)
+
+    def _check_room(self, loaded: LoadedModel, ids: Sequence[int], duration_s: float) -> None:
+        frames = int(self._frames(loaded, torch.tensor([int(duration_s * loaded.frontend.frames_per_second)]))[0])
+        needed = len(ids) + sum(first == second for first, second in itertools.pairwise(ids))
+        if needed > frames:
+            raise TextError(
+                f"the transcript needs {needed} frames and a clip of {duration_s:.2f} s has {frames}: CTC writes one "
+                "symbol a frame at most. Check that the transcript belongs to the clip, or take longer tokens."
+            )
+
+    def decode_text(self, loaded: LoadedModel, ids: Sequence[int]) -> str:
+        """Symbols -> text; every id stands for itself, repeats included."""
+        tokenizer = loaded.processor.tokenizer
+        grouping = {"group_tokens": False} if type(tokenizer).__name__ in _GROUPING else {}
+        text: str = tokenizer.decode(list(ids), skip_special_tokens=True, **grouping)
+        return text.lower() if _upper_case(tokenizer) else text
+
+    def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:
+        """Negative log-probability of each clip's symbols over all their alignments.
+
+        A clip that augmentation has made too short for its transcript counts neither in the sum nor in the count.
+        Smoothing adds the mean cross-entropy to the uniform distribution over the valid frames.
+
+        Source: Graves et al. 2006; smoothing by Kim et al. 2018.
+        """
+        scores_BTV, lengths_B = self._scores(loaded, batch)
+        targets_BU = batch.targets.clamp_min(0)
+        sums_B = F.ctc_loss(
+            scores_BTV.transpose(0, 1), targets_BU, lengths_B, batch.target_lengths,
+            blank=loaded.module.config.pad_token_id, reduction="none", zero_infinity=True,
+        )  # fmt: skip
+        if label_smoothing:
+            valid_BT = torch.arange(scores_BTV.shape[1], device=lengths_B.device) < lengths_B.unsqueeze(1)
+            uniform_B = -(scores_BTV.mean(dim=-1) * valid_BT).sum(dim=1)
+            sums_B = (1 - label_smoothing) * sums_B + label_smoothing * uniform_B
+        repeats_B = ((targets_BU[:, 1:] == targets_BU[:, :-1]) & (batch.targets[:, 1:] >= 0)).sum(dim=1)
+        fits_B = batch.target_lengths + repeats_B <= lengths_B
+        return Losses(sums=sums_B * fits_B, counts=batch.target_lengths.clamp_min(1) * fits_B)
+
+    def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
+        """Logits (N, V) of every valid frame."""
+        hidden_BTD, lengths_B = self._encode(loaded, batch)
+        valid_BT = torch.arange(hidden_BTD.shape[1], device=lengths_B.device) < lengths_B.unsqueeze(1)
+        logits_BTV: Tensor = _head(loaded.module)(hidden_BTD)
+        return logits_BTV[valid_BT]
+
+    @torch.no_grad()
+    def transcribe(
+        self, loaded: LoadedModel, batch: Batch, *, beam_size: int = 1, max_new_tokens: int | None = None
+    ) -> list[str]:
+        """Best path (`beam_size=1`) or prefix beam search; the frames bound the length, not `max_new_tokens`."""
+        scores_BTV, lengths_B = self._scores(loaded, batch)
+        blank = loaded.module.config.pad_token_id
+        texts = []
+        for scores_TV, length in zip(scores_BTV.cpu(), lengths_B.tolist(), strict=True):
+            if beam_size == 1:
+                ids = collapse(scores_TV[:length].argmax(dim=-1).tolist(), blank=blank)
+            else:
+                ids = beam_search(scores_TV[:length].numpy(), blank=blank, beam_size=beam_size)
+            texts.append(self.decode_text(loaded, ids).strip())
+        return texts
+
+    def _scores(self, loaded: LoadedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logarithms of probabilities (B, T, V) and valid frames (B,)."""
+        hidden_BTD, lengths_B = self._encode(loaded, batch)
+        return _head(loaded.module)(hidden_BTD).float().log_softmax(dim=-1), lengths_B
+
+    def _frames(self, loaded: LoadedModel, lengths_B: Tensor) -> Tensor:
+        """Output frames (B,) of so many input frames."""
+        module = loaded.module
+        if hasattr(module, "ctc_head"):
+            frames: Tensor = module._get_subsampling_output_length(lengths_B)
+        else:
+            frames = module._get_feat_extract_output_lengths(lengths_B)
+        return frames.long().clamp_min(1)
+
+    def _encode(self, loaded: LoadedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Features -> states (B, T, D) and valid frames (B,)."""
+        module = loaded.module
+        lengths_B = self._frames(loaded, batch.input_lengths)
+        if hasattr(module, "ctc_head"):
+            valid_BT = torch.arange(batch.inputs.shape[1], device=batch.inputs.device) < batch.input_lengths[:, None]
+            hidden_BTD: Tensor = module.encoder(input_features=batch.inputs, attention_mask=valid_BT).last_hidden_state
+            return hidden_BTD, lengths_B
+        base = module.base_model
+        features_BCT = _extract(module, batch)
+        projected = base.feature_projection(features_BCT.transpose(1, 2))
+        states_BTD = projected[0] if isinstance(projected, tuple) else projected
+        valid_BT = torch.arange(states_BTD.shape[1], device=states_BTD.device) < lengths_B.unsqueeze(1)
+        base.encoder.frame_mask = valid_BT
+        hidden_BTD = base.encoder(states_BTD, attention_mask=valid_BT).last_hidden_state
+        return module.dropout(hidden_BTD), lengths_B
+
+
+_GROUPING = ("Wav2Vec2CTCTokenizer", "ParakeetTokenizer")  # decoders that collapse repeats unless told not to
+
+
+@functools.cache
+def _upper_case(tokenizer: Any) -> bool:
+    """Whether the vocabulary has upper-case letters only, as that of wav2vec2-base-960h."""
+    single = [token for token in tokenizer.get_vocab() if len(token) == 1 and token.lower() != token.upper()]
+    return bool(single) and all(token == token.upper() for token in single)
+
+
+def _extract(module: Any, batch: Batch) -> Tensor:
+    """Waveforms (B, S, 1) -> convolutional features (B, C, T)."""
+    extractor, waveforms_BS = module.base_model.feature_extractor, batch.inputs.squeeze(-1)
+    shortest = _receptive_field(module.config)
+    if waveforms_BS.shape[1] < shortest:
+        waveforms_BS = F.pad(waveforms_BS, (0, shortest - waveforms_BS.shape[1]))
+    if module.config.feat_extract_norm != "group" or len(batch.clips) == 1:
+        features_BCT: Tensor = extractor(waveforms_BS)
+        return features_BCT
+    # Normalised over time: padding would change the statistics, so each clip is heard alone.
+    alone = [
+        extractor(wave_S[: max(shortest, length)].unsqueeze(0))[0].T
+        for wave_S, length in zip(waveforms_BS, batch.input_lengths.tolist(), strict=True)
+    ]
+    return nn.utils.rnn.pad_sequence(alone, batch_first=True).transpose(1, 2)
+
+
+def _receptive_field(config: Any) -> int:
+    """Samples that the first output frame hears."""
+    field, stride = 1, 1
+    for kernel, step in zip(config.conv_kernel, config.conv_stride, strict=True):
+        field, stride = field + (kernel - 1) * stride, stride * step
+    return int(field)
+
+
+def _head(module: Any) -> Any:
+    return module.ctc_head if hasattr(module, "ctc_head") else module.lm_head
+
+
+def _base_name(module: Any) -> str:
+    return "encoder" if hasattr(module, "ctc_head") else str(module.base_model_prefix)
+
+
+def _components(module: Any, base: str, layers: str) -> tuple[Component, ...]:
+    numbered = tuple(f"{layers}.{index}" for index in range(len(module.get_submodule(layers))))
+    stem: tuple[str, ...] = ("encoder.subsampling",)
+    encoder: tuple[str, ...] = (layers,)
+    head = "ctc_head"
+    if base != "encoder":
+        stem = (
+            f"{base}.feature_extractor", f"{base}.feature_projection", f"{base}.masked_spec_embed",
+            f"{base}.encoder.pos_conv_embed", f"{base}.encoder.embed_positions",
+        )  # fmt: skip
+        encoder, head = (layers, f"{base}.encoder.layer_norm"), "lm_head"
+    parts = {
+        "attention": r"\.(attention|self_attn)\.",
+        "feed_forward": r"\.(feed_forward|ffn1|ffn2|feed_forward1|feed_forward2)\.",
+        "convolution": r"\.(conv_module|conv)\.",
+    }
+    return (
+        Component(name="stem", prefixes=stem, parts={"convolutions": r"\.(conv_layers|pos_conv_embed|subsampling)\."}),
+        Component(name="encoder", prefixes=encoder, layers=numbered, parts=parts),
+        Component(name="head", prefixes=(head,)),
+    )
+
+
+def _settings(config: Any, dropout: float | None) -> dict[str, Any]:
+    """What is changed in a checkpoint's configuration: no random layers, no masks from a global random state."""
+    if config.model_type == "parakeet_ctc":
+        return {"encoder_config.layerdrop": 0.0, "encoder_config.dropout": dropout,
+                "encoder_config.attention_dropout": dropout, "encoder_config.activation_dropout": dropout}  # fmt: skip
+    return {"apply_spec_augment": False, "layerdrop": 0.0, "hidden_dropout": dropout, "final_dropout": dropout}
+
+
+def _sizes(tokenizer: Any) -> dict[str, Any]:
+    return {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+
+
+def _vocabulary(checkpoint: str, revision: str | None, outputs: Sequence[str], tokenizer: str | None) -> Any:
+    """The tokenizer of a new output layer."""
+    if tokenizer is not None:
+        words = load_processor(tokenizer, class_name="AutoTokenizer", revision=None)
+        if words.pad_token_id is None:
+            raise ModelError(
+                f"the tokenizer in {tokenizer} has no pad token, and CTC needs one as its blank. Make one with "
+                "`sonotune data tokenizer`."
+            )
+        return words
+    characters = sorted({character for text in outputs for character in text if not character.isspace()})
+    if not characters:
+        raise ModelError(
+            f"{checkpoint} has no vocabulary of its own, and there are no transcripts to make one of. "
+            "Give data.train, or a model that was trained for CTC."
+        )
+    return character_tokenizer(characters)
+
+
+def character_tokenizer(characters: Sequence[str]) -> Any:
+    """A tokenizer of single characters, in the order given; blank 0, unknown 1, border of words 2."""
+    import transformers  # noqa: PLC0415
+
+    symbols = [BLANK, UNKNOWN, WORD_BORDER, *(symbol for symbol in characters if symbol != WORD_BORDER)]
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "vocab.json"
+        file.write_text(json.dumps({symbol: index for index, symbol in enumerate(symbols)}), "utf-8")
+        return transformers.Wav2Vec2CTCTokenizer(
+            str(file), pad_token=BLANK, unk_token=UNKNOWN, word_delimiter_token=WORD_BORDER, bos_token=None,
+            eos_token=None,
+        )  # fmt: skip
+
+
+def _processor(model_type: str, extractor: Any, tokenizer: Any) -> Any:
+    import transformers  # noqa: PLC0415
+
+    if model_type == "parakeet_ctc":
+        return transformers.ParakeetProcessor(extractor, tokenizer, decoder_type="ctc")
+    return transformers.Wav2Vec2Processor(extractor, tokenizer)
+
+
+def _check_vocabulary(loaded: LoadedModel) -> None:
+    size, blank = loaded.module.config.vocab_size, loaded.module.config.pad_token_id
+    largest = max(loaded.processor.tokenizer.get_vocab().values())
+    if blank is None or not 0 <= blank < size or largest >= size:
+        raise ModelError(
+            f"the vocabulary of {loaded.checkpoint} does not fit its output layer: ids up to {largest}, blank {blank}, "
+            f"{size} outputs. Save the checkpoint with its own tokenizer, or set model.outputs=data."
+        )
+
+
+# --- one clip, one output -------------------------------------------------------------------------
+
+
+def _hear_clips_alone(module: Any) -> None:
+    """Mend in place what lets a clip's output depend on the padding of its batch, or bypasses adapters."""
+    fix_batch_norms(module)
+    if hasattr(module, "ctc_head"):
+        return
+    encoder = module.base_model.encoder
+    encoder.frame_mask = None
+
+    def mask(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        valid_BT = encoder.frame_mask
+        return (inputs[0] * valid_BT.unsqueeze(1).to(inputs[0].dtype),)
+
+    for layer in encoder.layers:
+        if hasattr(layer, "conv_module"):
+            layer.conv_module.depthwise_conv.register_forward_pre_hook(mask)
+        if hasattr(layer.attention, "torch_multi_head_self_attention"):
+            layer.attention.torch_multi_head_self_attention = functools.partial(_wavlm_attention, layer.attention)
+
+
+def _wavlm_attention(
+    attention: Any, states_BTD: Tensor, mask_BT: Tensor | None, bias_PTT: Tensor
+) -> tuple[Tensor, None]:
+    """WavLM's attention through its own projections.
+
+    `transformers` hands their weight matrices to a function of torch: an adapter on a projection would train nothing,
+    and a quantised one would be read as numbers.
+    """
+    clips, frames, width = states_BTD.shape
+    heads, per_head = attention.num_heads, width // attention.num_heads
+
+    def split(projected_BTD: Tensor) -> Tensor:
+        return projected_BTD.view(clips, frames, heads, per_head).transpose(1, 2)
+
+    bias_BHTT = bias_PTT.view(clips, heads, frames, frames)
+    if mask_BT is not None:
+        bias_BHTT = bias_BHTT.masked_fill(~mask_BT.bool()[:, None, None, :], -math.inf)
+    query, key, value = (split(p(states_BTD)) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+    mixed_BHTP = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias_BHTT.to(query.dtype),
+        dropout_p=attention.dropout if attention.training else 0.0,
+    )  # fmt: skip
+    joined_BTD = mixed_BHTP.transpose(1, 2).reshape(clips, frames, width)
+    out_BTD: Tensor = attention.out_proj(joined_BTD)
+    return out_BTD, None

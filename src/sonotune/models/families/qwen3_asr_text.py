@@ -1,0 +1,109 @@
+"""The text side of Qwen3-ASR: names of languages, the prompt, and what the model writes.
+
+The model answers a chat turn that holds nothing but audio with `language English<asr_text>what was said`. Where the
+language is known, its part of the answer is given to the model, which writes the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+TEXT_MARKER: Final = "<asr_text>"
+
+# Codes that mean a language which the tables of `transformers` have under another code.
+_ALIASES: Final = {"iw": "he", "in": "id", "ji": "yi", "tl": "fil", "cmn": "zh", "nb": "no", "mo": "ro"}
+
+# What the authors' template renders for these messages, written anew: a system turn (empty without context), a user
+# turn of placeholders, and the assistant's turns as they stand. For folders that have none, and for the nano model.
+CHAT_TEMPLATE: Final = (
+    "{%- macro words(content) -%}"
+    "{%- if content is string -%}{{- content -}}"
+    "{%- else -%}{%- for part in content if part.type == 'text' -%}{{- part.text -}}{%- endfor -%}{%- endif -%}"
+    "{%- endmacro -%}"
+    "{{- '<|im_start|>system\\n' -}}"
+    "{%- for turn in messages if turn.role == 'system' -%}{{- words(turn.content) -}}{%- endfor -%}"
+    "{{- '<|im_end|>\\n<|im_start|>user\\n' -}}"
+    "{%- for turn in messages if turn.content is not string -%}"
+    "{%- for part in turn.content if part.type == 'audio' -%}"
+    "{{- '<|audio_start|><|audio_pad|><|audio_end|>' -}}"
+    "{%- endfor -%}{%- endfor -%}"
+    "{{- '<|im_end|>\\n' -}}"
+    "{%- for turn in messages if turn.role == 'assistant' -%}"
+    "{{- '<|im_start|>assistant\\n' + words(turn.content) + '<|im_end|>\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """Ids around a clip's audio.
+
+    Attributes:
+        before: From the start to the last token before the audio.
+        after: From the first token after the audio to the end of the assistant's header.
+        end: The token that ends the answer.
+    """
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    end: int
+
+
+_PROMPTS: WeakKeyDictionary[Any, Prompt] = WeakKeyDictionary()
+
+
+def prompt_of(processor: Any) -> Prompt:
+    """The prompt as the processor's own chat template renders it; rendered once for each processor."""
+    if processor not in _PROMPTS:
+        turn = {"role": "user", "content": [{"type": "audio", "audio": "clip.wav"}]}
+        text = processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        ids = token_ids(processor.tokenizer, text)
+        place = ids.index(processor.audio_token_id)
+        _PROMPTS[processor] = Prompt(
+            before=tuple(ids[:place]), after=tuple(ids[place + 1 :]), end=processor.tokenizer.eos_token_id
+        )
+    return _PROMPTS[processor]
+
+
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text, with nothing added."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return ids
+
+
+def language_prefix(name: str | None) -> str:
+    """How an answer begins; a clip of unknown language is `language None`, as in the authors' training data."""
+    return f"language {name}{TEXT_MARKER}"
+
+
+def trained_languages() -> dict[str, str]:
+    """Code -> name of the languages that the published models were trained on."""
+    from transformers.models.qwen3_asr.processing_qwen3_asr import LANGUAGE_CODE_TO_NAME  # noqa: PLC0415
+
+    return dict(LANGUAGE_CODE_TO_NAME)
+
+
+def language_name(language: str) -> str | None:
+    """`he`, `iw`, `he-IL` and `hebrew` are all `Hebrew`; None for what is neither a code nor a name in any table.
+
+    Names are those the model was trained with; for other languages those of Whisper's list.
+    """
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES  # noqa: PLC0415
+
+    trained = trained_languages()
+    names: dict[str, str] = {**{code: name.title() for code, name in LANGUAGES.items()}, **trained}
+    plain = language.strip().lower().replace("_", "-")
+    for candidate in (plain, plain.partition("-")[0]):
+        code = _ALIASES.get(candidate, candidate)
+        if code in names:
+            return names[code]
+    return next((name for name in names.values() if name.lower() == plain), None)
+
+
+def written_text(answer: str) -> str:
+    """What was said, from an answer with or without its language."""
+    head, marker, text = answer.partition(TEXT_MARKER)
+    return (text if marker else head).strip()

@@ -1,0 +1,265 @@
+"""Pretrained speech encoders as parts: built, made plain, and computed so that padding never changes a state.
+
+Two kinds are known. `whisper` hears log-mel frames; its clips are computed at their own length, with the positional
+table cut and padding masked. `waveform` (wav2vec 2.0, HuBERT, WavLM, wav2vec 2.0 conformer) hears samples; what would
+mix padding into speech there is taken out one by one: statistics over time (group norm) are taken of each clip alone,
+and the conformer's convolutions see zeros beyond a clip's end, as they do when it stands alone.
+
+Shape letters: B clips, T frames or samples, F bins, P encoder positions, C channels, D width, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sonotune.errors import ModelError
+from sonotune.features.frontend import Frontend, LogMel, RawWaveform
+from sonotune.models.base import Component
+from sonotune.models.norms import fix_batch_norms
+
+WAVEFORM_TYPES = ("wav2vec2", "hubert", "wavlm", "wav2vec2-conformer")
+ENCODER_TYPES = ("whisper", *WAVEFORM_TYPES)
+
+
+def kind_of(config: Any) -> Literal["whisper", "waveform"]:
+    """How an encoder hears.
+
+    Raises:
+        ModelError: The configuration is of no known speech encoder.
+    """
+    if config.model_type == "whisper":
+        return "whisper"
+    if config.model_type in WAVEFORM_TYPES:
+        return "waveform"
+    raise ModelError(
+        f"a {config.model_type!r} model cannot be the encoder; known encoders: {', '.join(ENCODER_TYPES)}. "
+        "Give a checkpoint of one of these as encoder."
+    )
+
+
+def width_of(config: Any) -> int:
+    """D of the encoder's states."""
+    return int(config.d_model if kind_of(config) == "whisper" else config.hidden_size)
+
+
+def prepare_config(config: Any) -> Any:
+    """Settle, in place, what would make an encoder's output random or end in layers that a projector stands for.
+
+    Masks over time and features come from `features.specaugment`, whose draws belong to clips and not to a global
+    generator; dropped layers and the adapter behind wav2vec 2.0 (a projector of its own) are left out.
+    """
+    changes = {
+        "layerdrop": 0.0, "encoder_layerdrop": 0.0, "mask_time_prob": 0.0, "mask_feature_prob": 0.0,
+        "apply_spec_augment": False, "add_adapter": False,
+    }  # fmt: skip
+    for key, value in changes.items():
+        if hasattr(config, key):
+            setattr(config, key, value)
+    return config
+
+
+def build(config: Any) -> nn.Module:
+    """An encoder with random weights, plain (`make_plain`)."""
+    import transformers  # noqa: PLC0415
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder  # noqa: PLC0415
+
+    if kind_of(config) == "whisper":
+        return make_plain(WhisperEncoder._from_config(config, dtype=torch.get_default_dtype()))
+    return make_plain(transformers.AutoModel.from_config(config, dtype=torch.get_default_dtype()))
+
+
+def make_plain(encoder: nn.Module) -> nn.Module:
+    """Fold reparametrisations away and install what keeps padding out; the function of a single clip is the same.
+
+    The positional convolution of wav2vec 2.0 is stored as direction and norm. One plain weight instead is what
+    adapters, quantisation and merging address. WavLM reads the weights of its projections instead of calling them,
+    which would pass an adapter by, so its attention is put by one that calls them.
+    """
+    for module in list(encoder.modules()):
+        if isinstance(module, nn.Conv1d) and nn.utils.parametrize.is_parametrized(module, "weight"):
+            nn.utils.parametrize.remove_parametrizations(module, "weight")
+            module._is_hf_initialized = True  # type: ignore[assignment]  # or `post_init` would draw it anew
+        if type(module).__name__ == "WavLMAttention":
+            module.torch_multi_head_self_attention = types.MethodType(_wavlm_attention, module)  # type: ignore[assignment]
+        if type(module).__name__ == "Wav2Vec2ConformerConvolutionModule":
+            module.glu = MaskedGate()
+    fix_batch_norms(encoder)
+    return encoder
+
+
+class MaskedGate(nn.Module):
+    """The gated linear unit before the conformer's depthwise convolution, zero beyond each clip's end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.valid_BP: Tensor | None = None
+
+    def forward(self, hidden_BCP: Tensor) -> Tensor:
+        """Gate (B, 2C, P) -> (B, C, P)."""
+        gated_BCP = F.glu(hidden_BCP, dim=1)
+        return gated_BCP if self.valid_BP is None else gated_BCP * self.valid_BP.unsqueeze(1)
+
+
+def _wavlm_attention(
+    self: Any, hidden_states: Tensor, attention_mask: Tensor | None, gated_position_bias: Tensor
+) -> tuple[Tensor, None]:
+    """WavLM's self-attention with a gated position bias (B·H, P, P), through its submodules."""
+    clips, positions, width = hidden_states.shape
+    split = (clips, positions, self.num_heads, self.head_dim)
+    query, key, value = (
+        part(hidden_states).view(split).transpose(1, 2) for part in (self.q_proj, self.k_proj, self.v_proj)
+    )
+    bias_BHPP = gated_position_bias.view(clips, self.num_heads, positions, positions).to(query.dtype)
+    if attention_mask is not None:
+        bias_BHPP = bias_BHPP.masked_fill(~attention_mask.bool()[:, None, None, :], float("-inf"))
+    attended_BHPC = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias_BHPP, dropout_p=self.dropout if self.training else 0.0
+    )
+    return self.out_proj(attended_BHPC.transpose(1, 2).reshape(clips, positions, width)), None
+
+
+def positions_of(config: Any, lengths_B: Tensor) -> Tensor:
+    """Encoder positions (B,) of clips of so many frames or samples, at least 1."""
+    if kind_of(config) == "whisper":
+        return (lengths_B + 1) // 2
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        lengths_B = torch.div(lengths_B - kernel, stride, rounding_mode="floor") + 1
+    return lengths_B.clamp_min(1)
+
+
+def positions_in(config: Any, duration_s: float) -> int:
+    """Encoder positions of a clip of so many seconds at 16 kHz."""
+    units = math.ceil(duration_s * 100) if kind_of(config) == "whisper" else round(duration_s * 16_000)
+    return int(positions_of(config, torch.tensor([units])))
+
+
+def frontend_of(config: Any) -> Frontend:
+    """The frontend an encoder of this configuration usually has, where no feature extractor can be asked."""
+    if kind_of(config) == "whisper":
+        return LogMel(config.num_mel_bins, window_s=config.max_source_positions / 50)
+    return RawWaveform()
+
+
+def encode(encoder: Any, inputs_BTF: Tensor, lengths_B: Tensor, *, full_context: bool = False) -> tuple[Tensor, Tensor]:
+    """Compute a batch at its own length.
+
+    Args:
+        encoder: From `build`.
+        inputs_BTF: Log-mel frames, or samples with F = 1.
+        lengths_B: Valid frames or samples.
+        full_context: Whether frames fill Whisper's window; then every position of it counts as valid, as it was
+            pretrained.
+
+    Returns:
+        States (B, P, D) and the number of valid positions (B,); states beyond them are of no meaning.
+    """
+    if kind_of(encoder.config) == "whisper":
+        return _encode_mel(encoder, inputs_BTF, lengths_B, full_context=full_context)
+    return _encode_waveform(encoder, inputs_BTF.squeeze(-1), lengths_B)
+
+
+def _encode_mel(encoder: Any, inputs_BTF: Tensor, lengths_B: Tensor, *, full_context: bool) -> tuple[Tensor, Tensor]:
+    features_BFT = inputs_BTF.transpose(1, 2).to(encoder.embed_positions.weight.dtype)
+    states_BPD = F.gelu(encoder.conv2(F.gelu(encoder.conv1(features_BFT)))).transpose(1, 2)
+    positions_B = positions_of(encoder.config, lengths_B)
+    mask = None
+    if full_context:
+        positions_B = torch.full_like(positions_B, states_BPD.shape[1])
+    else:
+        longest = int(positions_B.max())
+        states_BPD = states_BPD[:, :longest]
+        if int(positions_B.min()) < longest:
+            mask = valid_positions(positions_B.to(states_BPD.device), longest)[:, None, None, :]
+    states_BPD = states_BPD + encoder.embed_positions.weight[: states_BPD.shape[1]]
+    states_BPD = F.dropout(states_BPD, p=encoder.dropout, training=encoder.training)
+    for layer in encoder.layers:
+        states_BPD = layer(states_BPD, mask)
+    return encoder.layer_norm(states_BPD), positions_B
+
+
+def _encode_waveform(encoder: Any, waveforms_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+    positions_B = positions_of(encoder.config, lengths_B).to(waveforms_BT.device)
+    short = _shortest(encoder.config) - waveforms_BT.shape[1]
+    if short > 0:  # a clip shorter than the convolutions reach is heard with silence behind it
+        waveforms_BT = F.pad(waveforms_BT, (0, short))
+    stem = encoder.feature_extractor
+    # A frozen stem is not to be differentiated: `transformers` makes its input require a gradient unless told.
+    stem._requires_grad = any(parameter.requires_grad for parameter in stem.parameters())
+    features_BPC = _convolve(encoder, waveforms_BT, lengths_B)[:, : int(positions_B.max())]
+    projected = encoder.feature_projection(features_BPC)
+    hidden_BPD = projected[0] if isinstance(projected, tuple) else projected
+    valid_BP = valid_positions(positions_B, hidden_BPD.shape[1])
+    mask = None if bool(valid_BP.all()) else valid_BP
+    for module in encoder.modules():
+        if isinstance(module, MaskedGate):
+            module.valid_BP = mask
+    return encoder.encoder(hidden_BPD, attention_mask=mask).last_hidden_state, positions_B
+
+
+def _convolve(encoder: Any, waveforms_BT: Tensor, lengths_B: Tensor) -> Tensor:
+    """Features (B, P, C) of the convolutions; with group norm over time, of each clip at its own length."""
+    waveforms_BT = waveforms_BT.to(next(encoder.feature_projection.parameters()).dtype)
+    if encoder.config.feat_extract_norm != "group" or int(lengths_B.min()) >= waveforms_BT.shape[1]:
+        features_BCP: Tensor = encoder.feature_extractor(waveforms_BT)
+        return features_BCP.transpose(1, 2)
+    shortest = _shortest(encoder.config)
+    alone = [
+        encoder.feature_extractor(waveform_T[None, : max(length, shortest)])[0].transpose(0, 1)
+        for waveform_T, length in zip(waveforms_BT, lengths_B.tolist(), strict=True)
+    ]
+    return nn.utils.rnn.pad_sequence(alone, batch_first=True)
+
+
+def _shortest(config: Any) -> int:
+    """Samples that one position hears."""
+    reach, step = 1, 1
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        reach, step = reach + (kernel - 1) * step, step * stride
+    return reach
+
+
+def valid_positions(lengths_B: Tensor, positions: int) -> Tensor:
+    """Which of the first positions are valid (B, P) bool."""
+    return torch.arange(positions, device=lengths_B.device) < lengths_B.unsqueeze(1)
+
+
+def components_of(encoder: Any, prefix: str) -> tuple[Component, Component]:
+    """Stem and encoder as components.
+
+    Args:
+        encoder: From `build`.
+        prefix: Its name in the whole model.
+    """
+    if kind_of(encoder.config) == "whisper":
+        stem = tuple(f"{prefix}.{name}" for name in ("conv1", "conv2", "embed_positions"))
+        inner, body = prefix, encoder
+        feed_forward = r"\.fc[12]\."
+    else:
+        names = ("feature_extractor", "feature_projection", "encoder.pos_conv_embed", "encoder.embed_positions")
+        stem = tuple(f"{prefix}.{name}" for name in (*names, "masked_spec_embed"))
+        inner, body = f"{prefix}.encoder", encoder.encoder
+        feed_forward = r"\.(feed_forward|ffn[12])\."
+    layers = tuple(f"{inner}.layers.{index}" for index in range(len(body.layers)))
+    return (
+        Component(name="stem", prefixes=stem, parts={"convolutions": r"\.conv\d?\.|\.conv_layers\."}),
+        Component(
+            name="encoder", prefixes=(f"{inner}.layers", f"{inner}.layer_norm"), layers=layers,
+            parts={"attention": r"\.(self_attn|attention)\.", "feed_forward": feed_forward},
+        ),
+    )  # fmt: skip
+
+
+def constants_of(encoder: Any, prefix: str) -> frozenset[str]:
+    """Parameters that never train: Whisper's sinusoids, and the conformer's positional convolution, which is unused."""
+    if kind_of(encoder.config) == "whisper":
+        return frozenset({f"{prefix}.embed_positions.weight"})
+    if encoder.config.model_type != "wav2vec2-conformer":
+        return frozenset()
+    names = (name for name, _ in encoder.named_parameters() if name.startswith("encoder.pos_conv_embed."))
+    return frozenset(f"{prefix}.{name}" for name in names)
