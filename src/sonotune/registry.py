@@ -26,6 +26,8 @@ FAMILIES = MappingProxyType(
         "whisper": "sonotune.models.families.whisper:WhisperFamily",
         "qwen3_asr": "sonotune.models.families.qwen3_asr:Qwen3AsrFamily",
         "ctc": "sonotune.models.families.ctc:CtcFamily",
+        "speech_llm": "sonotune.models.families.speech_llm:SpeechLlmFamily",
+        "ast": "sonotune.models.families.ast:AstFamily",
     }
 )
 TASKS = MappingProxyType(
@@ -48,6 +50,7 @@ IMPORTERS = MappingProxyType(
         "folder": "sonotune.data.importers:load_folder",
         "fsdd": "sonotune.data.importers:load_fsdd",
         "hub": "sonotune.data.importers:load_hub",
+        "rudiments": "sonotune.data.rudiments:load_rudiments",
     }
 )
 ALLOCATORS = MappingProxyType({"uniform": "sonotune.adapters.allocators.uniform:UniformAllocator"})

@@ -93,9 +93,9 @@ def test_all_problems_at_once_with_suggestions():
         "model=whisper_nan", "data=tiny", "training.max_epochs=ten", "adapter.rnk=4", "adapter.rank=0", "bogus"
     )
     assert found == [
-        "no model preset called 'whisper_nan'; did you mean 'whisper_nano'? (command line); known: whisper_large_v3, "
-        "whisper_nano, whisper_small, whisper_tiny. A folder with a model, an adapter or a run is allowed as well.",
-        "no data preset called 'tiny' (command line); known: fsdd, quickstart.",
+        "no model preset called 'whisper_nan'; did you mean 'whisper_nano'? (command line); known: "
+        f"{', '.join(load.presets()['model'])}. A folder with a model, an adapter or a run is allowed as well.",
+        "no data preset called 'tiny' (command line); known: fsdd, quickstart, rudiments_tiny.",
         "'bogus' is not of the form setting=value, group=preset or config=file.yaml",
         "adapter.rnk: no such setting; did you mean 'adapter.rank'? (set by command line)",
         "adapter.rank: 0 is not allowed (set by command line); allowed: a whole number from 1 to 4096",
@@ -156,10 +156,11 @@ def test_words_given_twice():
 
 def test_missing_settings_say_how_to_set_them():
     (found,) = problems("data=fsdd")
-    assert found.startswith("model.checkpoint: required, but nothing sets it; write model=PRESET (whisper_large_v3, ")
+    assert found.startswith("model.checkpoint: required, but nothing sets it; write model=PRESET (ast_base, ")
     (found,) = problems(NANO, "data.test=x.jsonl", require=("data.train",))
     assert found == (
-        "data.train: required, but nothing sets it; write data=PRESET (fsdd, quickstart) or data.train=VALUE"
+        "data.train: required, but nothing sets it; write data=PRESET (fsdd, quickstart, rudiments_tiny) or "
+        "data.train=VALUE"
     )
 
 
@@ -246,7 +247,7 @@ def test_an_empty_file_and_an_empty_section_set_nothing(tmp_path):
         (["data.eval=a.jsonl", "data.eval_speakers=x"], "data.eval_speakers"),
         (["data.eval_speakers=x", "data.eval_fraction=0.2"], "data.eval_fraction"),
         (["model.context=full", "model.full_context_share=0.1"], "model.full_context_share"),
-        (["model.num_labels=5"], "model.num_labels"),
+        (["model.task=transcribe", "model.num_labels=5"], "model.num_labels"),
         (["training.schedule=constant", "training.min_learning_rate_ratio=0"], "training.min_learning_rate_ratio"),
         (["training.eval_steps=never", "training.patience=2"], "training.patience"),
     ],
@@ -388,7 +389,11 @@ def test_what_a_preset_brings_along_is_weaker_than_a_recipe_a_preset_and_a_word(
 
 
 def test_the_presets_promised_are_there():
-    assert {"whisper_nano", "whisper_tiny", "whisper_small", "whisper_large_v3"} <= set(load.presets()["model"])
+    assert set(load.presets()["model"]) == {
+        "whisper_nano", "whisper_tiny", "whisper_small", "whisper_large_v3", "qwen3_asr_nano", "qwen3_asr_0_6b",
+        "qwen3_asr_1_7b", "ctc_nano", "wav2vec2_base", "wav2vec2_large", "wav2vec2_conformer_large", "ast_nano",
+        "ast_base",
+    }  # fmt: skip
     assert set(load.presets()) == {"adapter", "data", "model", "recipe", "training"}
 
 

@@ -16,9 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sonotune.data.text import Normalizer, get
 from sonotune.errors import ManifestError, TextError
 from sonotune.evaluation.evaluate import evaluate, predict_clips, write_predictions
 from sonotune.features.batching import Batch
+from sonotune.tasks.base import TaskSettings
+from sonotune.tasks.transcribe import Transcribe
 from sonotune.types import Clip, Prediction
 
 RATE_HZ = 16000
@@ -54,12 +57,13 @@ class Loaded:
     context: str = "dynamic"
 
 
-@dataclass
-class ReadsLoudness:
+class ReadsLoudness(Transcribe):
     """Says the word that the mean loudness of a clip's valid frames stands for, and remembers how it was asked."""
 
-    calls: list[dict[str, Any]] = field(default_factory=list)
-    answers: dict[str, str] = field(default_factory=dict)
+    def __init__(self, answers: dict[str, str] | None = None, scoring: Normalizer | None = None) -> None:
+        super().__init__(None, TaskSettings(scoring_text=scoring or get("basic")))  # type: ignore[arg-type]
+        self.calls: list[dict[str, Any]] = []
+        self.answers = answers or {}
 
     def predict(self, loaded: Loaded, batch: Batch, *, beam_size: int, max_new_tokens: int | None) -> list[Prediction]:
         self.calls.append(
@@ -104,7 +108,7 @@ def clips(tmp_path: Path) -> list[Clip]:
 
 
 def run(clips: Sequence[Clip], task: ReadsLoudness | None = None, **arguments: Any):
-    arguments = {"scoring_normalizer": str.lower, "bootstrap": 50, "batch_seconds": 5.0} | arguments
+    arguments = {"bootstrap": 50, "batch_seconds": 5.0} | arguments
     loaded = arguments.pop("loaded", None) or Loaded()
     return evaluate(task or ReadsLoudness(), loaded, clips, **arguments)
 
@@ -182,19 +186,17 @@ def test_clips_without_a_transcript_are_decoded_and_not_scored(clips: list[Clip]
     result = run([replace(clip, text=None) if clip.id == "clip-4" else clip for clip in clips])
     assert result.predictions[4].text == "four"
     assert result.scores["wer"].count == 9
-    assert [(finding.check, finding.clip_ids) for finding in result.findings] == [
-        ("evaluation.no_transcript", ("clip-4",))
-    ]
+    assert [(finding.check, finding.clip_ids) for finding in result.findings] == [("evaluation.no_truth", ("clip-4",))]
     nothing = run([replace(clip, text=None) for clip in clips])
     assert nothing.scores == {}
     assert nothing.slices == []
-    assert nothing.decoding is None
+    assert nothing.details == {}
 
 
 def test_both_texts_are_normalised(clips: list[Clip]) -> None:
     shouted = [replace(clip, text=(clip.text or "").upper()) for clip in clips]
     assert run(shouted, ReadsLoudness(answers={"clip-1": "OnE"})).scores["wer"].value == 0.0
-    assert run(shouted, scoring_normalizer=str).scores["wer"].value == 1.0
+    assert run(shouted, ReadsLoudness(scoring=get("identity"))).scores["wer"].value == 1.0
 
 
 def test_references_without_a_word_are_an_error(clips: list[Clip]) -> None:
@@ -202,10 +204,27 @@ def test_references_without_a_word_are_an_error(clips: list[Clip]) -> None:
         run([replace(clip, text=" ") for clip in clips])
 
 
+def test_a_slice_of_silence_has_no_rate_but_says_what_was_made_up(clips: list[Clip]) -> None:
+    some = [replace(clips[0], domain="speech"), replace(clips[1], text="", domain="silence")]
+    result = run(some, ReadsLoudness(answers={"clip-1": "thank you"}))
+    silence = next(part for part in result.slices if part["value"] == "silence")
+    assert silence["scores"] == {}
+    assert silence["insertions"] == 2
+
+
+def test_errors_of_the_slices_add_up_to_the_whole(clips: list[Clip]) -> None:
+    result = run(clips, ReadsLoudness(answers={"clip-3": "tree", "clip-8": "", "clip-9": "nine nine"}))
+    whole = result.scores["wer"].detail
+    for by in ("domain", "duration", "domain, duration", "speaker"):
+        details = [part["scores"]["wer"]["detail"] for part in result.slices if part["by"] == by]
+        assert len(details) > 1
+        for name in ("substitutions", "deletions", "insertions", "hits", "reference"):
+            assert sum(detail[name] for detail in details) == whole[name]
+
+
 def test_loops_become_findings(clips: list[Clip]) -> None:
     result = run(clips, ReadsLoudness(answers={"clip-1": "thank you " * 6}))
-    assert result.decoding is not None
-    assert result.decoding.loops == pytest.approx(0.1)
+    assert result.details["decoding"]["loops"] == pytest.approx(0.1)
     assert ("decode.loops", ("clip-1",)) in [(finding.check, finding.clip_ids) for finding in result.findings]
 
 
@@ -296,10 +315,10 @@ def test_predictions_on_disk(clips: list[Clip], tmp_path: Path) -> None:
     predictions = [
         Prediction(clip_id="clip-0", text="Zero"),
         Prediction(clip_id="clip-1", text="אחת \ud800"),  # half a surrogate pair
-        Prediction(clip_id="clip-2", text="two", scores={"two": 0.75}),
+        Prediction(clip_id="clip-2", text="two"),
     ]
     path = tmp_path / "after.jsonl"
-    write_predictions(path, predictions, some, scoring_normalizer=lambda text: text.lower().replace(",", ""))
+    write_predictions(path, ReadsLoudness(), predictions, some)
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert rows[0] == {
         "id": "clip-0",
@@ -318,7 +337,6 @@ def test_predictions_on_disk(clips: list[Clip], tmp_path: Path) -> None:
     assert rows[1]["edits"]["substitutions"] == 1
     assert "אחת" in path.read_text("utf-8")
     assert rows[2]["edits"] is None
-    assert rows[2]["scores"] == {"two": 0.75}
     with pytest.raises(ValueError, match="one prediction per clip"):
-        write_predictions(path, predictions[:2], some, scoring_normalizer=str)
+        write_predictions(path, ReadsLoudness(), predictions[:2], some)
     assert len(path.read_text("utf-8").splitlines()) == 3

@@ -3,12 +3,48 @@
 from __future__ import annotations
 
 import math
+from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
 from sonotune.metrics.error_rate import cer, wer
 from sonotune.types import Finding, RunRecord
+
+VOID = {"meta", "br", "hr", "link", "input", "img"}
+
+
+class Page(HTMLParser):
+    """Text by section, every element, and whether each is closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.section = ""
+        self.text: dict[str, str] = {}
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag == "section":
+            self.section = dict(attrs)["id"] or ""
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text[self.section] = self.text.get(self.section, "") + data
+
+    def flat(self, section: str) -> str:
+        return " ".join(self.text[section].split())
+
 
 REFERENCES = [
     ("a1", "seven three nine one", "seven tree nine one one", "phone", "ana", "en"),
@@ -141,3 +177,8 @@ def run_events() -> list[dict[str, Any]]:
 @pytest.fixture(scope="session")
 def run_predictions() -> list[dict[str, Any]]:
     return predictions()
+
+
+@pytest.fixture(scope="session")
+def read_page() -> type[Page]:
+    return Page

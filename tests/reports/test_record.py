@@ -7,47 +7,12 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from sonotune.errors import RunDirectoryError
 from sonotune.reports.record import build_html, read_predictions, show_bytes, show_seconds
-
-VOID = {"meta", "br", "hr", "link", "input", "img"}
-
-
-class Page(HTMLParser):
-    """Text by section, every element, and whether each is closed."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.section = ""
-        self.text: dict[str, str] = {}
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag == "section":
-            self.section = dict(attrs)["id"] or ""
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text[self.section] = self.text.get(self.section, "") + data
-
-    def flat(self, section: str) -> str:
-        return " ".join(self.text[section].split())
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +21,11 @@ def html(run_record, run_events, run_predictions) -> str:
 
 
 @pytest.fixture(scope="module")
-def page(html: str) -> Page:
-    return Page(html)
+def page(html: str, read_page):
+    return read_page(html)
 
 
-def test_every_element_is_closed_and_every_section_is_there(page: Page) -> None:
+def test_every_element_is_closed_and_every_section_is_there(page) -> None:
     assert page.open == []
     sections = [attributes["id"] for tag, attributes in page.elements if tag == "section"]
     training = ["scores", "training", "predictions", "slices", "findings"]
@@ -71,7 +36,7 @@ def test_the_same_run_gives_the_same_bytes(html: str, run_record, run_events, ru
     assert build_html(run_record, iter(run_events), run_predictions) == html
 
 
-def test_nothing_is_loaded_from_elsewhere(html: str, page: Page) -> None:
+def test_nothing_is_loaded_from_elsewhere(html: str, page) -> None:
     assert not {"script", "link", "iframe", "img", "object"} & {tag for tag, _ in page.elements}
     for _, attributes in page.elements:
         for name in ("src", "href", "xlink:href"):
@@ -82,17 +47,17 @@ def test_nothing_is_loaded_from_elsewhere(html: str, page: Page) -> None:
     assert "default-src 'none'" in html
 
 
-def test_transcripts_are_data(html: str, page: Page) -> None:
+def test_transcripts_are_data(html: str, page) -> None:
     assert "<script" not in html
     assert "<script>alert(1)</script>" in page.flat("predictions")
 
 
-def test_ids_are_unique(page: Page) -> None:
+def test_ids_are_unique(page) -> None:
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
 
 
-def test_scores_stand_with_interval_counts_and_parts(page: Page, run_record) -> None:
+def test_scores_stand_with_interval_counts_and_parts(page, run_record) -> None:
     after = run_record.scores["after"]["wer"]
     shown = page.flat("scores")
     for key in ("value", "low", "high"):
@@ -102,7 +67,7 @@ def test_scores_stand_with_interval_counts_and_parts(page: Page, run_record) -> 
     assert "−82.4 points, −67 % relative" in page.flat("")
 
 
-def test_curves_show_what_the_events_say(page: Page) -> None:
+def test_curves_show_what_the_events_say(page) -> None:
     labels = [attributes.get("aria-label") for tag, attributes in page.elements if tag == "svg"]
     assert labels == [
         "WER with 95 % intervals",
@@ -117,7 +82,7 @@ def test_curves_show_what_the_events_say(page: Page) -> None:
     assert "stem" in page.flat("training")
 
 
-def test_worst_predictions_come_first_with_their_edits(html: str, page: Page) -> None:
+def test_worst_predictions_come_first_with_their_edits(html: str, page) -> None:
     shown = re.findall(r'<code dir="auto">(\w+)</code>', html)
     assert shown == ["a4", "a1", "a3", "a5", "a2"]  # two errors at 67 %, two at 50 %, then one at 100, 33 and 25 %
     assert '<del title="substituted: said">ארבע</del><ins title="substituted: recognised">ארבה</ins>' in html
@@ -128,15 +93,15 @@ def test_worst_predictions_come_first_with_their_edits(html: str, page: Page) ->
     assert html.count('<div class="words" dir="auto">') == 5
 
 
-def test_the_scored_form_is_what_is_compared(run_record) -> None:
+def test_the_scored_form_is_what_is_compared(run_record, read_page) -> None:
     row = {"id": "x", "reference": "Stop!", "hypothesis": "STOP", "duration_s": 1.0}
-    assert "No errors in 1" in Page(
+    assert "No errors in 1" in read_page(
         build_html(run_record, [], [row | {"scored_reference": "stop", "scored_hypothesis": "stop"}])
     ).flat("predictions")
-    assert "100 % WER" in Page(build_html(run_record, [], [row])).flat("predictions")
+    assert "100 % WER" in read_page(build_html(run_record, [], [row])).flat("predictions")
 
 
-def test_slices_are_made_from_the_predictions(page: Page) -> None:
+def test_slices_are_made_from_the_predictions(page) -> None:
     shown = page.flat("slices")
     for by in ("By domain", "By duration", "By speaker", "By language"):
         assert by in shown
@@ -144,7 +109,7 @@ def test_slices_are_made_from_the_predictions(page: Page) -> None:
     assert "30.0 %" in shown
 
 
-def test_only_the_worst_of_many_slices_are_shown(run_record) -> None:
+def test_only_the_worst_of_many_slices_are_shown(run_record, read_page) -> None:
     rows = [
         {
             "id": str(index),
@@ -154,12 +119,12 @@ def test_only_the_worst_of_many_slices_are_shown(run_record) -> None:
         }
         for index in range(100)
     ]
-    shown = Page(build_html(run_record, [], rows)).flat("slices")
+    shown = read_page(build_html(run_record, [], rows)).flat("slices")
     assert "s099" in shown
     assert "60 more with lower rates" in shown
 
 
-def test_findings_stand_worst_first_with_their_clips(html: str, page: Page) -> None:
+def test_findings_stand_worst_first_with_their_clips(html: str, page) -> None:
     shown = page.flat("findings")
     assert shown.index("audio.truncated") < shown.index("data.no_speaker")
     assert "Measured 1.1 s, allowed 3.2 s" in shown
@@ -167,7 +132,7 @@ def test_findings_stand_worst_first_with_their_clips(html: str, page: Page) -> N
     assert "b7 and 4 more" in shown
 
 
-def test_settings_say_where_they_come_from(page: Page) -> None:
+def test_settings_say_where_they_come_from(page) -> None:
     shown = page.flat("settings")
     assert re.search(r"training\.learning_rate ?0\.001 ?command line: training\.learning_rate=1e-3", shown)
     before, defaults = shown.split("4 settings at their default")
@@ -175,7 +140,7 @@ def test_settings_say_where_they_come_from(page: Page) -> None:
     assert "adapter.targets" not in before
 
 
-def test_model_and_environment_are_complete(page: Page) -> None:
+def test_model_and_environment_are_complete(page) -> None:
     model = page.flat("model")
     assert re.search(r"stem ?120\u202f?\s?000", model)
     assert "50.0 %" in model
@@ -186,12 +151,12 @@ def test_model_and_environment_are_complete(page: Page) -> None:
     assert "ab" * 32 in page.flat("environment")
 
 
-def test_an_empty_run_has_a_report_too(run_record) -> None:
+def test_an_empty_run_has_a_report_too(run_record, read_page) -> None:
     bare = replace(
         run_record, status="failed", scores={}, findings=(), model={}, ranks={}, stages=(), choices={}, config={},
         environment={}, code={}, config_origin={}, data_digest={}, energy_joules=7200.0,
     )  # fmt: skip
-    page = Page(build_html(bare))
+    page = read_page(build_html(bare))
     assert page.open == []
     assert "The record has no scores" in page.flat("scores")
     assert "No predictions were kept" in page.flat("predictions")
@@ -200,9 +165,9 @@ def test_an_empty_run_has_a_report_too(run_record) -> None:
     assert "2 Wh" in page.flat("")
 
 
-def test_components_may_be_counts_by_name(run_record) -> None:
+def test_components_may_be_counts_by_name(run_record, read_page) -> None:
     model = {"components": {"stem": 10, "encoder": {"parameters": 30, "trainable": 15}}}
-    shown = Page(build_html(replace(run_record, model=model))).flat("model")
+    shown = read_page(build_html(replace(run_record, model=model))).flat("model")
     assert re.search(r"stem ?10 ?encoder ?30 ?15 ?50\.0 %", shown)
 
 
@@ -213,18 +178,18 @@ def test_the_last_event_of_a_repeated_step_counts_and_odd_events_do_no_harm(run_
     assert build_html(run_record, [*repeated, *odd]) == build_html(run_record, steps)
 
 
-def test_time_by_phase_is_that_of_the_last_event(run_record) -> None:
+def test_time_by_phase_is_that_of_the_last_event(run_record, read_page) -> None:
     events = [
         {"kind": "spent", "seconds": {"forward": 1.0}},
         {"kind": "spent", "seconds": {"forward": 3.0, "data": 1.0}},
     ]
-    shown = Page(build_html(run_record, [*events, {"kind": "step", "seconds": 0.5}])).flat("time")
+    shown = read_page(build_html(run_record, [*events, {"kind": "step", "seconds": 0.5}])).flat("time")
     assert re.search(r"forward ?3\.0 s ?75\.0 % ?data ?1\.0 s ?25\.0 %", shown)
 
 
-def test_losses_that_are_not_numbers_leave_a_gap(run_record) -> None:
+def test_losses_that_are_not_numbers_leave_a_gap(run_record, read_page) -> None:
     events = [{"step": step, "loss": float("nan") if step == 2 else 1.0} for step in (1, 2, 3)]
-    assert Page(build_html(run_record, events)).open == []
+    assert read_page(build_html(run_record, events)).open == []
 
 
 def test_a_damaged_transcript_does_not_stop_the_report(run_record) -> None:

@@ -48,12 +48,12 @@ def test_what_is_no_usable_audio_is_named_and_the_rest_goes_on(recordings: Path)
 
 def test_transcripts_come_in_the_order_of_the_files_whatever_the_batches(recognizer: Recognizer, recordings: Path):
     (recordings / "bad.wav").write_bytes(b"")
-    together = recognizer.transcribe([recordings], max_new_tokens=4)
+    together = recognizer.recognize([recordings], max_new_tokens=4)
     assert [Path(prediction.clip_id).name for prediction in together.predictions] == ["a.wav", "b.flac", "c.ogg"]
     assert [finding.check for finding in together.findings if finding.severity == "error"] == ["audio.empty"]
     assert together.scores == {}
     one_by_one = [
-        recognizer.transcribe([Path(prediction.clip_id)], max_new_tokens=4).predictions[0].text
+        recognizer.recognize([Path(prediction.clip_id)], max_new_tokens=4).predictions[0].text
         for prediction in together.predictions
     ]
     assert one_by_one == [prediction.text for prediction in together.predictions]
@@ -61,15 +61,15 @@ def test_transcripts_come_in_the_order_of_the_files_whatever_the_batches(recogni
 
 def test_nothing_to_transcribe_is_an_error_with_the_reason(recognizer: Recognizer, tmp_path: Path):
     with pytest.raises(ManifestError, match="no audio file in the folders"):
-        recognizer.transcribe([tmp_path])
+        recognizer.recognize([tmp_path])
     with pytest.raises(ManifestError, match="absent"):
-        recognizer.transcribe([tmp_path / "absent.wav"])
+        recognizer.recognize([tmp_path / "absent.wav"])
 
 
 def test_the_language_of_an_adapter_is_used(trained: Trained):
     folder, _ = trained()
     opened = Recognizer.open(str(folder), precision="fp32")
-    assert opened.task._language == "en"  # type: ignore[attr-defined]
+    assert opened.task._settings.language == "en"  # type: ignore[attr-defined]
     assert Recognizer.open(str(folder), precision="fp32", language="he").task._language == "he"  # type: ignore[attr-defined]
 
 
@@ -81,7 +81,7 @@ def test_an_adapter_and_its_export_say_the_same(trained: Trained, recordings: Pa
     texts = []
     for place in (folder, tmp_path / "export"):
         opened = Recognizer.open(str(place), precision="fp32", language="en")
-        texts.append([item.text for item in opened.transcribe([recordings], max_new_tokens=8).predictions])
+        texts.append([item.text for item in opened.recognize([recordings], max_new_tokens=8).predictions])
     assert texts[0] == texts[1]
 
 
@@ -89,7 +89,7 @@ def test_an_adapter_and_its_export_say_the_same(trained: Trained, recordings: Pa
 def test_every_precision_runs(trained: Trained, recordings: Path, precision: str):
     folder, _ = trained(bits=4)
     opened = Recognizer.open(str(folder), precision=precision)  # type: ignore[arg-type]
-    assert len(opened.transcribe([recordings], max_new_tokens=3).predictions) == 3
+    assert len(opened.recognize([recordings], max_new_tokens=3).predictions) == 3
 
 
 def test_clips_are_scored(recognizer: Recognizer, recordings: Path):
@@ -105,7 +105,7 @@ def test_clips_are_scored(recognizer: Recognizer, recordings: Path):
 def test_an_unknown_language_is_refused_with_those_there_are(recordings: Path):
     opened = Recognizer.open("assets:whisper-nano", language="xx", precision="fp32")
     with pytest.raises(TextError, match="'xx'; it knows"):
-        opened.transcribe([recordings])
+        opened.recognize([recordings])
 
 
 def test_a_model_that_is_not_there_is_refused():
@@ -118,7 +118,7 @@ def test_a_recording_longer_than_the_window_is_heard_to_its_end(recognizer: Reco
     rng = np.random.default_rng(0)
     part = np.concatenate([0.1 * rng.standard_normal(16_000), np.zeros(8_000)])
     soundfile.write(recordings / "long.wav", np.tile(part, 14), 16_000)
-    result = recognizer.transcribe([recordings / "long.wav", recordings / "a.wav"], max_new_tokens=4)
+    result = recognizer.recognize([recordings / "long.wav", recordings / "a.wav"], max_new_tokens=4)
     assert [Path(prediction.clip_id).name for prediction in result.predictions] == ["long.wav", "a.wav"]
     assert result.clips == 2
     assert "evaluation.too_long" not in {finding.check for finding in result.findings}

@@ -11,6 +11,7 @@ from sonotune.data.text import get
 from sonotune.models.base import LoadedModel
 from sonotune.models.families.whisper import WhisperFamily
 from sonotune.models.probe import probe_batch
+from sonotune.tasks.base import TaskSettings
 from sonotune.tasks.transcribe import Transcribe
 from sonotune.types import Clip, Prediction
 
@@ -23,7 +24,7 @@ def loaded() -> LoadedModel:
 
 
 def task(*, language: str | None = "en", training: str = "basic", scoring: str = "basic") -> Transcribe:
-    return Transcribe(FAMILY, training_text=get(training), scoring_text=get(scoring), language=language)
+    return Transcribe(FAMILY, TaskSettings(training_text=get(training), scoring_text=get(scoring), language=language))
 
 
 def clip(number: int, text: str | None, **changes: str | None) -> Clip:

@@ -19,10 +19,10 @@ from accelerate.state import AcceleratorState
 from sonotune.adapters.saved import open_model
 from sonotune.config.load import LoadedConfig, load_run_config
 from sonotune.data.manifest import read_manifest
-from sonotune.data.text import get
 from sonotune.features.batching import Batch, ClipBatches
 from sonotune.models.base import LoadedModel, ModelFamily
 from sonotune.registry import resolve_asset
+from sonotune.tasks.base import TaskSettings
 from sonotune.tasks.transcribe import Transcribe
 from sonotune.training.adapt import adapt
 from sonotune.training.loop import StageLoop
@@ -182,7 +182,7 @@ def bench(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Bench
             opened.loaded, kind=kind, rank=4, alpha="auto", dropout=0.0, targets="all_linear", stem=stem,  # type: ignore[arg-type]
             unfreeze=(), allocator="uniform", budget=None, rslora=False, precision="fp32", gradient_checkpointing=False,
         )  # fmt: skip
-        task = Transcribe(opened.family, training_text=get("basic"), scoring_text=get("basic"))
+        task = Transcribe(opened.family, TaskSettings())
         prepared = task.prepare(loaded, read_manifest(manifest or corpus / "train.jsonl"))
         stage = whole_run(
             loaded, learning_rate=learning_rate, learning_rates=learning_rates or {}, max_epochs=max_epochs,

@@ -50,12 +50,23 @@ def unit_costs(loaded: LoadedModel, names: Sequence[str]) -> dict[str, int]:
     """Parameters that one unit of rank costs in each module: inputs + outputs.
 
     Raises:
-        AdapterError: A name is no linear module.
+        AdapterError: A name is neither a linear nor a pointwise convolution.
     """
-    costs: dict[str, int] = {}
-    for name in names:
-        module = loaded.module.get_submodule(name)
-        if not isinstance(module, nn.Linear):
-            raise AdapterError(f"{name} is a {type(module).__name__}, and only linear modules carry an adapter.")
-        costs[name] = module.in_features + module.out_features
-    return costs
+    return {name: sum(matrix_shape(loaded, name)) for name in names}
+
+
+def matrix_shape(loaded: LoadedModel, name: str) -> tuple[int, int]:
+    """Outputs and inputs of a linear, or of a pointwise convolution, which is a linear at every place.
+
+    Raises:
+        AdapterError: The module is neither.
+    """
+    module = loaded.module.get_submodule(name)
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    if isinstance(module, nn.Conv1d | nn.Conv2d) and set(module.kernel_size) == {1} and module.groups == 1:
+        return module.out_channels, module.in_channels
+    raise AdapterError(
+        f"{name} is a {type(module).__name__}; linears and pointwise convolutions carry an adapter. "
+        "Leave it out of adapter.targets."
+    )

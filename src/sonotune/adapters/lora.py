@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -87,6 +87,11 @@ def attach(
     if stem == "train":
         full = tuple(dict.fromkeys((*stem_modules, *full)))
     ranks = dict(plan.ranks)
+    if stem == "lora" and loaded.stem_modules:
+        raise AdapterError(
+            f"the stem of {loaded.checkpoint} trains as a whole ({', '.join(loaded.stem_modules)}): it looks at the "
+            "class of its convolutions, which an adapter would change. Set adapter.stem to train or frozen."
+        )
     if stem == "lora":
         ranks |= dict.fromkeys(stem_modules, rank)
     if both := [name for name in ranks if name in full]:
@@ -97,13 +102,14 @@ def attach(
     for parameter in loaded.module.parameters():
         parameter.requires_grad_(False)
     others = {name: value for name, value in ranks.items() if value != rank}
+    _check_endings(loaded, full)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
         bias="none",
         use_rslora=rslora,
-        target_modules=list(ranks),
+        target_modules=_only(loaded, ranks),
         rank_pattern={_exactly(name): value for name, value in others.items()},
         # At any rank the scale is that of the reference rank, unless it is to follow the rank.
         alpha_pattern={} if rslora else {_exactly(name): alpha * value / rank for name, value in others.items()},
@@ -121,13 +127,45 @@ def _exactly(name: str) -> str:
     return re.escape(name)
 
 
+def _only(loaded: LoadedModel, names: Collection[str]) -> list[str] | str:
+    """The targets as PEFT takes them: a list, which it matches by endings too, or a pattern where that hits others."""
+    if not _hit_by_ending(loaded, names):
+        return list(names)
+    return "(" + "|".join(map(re.escape, names)) + ")"
+
+
+def _hit_by_ending(loaded: LoadedModel, names: Collection[str]) -> list[str]:
+    """Modules that are not named, and end in one that is."""
+    wanted = set(names)
+    shortest = [name for name in wanted if name.count(".") < 2]  # a full name that is longer ends no other
+    return [
+        module
+        for module, _ in loaded.module.named_modules()
+        if module not in wanted and any(module.endswith("." + name) for name in shortest)
+    ]
+
+
+def _check_endings(loaded: LoadedModel, full: Collection[str]) -> None:
+    """PEFT finds what trains in full by the ending of its name, and has no other way.
+
+    Raises:
+        AdapterError: It would train something else as well.
+    """
+    if hit := _hit_by_ending(loaded, full):
+        raise AdapterError(
+            f"{hit[0]} ends in the name of a module that trains in full precision, and would train with it. "
+            "Train an adapter there instead, or the larger module that holds both."
+        )
+
+
 def _stem_modules(loaded: LoadedModel) -> tuple[str, ...]:
+    """Convolutions of the stem; its linears where it has none; or what the family names."""
+    if loaded.stem_modules:
+        return loaded.stem_modules
     stem = loaded.component("stem")
-    return tuple(
-        name
-        for name, module in loaded.module.named_modules()
-        if isinstance(module, (nn.Conv1d, nn.Conv2d)) and stem.owns(name + ".weight")
-    )
+    inside = [(name, module) for name, module in loaded.module.named_modules() if stem.owns(name + ".weight")]
+    convolutions = [name for name, module in inside if isinstance(module, nn.Conv1d | nn.Conv2d)]
+    return tuple(convolutions or [name for name, module in inside if isinstance(module, nn.Linear)])
 
 
 def unfreeze_all(loaded: LoadedModel) -> LoadedModel:
@@ -167,13 +205,14 @@ def save(loaded: LoadedModel, folder: Path, *, extra: dict[str, Any] | None = No
         raise AdapterError("this model has no adapter to save; full fine-tuning is saved as a model.")
     folder.mkdir(parents=True, exist_ok=True)
     with _quiet_peft():
-        loaded.adapter.save_pretrained(folder, safe_serialization=True)
+        loaded.adapter.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     config_path = folder / "adapter_config.json"
     config = json.loads(config_path.read_text("utf-8"))
     base = Path(loaded.checkpoint)
     checkpoint = str(base.resolve()) if base.is_dir() else loaded.checkpoint  # readable from any working directory
     config["base_model_name_or_path"] = checkpoint
-    config["target_modules"] = sorted(config["target_modules"])  # a set: its order differs from run to run
+    if not isinstance(config["target_modules"], str):
+        config["target_modules"] = sorted(config["target_modules"])  # a set: its order differs from run to run
     config_path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
     side_car = {"schema": 1, "family": loaded.family, "checkpoint": checkpoint, "revision": loaded.revision,
                 "context": loaded.context, **(extra or {})}  # fmt: skip

@@ -8,6 +8,7 @@ swallow the update.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +22,9 @@ from sonotune.models.base import LoadedModel, bare_name
 from sonotune.models.quantize import dequantized_weight
 
 MergeTarget = Literal["dequantized", "original"]
+
+# What bitsandbytes keeps beside a weight. Weight norm also has names with `.weight.` in them, which are weights.
+_QUANTIZATION = re.compile(r"\.(weight\.(nested_)?(absmax|quant_map|quant_state)|SCB$|weight_format$)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +55,7 @@ def merged_state(loaded: LoadedModel, original: Mapping[str, Tensor] | None = No
     state: dict[str, Tensor] = {}
     learned: dict[str, Tensor] = {}
     for name, tensor in loaded.module.state_dict().items():
-        if ".lora_" in name or ".weight." in name or name.endswith((".SCB", ".weight_format")):
+        if ".lora_" in name or _QUANTIZATION.search(name):
             continue
         if ".modules_to_save." in name:
             learned[bare_name(name)] = tensor.float()

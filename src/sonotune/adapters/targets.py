@@ -10,10 +10,13 @@ import difflib
 from collections.abc import Sequence
 
 from sonotune.errors import AdapterError
-from sonotune.models.base import LoadedModel, select
+from sonotune.models.base import LoadedModel, carrier, names_module, select
 
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj", "o_proj")
-_SHORTHANDS = {"q_v": ("q_proj", "v_proj"), "attention": _ATTENTION}
+_QUERY_VALUE = ("q_proj", "v_proj", "linear_q", "linear_v")
+_SHORTHANDS = {
+    "q_v": _QUERY_VALUE,
+    "attention": (*_QUERY_VALUE, "k_proj", "out_proj", "o_proj", "linear_k", "linear_out", "qkv"),
+}
 
 
 def resolve_targets(loaded: LoadedModel, targets: str | Sequence[str]) -> tuple[str, ...]:
@@ -22,7 +25,7 @@ def resolve_targets(loaded: LoadedModel, targets: str | Sequence[str]) -> tuple[
     Args:
         loaded: The model.
         targets: `all_linear`, `attention`, `q_v`, or a list of component selectors (`encoder`,
-            `decoder.cross_attention`) and module endings (`fc1`).
+            `decoder.cross_attention`), module endings (`fc1`) and full module names.
 
     Raises:
         AdapterError: An entry matches no adaptable linear.
@@ -48,7 +51,9 @@ def resolve_targets(loaded: LoadedModel, targets: str | Sequence[str]) -> tuple[
 def _matches(loaded: LoadedModel, entry: str) -> set[str]:
     endings = _SHORTHANDS.get(entry, (entry,))
     matches = {name for name in loaded.linears if name.rpartition(".")[2] in endings}
-    if matches or entry.partition(".")[0] not in {component.name for component in loaded.components}:
+    known = {component.name for component in loaded.components}
+    whole = loaded.rename(entry)
+    if matches or (entry.partition(".")[0] not in known and not names_module(loaded, whole)):
         return matches
     carriers = {name.removesuffix(".weight") for name in select(loaded, [entry])}
     return {name for name in loaded.linears if name in carriers}
@@ -57,12 +62,15 @@ def _matches(loaded: LoadedModel, entry: str) -> set[str]:
 def modules_of(loaded: LoadedModel, selectors: Sequence[str]) -> tuple[str, ...]:
     """Full names of the modules that hold the selected parameters, for training them in full precision.
 
+    A parameter that is no module's `weight` or `bias`, such as a class token, is trained with the module it lies in.
+
     Raises:
-        AdapterError: A selected module is quantised or shares its weights with another.
+        AdapterError: A selected module is quantised or shares its weights with another, or a parameter lies in a
+            module that is not selected as a whole.
         ModelError: A selector matches nothing.
     """
     parameters = [name for name in select(loaded, selectors) if name not in loaded.constant]
-    modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name in parameters))
+    modules = _whole_modules(loaded, parameters)
     if quantized := [name for name in modules if name in loaded.quantized]:
         raise AdapterError(
             f"{quantized[0]} and {len(quantized) - 1} more are quantised to {loaded.quantized[quantized[0]]} bits, "
@@ -72,3 +80,21 @@ def modules_of(loaded: LoadedModel, selectors: Sequence[str]) -> tuple[str, ...]
     if tied := [name for name in parameters if name in shared]:
         raise AdapterError(f"{tied[0]} is tied to the output head; training it beside an adapter would untie it.")
     return modules
+
+
+def _whole_modules(loaded: LoadedModel, parameters: Sequence[str]) -> tuple[str, ...]:
+    """The modules that these parameters make up, none within another."""
+    every = [carrier(name) for name, _ in loaded.module.named_parameters()]
+    chosen, modules = set(parameters), dict[str, None]()
+    for name in parameters:
+        # Weight norm keeps its parameters in a module of its own beneath the one that computes with them.
+        holder = name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+        if not holder or any(other.startswith(holder + ".") and other not in chosen for other in every):
+            raise AdapterError(
+                f"{name} is a parameter of {holder or 'the model itself'}, of which other parts are not selected, so "
+                "it cannot be trained by itself. Select the whole of it, or a component without it."
+            )
+        modules[holder] = None
+    return tuple(
+        name for name in modules if not any(name != other and name.startswith(other + ".") for other in modules)
+    )

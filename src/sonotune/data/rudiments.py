@@ -20,8 +20,12 @@ function of the seed and its id. The kits of `eval` and `test` are heard in no o
 
 from __future__ import annotations
 
+import errno
 import functools
+import logging
 import math
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,11 +37,14 @@ from numpy.typing import NDArray
 
 from sonotune.audio import io
 from sonotune.data.drums import KITS, ROOMS, Hand, Hit, play, record
+from sonotune.data.manifest import read_manifest
 from sonotune.data.shards import AUDIO_FILES, GRID_SAMPLES, SAMPLE_RATE_HZ, render_shards, write_splits
 from sonotune.data.speech_plans import AudioFormat
-from sonotune.errors import ConfigError
-from sonotune.runs import generator
+from sonotune.errors import ConfigError, ManifestError
+from sonotune.runs import generator, write_error
 from sonotune.types import Clip
+
+logger = logging.getLogger(__name__)
 
 Ornament = Literal["", "f", "d", "z"]
 
@@ -97,6 +104,7 @@ _GRACES: Final[Mapping[Ornament, int]] = {"": 0, "f": 1, "d": 2, "z": 0}
 _OTHER: Final[Mapping[Hand, Hand]] = {"R": "L", "L": "R"}
 # Clips a process renders before it asks for more. Changes nothing in the output.
 _SHARD_CLIPS: Final = 50
+_CLIP_BYTES: Final = 130_000  # of a file of three seconds with its two neighbours in eval and test
 _TEMPO_BPM: Final = (60.0, 130.0)
 # From the first stroke to the last; with silence before and ringing after, clips take 1.5 to 4 s.
 _PLAYING_S: Final = (1.2, 3.0)
@@ -394,6 +402,36 @@ def synthesize_rudiments(
     work = functools.partial(_render_shard, folder=folder, seed=seed, audio_format=format)
     played = render_shards(work, shards, folder, workers=workers, fresh=False)
     return write_splits(folder, [clip.split for clip in plan], played)
+
+
+def load_rudiments(source: Path) -> list[Clip]:
+    """Clips of a corpus of rudiments, which is rendered where it is not there yet.
+
+    Args:
+        source: Manifest of a split in a folder that is named like the corpus: `data/rudiments_tiny/train.jsonl`.
+
+    Raises:
+        ManifestError: The name is of no split or corpus, or the manifest cannot be read.
+        ResourceError: The folder cannot be written.
+    """
+    if source.stem not in SPLITS or source.parent.name not in RUDIMENT_CORPORA:
+        raise ManifestError(
+            f"{source} is no manifest of drum rudiments; allowed are {', '.join(SPLITS)} with .jsonl, in a folder "
+            f"called {' or '.join(RUDIMENT_CORPORA)}. Write rudiments:data/rudiments_tiny/train.jsonl."
+        )
+    if not source.is_file():
+        folder = source.parent
+        logger.warning("rendering %s into %s", folder.name, folder)
+        draft = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
+        try:
+            synthesize_rudiments(draft, clips=RUDIMENT_CORPORA[folder.name], seed=0)
+            draft.rename(folder)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:  # else another process was quicker, and its manifest is read
+                raise write_error(error, folder, RUDIMENT_CORPORA[folder.name] * _CLIP_BYTES) from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    return read_manifest(source)
 
 
 def _render_shard(

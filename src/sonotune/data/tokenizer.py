@@ -21,7 +21,6 @@ from typing import Any, Final, Literal, get_args
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from sonotune.data.unigram import train_pieces
 from sonotune.errors import ConfigError, RunDirectoryError, TextError
 from sonotune.runs.files import atomic_write_text
 
@@ -34,6 +33,7 @@ PAD, BOS, EOS, UNK = SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 METASPACE: Final = "▁"
 _BYTES: Final = tuple(f"<0x{value:02X}>" for value in range(256))
 _FORBIDDEN: Final = re.compile("[\0\ud800-\udfff]")
+_SCORE_DIGITS: Final = 2
 _MIN_PAIRS: Final = 2  # a pair seen once says nothing about the language
 
 
@@ -208,10 +208,7 @@ def _train(kind: str, words: Counter[str], vocab_size: int, mark: str, *, byte_f
     if kind == "characters":
         return _characters(sorted(_alphabet(words) | {mark}), mark)
     if kind == "unigram":
-        marked = {mark + word: count for word, count in words.items()}
-        pieces = train_pieces(marked, vocab_size - len(SPECIALS))
-        scores = [(special, 0.0) for special in SPECIALS] + pieces
-        tokenizer = Tokenizer(models.Unigram(scores, SPECIALS.index(UNK), False))
+        tokenizer = Tokenizer(_unigram(words, vocab_size))
     else:
         tokenizer = Tokenizer(_bpe(words, vocab_size, byte_fallback=byte_fallback))
     tokenizer.normalizer = _normalizer()
@@ -242,6 +239,22 @@ def _bpe(words: Counter[str], vocab_size: int, *, byte_fallback: bool) -> models
     vocabulary = {token: number for number, token in enumerate((*SPECIALS, *fallback, *found))}
     merges = [(left, right) for left, right in learnt["merges"]]
     return models.BPE(vocabulary, merges, unk_token=UNK, byte_fallback=byte_fallback)
+
+
+def _unigram(words: Counter[str], vocab_size: int) -> models.Unigram:
+    """Unigram language model over pieces (Kudo 2018, arXiv:1804.10959).
+
+    The library finds the same pieces every time, with scores that differ in the third decimal; they are rounded.
+    """
+    learner = Tokenizer(models.Unigram())
+    learner.pre_tokenizer = pre_tokenizers.Metaspace(replacement=METASPACE)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size - len(SPECIALS), initial_alphabet=sorted(_alphabet(words)), show_progress=False
+    )
+    learner.train_from_iterator((word for word in sorted(words) for _ in range(words[word])), trainer)
+    found = [(piece, round(score, _SCORE_DIGITS)) for piece, score in json.loads(learner.to_str())["model"]["vocab"]]
+    found.sort(key=lambda pair: (-pair[1], pair[0]))
+    return models.Unigram([*((special, 0.0) for special in SPECIALS), *found], SPECIALS.index(UNK), False)
 
 
 def _characters(alphabet: Sequence[str], mark: str) -> Tokenizer:

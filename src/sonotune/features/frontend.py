@@ -198,6 +198,11 @@ class FilterBank:
             features_BTF = (features_BTF - self._mean) / (2 * self._std)
         return features_BTF.float(), lengths_B
 
+    @property
+    def silence(self) -> float:
+        """What frames after a clip hold."""
+        return 0.0 if self._mean is None or self._std is None else -self._mean / (2 * self._std)
+
     def _log_bands(self, waveforms_BS: Tensor) -> Tensor:
         """Log energy in each band (B, T, F) float64."""
         frames_BTS = waveforms_BS.double().unfold(1, self._frame, self._hop)

@@ -11,7 +11,7 @@ Shape letters: B clips, T frames, F feature bins, U target tokens, D model width
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -72,6 +72,8 @@ class LoadedModel:
         context: `dynamic` computes each clip at its own length, `full` pads to the model's window.
         quantized: Full module name -> bits, for modules whose weights were quantised.
         adapter: The PEFT wrapper once adapters are attached, else None.
+        stem_modules: Modules of the stem that train as a whole; empty takes its convolutions one by one.
+        rename: What a module's name in an older release of the model is now, for selectors; others are unchanged.
         labels: Classes in the order of the outputs; empty for a speech model.
         new_outputs: Symbols or classes of an output layer made for the training data, in order; empty where the
             checkpoint's own is used. They are kept with an adapter, whose base has no such layer.
@@ -91,6 +93,8 @@ class LoadedModel:
     context: Literal["dynamic", "full"] = "dynamic"
     quantized: Mapping[str, int] = field(default_factory=dict)
     adapter: Any | None = None
+    stem_modules: tuple[str, ...] = ()
+    rename: Callable[[str], str] = str
     labels: tuple[str, ...] = ()
     new_outputs: tuple[str, ...] = ()
 
@@ -284,7 +288,8 @@ def select(loaded: LoadedModel, selectors: Iterable[str]) -> tuple[str, ...]:
 
     Args:
         loaded: The model.
-        selectors: Such as `stem`, `encoder.norms`, `encoder.layers[-8:]`, `decoder.cross_attention`.
+        selectors: Such as `stem`, `encoder.norms`, `encoder.layers[-8:]`, `decoder.cross_attention`, or the full name
+            of a module.
 
     Raises:
         ModelError: A selector names an unknown component or part, or matches no parameter.
@@ -300,13 +305,15 @@ def select(loaded: LoadedModel, selectors: Iterable[str]) -> tuple[str, ...]:
 
 
 def _match(loaded: LoadedModel, selector: str, names: Sequence[str]) -> set[str]:
+    if names_module(loaded, whole := loaded.rename(selector)):
+        return {name for name in names if name == whole or name.startswith(whole + ".")}
     head, _, part = selector.partition(".")
     component = loaded.component(head)
     owned = [name for name in names if component.owns(name)]
     if not part:
         return set(owned)
     if part == "norms":
-        norms = {bare_name(name) for name, module in loaded.module.named_modules() if isinstance(module, _NORMS)}
+        norms = {bare_name(name) for name, module in loaded.module.named_modules() if _is_norm(module)}
         return {name for name in owned if name.rpartition(".")[0] in norms}
     if layers := _LAYERS.match(part):
         prefixes = _slice_layers(component.layers, layers, selector)
@@ -316,6 +323,16 @@ def _match(loaded: LoadedModel, selector: str, names: Sequence[str]) -> set[str]
         return {name for name in owned if pattern.search(name)}
     known = ["norms", "layers[a:b]", *component.parts]
     raise ModelError(f"selector {selector!r}: {head} has no part {part!r}; known parts: {', '.join(known)}.")
+
+
+def names_module(loaded: LoadedModel, name: str) -> bool:
+    """Whether a selector is the full name of a module, and of no component."""
+    return "." in name and any(bare_name(module) == name for module, _ in loaded.module.named_modules())
+
+
+def _is_norm(module: nn.Module) -> bool:
+    # `transformers` gives every architecture an RMSNorm class of its own.
+    return isinstance(module, _NORMS) or type(module).__name__.endswith("RMSNorm")
 
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.RMSNorm)

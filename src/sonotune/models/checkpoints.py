@@ -158,15 +158,18 @@ def outline_pretrained(
     _change(config, config_changes or {})
     with torch.device("meta"):
         module = getattr(transformers, class_name)(config)
+    module.to("meta")  # a few parameters are made by `torch.Tensor(...)`, which knows no default device
     module.eval()
     return module, _architecture_digest(config)
 
 
 def _change(config: Any, changes: Mapping[str, Any]) -> None:
+    """Override the settings that this architecture has; None leaves one alone."""
     for key, value in changes.items():
         *place, name = key.split(".")  # `encoder_config.dropout` is a setting of a part
-        if value is not None:
-            setattr(functools.reduce(getattr, place, config), name, value)
+        part = functools.reduce(getattr, place, config)
+        if value is not None and hasattr(part, name):
+            setattr(part, name, value)
 
 
 def is_classifier(config: Any) -> bool:
@@ -184,6 +187,8 @@ def read_config(checkpoint: str, revision: str | None) -> Any:
         ModelError: It is missing, unreadable or unreachable.
     """
     import transformers  # noqa: PLC0415
+
+    import sonotune.models.composed  # noqa: F401, PLC0415  (registers its configuration)
 
     if checkpoint in PUBLISHED and revision is None and not Path(checkpoint).is_dir():
         return transformers.AutoConfig.for_model(**PUBLISHED[checkpoint])

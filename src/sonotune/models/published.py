@@ -56,11 +56,43 @@ def _qwen3_asr(audio_width: int, audio_layers: int, text_width: int) -> Mapping[
     }
 
 
+def _wav2vec2(width: int, layers: int, heads: int, **further: Any) -> Mapping[str, Any]:
+    return {
+        "model_type": "wav2vec2",
+        "vocab_size": 32,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+        "architectures": ["Wav2Vec2ForPreTraining"],
+        **further,
+    }
+
+
+_LARGE: Final = {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}
+
 PUBLISHED: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "openai/whisper-tiny": _whisper(384, 4, 6),
         "openai/whisper-small": _whisper(768, 12, 12),
         "openai/whisper-large-v3": _whisper(1280, 32, 20, vocabulary=51_866, bins=128),
+        "facebook/wav2vec2-base": _wav2vec2(768, 12, 12),
+        "facebook/wav2vec2-large-xlsr-53": _wav2vec2(1024, 24, 16, **_LARGE),
+        "facebook/wav2vec2-conformer-rel-pos-large": _wav2vec2(
+            1024,
+            24,
+            16,
+            **_LARGE,
+            model_type="wav2vec2-conformer",
+            hidden_act="swish",
+            position_embeddings_type="relative",
+            architectures=["Wav2Vec2ConformerForPreTraining"],
+        ),
+        "MIT/ast-finetuned-audioset-10-10-0.4593": {
+            "model_type": "audio-spectrogram-transformer",
+            "num_labels": 527,
+            "architectures": ["ASTForAudioClassification"],
+        },
         "Qwen/Qwen3-ASR-0.6B-hf": _qwen3_asr(896, 18, 1024),
         "Qwen/Qwen3-ASR-1.7B-hf": _qwen3_asr(1024, 24, 2048),
     }

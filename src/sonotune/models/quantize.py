@@ -162,7 +162,9 @@ def quantize(
     Raises:
         ModelError: Nothing is left to quantise.
     """
-    names = [name for name in loaded.linears if name not in keep]
+    names = [
+        name for name in loaded.linears if name not in keep and isinstance(loaded.module.get_submodule(name), nn.Linear)
+    ]
     if not names:
         raise ModelError(f"nothing to quantise: all {len(loaded.linears)} linears are kept in full precision.")
     for name in names:

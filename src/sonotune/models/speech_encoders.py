@@ -74,15 +74,19 @@ def build(config: Any) -> nn.Module:
     return make_plain(transformers.AutoModel.from_config(config, dtype=torch.get_default_dtype()))
 
 
-def make_plain(encoder: nn.Module) -> nn.Module:
+def make_plain(encoder: nn.Module, *, fold: bool = True) -> nn.Module:
     """Fold reparametrisations away and install what keeps padding out; the function of a single clip is the same.
+
+    Args:
+        encoder: Changed in place.
+        fold: Whether to fold; a checkpoint that plain `transformers` is to load again must keep its names.
 
     The positional convolution of wav2vec 2.0 is stored as direction and norm. One plain weight instead is what
     adapters, quantisation and merging address. WavLM reads the weights of its projections instead of calling them,
     which would pass an adapter by, so its attention is put by one that calls them.
     """
     for module in list(encoder.modules()):
-        if isinstance(module, nn.Conv1d) and nn.utils.parametrize.is_parametrized(module, "weight"):
+        if fold and isinstance(module, nn.Conv1d) and nn.utils.parametrize.is_parametrized(module, "weight"):
             nn.utils.parametrize.remove_parametrizations(module, "weight")
             module._is_hf_initialized = True  # type: ignore[assignment]  # or `post_init` would draw it anew
         if type(module).__name__ == "WavLMAttention":
@@ -165,7 +169,7 @@ def encode(encoder: Any, inputs_BTF: Tensor, lengths_B: Tensor, *, full_context:
 
 
 def _encode_mel(encoder: Any, inputs_BTF: Tensor, lengths_B: Tensor, *, full_context: bool) -> tuple[Tensor, Tensor]:
-    features_BFT = inputs_BTF.transpose(1, 2).to(encoder.embed_positions.weight.dtype)
+    features_BFT = inputs_BTF.transpose(1, 2).to(encoder.conv1.weight.dtype)
     states_BPD = F.gelu(encoder.conv2(F.gelu(encoder.conv1(features_BFT)))).transpose(1, 2)
     positions_B = positions_of(encoder.config, lengths_B)
     mask = None

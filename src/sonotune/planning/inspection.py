@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sonotune.adapters import lora
-from sonotune.adapters.allocation import unit_costs
+from sonotune.adapters.allocation import matrix_shape, unit_costs
 from sonotune.adapters.saved import base_of, choose_family, find_adapter, kept_unquantized, model_folder, storage
 from sonotune.models.base import LoadedModel, carrier, count_parameters
 from sonotune.models.quantize import packed_bytes
@@ -114,7 +114,7 @@ def inspect_model(
         base, revision=revision, outputs=len((side_car or {}).get("outputs", ())) or num_labels
     )
     total = sum(parameter.numel() for parameter in loaded.module.parameters())
-    linears = {name: _shape(loaded, name) for name in loaded.linears}
+    linears = {name: matrix_shape(loaded, name) for name in loaded.linears}
     costs = unit_costs(loaded, loaded.linears)
     full = not saved and adapter["kind"] == "none"
     stored = storage(
@@ -125,7 +125,7 @@ def inspect_model(
     packed = {
         name: packed_bytes(*shape, bits=stored.bits, double=stored.double)
         for name, shape in linears.items()
-        if name not in kept
+        if name not in kept and isinstance(loaded.module.get_submodule(name), nn.Linear)
     }
     with torch.device("meta"):
         loaded = lora.lay_out(loaded, saved) if saved else adapt(loaded, **adapter)[0]
@@ -164,8 +164,3 @@ def _components(loaded: LoadedModel, packed: dict[str, int], costs: dict[str, in
             }
         )
     return tuple(rows)
-
-
-def _shape(loaded: LoadedModel, name: str) -> tuple[int, int]:
-    module: nn.Linear = loaded.module.get_submodule(name)
-    return module.out_features, module.in_features

@@ -16,22 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from sonotune.errors import RunDirectoryError
-from sonotune.metrics.error_rate import align_words, word_edits
-from sonotune.metrics.slices import DURATION_EDGES_S, ScoredText, slice_scores
+from sonotune.metrics.slices import DURATION_EDGES_S
+from sonotune.reports.classes import ClassView, view_classes
 from sonotune.reports.figures import Estimate, Series, bars, curve, estimates
+from sonotune.reports.predictions import text_slices, worst_texts
 from sonotune.types import RunRecord
 
 logger = logging.getLogger(__name__)
 
-MAX_WORST = 20
-"""Predictions shown with their edits; the file in `predictions/` has all."""
-
-MAX_SLICES = 40
-"""Slices shown of one property, those with the highest error rate first when there are more."""
-
 _SEVERITIES = ("error", "warning", "note")
 _SHOWN_IDS = 8
 _UNPRINTABLE = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+_NAMES = {"wer": "WER", "cer": "CER", "accuracy": "Accuracy", "f1_macro": "Macro F1", "map": "mAP"}
+_TEXT_SCORES = ("wer", "cer")
+_CLASS_SCORES = ("accuracy", "f1_macro", "map")
 _CURVES = (
     ("steps", "Error rates over steps"),
     ("loss", "Loss"),
@@ -59,19 +57,28 @@ def build_html(
     from markupsafe import Markup  # noqa: PLC0415
 
     training, evaluations, phases = _read_events(events)
-    figures = _figures(record, training, evaluations, phases)
+    edges_s = record.config.get("evaluation", {}).get("duration_edges_s") or DURATION_EDGES_S
+    multi_label = record.config.get("data", {}).get("multi_label")
+    classes = view_classes(predictions, edges_s, multi_label=multi_label)
+    names = _shown_scores(record, evaluations, classes, multi_label=multi_label)
+    figures = _figures(record, training, evaluations, phases, names)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"seconds": show_seconds, "bytes": show_bytes, "score": _show_score, "count": _show_count}
+    environment.filters |= {"percent": _show_percent}
     template = environment.from_string(files("sonotune.reports").joinpath("template.html").read_text(encoding="utf-8"))
-    worst, wrong = _worst_predictions(predictions)
+    worst, wrong = (classes["worst"], classes["wrong"]) if classes else worst_texts(predictions)
     changed, defaults = _settings(record)
     html = template.render(
         record=record,
         figures={name: Markup(svg) for name, svg in figures.items()},  # noqa: S704  (our own SVG, text escaped there)
-        curves=[(name, caption) for name, caption in _CURVES if name in figures],
-        tiles=_tiles(record),
+        estimates=[(name, f"{_NAMES[name]} with 95 % intervals") for name in names if name in figures],
+        curves=[(name, caption) for name, caption in _captions(names) if name in figures],
+        tiles=_tiles(record, names),
         scores=_score_rows(record),
-        slices=_slices(predictions, record.config.get("evaluation", {}).get("duration_edges_s") or DURATION_EDGES_S),
+        of_classes=names != _TEXT_SCORES,
+        classes=classes,
+        matrix=Markup(classes["matrix"] if classes else ""),  # noqa: S704  (as the figures)
+        slices=classes["slices"] if classes else text_slices(predictions, edges_s),
         worst=worst,
         wrong=wrong,
         num_predictions=len(predictions),
@@ -144,9 +151,13 @@ def _show_count(number: float) -> str:
     return f"{number:,.0f}".replace(",", "\u202f")
 
 
+def _show_percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
 def _show_score(score: Mapping[str, Any], key: str = "value") -> str:
     value = float(score[key])
-    return f"{100 * value:.1f} %" if score.get("unit", "fraction") == "fraction" else f"{value:.4g}"
+    return _show_percent(value) if score.get("unit", "fraction") == "fraction" else f"{value:.4g}"
 
 
 # --- events and curves ---------------------------------------------------------------------------------------------
@@ -181,9 +192,11 @@ def _figures(
     training: Sequence[Mapping[str, Any]],
     evaluations: Sequence[Mapping[str, Any]],
     phases: Mapping[str, float],
+    names: Sequence[str],
 ) -> dict[str, str]:
     figures: dict[str, str] = {}
-    for name in ("wer", "cer"):
+    of_classes = names != _TEXT_SCORES
+    for name in names:
         rows = [
             Estimate(
                 label=where,
@@ -195,10 +208,11 @@ def _figures(
             if name in scores
         ]
         if rows:
-            label = f"{name.upper()}, %"
-            figures[name] = estimates(name, rows, x_label=label, title=f"{name.upper()} with 95 % intervals")
+            label = f"{_NAMES[name]}, %" + ", higher is better" * of_classes
+            figures[name] = estimates(name, rows, x_label=label, title=f"{_NAMES[name]} with 95 % intervals")
     if loss := _series("loss", training, "loss"):
-        figures["loss"] = curve("loss", [loss], y_label="loss per token", title="Training loss over steps")
+        label = "loss per clip" if of_classes else "loss per token"
+        figures["loss"] = curve("loss", [loss], y_label=label, title="Training loss over steps")
     if rates := _learning_rates(training):
         figures["learning_rate"] = curve(
             "learning_rate", rates, y_label="learning rate", title="Learning rate over steps"
@@ -207,10 +221,10 @@ def _figures(
         figures["throughput"] = curve(
             "throughput", [throughput], y_label="samples/s", title="Training throughput over steps", zero=True
         )
-    if scored := _score_over_steps(evaluations):
-        figures["steps"] = curve(
-            "steps", scored, y_label="error rate, %", title="Error rates over steps", zero=True, markers=True
-        )
+    if scored := _score_over_steps(evaluations, names):
+        label = "score, %, higher is better" if of_classes else "error rate, %"
+        title = dict(_captions(names))["steps"]
+        figures["steps"] = curve("steps", scored, y_label=label, title=title, zero=True, markers=True)
     if phases:
         figures["phases"] = bars("phases", phases, x_label="seconds", title="Seconds by phase")
     return figures
@@ -232,9 +246,9 @@ def _learning_rates(events: Sequence[Mapping[str, Any]]) -> list[Series]:
     return [Series(label=group, x=[x for x, _ in points], y=[y for _, y in points]) for group, points in groups.items()]
 
 
-def _score_over_steps(evaluations: Sequence[Mapping[str, Any]]) -> list[Series]:
+def _score_over_steps(evaluations: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Series]:
     found: list[Series] = []
-    for name in ("wer", "cer"):
+    for name in names:
         points = [
             (event["step"], score)
             for event in evaluations
@@ -243,7 +257,7 @@ def _score_over_steps(evaluations: Sequence[Mapping[str, Any]]) -> list[Series]:
         if points:
             found.append(
                 Series(
-                    label=name.upper(),
+                    label=_NAMES[name],
                     x=[step for step, _ in points],
                     y=[100 * float(score["value"]) for _, score in points],
                     low=[100 * float(score.get("low", score["value"])) for _, score in points],
@@ -251,6 +265,10 @@ def _score_over_steps(evaluations: Sequence[Mapping[str, Any]]) -> list[Series]:
                 )
             )
     return found
+
+
+def _captions(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    return _CURVES if names == _TEXT_SCORES else (("steps", "Scores over steps"), *_CURVES[1:])
 
 
 def _phase_rows(phases: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -261,20 +279,31 @@ def _phase_rows(phases: Mapping[str, float]) -> list[dict[str, Any]]:
 # --- scores --------------------------------------------------------------------------------------------------------
 
 
-def _tiles(record: RunRecord) -> list[dict[str, str]]:
+def _shown_scores(
+    record: RunRecord, evaluations: Sequence[Mapping[str, Any]], classes: ClassView | None, *, multi_label: bool | None
+) -> tuple[str, ...]:
+    """Names of the scores of the run's kind, the one that decides first."""
+    named = {name for scores in record.scores.values() for name in scores}
+    named |= {name for event in evaluations for name in event["scores"]}
+    if classes is None and named.isdisjoint(_CLASS_SCORES):
+        return _TEXT_SCORES
+    many = multi_label if classes is None else classes["many"]
+    return _CLASS_SCORES[::-1] if many else _CLASS_SCORES
+
+
+def _tiles(record: RunRecord, names: Sequence[str]) -> list[dict[str, str]]:
     """The few figures that stand on top."""
     tiles: list[dict[str, str]] = []
     before, after = record.scores.get("before", {}), record.scores.get("after", {})
-    for name in ("wer", "cer", "accuracy"):
+    for name in names:
         if name in before and name in after:
             text = f"{_show_score(before[name])} → {_show_score(after[name])}"
             note = _change(before[name], after[name])
-            tiles.append({"name": f"{name.upper()}, before → after", "value": text, "note": note})
+            tiles.append({"name": f"{_NAMES[name]}, before → after", "value": text, "note": note})
         elif name in (after or before):
             score = (after or before)[name]
             note = f"{_show_score(score, 'low')} to {_show_score(score, 'high')}, {score['count']} clips"
-            tiles.append({"name": name.upper(), "value": _show_score(score), "note": note})
-    tiles = tiles[:2]
+            tiles.append({"name": _NAMES[name], "value": _show_score(score), "note": note})
     tiles.append({"name": "Wall time", "value": show_seconds(record.seconds), "note": "over all sessions"})
     tiles.append({"name": "Peak memory", "value": show_bytes(record.peak_memory_bytes), "note": "whole process"})
     if record.energy_joules is not None:
@@ -291,6 +320,8 @@ def _tiles(record: RunRecord) -> list[dict[str, str]]:
 
 def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     old, new = float(before["value"]), float(after["value"])
+    if old == 0 and after.get("better") == "higher":
+        return f"+{100 * new:.1f} points"
     if old == 0:
         return "nothing to improve before" if new == 0 else f"+{100 * new:.1f} points"
     return f"{100 * (new - old):+.1f} points, {100 * (new - old) / old:+.0f} % relative".replace("-", "−")
@@ -298,72 +329,15 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 
 def _score_rows(record: RunRecord) -> list[dict[str, Any]]:
     return [
-        {"where": where, "name": name, "score": score, "detail": score.get("detail", {})}
+        {
+            "where": where,
+            "name": _NAMES[name] if name in _CLASS_SCORES else name,
+            "score": score,
+            "detail": score.get("detail", {}),
+        }
         for where, scores in record.scores.items()
         for name, score in scores.items()
     ]
-
-
-def _scored(row: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Reference and hypothesis in the form that was compared; None without a transcript."""
-    reference = row.get("scored_reference", row.get("reference"))
-    if reference is None:
-        return None
-    hypothesis = row.get("scored_hypothesis")
-    return str(reference), str(row.get("hypothesis") or "" if hypothesis is None else hypothesis)
-
-
-def _slices(predictions: Sequence[Mapping[str, Any]], edges_s: Sequence[float]) -> list[dict[str, Any]]:
-    """Groups of slices by property: `by`, `rows`, and `left_out`, how many more there are."""
-    items = [
-        ScoredText(
-            reference=texts[0],
-            hypothesis=texts[1],
-            duration_s=float(row.get("duration_s") or 0.0),
-            domain=row.get("domain"),
-            speaker=row.get("speaker"),
-            language=row.get("language"),
-        )
-        for row in predictions
-        if (texts := _scored(row)) is not None
-    ]
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for part in slice_scores(items, duration_edges_s=edges_s) if items else []:
-        groups.setdefault(part["by"], []).append(part)
-    shown: list[dict[str, Any]] = []
-    for by, rows in groups.items():
-        if len(rows) > MAX_SLICES:
-            rows = sorted(rows, key=lambda part: -part["scores"].get("wer", {}).get("value", -1.0))
-        widest = max((part["scores"]["wer"]["value"] for part in rows if part["scores"]), default=0.0) or 1.0
-        for part in rows:
-            part["bar"] = 100 * part["scores"]["wer"]["value"] / widest if part["scores"] else 0.0
-        shown.append({"by": by, "rows": rows[:MAX_SLICES], "left_out": max(0, len(rows) - MAX_SLICES)})
-    return shown
-
-
-def _worst_predictions(predictions: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], int]:
-    """Those with the most wrong words, then the highest rate, then in file order; and how many have any."""
-    judged: list[tuple[int, float, Mapping[str, Any], tuple[str, str]]] = []
-    for row in predictions:
-        if (texts := _scored(row)) is not None:
-            edits = word_edits(*texts)
-            if edits.errors:
-                judged.append((edits.errors, edits.errors / max(1, edits.reference), row, texts))
-    judged.sort(key=lambda entry: (-entry[0], -entry[1]))
-    worst = [
-        {
-            "id": row.get("id", ""),
-            "facts": " · ".join(
-                [f"{errors} wrong", f"{100 * rate:.0f} % WER"]
-                + ([f"{float(row['duration_s']):.1f} s"] if row.get("duration_s") else [])
-                + [str(row[key]) for key in ("domain", "speaker", "language") if row.get(key)]
-            ),
-            "words": align_words(*texts),
-            "silent": not texts[1].strip(),
-        }
-        for errors, rate, row, texts in judged[:MAX_WORST]
-    ]
-    return worst, len(judged)
 
 
 # --- model, settings, environment ----------------------------------------------------------------------------------

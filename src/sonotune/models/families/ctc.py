@@ -3,11 +3,10 @@
 A clip's frames are classified one by one, so the output layer is the vocabulary: the checkpoint's own, characters of
 the training data, or the tokens of a tokenizer trained on it.
 
-What `transformers` leaves to chance is fixed here, so that a clip gives the same output alone and in any batch: models
-whose first convolution is normalised over time (`feat_extract_norm="group"`) hear each clip alone, Conformer
-convolutions do not see padding, and time masking by a global random state is off (masks belong to `augmentation`).
+A clip gives the same output alone and in any batch (`models.speech_encoders`), and time masking by a global random
+state is off: masks belong to `augmentation`.
 
-Shape letters: B clips, S samples, T frames, C channels, D width, U target symbols, V symbols with the blank.
+Shape letters: B clips, T frames, D width, U target symbols, V symbols with the blank.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import functools
 import itertools
 import json
 import logging
-import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +31,7 @@ from sonotune.errors import ModelError, TextError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import Frontend, RawWaveform, from_feature_extractor
 from sonotune.features.parakeet import NormalizedLogMel
+from sonotune.models import speech_encoders
 from sonotune.models.base import Component, LoadedModel, Losses
 from sonotune.models.checkpoints import is_classifier, load_pretrained, load_processor, outline_pretrained, read_config
 from sonotune.models.ctc_decoding import beam_search, collapse
@@ -124,20 +123,24 @@ class CtcFamily:
         return self._mapped(module, checkpoint=checkpoint, revision=identity, frontend=frontend, processor=None)
 
     def _mapped(self, module: Any, **given: Any) -> LoadedModel:
-        base = _base_name(module)
-        layers = f"{base}.layers" if base == "encoder" else f"{base}.encoder.layers"
-        _hear_clips_alone(module)
-        names = [name for name, _ in module.named_parameters()]
+        if hasattr(module, "ctc_head"):
+            fix_batch_norms(module)
+        else:
+            speech_encoders.make_plain(module.base_model, fold=False)
+        components = _components(module)
+        homes = tuple(f"{layer}." for component in components for layer in component.layers)
         return LoadedModel(
             module=module,
-            components=_components(module, base, layers),
+            components=components,
             linears=tuple(
                 name
                 for name, child in module.named_modules()
-                if isinstance(child, nn.Linear) and (name.startswith(layers + ".") or name == "lm_head")
+                if isinstance(child, nn.Linear) and (name.startswith(homes) or name == "lm_head")
             ),
             family=self.name,
-            constant=frozenset(name for name in names if name.endswith("masked_spec_embed")),
+            constant=_constant(module),
+            # It masks padding behind whatever is a convolution, and a wrapped one is none.
+            stem_modules=("encoder.subsampling",) if hasattr(module, "ctc_head") else (),
             **given,
         )
 
@@ -199,7 +202,7 @@ class CtcFamily:
             blank=loaded.module.config.pad_token_id, reduction="none", zero_infinity=True,
         )  # fmt: skip
         if label_smoothing:
-            valid_BT = torch.arange(scores_BTV.shape[1], device=lengths_B.device) < lengths_B.unsqueeze(1)
+            valid_BT = speech_encoders.valid_positions(lengths_B, scores_BTV.shape[1])
             uniform_B = -(scores_BTV.mean(dim=-1) * valid_BT).sum(dim=1)
             sums_B = (1 - label_smoothing) * sums_B + label_smoothing * uniform_B
         repeats_B = ((targets_BU[:, 1:] == targets_BU[:, :-1]) & (batch.targets[:, 1:] >= 0)).sum(dim=1)
@@ -209,7 +212,7 @@ class CtcFamily:
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Logits (N, V) of every valid frame."""
         hidden_BTD, lengths_B = self._encode(loaded, batch)
-        valid_BT = torch.arange(hidden_BTD.shape[1], device=lengths_B.device) < lengths_B.unsqueeze(1)
+        valid_BT = speech_encoders.valid_positions(lengths_B, hidden_BTD.shape[1])
         logits_BTV: Tensor = _head(loaded.module)(hidden_BTD)
         return logits_BTV[valid_BT]
 
@@ -239,26 +242,18 @@ class CtcFamily:
         module = loaded.module
         if hasattr(module, "ctc_head"):
             frames: Tensor = module._get_subsampling_output_length(lengths_B)
-        else:
-            frames = module._get_feat_extract_output_lengths(lengths_B)
-        return frames.long().clamp_min(1)
+            return frames.long().clamp_min(1)
+        return speech_encoders.positions_of(module.config, lengths_B)
 
     def _encode(self, loaded: LoadedModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """Features -> states (B, T, D) and valid frames (B,)."""
         module = loaded.module
-        lengths_B = self._frames(loaded, batch.input_lengths)
-        if hasattr(module, "ctc_head"):
-            valid_BT = torch.arange(batch.inputs.shape[1], device=batch.inputs.device) < batch.input_lengths[:, None]
-            hidden_BTD: Tensor = module.encoder(input_features=batch.inputs, attention_mask=valid_BT).last_hidden_state
-            return hidden_BTD, lengths_B
-        base = module.base_model
-        features_BCT = _extract(module, batch)
-        projected = base.feature_projection(features_BCT.transpose(1, 2))
-        states_BTD = projected[0] if isinstance(projected, tuple) else projected
-        valid_BT = torch.arange(states_BTD.shape[1], device=states_BTD.device) < lengths_B.unsqueeze(1)
-        base.encoder.frame_mask = valid_BT
-        hidden_BTD = base.encoder(states_BTD, attention_mask=valid_BT).last_hidden_state
-        return module.dropout(hidden_BTD), lengths_B
+        if not hasattr(module, "ctc_head"):
+            states_BTD, lengths_B = speech_encoders.encode(module.base_model, batch.inputs, batch.input_lengths)
+            return module.dropout(states_BTD), lengths_B
+        valid_BT = speech_encoders.valid_positions(batch.input_lengths, batch.inputs.shape[1])
+        hidden_BTD: Tensor = module.encoder(input_features=batch.inputs, attention_mask=valid_BT).last_hidden_state
+        return hidden_BTD, self._frames(loaded, batch.input_lengths)
 
 
 _GROUPING = ("Wav2Vec2CTCTokenizer", "ParakeetTokenizer")  # decoders that collapse repeats unless told not to
@@ -271,60 +266,33 @@ def _upper_case(tokenizer: Any) -> bool:
     return bool(single) and all(token == token.upper() for token in single)
 
 
-def _extract(module: Any, batch: Batch) -> Tensor:
-    """Waveforms (B, S, 1) -> convolutional features (B, C, T)."""
-    extractor, waveforms_BS = module.base_model.feature_extractor, batch.inputs.squeeze(-1)
-    shortest = _receptive_field(module.config)
-    if waveforms_BS.shape[1] < shortest:
-        waveforms_BS = F.pad(waveforms_BS, (0, shortest - waveforms_BS.shape[1]))
-    if module.config.feat_extract_norm != "group" or len(batch.clips) == 1:
-        features_BCT: Tensor = extractor(waveforms_BS)
-        return features_BCT
-    # Normalised over time: padding would change the statistics, so each clip is heard alone.
-    alone = [
-        extractor(wave_S[: max(shortest, length)].unsqueeze(0))[0].T
-        for wave_S, length in zip(waveforms_BS, batch.input_lengths.tolist(), strict=True)
-    ]
-    return nn.utils.rnn.pad_sequence(alone, batch_first=True).transpose(1, 2)
-
-
-def _receptive_field(config: Any) -> int:
-    """Samples that the first output frame hears."""
-    field, stride = 1, 1
-    for kernel, step in zip(config.conv_kernel, config.conv_stride, strict=True):
-        field, stride = field + (kernel - 1) * stride, stride * step
-    return int(field)
-
-
 def _head(module: Any) -> Any:
     return module.ctc_head if hasattr(module, "ctc_head") else module.lm_head
 
 
-def _base_name(module: Any) -> str:
-    return "encoder" if hasattr(module, "ctc_head") else str(module.base_model_prefix)
-
-
-def _components(module: Any, base: str, layers: str) -> tuple[Component, ...]:
-    numbered = tuple(f"{layers}.{index}" for index in range(len(module.get_submodule(layers))))
-    stem: tuple[str, ...] = ("encoder.subsampling",)
-    encoder: tuple[str, ...] = (layers,)
-    head = "ctc_head"
-    if base != "encoder":
-        stem = (
-            f"{base}.feature_extractor", f"{base}.feature_projection", f"{base}.masked_spec_embed",
-            f"{base}.encoder.pos_conv_embed", f"{base}.encoder.embed_positions",
-        )  # fmt: skip
-        encoder, head = (layers, f"{base}.encoder.layer_norm"), "lm_head"
+def _components(module: Any) -> tuple[Component, ...]:
+    if not hasattr(module, "ctc_head"):
+        base = str(module.base_model_prefix)
+        return (*speech_encoders.components_of(module.base_model, base), Component(name="head", prefixes=("lm_head",)))
+    layers = tuple(f"encoder.layers.{index}" for index in range(len(module.encoder.layers)))
     parts = {
-        "attention": r"\.(attention|self_attn)\.",
-        "feed_forward": r"\.(feed_forward|ffn1|ffn2|feed_forward1|feed_forward2)\.",
-        "convolution": r"\.(conv_module|conv)\.",
+        "attention": r"\.self_attn\.",
+        "feed_forward": r"\.feed_forward[12]\.",
+        "convolution": r"\.conv\.",
     }
     return (
-        Component(name="stem", prefixes=stem, parts={"convolutions": r"\.(conv_layers|pos_conv_embed|subsampling)\."}),
-        Component(name="encoder", prefixes=encoder, layers=numbered, parts=parts),
-        Component(name="head", prefixes=(head,)),
+        Component(name="stem", prefixes=("encoder.subsampling",), parts={"convolutions": r"\.subsampling\.layers\."}),
+        Component(name="encoder", prefixes=("encoder.layers",), layers=layers, parts=parts),
+        Component(name="head", prefixes=("ctc_head",)),
     )
+
+
+def _constant(module: Any) -> frozenset[str]:
+    """Parameters that are never used: the mask of pretraining, and what an architecture carries along."""
+    if hasattr(module, "ctc_head"):
+        return frozenset()
+    base = str(module.base_model_prefix)
+    return speech_encoders.constants_of(module.base_model, base) | {f"{base}.masked_spec_embed"}
 
 
 def _settings(config: Any, dropout: float | None) -> dict[str, Any]:
@@ -388,52 +356,3 @@ def _check_vocabulary(loaded: LoadedModel) -> None:
             f"the vocabulary of {loaded.checkpoint} does not fit its output layer: ids up to {largest}, blank {blank}, "
             f"{size} outputs. Save the checkpoint with its own tokenizer, or set model.outputs=data."
         )
-
-
-# --- one clip, one output -------------------------------------------------------------------------
-
-
-def _hear_clips_alone(module: Any) -> None:
-    """Mend in place what lets a clip's output depend on the padding of its batch, or bypasses adapters."""
-    fix_batch_norms(module)
-    if hasattr(module, "ctc_head"):
-        return
-    encoder = module.base_model.encoder
-    encoder.frame_mask = None
-
-    def mask(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        valid_BT = encoder.frame_mask
-        return (inputs[0] * valid_BT.unsqueeze(1).to(inputs[0].dtype),)
-
-    for layer in encoder.layers:
-        if hasattr(layer, "conv_module"):
-            layer.conv_module.depthwise_conv.register_forward_pre_hook(mask)
-        if hasattr(layer.attention, "torch_multi_head_self_attention"):
-            layer.attention.torch_multi_head_self_attention = functools.partial(_wavlm_attention, layer.attention)
-
-
-def _wavlm_attention(
-    attention: Any, states_BTD: Tensor, mask_BT: Tensor | None, bias_PTT: Tensor
-) -> tuple[Tensor, None]:
-    """WavLM's attention through its own projections.
-
-    `transformers` hands their weight matrices to a function of torch: an adapter on a projection would train nothing,
-    and a quantised one would be read as numbers.
-    """
-    clips, frames, width = states_BTD.shape
-    heads, per_head = attention.num_heads, width // attention.num_heads
-
-    def split(projected_BTD: Tensor) -> Tensor:
-        return projected_BTD.view(clips, frames, heads, per_head).transpose(1, 2)
-
-    bias_BHTT = bias_PTT.view(clips, heads, frames, frames)
-    if mask_BT is not None:
-        bias_BHTT = bias_BHTT.masked_fill(~mask_BT.bool()[:, None, None, :], -math.inf)
-    query, key, value = (split(p(states_BTD)) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
-    mixed_BHTP = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=bias_BHTT.to(query.dtype),
-        dropout_p=attention.dropout if attention.training else 0.0,
-    )  # fmt: skip
-    joined_BTD = mixed_BHTP.transpose(1, 2).reshape(clips, frames, width)
-    out_BTD: Tensor = attention.out_proj(joined_BTD)
-    return out_BTD, None

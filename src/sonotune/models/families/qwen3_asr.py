@@ -29,7 +29,7 @@ from sonotune.features.frontend import from_feature_extractor
 from sonotune.models.audio_lm import Rows, generate, label_logits, label_losses, lay_out
 from sonotune.models.base import Component, LoadedModel, Losses
 from sonotune.models.checkpoints import load_pretrained, load_processor, locate, outline_pretrained, read_config
-from sonotune.models.families.qwen3_asr_old import is_old, load_old_weights, modern_config
+from sonotune.models.families.qwen3_asr_old import is_old, load_old_weights, modern_config, modern_name
 from sonotune.models.families.qwen3_asr_text import (
     CHAT_TEMPLATE,
     TEXT_MARKER,
@@ -131,6 +131,7 @@ class Qwen3AsrFamily:
                 if isinstance(child, nn.Linear) and name.startswith(homes)
             ),
             family=self.name,
+            rename=modern_name,
             tied=((f"{_EMBEDDINGS}.weight", f"{_HEAD}.weight"),) if tied else (),
             **given,
         )

@@ -20,6 +20,9 @@ _RENAMED: Final = (
     (r"^thinker\.audio_tower\.proj2(?=\.|$)", "model.multi_modal_projector.linear_2"),
     (r"^thinker\.audio_tower(?=\.|$)", "model.audio_tower"),
     (r"^thinker\.model(?=\.|$)", "model.language_model"),
+    (r"^proj1$", "model.multi_modal_projector.linear_1"),
+    (r"^proj2$", "model.multi_modal_projector.linear_2"),
+    (r"^ln_post$", "model.audio_tower.ln_post"),
 )
 _AUDIO: Final = (
     "num_mel_bins", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "d_model", "dropout",

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from sonotune.errors import TextError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import LogMel, from_feature_extractor
+from sonotune.models import speech_encoders
 from sonotune.models.base import Component, LoadedModel, Losses
 from sonotune.models.checkpoints import is_classifier, load_pretrained, outline_pretrained
 
@@ -153,17 +154,12 @@ class WhisperFamily:
         return F.ctc_loss(
             scores_PBV,
             batch.targets[:, prompt:].clamp_min(0),
-            self._positions(batch).clamp_max(scores_PBV.shape[0]),
+            speech_encoders.positions_of(loaded.module.config, batch.input_lengths).clamp_max(len(scores_PBV)),
             batch.target_lengths - prompt - 1,
             blank=loaded.processor.tokenizer.convert_tokens_to_ids("<|nospeech|>"),
             reduction="none",
             zero_infinity=True,
         )
-
-    @staticmethod
-    def _positions(batch: Batch) -> Tensor:
-        """Encoder positions of each clip (B,)."""
-        return (batch.input_lengths + 1) // 2
 
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Logits (N, V) at every target position, prompt included."""
@@ -209,26 +205,14 @@ class WhisperFamily:
         Frames beyond a clip's end hold silence; positions that would see them are cut or masked, so a clip gives the
         same states alone and in any batch.
         """
-        encoder = loaded.module.model.encoder
-        features_BFT = batch.inputs.transpose(1, 2).to(encoder.conv1.weight.dtype)
-        states_BPD = F.gelu(encoder.conv2(F.gelu(encoder.conv1(features_BFT)))).transpose(1, 2)
-        mask = None
-        if not batch.full_context:
-            lengths_B = self._positions(batch)
-            longest = int(lengths_B.max())
-            states_BPD = states_BPD[:, :longest]
-            if int(lengths_B.min()) < longest:
-                positions_P = torch.arange(longest, device=states_BPD.device)
-                mask = (positions_P < lengths_B.to(states_BPD.device).unsqueeze(1))[:, None, None, :]
-        states_BPD = states_BPD + encoder.embed_positions.weight[: states_BPD.shape[1]]
-        states_BPD = F.dropout(states_BPD, p=encoder.dropout, training=encoder.training)
-        for layer in encoder.layers:
-            if encoder.training and encoder.layerdrop > 0 and torch.rand([]) < encoder.layerdrop:
-                continue
-            states_BPD = layer(states_BPD, mask)
+        states_BPD, positions_B = speech_encoders.encode(
+            loaded.module.model.encoder, batch.inputs, batch.input_lengths, full_context=batch.full_context
+        )
+        longest, mask = states_BPD.shape[1], None
+        if int(positions_B.min()) < longest:
+            mask = speech_encoders.valid_positions(positions_B.to(states_BPD.device), longest)[:, None, None, :]
         loaded.module.model.decoder.cross_mask = mask
-        encoded_BPD: Tensor = encoder.layer_norm(states_BPD)
-        return encoded_BPD
+        return states_BPD
 
     def _prompt_length(self, loaded: LoadedModel) -> int:
         return 4 if _is_multilingual(loaded) else 2

@@ -1,0 +1,97 @@
+"""The command line. Rooms are imported inside commands, so `--help` costs nothing and knows no torch.
+
+Results go to stdout (one JSON object with `--json`), everything else to stderr. Exit codes: 0 done, 1 a bug of ours, 2
+the user's input, 3 a gate said STOP, 4 numeric failure, 5 out of memory or disk, 6 a checkpoint's integrity, 75
+interrupted with the state saved.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from sonotune.cli import data, models, runs  # the commands register themselves
+from sonotune.cli.shared import app
+from sonotune.errors import SonotuneError
+
+__all__ = ["app", "data", "main", "models", "runs"]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit with its code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    _set_up_logging()
+    try:
+        code = app(words, prog_name="sonotune", standalone_mode=False)
+    except SonotuneError as error:
+        _fail(error.exit_code, str(error), words)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail(130, "stopped.", words)
+    except MemoryError:
+        _fail(5, "out of memory. Lower training.batch_seconds or evaluation.batch_seconds.", words)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        if (usage := _usage_error(error)) is not None:
+            _fail(2, usage, words)
+        if type(error).__name__ == "OutOfMemoryError":
+            _fail(5, f"out of device memory: {str(error).splitlines()[0]} Lower training.batch_seconds.", words)
+        if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch's allocator on a CPU
+            _fail(5, "out of memory. Lower training.batch_seconds or evaluation.batch_seconds.", words)
+        raise
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(code: int, message: str, words: Sequence[str]) -> NoReturn:
+    print(f"sonotune: {message}", file=sys.stderr)
+    if "--json" in words:
+        print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False))
+    sys.exit(code)
+
+
+def _usage_error(error: Exception) -> str | None:
+    """The message of a mistake on the command line, which typer raises as errors of the click it carries."""
+    usage_error = typer.BadParameter.__mro__[1]
+    if not isinstance(error, usage_error.__mro__[1]):
+        return None
+    shown: Any = error
+    message: str = shown.format_message()
+    context = getattr(error, "ctx", None)
+    return f"{message} See `{context.command_path} --help`." if context is not None else message
+
+
+def _set_up_logging() -> None:
+    level = os.environ.get("SONOTUNE_LOG", "WARNING").upper()
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "urllib3", "huggingface_hub", "transformers", "bitsandbytes"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    # Announcements of libraries about each other; ours go through the log.
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from sonotune import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass

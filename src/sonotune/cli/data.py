@@ -1,0 +1,181 @@
+"""Commands on corpora: import, stats, split, synth, tokenizer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sonotune.cli.shared import Json, app, print_result
+
+if TYPE_CHECKING:
+    from sonotune.types import Clip
+
+data_app = typer.Typer(help="Make, convert, describe and split corpora.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+Speakers = Annotated[str, typer.Option(help="Comma-separated speakers of eval.jsonl, instead of a share.")]
+
+
+@data_app.command("import")
+def data_import(
+    source: Annotated[
+        str, typer.Argument(help="FORMAT:SOURCE or a path: folder, CSV/TSV, NeMo or Qwen JSONL, data set.")
+    ],
+    manifest: Annotated[Path, typer.Argument(help="Manifest to write (JSONL).")],
+    language: Annotated[str | None, typer.Option(help="Language of clips that name none, such as he.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a data set or of Common Voice.")] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of a hub data set, such as a language.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit or tag of a hub data set.")] = None,
+    streaming: Annotated[bool, typer.Option("--streaming", help="Read a hub data set row by row.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows of a data set to read at most.")] = None,
+    audio_column: Annotated[str | None, typer.Option(help="Column of the audio, where its name says nothing.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the transcript.")] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Convert a corpus to a manifest."""
+    from dataclasses import replace
+
+    from sonotune.data.manifest import statistics, write_manifest
+    from sonotune.training.corpus import read_source
+
+    asked = {
+        "split": split, "config": config, "revision": revision, "streaming": streaming or None, "limit": limit,
+        "audio_column": audio_column, "text_column": text_column,
+    }  # fmt: skip
+    options = {name: value for name, value in asked.items() if value is not None}
+    clips = read_source(source, allow_outside_root=True, options=options)
+    clips = [replace(clip, language=clip.language or language) for clip in clips]
+    write_manifest(manifest, clips)
+    root = _root_needed(manifest.parent, clips)
+    body = {"manifest": str(manifest), "root": root, **statistics(clips)}
+    lines = [f"{manifest}: {body['clips']} clips, {body['hours']:.2f} h"]
+    print_result(body, as_json=as_json, lines=[*lines, *_root_hint(root)])
+
+
+def _root_needed(folder: Path, clips: Sequence[Clip]) -> str | None:
+    """The folder that `data.root` must name, where the audio lies outside the manifest's own."""
+    inside = folder.resolve()
+    if all(clip.path.is_relative_to(inside) for clip in clips):
+        return None
+    return os.path.commonpath([str(clip.path.parent) for clip in clips])
+
+
+def _root_hint(root: str | None) -> list[str]:
+    return [] if root is None else [f"the audio lies outside the manifest's folder: use it with data.root={root}"]
+
+
+@data_app.command("stats")
+def data_stats(
+    source: Annotated[str, typer.Argument(help="A manifest or FORMAT:SOURCE.")], as_json: Json = False
+) -> None:
+    """Describe a corpus."""
+    from sonotune.data.manifest import statistics
+    from sonotune.training.corpus import read_source
+
+    body = statistics(read_source(source, allow_outside_root=True))
+    print_result(body, as_json=as_json, lines=[f"{name:<22} {_plain(value)}" for name, value in body.items()])
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+@data_app.command("split")
+def data_split(
+    source: Annotated[str, typer.Argument(help="A manifest or FORMAT:SOURCE.")],
+    folder: Annotated[Path, typer.Argument(help="Where train.jsonl, eval.jsonl and test.jsonl go.")],
+    eval_fraction: Annotated[float, typer.Option(help="Share of the speech in eval.jsonl.")] = 0.1,
+    test_fraction: Annotated[float, typer.Option(help="Share of the speech in test.jsonl.")] = 0.1,
+    eval_speakers: Speakers = "",
+    seed: Annotated[int, typer.Option(help="Decides which speakers go where.")] = 0,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Split a corpus so that no speaker is in two parts."""
+    from sonotune.data import splits
+    from sonotune.data.manifest import write_manifest
+    from sonotune.training.corpus import read_source
+
+    clips = read_source(source, allow_outside_root=True)
+    speakers = tuple(name for name in eval_speakers.split(",") if name)
+    shares = {"train": 1 - eval_fraction - test_fraction, "eval": eval_fraction, "test": test_fraction}
+    parts = splits.split_by_speaker(
+        clips,
+        fractions=None if speakers else {name: share for name, share in shares.items() if share > 0},
+        eval_speakers=speakers,
+        seed=seed,
+    )
+    body: dict[str, Any] = {}
+    for name, members in parts.items():
+        write_manifest(folder / f"{name}.jsonl", members)
+        body[name] = {
+            "manifest": str(folder / f"{name}.jsonl"), "clips": len(members),
+            "seconds": sum(clip.duration_s for clip in members),
+            "speakers": sorted({clip.speaker for clip in members if clip.speaker}),
+        }  # fmt: skip
+    lines = [f"{name}: {part['clips']} clips, {len(part['speakers'])} speakers" for name, part in body.items()]
+    root = _root_needed(folder, clips)
+    print_result(body | {"root": root}, as_json=as_json, lines=[*lines, *_root_hint(root)])
+
+
+@data_app.command("tokenizer")
+def data_tokenizer(
+    source: Annotated[str, typer.Argument(help="A manifest or FORMAT:SOURCE with transcripts.")],
+    folder: Annotated[Path, typer.Argument(help="Where the tokenizer goes; new or empty.")],
+    kind: Annotated[str, typer.Option(help="unigram, bpe or characters.")] = "unigram",
+    vocab_size: Annotated[int, typer.Option(min=1, help="Tokens at most, with the special ones.")] = 1000,
+    normalizer: Annotated[str, typer.Option(help="Its training form is applied to each transcript.")] = "basic",
+    held_out: Annotated[str | None, typer.Option(help="Transcripts to look for unknown characters in.")] = None,
+    special: Annotated[bool, typer.Option(help="Put <s> and </s> around a text; not for CTC.")] = False,
+    byte_fallback: Annotated[bool, typer.Option("--byte-fallback", help="bpe: unknown characters as bytes.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier one.")] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Train a subword tokenizer on the transcripts of a corpus; loads in `transformers.AutoTokenizer`."""
+    from sonotune.data import text
+    from sonotune.data.tokenizer import train_tokenizer
+    from sonotune.runs.files import to_plain
+    from sonotune.training.corpus import read_source
+
+    prepare = text.get(normalizer).training
+
+    def transcripts(place: str) -> list[str]:
+        return [prepare(clip.text) for clip in read_source(place, allow_outside_root=True) if clip.text]
+
+    report = train_tokenizer(
+        transcripts(source), kind=kind, vocab_size=vocab_size, folder=folder, bos=special, eos=special,
+        byte_fallback=byte_fallback, overwrite=overwrite,
+        held_out=None if held_out is None else transcripts(held_out),
+    )  # fmt: skip
+    lines = [
+        f"{folder}: {report.kind}, {report.vocab_size} of {report.vocab_size_asked} tokens, "
+        f"{report.characters} characters",
+        f"{report.tokens_per_word:.2f} tokens a word, {report.whole_words:.0%} of the words whole",
+    ]
+    if report.held_out_characters is not None:
+        shown = " ".join(ascii(character) for character in list(report.unknown_characters)[:10])
+        unknown = sum(report.unknown_characters.values())
+        lines.append(f"held out: {unknown} of {report.held_out_characters} characters unknown {shown}")
+    print_result(to_plain(report), as_json=as_json, lines=lines)
+
+
+@data_app.command("synth")
+def data_synth(
+    corpus: Annotated[str, typer.Argument(help="corpus=NAME or NAME.")],
+    folder: Annotated[Path, typer.Argument(help="Where the audio and the manifests go.")],
+    clips: Annotated[int | None, typer.Option(help="How many clips; default is the corpus's own size.")] = None,
+    seed: Annotated[int, typer.Option(help="Of voices, texts and channels.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Synthesise a corpus: speech by espeak-ng (extra `synth`) with word times, or drum rudiments."""
+    from sonotune.data.synth import synthesize_named
+
+    body = synthesize_named(corpus.removeprefix("corpus="), folder, clips=clips, seed=seed, workers=workers)
+    lines = [f"{name}: {part['clips']} clips, {part['hours']:.2f} h" for name, part in body["manifests"].items()]
+    print_result(body, as_json=as_json, lines=lines)

@@ -1,0 +1,271 @@
+"""Commands that use and look into models: evaluate, transcribe, classify, inspect, export, compose."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sonotune.cli.shared import Files, Json, Words, app, percent, print_result
+
+if TYPE_CHECKING:
+    from sonotune.config.load import LoadedConfig
+
+Predictions = Annotated[Path | None, typer.Option(help="Write every prediction to this JSONL file.")]
+Target = Annotated[str, typer.Option(help="`dequantized` (the function that was trained) or `original`.")]
+
+
+@app.command()
+def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None) -> None:
+    """Score a model, adapter or run on a manifest, whole and by domain, duration, speaker and language.
+
+    sonotune evaluate model=runs/x data.test=test.jsonl
+    """
+    from sonotune.evaluation.evaluate import write_predictions
+    from sonotune.training.corpus import CORPUS_SETTINGS, load_corpus
+
+    settings = _settings_of_use(words or [], require=("data.test",))
+    config = settings.config
+    corpus = load_corpus(
+        {"test": str(config.data.test)}, seed=config.training.seed, **config.data.model_dump(include=CORPUS_SETTINGS)
+    )
+    recognizer = _recognizer(settings)
+    clips = corpus.splits["test"]
+    result = recognizer.evaluate(clips, workers=config.data.loader_workers, **_decoding(config))
+    if out is not None:
+        write_predictions(out, recognizer.task, result.predictions, clips)
+    body = result.to_json() | {"left_out": [finding.message for finding in corpus.findings]}
+    lines = [f"{name.upper():<5} {percent(score)}  on {score['count']} clips" for name, score in body["scores"].items()]
+    lines += [
+        f"  {row['by']}={row['value']}: {recognizer.task.primary.upper()} "
+        f"{percent(row['scores'].get(recognizer.task.primary))} on {row['clips']} clips"
+        for row in result.slices
+    ]
+    lines.append(f"{result.audio_seconds:.0f} s of audio in {result.seconds:.1f} s")
+    lines += [f"left out: {finding.message}" for finding in corpus.findings]
+    print_result(body, as_json=as_json, lines=lines)
+
+
+def _settings_of_use(words: Sequence[str], *, require: Sequence[str]) -> LoadedConfig:
+    """Settings for using a model: a run's own language, normaliser and limits stand where nothing says otherwise."""
+    from sonotune.config.load import load_run_config
+    from sonotune.runs import read_record
+
+    place = next((word.partition("=")[2] for word in words if word.startswith("model=")), "")
+    inherited: dict[str, Any] = {}
+    if (Path(place) / "run.json").is_file():
+        kept = read_record(Path(place)).config
+        for section, setting in _INHERITED:
+            if (value := kept.get(section, {}).get(setting)) is not None:
+                inherited[f"{section}.{setting}"] = value
+    return load_run_config(words, require=require, inherited=inherited)
+
+
+_INHERITED = (
+    ("model", "language"), ("data", "text_scoring"), ("data", "min_duration_s"), ("data", "max_duration_s"),
+    ("data", "multi_label"),
+)  # fmt: skip
+
+
+def _recognizer(settings: LoadedConfig) -> Any:
+    from sonotune.serving.recognizer import Recognizer
+
+    config = settings.config
+    return Recognizer.open(
+        config.model.checkpoint,
+        task=config.model.task,
+        language=config.model.language,
+        multi_label=config.data.multi_label,
+        text_scoring=config.data.text_scoring,
+        precision=config.training.precision,
+        family=config.model.family,
+        revision=config.model.revision,
+        context=config.model.context if "model.context" in settings.origin else None,
+        bits=config.quantization.bits,
+        random_weights=config.model.random_weights,
+    )
+
+
+def _decoding(config: Any) -> dict[str, Any]:
+    decoding = config.evaluation
+    return {
+        "batch_seconds": decoding.batch_seconds,
+        "max_clips": decoding.batch_max_clips,
+        "beam_size": decoding.beam_size,
+        "max_new_tokens": decoding.max_new_tokens,
+        "bootstrap": decoding.bootstrap,
+        "duration_edges_s": decoding.duration_edges_s,
+    }
+
+
+@app.command()
+def transcribe(
+    words: Files,
+    as_json: Json = False,
+) -> None:
+    """Write what is said in audio files.
+
+    sonotune transcribe model=runs/x recordings/ note.mp3
+    """
+    result, _ = _recognize(words, task="transcribe")
+    texts = [{"path": prediction.clip_id, "text": prediction.text} for prediction in result.predictions]
+    lines = [f"{item['path']}\t{item['text']}" for item in texts]
+    print_result({"transcripts": texts, **_told(result)}, as_json=as_json, lines=lines)
+
+
+@app.command()
+def classify(
+    words: Files,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to print, best first.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Say which classes audio files belong to.
+
+    sonotune classify model=runs/x recordings/ hit.wav
+    """
+    result, task = _recognize(words, task="classify")
+    labels = [
+        {"path": prediction.clip_id, "labels": task.decide(prediction), "scores": dict(prediction.scores)}
+        for prediction in result.predictions
+    ]
+    lines = []
+    for item in labels:
+        best = sorted(item["scores"].items(), key=lambda pair: -pair[1])[:top]
+        shown = "  ".join(f"{label} {100 * score:.0f} %" for label, score in best)
+        lines.append(f"{item['path']}\t{', '.join(item['labels']) or '-'}\t{shown}")
+    print_result({"predictions": labels, **_told(result)}, as_json=as_json, lines=lines)
+
+
+def _recognize(words: Sequence[str], *, task: str) -> tuple[Any, Any]:
+    """Predictions of the files among the words, by the model that the others name; and the task that made them."""
+    from sonotune.errors import ManifestError
+
+    files = [Path(word) for word in words if "=" not in word or Path(word).exists()]
+    others = [word for word in words if Path(word) not in files]
+    settings = _settings_of_use([*others, f"model.task={task}"], require=())
+    if missing := [path for path in files if not path.exists()]:
+        raise ManifestError(f"{missing[0]} does not exist.")
+    recognizer = _recognizer(settings)
+    result = recognizer.recognize(files, **_decoding(settings.config))
+    for finding in result.findings:
+        if finding.severity == "error":
+            print(f"sonotune: {finding.message}", file=sys.stderr)
+    return result, recognizer.task
+
+
+def _told(result: Any) -> dict[str, Any]:
+    """What `transcribe --json` and `classify --json` say beside the predictions."""
+    return {
+        "seconds": result.seconds,
+        "audio_seconds": result.audio_seconds,
+        "left_out": [finding.message for finding in result.findings if finding.severity == "error"],
+    }
+
+
+@app.command()
+def inspect(words: Words = None, as_json: Json = False) -> None:
+    """Say what a model is made of, what would train and what it weighs; no weights are read.
+
+    sonotune inspect model=whisper_large_v3 quantization.bits=4 adapter.rank=16
+    """
+    from sonotune.config.load import load_run_config
+    from sonotune.planning.inspection import inspect_model
+
+    config = load_run_config(words or []).config
+    found = inspect_model(
+        config.model.checkpoint,
+        family=config.model.family,
+        task=config.model.task,
+        num_labels=config.model.num_labels,
+        revision=config.model.revision,
+        bits=config.quantization.bits,
+        double=config.quantization.double,
+        skip=config.quantization.skip,
+        adapter=config.adapter.model_dump() | {"precision": "fp32", "gradient_checkpointing": False},
+    )
+    body = found.to_json()
+    lines = [f"{found.checkpoint}: {found.family}, {found.total:,} parameters, {found.trainable:,} would train"]
+    lines += [f"  {'':<11}{'parameters':>15}{'trainable':>13}{'MiB':>10}{'linears':>9}{'a unit of rank':>16}"]
+    lines += [
+        f"  {row['name']:<11}{row['parameters']:>15,}{row['trainable']:>13,}{row['bytes'] / 2**20:>10.1f}"
+        f"{row['linears']:>9}{row['parameters_per_rank']:>16,}"
+        for row in body["components"]
+    ]
+    bits = body["bits_per_quantized_parameter"]
+    held = f" at {bits:.6f} bits each" if bits else f" ({found.bits[1]})"
+    compression = body["compression"]
+    lines += [
+        f"weights  {found.weight_bytes / 2**20:.1f} MiB; {found.quantized:,} quantised{held}",
+        f"smaller  {compression['size']:.2f} times than in 16 bits"
+        + (f"; one of {compression['parameters']:.1f} parameters trains" if compression["parameters"] else ""),
+    ]
+    print_result(body, as_json=as_json, lines=lines)
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="A run, an adapter folder or a model folder.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write.")],
+    target: Target = "dequantized",
+    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    adapter: Annotated[bool, typer.Option("--adapter", help="The adapter only, in PEFT format.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Merge a trained adapter into plain weights that `transformers` loads, proving that the function is the same."""
+    from sonotune.errors import ConfigError
+    from sonotune.serving.export import export as write_export
+
+    for name, value, allowed in (
+        ("--target", target, ("dequantized", "original")),
+        ("--dtype", dtype, ("auto", "fp32", "bf16", "fp16")),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{name} {value!r} is not known; take one of {', '.join(allowed)}.")
+    result = write_export(
+        source, folder, target=target, dtype=dtype, adapter_only=adapter, overwrite=overwrite  # type: ignore[arg-type]
+    )  # fmt: skip
+    lines = [f"export   {result['export']} ({result['bytes'] / 1e6:.1f} MB, {result['kind']})"]
+    if merge := result.get("merge"):
+        lines.append(f"merge    largest logit difference {merge['largest']:.2g} of {merge['scale']:.3g}")
+    if rounding := result.get("rounding"):
+        lines.append(
+            f"{result['dtype']}     largest logit difference {rounding['largest']:.2g}, "
+            f"best token the same at {100 * rounding['agreement']:.1f} % of positions"
+        )
+    print_result(result, as_json=as_json, lines=lines)
+
+
+@app.command()
+def compose(
+    folder: Annotated[Path, typer.Argument(help="Folder to write.")],
+    encoder: Annotated[str, typer.Option(help="Whisper, wav2vec2, HuBERT, WavLM or Conformer checkpoint.")],
+    language_model: Annotated[str, typer.Option(help="Checkpoint of a causal language model.")],
+    projector: Annotated[str, typer.Option(help="linear, mlp, perceiver or conv.")] = "mlp",
+    fusion: Annotated[str, typer.Option(help="prompt (audio in the prompt) or cross_attention.")] = "prompt",
+    downsample: Annotated[int | None, typer.Option(min=1, help="Encoder positions to one audio embedding.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Prompt with <audio> in it, and {language} if wanted.")] = None,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="Take the configurations alone.")] = False,
+    seed: Annotated[int, typer.Option(help="Of what is drawn anew.")] = 0,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Compose a speech model of an audio encoder, a projector and a language model; then train its new parts."""
+    from sonotune.models.composing import compose as compose_model
+
+    asked: dict[str, Any] = {"downsample": downsample, "prompt": prompt}
+    module = compose_model(
+        folder, encoder=encoder, language_model=language_model, projector_kind=projector, fusion=fusion,
+        random_weights=random_weights, seed=seed,
+        **{name: value for name, value in asked.items() if value is not None},
+    )  # fmt: skip
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    new = "projector, decoder.cross_attention" if fusion == "cross_attention" else "projector"
+    lines = [
+        f"{folder}: {parameters:,} parameters",
+        f"train    sonotune train model.checkpoint={folder} 'adapter.unfreeze=[{new}]' "
+        "'adapter.targets=[encoder, decoder]' data.train=train.jsonl",
+    ]
+    print_result({"model": str(folder), "parameters": parameters}, as_json=as_json, lines=lines)

@@ -1,0 +1,122 @@
+"""Commands that make runs: train, quickstart, report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sonotune.cli.shared import Json, Words, app, percent, print_result
+
+if TYPE_CHECKING:
+    from sonotune.config.load import LoadedConfig
+    from sonotune.types import RunRecord
+
+Dump = Annotated[bool, typer.Option("--dump-config", help="Print the resolved settings as YAML and stop.")]
+
+
+@app.command()
+def train(words: Words = None, as_json: Json = False, dump_config: Dump = False) -> None:
+    """Fine-tune a model.
+
+    sonotune train model=whisper_nano data.train=train.jsonl data.eval=dev.jsonl
+
+    The same line again goes on where a stopped run left off. Ctrl-C stops after the step in hand with the state saved.
+    """
+    from sonotune.config.load import dump_yaml, load_run_config
+
+    settings = load_run_config(words or [], require=("data.train",))
+    if dump_config:
+        print(dump_yaml(settings.config), end="")
+        return
+    record, folder = _run(settings, quiet=as_json)
+    print_result(_summary(record, folder), as_json=as_json, lines=_run_lines(record, folder))
+
+
+def _run(settings: LoadedConfig, *, quiet: bool) -> tuple[RunRecord, Path]:
+    """Train and write the report; returns the record and the run's directory."""
+    from sonotune.training.progress import ProgressBar
+    from sonotune.training.run import run
+
+    with ProgressBar(enabled=settings.config.run.progress and not quiet and sys.stderr.isatty()) as progress:
+        record, folder = run(settings, listeners=[progress])
+    _write_report(folder)
+    return record, folder
+
+
+def _write_report(folder: Path) -> Path:
+    from sonotune.reports.record import build_html, read_predictions
+    from sonotune.runs import atomic_write_text, read_events, read_record
+
+    record = read_record(folder / "run.json")
+    predictions: list[dict[str, Any]] = []
+    for moment in ("test", "after"):
+        if (path := folder / "predictions" / f"{moment}.jsonl").is_file():
+            predictions = read_predictions(path)
+            break
+    target = folder / "report.html"
+    atomic_write_text(target, build_html(record, read_events(folder / "events.jsonl"), predictions))
+    return target
+
+
+def _summary(record: RunRecord, folder: Path) -> dict[str, Any]:
+    """The keys `train --json` promises, and more beside them."""
+    last = record.scores.get("test") or record.scores.get("after") or {}
+    return {
+        "run": str(folder),
+        "status": record.status,
+        "scores": last,
+        "before": record.scores.get("before", {}),
+        "after": record.scores.get("after", {}),
+        "seconds": record.seconds,
+        "peak_bytes": record.peak_memory_bytes,
+        "findings": len(record.findings),
+    }
+
+
+_LEFT_OUT = ("audio.", "text.", "data.")  # checks whose findings removed clips
+
+
+def _run_lines(record: RunRecord, folder: Path) -> list[str]:
+    lines = [f"run      {folder}"]
+    for moment, title in (("before", "before"), ("after", "after"), ("test", "test")):
+        if scores := record.scores.get(moment):
+            shown = "   ".join(f"{name.upper()} {percent(score)}" for name, score in scores.items())
+            lines.append(f"{title:<8} {shown}")
+    trainable = sum(row["trainable"] for row in record.model.get("components", {}).values())
+    total = sum(row["parameters"] for row in record.model.get("components", {}).values())
+    if total:
+        lines.append(f"trained  {trainable:,} parameters beside {total:,}")
+    lines.append(f"took     {record.seconds:.0f} s, peak memory {record.peak_memory_bytes / 2**20:.0f} MiB")
+    if left_out := [finding for finding in record.findings if finding.check.startswith(_LEFT_OUT)]:
+        lines.append(f"left out {sum(len(f.clip_ids) or 1 for f in left_out)} clips; run.json says why")
+    lines += [
+        f"warning  {f.message}" for f in record.findings if f.check in ("leak.span", "leak.audio", "leak.speaker")
+    ]
+    lines.append(f"report   {folder / 'report.html'}")
+    return lines
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_json: Json = False) -> None:
+    """(Re)build the HTML report of a run."""
+    from sonotune.errors import RunDirectoryError
+
+    if not (run / "run.json").is_file():
+        raise RunDirectoryError(f"{run} is not a run directory: run.json is missing.")
+    target = _write_report(run)
+    print_result({"report": str(target)}, as_json=as_json, lines=[str(target)])
+
+
+@app.command()
+def quickstart(
+    folder: Annotated[Path | None, typer.Option("--dir", help="Run directory; default runs/quickstart-<time>.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the whole pipeline on packaged data, offline: check, QLoRA-train whisper-nano, score, report, export."""
+    from sonotune.quickstart import quickstart as run_quickstart
+
+    result, lines = run_quickstart(folder, run=lambda settings: _run(settings, quiet=as_json))
+    print_result(result, as_json=as_json, lines=lines)

@@ -1,0 +1,41 @@
+"""What the commands share: the application, types of options, and how a result is printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="sonotune",
+    help="Fine-tune pretrained audio models on modest hardware.",
+    epilog="Settings are words: model=whisper_nano data.train=train.jsonl training.max_epochs=5. "
+    "`sonotune train --help` lists what a run takes; docs/reference/config.md has every setting.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Words = Annotated[
+    list[str] | None, typer.Argument(metavar="[SETTING=VALUE]...", help="Settings, presets, config=FILE.")
+]
+Files = Annotated[list[str], typer.Argument(metavar="[SETTING=VALUE]... FILE|FOLDER...", help="A model and audio.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def print_result(result: Mapping[str, Any], *, as_json: bool, lines: Sequence[str]) -> None:
+    """One JSON object, or the lines, on stdout."""
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+    else:
+        print("\n".join(lines))
+
+
+def percent(score: Mapping[str, Any] | None) -> str:
+    """A score in per cent with its interval."""
+    if score is None:
+        return "-"
+    return f"{100 * score['value']:.1f} % [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"

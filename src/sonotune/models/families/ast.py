@@ -1,0 +1,211 @@
+"""Audio classifiers: the audio spectrogram transformer (AST), and any other of `AutoModelForAudioClassification`.
+
+AST has a table of positions for about ten seconds. With `context="dynamic"` a clip is computed at its own length: the
+table is cut in time and attention to the padding of the batch is masked. With `context="full"` the computation is that
+of `transformers`. The map of every classifier is found by its structure; other architectures are given clips of one
+length at a time, so that a clip's output never depends on its neighbours.
+
+Shape letters: B clips, T frames or samples, F mel bins, C classes, D width, P patches in time, Q patches in frequency.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sonotune.errors import ModelError
+from sonotune.features.batching import Batch
+from sonotune.features.frontend import FilterBank, Frontend, LogMel, RawWaveform, from_feature_extractor
+from sonotune.models.base import LoadedModel
+from sonotune.models.checkpoints import is_classifier, load_pretrained, outline_pretrained, read_config
+from sonotune.models.norms import fix_batch_norms
+from sonotune.models.structure import find_structure
+
+logger = logging.getLogger(__name__)
+
+_AST: Final = "audio-spectrogram-transformer"
+_HEAD: Final = r"(^|\.)(classifier|projector|score|head|layer_weights)(\.|$)"
+_UNUSED: Final = ("masked_spec_embed",)  # masks of pretraining
+
+
+class AstFamily:
+    """Audio classification."""
+
+    name = "ast"
+    task = "classify"
+
+    def handles(self, config: Any) -> bool:
+        """See `ModelFamily.handles`; a pretrained encoder that has a classifier in `transformers` counts."""
+        return _class_name(config) is not None
+
+    def load(
+        self,
+        checkpoint: str,
+        *,
+        revision: str | None = None,
+        context: Literal["dynamic", "full"] = "dynamic",
+        random_weights: bool = False,
+        dropout: float | None = None,
+        outputs: Sequence[str] = (),
+        renew_outputs: bool = False,
+        tokenizer: str | None = None,
+    ) -> LoadedModel:
+        """See `ModelFamily.load`; the checkpoint's classes are kept where all of `outputs` are among them."""
+        config = read_config(checkpoint, revision)
+        own = _own_labels(config)
+        renew = bool(outputs) and (renew_outputs or not set(outputs) <= set(own))
+        labels = tuple(outputs) if renew else own
+        if not labels:
+            raise ModelError(
+                f"{checkpoint} has no classes of its own, and there are no clips to take them from. "
+                "Give data.train, or a model that was trained to classify."
+            )
+        module, extractor, identity = load_pretrained(
+            checkpoint, self, class_name=_class_name(config) or "", revision=revision, random_weights=random_weights,
+            processor_class="AutoFeatureExtractor", new_parameters=_HEAD if renew else None,
+            config_changes=_settings(dropout) | (_sizes(labels) if renew else {}),
+        )  # fmt: skip
+        loaded = self._mapped(
+            module, checkpoint=checkpoint, revision=identity, context=context, processor=extractor,
+            frontend=from_feature_extractor(extractor), labels=labels, new_outputs=labels if renew else (),
+        )  # fmt: skip
+        if renew:
+            _draw_output_layer(loaded)
+        return loaded
+
+    def outline(self, checkpoint: str, *, revision: str | None = None, outputs: int | None = None) -> LoadedModel:
+        """See `ModelFamily.outline`."""
+        config = read_config(checkpoint, revision)
+        labels = tuple(f"class {index}" for index in range(outputs)) if outputs else _own_labels(config)
+        module, identity = outline_pretrained(
+            checkpoint, self, class_name=_class_name(config) or "", revision=revision,
+            config_changes=_settings(None) | (_sizes(labels) if outputs else {}),
+        )  # fmt: skip
+        return self._mapped(
+            module, checkpoint=checkpoint, revision=identity, processor=None, frontend=_usual_frontend(config),
+            labels=labels or tuple(config.id2label.values()),
+        )  # fmt: skip
+
+    def _mapped(self, module: Any, **given: Any) -> LoadedModel:
+        fix_batch_norms(module)
+        found = find_structure(module, num_labels=module.config.num_labels)
+        return LoadedModel(
+            module=module,
+            components=found.components,
+            linears=found.linears,
+            family=self.name,
+            constant=frozenset(name for name, _ in module.named_parameters() if name.endswith(_UNUSED)),
+            **given,
+        )
+
+    def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
+        """Logits (B, C), one row a clip."""
+        module = loaded.module
+        if module.config.model_type == _AST and not batch.full_context:
+            return self._own_length(loaded, batch)
+        if batch.full_context or module.config.model_type == "whisper":
+            return _whole(module, batch.inputs)
+        sizes = batch.input_lengths.tolist()
+        logits_BC = torch.zeros(len(sizes), module.config.num_labels, device=batch.inputs.device)
+        for size in sorted(set(sizes)):
+            rows = torch.tensor([row for row, own in enumerate(sizes) if own == size], device=batch.inputs.device)
+            logits_BC = logits_BC.index_copy(0, rows, _whole(module, batch.inputs[rows, :size]).to(logits_BC.dtype))
+        return logits_BC
+
+    def _own_length(self, loaded: LoadedModel, batch: Batch) -> Tensor:
+        """AST over the frames a batch has (B, C); patches that begin after a clip's end are masked."""
+        module, config = loaded.module, loaded.module.config
+        body = module.audio_spectrogram_transformer
+        silence = getattr(loaded.frontend, "silence", 0.0)
+        tokens_BND, valid_BN = _tokens(body.embeddings, config, batch, silence=silence)
+        mask = None if bool(valid_BN.all()) else valid_BN[:, None, None, :]
+        for layer in body.layers:
+            tokens_BND = layer(tokens_BND, mask)
+        tokens_BND = body.layernorm(tokens_BND)
+        logits_BC: Tensor = module.classifier((tokens_BND[:, 0] + tokens_BND[:, 1]) / 2)
+        return logits_BC
+
+
+def _tokens(embeddings: Any, config: Any, batch: Batch, *, silence: float) -> tuple[Tensor, Tensor]:
+    """Embedded class tokens and patches, frequency by frequency (B, 2 + Q P, D), and which are valid."""
+    step, size = config.time_stride, config.patch_size
+    whole = (config.max_length - size) // step + 1
+    patches_B = torch.div(batch.input_lengths + step - 1, step, rounding_mode="floor").clamp(1, whole)
+    longest = int(patches_B.max())
+    frames = (longest - 1) * step + size
+    inputs_BTF = batch.inputs[:, :frames]
+    if inputs_BTF.shape[1] < frames:
+        inputs_BTF = F.pad(inputs_BTF, (0, 0, 0, frames - inputs_BTF.shape[1]), value=silence)
+    patches_BND = embeddings.patch_embeddings(inputs_BTF)
+    bands = patches_BND.shape[1] // longest
+    table_QPD = embeddings.position_embeddings[0, 2:].view(bands, whole, -1)[:, :longest]
+    places_1ND = torch.cat([embeddings.position_embeddings[:, :2], table_QPD.flatten(0, 1).unsqueeze(0)], dim=1)
+    clips = len(patches_BND)
+    heads = [token.expand(clips, -1, -1) for token in (embeddings.cls_token, embeddings.distillation_token)]
+    tokens_BND = embeddings.dropout(torch.cat([*heads, patches_BND], dim=1) + places_1ND)
+    valid_BP = torch.arange(longest, device=patches_B.device) < patches_B.unsqueeze(1)
+    valid_BN = F.pad(valid_BP.repeat(1, bands), (2, 0), value=True)
+    return tokens_BND, valid_BN
+
+
+def _whole(module: Any, inputs_BTF: Tensor) -> Tensor:
+    """Logits (B, C) of clips that fill their rows."""
+    name = str(module.main_input_name)
+    if inputs_BTF.shape[2] == 1:  # samples
+        inputs = inputs_BTF.squeeze(-1)
+    else:
+        inputs = inputs_BTF.transpose(1, 2) if module.config.model_type == "whisper" else inputs_BTF
+    logits_BC: Tensor = module(**{name: inputs}).logits
+    return logits_BC
+
+
+def _class_name(config: Any) -> str | None:
+    """The class in `transformers`, or None where there is none."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES  # noqa: PLC0415
+
+    name: str | None = MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES.get(config.model_type)
+    return name
+
+
+def _own_labels(config: Any) -> tuple[str, ...]:
+    """The checkpoint's classes by index; none where it has no head, or names that stand for nothing."""
+    named = [str(config.id2label[index]) for index in sorted(config.id2label)]
+    nameless = named == [f"LABEL_{index}" for index in range(len(named))]
+    return tuple(named) if is_classifier(config) and not nameless else ()
+
+
+def _settings(dropout: float | None) -> dict[str, Any]:
+    """What is changed in a checkpoint's configuration: no random layers, no masks from a global random state."""
+    return {"apply_spec_augment": False, "layerdrop": 0.0, "encoder_layerdrop": 0.0,
+            "hidden_dropout_prob": dropout, "hidden_dropout": dropout, "dropout": dropout}  # fmt: skip
+
+
+def _sizes(labels: Sequence[str]) -> dict[str, Any]:
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
+
+
+def _draw_output_layer(loaded: LoadedModel) -> None:
+    """A new output layer is random also where an old one of the same size could be loaded: its classes are others."""
+    head = [name for name in loaded.linears if loaded.owner(name) == "head"]
+    layer: Any = loaded.module.get_submodule(head[-1])
+    with torch.no_grad():
+        nn.init.normal_(layer.weight, std=0.02)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def _usual_frontend(config: Any) -> Frontend:
+    """The frontend that an architecture usually has, where no feature extractor can be asked."""
+    if config.model_type == _AST:
+        return FilterBank(config.num_mel_bins, max_frames=config.max_length)
+    if config.model_type == "whisper":
+        return LogMel(config.num_mel_bins, window_s=config.max_source_positions / 50)
+    return RawWaveform()

@@ -1,0 +1,281 @@
+"""Speech language models put together from parts: any known encoder, a projector, any causal language model.
+
+`models.composing.compose` makes the folder. The prompt is part of the folder: `<audio>Transcribe:` by default. What is
+trained is the text and the end token behind it, nothing else, and no logit is computed anywhere else.
+
+Shape letters: B clips, Q audio positions, U target tokens, L positions of a row, D language model width, V vocabulary,
+N labels of a batch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sonotune.errors import ModelError, TextError
+from sonotune.features.batching import Batch
+from sonotune.features.frontend import from_feature_extractor
+from sonotune.models import composed, speech_encoders
+from sonotune.models.audio_lm import Rows, label_logits, label_losses, lay_out
+from sonotune.models.base import Component, LoadedModel, Losses
+from sonotune.models.checkpoints import load_pretrained, load_processor, read_config
+from sonotune.models.composed import AUDIO_MARK, MODEL_TYPE, SpeechLlm, SpeechLlmProcessor
+from sonotune.runs import digest_json
+
+_MOST_TOKENS = 448  # of a transcript, where the caller sets no limit: Whisper's, for clips of 30 s
+
+
+class SpeechLlmFamily:
+    """Speech encoder + projector + causal language model, composed from checkpoints."""
+
+    name = "speech_llm"
+    task = "transcribe"
+
+    def handles(self, config: Any) -> bool:
+        """See `ModelFamily.handles`."""
+        return bool(config.model_type == MODEL_TYPE)
+
+    def load(
+        self,
+        checkpoint: str,
+        *,
+        revision: str | None = None,
+        context: Literal["dynamic", "full"] = "dynamic",
+        random_weights: bool = False,
+        dropout: float | None = None,
+        outputs: Sequence[str] = (),
+        renew_outputs: bool = False,
+        tokenizer: str | None = None,
+    ) -> LoadedModel:
+        """See `ModelFamily.load`; text is written in the language model's own tokens."""
+        if random_weights:
+            config = self._config(checkpoint, revision)
+            config.dropout = config.dropout if dropout is None else dropout
+            module, identity = SpeechLlm(config).eval(), f"random-{_digest(config)}"
+        else:
+            module, _, identity = load_pretrained(
+                checkpoint, self, class_name="AutoModel", revision=revision, random_weights=False,
+                config_changes={"dropout": dropout}, processor_class=None,
+            )  # fmt: skip
+        processor = SpeechLlmProcessor(
+            load_processor(checkpoint, class_name="AutoFeatureExtractor", revision=revision),
+            load_processor(checkpoint, class_name="AutoTokenizer", revision=revision),
+        )
+        loaded = self._mapped(
+            module, checkpoint=checkpoint, revision=identity, context=context, processor=processor,
+            frontend=from_feature_extractor(processor.feature_extractor),
+        )  # fmt: skip
+        if not any(self._prompt(loaded, None)) and module.config.fusion == "cross_attention":
+            raise ModelError(
+                f"the prompt {module.config.prompt!r} of {checkpoint} has no tokens; with fusion=cross_attention at "
+                "least one is needed to write the first word from. Set prompt='Transcribe:' in its config.json."
+            )
+        return loaded
+
+    def outline(self, checkpoint: str, *, revision: str | None = None, outputs: int | None = None) -> LoadedModel:
+        """See `ModelFamily.outline`."""
+        config = self._config(checkpoint, revision)
+        with torch.device("meta"):
+            module = SpeechLlm(config)
+        module.eval()
+        frontend = speech_encoders.frontend_of(config.audio_config)
+        return self._mapped(module, checkpoint=checkpoint, revision=_digest(config), frontend=frontend, processor=None)
+
+    def _config(self, checkpoint: str, revision: str | None) -> Any:
+        config = read_config(checkpoint, revision)
+        if not self.handles(config):
+            raise ModelError(
+                f"{checkpoint} is a {config.model_type!r} checkpoint, and the family {self.name!r} takes composed "
+                f"models ({MODEL_TYPE}) alone. Set model.family=auto, or compose one with: sonotune compose."
+            )
+        return config
+
+    def _mapped(self, module: Any, **given: Any) -> LoadedModel:
+        components = _components(module)
+        adaptable = tuple(
+            component for component in components if component.name in ("encoder", "projector", "decoder")
+        )
+        embeddings, head = module.get_input_embeddings(), module.get_output_embeddings()
+        names = {child: name for name, child in module.named_modules()}
+        return LoadedModel(
+            module=module,
+            components=components,
+            linears=tuple(
+                name
+                for name, child in module.named_modules()
+                if isinstance(child, nn.Linear) and any(part.owns(name) for part in adaptable)
+            ),
+            family=self.name,
+            constant=speech_encoders.constants_of(module.audio_encoder, "audio_encoder"),
+            tied=((f"{names[embeddings]}.weight", f"{names[head]}.weight"),)
+            if head.weight is embeddings.weight
+            else (),
+            **given,
+        )
+
+    def knows_language(self, loaded: LoadedModel, language: str) -> bool:
+        """A language model is told any language by its name, or none where the prompt has no `{language}`."""
+        return True
+
+    def encode_text(
+        self, loaded: LoadedModel, text: str, language: str | None, *, duration_s: float | None = None
+    ) -> NDArray[np.int64]:
+        """Text and end token as (U,) ids; the prompt is given at inference, so it is no target.
+
+        Raises:
+            TextError: The text cannot be written, the row is too long, or the prompt needs a language.
+        """
+        tokenizer, config = loaded.processor.tokenizer, loaded.module.config
+        if "{language}" in config.prompt and language is None:
+            raise TextError(
+                f"the prompt {config.prompt!r} of {loaded.checkpoint} names the language and a clip has none. "
+                "Set model.language=en (or another code), or give each manifest line a `language`."
+            )
+        ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+        back = tokenizer.decode(ids, skip_special_tokens=True)
+        if back.split() != text.split():
+            lost = sorted(set(text) - set(back)) or [text]
+            raise TextError(f"the tokenizer of {loaded.checkpoint} cannot write {' '.join(map(repr, lost))[:80]}.")
+        targets = [*ids, tokenizer.eos_token_id]
+        window_s = loaded.frontend.max_duration_s if loaded.context == "full" else None
+        room = self._room(loaded, language, loaded.module.audio_positions(window_s or duration_s or 0.0))
+        if len(targets) > room:
+            raise TextError(
+                f"the transcript needs {len(targets)} tokens; behind prompt and audio, {loaded.checkpoint} has room "
+                f"for {max(room, 0)}. Shorten the clip, or compose the model with a higher downsample."
+            )
+        return np.asarray(targets, dtype=np.int64)
+
+    def decode_text(self, loaded: LoadedModel, ids: Sequence[int]) -> str:
+        """Ids -> text without special tokens."""
+        text: str = loaded.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.strip()
+
+    def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:
+        """Cross-entropy over text and end tokens."""
+        rows = self._rows(loaded, batch, with_targets=True)
+        return label_losses(self._label_logits(loaded, rows), rows.labels, label_smoothing=label_smoothing)
+
+    def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
+        """Logits (N, V), one row for each target token."""
+        return self._label_logits(loaded, self._rows(loaded, batch, with_targets=True))
+
+    def _label_logits(self, loaded: LoadedModel, rows: Rows) -> Tensor:
+        hidden_BLD = loaded.module(inputs_embeds=rows.embeds, attention_mask=rows.mask, position_ids=rows.positions)
+        return label_logits(hidden_BLD, rows.labels, loaded.module.get_output_embeddings())
+
+    @torch.no_grad()
+    def transcribe(
+        self, loaded: LoadedModel, batch: Batch, *, beam_size: int = 1, max_new_tokens: int | None = None
+    ) -> list[str]:
+        """Greedy (`beam_size=1`) or beam decoding with a key-value cache."""
+        from transformers import GenerationConfig, GenerationMixin  # noqa: PLC0415  (slow import, decoding only)
+
+        tokenizer, language_model = loaded.processor.tokenizer, loaded.module.language_model
+        rows = self._rows(loaded, batch, with_targets=False)
+        room = _positions_of(loaded.module.config) - rows.mask.shape[1]
+        if room < 1:
+            raise ModelError(
+                f"prompt and audio take {rows.mask.shape[1]} positions; {loaded.checkpoint} has "
+                f"{_positions_of(loaded.module.config)}. Shorten the clips, or compose with a higher downsample."
+            )
+        pad = tokenizer.pad_token_id
+        settings = GenerationConfig(
+            max_new_tokens=min(max_new_tokens or _MOST_TOKENS, room), num_beams=beam_size, do_sample=False,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id if pad is None else pad,
+            use_cache=True, return_dict_in_generate=False,
+        )  # fmt: skip
+        ids_BU = GenerationMixin.generate(
+            language_model, inputs_embeds=rows.embeds, attention_mask=rows.mask.long(), generation_config=settings
+        )
+        return [self.decode_text(loaded, row) for row in ids_BU.tolist()]
+
+    def _rows(self, loaded: LoadedModel, batch: Batch, *, with_targets: bool) -> Rows:
+        """Prompts with what was heard in them, and targets where wanted."""
+        module = loaded.module
+        audio_BQD, lengths_B = module.hear(batch.inputs, batch.input_lengths, full_context=batch.full_context)
+        if module.config.fusion == "cross_attention":
+            lengths_B = torch.zeros_like(lengths_B)
+        prompts = [self._prompt(loaded, clip.language) for clip in batch.clips]
+        targets = [ids[:size] for ids, size in zip(batch.targets, batch.target_lengths.tolist(), strict=True)]
+        return lay_out(
+            module.get_input_embeddings(),
+            before=[before for before, _ in prompts],
+            audio=[sound_QD[:size] for sound_QD, size in zip(audio_BQD, lengths_B.tolist(), strict=True)],
+            after=[after for _, after in prompts],
+            targets=targets if with_targets else None,
+        )
+
+    def _prompt(self, loaded: LoadedModel, language: str | None) -> tuple[list[int], list[int]]:
+        """Ids before and after the audio; a language that is not known is called `unknown`."""
+        config, tokenizer = loaded.module.config, loaded.processor.tokenizer
+        text = config.prompt.replace("{language}", _language_name(language))
+        if config.chat:
+            said = [{"role": "user", "content": text}]
+            text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+        before, _, after = text.partition(AUDIO_MARK)
+        start = [] if config.chat else _start(tokenizer)
+        ids = [tokenizer(part, add_special_tokens=False).input_ids if part else [] for part in (before, after)]
+        return [*start, *ids[0]], ids[1]
+
+    def _room(self, loaded: LoadedModel, language: str | None, audio: int) -> int:
+        """Tokens that can follow the prompt."""
+        return _positions_of(loaded.module.config) - audio - sum(map(len, self._prompt(loaded, language)))
+
+
+def _start(tokenizer: Any) -> list[int]:
+    """The token that this tokenizer puts before every text, if it does."""
+    begin = tokenizer.bos_token_id
+    return [begin] if begin is not None and tokenizer("a").input_ids[:1] == [begin] else []
+
+
+def _language_name(language: str | None) -> str:
+    """`en`, `en-GB` and `english` are all `English`; what is no code stays as it is."""
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES  # noqa: PLC0415
+
+    if language is None:
+        return "unknown"
+    plain = language.strip().lower()
+    name: str = LANGUAGES.get(plain.partition("-")[0], plain)
+    return name.title()
+
+
+def _positions_of(config: Any) -> int:
+    return int(getattr(config.text_config, "max_position_embeddings", None) or 2**20)
+
+
+def _digest(config: Any) -> str:
+    return digest_json(json.loads(config.to_json_string(use_diff=False)))[:16]
+
+
+def _components(module: Any) -> tuple[Component, ...]:
+    """Parts by what they are: embeddings and head by identity, layers by their list, the rest by exclusion."""
+    language_model = module.language_model
+    names = {child: name for name, child in module.named_modules()}
+    embeddings = names[language_model.get_input_embeddings()]
+    head = names[language_model.get_output_embeddings()]
+    stack, layers = composed.stack_of(language_model), names[composed.layers_of(language_model)]
+    children = [names[child] for child in stack.children() if any(True for _ in child.parameters())]
+    decoder = tuple(name for name in children if name not in (embeddings, head))
+    return (
+        *speech_encoders.components_of(module.audio_encoder, "audio_encoder"),
+        Component(name="projector", prefixes=("projector",)),
+        Component(
+            name="decoder",
+            prefixes=(*decoder, "cross_attention"),
+            layers=tuple(f"{layers}.{index}" for index in range(len(composed.layers_of(language_model)))),
+            parts={
+                "self_attention": r"^language_model\..*\.(self_attn|attn|attention)\.",
+                "cross_attention": r"^cross_attention\.",
+                "feed_forward": r"^language_model\..*\.(mlp|feed_forward|fc[12])\b",
+            },
+        ),
+        Component(name="embeddings", prefixes=(embeddings,)),
+        Component(name="head", prefixes=(head,)),
+    )
