@@ -323,7 +323,7 @@ def test_filter_counts_every_drop_once() -> None:
     assert sum(len(finding.clip_ids) for finding in findings) + len(kept) == len(clips)
     assert by_check["data.too_short"].measured == 0.2
     assert by_check["data.too_short"].message.startswith("2 of 9 clips")
-    assert len(filter_clips(clips, require_text=False)[0]) == 5
+    assert len(filter_clips(clips, require=None)[0]) == 5
 
 
 def test_check_audio_gives_one_finding_a_bad_clip_with_the_reason(tmp_path: Path) -> None:

@@ -29,10 +29,13 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
 
     settings = _settings_of_use(words or [], require=("data.test",))
     config = settings.config
-    corpus = load_corpus(
-        {"test": str(config.data.test)}, seed=config.training.seed, **config.data.model_dump(include=CORPUS_SETTINGS)
-    )
     recognizer = _recognizer(settings)
+    corpus = load_corpus(
+        {"test": str(config.data.test)},
+        seed=config.training.seed,
+        require=recognizer.task.truth,
+        **config.data.model_dump(include=CORPUS_SETTINGS),
+    )
     clips = corpus.splits["test"]
     result = recognizer.evaluate(clips, workers=config.data.loader_workers, **_decoding(config))
     if out is not None:

@@ -186,20 +186,20 @@ def filter_clips(
     *,
     min_duration_s: float = 0.5,
     max_duration_s: float = 15.0,
-    require_text: bool = True,
+    require: Literal["text", "label"] | None = "text",
 ) -> tuple[list[Clip], list[Finding]]:
-    """Leave out clips that are too short, too long or have no transcript. Every drop is named and counted.
+    """Leave out clips that are too short, too long or do not say what they are. Every drop is named and counted.
 
     Args:
         clips: The clips.
         min_duration_s: Shortest clip kept, in seconds.
         max_duration_s: Longest clip kept, in seconds.
-        require_text: Whether a clip without a word of transcript is dropped.
+        require: `text` drops clips without a word of transcript, `label` those without a class, None neither.
 
     Returns:
         The clips kept, in order, and one finding for each reason: `data.duration_unknown`, `data.too_short`,
-        `data.too_long`, `data.no_text`. They are warnings (asked for by settings), except an unknown duration, which
-        means that the file cannot be opened. A clip is counted under its first reason.
+        `data.too_long`, `data.no_text`, `data.no_label`. They are warnings (asked for by settings), except an unknown
+        duration, which means that the file cannot be opened. A clip is counted under its first reason.
     """
     kept: list[Clip] = []
     dropped: dict[str, list[Clip]] = {}
@@ -210,8 +210,10 @@ def filter_clips(
             dropped.setdefault("too_short", []).append(clip)
         elif clip.duration_s > max_duration_s:
             dropped.setdefault("too_long", []).append(clip)
-        elif require_text and not (clip.text or "").strip():
+        elif require == "text" and not (clip.text or "").strip():
             dropped.setdefault("no_text", []).append(clip)
+        elif require == "label" and not clip.label:
+            dropped.setdefault("no_label", []).append(clip)
         else:
             kept.append(clip)
     wording = {
@@ -219,6 +221,7 @@ def filter_clips(
         "too_short": (f"are shorter than data.min_duration_s={min_duration_s:g}", min_duration_s),
         "too_long": (f"are longer than data.max_duration_s={max_duration_s:g}", max_duration_s),
         "no_text": ("have no transcript", None),
+        "no_label": ("have no class", None),
     }
     findings = [
         Finding(

@@ -62,6 +62,8 @@ class Task(Protocol):
     name: str
     primary: str
     """Name of the score that chooses the best checkpoint."""
+    truth: Literal["text", "label"] | None
+    """What a clip must say to be learned from or scored; None where nothing is a truth as well."""
 
     def outputs(self, clips: Sequence[Clip]) -> tuple[str, ...]:
         """Symbols or classes that an output layer needs to learn from these clips, in order."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class Classify:
     def __init__(self, family: ModelFamily, settings: TaskSettings) -> None:
         self.family = family
         self.primary = "map" if settings.multi_label else "accuracy"
+        self.truth: Literal["text", "label"] | None = None if settings.multi_label else "label"
         self._many = settings.multi_label
         self._balanced = settings.class_weights == "balanced"
         self._weights_C: Tensor | None = None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from sonotune.errors import TextError
 from sonotune.features.batching import Batch
@@ -28,6 +28,7 @@ class Transcribe:
 
     name = "transcribe"
     primary = "wer"
+    truth: Literal["text", "label"] | None = "text"
 
     def __init__(self, family: SpeechFamily, settings: TaskSettings) -> None:
         self.family = family
@@ -58,9 +59,16 @@ class Transcribe:
                 ids = ids[:longest]  # without an end token: the model is not taught to stop there
             targets.append(ids)
             kept.append(replace(clip, text=text, language=language))
+        findings += self._notes(loaded, {clip.language for clip in kept if clip.language})
         if cut:
             findings.append(_cut_short(cut, len(clips), longest or 0))
         return Prepared(clips=tuple(kept), targets=tuple(targets), findings=tuple(findings))
+
+    def _notes(self, loaded: LoadedModel, languages: Collection[str]) -> list[Finding]:
+        """What the family has to say about a language it can write and was never trained on."""
+        note_on = getattr(self.family, "note_on_language", None)
+        notes = [note_on(loaded, language) for language in sorted(languages)] if note_on else []
+        return [Finding(check="model.language", severity="note", message=note) for note in notes if note]
 
     def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:
         """See `Task.loss`."""

@@ -46,6 +46,7 @@ def load_corpus(
     leaks: Literal["report", "stop"],
     limit: int | None,
     seed: int,
+    require: Literal["text", "label"] | None = "text",
 ) -> Corpus:
     """Load every split that is named; make the evaluation split by speaker where it is not.
 
@@ -62,6 +63,7 @@ def load_corpus(
         leaks: Whether recordings that are trained on and scored are findings, or stop the run.
         limit: Keep so many clips of each split, drawn by the seed.
         seed: Of the split.
+        require: What every clip must have: a transcript, a class, or neither.
 
     Raises:
         ManifestError: A source cannot be read, a split is empty, or too many files are bad.
@@ -75,7 +77,7 @@ def load_corpus(
             raise ManifestError(f"data.{name}={source} has no clips. Check the file, or leave the setting out.")
         kept, dropped = _usable(
             name, _limited(clips, limit, seed, name), min_duration_s=min_duration_s, max_duration_s=max_duration_s,
-            check=check, max_bad_fraction=max_bad_fraction,
+            check=check, max_bad_fraction=max_bad_fraction, require=require,
         )  # fmt: skip
         found[name] = kept
         findings += dropped
@@ -151,10 +153,13 @@ def _usable(
     max_duration_s: float,
     check: Literal["decode", "header"],
     max_bad_fraction: float,
+    require: Literal["text", "label"] | None,
 ) -> tuple[list[Clip], list[Finding]]:
     sound, bad = manifest.check_audio(clips, mode=check)
     refuse_too_many(name, bad, len(clips), max_bad_fraction=max_bad_fraction)
-    kept, dropped = manifest.filter_clips(sound, min_duration_s=min_duration_s, max_duration_s=max_duration_s)
+    kept, dropped = manifest.filter_clips(
+        sound, min_duration_s=min_duration_s, max_duration_s=max_duration_s, require=require
+    )
     for finding in dropped:
         logger.info("%s", finding.message)
     if not kept:

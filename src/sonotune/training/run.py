@@ -113,9 +113,10 @@ def _prepare(config: RunConfig, book: RunBook) -> _Session:
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision, cpu=not torch.cuda.is_available()
     )
-    corpus = _corpus(config)
+    family, task = _task(config)
+    corpus = _corpus(config, task)
     book.found(corpus.findings)
-    task, opened = _open(config, corpus, precision=precision, device=accelerator.device)
+    opened = _open(config, family, task.outputs(corpus.splits["train"]), precision, accelerator.device)
     loaded, plan = adapt(
         opened.loaded.with_(ctc_share=config.model.ctc_share),
         **config.adapter.model_dump(),
@@ -146,9 +147,9 @@ def _prepare(config: RunConfig, book: RunBook) -> _Session:
     )  # fmt: skip
 
 
-def _open(config: RunConfig, corpus: Corpus, *, precision: Precision, device: torch.device) -> tuple[Task, Opened]:
-    """The task, and the model with an output layer for what the clips need."""
-    model, full = config.model, config.adapter.kind == "none"
+def _task(config: RunConfig) -> tuple[ModelFamily, Task]:
+    """The architecture, and what it learns."""
+    model = config.model
     family = choose_family(model.checkpoint, revision=model.revision, family=model.family, task=model.task)
     task: Task = resolve("tasks", family.task)(
         family,
@@ -161,20 +162,27 @@ def _open(config: RunConfig, corpus: Corpus, *, precision: Precision, device: to
             class_weights=config.training.class_weights,
         ),
     )
-    wanted = task.outputs(corpus.splits["train"]) if model.outputs != "checkpoint" else ()
+    return family, task
+
+
+def _open(
+    config: RunConfig, family: ModelFamily, wanted: Sequence[str], precision: Precision, device: torch.device
+) -> Opened:
+    """The model, with an output layer for what the clips need."""
+    model, full = config.model, config.adapter.kind == "none"
     check_settings_of_task(
-        task.name, wanted, mixup_probability=config.augmentation.mixup_probability, num_labels=model.num_labels
+        family.task, wanted, mixup_probability=config.augmentation.mixup_probability, num_labels=model.num_labels
     )
     opened = open_model(
         model.checkpoint, family=family, revision=model.revision, context=model.context,
         bits=16 if full else config.quantization.bits, double=config.quantization.double, skip=_unquantized(config),
         precision=precision, device=device, random_weights=model.random_weights, dropout=model.dropout,
-        outputs=wanted, renew_outputs=model.outputs == "data",
+        outputs=() if model.outputs == "checkpoint" else tuple(wanted), renew_outputs=model.outputs == "data",
         tokenizer=None if model.tokenizer is None else str(model.tokenizer),
     )  # fmt: skip
     if config.data.multi_label:
         opened.loaded.module.config.problem_type = MULTI_LABEL  # saved with the model, and read again there
-    return task, opened
+    return opened
 
 
 def _unquantized(config: RunConfig) -> tuple[str, ...]:
@@ -192,12 +200,13 @@ def _targets(config: RunConfig, corpus: Corpus, task: Task, loaded: LoadedModel)
     return prepared
 
 
-def _corpus(config: RunConfig) -> Corpus:
+def _corpus(config: RunConfig, task: Task) -> Corpus:
     data = config.data
     named = {"train": data.train, "eval": data.eval, "test": data.test}
     return load_corpus(
         {name: source for name, source in named.items() if source is not None},
         seed=config.training.seed,
+        require=task.truth,
         **data.model_dump(include=CORPUS_SETTINGS),
     )
 
