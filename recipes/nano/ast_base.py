@@ -27,7 +27,7 @@ DEVIATION: Final = 4.8
 
 
 def build_config() -> ASTConfig:
-    """1.9 million parameters."""
+    """1.6 million parameters."""
     return ASTConfig(
         hidden_size=176,
         num_hidden_layers=5,

@@ -15,19 +15,31 @@ from typing import Any
 from sonotune.runs import read_record, record_to_json
 from sonotune.serving.export import export
 
+SPEECH = "English digits, numbers, about 100 command words, and Hebrew digits and words; letters are its symbols"
+KINDS = {
+    "whisper": ("A Whisper", SPEECH, "synthetic corpus `nano_speech`"),
+    "ctc": ("A Parakeet (Fast Conformer with CTC)", SPEECH, "synthetic corpus `nano_speech`"),
+    "qwen3_asr": ("A Qwen3-ASR", SPEECH, "synthetic corpus `nano_speech`"),
+    "ast": (
+        "An audio spectrogram transformer",
+        "the 40 standard drum rudiments on rendered drums",
+        "rendered corpus `rudiments`",
+    ),
+}
+
 CARD = """# {name}
 
-A Whisper of {parameters:.2f} million parameters that this project trained from nothing on speech it synthesised itself
-with espeak-ng. It knows English digits, numbers, about 100 command words, and Hebrew digits and words; letters are its
-tokens. It is made for trying the tool and comparing methods of adaptation, not for transcribing anything.
+{architecture} of {parameters:.2f} million parameters that this project trained from nothing on sound it made itself.
+It knows {knows}.
+It is made for trying the tool and comparing methods of adaptation, not for use on real recordings as it is.
 
 | | |
 | --- | --- |
-| architecture | Whisper, {encoder} encoder and {decoder} decoder layers, width {width}, window {window:g} s |
+| architecture | {class_name} |
 | weights | fp16 safetensors |
-| trained on | the synthetic corpus `nano_speech`, {steps} steps; commit {commit} |
+| trained on | the {corpus}, {steps}; commit {commit} |
 | time | {seconds:.0f} s on {processor} |
-| synthetic development clips, voices never heard in training ({count}) | WER {wer}, CER {cer} |
+| {unheard} ({count}) | {scores} |
 | licence | Apache-2.0 |
 
 `record.json` is the record of the run that made it; `recipes/nano/README.md` has the commands.
@@ -59,21 +71,27 @@ def main() -> None:
 def _card(name: str, record: Any, config: dict[str, Any]) -> str:
     scores = record.scores["after"]
     rows = record.model["components"].values()
+    architecture, knows, corpus = KINDS[record.model["family"]]
+    drums = record.model["family"] == "ast"
     return CARD.format(
         name=name,
+        architecture=architecture,
+        knows=knows,
+        corpus=corpus,
         parameters=sum(row["parameters"] for row in rows) / 1e6,
-        encoder=config["encoder_layers"],
-        decoder=config["decoder_layers"],
-        width=config["d_model"],
-        window=config["max_source_positions"] / 50,
-        steps=record.config["training"]["max_steps"],
+        class_name=config["architectures"][0],
+        steps=_length(record.config["training"]),
         commit=record.code.get("commit", "unknown")[:12],
         seconds=record.seconds,
         processor=f"{record.environment['cores']} core(s) of {record.environment['processor']}",
-        count=scores["wer"]["count"],
-        wer=_percent(scores["wer"]),
-        cer=_percent(scores["cer"]),
+        unheard="drum kits never heard in training" if drums else "synthetic development clips, voices never heard",
+        count=next(iter(scores.values()))["count"],
+        scores=", ".join(f"{score.upper()} {_percent(value)}" for score, value in scores.items()),
     )
+
+
+def _length(training: dict[str, Any]) -> str:
+    return f"{training['max_steps']} steps" if training["max_steps"] else f"{training['max_epochs']} epochs"
 
 
 def _percent(score: dict[str, Any]) -> str:

@@ -124,7 +124,8 @@ def attach(
 
 
 def _exactly(name: str) -> str:
-    return re.escape(name)
+    """A key of PEFT's patterns that no other name ends in."""
+    return "^" + re.escape(name)
 
 
 def _only(loaded: LoadedModel, names: Collection[str]) -> list[str] | str:

@@ -80,13 +80,12 @@ def open_model(
     settings = lora.read_side_car(adapter) if adapter else {}
     base = base_of(adapter, settings) if adapter else model_folder(checkpoint)
     family = family or choose_family(checkpoint, revision=revision)
-    if adapter and (kept := tuple(settings.get("outputs", ()))):
-        outputs, renew_outputs = kept, True
-        tokenizer = str(adapter) if (adapter / "tokenizer_config.json").is_file() else None
+    layer: dict[str, Any] = {"outputs": outputs, "renew_outputs": renew_outputs, "tokenizer": tokenizer}
+    if adapter:
+        layer |= own_output_layer(adapter, settings)
     loaded = family.load(
         base, revision=revision, context=context or settings.get("context", "dynamic"),
-        random_weights=random_weights, dropout=dropout, outputs=outputs, renew_outputs=renew_outputs,
-        tokenizer=tokenizer,
+        random_weights=random_weights, dropout=dropout, **layer,
     )  # fmt: skip
     loaded.module.to(device)
     parameters = sum(parameter.numel() for parameter in loaded.module.parameters())
@@ -104,6 +103,20 @@ def open_model(
             cast_frozen(loaded, dtype)
     choices = {"quantization.bits": f"{stored.bits}: {stored.reason}"}
     return Opened(loaded=loaded, family=family, choices=choices, settings=settings)
+
+
+def own_output_layer(adapter: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What `ModelFamily.load` is to be told so that a base gets the output layer an adapter was trained with.
+
+    Args:
+        adapter: Its folder.
+        settings: Its side car.
+    """
+    kept = tuple(settings.get("outputs", ()))
+    if not kept:
+        return {}
+    words = str(adapter) if (adapter / "tokenizer_config.json").is_file() else None
+    return {"outputs": kept, "renew_outputs": True, "tokenizer": words}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,7 +92,7 @@ class ModelConfig(Section):
     """What the model is trained to do; `auto` takes what its architecture is made for."""
     outputs: Literal["auto", "checkpoint", "data"] = "auto"
     """Symbols (CTC) or classes: the checkpoint's, or a new output layer for those of the training data; `auto` makes
-    a new one where the checkpoint has none that fits."""
+    a new one where a CTC checkpoint has none, or a classifier lacks a class."""
     tokenizer: Path | None = None
     """Folder from `sonotune data tokenizer` whose tokens a CTC model learns to write, with a new output layer."""
     language: str | None = None
@@ -102,7 +102,8 @@ class ModelConfig(Section):
     full_context_share: Share = 0.0
     """Share of training batches padded to the whole window, so that the tuned model also works at full context."""
     ctc_share: Share = 0.0
-    """Share of the loss that is CTC on the encoder's states; teaches a Whisper that starts from nothing to listen."""
+    """Share of the loss that is CTC on the encoder's states; teaches a Whisper or Qwen3-ASR that starts from nothing to
+    listen."""
     dropout: Dropout | None = None
     """Dropout in the model; null keeps the checkpoint's own."""
     num_labels: int | None = Field(default=None, ge=2, le=1_000_000)

@@ -347,7 +347,7 @@ def _within_window(clips: Sequence[Clip], max_duration_s: float | None) -> tuple
             severity="error",
             message=(
                 f"clip {clip.id} lasts {clip.duration_s:.2f} s and the model hears {max_duration_s:g} s at a time; "
-                "it counts as an empty text. Cut it with `start_s` and `duration_s`, or set `data.max_duration_s`."
+                "it counts as unheard. Cut it with `start_s` and `duration_s`, or set `data.max_duration_s`."
             ),
             clip_ids=(clip.id,),
             path=str(clip.path),

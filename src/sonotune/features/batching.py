@@ -266,7 +266,7 @@ class ClipBatches(Dataset[Batch]):
             features_BTF = torch.zeros(0, 0, self._frontend.feature_bins)
             lengths_B = torch.zeros(0, dtype=torch.int64)
         if mix is not None and self._mixup and self._mixup.domain == "features":
-            features_BTF = mix_features(features_BTF, mix)
+            features_BTF = mix_features(features_BTF, lengths_B, mix)
         if self._masks is not None:
             ids = [clip.id for clip in clips]
             features_BTF = spec_augment(

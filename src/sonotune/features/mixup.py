@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sonotune.features.normalization import valid_frames
 from sonotune.runs import generator
 
 
@@ -72,7 +73,8 @@ def mix_waveforms(waveforms: Sequence[NDArray[np.float32]], mix: Mix) -> list[ND
     return mixed
 
 
-def mix_features(features_BTF: Tensor, mix: Mix) -> Tensor:
-    """Features of each clip with those of its partner under them."""
+def mix_features(features_BTF: Tensor, lengths_B: Tensor, mix: Mix) -> Tensor:
+    """Features of each clip with those of its partner under them, as far as the clip goes."""
     shares_B11 = torch.from_numpy(mix.shares)[:, None, None]
-    return features_BTF * (1 - shares_B11) + features_BTF[list(mix.partners)] * shares_B11
+    mixed_BTF = features_BTF * (1 - shares_B11) + features_BTF[list(mix.partners)] * shares_B11
+    return torch.where(valid_frames(lengths_B, features_BTF.shape[1]).unsqueeze(-1), mixed_BTF, features_BTF)

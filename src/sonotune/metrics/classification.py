@@ -58,11 +58,12 @@ class ClassScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Table:
-    """Truth, decision and score of every clip and class, each (N, C)."""
+    """Truth, decision and score of every clip and class, each (N, C), and which clips were heard (N,)."""
 
     truth: NDArray[np.bool_]
     decided: NDArray[np.bool_]
     scores: Floats
+    heard: NDArray[np.bool_]
 
 
 def classification_scores(
@@ -81,7 +82,7 @@ def classification_scores(
     Args:
         truths: Labels of each clip; exactly one each unless `multi_label`.
         scores: Label -> probability of each clip; a label that is left out has 0. A clip without any, such as one that
-            could not be read, is given no class.
+            could not be read, is given no class and is wrong whatever it is.
         labels: Every class, in the order of the model's outputs.
         multi_label: Whether a clip may have any number of labels. Each is then decided by `threshold`, and accuracy is
             the share of clips whose whole set is right; otherwise the largest score decides.
@@ -101,7 +102,7 @@ def classification_scores(
     count = len(truths)
     weights_RN, resampled = _weights(count, groups, bootstrap=bootstrap, seed=seed)
     all_1N = np.ones((1, count))
-    right_N = (table.truth == table.decided).all(axis=1).astype(np.float64)
+    right_N = ((table.truth == table.decided).all(axis=1) & table.heard).astype(np.float64)
     accuracy = float(right_N.mean())
     low, high = percentile_interval(weights_RN @ right_N / weights_RN.sum(axis=1))
     if low == high:  # all right or all wrong: resampling says that nothing could be otherwise
@@ -180,12 +181,13 @@ def _table(
     for row, (found, given) in enumerate(zip(truths, scores, strict=True)):
         truth_NC[row, [index_of[label] for label in found]] = True
         scores_NC[row, [index_of[label] for label in given]] = list(given.values())
+    heard_N = np.array([bool(given) for given in scores])
     if multi_label:
         decided_NC = scores_NC >= threshold
     else:
         decided_NC = np.zeros_like(truth_NC)
-        decided_NC[np.arange(len(truths)), scores_NC.argmax(axis=1)] = [bool(given) for given in scores]
-    return _Table(truth=truth_NC, decided=decided_NC, scores=scores_NC)
+        decided_NC[np.arange(len(truths)), scores_NC.argmax(axis=1)] = heard_N
+    return _Table(truth=truth_NC, decided=decided_NC, scores=scores_NC, heard=heard_N)
 
 
 def _check(truths: int, scores: int, named: Collection[str], labels: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ import functools
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from sonotune.errors import ModelError
 from sonotune.models.base import ModelFamily
 from sonotune.models.published import PUBLISHED
 from sonotune.registry import is_asset, resolve_asset
-from sonotune.runs import digest_file, digest_json
+from sonotune.runs import digest_file, digest_json, torch_seed
 
 logger = logging.getLogger(__name__)
+
+_DEVIATION = 0.02  # of new matrices, as in `transformers`
 
 
 def locate(checkpoint: str) -> Path | str:
@@ -76,8 +78,8 @@ def load_pretrained(
     import transformers  # noqa: PLC0415
     from safetensors import SafetensorError  # noqa: PLC0415
 
-    config = read_config(checkpoint, revision)
-    _check_family(checkpoint, config, family)
+    config = read_config(checkpoint, revision, published=False)
+    check_family(checkpoint, config, family)
     _change(config, config_changes)
     processor = None
     if processor_class is not None:
@@ -93,23 +95,41 @@ def load_pretrained(
                 source, config=config, revision=revision, dtype=torch.float32, use_safetensors=True,
                 output_loading_info=True, ignore_mismatched_sizes=new_parameters is not None,
             )  # fmt: skip
-            _check_complete(checkpoint, told, new_parameters)
+            draw_anew(module, _lacking(checkpoint, told, new_parameters))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(_why(checkpoint, source, error)) from error
     module.eval()
     return module, processor, _identity(source, config, random_weights=random_weights)
 
 
-def _check_complete(checkpoint: str, told: Mapping[str, Any], new_parameters: str | None) -> None:
-    """Every parameter came from the checkpoint, but for those that are made anew."""
-    absent = {*told["missing_keys"], *(entry[0] for entry in told.get("mismatched_keys", ()))}
-    if new_parameters is not None:
-        absent = {name for name in absent if not re.search(new_parameters, name)}
-    if absent:
+def _lacking(checkpoint: str, told: Mapping[str, Any], new_parameters: str | None) -> set[str]:
+    """The parameters that are made anew; every other came from the checkpoint."""
+    lacking = {*told["missing_keys"], *(entry[0] for entry in told.get("mismatched_keys", ()))}
+    made = {name for name in lacking if new_parameters is not None and re.search(new_parameters, name)}
+    if absent := lacking - made:
         raise ModelError(
             f"{checkpoint} lacks {len(absent)} weights of its architecture, such as {min(absent)}; they would "
             "be random. Save the model again, or train from nothing with model.random_weights=true."
         )
+    return made
+
+
+def draw_anew(module: Any, names: Collection[str]) -> None:
+    """Give matrices that no checkpoint has their first values, in place; the same every time.
+
+    An adapter holds what was learned over them and not these values themselves, so that whoever opens it must get the
+    same ones. Biases become 0; the vectors of norms keep the values that `transformers` gives them.
+    """
+    import torch  # noqa: PLC0415
+
+    with torch.no_grad():
+        for name in names:
+            parameter = module.get_parameter(name)
+            if parameter.ndim > 1:
+                drawn = torch.Generator().manual_seed(torch_seed(0, "new parameter", name))
+                parameter.copy_(_DEVIATION * torch.randn(parameter.shape, generator=drawn))
+            elif name.endswith(".bias"):
+                parameter.zero_()
 
 
 def load_processor(checkpoint: str, *, class_name: str, revision: str | None) -> Any:
@@ -124,7 +144,19 @@ def load_processor(checkpoint: str, *, class_name: str, revision: str | None) ->
     try:
         return getattr(transformers, class_name).from_pretrained(source, revision=revision)
     except (OSError, ValueError, TypeError, KeyError) as error:
+        if isinstance(source, Path) and class_name == "AutoTokenizer" and not _has_tokenizer(source):
+            raise ModelError(
+                f"{source} has no tokenizer: neither {' nor '.join(_TOKENIZER_FILES)} is there. Save the model with "
+                "its processor, or set model.outputs=data for a new vocabulary."
+            ) from error
         raise ModelError(_why(checkpoint, source, error)) from error
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def outline_pretrained(
@@ -154,7 +186,7 @@ def outline_pretrained(
     import transformers  # noqa: PLC0415
 
     config = read_config(checkpoint, revision)
-    _check_family(checkpoint, config, family)
+    check_family(checkpoint, config, family)
     _change(config, config_changes or {})
     with torch.device("meta"):
         module = getattr(transformers, class_name)(config)
@@ -180,8 +212,13 @@ def is_classifier(config: Any) -> bool:
 _CLASSIFIERS = ("ForAudioClassification", "ForSequenceClassification")
 
 
-def read_config(checkpoint: str, revision: str | None) -> Any:
-    """The `transformers` configuration of a checkpoint; a published one needs no network.
+def read_config(checkpoint: str, revision: str | None, *, published: bool = True) -> Any:
+    """The `transformers` configuration of a checkpoint.
+
+    Args:
+        checkpoint: Packaged, local or hub name.
+        revision: Hub revision.
+        published: Whether the numbers in `models.published` do, which need no network; not where weights come next.
 
     Raises:
         ModelError: It is missing, unreadable or unreachable.
@@ -190,7 +227,7 @@ def read_config(checkpoint: str, revision: str | None) -> Any:
 
     import sonotune.models.composed  # noqa: F401, PLC0415  (registers its configuration)
 
-    if checkpoint in PUBLISHED and revision is None and not Path(checkpoint).is_dir():
+    if published and checkpoint in PUBLISHED and revision is None and not Path(checkpoint).is_dir():
         return transformers.AutoConfig.for_model(**PUBLISHED[checkpoint])
     source = locate(checkpoint)
     try:
@@ -214,7 +251,8 @@ def _generation_config(source: Path | str, revision: str | None, default: Any) -
         return default
 
 
-def _check_family(checkpoint: str, config: Any, family: ModelFamily) -> None:
+def check_family(checkpoint: str, config: Any, family: ModelFamily) -> None:
+    """Raise ModelError where a configuration is of another family."""
     if not family.handles(config):
         heads = ", ".join(config.architectures or ()) or "no architecture named"
         raise ModelError(

@@ -23,10 +23,12 @@ def probe_batch(loaded: LoadedModel, *, clips: int = 3, seed: int = 0) -> Batch:
         seed: Of the noise.
     """
     rate = loaded.frontend.sample_rate_hz
+    window_s = loaded.frontend.max_duration_s
+    longest = 10 * clips * rate if window_s is None else int(window_s * rate)
     waveforms = []
     for index in range(clips):
         noise = generator(seed, "probe", index)
-        length = rate + index * rate // 2
+        length = min(rate + index * rate // 2, longest * (index + 1) // clips)
         envelope = 0.5 + 0.5 * np.sin(np.arange(length) * (2 * np.pi * (3 + index) / rate))
         waveforms.append((0.1 * noise.standard_normal(length) * envelope).astype(np.float32))
     inputs, lengths = loaded.frontend(waveforms, full_context=loaded.context == "full")

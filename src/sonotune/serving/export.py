@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 
 from sonotune.adapters import lora
 from sonotune.adapters.merge import MergeProof, MergeTarget, compare_logits, merge_into
-from sonotune.adapters.saved import Opened, find_adapter, model_folder, open_model
+from sonotune.adapters.saved import Opened, find_adapter, model_folder, open_model, own_output_layer
 from sonotune.errors import AdapterError, RunDirectoryError
-from sonotune.models.base import LoadedModel
+from sonotune.models.base import MULTI_LABEL, LoadedModel
 from sonotune.models.checkpoints import as_os_error
 from sonotune.models.precision import DTYPES
 from sonotune.models.probe import probe_logits
@@ -142,7 +142,11 @@ def merged_model(opened: Opened, checkpoint: str, *, target: MergeTarget) -> tup
     if opened.loaded.adapter is None:
         return opened.loaded, None
     base = model_folder(opened.settings.get("checkpoint", "") or opened.loaded.checkpoint)
-    fresh = opened.family.load(base, context=opened.loaded.context)
+    adapter = find_adapter(checkpoint)
+    layer = own_output_layer(adapter, opened.settings) if adapter else {}
+    fresh = opened.family.load(base, context=opened.loaded.context, **layer)
+    if opened.settings.get("multi_label"):
+        fresh.module.config.problem_type = MULTI_LABEL
     before = probe_logits(opened.family, opened.loaded)
     merged = merge_into(opened.loaded, fresh, target=target)
     proof = compare_logits(before, probe_logits(opened.family, merged))

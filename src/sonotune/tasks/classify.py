@@ -48,7 +48,7 @@ class Classify:
         return tuple(sorted({label for clip in clips for label in clip.label}))
 
     def prepare(self, loaded: LoadedModel, clips: Sequence[Clip]) -> Prepared:
-        """Number the classes; a clip without one, or with several where one is allowed, becomes a finding.
+        """Number the classes; a clip with none or several becomes a finding where it should have one.
 
         Raises:
             ManifestError: A class is not among the model's.
@@ -57,7 +57,7 @@ class Classify:
         index_of = {label: index for index, label in enumerate(loaded.labels)}
         kept, targets, findings = [], [], []
         for clip in clips:
-            if len(clip.label) == 0 or (len(clip.label) > 1 and not self._many):
+            if len(clip.label) != 1 and not self._many:
                 found = f"the classes {', '.join(clip.label)}" if clip.label else "no class"
                 message = f"clip {clip.id!r} has {found}; one is needed. The clip is left out."
                 if clip.label:
@@ -108,7 +108,7 @@ class Classify:
     def check_truth(self, loaded: LoadedModel, clips: Sequence[Clip]) -> None:
         """Raises ManifestError where a class is not among the model's."""
         if unknown := sorted({label for clip in clips for label in clip.label} - set(loaded.labels)):
-            known = ", ".join(loaded.labels[:8]) + ", ..." * (len(loaded.labels) > 8)
+            known = ", ".join(loaded.labels[:8]) + f" and {len(loaded.labels) - 8} more" * (len(loaded.labels) > 8)
             raise ManifestError(
                 f"{len(unknown)} classes of the clips are not among the {len(loaded.labels)} that the model knows: "
                 f"{', '.join(unknown[:8])}. It knows {known}. "

@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ from sonotune.tasks.base import Prepared, Task, TaskSettings
 from sonotune.training import checkpoint, checks
 from sonotune.training.adapt import adapt, check_settings_of_task, new_outputs
 from sonotune.training.book import RunBook
-from sonotune.training.corpus import CORPUS_SETTINGS, Corpus, load_corpus, refuse_too_many
+from sonotune.training.corpus import CORPUS_SETTINGS, Corpus, load_corpus, refuse_too_many, within_window
 from sonotune.training.keep import keep
 from sonotune.training.loop import StageLoop
 from sonotune.training.loop_settings import Listener, LoopSettings, TrainingData
@@ -195,9 +195,11 @@ def _targets(config: RunConfig, corpus: Corpus, task: Task, loaded: LoadedModel)
     for split in ("eval", "test"):
         task.check_truth(loaded, corpus.splits.get(split, ()))
     clips = corpus.splits["train"]
-    prepared = task.prepare(loaded, clips)
-    refuse_too_many("train", prepared.dropped, len(clips), max_bad_fraction=config.data.max_bad_fraction)
-    return prepared
+    fitting, too_long = within_window(clips, loaded.frontend.max_duration_s)
+    prepared = task.prepare(loaded, fitting)
+    dropped = (*too_long, *prepared.dropped)
+    refuse_too_many("train", dropped, len(clips), max_bad_fraction=config.data.max_bad_fraction)
+    return replace(prepared, findings=(*too_long, *prepared.findings))
 
 
 def _corpus(config: RunConfig, task: Task) -> Corpus:

@@ -16,13 +16,20 @@ from typing import Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sonotune.errors import ModelError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import FilterBank, Frontend, LogMel, RawWaveform, from_feature_extractor
 from sonotune.models.base import LoadedModel
-from sonotune.models.checkpoints import is_classifier, load_pretrained, outline_pretrained, read_config
+from sonotune.models.checkpoints import (
+    check_family,
+    draw_anew,
+    is_classifier,
+    load_pretrained,
+    outline_pretrained,
+    read_config,
+)
 from sonotune.models.norms import fix_batch_norms
 from sonotune.models.structure import find_structure
 
@@ -30,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 _AST: Final = "audio-spectrogram-transformer"
 _HEAD: Final = r"(^|\.)(classifier|projector|score|head|layer_weights)(\.|$)"
+_WINDOWED: Final = (_AST, "whisper")
 _UNUSED: Final = ("masked_spec_embed",)  # masks of pretraining
 
 
@@ -56,7 +64,8 @@ class AstFamily:
         tokenizer: str | None = None,
     ) -> LoadedModel:
         """See `ModelFamily.load`; the checkpoint's classes are kept where all of `outputs` are among them."""
-        config = read_config(checkpoint, revision)
+        config = read_config(checkpoint, revision, published=False)
+        check_family(checkpoint, config, self)
         own = _own_labels(config)
         renew = bool(outputs) and (renew_outputs or not set(outputs) <= set(own))
         labels = tuple(outputs) if renew else own
@@ -74,8 +83,9 @@ class AstFamily:
             module, checkpoint=checkpoint, revision=identity, context=context, processor=extractor,
             frontend=from_feature_extractor(extractor), labels=labels, new_outputs=labels if renew else (),
         )  # fmt: skip
-        if renew:
-            _draw_output_layer(loaded)
+        if renew:  # also where an old layer of the same size could be loaded: its classes are others
+            output = [name for name in loaded.linears if loaded.owner(name) == "head"][-1]
+            draw_anew(module, [name for name, _ in module.named_parameters() if name.startswith(output + ".")])
         return loaded
 
     def outline(self, checkpoint: str, *, revision: str | None = None, outputs: int | None = None) -> LoadedModel:
@@ -108,7 +118,7 @@ class AstFamily:
         module = loaded.module
         if module.config.model_type == _AST and not batch.full_context:
             return self._own_length(loaded, batch)
-        if batch.full_context or module.config.model_type == "whisper":
+        if module.config.model_type in _WINDOWED:
             return _whole(module, batch.inputs)
         sizes = batch.input_lengths.tolist()
         logits_BC = torch.zeros(len(sizes), module.config.num_labels, device=batch.inputs.device)
@@ -190,16 +200,6 @@ def _sizes(labels: Sequence[str]) -> dict[str, Any]:
         "id2label": dict(enumerate(labels)),
         "label2id": {label: index for index, label in enumerate(labels)},
     }
-
-
-def _draw_output_layer(loaded: LoadedModel) -> None:
-    """A new output layer is random also where an old one of the same size could be loaded: its classes are others."""
-    head = [name for name in loaded.linears if loaded.owner(name) == "head"]
-    layer: Any = loaded.module.get_submodule(head[-1])
-    with torch.no_grad():
-        nn.init.normal_(layer.weight, std=0.02)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
 
 
 def _usual_frontend(config: Any) -> Frontend:

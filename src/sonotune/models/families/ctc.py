@@ -15,6 +15,7 @@ import functools
 import itertools
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,15 @@ from sonotune.features.frontend import Frontend, RawWaveform, from_feature_extra
 from sonotune.features.parakeet import NormalizedLogMel
 from sonotune.models import speech_encoders
 from sonotune.models.base import Component, LoadedModel, Losses
-from sonotune.models.checkpoints import is_classifier, load_pretrained, load_processor, outline_pretrained, read_config
+from sonotune.models.checkpoints import (
+    check_family,
+    draw_anew,
+    is_classifier,
+    load_pretrained,
+    load_processor,
+    outline_pretrained,
+    read_config,
+)
 from sonotune.models.ctc_decoding import beam_search, collapse
 from sonotune.models.norms import fix_batch_norms
 
@@ -91,7 +100,8 @@ class CtcFamily:
         Raises:
             ModelError: As in `ModelFamily.load`, or there is no vocabulary and no data to make one of.
         """
-        config = read_config(checkpoint, revision)
+        config = read_config(checkpoint, revision, published=False)
+        check_family(checkpoint, config, self)
         own = any(name.endswith("ForCTC") for name in config.architectures or ())
         renew = renew_outputs or tokenizer is not None or not own
         words = _vocabulary(checkpoint, revision, outputs, tokenizer) if renew else None
@@ -101,6 +111,8 @@ class CtcFamily:
             random_weights=random_weights, processor_class=None, new_parameters=_HEAD if renew else None,
             config_changes=_settings(config, dropout) | (_sizes(words) if words is not None else {}),
         )  # fmt: skip
+        if renew:  # also where an old layer of the same size could be loaded: its symbols are others
+            draw_anew(module, [name for name, _ in module.named_parameters() if re.search(_HEAD, name)])
         if words is None:
             words = load_processor(checkpoint, class_name="AutoTokenizer", revision=revision)
         loaded = self._mapped(
@@ -172,7 +184,9 @@ class CtcFamily:
         return np.asarray(ids, dtype=np.int64)
 
     def _check_room(self, loaded: LoadedModel, ids: Sequence[int], duration_s: float) -> None:
-        frames = int(self._frames(loaded, torch.tensor([int(duration_s * loaded.frontend.frames_per_second)]))[0])
+        rate = loaded.frontend.sample_rate_hz
+        heard = int(round(duration_s * rate) * loaded.frontend.frames_per_second / rate)
+        frames = int(self._frames(loaded, torch.tensor([heard]))[0])
         needed = len(ids) + sum(first == second for first, second in itertools.pairwise(ids))
         if needed > frames:
             raise TextError(
