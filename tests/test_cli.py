@@ -714,3 +714,56 @@ def test_the_quickstart_leaves_what_it_promises(tmp_path: Path, monkeypatch: pyt
     record = json.loads((place / "run.json").read_text("utf-8"))
     assert record["config"]["quantization"]["bits"] == 4
     assert record["model"]["quantized_linears"] > 0
+
+
+# --- tokenizers, composed models, classes --------------------------------------------------------
+
+
+def test_a_tokenizer_is_trained_on_the_transcripts(tmp_path: Path):
+    source = corpus(tmp_path / "clips", "all", 6)
+    code, out, err = call(
+        "data", "tokenizer", str(source), str(tmp_path / "words"), "--kind", "characters", "--held-out", str(source),
+        "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    found = only_json(out)
+    assert found["kind"] == "characters"
+    assert found["unknown_characters"] == {}
+    assert (tmp_path / "words" / "tokenizer.json").is_file()
+    refused(call("data", "tokenizer", str(source), str(tmp_path / "words")), "not empty")
+    refused(call("data", "tokenizer", str(source), str(tmp_path / "new"), "--vocab-size", "5"), "vocabulary")
+    refused(call("data", "tokenizer", str(source), str(tmp_path / "new"), "--kind", "syllables"), "syllables")
+
+
+def test_a_model_is_composed_of_parts_that_fit(tmp_path: Path):
+    nano = "assets:whisper-nano"
+    refused(call("compose", str(tmp_path / "m"), "--encoder", nano, "--language-model", nano), "causal")
+    assert not (tmp_path / "m").exists()
+
+
+def test_classes_of_files_by_the_packaged_model(tmp_path: Path):
+    from sonotune.data.rudiments import plan_rudiments, render
+
+    planned = plan_rudiments(40, 7)[0]
+    file = tmp_path / "hit.wav"
+    soundfile.write(file, render(planned, seed=7), RATE_HZ)
+    code, out, err = call("classify", "model=ast_nano", str(file), "--json")
+    assert code == 0, err
+    (found,) = only_json(out)["predictions"]
+    assert found["path"] == str(file)
+    assert len(found["scores"]) == 40
+    assert sum(found["scores"].values()) == pytest.approx(1.0, abs=1e-3)
+    assert found["labels"] == [max(found["scores"], key=found["scores"].get)]
+    refused(call("transcribe", "model=ast_nano", str(file)), "classify")
+    refused(call("classify", "model=ast_nano", str(tmp_path / "none.wav")), "does not exist")
+
+
+@pytest.mark.parametrize("model", ["whisper_nano", "ctc_nano", "qwen3_asr_nano"])
+def test_every_packaged_speech_model_hears_a_packaged_clip(model: str):
+    from sonotune.data.importers import load
+
+    clip = load("assets:quickstart/test.jsonl")[0]
+    code, out, err = call("transcribe", f"model={model}", str(clip.path), "--json")
+    assert code == 0, err
+    (found,) = only_json(out)["transcripts"]
+    assert found["text"]
