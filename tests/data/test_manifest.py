@@ -426,3 +426,9 @@ def test_a_channel_that_the_file_lacks_is_found_before_training(tmp_path: Path, 
     kept, findings = check_audio(clips, mode)  # type: ignore[arg-type]
     assert [clip.id for clip in kept] == ["None", "0"]
     assert [(finding.check, finding.clip_ids) for finding in findings] == [("audio.channels", ("1",))]
+
+
+def test_a_folder_named_from_the_working_directory_can_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    write_manifest(Path("here/m.jsonl"), [Clip(id="a", path=Path("here/audio/a.wav"), duration_s=1.0, text="one")])
+    assert json.loads(Path("here/m.jsonl").read_text("utf-8"))["path"] == "audio/a.wav"

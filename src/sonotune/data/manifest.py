@@ -154,10 +154,10 @@ def _to_record(clip: Clip, folder: Path) -> dict[str, Any]:
     taken = sorted(set(clip.extra) & set(COLUMNS))
     if taken:
         raise ValueError(f"the extra column {taken[0]!r}")
-    inside = clip.path.is_relative_to(folder)
+    place = clip.path.absolute()  # a folder may have been named from the working directory
     record: dict[str, Any] = {
         "id": clip.id,
-        "path": (clip.path.relative_to(folder) if inside else clip.path.absolute()).as_posix(),
+        "path": (place.relative_to(folder) if place.is_relative_to(folder) else place).as_posix(),
     }
     if clip.start_s:
         record["start_s"] = clip.start_s

@@ -423,7 +423,7 @@ def load_rudiments(source: Path) -> list[Clip]:
     if not source.is_file():
         folder = source.parent
         logger.warning("rendering %s into %s", folder.name, folder)
-        draft = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
+        draft = folder.resolve().with_name(f".tmp-{os.getpid()}-{folder.name}")
         try:
             synthesize_rudiments(draft, clips=RUDIMENT_CORPORA[folder.name], seed=_SEED)
             draft.rename(folder)
