@@ -70,7 +70,7 @@ def test_the_language_of_an_adapter_is_used(trained: Trained):
     folder, _ = trained()
     opened = Recognizer.open(str(folder), precision="fp32")
     assert opened.task._settings.language == "en"  # type: ignore[attr-defined]
-    assert Recognizer.open(str(folder), precision="fp32", language="he").task._language == "he"  # type: ignore[attr-defined]
+    assert Recognizer.open(str(folder), precision="fp32", language="he").task._settings.language == "he"  # type: ignore[attr-defined]
 
 
 def test_an_adapter_and_its_export_say_the_same(trained: Trained, recordings: Path, tmp_path: Path):

@@ -11,9 +11,8 @@ from typing import Any, Literal
 import torch
 
 from sonotune.adapters import lora
-from sonotune.adapters.targets import modules_of, resolve_targets
 from sonotune.errors import ModelError
-from sonotune.models.base import LoadedModel, ModelFamily
+from sonotune.models.base import LoadedModel, ModelFamily, select
 from sonotune.models.checkpoints import read_config
 from sonotune.models.precision import DTYPES
 from sonotune.models.quantize import cast_frozen, choose_bits, quantize
@@ -161,9 +160,9 @@ def storage(
 
 
 def kept_unquantized(loaded: LoadedModel, skip: Sequence[str]) -> set[str]:
-    """Full module names that are kept out of quantisation: by selector, and the output layer always."""
-    head = {name for name in loaded.linears if loaded.owner(name) == "head"}
-    return head | (set(modules_of(loaded, skip)) | set(resolve_targets(loaded, skip)) if skip else set())
+    """Full names of the linears that are kept out of quantisation: by selector, and the output layer always."""
+    chosen = set(select(loaded, skip))
+    return {name for name in loaded.linears if name + ".weight" in chosen or loaded.owner(name) == "head"}
 
 
 def find_adapter(checkpoint: str) -> Path | None:
