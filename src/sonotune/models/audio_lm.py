@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sonotune.features.batching import Batch
 from sonotune.models.base import Losses
 
 
@@ -80,6 +81,11 @@ def lay_out(
         mask=pad(mask, batch_first=True, padding_side=side),
         labels=pad(labels, batch_first=True, padding_value=-100, padding_side=side),
     )
+
+
+def own_targets(batch: Batch) -> list[Tensor]:
+    """Target ids (U,) of each clip, padding left out."""
+    return [row[:length] for row, length in zip(batch.targets, batch.target_lengths.tolist(), strict=True)]
 
 
 def label_logits(hidden_BLD: Tensor, labels_BL: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:

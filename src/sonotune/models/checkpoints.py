@@ -192,7 +192,7 @@ def outline_pretrained(
         module = getattr(transformers, class_name)(config)
     module.to("meta")  # a few parameters are made by `torch.Tensor(...)`, which knows no default device
     module.eval()
-    return module, _architecture_digest(config)
+    return module, architecture_digest(config)
 
 
 def _change(config: Any, changes: Mapping[str, Any]) -> None:
@@ -285,12 +285,13 @@ def as_os_error(error: Exception) -> OSError:
 
 def _identity(source: Path | str, config: Any, *, random_weights: bool) -> str:
     if random_weights:
-        return f"random-{_architecture_digest(config)}"
+        return f"random-{architecture_digest(config)}"
     if isinstance(source, str):
         return str(getattr(config, "_commit_hash", None) or "unknown")
     files = sorted(source.glob("*.safetensors"))
     return digest_json({path.name: digest_file(path) for path in files})[:16]
 
 
-def _architecture_digest(config: Any) -> str:
+def architecture_digest(config: Any) -> str:
+    """Identity of an architecture without weights."""
     return digest_json(json.loads(config.to_json_string(use_diff=False)))[:16]

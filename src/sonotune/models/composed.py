@@ -21,9 +21,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.configuration_utils import SubConfigSpec
 
 from sonotune.errors import ModelError
+from sonotune.features.normalization import valid_frames
 from sonotune.models import speech_encoders
 from sonotune.models.projectors import PROJECTORS, GatedCrossAttention, Heard, outputs_of
-from sonotune.models.speech_encoders import valid_positions
 
 AUDIO_MARK = "<audio>"
 MODEL_TYPE = "sonotune_speech_llm"
@@ -191,7 +191,7 @@ class SpeechLlm(PreTrainedModel):  # type: ignore[misc]
         )
         audio_BQD, audio_lengths_B = self.projector(states, positions_B.to(states.device))
         if self.config.fusion == "cross_attention":
-            self.heard = Heard(audio=audio_BQD, mask=valid_positions(audio_lengths_B, audio_BQD.shape[1]))
+            self.heard = Heard(audio=audio_BQD, mask=valid_frames(audio_lengths_B, audio_BQD.shape[1]))
         return audio_BQD, audio_lengths_B
 
     def forward(self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sonotune.errors import ModelError
-from sonotune.models.speech_encoders import valid_positions
+from sonotune.features.normalization import valid_frames
 
 
 class StackedLinear(nn.Module):
@@ -196,7 +196,7 @@ class Perceiver(nn.Module):
         """Q is a multiple of the number of latents: `latents` for each window that has a valid position."""
         windows_BNWD = _groups(states_BPD, lengths_B, self.window)
         windows_B = _ceil(lengths_B, self.window)
-        heard_BN = valid_positions(windows_B, windows_BNWD.shape[1])
+        heard_BN = valid_frames(windows_B, windows_BNWD.shape[1])
         places_W = torch.arange(windows_BNWD.shape[1] * self.window, device=lengths_B.device)
         mask_BNW = (places_W < lengths_B.unsqueeze(1)).view(len(lengths_B), -1, self.window)
         window_NWD = self.norm(self.narrow(windows_BNWD[heard_BN]))
@@ -290,7 +290,7 @@ def _groups(states_BPD: Tensor, lengths_B: Tensor, size: int) -> Tensor:
 
 
 def _zero_padding(states_BPD: Tensor, lengths_B: Tensor) -> Tensor:
-    return states_BPD.masked_fill(~valid_positions(lengths_B, states_BPD.shape[1]).unsqueeze(-1), 0.0)
+    return states_BPD.masked_fill(~valid_frames(lengths_B, states_BPD.shape[1]).unsqueeze(-1), 0.0)
 
 
 def _ceil(lengths_B: Tensor, step: int) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sonotune.errors import ModelError
 from sonotune.features.frontend import Frontend, LogMel, RawWaveform
+from sonotune.features.normalization import valid_frames
 from sonotune.models.base import Component
 from sonotune.models.norms import fix_batch_norms
 
@@ -179,7 +180,7 @@ def _encode_mel(encoder: Any, inputs_BTF: Tensor, lengths_B: Tensor, *, full_con
         longest = int(positions_B.max())
         states_BPD = states_BPD[:, :longest]
         if int(positions_B.min()) < longest:
-            mask = valid_positions(positions_B.to(states_BPD.device), longest)[:, None, None, :]
+            mask = valid_frames(positions_B.to(states_BPD.device), longest)[:, None, None, :]
     states_BPD = states_BPD + encoder.embed_positions.weight[: states_BPD.shape[1]]
     states_BPD = F.dropout(states_BPD, p=encoder.dropout, training=encoder.training)
     for layer in encoder.layers:
@@ -198,7 +199,7 @@ def _encode_waveform(encoder: Any, waveforms_BT: Tensor, lengths_B: Tensor) -> t
     features_BPC = _convolve(encoder, waveforms_BT, lengths_B)[:, : int(positions_B.max())]
     projected = encoder.feature_projection(features_BPC)
     hidden_BPD = projected[0] if isinstance(projected, tuple) else projected
-    valid_BP = valid_positions(positions_B, hidden_BPD.shape[1])
+    valid_BP = valid_frames(positions_B, hidden_BPD.shape[1])
     mask = None if bool(valid_BP.all()) else valid_BP
     for module in encoder.modules():
         if isinstance(module, MaskedGate):
@@ -226,11 +227,6 @@ def _shortest(config: Any) -> int:
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         reach, step = reach + (kernel - 1) * step, step * stride
     return reach
-
-
-def valid_positions(lengths_B: Tensor, positions: int) -> Tensor:
-    """Which of the first positions are valid (B, P) bool."""
-    return torch.arange(positions, device=lengths_B.device) < lengths_B.unsqueeze(1)
 
 
 def components_of(encoder: Any, prefix: str) -> tuple[Component, Component]:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from sonotune.errors import ModelError
 from sonotune.features.batching import Batch
-from sonotune.features.frontend import FilterBank, Frontend, LogMel, RawWaveform, from_feature_extractor
+from sonotune.features.frontend import FilterBank, Frontend, RawWaveform, from_feature_extractor
+from sonotune.features.normalization import valid_frames
 from sonotune.models.base import LoadedModel
 from sonotune.models.checkpoints import (
     check_family,
@@ -31,6 +32,7 @@ from sonotune.models.checkpoints import (
     read_config,
 )
 from sonotune.models.norms import fix_batch_norms
+from sonotune.models.speech_encoders import frontend_of
 from sonotune.models.structure import find_structure
 
 logger = logging.getLogger(__name__)
@@ -158,7 +160,7 @@ def _tokens(embeddings: Any, config: Any, batch: Batch, *, silence: float) -> tu
     clips = len(patches_BND)
     heads = [token.expand(clips, -1, -1) for token in (embeddings.cls_token, embeddings.distillation_token)]
     tokens_BND = embeddings.dropout(torch.cat([*heads, patches_BND], dim=1) + places_1ND)
-    valid_BP = torch.arange(longest, device=patches_B.device) < patches_B.unsqueeze(1)
+    valid_BP = valid_frames(patches_B, longest)
     valid_BN = F.pad(valid_BP.repeat(1, bands), (2, 0), value=True)
     return tokens_BND, valid_BN
 
@@ -206,6 +208,4 @@ def _usual_frontend(config: Any) -> Frontend:
     """The frontend that an architecture usually has, where no feature extractor can be asked."""
     if config.model_type == _AST:
         return FilterBank(config.num_mel_bins, max_frames=config.max_length)
-    if config.model_type == "whisper":
-        return LogMel(config.num_mel_bins, window_s=config.max_source_positions / 50)
-    return RawWaveform()
+    return frontend_of(config) if config.model_type == "whisper" else RawWaveform()

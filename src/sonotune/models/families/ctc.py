@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from sonotune.errors import ModelError, TextError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import Frontend, RawWaveform, from_feature_extractor
+from sonotune.features.normalization import valid_frames
 from sonotune.features.parakeet import NormalizedLogMel
 from sonotune.models import speech_encoders
 from sonotune.models.base import Component, LoadedModel, Losses
@@ -216,7 +217,7 @@ class CtcFamily:
             blank=loaded.module.config.pad_token_id, reduction="none", zero_infinity=True,
         )  # fmt: skip
         if label_smoothing:
-            valid_BT = speech_encoders.valid_positions(lengths_B, scores_BTV.shape[1])
+            valid_BT = valid_frames(lengths_B, scores_BTV.shape[1])
             uniform_B = -(scores_BTV.mean(dim=-1) * valid_BT).sum(dim=1)
             sums_B = (1 - label_smoothing) * sums_B + label_smoothing * uniform_B
         repeats_B = ((targets_BU[:, 1:] == targets_BU[:, :-1]) & (batch.targets[:, 1:] >= 0)).sum(dim=1)
@@ -226,7 +227,7 @@ class CtcFamily:
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Logits (N, V) of every valid frame."""
         hidden_BTD, lengths_B = self._encode(loaded, batch)
-        valid_BT = speech_encoders.valid_positions(lengths_B, hidden_BTD.shape[1])
+        valid_BT = valid_frames(lengths_B, hidden_BTD.shape[1])
         logits_BTV: Tensor = _head(loaded.module)(hidden_BTD)
         return logits_BTV[valid_BT]
 
@@ -265,7 +266,7 @@ class CtcFamily:
         if not hasattr(module, "ctc_head"):
             states_BTD, lengths_B = speech_encoders.encode(module.base_model, batch.inputs, batch.input_lengths)
             return module.dropout(states_BTD), lengths_B
-        valid_BT = speech_encoders.valid_positions(batch.input_lengths, batch.inputs.shape[1])
+        valid_BT = valid_frames(batch.input_lengths, batch.inputs.shape[1])
         hidden_BTD: Tensor = module.encoder(input_features=batch.inputs, attention_mask=valid_BT).last_hidden_state
         return hidden_BTD, self._frames(loaded, batch.input_lengths)
 

@@ -26,7 +26,8 @@ from sonotune.errors import ModelError, TextError
 from sonotune.features.batching import Batch
 from sonotune.features.chunked_mel import ChunkedLogMel
 from sonotune.features.frontend import from_feature_extractor
-from sonotune.models.audio_lm import Rows, generate, label_logits, label_losses, lay_out
+from sonotune.features.normalization import valid_frames
+from sonotune.models.audio_lm import Rows, generate, label_logits, label_losses, lay_out, own_targets
 from sonotune.models.base import Component, LoadedModel, Losses
 from sonotune.models.checkpoints import load_pretrained, load_processor, locate, outline_pretrained, read_config
 from sonotune.models.families.qwen3_asr_old import is_old, load_old_weights, modern_config, modern_name
@@ -206,7 +207,7 @@ class Qwen3AsrFamily:
         return self._label_logits(loaded, batch, self._encode(loaded, batch))[0]
 
     def _label_logits(self, loaded: LoadedModel, batch: Batch, audio: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        rows = self._rows(loaded, audio, targets=_own_targets(batch))
+        rows = self._rows(loaded, audio, targets=own_targets(batch))
         # Padded on the right, causal attention keeps every row from its padding: no mask, and the faster kernels.
         hidden_BLD = loaded.module.model.language_model(inputs_embeds=rows.embeds, use_cache=False).last_hidden_state
         return label_logits(hidden_BLD, rows.labels, loaded.module.lm_head), rows.labels
@@ -220,7 +221,7 @@ class Qwen3AsrFamily:
         scores_BPV = loaded.module.lm_head(nn.utils.rnn.pad_sequence(list(audio), batch_first=True))
         marker = loaded.processor.tokenizer.convert_tokens_to_ids(TEXT_MARKER)
         texts = []
-        for target_U in _own_targets(batch):
+        for target_U in own_targets(batch):
             begins = (target_U == marker).nonzero()
             texts.append(target_U[int(begins[0]) + 1 if len(begins) else 0 : -1])
         return F.ctc_loss(
@@ -258,10 +259,9 @@ class Qwen3AsrFamily:
         if missing := -features_BTF.shape[1] % chunk:
             features_BTF = F.pad(features_BTF, (0, 0, 0, missing))
         lengths_B = batch.input_lengths.to(features_BTF.device)
-        frames_T = torch.arange(features_BTF.shape[1], device=features_BTF.device)
         packed_ND = tower(
             input_features=features_BTF.transpose(1, 2).to(tower.conv2d1.weight.dtype).contiguous(),
-            input_features_mask=(frames_T < lengths_B.unsqueeze(1)).long(),
+            input_features_mask=valid_frames(lengths_B, features_BTF.shape[1]).long(),
         ).last_hidden_state
         projected_ND = loaded.module.model.multi_modal_projector(packed_ND)
         return tuple(projected_ND.split(_positions(loaded, batch.input_lengths).tolist()))
@@ -293,11 +293,6 @@ class Qwen3AsrFamily:
         marker = tokenizer.convert_tokens_to_ids(TEXT_MARKER)
         cut = [_first_text_tokens(answer, marker, limit) for answer in answers]
         return [self.decode_text(loaded, answer) for answer in cut]
-
-
-def _own_targets(batch: Batch) -> list[Tensor]:
-    """Target ids (U,) of each clip, padding left out."""
-    return [row[:length] for row, length in zip(batch.targets, batch.target_lengths.tolist(), strict=True)]
 
 
 def _positions(loaded: LoadedModel, lengths_B: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ N labels of a batch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -22,11 +21,10 @@ from sonotune.errors import ModelError, TextError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import from_feature_extractor
 from sonotune.models import composed, speech_encoders
-from sonotune.models.audio_lm import Rows, label_logits, label_losses, lay_out
+from sonotune.models.audio_lm import Rows, label_logits, label_losses, lay_out, own_targets
 from sonotune.models.base import Component, LoadedModel, Losses
-from sonotune.models.checkpoints import load_pretrained, load_processor, read_config
+from sonotune.models.checkpoints import architecture_digest, load_pretrained, load_processor, read_config
 from sonotune.models.composed import AUDIO_MARK, MODEL_TYPE, SpeechLlm, SpeechLlmProcessor
-from sonotune.runs import digest_json
 
 _MOST_TOKENS = 448  # of a transcript, where the caller sets no limit: Whisper's, for clips of 30 s
 
@@ -57,7 +55,7 @@ class SpeechLlmFamily:
         if random_weights:
             config = self._config(checkpoint, revision)
             config.dropout = config.dropout if dropout is None else dropout
-            module, identity = SpeechLlm(config).eval(), f"random-{_digest(config)}"
+            module, identity = SpeechLlm(config).eval(), f"random-{architecture_digest(config)}"
         else:
             module, _, identity = load_pretrained(
                 checkpoint, self, class_name="AutoModel", revision=revision, random_weights=False,
@@ -85,7 +83,8 @@ class SpeechLlmFamily:
             module = SpeechLlm(config)
         module.eval()
         frontend = speech_encoders.frontend_of(config.audio_config)
-        return self._mapped(module, checkpoint=checkpoint, revision=_digest(config), frontend=frontend, processor=None)
+        identity = architecture_digest(config)
+        return self._mapped(module, checkpoint=checkpoint, revision=identity, frontend=frontend, processor=None)
 
     def _config(self, checkpoint: str, revision: str | None) -> Any:
         config = read_config(checkpoint, revision)
@@ -203,13 +202,12 @@ class SpeechLlmFamily:
         if module.config.fusion == "cross_attention":
             lengths_B = torch.zeros_like(lengths_B)
         prompts = [self._prompt(loaded, clip.language) for clip in batch.clips]
-        targets = [ids[:size] for ids, size in zip(batch.targets, batch.target_lengths.tolist(), strict=True)]
         return lay_out(
             module.get_input_embeddings(),
             before=[before for before, _ in prompts],
             audio=[sound_QD[:size] for sound_QD, size in zip(audio_BQD, lengths_B.tolist(), strict=True)],
             after=[after for _, after in prompts],
-            targets=targets if with_targets else None,
+            targets=own_targets(batch) if with_targets else None,
         )
 
     def _prompt(self, loaded: LoadedModel, language: str | None) -> tuple[list[int], list[int]]:
@@ -248,10 +246,6 @@ def _language_name(language: str | None) -> str:
 
 def _positions_of(config: Any) -> int:
     return int(getattr(config.text_config, "max_position_embeddings", None) or 2**20)
-
-
-def _digest(config: Any) -> str:
-    return digest_json(json.loads(config.to_json_string(use_diff=False)))[:16]
 
 
 def _components(module: Any) -> tuple[Component, ...]:

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from sonotune.errors import TextError
 from sonotune.features.batching import Batch
-from sonotune.features.frontend import LogMel, from_feature_extractor
+from sonotune.features.frontend import from_feature_extractor
+from sonotune.features.normalization import valid_frames
 from sonotune.models import speech_encoders
 from sonotune.models.base import Component, LoadedModel, Losses
 from sonotune.models.checkpoints import is_classifier, load_pretrained, outline_pretrained
@@ -69,8 +70,7 @@ class WhisperFamily:
         module, identity = outline_pretrained(
             checkpoint, self, class_name="WhisperForConditionalGeneration", revision=revision
         )  # fmt: skip
-        config = module.config
-        frontend = LogMel(config.num_mel_bins, window_s=config.max_source_positions / 50)
+        frontend = speech_encoders.frontend_of(module.config)
         return self._mapped(module, checkpoint=checkpoint, revision=identity, frontend=frontend, processor=None)
 
     def _mapped(self, module: Any, **given: Any) -> LoadedModel:
@@ -210,7 +210,7 @@ class WhisperFamily:
         )
         longest, mask = states_BPD.shape[1], None
         if int(positions_B.min()) < longest:
-            mask = speech_encoders.valid_positions(positions_B.to(states_BPD.device), longest)[:, None, None, :]
+            mask = valid_frames(positions_B.to(states_BPD.device), longest)[:, None, None, :]
         loaded.module.model.decoder.cross_mask = mask
         return states_BPD
 
