@@ -20,6 +20,7 @@ from sonotune.data.text import Normalizer, get
 from sonotune.errors import ManifestError, TextError
 from sonotune.evaluation.evaluate import evaluate, predict_clips, write_predictions
 from sonotune.features.batching import Batch
+from sonotune.features.workers import Crew
 from sonotune.tasks.base import TaskSettings
 from sonotune.tasks.transcribe import Transcribe
 from sonotune.types import Clip, Prediction
@@ -129,7 +130,8 @@ def test_batches_change_nothing_but_their_number(clips: list[Clip]) -> None:
     results = []
     for batch_seconds, max_clips, workers in ((0.1, 64, 0), (1000.0, 64, 0), (5.0, 3, 0), (5.0, 64, 2)):
         task = ReadsLoudness(answers=answers)
-        result = run(clips, task, batch_seconds=batch_seconds, max_clips=max_clips, workers=workers)
+        with Crew(workers) as crew:
+            result = run(clips, task, batch_seconds=batch_seconds, max_clips=max_clips, crew=crew)
         results.append((len(task.calls), result.predictions, result.scores, result.slices))
     assert results[0][0] == 10
     assert results[1][0] == 1

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, pad_targets, padding_share, plan_batches
 from sonotune.features.frontend import LogMel
 from sonotune.features.specaugment import SpecAugmentSettings
+from sonotune.features.workers import Crew
 from sonotune.runs import generator
 from sonotune.types import Clip, Finding
 
@@ -240,9 +241,9 @@ def test_a_clip_that_augmentation_made_too_long_is_cut_to_the_window(make_clips)
 def test_full_context_takes_about_its_share_and_follows_the_clip(make_clips):
     clips, targets = make_clips([0.02] * 40)
     batches = [(index,) for index in range(40)]
-    assert not any(batch.full_context for batch in batch_loader(dataset(clips, targets, batches), workers=0))
+    assert not any(batch.full_context for batch in batch_loader(dataset(clips, targets, batches)))
     some = dataset(clips, targets, batches, full_context_share=0.3)
-    chosen = {batch.clips[0].id for batch in batch_loader(some, workers=0) if batch.full_context}
+    chosen = {batch.clips[0].id for batch in batch_loader(some) if batch.full_context}
     assert 4 <= len(chosen) <= 22
     assert chosen == {clip.id for clip in clips if generator(1, 2, "full_context", clip.id).random() < 0.3}
     full = dataset(clips, targets, batches, full_context_share=1.0)[5]
@@ -291,9 +292,9 @@ def test_wrong_arguments_are_refused(make_clips):
         dataset(clips, [], [(0,)])
     with pytest.raises(ValueError, match="full_context_share"):
         dataset(clips, targets, [(0,)], full_context_share=2.0)
-    for wrong in ({"start": 2}, {"start": -1}, {"workers": -1}, {"timeout_s": 0}):
+    for wrong in ({"start": 2}, {"start": -1}, {"timeout_s": 0}):
         with pytest.raises(ValueError, match="timeout_s above 0"):
-            batch_loader(dataset(clips, targets, [(0,)]), **{"workers": 0, **wrong})
+            batch_loader(dataset(clips, targets, [(0,)]), **wrong)
 
 
 # --- many batches --------------------------------------------------------------------------------
@@ -311,19 +312,17 @@ def test_workers_and_restarts_change_nothing(make_clips):
     torch_before, threads = torch.get_rng_state(), torch.get_num_threads()
     numpy_before = np.random.get_state()[1].tolist()  # noqa: NPY002  (that it is left alone is the point)
 
-    inline = list(batch_loader(data, workers=0))
+    inline = list(batch_loader(data))
     assert len(inline) == len(batches) > 5
     assert any(batch.findings for batch in inline)
     assert any(batch.full_context for batch in inline)
-    for workers in (1, 2):
-        made = list(batch_loader(data, workers=workers, timeout_s=60))
-        assert len(made) == len(inline)
-        assert all(equal(*pair) for pair in zip(made, inline, strict=True))
-    for workers, start in ((0, 3), (2, 3), (2, len(batches) - 1)):
-        rest = list(batch_loader(data, start=start, workers=workers, timeout_s=60))
-        assert len(rest) == len(inline) - start
-        assert all(equal(*pair) for pair in zip(rest, inline[start:], strict=True))
-    assert list(batch_loader(data, start=len(batches), workers=2)) == []
+    for workers in (0, 1, 2):
+        with Crew(workers) as crew:  # one crew after another epoch, as a run has it
+            for start in (0, 3, len(batches) - 1):
+                rest = list(batch_loader(data, crew, start=start, timeout_s=60))
+                assert len(rest) == len(inline) - start
+                assert all(equal(*pair) for pair in zip(rest, inline[start:], strict=True))
+            assert list(batch_loader(data, crew, start=len(batches))) == []
 
     assert torch.equal(torch.get_rng_state(), torch_before)
     assert np.random.get_state()[1].tolist() == numpy_before  # noqa: NPY002
@@ -340,7 +339,8 @@ def test_real_recordings_through_the_whole_room(fsdd):
     targets = [np.array([int(clip.id[0])], dtype=np.int64) for clip in clips]
     durations_s = [clip.duration_s for clip in clips]
     batches = plan_batches(durations_s, max_seconds=10, max_clips=8, seed=1, epoch=0)
-    made = list(batch_loader(dataset(clips, targets, batches, spec_augment=MASKS), workers=1))
+    with Crew(1) as crew:
+        made = list(batch_loader(dataset(clips, targets, batches, spec_augment=MASKS), crew))
     assert sum(len(batch.clips) for batch in made) == len(clips) > 20
     assert not any(batch.findings for batch in made)
     for batch in made:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sonotune.features.batching import Batch, ClipBatches, batch_loader
 from sonotune.features.frontend import FilterBank, RawWaveform
 from sonotune.features.mixup import Mix, MixupSettings, draw_mix, mix_features, mix_waveforms
+from sonotune.features.workers import Crew
 from sonotune.types import Clip
 
 RATE_HZ = 16_000
@@ -217,8 +218,9 @@ def test_nothing_changes_at_probability_zero(clips: list[Clip]):
 @pytest.mark.parametrize("domain", ["waveform", "features"])
 def test_workers_change_nothing(clips: list[Clip], domain: Any):
     data = dataset(clips, mixup=MixupSettings(probability=0.8, domain=domain))
-    here = list(batch_loader(data, workers=0))
-    there = list(batch_loader(data, workers=2))
+    here = list(batch_loader(data))
+    with Crew(2) as crew:
+        there = list(batch_loader(data, crew))
     assert len(here) == len(there) == 3
     for one, other in zip(here, there, strict=True):
         assert_same(one, other)
@@ -226,15 +228,13 @@ def test_workers_change_nothing(clips: list[Clip], domain: Any):
 
 
 def test_batches_without_mixup_survive_workers(clips: list[Clip]):
-    for one, other in zip(
-        dataset(clips, mixup=None), batch_loader(dataset(clips, mixup=None), workers=1), strict=False
-    ):
+    for one, other in zip(dataset(clips, mixup=None), batch_loader(dataset(clips, mixup=None)), strict=False):
         assert_same(one, other)
         assert other.mixed_targets is None
 
 
 def test_a_batch_does_not_depend_on_those_before_it(clips: list[Clip]):
-    later = list(batch_loader(dataset(clips), start=1, workers=0))
+    later = list(batch_loader(dataset(clips), start=1))
     assert_same(later[0], dataset(clips)[1])
 
 

@@ -19,14 +19,17 @@ import soundfile
 from sonotune.errors import AudioError, ResourceError
 from sonotune.features.batching import ClipBatches, batch_loader
 from sonotune.features.frontend import LogMel
-from sonotune.features.workers import ordered_results
+from sonotune.features.workers import Crew
 from sonotune.types import Clip
 
 
 def results(compute, count=8, *, workers=2, timeout_s=30.0):
-    return ordered_results(
-        compute, range(count), workers=workers, timeout_s=timeout_s, describe=lambda index: f"batch {index}"
-    )
+    with Crew(workers) as crew:
+        yield from job(crew, compute, count, timeout_s=timeout_s)
+
+
+def job(crew, compute, count=8, *, timeout_s=30.0):
+    return crew.results(compute, range(count), timeout_s=timeout_s, describe=lambda index: f"batch {index}")
 
 
 def children() -> list[multiprocessing.Process]:
@@ -42,13 +45,52 @@ def gone(pid: int, *, within_s: float = 10.0) -> bool:
     return False
 
 
+def who(index: int) -> tuple[int, int]:
+    time.sleep(0.02 * (index % 3))
+    return index, os.getpid()
+
+
+def plain(index: int) -> int:
+    return index
+
+
+def slow(index: int) -> int:
+    time.sleep(0.2)
+    return index
+
+
+def large(index: int) -> bytes:
+    return bytes(50_000_000)  # far beyond what a pipe holds
+
+
+def truncated_at_3(index: int) -> int:
+    if index == 3:
+        raise AudioError("truncated", "the file ends early")
+    return index
+
+
+def killed_at_3(index: int) -> int:
+    if index == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return index
+
+
+def silent_at_1(index: int) -> int:
+    if index == 1:
+        time.sleep(600)
+    return index
+
+
+def unpicklable_error(index: int) -> int:
+    class LocalError(Exception):
+        pass
+
+    raise LocalError("made up here")
+
+
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_results_come_in_order_from_other_processes(workers):
-    def compute(index: int) -> tuple[int, int]:
-        time.sleep(0.02 * (index % 3))
-        return index, os.getpid()
-
-    found = list(results(compute, workers=workers))
+    found = list(results(who, workers=workers))
     assert [index for index, _ in found] == list(range(8))
     pids = {pid for _, pid in found}
     assert len(pids) == workers
@@ -56,41 +98,74 @@ def test_results_come_in_order_from_other_processes(workers):
     assert children() == []
 
 
-def test_error_of_a_worker_rises_in_its_turn_with_its_class():
-    def compute(index: int) -> int:
-        if index == 3:
-            raise AudioError("truncated", "the file ends early")
-        return index
+def test_one_job_after_another_goes_to_the_same_processes():
+    with Crew(2) as crew:
+        first, second = ({pid for _, pid in job(crew, who)} for _ in range(2))
+        assert first == second == {child.pid for child in children()}
+        assert list(job(crew, plain, 1)) == [0]  # fewer results than workers
+        assert list(job(crew, plain, 0)) == []
+        stopped = job(crew, plain)
+        for _ in range(8):
+            next(stopped)
+        stopped.close()  # after the last result, though before its end
+        assert {pid for _, pid in job(crew, who)} == first
+    assert children() == []
 
-    stream = results(compute)
+
+def test_workers_hold_none_of_what_the_main_process_writes_later():
+    """The reason for starting them first: a page that is shared at the fork is copied when it is written."""
+    early = Crew(1)
+    ballast = np.ones(8_000_000)
+    late = Crew(1)
+    try:
+        ballast += 1.0
+        shared = [psutil.Process(crew._processes[0].pid).memory_full_info().uss for crew in (early, late)]
+    finally:
+        early.close()
+        late.close()
+    assert shared[1] - shared[0] > 0.9 * ballast.nbytes
+    assert shared[0] < 30_000_000
+
+
+def test_job_after_a_failed_or_unfinished_one_has_new_workers():
+    with Crew(2) as crew:
+        with pytest.raises(AudioError):
+            list(job(crew, truncated_at_3))
+        assert list(job(crew, plain)) == list(range(8))
+        unfinished = job(crew, slow)
+        assert next(unfinished) == 0
+        unfinished.close()
+        assert list(job(crew, plain)) == list(range(8))
+
+
+def test_worker_that_died_between_jobs_is_named():
+    with Crew(2) as crew:
+        assert list(job(crew, plain, 4)) == list(range(4))
+        os.kill(children()[0].pid, signal.SIGKILL)
+        time.sleep(0.3)
+        with pytest.raises(ResourceError, match=r"ended \(signal SIGKILL\)"):
+            list(job(crew, plain))
+
+
+def test_error_of_a_worker_rises_in_its_turn_with_its_class():
+    stream = results(truncated_at_3)
     assert [next(stream) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(AudioError, match="ends early") as caught:
         next(stream)
     assert caught.value.reason == "truncated"
     assert "batch 3" in str(caught.value.__cause__)
-    assert "in compute" in str(caught.value.__cause__)
+    assert "in truncated_at_3" in str(caught.value.__cause__)
     assert children() == []
 
 
 def test_error_that_cannot_be_pickled_keeps_its_traceback():
-    def compute(index: int) -> int:
-        class LocalError(Exception):
-            pass
-
-        raise LocalError("made up here")
-
     with pytest.raises(RuntimeError, match="made up here"):
-        next(results(compute))
+        next(results(unpicklable_error))
 
 
 def test_killed_worker_is_named_with_its_batch_and_signal():
-    def compute(index: int) -> int:
-        if index == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return index
-
     started = time.monotonic()
-    stream = results(compute)
+    stream = results(killed_at_3)
     assert [next(stream) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ResourceError, match=r"made batch 3 ended \(signal SIGKILL\).*memory.*loader_workers"):
         next(stream)
@@ -99,10 +174,7 @@ def test_killed_worker_is_named_with_its_batch_and_signal():
 
 
 def test_worker_killed_in_the_middle_of_writing_is_an_error_not_a_hang():
-    def compute(index: int) -> bytes:
-        return bytes(50_000_000)  # far beyond what a pipe holds
-
-    stream = results(compute, workers=1)
+    stream = results(large, workers=1)
     next(stream)
     time.sleep(0.5)
     (worker,) = children()
@@ -114,12 +186,7 @@ def test_worker_killed_in_the_middle_of_writing_is_an_error_not_a_hang():
 
 
 def test_silent_worker_is_given_up_after_the_timeout():
-    def compute(index: int) -> int:
-        if index == 1:
-            time.sleep(600)
-        return index
-
-    stream = results(compute, timeout_s=0.5)
+    stream = results(silent_at_1, timeout_s=0.5)
     assert next(stream) == 0
     started = time.monotonic()
     with pytest.raises(ResourceError, match=r"batch 1 was not ready after 0\.5 s"):
@@ -129,10 +196,7 @@ def test_silent_worker_is_given_up_after_the_timeout():
 
 
 def test_closing_early_ends_the_workers_at_once():
-    def compute(index: int) -> bytes:
-        return bytes(5_000_000)
-
-    stream = results(compute, 50)
+    stream = results(large, 50)
     next(stream)
     assert len(children()) == 2
     started = time.monotonic()
@@ -142,11 +206,7 @@ def test_closing_early_ends_the_workers_at_once():
 
 
 def test_stop_signals_to_the_group_do_not_end_the_workers():
-    def compute(index: int) -> int:
-        time.sleep(0.2)
-        return index
-
-    stream = results(compute, 4)
+    stream = results(slow, 4)
     assert next(stream) == 0
     for worker in children():
         os.kill(worker.pid, signal.SIGTERM)
@@ -154,31 +214,34 @@ def test_stop_signals_to_the_group_do_not_end_the_workers():
     assert list(stream) == [1, 2, 3]
 
 
+def test_negative_number_of_workers_is_refused():
+    with pytest.raises(ValueError, match="workers must be 0 or more"):
+        Crew(-1)
+
+
 PROGRAM = """
 import sys, time, multiprocessing
-from sonotune.features.workers import ordered_results
-stream = ordered_results(
-    lambda index: bytes(1_000_000), range(100), workers=2, timeout_s=30, describe=lambda index: f"batch {index}"
-)
-next(stream)
+from sonotune.features.workers import Crew
+crew = Crew(2)
+stream = crew.results(bytearray, range(1_000_000, 100_000_000), timeout_s=30, describe=str)
+if sys.argv[1] != "idle":
+    next(stream)
 print(*[child.pid for child in multiprocessing.active_children()], flush=True)
-if sys.argv[1] == "wait":
+if sys.argv[1] != "exit":
     time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("end", ["killed", "exit"])
+@pytest.mark.parametrize("end", ["killed", "idle", "exit"])
 def test_no_worker_outlives_its_main_process(end):
-    with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "wait" if end == "killed" else "exit"], stdout=subprocess.PIPE, text=True
-    ) as main:
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, end], stdout=subprocess.PIPE, text=True) as main:
         assert main.stdout is not None
         pids = [int(word) for word in main.stdout.readline().split()]
         try:
             assert len(pids) == 2
-            if end == "killed":
+            if end != "exit":
                 main.kill()
-            assert main.wait(timeout=20) == (-signal.SIGKILL if end == "killed" else 0)
+            assert main.wait(timeout=20) == (0 if end == "exit" else -signal.SIGKILL)
             assert all(gone(pid) for pid in pids)
         finally:
             for pid in (main.pid, *pids):
@@ -207,8 +270,9 @@ def test_batch_loader_names_the_batch_and_clips_of_a_dead_worker(tmp_path: Path)
         epoch=0,
         waveform_augmenter=Deadly(),
     )
-    stream = batch_loader(data, workers=2, timeout_s=30)
-    assert [clip.id for clip in next(stream).clips] == ["c0", "c1"]
-    with pytest.raises(ResourceError, match=r"batch 1 \(c2, c3\) ended \(signal SIGKILL\)"):
-        next(stream)
+    with Crew(2) as crew:
+        stream = batch_loader(data, crew, timeout_s=30)
+        assert [clip.id for clip in next(stream).clips] == ["c0", "c1"]
+        with pytest.raises(ResourceError, match=r"batch 1 \(c2, c3\) ended \(signal SIGKILL\)"):
+            next(stream)
     assert children() == []

@@ -20,6 +20,7 @@ from sonotune.adapters.saved import open_model
 from sonotune.config.load import LoadedConfig, load_run_config
 from sonotune.data.manifest import read_manifest
 from sonotune.features.batching import Batch, ClipBatches
+from sonotune.features.workers import Crew
 from sonotune.models.base import LoadedModel, ModelFamily
 from sonotune.registry import resolve_asset
 from sonotune.tasks.base import TaskSettings
@@ -173,6 +174,7 @@ def bench(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Bench
         dropout: float | None = 0.0,
         accelerator: Any = None,
         manifest: Path | None = None,
+        crew: Crew | None = None,
         **changes: Any,
     ) -> Bench:
         place = folder or tmp_path / "checkpoints"
@@ -192,7 +194,7 @@ def bench(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Bench
             "seed": 0, "batch_seconds": 60.0, "batch_max_clips": 4, "accumulation_steps": 1, "schedule": "constant",
             "warmup_steps": 0, "learning_rate_floor": 0.1, "weight_decay": 0.0, "betas": (0.9, 0.999),
             "clip_norm": 1e6, "label_smoothing": 0.0, "eval_steps": "epoch", "save_steps": "epoch",
-            "keep_checkpoints": 2, "loader_workers": 0, "full_context_share": 0.0,
+            "keep_checkpoints": 2, "full_context_share": 0.0,
         }  # fmt: skip
         events: list[dict[str, Any]] = []
         stop = StopRequest()
@@ -205,7 +207,7 @@ def bench(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Bench
         loop = StageLoop(
             task=task, loaded=loaded, stage=stage, settings=LoopSettings(**{**values, **changes}),
             data=TrainingData(clips=prepared.clips, targets=prepared.targets, augmenter=None, spec_augment=None),
-            accelerator=accelerator or Accelerator(cpu=True), checkpoints=place,
+            crew=crew, accelerator=accelerator or Accelerator(cpu=True), checkpoints=place,
             event=lambda kind, **fields: events.append({"kind": kind, **fields}),
             evaluate=evaluate if scores is not None else None, listeners=(), stop=stop,
             identity={"settings": "s" * 64, "training data": "d" * 64, "base model": loaded.revision},

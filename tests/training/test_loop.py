@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sonotune.errors import CheckpointError, Interrupted, NumericError, TrainingCheckError
+from sonotune.features.workers import Crew
 from sonotune.models.base import Losses
 from sonotune.training import checkpoint
 from sonotune.training.checks import check_frozen, check_gradients, check_moved, fingerprint
@@ -387,9 +388,10 @@ def test_a_run_stopped_anywhere_ends_as_if_it_had_not_been(bench: Build, tmp_pat
     saved = newest(stopped.folder)
     assert saved.step == step
     seen = len(stopped.of("evaluation"))
-    taken_up = bench(scores=list(SCORES[seen:]), **{**common, "loader_workers": 2})
-    taken_up.loop.resume(saved)
-    taken_up.loop.run()
+    with Crew(2) as crew:
+        taken_up = bench(scores=list(SCORES[seen:]), crew=crew, **common)
+        taken_up.loop.resume(saved)
+        taken_up.loop.run()
     for name, value in straight.weights().items():
         assert torch.equal(value, taken_up.weights()[name]), name
     first, second = (newest(made.folder) for made in (straight, taken_up))

@@ -204,6 +204,15 @@ def stage_of(loaded: Any) -> Any:
 
 def side_sonotune(row: Row, work: Path, precision: str) -> dict[str, Any]:
     """One pass over the clips by `StageLoop`, at the clips' own length; decoding and features happen on the way."""
+    from sonotune.features.workers import Crew
+    from sonotune.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    with Crew(1) as crew:  # before the model is loaded; both as in `sonotune.training.run`
+        return _train_by_loop(row, work, precision, crew)
+
+
+def _train_by_loop(row: Row, work: Path, precision: str, crew: Any) -> dict[str, Any]:
     from sonotune.training.loop import StageLoop
     from sonotune.training.loop_settings import LoopSettings, TrainingData
     from sonotune.training.signals import StopRequest
@@ -213,7 +222,7 @@ def side_sonotune(row: Row, work: Path, precision: str) -> dict[str, Any]:
     settings = LoopSettings(
         seed=SEED, batch_seconds=1000.0, batch_max_clips=row.batch, accumulation_steps=1, schedule="linear",
         warmup_steps=0, learning_rate_floor=0.0, weight_decay=0.0, betas=(0.9, 0.999), clip_norm=1.0,
-        label_smoothing=0.0, eval_steps="never", save_steps="epoch", keep_checkpoints=1, loader_workers=1,
+        label_smoothing=0.0, eval_steps="never", save_steps="epoch", keep_checkpoints=1,
         full_context_share=0.0,
     )  # fmt: skip
     clock, loop, preparation_s = Clock(), None, 0.0
@@ -226,7 +235,7 @@ def side_sonotune(row: Row, work: Path, precision: str) -> dict[str, Any]:
         loop = StageLoop(
             task=ours.task, loaded=ours.loaded, stage=stage_of(ours.loaded), settings=settings,
             data=TrainingData(clips=prepared.clips, targets=prepared.targets, augmenter=None, spec_augment=None),
-            accelerator=ours.accelerator, checkpoints=work / f"checkpoints-{part}-{os.getpid()}",
+            crew=crew, accelerator=ours.accelerator, checkpoints=work / f"checkpoints-{part}-{os.getpid()}",
             event=_refuse_findings, evaluate=None, listeners=[clock], identity={}, stop=StopRequest(),
         )  # fmt: skip
         loop.run()

@@ -25,19 +25,21 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
     sonotune evaluate model=runs/x data.test=test.jsonl
     """
     from sonotune.evaluation.evaluate import write_predictions
+    from sonotune.features.workers import Crew
     from sonotune.training.corpus import CORPUS_SETTINGS, load_corpus
 
     settings = _settings_of_use(words or [], require=("data.test",))
     config = settings.config
-    recognizer = _recognizer(settings)
-    corpus = load_corpus(
-        {"test": str(config.data.test)},
-        seed=config.training.seed,
-        require=recognizer.task.truth,
-        **config.data.model_dump(include=CORPUS_SETTINGS),
-    )
-    clips = corpus.splits["test"]
-    result = recognizer.evaluate(clips, workers=config.data.loader_workers, **_decoding(config))
+    with Crew(config.data.loader_workers) as crew:
+        recognizer = _recognizer(settings)
+        corpus = load_corpus(
+            {"test": str(config.data.test)},
+            seed=config.training.seed,
+            require=recognizer.task.truth,
+            **config.data.model_dump(include=CORPUS_SETTINGS),
+        )
+        clips = corpus.splits["test"]
+        result = recognizer.evaluate(clips, crew=crew, **_decoding(config))
     if out is not None:
         write_predictions(out, recognizer.task, result.predictions, clips)
     body = result.to_json() | {"left_out": [finding.message for finding in corpus.findings]}

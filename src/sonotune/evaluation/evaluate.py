@@ -22,6 +22,7 @@ import torch
 from sonotune.errors import ManifestError, TextError
 from sonotune.evaluation.decode import in_clip_order, token_limit
 from sonotune.features.batching import ClipBatches, batch_loader, plan_batches
+from sonotune.features.workers import Crew
 from sonotune.metrics.efficiency import real_time_factor
 from sonotune.metrics.slices import DURATION_EDGES_S, Slice, slice_clips
 from sonotune.runs import atomic_write_text
@@ -90,7 +91,7 @@ def evaluate(
     seed: int = 0,
     duration_edges_s: Sequence[float] = DURATION_EDGES_S,
     full_context: bool | None = None,
-    workers: int = 0,
+    crew: Crew | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
@@ -108,7 +109,7 @@ def evaluate(
         seed: Seed of the resampling.
         duration_edges_s: Borders of the duration slices, in seconds.
         full_context: Pad every clip to the model's window.
-        workers: Loader processes.
+        crew: Loader processes.
         autocast: Makes the precision context of each batch.
         progress: Called after every batch.
 
@@ -127,7 +128,7 @@ def evaluate(
         beam_size=beam_size,
         max_new_tokens=max_new_tokens,
         full_context=full_context,
-        workers=workers,
+        crew=crew,
         autocast=autocast,
         progress=progress,
     )
@@ -167,7 +168,7 @@ def predict_clips(
     beam_size: int = 1,
     max_new_tokens: int | Literal["auto"] | None = "auto",
     full_context: bool | None = None,
-    workers: int = 0,
+    crew: Crew | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Prediction], list[Finding]]:
@@ -184,7 +185,7 @@ def predict_clips(
             (`decode.token_limit`), None leaves it to the model.
         full_context: Pad every clip to the model's window, as the original Whisper does; None does as the model was
             loaded (`loaded.context`).
-        workers: Loader processes; changes nothing but the speed.
+        crew: Loader processes; they change nothing but the speed. None reads here.
         autocast: Makes the precision context of each batch.
         progress: Called with clips done and clips in all after every batch.
 
@@ -215,7 +216,7 @@ def predict_clips(
     predictions: list[Prediction] = []
     done = len(clips) - len(fitting)
     # Closing the loader when something goes wrong ends its workers at once.
-    with _inference(loaded.module), closing(batch_loader(dataset, workers=workers)) as loader:
+    with _inference(loaded.module), closing(batch_loader(dataset, crew)) as loader:
         for planned, batch in zip(batches, loader, strict=True):
             findings += batch.findings
             if batch.clips:

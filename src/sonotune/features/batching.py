@@ -25,7 +25,7 @@ from sonotune.errors import AudioError
 from sonotune.features.frontend import Frontend
 from sonotune.features.mixup import Mix, MixupSettings, draw_mix, mix_features, mix_waveforms
 from sonotune.features.specaugment import SpecAugmentSettings, spec_augment
-from sonotune.features.workers import ordered_results
+from sonotune.features.workers import Crew
 from sonotune.runs import generator
 from sonotune.types import Clip, Finding
 
@@ -345,17 +345,17 @@ def _finding(clip: Clip, error: AudioError) -> Finding:
 
 
 def batch_loader(
-    dataset: ClipBatches, *, start: int = 0, workers: int, timeout_s: float = 120.0
+    dataset: ClipBatches, crew: Crew | None = None, *, start: int = 0, timeout_s: float = 120.0
 ) -> Generator[Batch, None, None]:
     """Go through the batches in order, made ahead of time in other processes.
 
     The batches do not depend on the number of workers, nor on where a run was taken up. No global random state is
-    used. Closing the generator ends the workers.
+    used.
 
     Args:
         dataset: The batches of one epoch.
+        crew: Processes that make batches; None or an empty crew makes them in this one.
         start: First batch.
-        workers: Processes that make batches; 0 makes them in this one.
         timeout_s: How long to wait for one batch.
 
     Yields:
@@ -363,27 +363,27 @@ def batch_loader(
 
     Raises:
         ResourceError: A worker died or gave nothing in time; the message names the batch and its clips.
-        ValueError: `start`, `workers` or `timeout_s` is out of range.
+        ValueError: `start` or `timeout_s` is out of range.
     """
-    if not 0 <= start <= len(dataset) or workers < 0 or not timeout_s > 0:
-        raise ValueError(
-            f"start must be from 0 to {len(dataset)}, workers 0 or more and timeout_s above 0; "
-            f"got {start}, {workers} and {timeout_s}."
-        )
-    return _batches(dataset, start, min(workers, len(dataset) - start), timeout_s)
+    if not 0 <= start <= len(dataset) or not timeout_s > 0:
+        raise ValueError(f"start must be from 0 to {len(dataset)} and timeout_s above 0; got {start} and {timeout_s}.")
+    places = range(start, len(dataset))
+    if crew is None or crew.workers == 0:
+        return _made_here(dataset, places)
+    return _made_by(crew, dataset, places, timeout_s)
 
 
-def _batches(dataset: ClipBatches, start: int, workers: int, timeout_s: float) -> Generator[Batch, None, None]:
-    if workers == 0:
-        for index in range(start, len(dataset)):
-            with _one_thread():
-                batch = dataset[index]
-            yield batch
-        return
-    results = ordered_results(
+def _made_here(dataset: ClipBatches, places: Sequence[int]) -> Generator[Batch, None, None]:
+    for place in places:
+        with _one_thread():
+            batch = dataset[place]
+        yield batch
+
+
+def _made_by(crew: Crew, dataset: ClipBatches, places: Sequence[int], timeout_s: float) -> Generator[Batch, None, None]:
+    results = crew.results(
         _PackedBatches(dataset),
-        range(start, len(dataset)),
-        workers=workers,
+        places,
         timeout_s=timeout_s,
         describe=lambda index: f"batch {index} ({_some(dataset.clip_ids(index))})",
     )

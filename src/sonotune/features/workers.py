@@ -5,7 +5,7 @@ error then rises wherever the main process happens to be, in the middle of a che
 when, and only when, the result of that worker is asked for, and the error says which one it was.
 
 Worker `k` of `n` computes every n-th result and writes it to its own pipe; a full pipe makes it wait. No state is
-kept in a worker, so it can be killed at any time.
+kept in a worker from one job to the next, so it can be killed at any time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -38,53 +39,96 @@ class _Failure:
     text: str
 
 
-def ordered_results(
-    compute: Callable[[int], Result],
-    indices: Sequence[int],
-    *,
-    workers: int,
-    timeout_s: float,
-    describe: Callable[[int], str],
-) -> Generator[Result, None, None]:
-    """Yield `compute(index)` for every index, in order.
+class Crew:
+    """Worker processes that live through a run and are given one job after another.
+
+    Start them before anything large is loaded. A worker is a fork: every page that the main process writes while the
+    worker lives is copied first, and a worker forked anew for each epoch from a process that trains pays for all of
+    its activations (a third of the memory and of the time of a step, `benchmarks/train_throughput`, row `ctc`).
 
     Args:
-        compute: Called in a worker. An error it raises is raised here, when its turn comes.
-        indices: What to compute.
-        workers: Number of processes.
-        timeout_s: How long to wait for one result.
-        describe: Names the result of an index in an error.
-
-    Raises:
-        ResourceError: A worker ended or gave nothing in time.
+        workers: Number of processes. 0: whoever uses the crew computes by itself.
     """
-    crew = _Crew(compute, [indices[worker::workers] for worker in range(workers)])
-    try:
-        for place, index in enumerate(indices):
-            yield crew.take(place % workers, timeout_s=timeout_s, name=describe(index))
-    finally:
-        crew.close()
 
-
-class _Crew:
-    """The running workers and the pipes they write to."""
-
-    def __init__(self, compute: Callable[[int], Any], shares: Sequence[Sequence[int]]) -> None:
-        # Fork hands the data set over without copying it; elsewhere it is pickled.
-        context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    def __init__(self, workers: int) -> None:
+        if workers < 0:
+            raise ValueError(f"workers must be 0 or more, got {workers}.")
+        self.workers = workers
         self._processes: list[BaseProcess] = []
         self._pipes: list[Connection] = []
+        self._start()
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def results(
+        self,
+        compute: Callable[[int], Result],
+        indices: Sequence[int],
+        *,
+        timeout_s: float,
+        describe: Callable[[int], str],
+    ) -> Generator[Result, None, None]:
+        """Yield `compute(index)` for every index, in order. One job at a time.
+
+        A job that fails or is closed early ends the workers, for they may be in the middle of it; the next job starts
+        new ones.
+
+        Args:
+            compute: Called in a worker, to which it travels pickled. An error it raises is raised here, when its turn
+                comes.
+            indices: What to compute.
+            timeout_s: How long to wait for one result.
+            describe: Names the result of an index in an error.
+
+        Raises:
+            ResourceError: A worker ended or gave nothing in time.
+        """
+        if not self._processes:
+            self._start()
+        busy = min(self.workers, len(indices))
+        job = pickle.dumps(compute)
+        missing = len(indices)
+        try:
+            for worker in range(busy):
+                # A worker that ended while it was idle is noticed when its first result is asked for.
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    self._pipes[worker].send((job, indices[worker::busy]))
+            for place, index in enumerate(indices):
+                result = self._take(place % busy, timeout_s=timeout_s, name=describe(index))
+                missing -= 1
+                yield result
+        finally:
+            if missing:
+                self.close()
+
+    def close(self) -> None:
+        """End every worker; nothing is lost, a worker keeps no state."""
+        atexit.unregister(self.close)
+        for process in self._processes:
+            process.kill()
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(_EXIT_WAIT_S)
+        self._processes, self._pipes = [], []
+
+    def _start(self) -> None:
+        context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         # Before multiprocessing's own clean-up, which sends a signal that workers ignore and then waits for them.
         atexit.register(self.close)
-        for share in shares:
-            ours, theirs = context.Pipe(duplex=False)
+        for _ in range(self.workers):
+            ours, theirs = context.Pipe()
             self._pipes.append(ours)
-            process = context.Process(target=_work, args=(compute, share, theirs, list(self._pipes)), daemon=True)
+            process = context.Process(target=_work, args=(theirs, list(self._pipes)), daemon=True)
             process.start()
             theirs.close()
             self._processes.append(process)
 
-    def take(self, worker: int, *, timeout_s: float, name: str) -> Any:
+    def _take(self, worker: int, *, timeout_s: float, name: str) -> Any:
         """Next result of one worker."""
         pipe = self._pipes[worker]
         started = time.monotonic()
@@ -107,36 +151,26 @@ class _Crew:
             _reraise(result, name)
         return result
 
-    def close(self) -> None:
-        """End every worker; nothing is lost, a worker keeps no state."""
-        atexit.unregister(self.close)
-        for process in self._processes:
-            process.kill()
-        for pipe in self._pipes:
-            pipe.close()
-        for process in self._processes:
-            process.join(_EXIT_WAIT_S)
-        self._processes, self._pipes = [], []
 
-
-def _work(compute: Callable[[int], Any], share: Sequence[int], pipe: Connection, readers: Sequence[Connection]) -> None:
-    """Body of a worker: compute, write, until done, or until nobody reads any more."""
-    # A fork inherits the reading ends; while one is open here, a worker would not notice that the main process died.
-    for reader in readers:
-        reader.close()
+def _work(pipe: Connection, others: Sequence[Connection]) -> None:
+    """Body of a worker: job after job, until the main process is gone."""
+    # A fork inherits the other ends; while one is open here, a worker would not notice that the main process died.
+    for other in others:
+        other.close()
     # Ctrl-C and a scheduler's stop signal reach the whole process group. The main process decides what they mean: it
     # finishes its step and saves, and needs its workers until then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    for index in share:
-        try:
-            result = compute(index)
-        except Exception as error:  # noqa: BLE001  (raised again in the main process)
-            result = _failure(error)
-        try:
-            pipe.send(result)
-        except (BrokenPipeError, ConnectionResetError):  # the main process is gone
-            return
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the main process is gone
+        while True:
+            job, share = pipe.recv()
+            compute = pickle.loads(job)  # noqa: S301  (from our own main process)
+            for index in share:
+                try:
+                    result = compute(index)
+                except Exception as error:  # noqa: BLE001  (raised again in the main process)
+                    result = _failure(error)
+                pipe.send(result)
 
 
 def _failure(error: Exception) -> _Failure:

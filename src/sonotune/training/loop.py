@@ -24,6 +24,7 @@ from torch import nn
 
 from sonotune.errors import Interrupted, NumericError
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
+from sonotune.features.workers import Crew
 from sonotune.models.base import LoadedModel, Losses
 from sonotune.runs import torch_seed
 from sonotune.tasks.base import Task
@@ -68,6 +69,7 @@ class StageLoop:
         stage: What trains.
         settings: How it steps.
         data: Training clips.
+        crew: Makes the batches.
         accelerator: Device, precision, gradient scaling.
         checkpoints: Folder of checkpoints.
         event: Writes one line of `events.jsonl`.
@@ -86,6 +88,7 @@ class StageLoop:
         stage: Stage,
         settings: LoopSettings,
         data: TrainingData,
+        crew: Crew | None,
         accelerator: Accelerator,
         checkpoints: Path,
         event: Callable[..., None],
@@ -97,7 +100,7 @@ class StageLoop:
     ) -> None:
         self.position = Position()
         self._task, self._loaded, self._stage, self._settings, self._data = task, loaded, stage, settings, data
-        self._accelerator, self._checkpoints, self._event = accelerator, checkpoints, event
+        self._crew, self._accelerator, self._checkpoints, self._event = crew, accelerator, checkpoints, event
         self._evaluate, self._listeners, self._identity, self._stop = evaluate, listeners, dict(identity), stop
         self._found, self._known_bad = found, set[str]()
         self._parameters = parameters_by_name(loaded.module, stage.trainable)
@@ -222,7 +225,7 @@ class StageLoop:
             mixup=self._data.mixup,
             full_context_share=1.0 if self._loaded.context == "full" else self._settings.full_context_share,
         )
-        return batch_loader(dataset, start=self.position.batch, workers=self._settings.loader_workers)
+        return batch_loader(dataset, self._crew, start=self.position.batch)
 
     def _next_group(self, loader: Iterator[Batch]) -> _Group:
         started = time.perf_counter()

@@ -34,7 +34,6 @@ class LoopSettings:
     eval_steps: int | Literal["epoch", "never"]
     save_steps: int | Literal["epoch"]
     keep_checkpoints: int
-    loader_workers: int
     full_context_share: float
     max_bad_steps: int = 3
 

@@ -21,6 +21,7 @@ from sonotune.errors import Interrupted, RunDirectoryError, SonotuneError
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate, write_predictions
 from sonotune.features.mixup import MixupSettings
 from sonotune.features.specaugment import SpecAugmentSettings
+from sonotune.features.workers import Crew
 from sonotune.metrics.efficiency import Energy, PeakMemory
 from sonotune.models.base import MULTI_LABEL, LoadedModel, ModelFamily, count_parameters
 from sonotune.models.precision import Precision, choose_precision
@@ -34,6 +35,7 @@ from sonotune.training.corpus import CORPUS_SETTINGS, Corpus, load_corpus, refus
 from sonotune.training.keep import keep
 from sonotune.training.loop import StageLoop
 from sonotune.training.loop_settings import Listener, LoopSettings, TrainingData
+from sonotune.training.memory import keep_freed_memory
 from sonotune.training.signals import StopRequest, stop_on_signals
 from sonotune.training.stages import Stage, describe, whole_run
 from sonotune.types import Clip, RunRecord, Score
@@ -42,11 +44,20 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Crews:
+    """Loader processes: an evaluation may come in the middle of a training epoch."""
+
+    training: Crew
+    evaluation: Crew
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Session:
     """What a run works with once everything is loaded."""
 
     config: RunConfig
     book: RunBook
+    crews: _Crews
     accelerator: Accelerator
     corpus: Corpus
     loaded: LoadedModel
@@ -79,13 +90,15 @@ def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[
         stop_on_signals() as stop,
         PeakMemory() as memory,
         Energy() as energy,
+        Crew(config.data.loader_workers) as for_training,
+        Crew(config.data.loader_workers) as for_evaluation,
     ):
         book = RunBook(
             directory, config=settings.plain(), origin=settings.origin, digest=settings.digest, memory=memory,
             energy=energy,
         )  # fmt: skip
         try:
-            session = _prepare(config, book)
+            session = _prepare(config, book, _Crews(training=for_training, evaluation=for_evaluation))
             _score(session, "before", session.corpus.splits.get("eval"), once=True)
             loop = _train(session, stop, listeners)
             loop.load_best()
@@ -104,7 +117,7 @@ def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[
         return book.close("finished"), directory.path
 
 
-def _prepare(config: RunConfig, book: RunBook) -> _Session:
+def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
     book.write()
     precision, why = choose_precision(config.training.precision)
     torch.manual_seed(torch_seed(config.training.seed, "initialisation"))
@@ -113,6 +126,8 @@ def _prepare(config: RunConfig, book: RunBook) -> _Session:
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision, cpu=not torch.cuda.is_available()
     )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     family, task = _task(config)
     corpus = _corpus(config, task)
     book.found(corpus.findings)
@@ -141,9 +156,9 @@ def _prepare(config: RunConfig, book: RunBook) -> _Session:
         },
     )  # fmt: skip
     return _Session(
-        config=config, book=book, accelerator=accelerator, corpus=corpus, loaded=loaded, family=opened.family,
-        task=task, prepared=prepared, stage=stage, bits=max(loaded.quantized.values(), default=16),
-        precision=precision,
+        config=config, book=book, crews=crews, accelerator=accelerator, corpus=corpus, loaded=loaded,
+        family=opened.family, task=task, prepared=prepared, stage=stage,
+        bits=max(loaded.quantized.values(), default=16), precision=precision,
     )  # fmt: skip
 
 
@@ -220,7 +235,7 @@ def _evaluate(session: _Session, clips: Sequence[Clip]) -> EvaluationResult:
         max_clips=settings.batch_max_clips, beam_size=settings.beam_size, max_new_tokens=settings.max_new_tokens,
         bootstrap=settings.bootstrap,
         duration_edges_s=settings.duration_edges_s, full_context=config.model.context == "full",
-        workers=config.data.loader_workers, autocast=session.accelerator.autocast,
+        crew=session.crews.evaluation, autocast=session.accelerator.autocast,
     )  # fmt: skip
 
 
@@ -245,6 +260,7 @@ def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) 
         stage=stage,
         settings=_loop_settings(config),
         data=_training_data(config, session.prepared),
+        crew=session.crews.training,
         accelerator=session.accelerator,
         checkpoints=book.directory.checkpoints_dir,
         event=book.directory.event,
@@ -290,7 +306,6 @@ def _loop_settings(config: RunConfig) -> LoopSettings:
     training = config.training
     return LoopSettings(
         learning_rate_floor=training.min_learning_rate_ratio,
-        loader_workers=config.data.loader_workers,
         full_context_share=config.model.full_context_share,
         **training.model_dump(
             include={
