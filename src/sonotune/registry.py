@@ -53,7 +53,22 @@ IMPORTERS = MappingProxyType(
         "rudiments": "sonotune.data.rudiments:load_rudiments",
     }
 )
-ALLOCATORS = MappingProxyType({"uniform": "sonotune.adapters.allocators.uniform:UniformAllocator"})
+ALLOCATORS = MappingProxyType(
+    {
+        "uniform": "sonotune.adapters.allocators.uniform:UniformAllocator",
+        "entropy": "sonotune.adapters.allocators.entropy:EntropyAllocator",
+        "modality": "sonotune.adapters.allocators.modality:ModalityAllocator",
+        "gradient": "sonotune.adapters.allocators.gradient:GradientAllocator",
+        "gradient_eva": "sonotune.adapters.allocators.gradient:GradientEvaAllocator",
+        "eva": "sonotune.adapters.allocators.eva:EvaAllocator",
+        "eva_ranks": "sonotune.adapters.allocators.eva:EvaRanksAllocator",
+        "uniform_eva": "sonotune.adapters.allocators.eva:UniformEvaAllocator",
+        "inverse": "sonotune.adapters.allocators.entropy:InverseAllocator",
+        "shuffled": "sonotune.adapters.allocators.controls:ShuffledAllocator",
+        "random": "sonotune.adapters.allocators.controls:RandomAllocator",
+        "adalora": "sonotune.adapters.allocators.adalora:AdaLoraAllocator",
+    }
+)
 
 TABLES: MappingProxyType[Kind, MappingProxyType[str, str]] = MappingProxyType(
     {

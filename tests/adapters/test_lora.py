@@ -154,18 +154,24 @@ def test_a_layer_computes_base_plus_scaled_update(adapted: Fresh):
     inputs = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(0))
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     assert a.shape[0] == 7
-    expected = inputs @ layer.base_layer.weight.T + layer.base_layer.bias + 8.0 / 4 * (inputs @ a.T @ b.T)
+    scale = 8.0 / 4 * math.sqrt(4 / 7)
+    expected = inputs @ layer.base_layer.weight.T + layer.base_layer.bias + scale * (inputs @ a.T @ b.T)
     torch.testing.assert_close(layer(inputs), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("rslora", "scale"), [(False, lambda rank: 8.0 / 4), (True, lambda rank: 8.0 / math.sqrt(rank))]
+    ("scaling", "scale"),
+    [
+        ("constant", lambda rank: 8.0 / 4),
+        ("balanced", lambda rank: 8.0 / 4 * math.sqrt(4 / rank)),
+        ("rslora", lambda rank: 8.0 / math.sqrt(rank)),
+    ],
 )
 def test_each_module_has_its_own_rank_and_the_scale_that_was_asked_for(
-    adapted: Fresh, rslora: bool, scale: Callable[[int], float]
+    adapted: Fresh, scaling: str, scale: Callable[[int], float]
 ):
     ranks = {"fc1": 9, "q_proj": 1}
-    layers = lora.lora_layers(adapted(ranks=ranks, rslora=rslora))
+    layers = lora.lora_layers(adapted(ranks=ranks, scaling=scaling))
     assert len(layers) > 40
     for name, layer in layers.items():
         rank = ranks.get(name.rpartition(".")[2], 4)
@@ -183,7 +189,8 @@ def test_ranks_are_matched_by_full_name(fresh: Fresh, tmp_path: Path):
     for model in (attached, lora.load(fresh(), tmp_path)):
         layers = lora.lora_layers(model)
         assert {name: layer.r["default"] for name, layer in layers.items()} == ranks
-        assert {layer.scaling["default"] for layer in layers.values()} == {2.0}
+        for name, layer in layers.items():
+            assert layer.scaling["default"] == pytest.approx(2.0 * math.sqrt(4 / ranks[name]))
 
 
 # --- saved and loaded ----------------------------------------------------------------------------
@@ -193,7 +200,7 @@ KINDS = {
     "own ranks": {"ranks": {"fc1": 9, "q_proj": 1}},
     "stem adapted": {"stem": "lora"},
     "norms": {"stem": "frozen", "targets": "q_v", "unfreeze": ["encoder.norms"]},
-    "square root": {"ranks": {"fc1": 9}, "rslora": True},
+    "square root": {"ranks": {"fc1": 9}, "scaling": "rslora"},
 }
 
 

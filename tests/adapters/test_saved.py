@@ -17,6 +17,7 @@ from sonotune.errors import AdapterError, ConfigError, ModelError
 from sonotune.models.base import LoadedModel
 from sonotune.registry import resolve_asset
 from sonotune.training.adapt import adapt
+from sonotune.training.ranks import RankSettings, plan_ranks
 
 Fresh = Callable[..., LoadedModel]
 Logits = Callable[[LoadedModel], Tensor]
@@ -187,15 +188,9 @@ def test_an_adapter_on_a_local_model_opens_from_any_directory(
 ):
     shutil.copytree(resolve_asset("assets:whisper-nano"), tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    trained, _ = adapt(open_model("model").loaded, **ADAPT)
+    bare = open_model("model").loaded
+    trained = adapt(bare, plan_ranks(bare, RankSettings(rank=2)), rank=2, stem="frozen")
     lora.save(trained, tmp_path / "adapter")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert open_model(str(tmp_path / "adapter")).loaded.adapter is not None
-
-
-ADAPT = {
-    "kind": "lora", "rank": 2, "alpha": "auto", "dropout": 0.0, "targets": "all_linear", "stem": "frozen",
-    "unfreeze": (), "allocator": "uniform", "budget": None, "rslora": False, "precision": "fp32",
-    "gradient_checkpointing": False,
-}  # fmt: skip

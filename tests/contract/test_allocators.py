@@ -2,31 +2,98 @@
 
 from __future__ import annotations
 
+import zlib
+
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sonotune.adapters.allocation import Budget, Evidence, Site
 from sonotune.errors import AdapterError
 from sonotune.registry import names, resolve
 
-COSTS = st.dictionaries(st.from_regex(r"layer\.[0-9]{1,3}", fullmatch=True), st.integers(1, 5000), min_size=1)
+KNOWN = 40
+"""Directions that calibration finds of an input that has as many."""
+
+
+@st.composite
+def site_lists(draw: st.DrawFn, least: int = 1) -> list[Site]:
+    sides, groups = st.integers(least, 96), st.sampled_from(["encoder", "decoder"])
+    shapes = draw(st.lists(st.tuples(sides, sides, groups), min_size=1, max_size=10))
+    return [
+        Site(name=f"{group}.layers.{number}.fc", outputs=outputs, inputs=inputs, group=group, kind="fc")
+        for number, (outputs, inputs, group) in enumerate(shapes)
+    ]
+
+
+def evidence_of(sites: list[Site]) -> Evidence:
+    """All that calibration finds, another for every name, whatever the order of the sites."""
+    eranks, shares, directions, gains = {}, {}, {}, {}
+    for site in sites:
+        rng = np.random.default_rng(zlib.crc32(site.name.encode()))
+        count = min(site.inputs, KNOWN)
+        eranks[site.name] = 1 + (site.inputs - 1) * rng.random()
+        shares[site.name] = np.sort(rng.dirichlet(np.ones(count)))[::-1]
+        directions[site.name] = np.linalg.qr(rng.standard_normal((site.inputs, count)))[0].T.astype(np.float32)
+        gains[site.name] = rng.exponential(size=count)
+    return Evidence(effective_ranks=eranks, shares=shares, directions=directions, gains=gains)
 
 
 @pytest.mark.parametrize("name", names("allocators"))
-@given(costs=COSTS, rank=st.integers(1, 64), budget=st.none() | st.integers(1, 10**6))
+@given(
+    sites=site_lists(), rank=st.integers(1, 64), parameters=st.none() | st.integers(0, 10**5), seed=st.integers(0, 9)
+)
+@settings(deadline=None)
 def test_a_plan_covers_every_module_and_keeps_the_budget(
-    name: str, costs: dict[str, int], rank: int, budget: int | None
+    name: str, sites: list[Site], rank: int, parameters: int | None, seed: int
 ):
     allocator = resolve("allocators", name)()
+    evidence, budget = evidence_of(sites), Budget(rank=rank, parameters=parameters)
+    costs = {site.name: site.outputs + site.inputs for site in sites}
     least = sum(costs.values())
-    if budget is not None and budget < least:
-        with pytest.raises(AdapterError, match=str(least)):
-            allocator.allocate(costs, rank=rank, budget=budget)
+    if parameters is not None and parameters < least:
+        with pytest.raises(AdapterError, match=rf"adapter\.budget={parameters} .* the least .*{least} parameters"):
+            allocator.allocate(sites, budget, evidence=evidence, seed=seed)
         return
-    plan = allocator.allocate(costs, rank=rank, budget=budget)
-    assert plan.ranks.keys() == costs.keys()
-    assert all(isinstance(value, int) and value >= 1 for value in plan.ranks.values())
+    plan = allocator.allocate(sites, budget, evidence=evidence, seed=seed)
+    assert list(plan.ranks) == [site.name for site in sites]
+    assert all(type(value) is int and value >= 1 for value in plan.ranks.values())
     assert plan.parameters == sum(costs[module] * value for module, value in plan.ranks.items())
-    assert plan.parameters <= (rank * least if budget is None else budget)
+    assert plan.budget == (rank * least if parameters is None else parameters)
+    assert plan.parameters <= plan.budget or plan.pruned_to <= plan.budget  # pruned while it trains
     assert plan.allocator == name
-    assert allocator.allocate(dict(reversed(costs.items())), rank=rank, budget=budget).ranks == plan.ranks
+    assert allocator.allocate(sites, budget, evidence=evidence, seed=seed).ranks == plan.ranks
+    for site in sites:
+        if plan.initial:
+            rows = plan.initial[site.name]
+            assert rows.dtype == np.float32
+            assert rows.shape == (min(plan.ranks[site.name], len(evidence.directions[site.name])), site.inputs)
+            np.testing.assert_allclose(rows @ rows.T, np.eye(len(rows)), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", names("allocators"))
+@given(sites=site_lists(least=40), rank=st.integers(1, 10), competing=st.booleans(), seed=st.integers(0, 9))
+@settings(deadline=None)
+def test_the_order_of_modules_does_not_matter(name: str, sites: list[Site], rank: int, competing: bool, seed: int):
+    """As long as there is evidence on all that is spent, which there is up to rank 40."""
+    allocator, evidence = resolve("allocators", name)(), evidence_of(sites)
+    budget = Budget(rank=rank, cross_modality=competing)
+    plan = allocator.allocate(sites, budget, evidence=evidence, seed=seed)
+    assert max(plan.ranks.values()) <= KNOWN
+    assert allocator.allocate(list(reversed(sites)), budget, evidence=evidence, seed=seed).ranks == plan.ranks
+
+
+@pytest.mark.parametrize("name", names("allocators"))
+def test_no_module_no_rank_and_no_evidence_no_plan(name: str):
+    allocator = resolve("allocators", name)()
+    for parameters in (None, 1000):
+        plan = allocator.allocate([], Budget(rank=8, parameters=parameters), evidence=Evidence(), seed=0)
+        assert (plan.ranks, plan.parameters) == ({}, 0)
+    sites = [Site(name="a.fc", outputs=64, inputs=64, group="a", kind="fc")]
+    if allocator.needs == "nothing":
+        assert allocator.allocate(sites, Budget(rank=8), evidence=Evidence(), seed=0).ranks["a.fc"] >= 8
+        return
+    assert allocator.needs in ("activations", "gradients")
+    with pytest.raises(AdapterError, match=rf"allocator={name} decides by .* not known of a\.fc .*sonotune allocate"):
+        allocator.allocate(sites, Budget(rank=8), evidence=Evidence(), seed=0)

@@ -12,20 +12,25 @@ from sonotune.adapters import lora
 from sonotune.adapters.saved import open_model
 from sonotune.errors import AdapterError, ModelError
 from sonotune.models.base import count_parameters
+from sonotune.models.base import LoadedModel
 from sonotune.models.quantize import quantized_bytes
 from sonotune.planning.inspection import Inspection, inspect_model
-from sonotune.training.adapt import adapt
+from sonotune.training.adapt import ADAPTER_SETTINGS, adapt
+from sonotune.training.ranks import RankSettings, plan_ranks
 
 NANO = "assets:whisper-nano"
 
 
-def adapter(**changes: Any) -> dict[str, Any]:
-    plain = {
-        "kind": "lora", "rank": 8, "alpha": "auto", "dropout": 0.0, "targets": "all_linear", "stem": "train",
-        "unfreeze": (), "allocator": "uniform", "budget": None, "rslora": False, "precision": "fp32",
-        "gradient_checkpointing": False,
-    }  # fmt: skip
-    return {**plain, **changes}
+def settings(*, full: bool = False, **changes: Any) -> dict[str, Any]:
+    """What `inspect_model` takes of the settings of an adapter."""
+    ranks = {name: value for name, value in changes.items() if name in ("rank", "targets", "unfreeze")}
+    adapter = {name: value for name, value in changes.items() if name in ADAPTER_SETTINGS}
+    return {"full": full, "ranks": RankSettings(**ranks), "adapter": adapter}
+
+
+def really_adapted(*, full: bool, ranks: RankSettings, adapter: dict[str, Any]) -> LoadedModel:
+    loaded = open_model(NANO).loaded
+    return adapt(loaded, None if full else plan_ranks(loaded, ranks), **adapter)
 
 
 def row(found: Inspection, name: str) -> dict[str, Any]:
@@ -33,7 +38,7 @@ def row(found: Inspection, name: str) -> dict[str, Any]:
 
 
 def test_whisper_large_at_true_size():
-    found = inspect_model("openai/whisper-large-v3", bits=4, adapter=adapter(stem="frozen"))
+    found = inspect_model("openai/whisper-large-v3", bits=4, **settings(stem="frozen"))
     assert found.total == 1_543_490_560
     assert row(found, "encoder")["parameters_per_rank"] == 737_280
     assert row(found, "decoder")["parameters_per_rank"] == 1_064_960
@@ -50,7 +55,7 @@ def test_whisper_large_at_true_size():
 @pytest.mark.parametrize("name", ["openai/whisper-tiny", "openai/whisper-small"])
 def test_nothing_is_allocated(name: str):
     """The published sizes: 37.8 M and 241.7 M with tied embeddings counted once."""
-    found = inspect_model(name, adapter=adapter())
+    found = inspect_model(name, **settings())
     assert found.total == {"openai/whisper-tiny": 37_760_640, "openai/whisper-small": 241_734_912}[name]
     assert found.bits[0] == 16
 
@@ -59,13 +64,13 @@ def test_nothing_is_allocated(name: str):
     "changes",
     [
         {}, {"stem": "lora"}, {"stem": "frozen", "targets": "q_v"}, {"unfreeze": ("encoder.norms",), "rank": 3},
-        {"kind": "none"},
+        {"full": True},
     ],
     ids=["default", "stem adapted", "q and v", "norms", "full"],
 )  # fmt: skip
 def test_what_would_train_is_what_trains(changes: dict[str, Any]):
-    real, _ = adapt(open_model(NANO).loaded, **adapter(**changes))
-    found = inspect_model(NANO, adapter=adapter(**changes))
+    real = really_adapted(**settings(**changes))
+    found = inspect_model(NANO, **settings(**changes))
     counted = count_parameters(real)
     assert {part["name"]: (part["parameters"], part["trainable"]) for part in found.components} == {
         name: (part["parameters"], part["trainable"]) for name, part in counted.items()
@@ -76,7 +81,7 @@ def test_what_would_train_is_what_trains(changes: dict[str, Any]):
 def test_quantised_bytes_are_those_of_bitsandbytes(bits: int, double: bool):
     """Above the formula stand only the constants of each tensor: its code books, offsets and shapes."""
     loaded = open_model(NANO, bits=bits, double=double).loaded
-    found = inspect_model(NANO, bits=bits, double=double, adapter=adapter())
+    found = inspect_model(NANO, bits=bits, double=double, **settings())
     weights = [loaded.module.get_submodule(name).weight for name in loaded.quantized]
     held = sum(weight.numel() * weight.element_size() for weight in weights)
     if bits == 8:
@@ -90,9 +95,9 @@ def test_quantised_bytes_are_those_of_bitsandbytes(bits: int, double: bool):
 
 
 def test_a_saved_adapter_brings_its_own_ranks(tmp_path: Path):
-    real, _ = adapt(open_model(NANO).loaded, **adapter(rank=5, stem="frozen"))
+    real = really_adapted(**settings(rank=5, stem="frozen"))
     lora.save(real, tmp_path / "adapter", extra={"bits": 4})
-    found = inspect_model(str(tmp_path), bits=16, adapter=adapter(rank=8))
+    found = inspect_model(str(tmp_path), bits=16, **settings(rank=8))
     assert found.trainable == sum(row["trainable"] for row in count_parameters(real).values())
     assert found.checkpoint == str(tmp_path)
 
@@ -107,12 +112,12 @@ def test_no_weight_is_read_or_made(monkeypatch: pytest.MonkeyPatch):
         return honest(cls, data, requires_grad)
 
     monkeypatch.setattr(torch.nn.Parameter, "__new__", spy)
-    inspect_model("openai/whisper-large-v3", bits=4, adapter=adapter())
+    inspect_model("openai/whisper-large-v3", bits=4, **settings())
     assert made == []
 
 
 def test_what_is_wrong_is_said():
     with pytest.raises(AdapterError, match="matches none"):
-        inspect_model(NANO, adapter=adapter(targets=["nothing"]))
+        inspect_model(NANO, **settings(targets=["nothing"]))
     with pytest.raises(ModelError, match="neither a folder"):
-        inspect_model("./absent", adapter=adapter())
+        inspect_model("./absent", **settings())

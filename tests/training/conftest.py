@@ -28,6 +28,7 @@ from sonotune.tasks.transcribe import Transcribe
 from sonotune.training.adapt import adapt
 from sonotune.training.loop import StageLoop
 from sonotune.training.loop_settings import LoopSettings, TrainingData
+from sonotune.training.ranks import RankSettings, plan_ranks
 from sonotune.training.signals import StopRequest
 from sonotune.training.stages import Stage, whole_run
 from sonotune.types import Score
@@ -180,10 +181,8 @@ def bench(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Bench
         place = folder or tmp_path / "checkpoints"
         torch.manual_seed(0)
         opened = open_model(str(tiny_model), dropout=dropout)
-        loaded, _ = adapt(
-            opened.loaded, kind=kind, rank=4, alpha="auto", dropout=0.0, targets="all_linear", stem=stem,  # type: ignore[arg-type]
-            unfreeze=(), allocator="uniform", budget=None, rslora=False, precision="fp32", gradient_checkpointing=False,
-        )  # fmt: skip
+        plan = plan_ranks(opened.loaded, RankSettings(rank=4)) if kind == "lora" else None
+        loaded = adapt(opened.loaded, plan, rank=4, stem=stem)  # type: ignore[arg-type]
         task = Transcribe(opened.family, TaskSettings())
         prepared = task.prepare(loaded, read_manifest(manifest or corpus / "train.jsonl"))
         stage = whole_run(

@@ -178,14 +178,12 @@ def open_ours(
     from sonotune.registry import resolve
     from sonotune.tasks.base import TaskSettings
     from sonotune.training.adapt import adapt
+    from sonotune.training.ranks import RankSettings, plan_ranks
 
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=True)
     opened = open_model(str(work / "model"), context=context, bits=16, precision=precision)
-    loaded, _ = adapt(
-        opened.loaded, kind="lora", rank=RANK, alpha="auto", dropout=0.0, targets=targets, stem="frozen",
-        unfreeze=unfreeze, allocator="uniform", budget=None, rslora=False, precision=precision,
-        gradient_checkpointing=False,
-    )  # fmt: skip
+    plan = plan_ranks(opened.loaded, RankSettings(rank=RANK, targets=targets, unfreeze=unfreeze))
+    loaded = adapt(opened.loaded, plan, rank=RANK, stem="frozen", unfreeze=unfreeze, precision=precision)
     draw_adapters(loaded.adapter)
     text = get_normalizer("basic")
     settings = TaskSettings(training_text=text, scoring_text=text, language=LANGUAGE)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from sonotune.adapters.allocation import RankPlan
+from sonotune.adapters.allocation import RankPlan, Scaling, alphas
 from sonotune.adapters.targets import modules_of
 from sonotune.errors import AdapterError
 from sonotune.models.base import LoadedModel
@@ -57,7 +57,7 @@ def attach(
     dropout: float = 0.0,
     stem: Literal["train", "lora", "frozen"] = "train",
     unfreeze: Sequence[str] = (),
-    rslora: bool = False,
+    scaling: Scaling = "balanced",
 ) -> LoadedModel:
     """Inject adapters into the module, in place, and freeze everything else.
 
@@ -69,7 +69,7 @@ def attach(
         dropout: On the inputs of the adapters.
         stem: Train the convolutional stem in full precision, adapt it by LoRA, or leave it frozen.
         unfreeze: Further component selectors trained in full precision, such as `encoder.norms`.
-        rslora: Scale by `alpha / sqrt(rank)`, each module by its own rank.
+        scaling: See `allocation.alphas`.
 
     Returns:
         The model with `adapter` set; its trainable parameters are exactly those asked for.
@@ -101,18 +101,17 @@ def attach(
         )
     for parameter in loaded.module.parameters():
         parameter.requires_grad_(False)
-    others = {name: value for name, value in ranks.items() if value != rank}
     _check_endings(loaded, full)
+    scales = alphas(ranks, rank=rank, alpha=alpha, scaling=scaling)
+    usual = alphas({"": rank}, rank=rank, alpha=alpha, scaling=scaling)[""]
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=usual,
         lora_dropout=dropout,
         bias="none",
-        use_rslora=rslora,
         target_modules=_only(loaded, ranks),
-        rank_pattern={_exactly(name): value for name, value in others.items()},
-        # At any rank the scale is that of the reference rank, unless it is to follow the rank.
-        alpha_pattern={} if rslora else {_exactly(name): alpha * value / rank for name, value in others.items()},
+        rank_pattern={_exactly(name): value for name, value in ranks.items() if value != rank},
+        alpha_pattern={_exactly(name): value for name, value in scales.items() if value != usual},
         modules_to_save=list(full) or None,
     )
     with _quiet_peft():
@@ -120,7 +119,18 @@ def attach(
     for parameter in loaded.module.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return loaded.with_(adapter=wrapper)
+    adapted = loaded.with_(adapter=wrapper)
+    _begin_at(adapted, plan)
+    return adapted
+
+
+def _begin_at(loaded: LoadedModel, plan: RankPlan) -> None:
+    """Put the rows that the allocator chose into the A matrices; it may know fewer than the rank."""
+    layers = lora_layers(loaded) if plan.initial else {}
+    with torch.no_grad():
+        for name, rows in plan.initial.items():
+            weight = layers[name].lora_A["default"].weight
+            weight[: len(rows)].copy_(torch.from_numpy(rows).view(len(rows), *weight.shape[1:]))
 
 
 def _exactly(name: str) -> str:

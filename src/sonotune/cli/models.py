@@ -178,6 +178,8 @@ def inspect(words: Words = None, as_json: Json = False) -> None:
     """
     from sonotune.config.load import load_run_config
     from sonotune.planning.inspection import inspect_model
+    from sonotune.training.adapt import ADAPTER_SETTINGS
+    from sonotune.training.ranks import RankSettings
 
     config = load_run_config(words or []).config
     found = inspect_model(
@@ -189,7 +191,9 @@ def inspect(words: Words = None, as_json: Json = False) -> None:
         bits=config.quantization.bits,
         double=config.quantization.double,
         skip=config.quantization.skip,
-        adapter=config.adapter.model_dump() | {"precision": "fp32", "gradient_checkpointing": False},
+        full=config.adapter.kind == "none",
+        ranks=RankSettings.of(config.adapter.model_dump(), config.allocation.model_dump()),
+        adapter=config.adapter.model_dump(include=set(ADAPTER_SETTINGS)),
     )
     body = found.to_json()
     lines = [f"{found.checkpoint}: {found.family}, {found.total:,} parameters, {found.trainable:,} would train"]

@@ -47,6 +47,7 @@ def _run(settings: LoadedConfig, *, quiet: bool) -> tuple[RunRecord, Path]:
 
 
 def _write_report(folder: Path) -> Path:
+    from sonotune.reports.ranks import read_plan
     from sonotune.reports.record import build_html, read_predictions
     from sonotune.runs import atomic_write_text, read_events, read_record
 
@@ -56,8 +57,9 @@ def _write_report(folder: Path) -> Path:
         if (path := folder / "predictions" / f"{moment}.jsonl").is_file():
             predictions = read_predictions(path)
             break
-    target = folder / "report.html"
-    atomic_write_text(target, build_html(record, read_events(folder / "events.jsonl"), predictions))
+    ranks, target = folder / "ranks.json", folder / "report.html"
+    plan = read_plan(ranks.read_text("utf-8")) if ranks.is_file() else None
+    atomic_write_text(target, build_html(record, read_events(folder / "events.jsonl"), predictions, plan))
     return target
 
 

@@ -231,8 +231,9 @@ class AdapterConfig(Section):
     """Reference rank; the allocator may give modules more or less."""
     alpha: Annotated[float, Field(gt=0, le=65536)] | Literal["auto"] = "auto"
     """The update is scaled by alpha / rank at the reference rank; `auto` takes alpha = rank."""
-    rslora: bool = False
-    """Scale by alpha / sqrt(rank) instead."""
+    scaling: Literal["balanced", "constant", "rslora"] = "balanced"
+    """Other ranks than the reference: `balanced` scales so that one learning rate fits them all (by 1 / sqrt(rank)),
+    `constant` scales alike, `rslora` scales by alpha / sqrt(rank)."""
     dropout: Dropout = 0.0
     """Dropout on the input of each adapter."""
     targets: Literal["all_linear", "attention", "q_v"] | Annotated[Selectors, Field(min_length=1)] = "all_linear"
@@ -245,6 +246,67 @@ class AdapterConfig(Section):
     """What decides the rank of each module."""
     budget: int | None = Field(default=None, ge=1, le=100_000_000_000)
     """Adapter parameters to spend at most; null spends what the reference rank costs."""
+
+
+class AllocationConfig(Section):
+    """How `adapter.allocator` spends `adapter.budget`."""
+
+    gamma: float = Field(default=0.5, ge=0, le=4)
+    """Exponent on the evidence: 0 gives equal ranks, 1 ranks in proportion to it."""
+    rank_step: int | None = Field(default=None, ge=1, le=256)
+    """Ranks are multiples of this; null takes 4, or 8 from a reference rank of 32, or 1 below 8."""
+    min_rank: int | None = Field(default=None, ge=1, le=4096)
+    """Least rank of a module; null takes a quarter of the reference rank."""
+    max_rank: int | None = Field(default=None, ge=1, le=4096)
+    """Largest rank of a module; null takes four times the reference rank."""
+    group_weights: Mapping[str, Multiplier] = {}
+    """Group -> factor on its share of the budget. Groups are the components, and `decoder.cross_attention`."""
+    group_floors: Mapping[str, Annotated[int, Field(ge=1, le=4096)]] = {}
+    """Group -> least rank of its modules."""
+    cross_modality: bool = False
+    """Let groups compete for the budget, each within half and double of its share."""
+    clips: int = Field(default=64, ge=1, le=100_000)
+    """Training clips that calibration listens to."""
+    tokens: int = Field(default=1024, ge=64, le=65_536)
+    """Positions that calibration keeps of each module's input."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Decides which clips and positions those are."""
+    file: Path | None = None
+    """Take the ranks from this `ranks.json`, as `sonotune allocate` writes it."""
+
+
+class RegularizationConfig(Section):
+    """Entropy of the spectrum of each adapter's update, as a part of the loss."""
+
+    entropy: Literal["off", "concentrate", "spread"] = "off"
+    """`concentrate` lowers it, so that ranks can be taken away; `spread` raises it, against collapse."""
+    weight: float = Field(default=0.01, ge=0, le=10)
+    """Weight beside the mean loss of a label."""
+    ramp: tuple[Share, Share] = (0.1, 0.3)
+    """Between these shares of the steps the weight rises from 0."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.ramp[0] > self.ramp[1]:
+            raise ValueError(f"ramp must rise, and is {list(self.ramp)}")
+        return self
+
+
+class ReallocationConfig(Section):
+    """Ranks that follow the adapters while they train."""
+
+    at: tuple[Rate, ...] = ()
+    """Shares of the steps at which ranks move, such as [0.1,0.25,0.45]; empty leaves them alone."""
+    share: Rate = 0.1
+    """Largest share of the budget that moves at a time."""
+    shrink: Literal["svd", "select"] = "svd"
+    """How ranks are taken away: the best approximation, or whole components."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if list(self.at) != sorted(set(self.at)):
+            raise ValueError(f"at must rise, and is {list(self.at)}")
+        return self
 
 
 class QuantizationConfig(Section):
@@ -326,6 +388,10 @@ class EvaluationConfig(Section):
     """Resamples behind each 95 % interval."""
     duration_edges_s: tuple[Annotated[float, Field(gt=0, le=7200)], ...] = (2.0, 5.0, 10.0)
     """Edges between the duration buckets of the scores, in seconds, rising."""
+    zero_shot: bool = True
+    """Score `data.eval` before training as well."""
+    entropy_clips: int = Field(default=0, ge=0, le=100_000)
+    """Training clips on which the entropy of activations is measured before and after training; 0 measures none."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -352,6 +418,9 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     adapter: AdapterConfig = AdapterConfig()
+    allocation: AllocationConfig = AllocationConfig()
+    regularization: RegularizationConfig = RegularizationConfig()
+    reallocation: ReallocationConfig = ReallocationConfig()
     quantization: QuantizationConfig = QuantizationConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -377,8 +446,18 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
             full,
             "adapter.kind is none: the whole model trains, without adapters",
             "adapter",
-            ("rank", "alpha", "rslora", "dropout", "targets", "stem", "unfreeze", "allocator", "budget"),
+            ("rank", "alpha", "scaling", "dropout", "targets", "stem", "unfreeze", "allocator", "budget"),
         ),
+        *(
+            (full, "adapter.kind is none: the whole model trains, without adapters", section, tuple(model.model_fields))
+            for section, model in (
+                ("allocation", AllocationConfig),
+                ("regularization", RegularizationConfig),
+                ("reallocation", ReallocationConfig),
+            )
+        ),
+        (config.regularization.entropy == "off", "regularization.entropy is off", "regularization", ("weight", "ramp")),
+        (not config.reallocation.at, "reallocation.at is empty", "reallocation", ("share", "shrink")),
         (full or bits == 16, "no weight is quantised", "quantization", ("double", "skip")),
         (bits == 8, "double quantisation belongs to 4 bits", "quantization", ("double",)),
         (

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sonotune.features.batching import Batch
-from sonotune.models.base import Losses
+from sonotune.models.base import PADDING, TEXT, Losses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +81,24 @@ def lay_out(
         mask=pad(mask, batch_first=True, padding_side=side),
         labels=pad(labels, batch_first=True, padding_value=-100, padding_side=side),
     )
+
+
+def kinds_of_rows(
+    *, before: Sequence[Sequence[int]], audio: Sequence[Tensor], after: Sequence[Sequence[int]], batch: Batch
+) -> Tensor:
+    """What the rows of `lay_out` are (B, L) int8, with the batch's targets behind them.
+
+    Args:
+        before: Ids before the audio, one list a clip.
+        audio: Kinds of the audio embeddings (P,) int8 of each clip.
+        after: Ids between the audio and the target, one list a clip.
+        batch: Has the targets.
+    """
+    rows = []
+    for first, kinds_P, rest, written in zip(before, audio, after, batch.target_lengths.tolist(), strict=True):
+        text_L = kinds_P.new_full((len(first) + len(rest) + written,), TEXT)
+        rows.append(torch.cat([text_L[: len(first)], kinds_P, text_L[len(first) :]]))
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PADDING)
 
 
 def own_targets(batch: Batch) -> list[Tensor]:

@@ -160,6 +160,25 @@ class Losses:
         return cls(sums=sums, counts=wanted_BU.sum(dim=1))
 
 
+PADDING, AUDIO, TEXT = 0, 1, 2
+"""What a row of a module's input is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """Rows that some modules compute on in the forward pass of a batch, and what each of them is.
+
+    Attributes:
+        modules: Regular expression; a module whose full name it matches takes these rows. Of several streams, the
+            first that matches counts.
+        kinds: `PADDING`, `AUDIO` or `TEXT` for every row (B, P) int8. A module may take them packed: the rows that
+            are not padding, clip by clip (N, D) instead of (B, P, D).
+    """
+
+    modules: str
+    kinds: Tensor
+
+
 class ModelFamily(Protocol):
     """One kind of architecture: how it is recognised, loaded and mapped to components."""
 
@@ -205,6 +224,14 @@ class ModelFamily(Protocol):
         """The architecture on the meta device, without weights and without processor; raises ModelError.
 
         `outputs` is the size of a new output layer, for families that have one.
+        """
+        ...
+
+    def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
+        """What the rows are that each adaptable linear sees while the loss of this batch is computed.
+
+        Together the streams match every name in `loaded.linears`. A position that holds nothing of the clip (padding
+        of the batch, of a window, of a chunk) is `PADDING`; the prompt and the transcript are `TEXT`.
         """
         ...
 

@@ -11,6 +11,7 @@ Shape letters: B clips, T frames or samples, F bins, P encoder positions, C chan
 from __future__ import annotations
 
 import math
+import re
 import types
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from sonotune.errors import ModelError
 from sonotune.features.frontend import Frontend, LogMel, RawWaveform
 from sonotune.features.normalization import valid_frames
-from sonotune.models.base import Component
+from sonotune.models.base import AUDIO, Component, Stream
 from sonotune.models.norms import fix_batch_norms
 
 WAVEFORM_TYPES = ("wav2vec2", "hubert", "wavlm", "wav2vec2-conformer")
@@ -142,6 +143,60 @@ def positions_in(config: Any, duration_s: float) -> int:
     """Encoder positions of a clip of so many seconds at 16 kHz."""
     units = math.ceil(duration_s * 100) if kind_of(config) == "whisper" else round(duration_s * 16_000)
     return int(positions_of(config, torch.tensor([units])))
+
+
+def computed_positions(config: Any, inputs_BTF: Tensor, lengths_B: Tensor, *, full_context: bool = False) -> int:
+    """P of the states that `encode` gives for a batch."""
+    if full_context and kind_of(config) == "whisper":
+        return (inputs_BTF.shape[1] + 1) // 2
+    return int(positions_of(config, lengths_B).max())
+
+
+def row_kinds(counts_B: Tensor, rows: int, kind: int = AUDIO) -> Tensor:
+    """Kinds (B, P) int8 of rows of which each clip has the first so many."""
+    return valid_frames(counts_B, rows).to(torch.int8) * kind
+
+
+def streams_of(
+    encoder: Any, prefix: str, inputs_BTF: Tensor, lengths_B: Tensor, *, full_context: bool = False
+) -> tuple[Stream, ...]:
+    """The rows that `encode` computes, for the linears of an encoder's layers.
+
+    Args:
+        encoder: From `build`.
+        prefix: Its name in the whole model.
+        inputs_BTF: Log-mel frames or samples; their shape counts alone.
+        lengths_B: Valid frames or samples.
+        full_context: As in `encode`. Positions of the window behind a clip are padding, though they are computed.
+    """
+    config, name = encoder.config, re.escape(prefix)
+    positions = computed_positions(config, inputs_BTF, lengths_B, full_context=full_context)
+    kinds_BP = row_kinds(positions_of(config, lengths_B), positions)
+    return (
+        *position_streams(config, name, kinds_BP),
+        Stream(modules=rf"^{name}\.", kinds=kinds_BP),
+    )
+
+
+def position_streams(config: Any, name: str, kinds_BP: Tensor, *, tables: Tensor | None = None) -> tuple[Stream, ...]:
+    """Rows of the linears in an encoder that take something else than its states.
+
+    WavLM's gate takes the states head by head (B, H, P, C). The conformer's table of distances belongs to no clip.
+
+    Args:
+        config: Of the encoder.
+        name: Its name in the whole model, as a regular expression.
+        kinds_BP: Of its states.
+        tables: Positions that each table of distances is for; None where there is one, for all P.
+    """
+    if config.model_type == "wavlm":
+        heads_BQ = kinds_BP.repeat(1, config.num_attention_heads)
+        return (Stream(modules=rf"^{name}\..*\.gru_rel_pos_linear$", kinds=heads_BQ),)
+    if config.model_type == "wav2vec2-conformer":
+        sizes = torch.tensor([kinds_BP.shape[1]]) if tables is None else tables
+        distances = row_kinds(2 * sizes - 1, 2 * int(sizes.max()) - 1)
+        return (Stream(modules=rf"^{name}\..*\.linear_pos$", kinds=distances),)
+    return ()
 
 
 def frontend_of(config: Any) -> Frontend:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from sonotune.adapters import lora
-from sonotune.adapters.allocation import matrix_shape, unit_costs
+from sonotune.adapters.allocation import RankPlan, matrix_shape, unit_costs
 from sonotune.adapters.saved import base_of, choose_family, find_adapter, kept_unquantized, model_folder, storage
 from sonotune.models.base import LoadedModel, carrier, count_parameters
 from sonotune.models.quantize import packed_bytes
+from sonotune.registry import resolve
 from sonotune.training.adapt import adapt
+from sonotune.training.ranks import RankSettings, plan_ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +88,9 @@ def inspect_model(
     device: str = "cpu",
     task: str = "auto",
     num_labels: int | None = None,
-    adapter: dict[str, Any],
+    full: bool = False,
+    ranks: RankSettings | None = None,
+    adapter: Mapping[str, Any] | None = None,
 ) -> Inspection:
     """Lay a model out on the meta device, mark what would train, and count.
 
@@ -100,7 +104,9 @@ def inspect_model(
         device: Where it would run, which `bits=auto` depends on.
         task: Registry name, or `auto`.
         num_labels: Size of a new output layer; None takes the checkpoint's.
-        adapter: Arguments of `training.adapt.adapt`; a saved adapter brings its own instead.
+        full: Every weight trains.
+        ranks: How ranks are chosen. Those that need calibration are counted as uniform ones; they spend the same.
+        adapter: Arguments of `training.adapt.adapt`. A saved adapter brings its own instead of all three.
 
     Raises:
         ModelError: The configuration cannot be read, or a selector matches nothing.
@@ -116,9 +122,9 @@ def inspect_model(
     total = sum(parameter.numel() for parameter in loaded.module.parameters())
     linears = {name: matrix_shape(loaded, name) for name in loaded.linears}
     costs = unit_costs(loaded, loaded.linears)
-    full = not saved and adapter["kind"] == "none"
+    full, ranks, adapter = full and not saved, ranks or RankSettings(), adapter or {}
     stored = storage(
-        side_car, bits=16 if full else bits, double=double, skip=[*skip, *([] if full else adapter["unfreeze"])],
+        side_car, bits=16 if full else bits, double=double, skip=[*skip, *([] if full else ranks.unfreeze)],
         parameters=total, device=device,
     )  # fmt: skip
     kept = kept_unquantized(loaded, stored.skip) if stored.bits != 16 else set(linears)
@@ -128,7 +134,10 @@ def inspect_model(
         if name not in kept and isinstance(loaded.module.get_submodule(name), nn.Linear)
     }
     with torch.device("meta"):
-        loaded = lora.lay_out(loaded, saved) if saved else adapt(loaded, **adapter)[0]
+        if saved:
+            loaded = lora.lay_out(loaded, saved)
+        else:
+            loaded = adapt(loaded, None if full else _plan(loaded, ranks), **adapter)
     return Inspection(
         family=loaded.family,
         checkpoint=checkpoint,
@@ -164,3 +173,8 @@ def _components(loaded: LoadedModel, packed: dict[str, int], costs: dict[str, in
             }
         )
     return tuple(rows)
+
+
+def _plan(loaded: LoadedModel, ranks: RankSettings) -> RankPlan:
+    known = ranks.file is not None or resolve("allocators", ranks.allocator).needs == "nothing"
+    return plan_ranks(loaded, ranks if known else replace(ranks, allocator="uniform"))

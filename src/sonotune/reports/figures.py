@@ -1,57 +1,24 @@
-"""Figures of a run as inline SVG: byte-identical for the same data, coloured by the page's own style sheet.
-
-Lines carry CSS variables (`--ink-2`, `--series-1`, ...) instead of colours, so one figure serves light and dark
-pages, and text stays text. matplotlib is imported when the first figure is drawn: it costs half a second.
-"""
+"""Figures of a run as inline SVG: curves, estimates and bars. See `picture` for what all of them share."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sonotune.reports.picture import PAGE, Palette, Picture, plain_axes
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-_INK, _GRID = "#010203", "#040506"
-_SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
-_VARIABLES = {_INK: "var(--ink-2)", _GRID: "var(--line)"} | {
-    colour: f"var(--series-{index})" for index, colour in enumerate(_SERIES, start=1)
-}
+_SERIES = PAGE.series
 _LINES = _SERIES[1:]  # the first is grey, for what stands before; lines begin with the accent
 _MAX_POINTS = 400
 """More points than a figure has pixels only make the file large; above this, neighbours are averaged."""
-
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "font.family": ["sans-serif"],
-    "font.size": 9.0,
-    "text.parse_math": False,  # a name with dollar signs is a name
-    "text.usetex": False,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.unicode_minus": True,
-    "axes.formatter.useoffset": False,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.7,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "text.color": _INK,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,43 +166,9 @@ def _thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[flo
     return [float(x_N[group].mean()) for group in groups], thin_y
 
 
-def _render(name: str, draw: Any, *, title: str, size: tuple[float, float]) -> str:
-    import matplotlib  # noqa: PLC0415  (half a second, only when a report is made)
-    from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
+def _render(name: str, draw: Callable[[Axes], None], *, title: str, size: tuple[float, float]) -> str:
+    def on(figure: Figure, palette: Palette) -> Mapping[str, str]:
+        draw(plain_axes(figure))
+        return {}
 
-    # A figure of its own, not pyplot's: no global state, and nothing to close. The user's matplotlibrc must not show.
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        # The browser draws the text with its own fonts; that matplotlib's font lacks a letter does not matter.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        matplotlib.rcdefaults()
-        style: dict[Any, Any] = _STYLE | {"svg.hashsalt": f"sonotune.{name}"}
-        matplotlib.rcParams.update(style)
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasSVG(figure)
-        figure.patch.set_alpha(0.0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0.0)
-        axes.tick_params(length=0)
-        draw(axes)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _inline(buffer.getvalue(), name, title)
-
-
-def _inline(svg: str, name: str, title: str) -> str:
-    """Make a stand-alone SVG fit for a page: no prologue, unique ids, page colours, a title instead of a fixed size."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)  # a style would leak out
-    used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
-    svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", svg)
-    for element_id in used:
-        for before, after in (('id="', '"'), ("url(#", ")"), ('href="#', '"')):
-            svg = svg.replace(f"{before}{element_id}{after}", f"{before}{name}-{element_id}{after}")
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    svg = re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", svg)
-    width_height = re.compile(r' (?:width|height)="[\d.]+pt"')
-    head, rest = svg.split(">", 1)
-    label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    return f'{width_height.sub("", head)} role="img" aria-label="{label}">{rest}'.strip()
+    return Picture(name=name, title=title, size=size, draw=on).page()

@@ -5,10 +5,11 @@ Drawn by hand: matplotlib would draw every empty cell, and could not give a cell
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+
+from sonotune.reports.picture import count_letters
 
 _WIDTH = 1000  # of the widest card of the page, in CSS pixels; on a telephone the figure scrolls
 _CELL, _SMALLEST_CELL = 34.0, 12.0
@@ -47,7 +48,7 @@ def draw_matrix(matrix: Matrix, *, title: str) -> str:
     """
     size = len(matrix.labels)
     names = [_short(label) for label in matrix.labels]
-    margin = max(map(_letters, names)) * _FONT * _LETTER + _GAP
+    margin = max(map(count_letters, names)) * _FONT * _LETTER + _GAP
     end = len(str(max(matrix.totals))) * _FONT * _LETTER + 2 * _GAP
     cell = max(_SMALLEST_CELL, min(_CELL, (_WIDTH - margin - end) // size))
     side = cell * size
@@ -122,7 +123,3 @@ def _number(count: int, x: float, y: float, cell: float, opacity: float) -> str:
 
 def _short(label: str) -> str:
     return label if len(label) <= _MAX_LETTERS else f"{label[: _MAX_LETTERS - 1]}…"
-
-
-def _letters(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)

@@ -1,7 +1,8 @@
 """The report of a run: all a person wants to know about it, in one HTML file that opens offline and can be mailed.
 
-It reads the run record, the events and the predictions, nothing else, so that any run can be reported again at any
-time, on a machine without the model. The same inputs give the same bytes. All text is escaped: transcripts are data.
+It reads the run record, the events, the predictions and the plan of ranks, nothing else, so that any run can be
+reported again at any time, on a machine without the model. The same inputs give the same bytes. All text is escaped:
+transcripts are data.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from sonotune.metrics.slices import DURATION_EDGES_S
 from sonotune.reports.classes import ClassView, view_classes
 from sonotune.reports.figures import Estimate, Series, bars, curve, estimates
 from sonotune.reports.predictions import text_slices, worst_texts
+from sonotune.reports.ranks import run_pictures
 from sonotune.types import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -39,16 +41,20 @@ _CURVES = (
 
 
 def build_html(
-    record: RunRecord, events: Iterable[Mapping[str, Any]] = (), predictions: Sequence[Mapping[str, Any]] = ()
+    record: RunRecord,
+    events: Iterable[Mapping[str, Any]] = (),
+    predictions: Sequence[Mapping[str, Any]] = (),
+    plan: Mapping[str, Any] | None = None,
 ) -> str:
     """Make the report.
 
     Args:
         record: The run record (`run.json`).
         events: Lines of `events.jsonl`. Read are those with `step` and `loss` (and, where present, `learning_rate` or
-            `learning_rates`, `samples_per_s`), with `step` and `scores`, and with a mapping `seconds` (phase -> seconds
-            since the run began; the last one counts).
+            `learning_rates`, `samples_per_s`), with `step` and `scores`, with a mapping `seconds` (phase -> seconds
+            since the run began; the last one counts), and those of kind `adapter_entropy` and `activation_entropy`.
         predictions: Lines of one file of `predictions/`, as `read_predictions` gives them.
+        plan: What `ranks.json` holds, for the evidence that ranks follow and the budget of each group.
 
     Returns:
         A whole HTML document with inline style and figures; no script, no link to the network.
@@ -56,6 +62,7 @@ def build_html(
     from jinja2 import Environment, StrictUndefined  # noqa: PLC0415  (60 ms, only when a report is made)
     from markupsafe import Markup  # noqa: PLC0415
 
+    events = list(events)
     training, evaluations, phases = _read_events(events)
     edges_s = record.config.get("evaluation", {}).get("duration_edges_s") or DURATION_EDGES_S
     multi_label = record.config.get("data", {}).get("multi_label")
@@ -87,6 +94,10 @@ def build_html(
         components=_components(record.model),
         model_facts=_model_facts(record.model),
         ranks=_ranks(record.ranks),
+        pictures=[
+            (picture, Markup(picture.page()))  # noqa: S704  (as the figures)
+            for picture in run_pictures(record.ranks, events, plan)
+        ],
         phases=_phase_rows(phases),
         environment=_flatten(record.environment),
         changed=changed,

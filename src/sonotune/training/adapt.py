@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Literal
 
 from sonotune.adapters import lora
-from sonotune.adapters.allocation import RankPlan, unit_costs
-from sonotune.adapters.targets import modules_of, resolve_targets
+from sonotune.adapters.allocation import RankPlan, Scaling
 from sonotune.errors import AdapterError, ConfigError
 from sonotune.models.base import LoadedModel, carrier
 from sonotune.models.precision import DTYPES, Precision
 from sonotune.models.quantize import cast_frozen
-from sonotune.registry import resolve
 from sonotune.types import Finding
+
+ADAPTER_SETTINGS = frozenset({"rank", "alpha", "scaling", "dropout", "stem", "unfreeze"})
+"""Those of the section `adapter` that `adapt` takes."""
 
 
 def check_settings_of_task(
@@ -69,48 +70,50 @@ def new_outputs(loaded: LoadedModel) -> list[Finding]:
 
 def adapt(
     loaded: LoadedModel,
+    plan: RankPlan | None,
     *,
-    kind: Literal["lora", "none"],
-    rank: int,
-    alpha: float | Literal["auto"],
-    dropout: float,
-    targets: str | Sequence[str],
-    stem: Literal["train", "lora", "frozen"],
-    unfreeze: Sequence[str],
-    allocator: str,
-    budget: int | None,
-    rslora: bool,
-    precision: Precision,
-    gradient_checkpointing: bool,
-) -> tuple[LoadedModel, RankPlan | None]:
-    """Attach adapters or unfreeze the model; see `adapters.lora.attach` for the arguments.
+    rank: int = 8,
+    alpha: float | Literal["auto"] = "auto",
+    scaling: Scaling = "balanced",
+    dropout: float = 0.0,
+    stem: Literal["train", "lora", "frozen"] = "train",
+    unfreeze: Sequence[str] = (),
+    precision: Precision = "fp32",
+    gradient_checkpointing: bool = False,
+) -> LoadedModel:
+    """Attach adapters or unfreeze the model.
 
-    What `unfreeze` trains in full precision carries no adapter.
+    Args:
+        loaded: The model as it was opened.
+        plan: Ranks of the adapters; None trains the whole model.
+        rank: Reference rank.
+        alpha: Numerator of the scale at the reference rank; `auto` takes the rank.
+        scaling: Of other ranks.
+        dropout: On the inputs of the adapters.
+        stem: Train, adapt or freeze the convolutional stem.
+        unfreeze: Component selectors trained in full precision.
+        precision: Arithmetic of the forward pass; frozen weights are kept in it.
+        gradient_checkpointing: Recompute activations in the backward pass.
 
     Returns:
-        The model with its trainable parameters marked (fp32), and the ranks, None for full fine-tuning.
+        The model with its trainable parameters marked (fp32).
     """
-    plan: RankPlan | None = None
-    if kind == "none":
+    if plan is None:
         loaded = lora.unfreeze_all(loaded)
     else:
-        unfrozen = modules_of(loaded, unfreeze) if unfreeze else ()
-        adapted = [name for name in resolve_targets(loaded, targets) if name not in unfrozen]
-        costs = unit_costs(loaded, adapted)
-        plan = resolve("allocators", allocator)().allocate(costs, rank=rank, budget=budget)
         loaded = lora.attach(
             loaded,
             plan,
             rank=rank,
             alpha=float(rank if alpha == "auto" else alpha),
+            scaling=scaling,
             dropout=dropout,
             stem=stem,
             unfreeze=unfreeze,
-            rslora=rslora,
         )
         if precision != "fp32":
             cast_frozen(loaded, DTYPES[precision])
     if gradient_checkpointing:
         # Non-reentrant checkpointing needs no input that requires a gradient, so frozen stems stay out of the graph.
         loaded.module.activation_checkpointing_enable({"use_reentrant": False})
-    return loaded, plan
+    return loaded

@@ -20,8 +20,9 @@ import psutil
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
+from sonotune.adapters.dynamics import Dynamics
 from sonotune.errors import Interrupted, NumericError
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
 from sonotune.features.workers import Crew
@@ -44,6 +45,7 @@ from sonotune.types import Finding, Score
 
 logger = logging.getLogger(__name__)
 
+_DYNAMICS = "dynamics"
 _FIRST_STEPS = 3  # by then the B matrices have moved, so that gradients reach the A matrices as well
 
 
@@ -77,6 +79,7 @@ class StageLoop:
         listeners: See progress.
         identity: Digests that a checkpoint must share with the run that resumes it.
         stop: Set by SIGTERM and SIGINT.
+        dynamics: What happens to the adapters beside the gradient of the loss.
         found: Keeps clips that turn out to be unusable in the run's record.
     """
 
@@ -96,6 +99,7 @@ class StageLoop:
         listeners: Sequence[Listener],
         identity: Mapping[str, str],
         stop: StopRequest,
+        dynamics: Sequence[Dynamics] = (),
         found: Callable[[Sequence[Finding]], None] = lambda findings: None,
     ) -> None:
         self.position = Position()
@@ -103,6 +107,7 @@ class StageLoop:
         self._crew, self._accelerator, self._checkpoints, self._event = crew, accelerator, checkpoints, event
         self._evaluate, self._listeners, self._identity, self._stop = evaluate, listeners, dict(identity), stop
         self._found, self._known_bad = found, set[str]()
+        self._dynamics = tuple(dynamics)
         self._parameters = parameters_by_name(loaded.module, stage.trainable)
         self._optimizer = build_optimizer(
             loaded.module, stage, weight_decay=settings.weight_decay, betas=settings.betas
@@ -125,6 +130,9 @@ class StageLoop:
         Raises:
             CheckpointError: It is of another configuration, other data or another base model, or is incomplete.
         """
+        for index, dynamics in enumerate(self._dynamics):
+            dynamics.restore(_below(saved.optimizer, f"{_DYNAMICS}/{index}/"), self._optimizer)
+        self._parameters = parameters_by_name(self._loaded.module, self._stage.trainable)
         checkpoint.check_identity(saved, self._identity, self._parameters)
         with torch.no_grad():
             for name, parameter in self._parameters.items():
@@ -178,13 +186,20 @@ class StageLoop:
             self._checkpoints,
             self.position.step,
             weights=self._parameters,
-            optimizer=moments,
+            optimizer=moments | self._dynamics_tensors(),
             state=state,
         )
         self._saved_step = self.position.step
         protect = [] if self.position.best_step is None else [self.position.best_step]
         checkpoint.prune(self._checkpoints, keep=self._settings.keep_checkpoints, protect=protect)
         self._event("checkpoint", step=self.position.step, path=path.name, seconds=time.perf_counter() - started)
+
+    def _dynamics_tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{_DYNAMICS}/{index}/{name}": value.contiguous()
+            for index, dynamics in enumerate(self._dynamics)
+            for name, value in dynamics.tensors().items()
+        }
 
     def _run_epoch(self) -> None:
         batches = self._plan(self.position.epoch)
@@ -252,10 +267,13 @@ class StageLoop:
         rates = set_learning_rates(self._optimizer, factor)
         started = time.perf_counter()
         loss, count, by_domain = self._accumulate(group.batches)
+        penalty = self._penalize() if count else 0.0
         norm = self._clip() if count else 0.0
         finite = count > 0 and np.isfinite(loss) and np.isfinite(norm)
         if finite:
             before = time.perf_counter()
+            for dynamics in self._dynamics:
+                dynamics.observe(position.step, self.total_steps)
             self._optimizer.step()
             self._spend("optimizer", before)
             position.bad_steps = 0
@@ -266,6 +284,7 @@ class StageLoop:
             self._bad_step(group, loss, norm)
         if count and self._accelerator.scaler is not None:
             self._accelerator.scaler.update()
+        self._change_adapters()
         self._optimizer.zero_grad(set_to_none=True)
         position.step += 1
         position.clips += sum(len(batch.clips) for batch in group.batches)
@@ -274,7 +293,7 @@ class StageLoop:
         position.seconds += elapsed
         self._report(
             group, loss=loss if finite else None, by_domain=by_domain, norm=norm if finite else None, rates=rates,
-            elapsed=elapsed,
+            elapsed=elapsed, penalty=penalty,
         )  # fmt: skip
 
     def _accumulate(self, batches: list[Batch]) -> tuple[float, int, dict[str, float]]:
@@ -309,6 +328,28 @@ class StageLoop:
                     parameter.grad.mul_(divisor / units)
         by_domain = {name: float(part) / labels for name, (part, labels) in sorted(domains.items()) if labels}
         return (total / units if units else 0.0), units, by_domain
+
+    def _penalize(self) -> float:
+        """Add the gradients of the penalties on the adapters; returns their sum."""
+        total = 0.0
+        for dynamics in self._dynamics:
+            penalty = dynamics.penalty(self.position.step, self.total_steps)
+            if penalty is not None:
+                self._accelerator.backward(penalty)
+                total += float(penalty.detach())
+        return total
+
+    def _change_adapters(self) -> None:
+        for dynamics in self._dynamics:
+            step = self.position.step + 1
+            event = dynamics.after_step(step, self.total_steps, self._optimizer)
+            if event is None:
+                continue
+            kind, fields = event
+            self._parameters = parameters_by_name(self._loaded.module, self._stage.trainable)
+            self._event(kind, step=step, **fields)
+            if kind == "finding":
+                self._found([Finding(**fields)])
 
     def _clip(self) -> float:
         scaler = self._accelerator.scaler
@@ -359,12 +400,14 @@ class StageLoop:
         scores = self._evaluate()
         self._spend("evaluation", started)
         score = scores[self._task.primary]
-        better = position.best is None or (
-            score.value < position.best if score.better == "lower" else score.value > position.best
+        settled = all(dynamics.settled(position.step, self.total_steps) for dynamics in self._dynamics)
+        better = settled and (
+            position.best is None
+            or (score.value < position.best if score.better == "lower" else score.value > position.best)
         )
         position.evaluated_step = position.step
         position.scores[str(position.step)] = score.value
-        position.stale = 0 if better else position.stale + 1
+        position.stale = 0 if better or not settled else position.stale + 1
         if better:
             position.best, position.best_step = score.value, position.step
         self._event("evaluation", step=position.step, best=better, scores={k: v.to_json() for k, v in scores.items()})
@@ -380,6 +423,7 @@ class StageLoop:
         norm: float | None,
         rates: Mapping[str, float],
         elapsed: float,
+        penalty: float,
     ) -> None:
         clips = sum(len(batch.clips) for batch in group.batches)
         computed = sum(batch.padded_seconds for batch in group.batches)
@@ -390,6 +434,7 @@ class StageLoop:
             "stage": self._stage.name,
             "loss": loss,
             **({"loss_by_domain": dict(by_domain)} if by_domain and loss is not None else {}),
+            **({"penalty": penalty} if penalty else {}),
             "gradient_norm": norm,
             "learning_rates": dict(rates),
             "clips": clips,
@@ -433,3 +478,7 @@ class _Group:
 
 def _every(step: int, interval: int | str) -> bool:
     return isinstance(interval, int) and step % interval == 0
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

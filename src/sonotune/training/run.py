@@ -12,35 +12,45 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from sonotune.adapters.saved import Opened, choose_family, open_model
-from sonotune.audio.augment import WaveformAugmenter
+from sonotune.adapters.allocation import RankPlan
+from sonotune.adapters.calibration import collect
+from sonotune.adapters.dynamics import Dynamics
 from sonotune.config.load import LoadedConfig
 from sonotune.config.schema import RunConfig
-from sonotune.data.text import get as get_normalizer
 from sonotune.errors import Interrupted, RunDirectoryError, SonotuneError
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate, write_predictions
-from sonotune.features.mixup import MixupSettings
-from sonotune.features.specaugment import SpecAugmentSettings
 from sonotune.features.workers import Crew
 from sonotune.metrics.efficiency import Energy, PeakMemory
-from sonotune.models.base import MULTI_LABEL, LoadedModel, ModelFamily, count_parameters
-from sonotune.models.precision import Precision, choose_precision
-from sonotune.registry import resolve
-from sonotune.runs import RunDirectory, torch_seed
-from sonotune.tasks.base import Prepared, Task, TaskSettings
+from sonotune.models.base import LoadedModel, ModelFamily, count_parameters
+from sonotune.models.precision import choose_precision
+from sonotune.runs import RunDirectory, atomic_write_text, torch_seed
+from sonotune.tasks.base import Prepared, Task
 from sonotune.training import checkpoint, checks
-from sonotune.training.adapt import adapt, check_settings_of_task, new_outputs
+from sonotune.training.adapt import ADAPTER_SETTINGS, adapt, new_outputs
 from sonotune.training.book import RunBook
-from sonotune.training.corpus import CORPUS_SETTINGS, Corpus, load_corpus, refuse_too_many, within_window
+from sonotune.training.corpus import Corpus
+from sonotune.training.dynamics import build_dynamics
 from sonotune.training.keep import keep
 from sonotune.training.loop import StageLoop
-from sonotune.training.loop_settings import Listener, LoopSettings, TrainingData
+from sonotune.training.loop_settings import Listener
 from sonotune.training.memory import keep_freed_memory
+from sonotune.training.preparation import (
+    Material,
+    choose_ranks,
+    gather,
+    loop_settings,
+    rank_settings,
+    training_data,
+    unquantized,
+)
+from sonotune.training.ranks import calibration_clips, ranks_text
 from sonotune.training.signals import StopRequest, stop_on_signals
 from sonotune.training.stages import Stage, describe, whole_run
 from sonotune.types import Clip, RunRecord, Score
 
 logger = logging.getLogger(__name__)
+
+RANKS_FILE = "ranks.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +75,7 @@ class _Session:
     task: Task
     prepared: Prepared
     stage: Stage
+    dynamics: Sequence[Dynamics]
     bits: int
     precision: str
 
@@ -99,9 +110,13 @@ def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[
         )  # fmt: skip
         try:
             session = _prepare(config, book, _Crews(training=for_training, evaluation=for_evaluation))
-            _score(session, "before", session.corpus.splits.get("eval"), once=True)
+            if config.evaluation.zero_shot:
+                _score(session, "before", session.corpus.splits.get("eval"), once=True)
+            _listen(session, "before", 0)
             loop = _train(session, stop, listeners)
             loop.load_best()
+            _settle(session)
+            _listen(session, "after", loop.position.step)
             _save(session)
             _score(session, "after", session.corpus.splits.get("eval"))
             _score(session, "test", session.corpus.splits.get("test"))
@@ -128,18 +143,21 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
     )
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    family, task = _task(config)
-    corpus = _corpus(config, task)
-    book.found(corpus.findings)
-    opened = _open(config, family, task.outputs(corpus.splits["train"]), precision, accelerator.device)
-    loaded, plan = adapt(
-        opened.loaded.with_(ctc_share=config.model.ctc_share),
-        **config.adapter.model_dump(),
+    material = gather(config, precision=precision, device=accelerator.device, found=book.found)
+    corpus, opened = material.corpus, material.opened
+    plan = None if config.adapter.kind == "none" else _ranks(config, book, material, accelerator)
+    loaded = adapt(
+        opened.loaded,
+        plan,
+        **config.adapter.model_dump(include=set(ADAPTER_SETTINGS)),
         precision=precision,
         gradient_checkpointing=config.training.gradient_checkpointing,
     )
-    prepared = _targets(config, corpus, task, loaded)
-    book.found((*prepared.findings, *new_outputs(loaded)))
+    book.found(new_outputs(loaded))
+    dynamics = build_dynamics(
+        loaded, plan, rank_settings(config).bounds, seed=config.training.seed,
+        **config.regularization.model_dump(), **config.reallocation.model_dump(),
+    )  # fmt: skip
     training = config.training
     stage = whole_run(
         loaded, learning_rate=training.learning_rate, learning_rates=training.learning_rates,
@@ -157,75 +175,22 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
     )  # fmt: skip
     return _Session(
         config=config, book=book, crews=crews, accelerator=accelerator, corpus=corpus, loaded=loaded,
-        family=opened.family, task=task, prepared=prepared, stage=stage,
+        family=opened.family, task=material.task, prepared=material.prepared, stage=stage, dynamics=dynamics,
         bits=max(loaded.quantized.values(), default=16), precision=precision,
     )  # fmt: skip
 
 
-def _task(config: RunConfig) -> tuple[ModelFamily, Task]:
-    """The architecture, and what it learns."""
-    model = config.model
-    family = choose_family(model.checkpoint, revision=model.revision, family=model.family, task=model.task)
-    task: Task = resolve("tasks", family.task)(
-        family,
-        TaskSettings(
-            training_text=get_normalizer(config.data.text_training),
-            scoring_text=get_normalizer(config.data.text_scoring),
-            language=model.language,
-            max_label_tokens=config.data.max_label_tokens,
-            multi_label=config.data.multi_label,
-            class_weights=config.training.class_weights,
-        ),
-    )
-    return family, task
-
-
-def _open(
-    config: RunConfig, family: ModelFamily, wanted: Sequence[str], precision: Precision, device: torch.device
-) -> Opened:
-    """The model, with an output layer for what the clips need."""
-    model, full = config.model, config.adapter.kind == "none"
-    check_settings_of_task(
-        family.task, wanted, mixup_probability=config.augmentation.mixup_probability, num_labels=model.num_labels
-    )
-    opened = open_model(
-        model.checkpoint, family=family, revision=model.revision, context=model.context,
-        bits=16 if full else config.quantization.bits, double=config.quantization.double, skip=_unquantized(config),
-        precision=precision, device=device, random_weights=model.random_weights, dropout=model.dropout,
-        outputs=() if model.outputs == "checkpoint" else tuple(wanted), renew_outputs=model.outputs == "data",
-        tokenizer=None if model.tokenizer is None else str(model.tokenizer),
-    )  # fmt: skip
-    if config.data.multi_label:
-        opened.loaded.module.config.problem_type = MULTI_LABEL  # saved with the model, and read again there
-    return opened
-
-
-def _unquantized(config: RunConfig) -> tuple[str, ...]:
-    """Selectors that stay in full precision: what trains must be there from the start."""
-    return (*config.quantization.skip, *(() if config.adapter.kind == "none" else config.adapter.unfreeze))
-
-
-def _targets(config: RunConfig, corpus: Corpus, task: Task, loaded: LoadedModel) -> Prepared:
-    """Targets of the training clips; all splits are looked at before anything trains."""
-    for split in ("eval", "test"):
-        task.check_truth(loaded, corpus.splits.get(split, ()))
-    clips = corpus.splits["train"]
-    fitting, too_long = within_window(clips, loaded.frontend.max_duration_s)
-    prepared = task.prepare(loaded, fitting)
-    dropped = (*too_long, *prepared.dropped)
-    refuse_too_many("train", dropped, len(clips), max_bad_fraction=config.data.max_bad_fraction)
-    return replace(prepared, findings=(*too_long, *prepared.findings))
-
-
-def _corpus(config: RunConfig, task: Task) -> Corpus:
-    data = config.data
-    named = {"train": data.train, "eval": data.eval, "test": data.test}
-    return load_corpus(
-        {name: source for name, source in named.items() if source is not None},
-        seed=config.training.seed,
-        require=task.truth,
-        **data.model_dump(include=CORPUS_SETTINGS),
-    )
+def _ranks(config: RunConfig, book: RunBook, material: Material, accelerator: Accelerator) -> RankPlan:
+    """Chosen once: a run that goes on finds them in its directory."""
+    kept = book.directory.path / RANKS_FILE
+    if kept.is_file():
+        return choose_ranks(config, material, file=kept)[0]
+    plan, found = choose_ranks(config, material, autocast=accelerator.autocast)
+    if found is not None:
+        book.directory.event("calibrated", **found.summary())
+        book.found(found.findings)
+    atomic_write_text(kept, ranks_text(plan, material.opened.loaded))
+    return plan
 
 
 def _evaluate(session: _Session, clips: Sequence[Clip]) -> EvaluationResult:
@@ -258,9 +223,10 @@ def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) 
         task=session.task,
         loaded=loaded,
         stage=stage,
-        settings=_loop_settings(config),
-        data=_training_data(config, session.prepared),
+        settings=loop_settings(config),
+        data=training_data(config, session.prepared),
         crew=session.crews.training,
+        dynamics=session.dynamics,
         accelerator=session.accelerator,
         checkpoints=book.directory.checkpoints_dir,
         event=book.directory.event,
@@ -302,39 +268,26 @@ def _eval_scores(session: _Session, clips: Sequence[Clip]) -> Mapping[str, Score
     return _evaluate(session, clips).scores
 
 
-def _loop_settings(config: RunConfig) -> LoopSettings:
-    training = config.training
-    return LoopSettings(
-        learning_rate_floor=training.min_learning_rate_ratio,
-        full_context_share=config.model.full_context_share,
-        **training.model_dump(
-            include={
-                "seed", "batch_seconds", "batch_max_clips", "accumulation_steps", "schedule", "warmup_steps",
-                "weight_decay", "betas", "clip_norm", "label_smoothing", "eval_steps", "save_steps",
-                "keep_checkpoints",
-            }
-        ),
+def _listen(session: _Session, moment: str, step: int) -> None:
+    """Log the entropy of activations, where that is asked for."""
+    settings = replace(rank_settings(session.config), clips=session.config.evaluation.entropy_clips)
+    if not settings.clips or session.book.record.ranks == {}:
+        return
+    found = collect(
+        session.loaded, session.task, calibration_clips(session.prepared.clips, settings), tokens=settings.tokens,
+        seed=settings.seed, autocast=session.accelerator.autocast, names=list(session.book.record.ranks),
+    )  # fmt: skip
+    session.book.directory.event(
+        "activation_entropy", step=step, moment=moment, effective_rank=found.effective_ranks(),
+        **{kind: found.effective_ranks(kind) for kind in ("audio", "text")}, seconds=found.seconds,
     )  # fmt: skip
 
 
-def _training_data(config: RunConfig, prepared: Prepared) -> TrainingData:
-    values = config.augmentation.model_dump()
-    mixup = MixupSettings(**{name: values.pop(f"mixup_{name}") for name in ("probability", "alpha", "domain")})
-    spec = SpecAugmentSettings(**{name: values.pop(name) for name in _SPEC_AUGMENT})
-    waveform = WaveformAugmenter(**values)
-    return TrainingData(
-        clips=prepared.clips,
-        targets=prepared.targets,
-        augmenter=waveform if waveform.active else None,
-        spec_augment=spec if spec.frequency_masks or spec.time_masks or spec.time_warp_frames else None,
-        mixup=mixup if mixup.probability else None,
-    )
-
-
-_SPEC_AUGMENT = (
-    "frequency_masks", "frequency_mask_bins", "time_masks", "time_mask_frames", "time_mask_fraction",
-    "time_warp_frames",
-)  # fmt: skip
+def _settle(session: _Session) -> None:
+    """Leave plain adapters behind, and write down the ranks they have in the end."""
+    for dynamics in session.dynamics:
+        if ranks := dynamics.finish():
+            session.book.write(ranks={**session.book.record.ranks, **ranks})
 
 
 def _save(session: _Session) -> None:
@@ -345,7 +298,7 @@ def _save(session: _Session) -> None:
         extra={
             "bits": session.bits,
             "double": config.quantization.double,
-            "quantization_skip": list(_unquantized(config)),
+            "quantization_skip": list(unquantized(config)),
             "language": config.model.language,
             "outputs": list(session.loaded.new_outputs),
             "multi_label": config.data.multi_label,

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import ClassVar
 
-from sonotune.adapters.allocation import RankPlan
-from sonotune.errors import AdapterError
+from sonotune.adapters.allocation import Budget, Evidence, Needs, RankPlan, Site
+from sonotune.adapters.apportion import make_plan, uniform_ranks
 
 
 class UniformAllocator:
     """One rank for all modules: the reference rank, or the largest that the budget affords."""
 
-    def allocate(self, costs: Mapping[str, int], *, rank: int, budget: int | None) -> RankPlan:
+    needs: ClassVar[Needs] = "nothing"
+
+    def allocate(self, sites: Sequence[Site], budget: Budget, *, evidence: Evidence, seed: int) -> RankPlan:
         """See `RankAllocator.allocate`."""
-        per_rank = sum(costs.values())
-        chosen = rank if budget is None else budget // per_rank
-        if chosen < 1:
-            raise AdapterError(
-                f"adapter.budget={budget} cannot give {len(costs)} modules rank 1; the least is {per_rank} parameters."
-            )
-        return RankPlan(ranks=dict.fromkeys(costs, chosen), allocator="uniform", parameters=chosen * per_rank)
+        return make_plan("uniform", uniform_ranks(sites, budget), sites, budget)

@@ -11,6 +11,7 @@ Shape letters: B clips, T frames or samples, F mel bins, C classes, D width, P p
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
@@ -22,7 +23,7 @@ from sonotune.errors import ModelError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import FilterBank, Frontend, RawWaveform, from_feature_extractor
 from sonotune.features.normalization import valid_frames
-from sonotune.models.base import LoadedModel
+from sonotune.models.base import AUDIO, LoadedModel, Stream
 from sonotune.models.checkpoints import (
     check_family,
     draw_anew,
@@ -32,7 +33,7 @@ from sonotune.models.checkpoints import (
     read_config,
 )
 from sonotune.models.norms import fix_batch_norms
-from sonotune.models.speech_encoders import frontend_of
+from sonotune.models.speech_encoders import frontend_of, position_streams, row_kinds
 from sonotune.models.structure import find_structure
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,16 @@ logger = logging.getLogger(__name__)
 _AST: Final = "audio-spectrogram-transformer"
 _HEAD: Final = r"(^|\.)(classifier|projector|score|head|layer_weights)(\.|$)"
 _WINDOWED: Final = (_AST, "whisper")
+_FRAMED: Final = (
+    "data2vec-audio",
+    "hubert",
+    "sew",
+    "unispeech",
+    "unispeech-sat",
+    "wav2vec2",
+    "wav2vec2-conformer",
+    "wavlm",
+)
 _UNUSED: Final = ("masked_spec_embed",)  # masks of pretraining
 
 
@@ -129,6 +140,47 @@ class AstFamily:
             logits_BC = logits_BC.index_copy(0, rows, _whole(module, batch.inputs[rows, :size]).to(logits_BC.dtype))
         return logits_BC
 
+    def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
+        """See `ModelFamily.streams`; class tokens count as audio.
+
+        Where clips of one length are computed together (`logits`), the rows of a batch come in the order of lengths.
+
+        Raises:
+            ModelError: What the linears of this architecture take is not known.
+        """
+        config = loaded.module.config
+        if config.model_type == _AST:
+            kinds_BN, head = _patch_kinds(config, batch), r"^classifier\."
+            return (_pooled(head, batch), Stream(modules="", kinds=kinds_BN))
+        if config.model_type == "whisper":
+            heard_BP = row_kinds((batch.input_lengths + 1) // 2, (batch.inputs.shape[1] + 1) // 2)
+            return (_pooled(r"^classifier$", batch), Stream(modules="", kinds=heard_BP))
+        if config.model_type not in _FRAMED:
+            raise ModelError(
+                f"which rows the linears of a {config.model_type!r} classifier take is known for "
+                f"{', '.join((*_WINDOWED, *_FRAMED))}. Take adapter.allocator=uniform, which needs no calibration."
+            )
+        frames_B = self._frames(loaded, batch.input_lengths)
+        heard_BP = row_kinds(frames_B, int(frames_B.max()))
+        layers_BP = heard_BP
+        if config.model_type == "sew":  # its layers see the mean of so many frames, and all frames come out again
+            squeezed_B = frames_B // config.squeeze_factor
+            layers_BP = row_kinds(squeezed_B, int(squeezed_B.max()))
+        prefix = re.escape(str(loaded.module.base_model_prefix))
+        sizes = torch.tensor(sorted(set(batch.input_lengths.tolist())))
+        return (
+            _pooled(r"^classifier$", batch),
+            Stream(modules=r"^projector$", kinds=heard_BP),
+            # One table of distances for all clips of one length.
+            *position_streams(config, prefix, layers_BP, tables=self._frames(loaded, sizes)),
+            Stream(modules=rf"^{prefix}\.", kinds=layers_BP),
+        )
+
+    def _frames(self, loaded: LoadedModel, lengths_B: Tensor) -> Tensor:
+        """Encoder frames (B,) of so many samples."""
+        frames_B: Tensor = loaded.module._get_feat_extract_output_lengths(lengths_B)
+        return frames_B
+
     def _own_length(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """AST over the frames a batch has (B, C); patches that begin after a clip's end are masked."""
         module, config = loaded.module, loaded.module.config
@@ -143,11 +195,30 @@ class AstFamily:
         return logits_BC
 
 
+def _pooled(modules: str, batch: Batch) -> Stream:
+    """One row a clip."""
+    return Stream(modules=modules, kinds=torch.full((len(batch.clips), 1), AUDIO, dtype=torch.int8))
+
+
+def _patch_kinds(config: Any, batch: Batch) -> Tensor:
+    """Kinds of class tokens and patches (B, 2 + Q P), as `_tokens` and `transformers` lay them out."""
+    patches_B, whole = _patches(config, batch)
+    longest = whole if batch.full_context else int(patches_B.max())
+    bands = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
+    return F.pad(row_kinds(patches_B, longest).repeat(1, bands), (2, 0), value=AUDIO)
+
+
+def _patches(config: Any, batch: Batch) -> tuple[Tensor, int]:
+    """Patches in time that begin within each clip (B,), and those of the whole window."""
+    step = config.time_stride
+    whole = (config.max_length - config.patch_size) // step + 1
+    return torch.div(batch.input_lengths + step - 1, step, rounding_mode="floor").clamp(1, whole), whole
+
+
 def _tokens(embeddings: Any, config: Any, batch: Batch, *, silence: float) -> tuple[Tensor, Tensor]:
     """Embedded class tokens and patches, frequency by frequency (B, 2 + Q P, D), and which are valid."""
     step, size = config.time_stride, config.patch_size
-    whole = (config.max_length - size) // step + 1
-    patches_B = torch.div(batch.input_lengths + step - 1, step, rounding_mode="floor").clamp(1, whole)
+    patches_B, whole = _patches(config, batch)
     longest = int(patches_B.max())
     frames = (longest - 1) * step + size
     inputs_BTF = batch.inputs[:, :frames]

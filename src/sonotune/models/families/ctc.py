@@ -34,7 +34,7 @@ from sonotune.features.frontend import Frontend, RawWaveform, from_feature_extra
 from sonotune.features.normalization import valid_frames
 from sonotune.features.parakeet import NormalizedLogMel
 from sonotune.models import speech_encoders
-from sonotune.models.base import Component, LoadedModel, Losses
+from sonotune.models.base import AUDIO, Component, LoadedModel, Losses, Stream
 from sonotune.models.checkpoints import (
     check_family,
     draw_anew,
@@ -223,6 +223,23 @@ class CtcFamily:
         repeats_B = ((targets_BU[:, 1:] == targets_BU[:, :-1]) & (batch.targets[:, 1:] >= 0)).sum(dim=1)
         fits_B = batch.target_lengths + repeats_B <= lengths_B
         return Losses(sums=sums_B * fits_B, counts=batch.target_lengths.clamp_min(1) * fits_B)
+
+    def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
+        """See `ModelFamily.streams`."""
+        module = loaded.module
+        if not hasattr(module, "ctc_head"):
+            base = str(module.base_model_prefix)
+            heard = speech_encoders.streams_of(module.base_model, base, batch.inputs, batch.input_lengths)
+            return (*heard, Stream(modules=r"^lm_head$", kinds=heard[-1].kinds))
+        lengths_B = self._frames(loaded, batch.input_lengths)
+        frames = int(self._frames(loaded, torch.tensor([batch.inputs.shape[1]])))
+        # Parakeet's table of distances is as long as the batch; those that a clip has are in its middle.
+        distances = torch.arange(2 * frames - 1, device=lengths_B.device) - (frames - 1)
+        within_BQ = (distances.abs() < lengths_B.unsqueeze(1)).to(torch.int8) * AUDIO
+        return (
+            Stream(modules=r"^encoder\..*\.relative_k_proj$", kinds=within_BQ),
+            Stream(modules=r"^encoder\.", kinds=speech_encoders.row_kinds(lengths_B, frames)),
+        )
 
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Logits (N, V) of every valid frame."""

@@ -27,8 +27,8 @@ from sonotune.features.batching import Batch
 from sonotune.features.chunked_mel import ChunkedLogMel
 from sonotune.features.frontend import from_feature_extractor
 from sonotune.features.normalization import valid_frames
-from sonotune.models.audio_lm import Rows, generate, label_logits, label_losses, lay_out, own_targets
-from sonotune.models.base import Component, LoadedModel, Losses
+from sonotune.models.audio_lm import Rows, generate, kinds_of_rows, label_logits, label_losses, lay_out, own_targets
+from sonotune.models.base import Component, LoadedModel, Losses, Stream
 from sonotune.models.checkpoints import load_pretrained, load_processor, locate, outline_pretrained, read_config
 from sonotune.models.families.qwen3_asr_old import is_old, load_old_weights, modern_config, modern_name
 from sonotune.models.families.qwen3_asr_text import (
@@ -41,6 +41,7 @@ from sonotune.models.families.qwen3_asr_text import (
     trained_languages,
     written_text,
 )
+from sonotune.models.speech_encoders import row_kinds
 
 _CLASS = "Qwen3ASRForConditionalGeneration"
 _EMBEDDINGS, _HEAD = "model.language_model.embed_tokens", "lm_head"
@@ -201,6 +202,22 @@ class Qwen3AsrFamily:
             return losses
         ctc_B = self._ctc(loaded, batch, audio)
         return replace(losses, sums=(1 - loaded.ctc_share) * losses.sums + loaded.ctc_share * ctc_B)
+
+    def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
+        """See `ModelFamily.streams`; encoder and projector take their rows packed."""
+        positions_B = _positions(loaded, batch.input_lengths)
+        heard_BP = row_kinds(positions_B, int(positions_B.max()))
+        prompt, clips = prompt_of(loaded.processor), len(batch.clips)
+        rows_BL = kinds_of_rows(
+            before=[prompt.before] * clips,
+            audio=[kinds_P[:size] for kinds_P, size in zip(heard_BP, positions_B.tolist(), strict=True)],
+            after=[prompt.after] * clips,
+            batch=batch,
+        )
+        return (
+            Stream(modules=r"^model\.language_model\.", kinds=rows_BL),
+            Stream(modules=r"^model\.(audio_tower|multi_modal_projector)\.", kinds=heard_BP),
+        )
 
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Logits (N, V) at every target position."""

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from sonotune.errors import ModelError, TextError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import from_feature_extractor
+from sonotune.features.normalization import valid_frames
 from sonotune.models import composed, speech_encoders
-from sonotune.models.audio_lm import Rows, label_logits, label_losses, lay_out, own_targets
-from sonotune.models.base import Component, LoadedModel, Losses
+from sonotune.models.audio_lm import Rows, kinds_of_rows, label_logits, label_losses, lay_out, own_targets
+from sonotune.models.base import PADDING, Component, LoadedModel, Losses, Stream
 from sonotune.models.checkpoints import architecture_digest, load_pretrained, load_processor, read_config
 from sonotune.models.composed import AUDIO_MARK, MODEL_TYPE, SpeechLlm, SpeechLlmProcessor
 
@@ -161,6 +162,28 @@ class SpeechLlmFamily:
         rows = self._rows(loaded, batch, with_targets=True)
         return label_losses(self._label_logits(loaded, rows), rows.labels, label_smoothing=label_smoothing)
 
+    def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
+        """See `ModelFamily.streams`; of a window, the audio positions behind the clip are padding."""
+        module, config = loaded.module, loaded.module.config
+        encoded = speech_encoders.streams_of(
+            module.audio_encoder, "audio_encoder", batch.inputs, batch.input_lengths, full_context=batch.full_context
+        )
+        projected, heard_BQ, sizes_B = _projected(config, encoded[-1].kinds, full_context=batch.full_context)
+        crossing = config.fusion == "cross_attention"
+        prompts = [self._prompt(loaded, clip.language) for clip in batch.clips]
+        rows_BL = kinds_of_rows(
+            before=[before for before, _ in prompts],
+            audio=[kinds_Q[: 0 if crossing else size] for kinds_Q, size in zip(heard_BQ, sizes_B, strict=True)],
+            after=[after for _, after in prompts],
+            batch=batch,
+        )
+        return (
+            *encoded,
+            *projected,
+            Stream(modules=r"^cross_attention\.\d+\.attention\.[kv]_proj$", kinds=heard_BQ),
+            Stream(modules=r"^(cross_attention|language_model)\.", kinds=rows_BL),
+        )
+
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Logits (N, V), one row for each target token."""
         return self._label_logits(loaded, self._rows(loaded, batch, with_targets=True))
@@ -225,6 +248,36 @@ class SpeechLlmFamily:
     def _room(self, loaded: LoadedModel, language: str | None, audio: int) -> int:
         """Tokens that can follow the prompt."""
         return _positions_of(loaded.module.config) - audio - sum(map(len, self._prompt(loaded, language)))
+
+
+def _projected(config: Any, kinds_BP: Tensor, *, full_context: bool) -> tuple[tuple[Stream, ...], Tensor, list[int]]:
+    """Rows within the projector, kinds of what comes out (B, Q), and how many of it each clip is given.
+
+    In a whole window everything is projected; what stands for no position of the clip is padding. The perceiver takes
+    the windows of all clips one after the other, and only those it computes.
+    """
+    own_B = kinds_BP.ne(PADDING).sum(dim=1)
+    given_B = torch.full_like(own_B, kinds_BP.shape[1]) if _fills_window(config, full_context) else own_B
+    step = config.downsample
+    if config.projector_kind != "perceiver":
+        heard_BQ = speech_encoders.row_kinds(-(-own_B // step), -(-kinds_BP.shape[1] // step))
+        return (Stream(modules=r"^projector\.", kinds=heard_BQ),), heard_BQ, (-(-given_B // step)).tolist()
+    latents = config.perceiver_latents
+    window = latents * step
+    windows = -(-kinds_BP.shape[1] // window)
+    computed_BN = valid_frames(-(-given_B // window), windows)
+    read_NW = speech_encoders.row_kinds(own_B, windows * window).view(-1, windows, window)[computed_BN]
+    heard_BN = speech_encoders.row_kinds(-(-own_B // window), windows)
+    latents_NK = heard_BN[computed_BN].unsqueeze(1).repeat(1, latents)
+    streams = (
+        Stream(modules=r"^projector\.(narrow|layers\.\d+\.read\.[kv]_proj)$", kinds=read_NW),
+        Stream(modules=r"^projector\.", kinds=latents_NK),
+    )
+    return streams, heard_BN.repeat_interleave(latents, dim=1), (-(-given_B // window) * latents).tolist()
+
+
+def _fills_window(config: Any, full_context: bool) -> bool:
+    return full_context and speech_encoders.kind_of(config.audio_config) == "whisper"
 
 
 def _start(tokenizer: Any) -> list[int]:

@@ -27,7 +27,7 @@ from sonotune.features.batching import Batch
 from sonotune.features.frontend import from_feature_extractor
 from sonotune.features.normalization import valid_frames
 from sonotune.models import speech_encoders
-from sonotune.models.base import Component, LoadedModel, Losses
+from sonotune.models.base import TEXT, Component, LoadedModel, Losses, Stream
 from sonotune.models.checkpoints import is_classifier, load_pretrained, outline_pretrained
 
 logger = logging.getLogger(__name__)
@@ -159,6 +159,20 @@ class WhisperFamily:
             blank=loaded.processor.tokenizer.convert_tokens_to_ids("<|nospeech|>"),
             reduction="none",
             zero_infinity=True,
+        )
+
+    def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
+        """See `ModelFamily.streams`; cross-attention takes its keys and values from the encoder's rows."""
+        heard = speech_encoders.streams_of(
+            loaded.module.model.encoder, "model.encoder", batch.inputs, batch.input_lengths,
+            full_context=batch.full_context,
+        )  # fmt: skip
+        # A token is put in for the next one to come out, so the last of each clip is not.
+        written_BU = (batch.targets[:, 1:] >= 0).to(torch.int8) * TEXT
+        return (
+            Stream(modules=r"^model\.decoder\..*\.encoder_attn\.[kv]_proj$", kinds=heard[-1].kinds),
+            Stream(modules=r"^model\.decoder\.", kinds=written_BU),
+            *heard,
         )
 
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:

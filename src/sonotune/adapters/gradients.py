@@ -1,0 +1,224 @@
+"""What the loss would gain in each direction of the input of each linear, without adapters and without a step.
+
+With A = V and B = 0 an adapter changes nothing, and the gradient of its B is G Vᵀ, where G is the gradient of the
+frozen weight. It is the sum over rows of (gradient of the output) (V input)ᵀ, so neither adapters nor trainable weights
+are needed, and the weights may have 4 bits.
+
+Shape letters: N valid rows, D inputs of a linear, E its outputs, P directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sonotune.adapters.entropy import Directions
+from sonotune.adapters.listening import (
+    Autocast,
+    Objective,
+    Rows,
+    channels_last,
+    check_reached,
+    family_of,
+    input_of,
+    single_clips,
+    stream_of,
+    streams_of,
+    undisturbed,
+)
+from sonotune.errors import AdapterError
+from sonotune.features.batching import Batch
+from sonotune.models.base import LoadedModel, Stream
+from sonotune.types import Clip, Finding
+
+_DAMPING = 1e-3  # of the mean variance of a channel, added to the variance along a direction
+_LOSS_SCALE = 1024.0  # keeps small gradients above what fp16 can hold; a power of two changes no digit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientEvidence:
+    """What the gradient of the mean loss says of every module, by full name.
+
+    Attributes:
+        gains: Squared norm of the gradient along each direction over the damped variance there (P,).
+        squared_norms: Squared norm of the gradient of the weight, of the mean loss of each clip by itself, averaged
+            over the clips; a diagnostic.
+        clips: Clips with a gradient.
+        labels: Labels that the loss is the mean over.
+        dropped: Rows left out because an activation or a gradient was not finite.
+    """
+
+    gains: Mapping[str, NDArray[np.float64]]
+    squared_norms: Mapping[str, float]
+    clips: int
+    labels: int
+    dropped: int = 0
+
+
+def gradient_gains(
+    loaded: LoadedModel,
+    task: Objective,
+    clips: Sequence[Clip],
+    directions: Mapping[str, Directions],
+    *,
+    autocast: Autocast = nullcontext,
+) -> GradientEvidence:
+    """Differentiate the mean loss over all labels of some clips; nothing of the model changes.
+
+    Args:
+        loaded: The model as adapters will find it.
+        task: Gives targets and the loss.
+        clips: 8 to 32; each is a forward and a backward pass.
+        directions: Full module name -> directions of its input.
+        autocast: Makes the precision context of each forward pass.
+
+    Raises:
+        AdapterError: There are no directions, no clip can be used, or a module is never reached.
+
+    Source: Paischer et al. 2024, EVA (arXiv 2410.07170), for the directions; weighting them by the gradient is this
+    project's own.
+    """
+    findings: list[Finding] = []
+    found = differentiate(loaded, task, single_clips(loaded, task, clips, findings), directions, autocast=autocast)
+    if found is None:
+        reasons = "; ".join(finding.message for finding in findings[:3]) or "none of them has a label."
+        raise AdapterError(f"calibration could take no gradient of {len(clips)} clips: {reasons} Give it others.")
+    return found
+
+
+def differentiate(
+    loaded: LoadedModel,
+    task: Objective,
+    batches: Iterable[Batch],
+    directions: Mapping[str, Directions],
+    *,
+    autocast: Autocast = nullcontext,
+) -> GradientEvidence | None:
+    """As `gradient_gains`, of batches of one clip each; None where none has a label."""
+    if not directions:
+        raise AdapterError("gradients are taken along directions, and there are none. Give collect directions=64.")
+    tap, family = _Tap(loaded, directions), family_of(loaded)
+    with undisturbed(loaded.module), _frozen(loaded.module), torch.enable_grad(), tap.attached():
+        for batch in batches:
+            tap.begin(streams_of(family, loaded, batch))
+            with autocast():
+                losses = task.loss(loaded, batch, label_smoothing=0.0)
+            check_reached(tuple(directions), tap.reached)
+            if losses.count and losses.sums.requires_grad:
+                tap.count(losses.count)
+                (losses.total * _LOSS_SCALE).backward()  # type: ignore[no-untyped-call]
+    return tap.evidence() if tap.clips else None
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter requires a gradient inside."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+class _Tap:
+    """Adds up gradients along directions while losses are differentiated.
+
+    Args:
+        loaded: The model.
+        directions: Full module name -> directions.
+    """
+
+    def __init__(self, loaded: LoadedModel, directions: Mapping[str, Directions]) -> None:
+        self._loaded, self._directions = loaded, directions
+        device = loaded.device
+        # Modules with the same input have the same object here, and share what was moved.
+        moved = {id(found): found.vectors.to(device).T.contiguous() for found in directions.values()}
+        self._vectors_DP = {name: moved[id(found)] for name, found in directions.items()}
+        self._sums_EP: dict[str, Tensor] = {}
+        self._norms: dict[str, Tensor] = {}
+        self._rows: dict[int, Rows] = {}
+        self._streams: dict[str, int] = {}
+        # What nothing before it makes differentiable becomes so by adding this zero, which has no weight.
+        self._spark = torch.zeros((), device=device, requires_grad=True)
+        self._clip_labels, self._labels, self.clips = 0, 0, 0
+        self._dropped = torch.zeros((), dtype=torch.int64, device=device)
+        self.reached: dict[str, int] = {}
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks on every module, inside."""
+        with ExitStack() as stack:
+            for name in self._directions:
+                module = self._loaded.module.get_submodule(name)
+                stack.callback(module.register_forward_hook(partial(self._look, name), with_kwargs=True).remove)
+            yield
+
+    def begin(self, streams: Sequence[Stream]) -> None:
+        """Expect a clip."""
+        self.reached.clear()
+        self._streams = {name: stream_of(self._loaded, name, streams) for name in self._directions}
+        self._rows = {
+            index: Rows.every(streams[index], self._loaded.device) for index in set(self._streams.values())
+        }  # fmt: skip
+
+    def count(self, labels: int) -> None:
+        """Expect the gradient of a clip with so many labels."""
+        self.clips, self._clip_labels, self._labels = self.clips + 1, labels, self._labels + labels
+
+    def _look(self, name: str, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Any:
+        self.reached[name] = 1
+        rows = self._rows[self._streams[name]]
+        given_ND = rows.of(name, channels_last(module, input_of(args, named).detach()))
+        if not output.requires_grad:
+            output = output + self._spark
+
+        def add(gradient: Tensor) -> None:
+            self._add(name, rows.of(name, channels_last(module, gradient)), given_ND)
+
+        output.register_hook(add)  # type: ignore[no-untyped-call]
+        return output
+
+    @torch.no_grad()
+    def _add(self, name: str, gradient_NE: Tensor, given_ND: Tensor) -> None:
+        gradient_NE, given_ND = gradient_NE.float() / _LOSS_SCALE, given_ND.float()
+        finite_N = torch.isfinite(gradient_NE).all(dim=1) & torch.isfinite(given_ND).all(dim=1)
+        self._dropped += (~finite_N).sum()
+        gradient_NE = torch.where(finite_N.unsqueeze(1), gradient_NE, 0.0)
+        given_ND = torch.where(finite_N.unsqueeze(1), given_ND, 0.0)
+        part_EP = gradient_NE.T @ (given_ND @ self._vectors_DP[name])
+        norm = _squared_norm(gradient_NE, given_ND) / self._clip_labels**2
+        self._sums_EP[name] = self._sums_EP[name] + part_EP if name in self._sums_EP else part_EP
+        self._norms[name] = self._norms[name] + norm if name in self._norms else norm
+
+    def evidence(self) -> GradientEvidence:
+        """What was added up, as the gradient of the mean over the labels."""
+        gains, norms = {}, {}
+        for name, found in self._directions.items():
+            variances_P = found.shares * found.trace + _DAMPING * found.trace / found.vectors.shape[1]
+            energies_P = torch.zeros_like(variances_P)
+            if name in self._sums_EP:  # a module that no loss depends on has no gradient
+                energies_P = (self._sums_EP[name].double() / self._labels).square().sum(dim=0).cpu()
+            gains[name] = torch.where(variances_P > 0, energies_P / variances_P, 0.0).numpy()
+            norms[name] = float(self._norms.get(name, 0.0)) / self.clips
+        return GradientEvidence(
+            gains=gains, squared_norms=norms, clips=self.clips, labels=self._labels, dropped=int(self._dropped)
+        )  # fmt: skip
+
+
+def _squared_norm(gradient_NE: Tensor, given_ND: Tensor) -> Tensor:
+    """Squared norm of the gradient of a weight, G = gᵀ x, by whichever of both ways is less work."""
+    (rows, outputs), inputs = gradient_NE.shape, given_ND.shape[1]
+    if rows * (outputs + inputs) < outputs * inputs:
+        return ((gradient_NE @ gradient_NE.T) * (given_ND @ given_ND.T)).sum()
+    return (gradient_NE.T @ given_ND).square().sum()

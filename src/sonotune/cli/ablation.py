@@ -1,0 +1,172 @@
+"""Commands that compare: two runs, or the arms of an ablation."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sonotune.cli.shared import Json, Words, app, print_result
+
+if TYPE_CHECKING:
+    from sonotune.sweeps.ablation import Plan, Session
+
+_SHOWN_SLICES = 12
+
+First = Annotated[str, typer.Argument(metavar="A", help="A run, or a file of predictions; several seeds: A1,A2.")]
+Second = Annotated[str, typer.Argument(metavar="B", help="The same of the other system.")]
+Resamples = Annotated[int, typer.Option(min=100, max=1_000_000, help="Bootstrap resamples.")]
+Moment = Annotated[str | None, typer.Option(help="test, after or before; default the first that all runs have.")]
+ArmNames = Annotated[str, typer.Option("--arms", help="Names of arms or groups: standard, ranks, split.")]
+OwnArms = Annotated[list[str] | None, typer.Option("--arm", help='One of your own: "NAME: SETTING=VALUE ...".')]
+Seeds = Annotated[str, typer.Option(help="Seeds, with commas; the first chooses learning rates.")]
+Rates = Annotated[int, typer.Option(min=1, max=15, help="Learning rates of each arm, a factor 3.16 apart.")]
+Folder = Annotated[Path | None, typer.Option("--dir", help="Directory; default follows from the settings.")]
+Hours = Annotated[
+    float | None, typer.Option(min=0, help="Begin no run that would end later; go on with the same line.")
+]
+
+
+@app.command()
+def compare(
+    first: First,
+    second: Second,
+    moment: Moment = None,
+    resamples: Resamples = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resampling.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Say whether B differs from A on the same clips, how sure that is, and what could have been seen.
+
+    sonotune compare runs/round1 runs/round2
+
+    Differences are B minus A. Speakers are resampled for both together; no model is loaded.
+    """
+    from sonotune.evaluation.compare import compare as compare_runs
+
+    places = [_places(text) for text in (first, second)]
+    found = compare_runs(places[0], places[1], moment=moment, resamples=resamples, seed=seed)
+    body = found.to_json()
+    lines = [f"B minus A on {found.clips} clips, in percentage points"]
+    lines += [f"{name.upper():<9}{_points(row)}" for name, row in body["difference"].items()]
+    primary = found.primary
+    lines.append(f"seen in 80 % of the cases would be {100 * primary.minimum_detectable:.2f} points or more")
+    if found.matched_pairs is not None:
+        pairs = found.matched_pairs
+        lines.append(f"matched segments (speakers taken as alike): z = {pairs.z:.2f}, p = {pairs.p:.4f}")
+    shown = [row for row in body["slices"] if row["difference"] and row["clips"] < found.clips]
+    lines += [
+        f"  {row['by']}={row['value']}: {_points(next(iter(row['difference'].values())))} on {row['clips']} clips"
+        for row in shown[:_SHOWN_SLICES]
+    ]
+    if len(shown) > _SHOWN_SLICES:
+        lines.append(f"  and {len(shown) - _SHOWN_SLICES} more slices (--json)")
+    lines += [f"note: {warning}" for warning in primary.warnings]
+    print_result(body, as_json=as_json, lines=lines)
+
+
+def _places(text: str) -> list[Path]:
+    """Paths with commas between, or one path that has commas in it."""
+    return [Path(text)] if Path(text).exists() else [Path(part.strip()) for part in text.split(",")]
+
+
+def _points(row: Mapping[str, Any]) -> str:
+    low, value, high = (100 * row[key] for key in ("low", "value", "high"))
+    rates = f"{100 * row['first']:.2f} -> {100 * row['second']:.2f} %"
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]  p = {row['p']:.4f}  ({rates})"
+
+
+@app.command()
+def ablate(
+    words: Words = None,
+    arms: ArmNames = "standard",
+    arm: OwnArms = None,
+    baseline: Annotated[str | None, typer.Option(help="Arm to measure against; default uniform.")] = None,
+    seeds: Seeds = "0,1,2",
+    rates: Rates = 3,
+    folder: Folder = None,
+    hours: Hours = None,
+    apart: Annotated[bool, typer.Option("--subprocess", help="A process for each run, to tell peak memory.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and the expected time, and stop.")] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Compare ways to spend the same adapter budget, each at its own best learning rate, over seeds.
+
+    sonotune ablate model=whisper_nano data.train=train.jsonl data.eval=dev.jsonl data.test=test.jsonl
+    --arms uniform,entropy_half,shuffled
+
+    The learning rate of each arm is chosen on data.eval with the first seed; all seeds are scored on data.test. The
+    same line goes on where a stopped one left off, and takes further arms and seeds.
+    """
+    from sonotune.sweeps.ablation import REPORT, Session, exit_code, plan_ablation
+    from sonotune.sweeps.arms import choose_arms
+    from sonotune.sweeps.trials import run_apart, run_here
+
+    plan = plan_ablation(
+        words or [], choose_arms(arms, arm or ()), baseline=baseline, seeds=_seeds(seeds), points=rates,
+        folder=folder, budget_of=_adapter_parameters,
+    )  # fmt: skip
+
+    def told(line: str) -> None:
+        print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+    session = Session(plan=plan, run=run_apart if apart else run_here, hours=hours, apart=apart, told=told)
+    if dry_run:
+        session.look()
+        _print_plan(plan, session, as_json=as_json)
+        return
+    body = session.go()
+    body |= {"ablation": str(plan.folder), "report": str(plan.folder / REPORT)}
+    lines = [*body["verdict"], *(f"note: {note}" for note in body["notes"]), f"report   {body['report']}"]
+    if body["status"] == "stopped":
+        lines.append("the hours are used up; the same line goes on")
+    print_result(body, as_json=as_json, lines=lines)
+    if code := exit_code(body):
+        raise typer.Exit(code)
+
+
+def _seeds(text: str) -> list[int]:
+    from sonotune.errors import ConfigError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--seeds: {text!r} is not a list of whole numbers such as 0,1,2.") from error
+
+
+def _adapter_parameters(words: Sequence[str]) -> int:
+    """Adapter parameters of some settings, without reading weights."""
+    from sonotune.config.load import load_run_config
+    from sonotune.planning.inspection import inspect_model
+    from sonotune.training.adapt import ADAPTER_SETTINGS
+    from sonotune.training.ranks import RankSettings
+
+    config = load_run_config(words).config
+    found = inspect_model(
+        config.model.checkpoint, family=config.model.family, task=config.model.task,
+        num_labels=config.model.num_labels, revision=config.model.revision, bits=config.quantization.bits,
+        double=config.quantization.double, skip=config.quantization.skip, full=config.adapter.kind == "none",
+        ranks=RankSettings.of(config.adapter.model_dump(), config.allocation.model_dump()),
+        adapter=config.adapter.model_dump(include=set(ADAPTER_SETTINGS)),
+    )  # fmt: skip
+    return int(found.to_json()["parameters"]["adapter"])
+
+
+def _print_plan(plan: Plan, session: Session, *, as_json: bool) -> None:
+    from sonotune.sweeps.schedule import expected_trials, waiting_trials
+
+    waiting = waiting_trials(plan.schedule, session.outcomes())
+    runs = [{"run": trial.name, "line": shlex.join(["sonotune", "train", *plan.words(trial)])} for trial in waiting]
+    count, seconds = expected_trials(plan.schedule, session.outcomes()), session.seconds_to_come()
+    body = {"ablation": str(plan.folder), "runs": runs, "expected_runs": count, "seconds": seconds}
+    lines = [str(run["line"]) for run in runs]
+    later = count - len(runs)
+    if later:
+        lines.append(f"and {later} with the other seeds, when the learning rates are chosen; a grid may grow")
+    when = "unknown before the first run is finished" if seconds is None else f"about {seconds / 3600:.2f} h"
+    lines.append(f"{count} runs to come, {len(session.results)} done; expected time {when}")
+    print_result(body, as_json=as_json, lines=lines)

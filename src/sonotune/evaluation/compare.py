@@ -1,0 +1,375 @@
+"""Compare two finished runs, or two files of predictions, on the same clips.
+
+Nothing is decoded: everything comes from `predictions/*.jsonl`, so a comparison needs no model and no audio. A system
+may bring several runs (seeds), whose spread is then a part of the interval.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sonotune.errors import ManifestError, RunDirectoryError, TextError
+from sonotune.metrics.error_rate import edit_counts
+from sonotune.metrics.intervals import MIN_BLOCKS
+from sonotune.metrics.paired import (
+    Blocks,
+    MatchedPairs,
+    PairedDifference,
+    choose_blocks,
+    discordant_words,
+    holm,
+    mapsswe,
+    paired_difference,
+    segment_differences,
+)
+from sonotune.metrics.slices import DURATION_EDGES_S, slice_clips
+from sonotune.types import Clip
+
+MOMENTS = ("test", "after")
+"""Which predictions of a run are compared: the first of these that all runs have."""
+
+_SLICE_RESAMPLES = 2000  # a slice is a place to look, not a result
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What two systems did differently.
+
+    Attributes:
+        differences: Score -> second system minus first; the score that decides comes first.
+        slices: One JSON-ready mapping per slice: `by`, `value`, `clips` and `difference` (score -> difference with
+            `p_holm`, adjusted over the slices of that property), without what too few clips cannot say.
+        matched_pairs: The segment test on words, for one run each of two recognisers; else None.
+        clips: Number of clips.
+        files: The files of both systems.
+    """
+
+    differences: Mapping[str, PairedDifference]
+    slices: list[dict[str, Any]]
+    matched_pairs: MatchedPairs | None
+    clips: int
+    files: tuple[tuple[Path, ...], tuple[Path, ...]]
+
+    @property
+    def primary(self) -> PairedDifference:
+        """The difference of the score that decides."""
+        return next(iter(self.differences.values()))
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that `sonotune compare --json` promises, and more beside them."""
+        pairs = self.matched_pairs
+        return {
+            "difference": {name: found.to_json() for name, found in self.differences.items()},
+            "slices": self.slices,
+            "minimum_detectable": self.primary.minimum_detectable,
+            "matched_pairs": None if pairs is None else pairs._asdict(),
+            "clips": self.clips,
+            "first": [str(path) for path in self.files[0]],
+            "second": [str(path) for path in self.files[1]],
+        }
+
+
+def compare(
+    first: Sequence[Path],
+    second: Sequence[Path],
+    *,
+    moment: str | None = None,
+    same_seeds: bool = False,
+    resamples: int = 10_000,
+    seed: int = 0,
+    slices: bool = True,
+    duration_edges_s: Sequence[float] = DURATION_EDGES_S,
+) -> Comparison:
+    """Compare two systems.
+
+    Args:
+        first: Run directories or files of predictions, one a training run of the first system.
+        second: Of the second system.
+        moment: Predictions of a run to take (`test`, `after`, `before`); None takes the first of `MOMENTS` that all
+            runs have.
+        same_seeds: The runs of both stand in the same order of seeds, so they are resampled as pairs.
+        resamples: Bootstrap resamples.
+        seed: Of the resampling.
+        slices: Compare by domain, duration, speaker and language as well.
+        duration_edges_s: Borders of the duration slices, in seconds.
+
+    Raises:
+        RunDirectoryError: A run or file has no predictions, or cannot be read.
+        ManifestError: The clips are not the same, their truths differ, or they are too few.
+        TextError: No clip has words, or no clip has a truth.
+    """
+    files = _files(first, second, moment)
+    systems = [[read_rows(path) for path in side] for side in files]
+    rows = _aligned(systems, files)
+    counted = _count(rows)
+    clips = [_clip(row) for row in rows[0][0]]
+    sessions = [row.get("session") for row in rows[0][0]]
+    blocks = choose_blocks([clip.speaker for clip in clips], sessions)
+    if len(clips) < MIN_BLOCKS:
+        raise ManifestError(
+            f"a comparison needs at least {MIN_BLOCKS} clips with a truth; found {len(clips)} in {files[0][0]}. "
+            "Evaluate both systems on more clips."
+        )
+    differences = {
+        name: _difference(
+            name, counts, np.arange(len(clips)), blocks, same_seeds=same_seeds, resamples=resamples, seed=seed
+        )
+        for name, counts in counted.items()
+    }
+    return Comparison(
+        differences=differences,
+        slices=_slices(counted, clips, sessions, duration_edges_s, same_seeds, seed) if slices else [],
+        matched_pairs=_matched_pairs(rows),
+        clips=len(clips),
+        files=files,
+    )
+
+
+# --- files -------------------------------------------------------------------------------------------
+
+
+def prediction_file(place: Path, moment: str) -> Path:
+    """Where a run keeps its predictions of a moment."""
+    return place / "predictions" / f"{moment}.jsonl"
+
+
+def _files(
+    first: Sequence[Path], second: Sequence[Path], moment: str | None
+) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    runs = [place for place in (*first, *second) if place.is_dir()]
+    wanted = MOMENTS if moment is None else (moment,)
+    taken = next((name for name in wanted if all(prediction_file(run, name).is_file() for run in runs)), None)
+    if taken is None:
+        lacking = next(run for run in runs if not all(prediction_file(run, name).is_file() for name in wanted))
+        found = sorted(path.stem for path in (lacking / "predictions").glob("*.jsonl"))
+        raise RunDirectoryError(
+            f"{lacking} has no predictions of {' or '.join(wanted)} that the other runs have as well; found "
+            f"{', '.join(found) or 'none'}. A finished run scores data.eval (`after`) and data.test (`test`); or "
+            "write them with `sonotune evaluate --out FILE` and compare the files."
+        )
+
+    def resolve(places: Sequence[Path]) -> tuple[Path, ...]:
+        return tuple(prediction_file(place, taken) if place.is_dir() else place for place in places)
+
+    return resolve(first), resolve(second)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read a file that `evaluation.evaluate.write_predictions` wrote.
+
+    Raises:
+        RunDirectoryError: It is missing, or a line is not the JSON object of a clip.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(
+            f"{path} cannot be read as predictions: {error}. Give a run directory, or a file of "
+            "`sonotune evaluate --out FILE`."
+        ) from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("id"), str):
+            raise RunDirectoryError(
+                f"{path}:{number}: a prediction is a JSON object with an `id`; found {line[:60]!r}. "
+                "Run `sonotune evaluate` again."
+            )
+        rows.append(row)
+    return rows
+
+
+# --- the same clips ----------------------------------------------------------------------------------
+
+
+def _aligned(systems: Sequence[Sequence[Rows]], files: Sequence[Sequence[Path]]) -> list[list[Rows]]:
+    """The rows of every run in the order of the first, those with a truth; refuses unlike clips."""
+    reference, where = systems[0][0], files[0][0]
+    ids = [row["id"] for row in reference]
+    aligned = []
+    for side, paths in zip(systems, files, strict=True):
+        aligned.append([_in_order(rows, reference, ids, path, where) for rows, path in zip(side, paths, strict=True)])
+    kept = [index for index, row in enumerate(reference) if _truth(row) is not None]
+    if not kept:
+        raise TextError(f"no clip of {where} has a transcript or a class, so there is nothing to compare.")
+    return [[[rows[index] for index in kept] for rows in side] for side in aligned]
+
+
+def _in_order(rows: Rows, reference: Rows, ids: Sequence[str], path: Path, where: Path) -> Rows:
+    by_id = {row["id"]: row for row in rows}
+    twice = [clip_id for clip_id, times in Counter(row["id"] for row in rows).items() if times > 1]
+    if twice:
+        raise ManifestError(f"{path} has the clip {twice[0]!r} more than once; ids must be unique.")
+    missing, added = [name for name in ids if name not in by_id], sorted(by_id.keys() - set(ids))
+    if missing or added:
+        parts = [f"{len(missing)} only in {where} ({', '.join(missing[:3])})"] if missing else []
+        parts += [f"{len(added)} only in {path} ({', '.join(added[:3])})"] if added else []
+        raise ManifestError(
+            f"both systems must be scored on the same clips; found {' and '.join(parts)}. "
+            "Evaluate both on one manifest with `sonotune evaluate ... --out FILE`."
+        )
+    ordered = [by_id[name] for name in ids]
+    unlike = [
+        (one["id"], _truth(one), _truth(other))
+        for one, other in zip(reference, ordered, strict=True)
+        if _truth(one) != _truth(other)
+    ]
+    if unlike:
+        name, one, other = unlike[0]
+        raise ManifestError(
+            f"{len(unlike)} of {len(ids)} clips have another truth in {path} than in {where}; clip {name!r} has "
+            f"{other!r} and {one!r}. Score both with the same manifest and the same data.text_scoring."
+        )
+    return ordered
+
+
+def _truth(row: Mapping[str, Any]) -> str | tuple[str, ...] | None:
+    """The transcript in the form that was compared, or the classes; None where the clip has neither."""
+    if "labels" in row:
+        return tuple(sorted(row["labels"]))
+    text = row.get("scored_reference", row.get("reference"))
+    return None if text is None else str(text)
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    text = row.get("scored_hypothesis")
+    return str(row.get("hypothesis") or "" if text is None else text)
+
+
+def _clip(row: Mapping[str, Any]) -> Clip:
+    return Clip(
+        id=row["id"],
+        path=Path(),
+        duration_s=float(row.get("duration_s") or 0.0),
+        domain=row.get("domain"),
+        speaker=row.get("speaker"),
+        language=row.get("language"),
+    )
+
+
+# --- counting ----------------------------------------------------------------------------------------
+
+
+class _Counts(NamedTuple):
+    """Of one score: what is counted for each run and clip (S, N), what it is a share of and what is in dispute (N,)."""
+
+    first: NDArray[np.float64]
+    second: NDArray[np.float64]
+    totals: NDArray[np.float64]
+    discordant: NDArray[np.float64] | None
+    better: Literal["lower", "higher"]
+
+
+def _count(rows: Sequence[Sequence[Rows]]) -> dict[str, _Counts]:
+    if "labels" in rows[0][0][0]:
+        right = [np.array([[_is_right(row) for row in run] for run in side], dtype=np.float64) for side in rows]
+        apart_N = np.abs(right[0].mean(axis=0) - right[1].mean(axis=0))
+        ones_N = np.ones(right[0].shape[1])
+        return {"accuracy": _Counts(right[0], right[1], ones_N, apart_N, "higher")}
+    references = [str(_truth(row)) for row in rows[0][0]]
+    if not any(text.split() for text in references):
+        raise TextError(f"all {len(references)} references are empty after normalisation, so no error rate exists.")
+    units: tuple[tuple[str, Literal["word", "character"]], ...] = (("wer", "word"), ("cer", "character"))
+    found = {}
+    for name, unit in units:
+        counts = [[edit_counts(references, [_said(row) for row in run], unit=unit) for run in side] for side in rows]
+        errors = [np.array([[edit.errors for edit in run] for run in side], dtype=np.float64) for side in counts]
+        totals_N = np.array([edit.reference for edit in counts[0][0]], dtype=np.float64)
+        found[name] = _Counts(errors[0], errors[1], totals_N, _disputed(rows) if unit == "word" else None, "lower")
+    return found
+
+
+def _is_right(row: Mapping[str, Any]) -> bool:
+    """As accuracy counts: the whole set of classes; a clip that could not be read is wrong."""
+    return bool(row.get("scores")) and set(row["decided"]) == set(row["labels"])
+
+
+def _disputed(rows: Sequence[Sequence[Rows]]) -> NDArray[np.float64]:
+    """Words of each clip that exactly one system has right, mean over the runs as they stand beside each other (N,)."""
+    pairs = list(zip(rows[0], rows[1], strict=False))
+    words = [
+        [discordant_words(str(_truth(one)), _said(one), _said(other)) for one, other in zip(first, second, strict=True)]
+        for first, second in pairs
+    ]
+    return np.asarray(np.mean(words, axis=0), dtype=np.float64)
+
+
+def _matched_pairs(rows: Sequence[Sequence[Rows]]) -> MatchedPairs | None:
+    if "labels" in rows[0][0][0] or any(len(side) > 1 for side in rows):
+        return None
+    return mapsswe(
+        [
+            difference
+            for one, other in zip(rows[0][0], rows[1][0], strict=True)
+            for difference in segment_differences(str(_truth(one)), _said(one), _said(other))
+        ]
+    )
+
+
+def _difference(
+    name: str,
+    counts: _Counts,
+    members: NDArray[np.int64],
+    blocks: Blocks,
+    *,
+    resamples: int,
+    same_seeds: bool,
+    seed: int,
+) -> PairedDifference:
+    return paired_difference(
+        name,
+        counts.first[:, members],
+        counts.second[:, members],
+        counts.totals[members],
+        blocks=blocks,
+        same_seeds=same_seeds,
+        discordant=None if counts.discordant is None else float(counts.discordant[members].sum()),
+        better=counts.better,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def _slices(
+    counted: Mapping[str, _Counts],
+    clips: Sequence[Clip],
+    sessions: Sequence[Any],
+    edges_s: Sequence[float],
+    same_seeds: bool,
+    seed: int,
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for part in slice_clips(clips, duration_edges_s=edges_s):
+        members = np.array(part.members)
+        blocks = choose_blocks([clips[i].speaker for i in part.members], [sessions[i] for i in part.members])
+        difference = {}
+        if len(members) >= MIN_BLOCKS:
+            difference = {
+                name: _difference(
+                    name, counts, members, blocks, resamples=_SLICE_RESAMPLES, same_seeds=same_seeds, seed=seed
+                ).to_json()
+                for name, counts in counted.items()
+                if counts.totals[members].sum() > 0
+            }
+        rows.append({"by": part.by, "value": part.value, "clips": len(members), "difference": difference})
+    for by in {row["by"] for row in rows}:
+        for name in counted:
+            found = [row["difference"][name] for row in rows if row["by"] == by and name in row["difference"]]
+            for entry, adjusted in zip(found, holm([entry["p"] for entry in found]), strict=True):
+                entry["p_holm"] = adjusted
+    return rows

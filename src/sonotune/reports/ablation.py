@@ -1,0 +1,234 @@
+"""The report of an ablation: one HTML file made of `ablation.json` alone, that opens offline and can be mailed.
+
+The same content gives the same bytes. All text is escaped: names of arms and errors are data.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from sonotune.reports.picture import Palette, Picture, plain_axes
+from sonotune.reports.record import show_bytes, show_seconds
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_NAMES = {"wer": "WER", "cer": "CER", "accuracy": "Accuracy"}
+_OUTCOMES = {"no difference": 0, "worse": 2, "better": 3}  # places in the palette: grey, warm, green
+_MARKERS = "osD^vPX*"
+_COSTS: tuple[tuple[str, str], ...] = (
+    ("parameters", "trainable parameters"),
+    ("peak_bytes", "peak memory, MB"),
+    ("seconds", "time of a run, seconds with calibration and scoring"),
+)
+
+
+def build_ablation_html(body: Mapping[str, Any]) -> str:
+    """Make the report.
+
+    Args:
+        body: Content of `ablation.json`.
+
+    Returns:
+        A whole HTML document with inline style and figures; no script, no link to the network.
+    """
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415  (60 ms, only when a report is made)
+    from markupsafe import Markup  # noqa: PLC0415
+
+    arms = arm_table(body)
+    drawn = {picture.name: picture.page() for picture in ablation_pictures(body)}
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"seconds": show_seconds, "bytes": show_bytes, "percent": _percent, "count": _count}
+    environment.filters |= {"points": _points}
+    template = environment.from_string(files("sonotune.reports").joinpath("ablation.html").read_text(encoding="utf-8"))
+    html = template.render(
+        body=body,
+        score=_NAMES[body["score"]],
+        arms=arms,
+        comparisons=[row for row in body["comparisons"] if "error" not in row],
+        figures={name: Markup(svg) for name, svg in drawn.items()},  # noqa: S704  (our own SVG, text escaped there)
+        warnings=_warnings(body),
+        dominated=[row["name"] for row in arms if row["dominated_by"]],
+    )
+    return html.translate(_UNPRINTABLE).encode("utf-8", "replace").decode("utf-8")
+
+
+_UNPRINTABLE = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
+
+def arm_table(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row an arm, in the order of the ablation.
+
+    Returns:
+        `name`, `about`, `words`, `learning_rate`, `runs` (seed and score on the test clips of every run at the chosen
+        rate), their `mean` and `sd` (None for a single run), the `parameters`, `seconds` and `peak_bytes` of a run
+        (means), and `dominated_by`: names of arms that score at least as well with no more parameters and no more time,
+        and are better in one of the three.
+    """
+    rows = []
+    for arm in body["arms"]:
+        trials = [
+            trial
+            for trial in body["trials"]
+            if trial["arm"] == arm["name"]
+            and trial["status"] == "finished"
+            and trial["learning_rate"] == arm["learning_rate"]
+            and trial["seed"] in arm["seeds"]
+        ]
+        runs = [{"seed": trial["seed"], "value": trial["scores"]["test"][body["score"]]["value"]} for trial in trials]
+        values = [run["value"] for run in runs]
+        means = {
+            name: math.fsum(trial[name] for trial in trials) / len(trials) if trials else None
+            for name in ("parameters", "seconds", "peak_bytes")
+        }
+        rows.append(
+            {
+                **{name: arm[name] for name in ("name", "about", "words", "learning_rate", "at_edge")},
+                "runs": runs,
+                "mean": math.fsum(values) / len(values) if values else None,
+                "sd": statistics.stdev(values) if len(values) > 1 else None,
+                **means,
+                "dominated_by": [],
+            }
+        )
+    for row in rows:
+        row["dominated_by"] = [other["name"] for other in rows if _dominates(other, row, body["score"])]
+    return rows
+
+
+def _dominates(one: Mapping[str, Any], other: Mapping[str, Any], score: str) -> bool:
+    if one["mean"] is None or other["mean"] is None:
+        return False
+    sign = -1 if score == "accuracy" else 1
+    left, right = ((sign * row["mean"], row["parameters"], row["seconds"]) for row in (one, other))
+    return all(a <= b for a, b in zip(left, right, strict=True)) and left != right
+
+
+def _warnings(body: Mapping[str, Any]) -> list[str]:
+    found = [warning for row in body["comparisons"] for warning in row.get("warnings", ())]
+    return [*dict.fromkeys(found), *body["notes"]]
+
+
+# --- figures -----------------------------------------------------------------------------------------
+
+
+def ablation_pictures(body: Mapping[str, Any]) -> list[Picture]:
+    """The figures that the content of an `ablation.json` allows: `rates`, `differences`, and a `cost_...` for each."""
+    found = []
+    if curves := _rate_curves(body):
+        found.append(_rates(curves, body))
+    if compared := [row for row in body["comparisons"] if "error" not in row]:
+        found.append(_differences(compared, body))
+    scored = [row for row in arm_table(body) if row["mean"] is not None]
+    # In one process the peak of a run is at least that of those before it: nothing to compare.
+    costs = [cost for cost in _COSTS if cost[0] != "peak_bytes" or body["own_processes"]]
+    return found + [_costs(scored, name, label, body) for name, label in costs if scored]
+
+
+def _rate_curves(body: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    """Arm -> points (learning rate, score on the development clips in per cent), rising."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for trial in body["trials"]:
+        if trial["seed"] == body["seeds"][0] and trial["score"] is not None:
+            curves.setdefault(trial["arm"], []).append((trial["learning_rate"], 100 * trial["score"]))
+    return {arm: sorted(points) for arm, points in curves.items()}
+
+
+def _rates(curves: Mapping[str, Sequence[tuple[float, float]]], body: Mapping[str, Any]) -> Picture:
+    def draw(figure: Figure, palette: Palette) -> Mapping[str, str]:
+        axes = plain_axes(figure)
+        for index, (arm, points) in enumerate(curves.items()):
+            axes.plot(
+                [rate for rate, _ in points], [score for _, score in points], label=arm, markersize=4,
+                linestyle=("-", "--", ":")[index // len(palette.series) % 3], **_look(index, palette),
+            )  # fmt: skip
+        _logarithmic(axes)
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel(f"{_NAMES[body['score']]} on data.eval, %")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+        return {}
+
+    title = f"{_NAMES[body['score']]} on data.eval over the learning rate"
+    return Picture(name="rates", title=title, size=(6.4, max(2.9, 0.6 + 0.19 * len(curves))), draw=draw)
+
+
+def _differences(rows: Sequence[Mapping[str, Any]], body: Mapping[str, Any]) -> Picture:
+    """Differences from the baseline with intervals, the first on top."""
+
+    def draw(figure: Figure, palette: Palette) -> Mapping[str, str]:
+        axes = plain_axes(figure)
+        axes.axvline(0, color=palette.faint, linewidth=0.8)
+        for index, row in enumerate(rows):
+            colour = palette.series[_OUTCOMES[row["outcome"]]]
+            low, value, high = (100 * row[key] for key in ("low", "value", "high"))
+            axes.plot([low, high], [index, index], color=colour, linewidth=3, alpha=0.45, solid_capstyle="round")
+            axes.plot([value], [index], color=colour, marker="o", markersize=6)
+        axes.set_yticks(range(len(rows)), [row["arm"] for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(f"{_NAMES[body['score']]} minus that of {body['baseline']}, percentage points")
+        axes.grid(visible=False, axis="y")
+        return {}
+
+    title = f"Differences from {body['baseline']} with 95 % intervals"
+    return Picture(name="differences", title=title, size=(6.4, 0.9 + 0.3 * len(rows)), draw=draw)
+
+
+def _costs(rows: Sequence[Mapping[str, Any]], name: str, label: str, body: Mapping[str, Any]) -> Picture:
+    """Score over a cost; arms that another beats in both are hollow."""
+    scale = 1e-6 if name == "peak_bytes" else 1.0
+    sign = -1 if body["score"] == "accuracy" else 1
+    points = [(sign * row["mean"], row[name]) for row in rows]
+    beaten = [any(a <= mine[0] and b <= mine[1] and (a, b) != mine for a, b in points) for mine in points]
+
+    def draw(figure: Figure, palette: Palette) -> Mapping[str, str]:
+        axes = plain_axes(figure)
+        for index, row in enumerate(rows):
+            look, values, cost = _look(index, palette), [100 * run["value"] for run in row["runs"]], row[name] * scale
+            axes.plot([cost, cost], [min(values), max(values)], color=look["color"], linewidth=1.2, alpha=0.6)
+            face = "none" if beaten[index] else look["color"]
+            axes.plot(
+                [cost], [100 * row["mean"]], markersize=6, markerfacecolor=face, linestyle="none", label=row["name"],
+                **look,
+            )  # fmt: skip
+        if name == "parameters" and max(row[name] for row in rows) > 3 * min(row[name] for row in rows) > 0:
+            _logarithmic(axes)
+        axes.set_xlabel(label)
+        axes.set_ylabel(f"{_NAMES[body['score']]} on data.test, %")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+        return {}
+
+    title = f"{_NAMES[body['score']]} on data.test over {label.partition(',')[0]}"
+    return Picture(name=f"cost_{name}", title=title, size=(6.4, max(2.9, 0.6 + 0.19 * len(rows))), draw=draw)
+
+
+def _logarithmic(axes: Axes) -> None:
+    """A logarithmic axis with plain numbers: the page sets no formulas."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: PLC0415
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _look(index: int, palette: Palette) -> dict[str, Any]:
+    """Colour and marker of an arm, the same in every figure that shows all arms."""
+    series = (*palette.series[1:], palette.series[0])
+    return {"color": series[index % len(series)], "marker": _MARKERS[index % len(_MARKERS)]}
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.2f}".replace("-", "\u2212")
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}".replace(",", "\u202f")

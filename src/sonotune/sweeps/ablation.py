@@ -1,0 +1,414 @@
+"""The ablation: arms x learning rates x seeds on one base configuration, and what they say.
+
+Every trial is an ordinary run in a directory of its own below the ablation's. What is done is read from those
+directories, so the same line goes on after any interruption, with more arms or seeds as well.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sonotune.config.load import load_run_config
+from sonotune.errors import AdapterError, ConfigError, Interrupted, RunDirectoryError
+from sonotune.runs import atomic_write_json, atomic_write_text, code_version, environment
+from sonotune.sweeps.arms import BASELINE, Arm, base_words, trial_words
+from sonotune.sweeps.schedule import (
+    STEP,
+    Choice,
+    Outcomes,
+    Schedule,
+    Trial,
+    choose,
+    expected_trials,
+    next_trial,
+    waiting_trials,
+)
+from sonotune.sweeps.trials import (
+    REQUIRED,
+    SCORES,
+    Runner,
+    TrialResult,
+    failed_earlier,
+    fails_again,
+    read_trial,
+    run_trial,
+    train_line,
+)
+from sonotune.sweeps.verdict import EQUAL_SHARE, Candidate, judge, judge_claims
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = 1
+RECORD, REPORT = "ablation.json", "report.html"
+Status = Literal["running", "finished", "stopped", "failed"]
+
+_OURS = ("run.dir", "training.seed", "run.resume")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that decides an ablation.
+
+    Attributes:
+        base: Words that all runs share.
+        arms: What is compared.
+        baseline: Name of the arm that the others are measured against.
+        schedule: Learning rates and seeds.
+        folder: Directory of the ablation.
+        budget: Adapter parameters of the baseline, where an arm asks for as many.
+    """
+
+    base: tuple[str, ...]
+    arms: tuple[Arm, ...]
+    baseline: str
+    schedule: Schedule
+    folder: Path
+    budget: int | None = None
+
+    def place(self, trial: Trial) -> Path:
+        """The run directory of a trial."""
+        return self.folder / "trials" / trial.name
+
+    def words(self, trial: Trial) -> list[str]:
+        """The settings of a trial."""
+        arm = next(arm for arm in self.arms if arm.name == trial.arm)
+        return trial_words(
+            self.base, arm, rate=trial.rate, seed=trial.seed, folder=self.place(trial), budget=self.budget
+        )
+
+
+def plan_ablation(
+    words: Sequence[str],
+    arms: Sequence[Arm],
+    *,
+    baseline: str | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    points: int = 3,
+    folder: Path | None = None,
+    budget_of: Callable[[Sequence[str]], int] | None = None,
+) -> Plan:
+    """Check the settings of every arm before anything runs.
+
+    Args:
+        words: Settings that all runs share; `training.learning_rate` is the middle of the grids.
+        arms: What is compared, in order.
+        baseline: Name of an arm; None takes `uniform`, or the first where that is not among them.
+        seeds: The first chooses learning rates.
+        points: Learning rates of each grid; 1 tries the middle alone.
+        folder: Directory; None makes one under `runs` whose name follows from the settings.
+        budget_of: Adapter parameters that some settings train, asked where an arm needs those of the baseline.
+
+    Raises:
+        ConfigError: A word, an arm's setting, a seed or a number of rates is wrong.
+    """
+    names = tuple(arm.name for arm in arms)
+    chosen = baseline or (BASELINE if BASELINE in names else names[0])
+    if chosen not in names:
+        raise ConfigError(f"--baseline: {chosen!r} is not among the arms; they are {', '.join(names)}.")
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0 or not 1 <= points <= 15:
+        raise ConfigError(
+            f"an ablation needs seeds from 0 on, each once, and 1 to 15 learning rates; found seeds {list(seeds)} and "
+            f"{points} rates."
+        )
+    if ours := [word for word in words if word.partition("=")[0] in _OURS]:
+        raise ConfigError(f"{ours[0]}: an ablation sets this itself for every run; use --dir and --seeds.")
+    # Comparing adapted models does not need the score of the model that nothing has adapted.
+    sparing = any(word.startswith("evaluation.zero_shot=") for word in words)
+    base = (*words, *(() if sparing else ("evaluation.zero_shot=false",)))
+    shared = load_run_config(base, require=REQUIRED)
+    centres = _centres(base, arms)
+    budget = None
+    if any(arm.same_budget for arm in arms) and budget_of is not None:
+        first = next(arm for arm in arms if arm.name == chosen)
+        budget = budget_of([*base_words(base, first), *first.words])
+    return Plan(
+        base=base,
+        arms=tuple(arms),
+        baseline=chosen,
+        schedule=Schedule(
+            arms=(chosen, *(name for name in names if name != chosen)),
+            centres=centres,
+            seeds=tuple(seeds),
+            points=points,
+            extensions=2 if points > 1 else 0,
+            lower_is_better=shared.config.model.task != "classify",
+        ),
+        folder=folder or Path("runs") / f"ablation-{shared.digest[:8]}",
+        budget=budget,
+    )
+
+
+def _centres(base: Sequence[str], arms: Sequence[Arm]) -> dict[str, float]:
+    """Arm -> learning rate of its settings, moved as the arm says; all arms with wrong settings at once."""
+    centres, problems = {}, []
+    for arm in arms:
+        try:
+            config = load_run_config([*base_words(base, arm), *arm.words], require=REQUIRED).config
+        except ConfigError as error:
+            problems.append(f"arm {arm.name}: {error}")
+        else:
+            centres[arm.name] = config.training.learning_rate * STEP**arm.rate_shift
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return centres
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """One sitting of an ablation.
+
+    Attributes:
+        plan: What is to be done.
+        run: Does what `sonotune train` does.
+        hours: No trial is begun that would likely end after this many hours; None sets no limit.
+        apart: Whether each trial has a process of its own, so that its peak memory is its own.
+        told: Called with a line for a person after every trial.
+        clock: Seconds, for the limit.
+        results: What is known of trials.
+        about: Machine and commit, looked at when the session begins.
+    """
+
+    plan: Plan
+    run: Runner
+    hours: float | None = None
+    apart: bool = False
+    told: Callable[[str], None] = lambda line: None
+    clock: Callable[[], float] = time.monotonic
+    results: dict[Trial, TrialResult] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=lambda: {"machine": environment(), "code": code_version()})
+
+    def go(self) -> dict[str, Any]:
+        """Run what is missing, compare, and write `ablation.json` and `report.html` after every trial.
+
+        Returns:
+            The content of `ablation.json`; its `status` is `stopped` where the hours were used up.
+
+        Raises:
+            Interrupted: A signal came; the same line goes on.
+            AdapterError: Arms that must train equally many parameters do not.
+            RunDirectoryError: The directory is in use, or holds runs of other settings or other clips.
+        """
+        with _locked(self.plan.folder):
+            started = self.clock()
+            self._read_finished()
+            status: Status = "finished"
+            try:
+                while (trial := next_trial(self.plan.schedule, self.outcomes())) is not None:
+                    if self._too_late(trial, started):
+                        status = "stopped"
+                        break
+                    self._take(trial)
+            except Interrupted:
+                self._write("stopped")
+                raise
+            except (AdapterError, RunDirectoryError):
+                self._write("failed")
+                raise
+            return self._write(status)
+
+    def outcomes(self) -> Outcomes:
+        """Trial -> score on the development clips."""
+        return {trial: result.score for trial, result in self.results.items()}
+
+    def look(self) -> None:
+        """Read what earlier sessions did, without running anything."""
+        self._read_finished()
+
+    def seconds_to_come(self) -> float | None:
+        """Expected seconds of what is missing, from finished trials; None before there is one."""
+        known = [result.seconds for result in self.results.values() if result.status == "finished"]
+        if not known:
+            return None
+        return expected_trials(self.plan.schedule, self.outcomes()) * math.fsum(known) / len(known)
+
+    def _read_finished(self) -> None:
+        """Follow the schedule through trials that are finished, and failures that would only repeat."""
+        earlier = {(row["run"]): row for row in read_ablation(self.plan.folder).get("trials", ())}
+        found = True
+        while found:
+            found = False
+            for trial in waiting_trials(self.plan.schedule, self.outcomes()):
+                words, place = self.plan.words(trial), self.plan.place(trial)
+                result = read_trial(trial, words, place)
+                row = earlier.get(trial.name, {})
+                if result is None and fails_again(row) and row.get("line") == train_line(words):
+                    result = failed_earlier(trial, row, words, place)
+                if result is not None:
+                    self.results[trial] = result
+                    found = True
+        check_alike(self.plan, self.results)
+
+    def _too_late(self, trial: Trial, started: float) -> bool:
+        if self.hours is None:
+            return False
+        mine = [result.seconds for result in self.results.values() if result.trial.arm == trial.arm]
+        known = mine or [result.seconds for result in self.results.values()]
+        expected = math.fsum(known) / len(known) if known else 0.0
+        return self.clock() - started + expected > 3600 * self.hours
+
+    def _take(self, trial: Trial) -> None:
+        left = expected_trials(self.plan.schedule, self.outcomes())
+        words = self.plan.words(trial)
+        self.told(train_line(words))
+        result = run_trial(trial, words, self.plan.place(trial), self.run)
+        self.results[trial] = result
+        shown = f"{100 * result.score:.2f} %" if result.score is not None else f"failed: {result.error}"
+        self.told(f"  {trial.name}: {shown} on data.eval, {result.seconds:.0f} s; {left - 1} or more to go")
+        check_alike(self.plan, self.results)
+        self._write("running", judged=False)
+
+    def _write(self, status: Status, *, judged: bool = True) -> dict[str, Any]:
+        body = describe(self.plan, self.results, status=status, apart=self.apart, judged=judged)
+        body |= self.about
+        atomic_write_json(self.plan.folder / RECORD, body)
+        if judged:
+            from sonotune.reports.ablation import build_ablation_html  # noqa: PLC0415  (jinja2, only for a report)
+
+            atomic_write_text(self.plan.folder / REPORT, build_ablation_html(body))
+        return body
+
+
+def read_ablation(folder: Path) -> dict[str, Any]:
+    """The content of an `ablation.json`; empty where there is none.
+
+    Raises:
+        RunDirectoryError: It is damaged, or of a schema this version does not read.
+    """
+    import json  # noqa: PLC0415
+
+    path = folder / RECORD
+    if not path.is_file():
+        return {}
+    try:
+        body = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(f"{path} is damaged: {error}. Remove it: the runs in trials/ are read anew.") from error
+    if not isinstance(body, dict) or body.get("schema") != SCHEMA:
+        raise RunDirectoryError(f"{path} is no ablation of schema {SCHEMA}. Read it with the version that wrote it.")
+    return body
+
+
+def check_alike(plan: Plan, results: Mapping[Trial, TrialResult]) -> None:
+    """Refuse to compare arms that train unlike numbers of parameters, or runs that saw unlike clips.
+
+    Raises:
+        AdapterError: Arms that must be equal are more than `EQUAL_SHARE` apart.
+        RunDirectoryError: The clips changed between two trials.
+    """
+    done = [result for result in results.values() if result.status == "finished"]
+    if done and any(result.data != done[0].data for result in done):
+        other = next(result for result in done if result.data != done[0].data)
+        raise RunDirectoryError(
+            f"{other.folder} was run on other clips than {done[0].folder}: the manifests have changed since. "
+            "Restore them, or begin anew with another --dir."
+        )
+    must = {arm.name for arm in plan.arms if arm.equal}
+    equal = [result for result in done if result.trial.arm in must]
+    if not equal:
+        return
+    least, most = (pick(equal, key=lambda result: result.parameters) for pick in (min, max))
+    if most.parameters - least.parameters > EQUAL_SHARE * most.parameters:
+        raise AdapterError(
+            f"arms that only move ranks must train equally many parameters; {most.trial.arm} trains "
+            f"{most.parameters:,} and {least.trial.arm} {least.parameters:,}, which is "
+            f"{100 * (most.parameters - least.parameters) / most.parameters:.2f} % apart and not at most "
+            f"{100 * EQUAL_SHARE:g} %. Set adapter.budget or allocation.rank_step so that both can spend alike, or "
+            "leave one of them out with --arms."
+        )
+
+
+def describe(
+    plan: Plan, results: Mapping[Trial, TrialResult], *, status: Status, apart: bool, judged: bool
+) -> dict[str, Any]:
+    """The content of `ablation.json`, but for machine and commit."""
+    outcomes = {trial: result.score for trial, result in results.items()}
+    choices = {arm: choice for arm in plan.schedule.arms if (choice := choose(plan.schedule, arm, outcomes))}
+    candidates = [_candidate(plan, arm, choice, results) for arm, choice in choices.items()]
+    done = [result for result in results.values() if result.status == "finished"]
+    score = next((name for name in SCORES for result in done[:1] if name in result.scores["test"]), SCORES[0])
+    tuned = plan.schedule.points > 1
+    # Arms that have not had all their seeds are compared on those they had.
+    comparisons = judge(candidates, plan.baseline, score=score, tuned=tuned) if judged else []
+    claims = judge_claims(candidates, score=score, tuned=tuned) if judged else []
+    edges = [arm for arm, choice in choices.items() if choice.at_edge and tuned]
+    notes = [f"The best learning rate of {arm} is still the outermost of its grid." for arm in edges]
+    notes += [f"{result.trial.name} failed: {result.error}" for result in results.values() if result.status == "failed"]
+    return {
+        "schema": SCHEMA,
+        "name": plan.folder.name,
+        "status": status,
+        "words": list(plan.base),
+        "baseline": plan.baseline,
+        "score": score,
+        "seeds": list(plan.schedule.seeds),
+        "points": plan.schedule.points,
+        "arms": [_arm_row(plan, arm, choices, results) for arm in plan.arms],
+        "trials": [results[trial].to_json() for trial in results],
+        "comparisons": comparisons,
+        "claims": claims,
+        "verdict": [row["sentence"] for row in (*comparisons, *claims)],
+        "notes": notes,
+        "seconds": math.fsum(result.seconds for result in results.values()),
+        "own_processes": apart,
+    }
+
+
+def _candidate(plan: Plan, arm: str, choice: Choice, results: Mapping[Trial, TrialResult]) -> Candidate:
+    trials = [plan.schedule.trial(arm, choice.step, seed) for seed in plan.schedule.seeds]
+    runs = {trial.seed: results[trial] for trial in trials if trial in results}
+    finished = {seed: result for seed, result in runs.items() if result.status == "finished"}
+    parameters = next((result.parameters for result in finished.values()), 0)
+    return Candidate(name=arm, runs={seed: result.folder for seed, result in finished.items()}, parameters=parameters)
+
+
+def _arm_row(
+    plan: Plan, arm: Arm, choices: Mapping[str, Choice], results: Mapping[Trial, TrialResult]
+) -> dict[str, Any]:
+    choice = choices.get(arm.name)
+    candidate = _candidate(plan, arm.name, choice, results) if choice else None
+    return {
+        "name": arm.name,
+        "about": arm.about,
+        "words": list(arm.words),
+        "equal": arm.equal,
+        "centre": plan.schedule.centres[arm.name],
+        "learning_rate": choice.rate if choice else None,
+        "tried": list(choice.tried) if choice else [],
+        "at_edge": choice.at_edge if choice else False,
+        "seeds": list(candidate.runs) if candidate else [],
+    }
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the directory for this process; the kernel lets go of it however the process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / "ablation.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        # Not flock: a record lock is not inherited by loader processes, which may outlive a killed parent.
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise RunDirectoryError(
+            f"{folder} is in use by another process. Wait for that ablation, or choose another directory with --dir."
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def exit_code(body: Mapping[str, Any]) -> int:
+    """What `sonotune ablate` ends with: 0 done, 75 to be gone on with, else that of the first failed trial."""
+    if body["status"] == "stopped":
+        return Interrupted.exit_code
+    return next((int(row["exit_code"]) for row in body["trials"] if row["status"] == "failed"), 0)

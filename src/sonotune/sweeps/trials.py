@@ -1,0 +1,241 @@
+"""One run of an ablation: how it is started, and what is read of it when it is done."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from sonotune.config.load import load_run_config
+from sonotune.errors import Interrupted, RunDirectoryError, SonotuneError
+from sonotune.runs import read_record
+from sonotune.sweeps.schedule import Trial
+from sonotune.types import RunRecord
+
+logger = logging.getLogger(__name__)
+
+Runner = Callable[[Sequence[str]], None]
+"""Does what `sonotune train WORDS` does; what it leaves is in the run's directory."""
+
+REQUIRED = ("data.train", "data.test")
+SCORES = ("wer", "accuracy")
+"""Of these, the first that a run has chooses the learning rate and is compared."""
+
+_NUMERIC = 4  # exit code: the same line fails again in the same way
+_OUT_OF_MEMORY = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialResult:
+    """What is kept of a trial.
+
+    Attributes:
+        trial: Which one.
+        words: Its settings.
+        folder: Its run directory.
+        status: `finished`, or `failed` with `error` and `exit_code`.
+        score: On the development clips; None for a failed trial.
+        scores: Moment -> score name -> score in JSON form.
+        parameters: Trainable parameters.
+        adapter_parameters: Those of them in adapters.
+        seconds: Wall time of the run, calibration and scoring included.
+        peak_bytes: Peak memory of the process it ran in.
+        data: Split -> digest.
+        code: Version, commit and state of the tree.
+        error: What went wrong.
+        exit_code: What `sonotune train` ends with.
+    """
+
+    trial: Trial
+    words: tuple[str, ...]
+    folder: Path
+    status: Literal["finished", "failed"]
+    score: float | None = None
+    scores: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    parameters: int = 0
+    adapter_parameters: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    data: Mapping[str, str]
+    code: Mapping[str, str]
+    error: str = ""
+    exit_code: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The form kept in `ablation.json`."""
+        return {
+            "arm": self.trial.arm,
+            "step": self.trial.step,
+            "learning_rate": self.trial.rate,
+            "seed": self.trial.seed,
+            "status": self.status,
+            "run": self.trial.name,
+            "line": train_line(self.words),
+            "score": self.score,
+            "scores": self.scores,
+            "parameters": self.parameters,
+            "adapter_parameters": self.adapter_parameters,
+            "seconds": self.seconds,
+            "peak_bytes": self.peak_bytes,
+            "data": dict(self.data),
+            "code": dict(self.code),
+            "error": self.error,
+            "exit_code": self.exit_code,
+        }
+
+
+def train_line(words: Sequence[str]) -> str:
+    """The command that repeats a trial."""
+    return f"sonotune train {shlex.join(words)}"
+
+
+def read_trial(trial: Trial, words: Sequence[str], folder: Path) -> TrialResult | None:
+    """What a finished trial left; None where there is none or it did not finish.
+
+    Raises:
+        ConfigError: A word is wrong.
+        RunDirectoryError: The folder holds a run of other settings, or one without the score that is needed.
+    """
+    if not (folder / "run.json").is_file():
+        return None
+    record = read_record(folder)
+    if record.config_digest != load_run_config(words, require=REQUIRED).digest and record.status != "failed":
+        raise RunDirectoryError(
+            f"{folder} holds a run of other settings ({record.status}). An ablation is gone on with by the same line; "
+            "choose another directory with --dir, or remove this run."
+        )
+    return _of_record(trial, words, folder, record) if record.status == "finished" else None
+
+
+def _of_record(trial: Trial, words: Sequence[str], folder: Path, record: RunRecord) -> TrialResult:
+    found = record.scores.get("after", {})
+    name = next((name for name in SCORES if name in found), None)
+    if name is None or name not in record.scores.get("test", {}):
+        raise RunDirectoryError(
+            f"{folder} has no {' or '.join(SCORES)} of both data.eval and data.test, which an ablation compares; "
+            f"found {', '.join(record.scores) or 'no scores'}."
+        )
+    components = record.model.get("components", {})
+    groups = [group for stage in record.stages for group in stage.get("groups", ())]
+    return TrialResult(
+        trial=trial,
+        words=tuple(words),
+        folder=folder,
+        status="finished",
+        score=float(found[name]["value"]),
+        scores=record.scores,
+        parameters=sum(row["trainable"] for row in components.values()),
+        adapter_parameters=sum(group["parameters"] for group in groups if group["name"].startswith("adapters")),
+        seconds=record.seconds,
+        peak_bytes=record.peak_memory_bytes,
+        data=record.data_digest,
+        code=record.code,
+    )
+
+
+def run_trial(trial: Trial, words: Sequence[str], folder: Path, run: Runner) -> TrialResult:
+    """Run a trial, or go on with it; what it raises is kept as its result, so that the others go on.
+
+    Raises:
+        Interrupted: It was stopped; its state is saved.
+    """
+    started = time.monotonic()
+    try:
+        run(words)
+        result = read_trial(trial, words, folder)
+        if result is None:
+            raise RunDirectoryError(f"{folder} holds no finished run although training ended without an error.")
+    except Interrupted:
+        raise
+    except Exception as error:  # one bad trial must not cost the others
+        logger.warning("trial %s failed: %s", trial.name, error, exc_info=not isinstance(error, SonotuneError))
+        failure = TrialResult(
+            trial=trial, words=tuple(words), folder=folder, status="failed", scores={}, data={}, code={},
+            seconds=time.monotonic() - started, error=f"{type(error).__name__}: {error}", exit_code=_exit_code(error),
+        )  # fmt: skip
+    else:
+        return result
+    # Outside the handler the traceback, and with it the model of the failed run, is let go.
+    gc.collect()
+    return failure
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, SonotuneError):
+        return error.exit_code
+    out = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return _OUT_OF_MEMORY if out or "can't allocate memory" in str(error) else 1
+
+
+def fails_again(row: Mapping[str, Any]) -> bool:
+    """Whether a failed trial of an earlier session need not be tried again."""
+    return row.get("status") == "failed" and row.get("exit_code") == _NUMERIC
+
+
+def failed_earlier(trial: Trial, row: Mapping[str, Any], words: Sequence[str], folder: Path) -> TrialResult:
+    """A failure that an earlier session kept."""
+    result = TrialResult(
+        trial=trial, words=tuple(words), folder=folder, status="failed", scores={}, data={}, code={},
+        error=str(row.get("error", "")), exit_code=int(row["exit_code"]),
+    )  # fmt: skip
+    return replace(result, seconds=float(row.get("seconds", 0.0)))
+
+
+# --- runners -----------------------------------------------------------------------------------------
+
+
+def run_here(words: Sequence[str]) -> None:
+    """Train in this process, which has paid for its imports already."""
+    from sonotune.training.run import run  # noqa: PLC0415  (torch, only when run)
+
+    run(load_run_config(words, require=REQUIRED))
+    gc.collect()
+
+
+def run_apart(words: Sequence[str]) -> None:
+    """Train in a process of its own, whose peak memory is then that of this run alone.
+
+    Raises:
+        Interrupted: It, or this process, was asked to stop; its state is saved.
+        TrialProcessError: It failed; carries its exit code.
+    """
+    from sonotune.training.signals import stop_on_signals  # noqa: PLC0415  (the room imports torch)
+
+    command = [sys.executable, "-m", "sonotune", "train", *words]
+    with (
+        stop_on_signals() as stop,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child,  # noqa: S603  (our own command)
+    ):
+        asked, errors = False, ""
+        while True:
+            try:
+                _, errors = child.communicate(timeout=0.5)
+                break
+            except subprocess.TimeoutExpired:
+                if stop.requested and not asked:
+                    asked = True
+                    child.terminate()
+    if child.returncode == Interrupted.exit_code or stop.requested:
+        raise Interrupted(f"stopped by {stop.reason or 'a signal'}; run the same line again to go on.")
+    if child.returncode != 0:
+        raise TrialProcessError(child.returncode, errors.strip()[-2000:])
+
+
+class TrialProcessError(SonotuneError):
+    """A trial in a process of its own failed.
+
+    Args:
+        exit_code: What it ended with.
+        message: The end of what it said.
+    """
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

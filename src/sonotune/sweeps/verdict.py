@@ -1,0 +1,181 @@
+"""What an ablation says: paired differences against a baseline, corrected for their number, and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sonotune.errors import SonotuneError
+from sonotune.evaluation.compare import compare
+from sonotune.metrics.paired import holm
+
+LEVEL = 0.05
+EQUAL_SHARE = 0.005
+"""How far apart the trainable parameters of two arms may be to be called equal."""
+
+_CONTROLS = ("uniform", "shuffled", "random_1", "random_2", "random_3")
+CLAIMS: Mapping[str, tuple[str, ...]] = {"entropy_half": _CONTROLS, "entropy_full": _CONTROLS}
+"""Arm -> controls it must beat before anything is claimed for it: ranks that no evidence chose."""
+
+_NAMES = {"wer": "WER", "cer": "CER", "accuracy": "accuracy"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """The chosen runs of an arm.
+
+    Attributes:
+        name: The arm.
+        runs: Seed -> run directory.
+        parameters: Trainable parameters, of the first run.
+    """
+
+    name: str
+    runs: Mapping[int, Path]
+    parameters: int
+
+
+def judge(
+    candidates: Sequence[Candidate], baseline: str, *, score: str, tuned: bool, resamples: int = 10_000, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Compare every arm with the baseline on the test clips, with Holm's correction over the arms.
+
+    Args:
+        candidates: Arms with runs, the baseline among them.
+        baseline: What the others are measured against.
+        score: `wer`, `cer` or `accuracy`.
+        tuned: Whether every arm has a learning rate of its own.
+        resamples: Bootstrap resamples.
+        seed: Of the resampling.
+
+    Returns:
+        A JSON-ready row per arm but the baseline; with `error` alone where the two cannot be compared.
+    """
+    by_name = {candidate.name: candidate for candidate in candidates}
+    if baseline not in by_name:
+        return []
+    others = [candidate for candidate in candidates if candidate.name != baseline]
+    return _family([(by_name[baseline], other) for other in others], score, tuned, resamples, seed)
+
+
+def judge_claims(
+    candidates: Sequence[Candidate], *, score: str, tuned: bool, resamples: int = 10_000, seed: int = 0
+) -> list[dict[str, Any]]:
+    """For every arm of `CLAIMS`: does it beat all of its controls that were run?
+
+    Returns:
+        JSON-ready rows of `arm`, `comparisons` (Holm over the controls), `holds` and `sentence`.
+    """
+    by_name = {candidate.name: candidate for candidate in candidates}
+    rows = []
+    for name, controls in CLAIMS.items():
+        present = [by_name[control] for control in controls if control in by_name]
+        if name not in by_name or len(present) < 2:
+            continue
+        found = _family([(control, by_name[name]) for control in present], score, tuned, resamples, seed)
+        beaten = [row["against"] for row in found if row.get("outcome") == "better"]
+        holds = len(beaten) == len(found)
+        unbeaten = [row["against"] for row in found if row.get("outcome") != "better"]
+        sentence = (
+            f"{name} is better than every control ({', '.join(beaten)}): its evidence, not only its spread of ranks, "
+            "helps here."
+            if holds
+            else f"Nothing is claimed for {name}: it must be better than uniform ranks and than ranks without "
+            f"evidence, and is not shown to be better than {', '.join(unbeaten)}."
+        )
+        rows.append({"arm": name, "comparisons": found, "holds": holds, "sentence": sentence})
+    return rows
+
+
+def _family(
+    pairs: Sequence[tuple[Candidate, Candidate]], score: str, tuned: bool, resamples: int, seed: int
+) -> list[dict[str, Any]]:
+    """Rows of comparisons that are corrected together."""
+    rows = [_row(first, second, score, resamples, seed) for first, second in pairs]
+    sound = [row for row in rows if "error" not in row]
+    for row, adjusted in zip(sound, holm([row["p"] for row in sound]), strict=True):
+        row |= {"p_holm": adjusted, "comparisons": len(sound), "tuned": tuned}
+        row["outcome"] = outcome(row)
+    for row in rows:
+        row["sentence"] = sentence(row)
+    return rows
+
+
+def _row(first: Candidate, second: Candidate, score: str, resamples: int, seed: int) -> dict[str, Any]:
+    common = [each for each in first.runs if each in second.runs]
+    row: dict[str, Any] = {"arm": second.name, "against": first.name, "score": score}
+    if not common:
+        return row | {"error": "the two arms have no seed in common"}
+    try:
+        found = compare(
+            [first.runs[each] for each in common], [second.runs[each] for each in common],
+            moment="test", same_seeds=True, resamples=resamples, seed=seed, slices=False,
+        )  # fmt: skip
+    except SonotuneError as error:
+        return row | {"error": str(error)}
+    return row | found.differences[score].to_json() | {"parameters": [first.parameters, second.parameters]}
+
+
+def outcome(row: Mapping[str, Any]) -> str:
+    """`better`, `worse` or `no difference`: the interval must leave out 0 and Holm's p be below the level."""
+    if row["low"] <= 0 <= row["high"] or row["p_holm"] >= LEVEL:
+        return "no difference"
+    return "better" if (row["value"] < 0) == (row["better"] == "lower") else "worse"
+
+
+def sentence(row: Mapping[str, Any]) -> str:
+    """One comparison in words."""
+    pair = f"{row['arm']} and {row['against']}"
+    if "error" in row:
+        return f"{pair} could not be compared: {row['error'].rstrip('.')}."
+    name = _NAMES[row["score"]]
+    if row["outcome"] == "no difference":
+        head = f"No difference in {name} detected between {pair}; the minimum detectable effect was "
+        head += f"{100 * row['minimum_detectable']:.2f} pp"
+        if not row["low"] <= 0 <= row["high"]:
+            head += ", and the interval leaves out 0 only before the correction for several comparisons"
+    else:
+        head = f"{row['arm']} has a {row['outcome']} {name} than {row['against']}"
+    return f"{head}: {_numbers(row)}."
+
+
+def _numbers(row: Mapping[str, Any]) -> str:
+    """The change, its interval, and on what it stands."""
+    corrected = f", p {_p(row['p_holm'])} after Holm's correction over {row['comparisons']} comparisons"
+    facts = [
+        f"95 % CI {_pp(row['low'])} to {_pp(row['high'])}",
+        f"p {_p(row['p'])}{corrected if row['comparisons'] > 1 else ''}",
+        _units(row),
+        _plural(min(row["seeds"]), "seed"),
+        "learning rate tuned per arm" if row["tuned"] else "learning rate not tuned",
+        _parameters(*row["parameters"]),
+    ]
+    return f"Δ = {_pp(row['value'])} pp ({', '.join(facts)})"
+
+
+def _units(row: Mapping[str, Any]) -> str:
+    unit = "speaker" if row["resampled"] == "clip" else row["resampled"]
+    if not row["speakers"]:
+        return f"{row['count']} clips of unknown speakers"
+    known = _plural(row["speakers"], unit)
+    return f"{known}, too few to speak of others" if row["resampled"] == "clip" else known
+
+
+def _plural(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def _parameters(first: int, second: int) -> str:
+    if first and abs(second - first) <= EQUAL_SHARE * first:
+        return f"trainable parameters equal to {100 * abs(second - first) / first:.1f} %"
+    return f"{second:,} trainable parameters against {first:,}"
+
+
+def _pp(share: float) -> str:
+    return f"{100 * share:+.2f}".replace("-", "\u2212")
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"

@@ -1,0 +1,214 @@
+"""From settings to what a run is made of: clips, task, model, targets, ranks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sonotune.adapters.allocation import RankPlan
+from sonotune.adapters.calibration import Calibration
+from sonotune.adapters.saved import Opened, choose_family, open_model
+from sonotune.audio.augment import WaveformAugmenter
+from sonotune.config.schema import RunConfig
+from sonotune.data.text import get as get_normalizer
+from sonotune.features.mixup import MixupSettings
+from sonotune.features.specaugment import SpecAugmentSettings
+from sonotune.models.base import MULTI_LABEL, LoadedModel, ModelFamily
+from sonotune.models.precision import Precision
+from sonotune.registry import resolve
+from sonotune.tasks.base import Prepared, Task, TaskSettings
+from sonotune.training.adapt import check_settings_of_task
+from sonotune.training.corpus import CORPUS_SETTINGS, Corpus, load_corpus, refuse_too_many, within_window
+from sonotune.training.loop_settings import LoopSettings, TrainingData
+from sonotune.training.ranks import RankSettings, calibrate, plan_ranks
+from sonotune.types import Finding
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """What a run works on, before anything is adapted.
+
+    Attributes:
+        corpus: The clips of every split.
+        task: What is learned.
+        opened: The model as it was loaded.
+        prepared: Training clips that can be used, with their targets.
+    """
+
+    corpus: Corpus
+    task: Task
+    opened: Opened
+    prepared: Prepared
+
+
+def gather(
+    config: RunConfig,
+    *,
+    precision: Precision,
+    device: torch.device,
+    found: Callable[[Sequence[Finding]], None] = lambda findings: None,
+) -> Material:
+    """Load clips and model and encode the targets.
+
+    Args:
+        config: The settings.
+        precision: Arithmetic of the forward pass.
+        device: Where the model goes.
+        found: Told of findings as they come, for a later step may fail.
+
+    Raises:
+        SonotuneError: Of whichever part is wrong.
+    """
+    family, task = _task(config)
+    corpus = _corpus(config, task)
+    found(corpus.findings)
+    opened = _open(config, family, task.outputs(corpus.splits["train"]), precision, device)
+    opened = replace(opened, loaded=opened.loaded.with_(ctc_share=config.model.ctc_share))
+    prepared = _targets(config, corpus, task, opened.loaded)
+    found(prepared.findings)
+    return Material(corpus=corpus, task=task, opened=opened, prepared=prepared)
+
+
+def choose_ranks(
+    config: RunConfig,
+    material: Material,
+    *,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    file: Path | None = None,
+) -> tuple[RankPlan, Calibration | None]:
+    """Ranks of the adapters, and what calibration found where it was needed.
+
+    Args:
+        config: The settings.
+        material: What the run works on.
+        autocast: Precision of calibration's forward passes.
+        file: Take the ranks from here, whatever the settings say.
+
+    Raises:
+        AdapterError: The budget is too small, or a file of ranks is for another model.
+    """
+    settings = rank_settings(config)
+    if file is not None:
+        settings = replace(settings, file=file)
+    loaded = material.opened.loaded
+    found = calibrate(loaded, material.task, material.prepared.clips, settings, autocast=autocast)
+    plan = plan_ranks(loaded, settings, None if found is None else found.evidence)
+    if found is not None:
+        found.check_rows(plan.ranks)
+    return plan, found
+
+
+def rank_settings(config: RunConfig) -> RankSettings:
+    """How ranks are chosen."""
+    return RankSettings.of(config.adapter.model_dump(), config.allocation.model_dump())
+
+
+def _task(config: RunConfig) -> tuple[ModelFamily, Task]:
+    """The architecture, and what it learns."""
+    model = config.model
+    family = choose_family(model.checkpoint, revision=model.revision, family=model.family, task=model.task)
+    task: Task = resolve("tasks", family.task)(
+        family,
+        TaskSettings(
+            training_text=get_normalizer(config.data.text_training),
+            scoring_text=get_normalizer(config.data.text_scoring),
+            language=model.language,
+            max_label_tokens=config.data.max_label_tokens,
+            multi_label=config.data.multi_label,
+            class_weights=config.training.class_weights,
+        ),
+    )
+    return family, task
+
+
+def _corpus(config: RunConfig, task: Task) -> Corpus:
+    data = config.data
+    named = {"train": data.train, "eval": data.eval, "test": data.test}
+    return load_corpus(
+        {name: source for name, source in named.items() if source is not None},
+        seed=config.training.seed,
+        require=task.truth,
+        **data.model_dump(include=CORPUS_SETTINGS),
+    )
+
+
+def _open(
+    config: RunConfig, family: ModelFamily, wanted: Sequence[str], precision: Precision, device: torch.device
+) -> Opened:
+    """The model, with an output layer for what the clips need."""
+    model, full = config.model, config.adapter.kind == "none"
+    check_settings_of_task(
+        family.task, wanted, mixup_probability=config.augmentation.mixup_probability, num_labels=model.num_labels
+    )
+    opened = open_model(
+        model.checkpoint, family=family, revision=model.revision, context=model.context,
+        bits=16 if full else config.quantization.bits, double=config.quantization.double, skip=unquantized(config),
+        precision=precision, device=device, random_weights=model.random_weights, dropout=model.dropout,
+        outputs=() if model.outputs == "checkpoint" else tuple(wanted), renew_outputs=model.outputs == "data",
+        tokenizer=None if model.tokenizer is None else str(model.tokenizer),
+    )  # fmt: skip
+    if config.data.multi_label:
+        opened.loaded.module.config.problem_type = MULTI_LABEL  # saved with the model, and read again there
+    return opened
+
+
+def unquantized(config: RunConfig) -> tuple[str, ...]:
+    """Selectors that stay in full precision: what trains must be there from the start."""
+    return (*config.quantization.skip, *(() if config.adapter.kind == "none" else config.adapter.unfreeze))
+
+
+def _targets(config: RunConfig, corpus: Corpus, task: Task, loaded: LoadedModel) -> Prepared:
+    """Targets of the training clips; all splits are looked at before anything trains."""
+    for split in ("eval", "test"):
+        task.check_truth(loaded, corpus.splits.get(split, ()))
+    clips = corpus.splits["train"]
+    fitting, too_long = within_window(clips, loaded.frontend.max_duration_s)
+    prepared = task.prepare(loaded, fitting)
+    dropped = (*too_long, *prepared.dropped)
+    refuse_too_many("train", dropped, len(clips), max_bad_fraction=config.data.max_bad_fraction)
+    return replace(prepared, findings=(*too_long, *prepared.findings))
+
+
+def training_data(config: RunConfig, prepared: Prepared) -> TrainingData:
+    """Training clips, and how their audio is varied."""
+    values = config.augmentation.model_dump()
+    mixup = MixupSettings(**{name: values.pop(f"mixup_{name}") for name in ("probability", "alpha", "domain")})
+    spec = SpecAugmentSettings(**{name: values.pop(name) for name in _SPEC_AUGMENT})
+    waveform = WaveformAugmenter(**values)
+    return TrainingData(
+        clips=prepared.clips,
+        targets=prepared.targets,
+        augmenter=waveform if waveform.active else None,
+        spec_augment=spec if spec.frequency_masks or spec.time_masks or spec.time_warp_frames else None,
+        mixup=mixup if mixup.probability else None,
+    )
+
+
+_SPEC_AUGMENT = (
+    "frequency_masks", "frequency_mask_bins", "time_masks", "time_mask_frames", "time_mask_fraction",
+    "time_warp_frames",
+)  # fmt: skip
+
+
+def loop_settings(config: RunConfig) -> LoopSettings:
+    """How the stage steps."""
+    training = config.training
+    return LoopSettings(
+        learning_rate_floor=training.min_learning_rate_ratio,
+        full_context_share=config.model.full_context_share,
+        **training.model_dump(
+            include={
+                "seed", "batch_seconds", "batch_max_clips", "accumulation_steps", "schedule", "warmup_steps",
+                "weight_decay", "betas", "clip_norm", "label_smoothing", "eval_steps", "save_steps",
+                "keep_checkpoints",
+            }
+        ),
+    )  # fmt: skip

@@ -1,0 +1,132 @@
+"""Ranks for a run: what carries an adapter, what calibration hears, what the allocator makes of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sonotune.adapters.allocation import Budget, Evidence, RankPlan, Site, plan_from_json, plan_to_json, sites_of
+from sonotune.adapters.apportion import bounds_of
+from sonotune.adapters.calibration import Calibration, collect
+from sonotune.adapters.targets import modules_of, resolve_targets
+from sonotune.errors import AdapterError
+from sonotune.models.base import LoadedModel
+from sonotune.registry import resolve
+from sonotune.runs import generator
+from sonotune.tasks.base import Task
+from sonotune.types import Clip
+
+LEAST_DIRECTIONS = 64
+"""Leading directions of an input that calibration finds, or as many as the largest rank."""
+GRADIENT_CLIPS = 32
+"""Clips whose gradients are looked at; each costs a backward pass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankSettings:
+    """How the ranks of a run are chosen: the sections `adapter` and `allocation` of its settings."""
+
+    targets: str | Sequence[str] = "all_linear"
+    unfreeze: Sequence[str] = ()
+    allocator: str = "uniform"
+    rank: int = 8
+    budget: int | None = None
+    gamma: float = 0.5
+    rank_step: int | None = None
+    min_rank: int | None = None
+    max_rank: int | None = None
+    group_weights: Mapping[str, float] = field(default_factory=dict)
+    group_floors: Mapping[str, int] = field(default_factory=dict)
+    cross_modality: bool = False
+    clips: int = 64
+    tokens: int = 1024
+    seed: int = 0
+    file: Path | None = None
+
+    @classmethod
+    def of(cls, adapter: Mapping[str, Any], allocation: Mapping[str, Any]) -> RankSettings:
+        """From the two sections of the settings."""
+        own = ("targets", "unfreeze", "allocator", "rank", "budget")
+        return cls(**{name: adapter[name] for name in own}, **allocation)
+
+    @property
+    def bounds(self) -> Budget:
+        """What may be spent, and within which bounds."""
+        return Budget(
+            rank=self.rank, parameters=self.budget, step=self.rank_step, least=self.min_rank, most=self.max_rank,
+            gamma=self.gamma, weights=self.group_weights, floors=self.group_floors, cross_modality=self.cross_modality,
+        )  # fmt: skip
+
+
+def adapted_sites(loaded: LoadedModel, settings: RankSettings) -> tuple[Site, ...]:
+    """What carries an adapter, in model order; what trains in full precision carries none.
+
+    Raises:
+        AdapterError: A target matches nothing.
+    """
+    unfrozen = modules_of(loaded, settings.unfreeze) if settings.unfreeze else ()
+    return sites_of(loaded, [name for name in resolve_targets(loaded, settings.targets) if name not in unfrozen])
+
+
+def calibration_clips(clips: Sequence[Clip], settings: RankSettings) -> list[Clip]:
+    """A sample of the clips that depends on their ids and the seed alone."""
+    drawn = {clip.id: generator(settings.seed, "calibration", clip.id).random() for clip in clips}
+    return sorted(clips, key=lambda clip: (drawn[clip.id], clip.id))[: settings.clips]
+
+
+def calibrate(
+    loaded: LoadedModel,
+    task: Task,
+    clips: Sequence[Clip],
+    settings: RankSettings,
+    *,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Calibration | None:
+    """Listen to what the allocator needs; None where it needs nothing."""
+    needs = resolve("allocators", settings.allocator).needs
+    if needs == "nothing" or settings.file is not None:
+        return None
+    sites = adapted_sites(loaded, settings)
+    largest = max(bounds_of(sites, settings.bounds).most.values())
+    return collect(
+        loaded, task, calibration_clips(clips, settings), tokens=settings.tokens, seed=settings.seed,
+        autocast=autocast, directions=max(LEAST_DIRECTIONS, largest),
+        gradient_clips=GRADIENT_CLIPS if needs == "gradients" else 0, names=[site.name for site in sites],
+    )  # fmt: skip
+
+
+def plan_ranks(loaded: LoadedModel, settings: RankSettings, evidence: Evidence | None = None) -> RankPlan:
+    """Ranks within the budget.
+
+    Args:
+        loaded: The model, without adapters.
+        settings: How.
+        evidence: What calibration found.
+
+    Raises:
+        AdapterError: The budget is too small, evidence is missing, or a file of ranks is for another model.
+    """
+    sites = adapted_sites(loaded, settings)
+    if settings.file is not None:
+        return _read(settings.file, sites)
+    plan: RankPlan = resolve("allocators", settings.allocator)().allocate(
+        sites, settings.bounds, evidence=evidence or Evidence(), seed=settings.seed
+    )
+    return plan
+
+
+def ranks_text(plan: RankPlan, loaded: LoadedModel) -> str:
+    """What `ranks.json` holds."""
+    return json.dumps(plan_to_json(plan, sites_of(loaded, list(plan.ranks))), indent=1, ensure_ascii=False) + "\n"
+
+
+def _read(path: Path, sites: Sequence[Site]) -> RankPlan:
+    try:
+        body = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path} is not a file of ranks: {error}. Make one with sonotune allocate.") from error
+    return plan_from_json(body, sites)

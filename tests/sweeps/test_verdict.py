@@ -1,0 +1,91 @@
+"""The words of a verdict: better, worse, no difference, and what must be beaten before anything is claimed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sonotune.sweeps.verdict import outcome, sentence
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {
+        "arm": "entropy_half", "against": "uniform", "score": "wer", "value": -0.012, "low": -0.02, "high": -0.004,
+        "p": 0.004, "p_holm": 0.012, "comparisons": 3, "tuned": True, "better": "lower", "minimum_detectable": 0.009,
+        "resampled": "speaker", "speakers": 6, "count": 300, "seeds": [3, 3], "parameters": [100_000, 100_200],
+        **changes,
+    }  # fmt: skip
+
+
+def told(**changes: Any) -> str:
+    made = row(**changes)
+    made["outcome"] = outcome(made)
+    return sentence(made)
+
+
+def test_a_difference_is_told_with_all_that_it_stands_on():
+    assert told() == (
+        "entropy_half has a better WER than uniform: Δ = \u22121.20 pp (95 % CI \u22122.00 to \u22120.40, p = 0.004, "
+        "p = 0.012 after Holm's correction over 3 comparisons, 6 speakers, 3 seeds, learning rate tuned per arm, "
+        "trainable parameters equal to 0.2 %)."
+    )
+
+
+def test_worse_is_told_as_plainly():
+    text = told(value=0.012, low=0.004, high=0.02)
+    assert text.startswith("entropy_half has a worse WER than uniform: Δ = +1.20 pp (95 % CI +0.40 to +2.00")
+
+
+def test_an_interval_over_zero_is_no_difference_and_says_what_could_be_seen():
+    text = told(low=-0.03, high=0.006, p=0.2, p_holm=0.6)
+    assert text.startswith(
+        "No difference in WER detected between entropy_half and uniform; the minimum detectable effect was 0.90 pp: "
+    )
+    assert "better" not in text
+
+
+def test_what_holms_correction_takes_away_is_no_difference():
+    text = told(p=0.03, p_holm=0.09)
+    assert text.startswith("No difference in WER detected")
+    assert "only before the correction for several comparisons" in text
+
+
+def test_a_single_comparison_needs_no_correction():
+    assert "Holm" not in told(comparisons=1, p_holm=0.004)
+    assert "p < 0.001," in told(comparisons=1, p=0.0001, p_holm=0.0001)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0.02, "better"), (-0.02, "worse")])
+def test_higher_accuracy_is_better(value: float, expected: str):
+    text = told(score="accuracy", better="higher", value=value, low=value - 0.01, high=value + 0.01)
+    assert f"has a {expected} accuracy than" in text
+
+
+def test_what_it_does_not_stand_on_is_said():
+    assert "4 speakers, too few to speak of others" in told(resampled="clip", speakers=4)
+    assert "300 clips of unknown speakers" in told(resampled="clip", speakers=0)
+    assert "1 seed, learning rate not tuned" in told(seeds=[1, 1], tuned=False)
+    assert "201,000 trainable parameters against 79,000" in told(parameters=[79_000, 201_000])
+
+
+def test_what_cannot_be_compared_says_why():
+    broken = {"arm": "eva", "against": "uniform", "score": "wer", "error": "the two arms have no seed in common"}
+    assert sentence(broken) == "eva and uniform could not be compared: the two arms have no seed in common."
+
+
+def test_claims_need_every_control_beaten(plan, sit, fake):
+    def errors(arm: str, seed: int, clip: int) -> int:
+        gain = {"entropy_half": 2, "random_1": 1, "shuffled": 2}.get(arm, 0)
+        return 3 - gain * (clip % 4 > 0) + (clip % 11 == seed)
+
+    body = sit(plan("uniform,entropy_half,random_1"), fake(errors_of=errors))
+    [claim] = body["claims"]
+    assert claim["holds"]
+    assert {row["against"] for row in claim["comparisons"]} == {"uniform", "random_1"}
+    assert "entropy_half is better than every control (uniform, random_1)" in body["verdict"][-1]
+    body = sit(plan("uniform,entropy_half,random_1,shuffled"), fake(errors_of=errors))
+    [claim] = body["claims"]
+    assert not claim["holds"]
+    assert claim["sentence"].startswith("Nothing is claimed for entropy_half")
+    assert claim["sentence"].endswith("is not shown to be better than shuffled.")
