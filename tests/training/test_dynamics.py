@@ -86,6 +86,8 @@ def test_ranks_that_moved_are_within_the_budget_and_load_in_plain_peft(settings:
     costs = {site.name: site.cost for site in sites_of(loaded, list(record.ranks))}
     budget = record.config["adapter"]["rank"] * sum(costs.values())
     assert sum(rank * costs[name] for name, rank in record.ranks.items()) <= budget
+    trains = {name: row["trainable"] for name, row in record.model["components"].items() if name != "stem"}
+    assert sum(trains.values()) == sum(rank * costs[name] for name, rank in record.ranks.items())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT 0.21 asks transformers 5 by an old name
         plain = PeftModel.from_pretrained(loaded.module, folder / "adapter")

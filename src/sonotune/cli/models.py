@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sonotune.cli.findings import warning_lines
 from sonotune.cli.shared import Files, Json, Words, app, percent, print_result
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
 
     sonotune evaluate model=runs/x data.test=test.jsonl
     """
+    from sonotune.errors import SonotuneError
     from sonotune.evaluation.evaluate import write_predictions
     from sonotune.features.workers import Crew
     from sonotune.training.corpus import CORPUS_SETTINGS, load_corpus
@@ -40,9 +42,13 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
         )
         clips = corpus.splits["test"]
         result = recognizer.evaluate(clips, crew=crew, **_decoding(config))
-    if out is not None:
-        write_predictions(out, recognizer.task, result.predictions, clips)
     body = result.to_json() | {"left_out": [finding.message for finding in corpus.findings]}
+    problem: SonotuneError | None = None
+    if out is not None:
+        try:
+            write_predictions(out, recognizer.task, result.predictions, clips)
+        except SonotuneError as error:  # the scores have cost more than the file
+            problem, body = error, body | {"error": str(error), "exit_code": error.exit_code}
     lines = [f"{name.upper():<5} {percent(score)}  on {score['count']} clips" for name, score in body["scores"].items()]
     lines += [
         f"  {row['by']}={row['value']}: {recognizer.task.primary.upper()} "
@@ -51,7 +57,11 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
     ]
     lines.append(f"{result.audio_seconds:.0f} s of audio in {result.seconds:.1f} s")
     lines += [f"left out: {finding.message}" for finding in corpus.findings]
+    lines += warning_lines(result.findings, "--json")
     print_result(body, as_json=as_json, lines=lines)
+    if problem is not None:
+        print(f"sonotune: {problem}", file=sys.stderr)
+        raise typer.Exit(problem.exit_code)
 
 
 def _settings_of_use(words: Sequence[str], *, require: Sequence[str]) -> LoadedConfig:

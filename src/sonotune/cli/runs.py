@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sonotune.cli.findings import clips_left_out, warning_lines, worth_telling
 from sonotune.cli.shared import Json, Words, app, percent, print_result
 
 if TYPE_CHECKING:
@@ -75,10 +76,9 @@ def _summary(record: RunRecord, folder: Path) -> dict[str, Any]:
         "seconds": record.seconds,
         "peak_bytes": record.peak_memory_bytes,
         "findings": len(record.findings),
+        "left_out": clips_left_out(record.findings),
+        "warnings": [finding.message for finding in worth_telling(record.findings)],
     }
-
-
-_LEFT_OUT = ("audio.", "text.", "data.")  # checks whose findings removed clips
 
 
 def _run_lines(record: RunRecord, folder: Path) -> list[str]:
@@ -92,11 +92,9 @@ def _run_lines(record: RunRecord, folder: Path) -> list[str]:
     if total:
         lines.append(f"trained  {trainable:,} parameters beside {total:,}")
     lines.append(f"took     {record.seconds:.0f} s, peak memory {record.peak_memory_bytes / 2**20:.0f} MiB")
-    if left_out := [finding for finding in record.findings if finding.check.startswith(_LEFT_OUT)]:
-        lines.append(f"left out {sum(len(f.clip_ids) or 1 for f in left_out)} clips; run.json says why")
-    lines += [
-        f"warning  {f.message}" for f in record.findings if f.check in ("leak.span", "leak.audio", "leak.speaker")
-    ]
+    if left_out := clips_left_out(record.findings):
+        lines.append(f"left out {left_out} clips; run.json says why")
+    lines += warning_lines(record.findings, "run.json")
     lines.append(f"report   {folder / 'report.html'}")
     return lines
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sonotune.audio.activity import speech_mask, speech_spans
 from sonotune.audio.io import read, write
 from sonotune.data.manifest import write_manifest
+from sonotune.data.windows import WINDOW_SLACK_S
 from sonotune.errors import ManifestError
 from sonotune.runs import generator
 from sonotune.types import Clip, Word
@@ -190,7 +191,7 @@ def cut_at_pauses(clip: Clip, max_duration_s: float) -> list[Clip]:
 
     Args:
         clip: Its text is left behind: nothing says which words are in which piece.
-        max_duration_s: Longest piece, in seconds.
+        max_duration_s: Longest piece, in seconds. What is longer by `WINDOW_SLACK_S` at most is not cut.
 
     Returns:
         The clip itself if it is short enough; otherwise pieces that cover it in order, with `#0`, `#1`, ... after its
@@ -200,7 +201,8 @@ def cut_at_pauses(clip: Clip, max_duration_s: float) -> list[Clip]:
     Raises:
         AudioError: The audio cannot be read.
     """
-    if clip.duration_s <= max_duration_s:
+    longest_s = max_duration_s + WINDOW_SLACK_S  # differences of times are rounded; a rest of 1e-15 s is no piece
+    if clip.duration_s <= longest_s:
         return [clip]
     waveform = read(
         clip.path, sample_rate_hz=SAMPLE_RATE_HZ, start_s=clip.start_s, duration_s=clip.duration_s, channel=clip.channel
@@ -208,7 +210,7 @@ def cut_at_pauses(clip: Clip, max_duration_s: float) -> list[Clip]:
     spans = speech_spans(speech_mask(waveform, SAMPLE_RATE_HZ))
     pauses = [(before[1], after[0]) for before, after in itertools.pairwise(spans)]
     borders_s = [0.0]
-    while clip.duration_s - borders_s[-1] > max_duration_s:
+    while clip.duration_s - borders_s[-1] > longest_s:
         earliest_s, latest_s = borders_s[-1] + max_duration_s / 2, borders_s[-1] + max_duration_s
         inside = [(begin, end) for begin, end in pauses if earliest_s <= (begin + end) / 2 <= latest_s]
         begin, end = max(inside, key=lambda pause: pause[1] - pause[0], default=(latest_s, latest_s))
@@ -218,7 +220,7 @@ def cut_at_pauses(clip: Clip, max_duration_s: float) -> list[Clip]:
             clip,
             id=f"{clip.id}#{number}",
             start_s=clip.start_s + begin_s,
-            duration_s=end_s - begin_s,
+            duration_s=min(end_s - begin_s, max_duration_s),
             text=None,
             words=(),
         )

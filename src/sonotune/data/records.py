@@ -196,7 +196,8 @@ def _labels(name: str, value: object) -> tuple[str, ...]:
     entries = value if isinstance(value, list) else [value]
     if not all(isinstance(entry, str) and entry.strip() for entry in entries):
         raise _refuse_type(name, value, "a class name, or a list of class names, in quotes and not empty")
-    return tuple(entries)
+    # Two ways to write the same letters would be two classes.
+    return tuple(dict.fromkeys(_transcript(name, entry).strip() for entry in entries))
 
 
 def _words(name: str, value: object) -> tuple[Word, ...]:

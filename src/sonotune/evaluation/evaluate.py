@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from sonotune.data.windows import within_window
 from sonotune.errors import ManifestError, TextError
 from sonotune.evaluation.decode import in_clip_order, token_limit
 from sonotune.features.batching import ClipBatches, batch_loader, plan_batches
@@ -198,7 +199,9 @@ def predict_clips(
         ValueError: The task broke its promise of one prediction per clip, in order.
     """
     _check_clips(clips)
-    fitting, findings = _within_window(clips, loaded.frontend.max_duration_s)
+    fitting, findings = within_window(
+        clips, loaded.frontend.max_duration_s, check="evaluation.too_long", outcome="counts as unheard"
+    )
     durations_s = [clip.duration_s for clip in fitting]
     padded = loaded.context == "full" if full_context is None else full_context
     batches = plan_batches(
@@ -335,30 +338,6 @@ def _checked(predictions: Sequence[Prediction], clips: Sequence[Clip]) -> list[P
             f"{len(clips)} clips, or other ids. This is a defect of the task."
         )
     return list(predictions)
-
-
-def _within_window(clips: Sequence[Clip], max_duration_s: float | None) -> tuple[list[Clip], list[Finding]]:
-    """Leave out clips longer than the model's window: cut short they would be scored on words never heard."""
-    if max_duration_s is None:
-        return list(clips), []
-    too_long = [clip for clip in clips if clip.duration_s > max_duration_s]
-    findings = [
-        Finding(
-            check="evaluation.too_long",
-            severity="error",
-            message=(
-                f"clip {clip.id} lasts {clip.duration_s:.2f} s and the model hears {max_duration_s:g} s at a time; "
-                "it counts as unheard. Cut it with `start_s` and `duration_s`, or set `data.max_duration_s`."
-            ),
-            clip_ids=(clip.id,),
-            path=str(clip.path),
-            measured=clip.duration_s,
-            limit=max_duration_s,
-            unit="s",
-        )
-        for clip in too_long
-    ]
-    return [clip for clip in clips if clip.duration_s <= max_duration_s], findings
 
 
 @contextmanager

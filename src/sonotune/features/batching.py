@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sonotune.audio.io import read
+from sonotune.data.windows import WINDOW_SLACK_S
 from sonotune.errors import AudioError
 from sonotune.features.frontend import Frontend
 from sonotune.features.mixup import Mix, MixupSettings, draw_mix, mix_features, mix_waveforms
@@ -32,7 +33,6 @@ from sonotune.types import Clip, Finding
 logger = logging.getLogger(__name__)
 
 IGNORED_TARGET = -100
-_SLACK_S = 0.01  # what rounding in a manifest and resampling may add to a clip
 _JITTER_SHARE = 0.2
 
 
@@ -308,7 +308,7 @@ class ClipBatches(Dataset[Batch]):
             clip.path, start_s=clip.start_s, duration_s=clip.duration_s, channel=clip.channel, sample_rate_hz=rate_hz
         )
         limit = recorded.size if window_s is None else round(window_s * rate_hz)
-        if recorded.size > limit + _SLACK_S * rate_hz:
+        if recorded.size > limit + WINDOW_SLACK_S * rate_hz:
             raise AudioError(
                 "too_long",
                 f"clip {clip.id} lasts {recorded.size / rate_hz:.2f} s; the model's window is {window_s:g} s. "

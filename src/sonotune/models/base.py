@@ -77,6 +77,8 @@ class LoadedModel:
         labels: Classes in the order of the outputs; empty for a speech model.
         new_outputs: Symbols or classes of an output layer made for the training data, in order; empty where the
             checkpoint's own is used. They are kept with an adapter, whose base has no such layer.
+        untrained: Selectors of parts that are as random as they were made, such as the projector of a composed model;
+            each must train in full, or the model never hears.
     """
 
     module: Any
@@ -97,6 +99,7 @@ class LoadedModel:
     rename: Callable[[str], str] = str
     labels: tuple[str, ...] = ()
     new_outputs: tuple[str, ...] = ()
+    untrained: tuple[str, ...] = ()
 
     def component(self, name: str) -> Component:
         """The component of that name.
@@ -211,11 +214,12 @@ class ModelFamily(Protocol):
             random_weights: Build from the configuration alone.
             dropout: Overrides the checkpoint's dropout on hidden states.
             outputs: Symbols (CTC) or classes that the data needs. A new output layer is made for exactly these where
-                the checkpoint has none; families that write text with a tokenizer of their own take no notice.
-            renew_outputs: Make it in any case.
-            tokenizer: Folder of a tokenizer whose tokens are to be the symbols, for CTC.
+                the checkpoint has none; families that write with the checkpoint's own tokens take no notice.
+            renew_outputs: Make it in any case; families without such a layer refuse (`models.outputs`).
+            tokenizer: Folder of a tokenizer whose tokens are to be the symbols; all families but CTC refuse one.
 
         Raises:
+            ConfigError: A new output layer or a tokenizer is asked of a family that takes none.
             ModelError: Missing, unreachable, unsafe, damaged or of another family; the message says what to do.
         """
         ...
@@ -245,6 +249,10 @@ class SpeechFamily(ModelFamily, Protocol):
 
     def knows_language(self, loaded: LoadedModel, language: str) -> bool:
         """Whether the model can be told that a clip is in this language."""
+        ...
+
+    def note_on_language(self, loaded: LoadedModel, language: str) -> str | None:
+        """What a user should know before adapting the model to a language; None where there is nothing to say."""
         ...
 
     def encode_text(

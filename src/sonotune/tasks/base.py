@@ -23,7 +23,8 @@ class TaskSettings:
         training_text: Its training form is applied to transcripts before they become targets.
         scoring_text: Its scoring form is applied to references and hypotheses alike.
         language: Of clips that name none.
-        max_label_tokens: Longer targets are cut; None cuts none.
+        max_label_tokens: Most tokens of a transcript that are learned, those that the architecture puts around it not
+            counted; None sets no limit.
         multi_label: Whether a clip may have any number of classes.
         class_weights: `balanced` lets every class weigh the same, however many clips it has.
     """

@@ -51,9 +51,10 @@ class Classify:
         """Number the classes; a clip with none or several becomes a finding where it should have one.
 
         Raises:
-            ManifestError: A class is not among the model's.
+            ManifestError: A class is not among the model's, or there is nothing to tell apart.
         """
-        self.check_truth(loaded, clips)
+        _refuse_unknown(loaded, clips)
+        self._refuse_nothing_to_learn(loaded, clips)
         index_of = {label: index for index, label in enumerate(loaded.labels)}
         kept, targets, findings = [], [], []
         for clip in clips:
@@ -106,13 +107,27 @@ class Classify:
         return bool(clip.label) or self._many
 
     def check_truth(self, loaded: LoadedModel, clips: Sequence[Clip]) -> None:
-        """Raises ManifestError where a class is not among the model's."""
-        if unknown := sorted({label for clip in clips for label in clip.label} - set(loaded.labels)):
-            known = ", ".join(loaded.labels[:8]) + f" and {len(loaded.labels) - 8} more" * (len(loaded.labels) > 8)
+        """Raises ManifestError where a class is not among the model's, or a clip has several where it has one."""
+        _refuse_unknown(loaded, clips)
+        several = [clip for clip in clips if len(clip.label) > 1]
+        if several and not self._many:
+            others = f" and {len(several) - 1} more clips have several" * (len(several) > 1)
             raise ManifestError(
-                f"{len(unknown)} classes of the clips are not among the {len(loaded.labels)} that the model knows: "
-                f"{', '.join(unknown[:8])}. It knows {known}. "
-                "Training and evaluation need the same classes; model.outputs=data makes a new output layer."
+                f"clip {several[0].id!r} has the classes {', '.join(several[0].label)}{others}; a clip that is scored "
+                "has one. Mend its label, or set data.multi_label=true if clips have several."
+            )
+
+    def _refuse_nothing_to_learn(self, loaded: LoadedModel, clips: Sequence[Clip]) -> None:
+        """Raises ManifestError where a model would learn to say the same of everything."""
+        if not self._many and len(loaded.labels) == 1:
+            raise ManifestError(
+                f"the training clips and the model have one class, {loaded.labels[0]!r}; two or more are needed to "
+                "tell apart. Add clips of another class, such as sounds that are none of it."
+            )
+        if self._many and clips and not any(clip.label for clip in clips):
+            raise ManifestError(
+                f"none of the {len(clips)} training clips has a class, so there is nothing to learn. "
+                "Fill the column 'label' of data.train; an empty list says that a clip has no class."
             )
 
     def score(
@@ -136,7 +151,7 @@ class Classify:
             if heard:
                 matrix = confusion([seen.truths[i][0] for i in heard], [decided[i] for i in heard], seen.labels)
                 details["confusion"] = {"labels": list(seen.labels), "counts": matrix.tolist()}
-        return details, []
+        return details, [] if any(seen.truths) else [_no_class_at_all(len(clips))]
 
     def row(self, prediction: Prediction, clip: Clip) -> Mapping[str, Any]:
         """The true classes, those decided, and the probability of each."""
@@ -163,6 +178,25 @@ class _Seen:
     truths: list[tuple[str, ...]]
     scores: list[Mapping[str, float]]
     labels: tuple[str, ...]
+
+
+def _refuse_unknown(loaded: LoadedModel, clips: Sequence[Clip]) -> None:
+    """Raises ManifestError where a class is not among the model's."""
+    if unknown := sorted({label for clip in clips for label in clip.label} - set(loaded.labels)):
+        known = ", ".join(loaded.labels[:8]) + f" and {len(loaded.labels) - 8} more" * (len(loaded.labels) > 8)
+        raise ManifestError(
+            f"{len(unknown)} classes of the clips are not among the {len(loaded.labels)} that the model knows: "
+            f"{', '.join(unknown[:8])}. It knows {known}. "
+            "Training and evaluation need the same classes; model.outputs=data makes a new output layer."
+        )
+
+
+def _no_class_at_all(clips: int) -> Finding:
+    message = (
+        f"none of {clips} clips has a class: scores of 0 say nothing about the model. "
+        "Fill the column 'label', if these clips were to be scored."
+    )
+    return Finding(check="label.none", severity="warning", message=message, measured=float(clips), unit="clips")
 
 
 def _soft_targets(batch: Batch, classes: int) -> Tensor:

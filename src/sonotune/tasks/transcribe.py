@@ -7,6 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sonotune.errors import TextError
 from sonotune.features.batching import Batch
 from sonotune.metrics.error_rate import edit_counts, error_rate
@@ -41,8 +44,8 @@ class Transcribe:
 
     def prepare(self, loaded: LoadedModel, clips: Sequence[Clip]) -> Prepared:
         """Encode every transcript; what the tokenizer cannot write, or the model cannot hold, becomes a finding."""
-        kept, targets, findings, cut = [], [], [], []
-        longest = self._settings.max_label_tokens
+        kept, targets, findings = [], [], []
+        limit = _Limit(self._settings.max_label_tokens, self.family, loaded)
         for clip in clips:
             text = self._settings.training_text.training(clip.text or "")
             language = clip.language or self._settings.language
@@ -54,14 +57,12 @@ class Transcribe:
                     Finding(check="text.not_encodable", severity="error", message=message, clip_ids=(clip.id,))
                 )
                 continue
-            if longest is not None and len(ids) > longest:
-                cut.append(clip.id)
-                ids = ids[:longest]  # without an end token: the model is not taught to stop there
-            targets.append(ids)
-            kept.append(replace(clip, text=text, language=language))
+            shortened = limit.apply(ids, clip.id, language)
+            if shortened is not None:
+                targets.append(shortened)
+                kept.append(replace(clip, text=text, language=language))
         findings += self._notes(loaded, {clip.language for clip in kept if clip.language})
-        if cut:
-            findings.append(_cut_short(cut, len(clips), longest or 0))
+        findings += limit.findings(len(clips))
         return Prepared(clips=tuple(kept), targets=tuple(targets), findings=tuple(findings))
 
     def _notes(self, loaded: LoadedModel, languages: Collection[str]) -> list[Finding]:
@@ -139,14 +140,51 @@ class Transcribe:
         )
 
 
-def _cut_short(cut: Sequence[str], clips: int, longest: int) -> Finding:
-    return Finding(
-        check="text.truncated",
-        severity="warning",
-        message=f"{len(cut)} of {clips} transcripts have more than {longest} tokens and are learned up to there "
-        "(data.max_label_tokens), without an end. Raise the limit or cut the clips.",
-        clip_ids=tuple(cut),
-        measured=float(len(cut)),
-        limit=float(longest),
-        unit="tokens",
-    )
+class _Limit:
+    """The most tokens of a transcript that are learned.
+
+    What a family encodes of an empty text is what it puts around every text: a prompt, and one token that ends it. A
+    target that was cut loses its end, so the model is not taught to stop there. Families that are aligned with the
+    audio, as CTC is, have no end to leave out: a part of the text would teach that the rest of the clip is silence.
+    """
+
+    def __init__(self, tokens: int | None, family: SpeechFamily, loaded: LoadedModel) -> None:
+        self._tokens, self._family, self._loaded = tokens, family, loaded
+        self._around: dict[str | None, int] = {}
+        self._cut: list[str] = []
+        self._left_out: list[str] = []
+
+    def apply(self, ids: NDArray[np.int64], clip_id: str, language: str | None) -> NDArray[np.int64] | None:
+        """The ids that are learned of a clip; None leaves it out."""
+        if self._tokens is None:
+            return ids
+        if language not in self._around:
+            self._around[language] = len(self._family.encode_text(self._loaded, "", language))
+        around = self._around[language]
+        if len(ids) - around <= self._tokens:
+            return ids
+        if around == 0 or self._loaded.ctc_share:
+            self._left_out.append(clip_id)
+            return None
+        self._cut.append(clip_id)
+        return ids[: around - 1 + self._tokens]
+
+    def findings(self, clips: int) -> list[Finding]:
+        """What was cut short and what was left out, as settings ask."""
+        found = []
+        for check, ids, outcome in (
+            ("text.truncated", self._cut, "learned up to there, without an end"),
+            ("data.too_many_tokens", self._left_out, "left out, for CTC would learn the rest of a clip as silence"),
+        ):
+            if ids:
+                message = (
+                    f"{len(ids)} of {clips} transcripts have more than data.max_label_tokens={self._tokens} and are "
+                    f"{outcome}. Raise the limit or cut the clips."
+                )
+                found.append(
+                    Finding(
+                        check=check, severity="warning", message=message, clip_ids=tuple(ids),
+                        measured=float(len(ids)), limit=float(self._tokens or 0), unit="tokens",
+                    )
+                )  # fmt: skip
+        return found

@@ -16,8 +16,6 @@ from sonotune.types import Clip, Finding
 
 logger = logging.getLogger(__name__)
 
-_SLACK_S = 0.01  # rounding of a manifest
-
 # Settings of the data section that `load_corpus` takes, by the same names.
 CORPUS_SETTINGS: Final = {
     "root", "allow_outside_root", "min_duration_s", "max_duration_s", "check", "max_bad_fraction", "eval_speakers",
@@ -168,29 +166,6 @@ def _usable(
         reasons = "; ".join(finding.message for finding in [*bad, *dropped][:3])
         raise ManifestError(f"no clip of data.{name} is left after filtering {len(clips)}: {reasons}")
     return kept, [*bad, *dropped]
-
-
-def within_window(clips: Sequence[Clip], window_s: float | None) -> tuple[list[Clip], list[Finding]]:
-    """Leave out clips longer than a model hears at a time; a finding for each."""
-    if window_s is None:
-        return list(clips), []
-    longer = [clip for clip in clips if clip.duration_s > window_s + _SLACK_S]
-    findings = [
-        Finding(
-            check="audio.too_long",
-            severity="error",
-            message=f"clip {clip.id!r} lasts {clip.duration_s:.2f} s and the model hears {window_s:.4g} s at a time. "
-            "Cut it with `start_s` and `duration_s`, or set data.max_duration_s.",
-            clip_ids=(clip.id,),
-            path=str(clip.path),
-            measured=clip.duration_s,
-            limit=window_s,
-            unit="s",
-        )
-        for clip in longer
-    ]
-    left_out = {clip.id for clip in longer}
-    return [clip for clip in clips if clip.id not in left_out], findings
 
 
 def refuse_too_many(split: str, bad: Sequence[Finding], clips: int, *, max_bad_fraction: float) -> None:

@@ -17,6 +17,8 @@ from sonotune.adapters.saved import Opened, choose_family, open_model
 from sonotune.audio.augment import WaveformAugmenter
 from sonotune.config.schema import RunConfig
 from sonotune.data.text import get as get_normalizer
+from sonotune.data.windows import within_window
+from sonotune.errors import ManifestError
 from sonotune.features.mixup import MixupSettings
 from sonotune.features.specaugment import SpecAugmentSettings
 from sonotune.models.base import MULTI_LABEL, LoadedModel, ModelFamily
@@ -24,7 +26,7 @@ from sonotune.models.precision import Precision
 from sonotune.registry import resolve
 from sonotune.tasks.base import Prepared, Task, TaskSettings
 from sonotune.training.adapt import check_settings_of_task
-from sonotune.training.corpus import CORPUS_SETTINGS, Corpus, load_corpus, refuse_too_many, within_window
+from sonotune.training.corpus import CORPUS_SETTINGS, Corpus, load_corpus, refuse_too_many
 from sonotune.training.loop_settings import LoopSettings, TrainingData
 from sonotune.training.ranks import RankSettings, calibrate, plan_ranks
 from sonotune.types import Finding
@@ -166,7 +168,11 @@ def unquantized(config: RunConfig) -> tuple[str, ...]:
 
 
 def _targets(config: RunConfig, corpus: Corpus, task: Task, loaded: LoadedModel) -> Prepared:
-    """Targets of the training clips; all splits are looked at before anything trains."""
+    """Targets of the training clips; all splits are looked at before anything trains.
+
+    Raises:
+        ManifestError: Clips have classes that cannot be, too many clips cannot be used, or none is left.
+    """
     for split in ("eval", "test"):
         task.check_truth(loaded, corpus.splits.get(split, ()))
     clips = corpus.splits["train"]
@@ -174,7 +180,11 @@ def _targets(config: RunConfig, corpus: Corpus, task: Task, loaded: LoadedModel)
     prepared = task.prepare(loaded, fitting)
     dropped = (*too_long, *prepared.dropped)
     refuse_too_many("train", dropped, len(clips), max_bad_fraction=config.data.max_bad_fraction)
-    return replace(prepared, findings=(*too_long, *prepared.findings))
+    findings = (*too_long, *prepared.findings)
+    if not prepared.clips:
+        reasons = "; ".join(finding.message for finding in findings[:3])
+        raise ManifestError(f"no clip of data.train is left to learn from: {reasons}")
+    return replace(prepared, findings=findings)
 
 
 def training_data(config: RunConfig, prepared: Prepared) -> TrainingData:

@@ -284,10 +284,12 @@ def _listen(session: _Session, moment: str, step: int) -> None:
 
 
 def _settle(session: _Session) -> None:
-    """Leave plain adapters behind, and write down the ranks they have in the end."""
+    """Leave plain adapters behind, and write down the ranks and sizes they have in the end."""
     for dynamics in session.dynamics:
         if ranks := dynamics.finish():
-            session.book.write(ranks={**session.book.record.ranks, **ranks})
+            record = session.book.record
+            model = {**record.model, "components": count_parameters(session.loaded)}
+            session.book.write(ranks={**record.ranks, **ranks}, model=model)
 
 
 def _save(session: _Session) -> None:

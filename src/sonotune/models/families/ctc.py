@@ -45,6 +45,7 @@ from sonotune.models.checkpoints import (
     read_config,
 )
 from sonotune.models.ctc_decoding import beam_search, collapse
+from sonotune.models.languages import nothing_to_note
 from sonotune.models.norms import fix_batch_norms
 
 logger = logging.getLogger(__name__)
@@ -160,6 +161,10 @@ class CtcFamily:
     def knows_language(self, loaded: LoadedModel, language: str) -> bool:
         """A vocabulary has no language; whatever it can spell it can be trained to write."""
         return True
+
+    def note_on_language(self, loaded: LoadedModel, language: str) -> str | None:
+        """See `SpeechFamily.note_on_language`; there is nothing to say."""
+        return nothing_to_note(language)
 
     def encode_text(
         self, loaded: LoadedModel, text: str, language: str | None, *, duration_s: float | None = None

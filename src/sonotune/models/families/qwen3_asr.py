@@ -41,6 +41,7 @@ from sonotune.models.families.qwen3_asr_text import (
     trained_languages,
     written_text,
 )
+from sonotune.models.outputs import refuse_new_outputs
 from sonotune.models.speech_encoders import row_kinds
 
 _CLASS = "Qwen3ASRForConditionalGeneration"
@@ -79,6 +80,7 @@ class Qwen3AsrFamily:
         The architecture has no dropout on hidden states. `dropout` is that of the language model's attention, the
         only one it has. There is no window, so `context="full"` is the same as `dynamic`.
         """
+        refuse_new_outputs(self.name, renew_outputs=renew_outputs, tokenizer=tokenizer)
         config = read_config(checkpoint, revision)
         changes = self._changes(config, dropout=dropout)
         if "thinker_config" in changes and not random_weights:

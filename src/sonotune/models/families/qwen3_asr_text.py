@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-TEXT_MARKER: Final = "<asr_text>"
+from sonotune.models import languages
 
-# Codes that mean a language which the tables of `transformers` have under another code.
-_ALIASES: Final = {"iw": "he", "in": "id", "ji": "yi", "tl": "fil", "cmn": "zh", "nb": "no", "mo": "ro"}
+TEXT_MARKER: Final = "<asr_text>"
 
 # What the authors' template renders for these messages, written anew: a system turn (empty without context), a user
 # turn of placeholders, and the assistant's turns as they stand. For folders that have none, and for the nano model.
@@ -87,20 +86,11 @@ def trained_languages() -> dict[str, str]:
 
 
 def language_name(language: str) -> str | None:
-    """`he`, `iw`, `he-IL` and `hebrew` are all `Hebrew`; None for what is neither a code nor a name in any table.
+    """The name a language has in an answer: that the model was trained with, or else that of Whisper's list.
 
-    Names are those the model was trained with; for other languages those of Whisper's list.
+    None for what is neither a code nor a name in any table.
     """
-    from transformers.models.whisper.tokenization_whisper import LANGUAGES  # noqa: PLC0415
-
-    trained = trained_languages()
-    names: dict[str, str] = {**{code: name.title() for code, name in LANGUAGES.items()}, **trained}
-    plain = language.strip().lower().replace("_", "-")
-    for candidate in (plain, plain.partition("-")[0]):
-        code = _ALIASES.get(candidate, candidate)
-        if code in names:
-            return names[code]
-    return next((name for name in names.values() if name.lower() == plain), None)
+    return languages.language_name(language, trained=trained_languages())
 
 
 def written_text(answer: str) -> str:

@@ -29,6 +29,8 @@ from sonotune.features.normalization import valid_frames
 from sonotune.models import speech_encoders
 from sonotune.models.base import TEXT, Component, LoadedModel, Losses, Stream
 from sonotune.models.checkpoints import is_classifier, load_pretrained, outline_pretrained
+from sonotune.models.languages import find_code, nothing_to_note
+from sonotune.models.outputs import refuse_new_outputs
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class WhisperFamily:
         tokenizer: str | None = None,
     ) -> LoadedModel:
         """See `ModelFamily.load`; text is written in the checkpoint's own tokens."""
+        refuse_new_outputs(self.name, renew_outputs=renew_outputs, tokenizer=tokenizer)
         module, processor, identity = load_pretrained(
             checkpoint, self, class_name="WhisperForConditionalGeneration", revision=revision,
             random_weights=random_weights, config_changes={"dropout": dropout},
@@ -96,7 +99,11 @@ class WhisperFamily:
         """Whether the checkpoint has a token for the language; one that knows a single language is told none."""
         if not _is_multilingual(loaded):
             return True
-        return f"<|{_language_code(language)}|>" in loaded.module.generation_config.lang_to_id
+        return find_code(language, _language_tokens(loaded)) is not None
+
+    def note_on_language(self, loaded: LoadedModel, language: str) -> str | None:
+        """See `SpeechFamily.note_on_language`; there is nothing to say."""
+        return nothing_to_note(language)
 
     def encode_text(
         self, loaded: LoadedModel, text: str, language: str | None, *, duration_s: float | None = None
@@ -241,37 +248,35 @@ class WhisperFamily:
                 f"{loaded.checkpoint} is multilingual and a clip has no language. "
                 "Set model.language=en (or another code), or give each manifest line a `language`."
             )
-        known: dict[str, int] = loaded.module.generation_config.lang_to_id
-        token = f"<|{_language_code(language)}|>"
-        if token not in known:
-            codes = ", ".join(sorted(name.strip("<|>") for name in known))
+        known = _language_tokens(loaded)
+        code = find_code(language, known)
+        if code is None:
+            codes = ", ".join(sorted(known))
             raise TextError(f"{loaded.checkpoint} does not know the language {language!r}; it knows {codes}.")
-        return [start, known[token], tokenizer.convert_tokens_to_ids("<|transcribe|>"), no_timestamps]
+        return [start, known[code], tokenizer.convert_tokens_to_ids("<|transcribe|>"), no_timestamps]
 
     def _languages(self, loaded: LoadedModel, batch: Batch, encoded_BPD: Tensor) -> list[str | None]:
         languages = [clip.language for clip in batch.clips]
         if not _is_multilingual(loaded) or all(languages):
             return languages
-        known = loaded.module.generation_config.lang_to_id
+        known = _language_tokens(loaded)
         start = torch.full((len(languages), 1), loaded.module.config.decoder_start_token_id, device=encoded_BPD.device)
         hidden = loaded.module.model.decoder(
             input_ids=start, encoder_hidden_states=encoded_BPD, use_cache=False
         ).last_hidden_state[:, -1]
         codes = list(known)
         best = loaded.module.proj_out(hidden)[:, [known[code] for code in codes]].argmax(dim=-1).tolist()
-        return [given or codes[index].strip("<|>") for given, index in zip(languages, best, strict=True)]
+        return [given or codes[index] for given, index in zip(languages, best, strict=True)]
 
 
 def _is_multilingual(loaded: LoadedModel) -> bool:
     return bool(getattr(loaded.module.generation_config, "lang_to_id", None))
 
 
-def _language_code(language: str) -> str:
-    """`English`, `en-GB` and `EN` are all `en`."""
-    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE  # noqa: PLC0415
-
-    plain = language.strip().lower()
-    return TO_LANGUAGE_CODE.get(plain, plain.partition("-")[0])  # type: ignore[no-any-return]
+def _language_tokens(loaded: LoadedModel) -> dict[str, int]:
+    """Code -> id of the token that names the language."""
+    known: dict[str, int] = loaded.module.generation_config.lang_to_id
+    return {token.strip("<|>"): index for token, index in known.items()}
 
 
 def _components(module: Any) -> tuple[Component, ...]:
