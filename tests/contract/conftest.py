@@ -70,11 +70,17 @@ def language_model(folder: Path) -> Path:
     return folder
 
 
-def speech_llm(folder: Path, **settings: Any) -> None:
+def waveform_encoder(folder: Path) -> Path:
+    torch.manual_seed(4)
+    transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**WAVEFORM, **LAYER_NORM)).save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder)
+    return folder
+
+
+def speech_llm(folder: Path, *, waveform: bool = False, **settings: Any) -> None:
     parts = language_model(folder.with_name(folder.name + "-lm"))
-    module = compose(
-        folder, encoder="assets:whisper-nano", language_model=str(parts), projector_hidden_size=32, **settings
-    )
+    encoder = str(waveform_encoder(folder.with_name(folder.name + "-audio"))) if waveform else "assets:whisper-nano"
+    module = compose(folder, encoder=encoder, language_model=str(parts), projector_hidden_size=32, **settings)
     with torch.no_grad():  # gates begin closed, and pass nothing on
         for name, parameter in module.named_parameters():
             if "_gate." in name:
@@ -101,6 +107,9 @@ BUILDERS: dict[str, tuple[str, Callable[[Path], Any] | str]] = {
     "speech_llm-mlp": ("speech_llm", lambda f: speech_llm(f, projector_kind="mlp")),
     "speech_llm-perceiver": ("speech_llm", lambda f: speech_llm(f, projector_kind="perceiver", perceiver_latents=4)),
     "speech_llm-cross": ("speech_llm", lambda f: speech_llm(f, projector_kind="conv", fusion="cross_attention")),
+    "speech_llm-linear": ("speech_llm", lambda f: speech_llm(f, projector_kind="linear")),
+    "speech_llm-waveform": ("speech_llm", lambda f: speech_llm(f, projector_kind="mlp", waveform=True)),
+    "speech_llm-parts": ("speech_llm", "assets:speech-llm-nano"),
     "ast": (
         "ast",
         lambda f: save_classifier(

@@ -12,6 +12,7 @@ import soundfile
 from sonotune.data.chunking import concatenate_plan, cut_at_pauses, join
 from sonotune.data.importers import load
 from sonotune.data.manifest import read_manifest
+from sonotune.data.windows import WINDOW_SLACK_S, within_window
 from sonotune.errors import ManifestError
 from sonotune.types import Clip, Word
 
@@ -166,3 +167,33 @@ def test_speech_without_a_pause_is_cut_at_the_limit(tmp_path: Path) -> None:
     whole = Clip(id="x", path=tmp_path / "long.wav", start_s=0.5, duration_s=6.0)
     pieces = cut_at_pauses(whole, 2.5)
     assert [(piece.start_s, piece.duration_s) for piece in pieces] == [(0.5, 2.5), (3.0, 2.5), (5.5, 1.0)]
+
+
+def test_no_piece_is_longer_than_the_window_however_times_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """(x + w) - x may be more than w, and what is left of a whole number of windows 1e-15 s."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        window_s = float(rng.choice([4.095, 10.235, 30.0, rng.uniform(1, 30)]))
+        length_s = float(rng.choice([window_s * rng.integers(1, 9), rng.uniform(0.5, 20) * window_s]))
+        times_s = np.sort(rng.uniform(0, length_s, 2 * int(rng.integers(0, 8)))).tolist()
+        spans = list(zip(times_s[::2], times_s[1::2], strict=True))
+        monkeypatch.setattr("sonotune.data.chunking.read", lambda *_, **__: np.zeros(1, np.float32))
+        monkeypatch.setattr("sonotune.data.chunking.speech_mask", lambda *_: None)
+        monkeypatch.setattr("sonotune.data.chunking.speech_spans", lambda _, spans=spans: spans)
+        whole = Clip(id="x", path=Path("x.wav"), start_s=float(rng.uniform(0, 100)), duration_s=length_s)
+        pieces = cut_at_pauses(whole, window_s)
+        assert within_window(pieces, window_s) == (pieces, [])
+        assert sum(piece.duration_s for piece in pieces) == pytest.approx(length_s, abs=WINDOW_SLACK_S + 1e-6)
+        if len(pieces) > 1:
+            assert max(piece.duration_s for piece in pieces) <= window_s
+            assert min(piece.duration_s for piece in pieces) > WINDOW_SLACK_S
+
+
+def test_a_clip_is_within_the_window_up_to_rounding() -> None:
+    clips = [Clip(id=f"{extra_s}", path=Path("x.wav"), duration_s=4.095 + extra_s) for extra_s in (0.0, 1e-15, 0.009)]
+    longer = Clip(id="longer", path=Path("x.wav"), duration_s=4.2)
+    kept, [finding] = within_window([clips[0], longer, *clips[1:]], 4.095, outcome="counts as unheard")
+    assert kept == clips
+    assert (finding.check, finding.severity, finding.clip_ids) == ("audio.too_long", "error", ("longer",))
+    assert "'longer' lasts 4.20 s and the model hears 4.095 s at a time; it counts as unheard." in finding.message
+    assert within_window([longer], None) == ([longer], [])

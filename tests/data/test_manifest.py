@@ -58,6 +58,10 @@ NAME = TEXT.filter(lambda text: text.strip() != "")
 SECONDS = st.floats(min_value=0, max_value=1e6, allow_nan=False).map(abs)
 
 
+def class_name(text: str) -> str:
+    return unicodedata.normalize("NFC", text).strip() or "x"
+
+
 def words(pair: tuple[str, float, float]) -> Word:
     return Word(text=unicodedata.normalize("NFC", pair[0]), start_s=pair[1], end_s=pair[1] + pair[2], score=0.5)
 
@@ -71,7 +75,7 @@ CLIP = st.builds(
     sample_rate_hz=st.none() | st.integers(1, 192_000),
     channel=st.none() | st.integers(0, 7),
     text=st.none() | TEXT.map(lambda text: unicodedata.normalize("NFC", text)),
-    label=st.lists(NAME, max_size=2).map(tuple),
+    label=st.lists(NAME.map(class_name), max_size=2, unique=True).map(tuple),
     words=st.lists(st.tuples(TEXT, SECONDS, SECONDS).map(words), max_size=2).map(tuple),
     language=st.none() | NAME,
     domain=st.none() | NAME,
@@ -91,6 +95,17 @@ def test_clips_come_back_as_written(tmp_path: Path, clips: list[Clip]) -> None:
 def test_text_becomes_nfc(tmp_path: Path) -> None:
     manifest = lines(tmp_path / "m.jsonl", record(1, text="e\u0301"))
     assert read_manifest(manifest)[0].text == "\u00e9"
+
+
+def test_one_class_is_one_class_however_it_is_typed(tmp_path: Path) -> None:
+    manifest = lines(
+        tmp_path / "m.jsonl",
+        record(1, label=["cafe\u0301", " drum ", "caf\u00e9", "drum"]),
+        record(2, label="\u00a0caf\u00e9\n"),
+    )
+    assert [clip.label for clip in read_manifest(manifest)] == [("caf\u00e9", "drum"), ("caf\u00e9",)]
+    with pytest.raises(ManifestError, match="'label' has the wrong type"):
+        read_manifest(lines(tmp_path / "empty.jsonl", record(1, label=["drum", " \u00a0"])))
 
 
 def test_byte_order_mark_crlf_and_blank_lines(tmp_path: Path) -> None:

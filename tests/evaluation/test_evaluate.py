@@ -184,6 +184,15 @@ def test_clips_longer_than_the_window_are_not_cut_in_silence(clips: list[Clip]) 
     assert [done for done, _ in progress] == sorted({done for done, _ in progress})
 
 
+def test_a_clip_as_long_as_the_window_is_heard_however_its_length_is_rounded(clips: list[Clip]) -> None:
+    loaded = Loaded()
+    loaded.frontend.max_duration_s = max(clip.duration_s for clip in clips)
+    rounded = [replace(clip, duration_s=clip.duration_s + 1e-15) for clip in clips]
+    result = run(rounded, loaded=loaded)
+    assert result.findings == []
+    assert result.scores["wer"].value == 0.0
+
+
 def test_clips_without_a_transcript_are_decoded_and_not_scored(clips: list[Clip]) -> None:
     result = run([replace(clip, text=None) if clip.id == "clip-4" else clip for clip in clips])
     assert result.predictions[4].text == "four"

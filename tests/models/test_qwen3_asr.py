@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sonotune.models.families.qwen3_asr import Qwen3AsrFamily
 from sonotune.models.families.qwen3_asr_old import modern_name
 from sonotune.models.families.qwen3_asr_text import language_name, prompt_of, written_text
 from sonotune.models.probe import probe_logits
+from sonotune.registry import resolve_asset
 from sonotune.types import Clip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -535,3 +537,14 @@ def test_it_learns_two_clips(tmp_path: Path):
         optimizer.step()
         optimizer.zero_grad()
     assert FAMILY.transcribe(nano, batch) == TEXTS[:2]
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [("hello", "makes 'hello' of a turn with audio"), ("{{ nothing.at.all }}", "cannot be rendered")],
+)
+def test_a_chat_template_without_audio_is_refused_when_the_model_is_loaded(tmp_path: Path, template: str, said: str):
+    folder = shutil.copytree(resolve_asset("assets:qwen3-asr-nano"), tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(template, "utf-8")
+    with pytest.raises(ModelError, match=said):
+        Qwen3AsrFamily().load(str(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,15 @@ import torch
 import transformers
 from torch import nn
 
+import sonotune
 from sonotune.adapters import lora
 from sonotune.adapters.allocation import RankPlan, unit_costs
 from sonotune.adapters.merge import merge_into
 from sonotune.errors import ModelError, RunDirectoryError, TextError
 from sonotune.features.batching import Batch, pad_targets
 from sonotune.models.base import LoadedModel, count_parameters, parameter_owners, select
-from sonotune.models.composed import SpeechLlm, SpeechLlmConfig
-from sonotune.models.composing import compose
+from sonotune.models.composed import BOUNDS, SpeechLlm, SpeechLlmConfig
+from sonotune.models.composing import compose, put_together
 from sonotune.models.families.speech_llm import SpeechLlmFamily
 from sonotune.models.probe import probe_logits
 from sonotune.models.projectors import PROJECTORS
@@ -34,6 +36,7 @@ SECONDS = [0.3, 0.52, 0.41]
 TEXTS = ["one", "two three", "six"]
 SMALL = {"projector_hidden_size": 24, "projector_heads": 2, "perceiver_latents": 2, "perceiver_depth": 1}
 KINDS = tuple(PROJECTORS)
+PACKAGE = Path(sonotune.__file__).parent / "assets"
 
 
 def tiny_tokenizer() -> Any:
@@ -492,3 +495,105 @@ def test_a_default_is_a_cross_attention_block_before_every_fourth_layer():
     assert config.cross_attention_layers == [3, 7]
     assert isinstance(SpeechLlmConfig.from_dict(config.to_dict()).audio_config, transformers.WhisperConfig)
     assert transformers.AutoModel._model_mapping[SpeechLlmConfig] is SpeechLlm
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "heads"), [("mlp", 896, 14), ("linear", 896, 14), ("conv", 896, 14), ("perceiver", 160, 2)]
+)
+def test_sizes_that_nobody_sets_follow_from_the_parts(kind: Any, width: int, heads: int):
+    audio = {"model_type": "whisper", "d_model": 160}
+    text = {"model_type": "qwen2", "hidden_size": 896, "num_hidden_layers": 2}
+    config = SpeechLlmConfig(audio_config=audio, text_config=text, projector_kind=kind)
+    assert (config.projector_hidden_size, config.projector_heads) == (width, heads)
+    assert SpeechLlmConfig(text_config=text, projector_hidden_size=90).projector_heads == 1
+    again = SpeechLlmConfig.from_dict(config.to_diff_dict())
+    assert (again.projector_hidden_size, again.projector_heads) == (width, heads)
+
+
+@pytest.mark.parametrize("name", sorted(BOUNDS))
+def test_sizes_have_bounds(name: str):
+    least, most = BOUNDS[name]
+    for value in (least - 1, most + 1):
+        with pytest.raises(ModelError, match=f"{name}={value} is out of bounds; allowed are {least} to {most}"):
+            SpeechLlmConfig(text_config={"model_type": "qwen2"}, **{name: value})
+
+
+def test_a_new_part_is_untrained_until_its_weights_change(made: Any, tmp_path: Path):
+    folder = made("whisper", "llama", "perceiver", "cross_attention")
+    loaded = FAMILY.load(folder)
+    assert loaded.untrained == ("projector", "decoder.cross_attention", "decoder.gates")
+    named = {name for selector in loaded.untrained for name in select(loaded, [selector])}
+    assert named == {
+        name for name, _ in loaded.module.named_parameters() if name.startswith(("projector.", "cross_attention."))
+    }
+    assert FAMILY.load(folder, random_weights=True).untrained == FAMILY.outline(folder).untrained == ()
+    for part, left in (("projector.out.bias", ("decoder.cross_attention", "decoder.gates")), ("gate.scale", ())):
+        with torch.no_grad():
+            for name, parameter in loaded.module.named_parameters():
+                if name.endswith(part) or (part == "gate.scale" and name.endswith("q_proj.weight")):
+                    parameter += 1e-3
+        loaded.module.save_pretrained(tmp_path / part)
+        loaded.processor.save_pretrained(tmp_path / part)
+        assert FAMILY.load(str(tmp_path / part)).untrained == left
+    assert FAMILY.load(made("whisper", "llama", "mlp", "prompt")).untrained == ("projector",)
+
+
+def test_a_tag_without_a_name_stands_in_the_prompt_as_it_is(tmp_path: Path, parts: dict[str, Path]):
+    arguments = {"encoder": str(parts["whisper"]), "prompt": "<audio>the {language}:", **SMALL}
+    compose(tmp_path / "made", language_model=str(parts["llama"]), **arguments)
+    loaded = FAMILY.load(str(tmp_path / "made"))
+    decode = loaded.processor.tokenizer.decode
+    for given, told in (("he_IL", "Hebrew"), ("iw", "Hebrew"), ("xx_YY", "xx_YY"), (" ", "unknown"), (None, "unknown")):
+        assert decode(FAMILY._prompt(loaded, given)[1]) == f"the {told}:"
+    assert FAMILY.note_on_language(loaded, "iw") is None
+    note = FAMILY.note_on_language(loaded, "xx_YY")
+    assert note is not None
+    assert note.startswith("'xx_YY' is the code or name of no language")
+
+
+def test_the_packaged_model_puts_its_parts_together_the_same_every_time(tmp_path: Path):
+    loaded, again = (FAMILY.load("assets:speech-llm-nano", dropout=dropout) for dropout in (None, 0.3))
+    assert loaded.untrained == ("projector",)
+    assert loaded.revision == again.revision
+    assert again.module.audio_encoder.dropout == again.module.config.dropout == 0.3
+    assert torch.equal(probe_logits(FAMILY, loaded), probe_logits(FAMILY, again))
+    whisper = transformers.WhisperModel.from_pretrained(PACKAGE / "whisper-nano", dtype=torch.float32)
+    qwen = transformers.Qwen3ASRForConditionalGeneration.from_pretrained(
+        PACKAGE / "qwen3-asr-nano", dtype=torch.float32
+    )
+    for mine, theirs in (
+        (loaded.module.audio_encoder.layers, whisper.encoder.layers),
+        (loaded.module.language_model.model, qwen.model.language_model),
+        (loaded.module.language_model.lm_head, qwen.lm_head),
+    ):
+        ours, wanted = mine.state_dict(), theirs.state_dict()
+        assert ours.keys() == wanted.keys()
+        assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
+    loaded.module.save_pretrained(tmp_path / "whole")  # saved, it has weights of its own
+    loaded.processor.save_pretrained(tmp_path / "whole")
+    whole = FAMILY.load(str(tmp_path / "whole"))
+    assert whole.module.config.parts is None
+    assert torch.equal(probe_logits(FAMILY, loaded), probe_logits(FAMILY, whole))
+
+
+def test_the_packaged_configuration_is_that_of_its_parts():
+    config = SpeechLlmConfig.from_pretrained(PACKAGE / "speech-llm-nano")
+    module, _ = put_together(**config.parts)
+    left_out = {"untrained", "parts", "architectures", "dtype", "_name_or_path", "transformers_version"}
+    kept, made = ({k: v for k, v in c.to_dict().items() if k not in left_out} for c in (config, module.config))
+    for part in ("audio_config", "text_config"):
+        kept[part], made[part] = ({k: v for k, v in c[part].items() if k not in left_out} for c in (kept, made))
+    assert kept == made
+
+
+def test_a_folder_that_names_its_parts_badly_is_refused(tmp_path: Path):
+    kept = json.loads((PACKAGE / "speech-llm-nano" / "config.json").read_text("utf-8"))
+    for parts, said in (
+        ({"encoder": "assets:whisper-nano"}, "`parts` needs"),
+        ({**kept["parts"], "language_model": 3}, "`parts` needs"),
+        ({**kept["parts"], "projector_kidn": "mlp"}, "projector_kidn"),
+        ({**kept["parts"], "encoder": str(tmp_path / "absent")}, "neither a folder"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(kept | {"parts": parts}), "utf-8")
+        with pytest.raises(ModelError, match=said):
+            FAMILY.load(str(tmp_path))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from sonotune.errors import ModelError, TextError
 from sonotune.features.batching import Batch, pad_targets
 from sonotune.models.base import LoadedModel, count_parameters, parameter_owners, select
 from sonotune.models.families.whisper import WhisperFamily
+from sonotune.registry import resolve_asset
 from sonotune.types import Clip
 
 FAMILY = WhisperFamily()
@@ -193,3 +198,43 @@ def test_gradient_checkpointing_changes_no_gradient(loaded: LoadedModel):
     loaded.module.eval()
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-5) for name in gradients[0])
+
+
+def without_generation_config(tmp_path: Path, **config: Any) -> Path:
+    folder = shutil.copytree(resolve_asset("assets:whisper-nano"), tmp_path / "model")
+    (folder / "generation_config.json").unlink()
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | config), "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("random_weights", [False, True])
+def test_the_languages_come_from_the_tokenizer_where_nothing_else_names_them(tmp_path: Path, random_weights: bool):
+    """Else a multilingual model would be prompted, without a word, as one that knows English alone."""
+    found = FAMILY.load(str(without_generation_config(tmp_path)), random_weights=random_weights)
+    packaged = FAMILY.load("assets:whisper-nano")
+    assert FAMILY.knows_language(found, "he")
+    assert not FAMILY.knows_language(found, "klingon")
+    text = "seven"
+    assert FAMILY.encode_text(found, text, "he").tolist() == FAMILY.encode_text(packaged, text, "he").tolist()
+    found.module.save_pretrained(tmp_path / "kept")
+    assert "lang_to_id" in json.loads((tmp_path / "kept" / "generation_config.json").read_text("utf-8"))
+
+
+def test_an_english_only_model_stays_one(tmp_path: Path):
+    """Its tokenizer has the tokens of all languages as well."""
+    folder = without_generation_config(tmp_path, vocab_size=51_864)
+    loaded = FAMILY.load(str(folder), random_weights=True)
+    assert FAMILY.encode_text(loaded, "seven", None).tolist()[:2] == [
+        loaded.module.config.decoder_start_token_id,
+        loaded.processor.tokenizer.convert_tokens_to_ids("<|notimestamps|>"),
+    ]
+
+
+@pytest.mark.parametrize("language", ["he_IL", "he-IL", "iw", "Hebrew", "HE"])
+def test_a_language_has_one_token_however_it_is_written(language: str):
+    loaded = FAMILY.load("assets:whisper-nano")
+    assert FAMILY.knows_language(loaded, language)
+    assert FAMILY.note_on_language(loaded, language) is None
+    plain = FAMILY.encode_text(loaded, "שבע", "he").tolist()
+    assert FAMILY.encode_text(loaded, "שבע", language).tolist() == plain

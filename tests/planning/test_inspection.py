@@ -10,9 +10,9 @@ import torch
 
 from sonotune.adapters import lora
 from sonotune.adapters.saved import open_model
+from sonotune.cli.models import _size_beside_16_bits
 from sonotune.errors import AdapterError, ModelError
-from sonotune.models.base import count_parameters
-from sonotune.models.base import LoadedModel
+from sonotune.models.base import LoadedModel, count_parameters
 from sonotune.models.quantize import quantized_bytes
 from sonotune.planning.inspection import Inspection, inspect_model
 from sonotune.training.adapt import ADAPTER_SETTINGS, adapt
@@ -121,3 +121,10 @@ def test_what_is_wrong_is_said():
         inspect_model(NANO, **settings(targets=["nothing"]))
     with pytest.raises(ModelError, match="neither a folder"):
         inspect_model("./absent", **settings())
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [(3.2, "smaller  3.20 times than in 16 bits"), (0.5, "larger   2.00 times than in 16 bits")]
+)
+def test_what_is_larger_than_in_16_bits_is_not_called_smaller(size: float, said: str):
+    assert _size_beside_16_bits(size) == said

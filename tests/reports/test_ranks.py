@@ -14,7 +14,7 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sonotune.errors import AdapterError
@@ -510,6 +510,7 @@ def test_a_report_without_them_has_no_section(run_record, run_events) -> None:
 
 
 @settings(max_examples=15, deadline=None)
+@example(values={"": 8.132860771546735e-285, "0": 1.4620387975800604e24})
 @given(st.dictionaries(st.text(max_size=20), st.floats() | st.integers(-(10**6), 10**6), min_size=1, max_size=4))
 def test_any_name_and_number_can_be_drawn(values: dict[str, float]) -> None:
     picture = heat_map(values)

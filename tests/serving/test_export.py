@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from sonotune.adapters.saved import open_model
+from sonotune.adapters import lora
+from sonotune.adapters.merge import MergeProof
+from sonotune.adapters.saved import open_model, use_of
 from sonotune.errors import AdapterError, ResourceError, RunDirectoryError
 from sonotune.models.base import LoadedModel
 from sonotune.models.families.whisper import WhisperFamily
 from sonotune.models.probe import probe_batch, probe_logits
 from sonotune.serving import export as module
 from sonotune.serving.export import export
+from sonotune.serving.recognizer import Recognizer
 
 Trained = Callable[..., tuple[Path, LoadedModel]]
 
@@ -167,4 +171,63 @@ def test_a_full_disk_leaves_nothing_half_written(trained: Trained, tmp_path: Pat
     with pytest.raises(ResourceError, match="export") as caught:
         export(str(folder), tmp_path / "export")
     assert caught.value.exit_code == 5
+    assert "run.dir" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_export_keeps_the_settings_it_is_to_be_used_with(trained: Trained, tmp_path: Path):
+    folder, loaded = trained()
+    made_with = {
+        "language": "en", "text_scoring": "identity", "min_duration_s": 0.1, "max_duration_s": 9.0,
+        "multi_label": False,
+    }  # fmt: skip
+    lora.save(loaded, folder, extra={"bits": 16, **made_with})
+    for name, only in (("export", False), ("adapter", True)):
+        export(str(folder), tmp_path / name, adapter_only=only)
+        recorded = json.loads((tmp_path / name / "sonotune_export.json").read_text("utf-8"))
+        assert {key: recorded[key] for key in made_with} == made_with
+        assert use_of(str(tmp_path / name)) == made_with
+        assert Recognizer.open(str(tmp_path / name), device="cpu").opened.settings["language"] == "en"
+    export(str(tmp_path / "export"), tmp_path / "again")  # and from one to the next
+    assert use_of(str(tmp_path / "again")) == made_with
+
+
+def test_logits_that_are_no_numbers_prove_nothing(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):  # fmt: skip
+    folder, _ = trained()
+    monkeypatch.setattr(module, "compare_logits", lambda *_: MergeProof(largest=math.nan, scale=1.0, agreement=0.0))
+    with pytest.raises(AdapterError, match=r"the merged model gives no numbers: .* nan of 1"):
+        export(str(folder), tmp_path / "export")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_weights_that_do_not_fit_their_type_are_not_written(trained: Trained, tmp_path: Path):
+    folder, loaded = trained()
+    with torch.no_grad():  # beyond the range of fp16
+        loaded.module.model.encoder.conv2.modules_to_save["default"].weight *= 1e7
+    lora.save(loaded, folder)
+    with pytest.raises(AdapterError, match="the model in fp16 gives no numbers"):
+        export(str(folder), tmp_path / "export", dtype="fp16")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_model_without_adapter_is_not_called_merged(tmp_path: Path):
+    assert export("assets:whisper-nano", tmp_path / "export")["kind"] == "model"
+
+
+@pytest.mark.parametrize("only", [False, True])
+def test_a_damaged_adapter_is_not_handed_on(trained: Trained, tmp_path: Path, only: bool):
+    folder, _ = trained()
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(AdapterError, match="damaged or empty"):
+        export(str(folder), tmp_path / "export", adapter_only=only)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_place_that_cannot_be_written_is_told_as_that_of_an_export(trained: Trained, tmp_path: Path):
+    folder, _ = trained()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunDirectoryError, match="the folder to export to") as caught:
+        export(str(folder), tmp_path / "file" / "export")
+    assert "run.dir" not in str(caught.value)

@@ -292,6 +292,36 @@ def test_a_class_the_model_does_not_know_is_refused_by_name():
         assert "model.outputs=data" in message
 
 
+def test_a_clip_that_is_scored_with_two_classes_is_refused_by_name():
+    clips = clips_of(["roll"], [], ["drag", "flam"], ["roll", "drag"])
+    with pytest.raises(ManifestError, match="'c2' has the classes drag, flam and 1 more clips have several") as caught:
+        task().check_truth(model(), clips)
+    assert "data.multi_label=true" in str(caught.value)
+    task().check_truth(model(), clips[:2])
+    task(multi_label=True).check_truth(model(), clips)
+
+
+def test_one_class_is_nothing_to_tell_apart():
+    clips = clips_of(["roll"], ["roll"])
+    with pytest.raises(ManifestError, match="one class, 'roll'; two or more are needed"):
+        task().prepare(model(["roll"]), clips)
+    assert len(task().prepare(model(), clips).clips) == 2  # a checkpoint that tells three apart
+    assert len(task(multi_label=True).prepare(model(["roll"]), clips).clips) == 2  # yes or no
+
+
+def test_clips_without_any_class_between_them_teach_nothing():
+    with pytest.raises(ManifestError, match=r"none of the 2 training clips has a class.*'label' of data\.train"):
+        task(multi_label=True).prepare(model(), clips_of([], []))
+
+
+def test_scores_without_any_class_carry_a_warning():
+    made = task(multi_label=True)
+    found = [said("c0", 0.9, 0.1, 0.1), said("c1", 0.2, 0.1, 0.1)]
+    _, [warning] = made.details(found, clips_of([], []))
+    assert (warning.check, warning.severity) == ("label.none", "warning")
+    assert made.details(found, clips_of([], ["drag"]))[1] == []
+
+
 def test_the_outputs_are_all_classes_in_order_once():
     assert task().outputs(clips_of(["roll"], [], ["drag", "flam"], ["roll"])) == LABELS
     assert task().outputs([]) == ()

@@ -9,6 +9,7 @@ import pytest
 
 from sonotune.data.text import get
 from sonotune.models.base import LoadedModel
+from sonotune.models.families.ctc import CtcFamily
 from sonotune.models.families.whisper import WhisperFamily
 from sonotune.models.probe import probe_batch
 from sonotune.tasks.base import TaskSettings
@@ -23,8 +24,13 @@ def loaded() -> LoadedModel:
     return FAMILY.load("assets:whisper-nano")
 
 
-def task(*, language: str | None = "en", training: str = "basic", scoring: str = "basic") -> Transcribe:
-    return Transcribe(FAMILY, TaskSettings(training_text=get(training), scoring_text=get(scoring), language=language))
+def task(
+    *, language: str | None = "en", training: str = "basic", scoring: str = "basic", limit: int | None = None
+) -> Transcribe:
+    settings = TaskSettings(
+        training_text=get(training), scoring_text=get(scoring), language=language, max_label_tokens=limit
+    )
+    return Transcribe(FAMILY, settings)
 
 
 def clip(number: int, text: str | None, **changes: str | None) -> Clip:
@@ -75,6 +81,35 @@ def test_what_cannot_be_a_target_is_a_finding_that_names_the_clip(
     assert "'c1'" in finding.message
     assert [kept.id for kept in prepared.clips] == ["c0", "c2"]
     assert len(prepared.targets) == 2
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4])
+def test_only_the_tokens_of_the_text_are_limited(loaded: LoadedModel, limit: int):
+    clips = [clip(0, "seven two nine one six"), clip(1, "", language="he")]
+    whole, empty = task().prepare(loaded, clips).targets
+    assert len(whole) > len(empty) + 4
+    prepared = task(limit=limit).prepare(loaded, clips)
+    prompt = len(empty) - 1
+    assert prepared.targets[0].tolist() == whole[: prompt + limit].tolist()  # and no end
+    assert prepared.targets[1].tolist() == empty.tolist()
+    [finding] = prepared.findings
+    assert (finding.check, finding.severity, finding.clip_ids) == ("text.truncated", "warning", ("c0",))
+    assert f"data.max_label_tokens={limit}" in finding.message
+    assert task(limit=len(whole) - len(empty)).prepare(loaded, clips).findings == ()
+
+
+def test_where_text_is_aligned_with_the_audio_a_long_one_is_left_out(loaded: LoadedModel):
+    """Its beginning alone would teach that the rest of the clip is silence."""
+    clips = [clip(0, "seven"), clip(1, "seven two nine")]
+    settings = TaskSettings(training_text=get("basic"), max_label_tokens=5)
+    ctc = CtcFamily().load("assets:ctc-nano")
+    hybrid = loaded.with_(ctc_share=0.3)
+    for made, model in ((Transcribe(CtcFamily(), settings), ctc), (task(limit=5), hybrid)):
+        prepared = made.prepare(model, [replace(one, duration_s=5.0) for one in clips])
+        assert [kept.id for kept in prepared.clips] == ["c0"]
+        [finding] = prepared.findings
+        assert (finding.check, finding.severity, finding.clip_ids) == ("data.too_many_tokens", "warning", ("c1",))
+        assert prepared.dropped == ()  # the setting asks for it; the data are sound
 
 
 def test_scores_compare_scoring_forms_and_count_each_kind_of_error():

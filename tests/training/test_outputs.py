@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sonotune import cli
 from sonotune.adapters.saved import open_model
+from sonotune.cli.runs import _run_lines
 from sonotune.config.load import LoadedConfig
 from sonotune.data.manifest import read_manifest
 from sonotune.data.tokenizer import train_tokenizer
@@ -312,6 +313,7 @@ def test_full_fine_tuning_of_several_classes_says_so(classify: Settings, tones: 
 def test_a_new_classifier_that_trains_as_an_adapter_is_the_same_when_reopened(classify: Settings, tones: Path):
     record, folder = run(classify("adapter.unfreeze=[]", "training.max_steps=4"))
     assert any(finding.check == "model.new_outputs" for finding in record.findings)
+    assert any(line.startswith("warning  the output layer is new") for line in _run_lines(record, folder))
     _, logits = reopened(folder)
     torch.manual_seed(99)
     opened = open_model(str(folder))
@@ -366,6 +368,38 @@ def test_transcripts_are_never_mixed(settings: Settings):
 def test_a_class_that_is_only_scored_is_refused_before_training(classify: Settings, tones: Path, split: str):
     with pytest.raises(ManifestError, match="paradiddle"):
         run(classify(f"data.{split}={tones / 'unknown.jsonl'}"))
+
+
+def relabelled(tones: Path, target: Path, **labels: Any) -> Path:
+    """The training clips with other labels: `every` for all of them, or by their number (`t3`)."""
+    target.mkdir(exist_ok=True)
+    lines = [json.loads(line) for line in (tones / "train.jsonl").read_text("utf-8").splitlines()]
+    for line in lines:
+        line |= {"path": str(tones / line["path"]), "label": labels.get(line["id"], labels.get("every", line["label"]))}
+    (target / "clips.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    return target / "clips.jsonl"
+
+
+def test_one_class_is_refused_before_training(classify: Settings, tones: Path, tmp_path: Path):
+    place = relabelled(tones, tmp_path / "one", every="only")
+    with pytest.raises(ManifestError, match="one class, 'only'"):
+        run(classify(f"data.train={place}", f"data.eval={place}", "data.allow_outside_root=true"))
+
+
+def test_many_clips_without_a_single_class_are_refused_before_training(classify: Settings, tones: Path, tmp_path: Path):
+    place = relabelled(tones, tmp_path / "none", every=[])
+    words = (f"data.train={place}", f"data.eval={place}", "data.multi_label=true", "data.allow_outside_root=true")
+    with pytest.raises(ManifestError, match="none of the 12 training clips has a class"):
+        run(classify(*words, "adapter.unfreeze=[]"))
+
+
+@pytest.mark.parametrize("split", ["eval", "test"])
+def test_a_clip_with_two_classes_that_is_scored_is_named_before_training(
+    classify: Settings, tones: Path, tmp_path: Path, split: str
+):
+    place = relabelled(tones, tmp_path / "two", t3=["drag", "flam"])
+    with pytest.raises(ManifestError, match="clip 't3' has the classes drag, flam"):
+        run(classify(f"data.{split}={place}", "data.allow_outside_root=true"))
 
 
 def test_the_checkpoints_classes_cannot_be_asked_for_where_they_do_not_fit(classify: Settings):

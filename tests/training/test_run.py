@@ -17,6 +17,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from sonotune.adapters.saved import use_of
 from sonotune.config.load import LoadedConfig
 from sonotune.errors import (
     AdapterError,
@@ -82,7 +83,7 @@ def test_a_run_leaves_all_that_the_design_lists(settings: Settings, tmp_path: Pa
     record, folder = run(settings("data.test=" + str(settings().config.data.eval)))
     assert folder == tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
-        "run.json", "events.jsonl", "run.lock", "checkpoints", "adapter", "predictions"
+        "run.json", "ranks.json", "events.jsonl", "run.lock", "checkpoints", "adapter", "predictions"
     }  # fmt: skip
     assert read_record(folder) == record
     assert record.status == "finished"
@@ -112,6 +113,9 @@ def test_a_run_leaves_all_that_the_design_lists(settings: Settings, tmp_path: Pa
     side_car = json.loads((folder / "adapter" / "sonotune.json").read_text("utf-8"))
     assert side_car["bits"] == 16
     assert side_car["checkpoint"] == record.model["checkpoint"]
+    for name in ("text_scoring", "min_duration_s", "max_duration_s", "multi_label"):
+        assert side_car[name] == record.config["data"][name]
+    assert use_of(str(folder / "adapter")) == use_of(str(folder))
 
 
 def test_the_kept_adapter_is_the_best_checkpoint(settings: Settings, monkeypatch: pytest.MonkeyPatch):
@@ -155,6 +159,7 @@ def test_full_fine_tuning_keeps_a_plain_model(settings: Settings, tiny_model: Pa
     assert trained.keys() == start.keys()
     unmoved = [name for name in trained if torch.equal(trained[name], start[name])]
     assert unmoved == ["model.encoder.embed_positions.weight"]  # sinusoids do not train
+    assert use_of(str(folder / "model")) == use_of(str(folder)) != {}
 
 
 @pytest.mark.parametrize(

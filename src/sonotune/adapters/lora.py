@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from sonotune.models.base import LoadedModel
 logger = logging.getLogger(__name__)
 
 SIDE_CAR = "sonotune.json"
+_PEFT, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @contextmanager
@@ -44,7 +45,7 @@ def _must_fit(loaded: LoadedModel, folder: Path) -> Iterator[None]:
     try:
         with _quiet_peft():
             yield
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, TypeError, KeyError, AttributeError) as error:
         raise AdapterError(f"the adapter in {folder} does not fit {loaded.checkpoint}: {str(error)[:200]}") from error
 
 
@@ -81,7 +82,7 @@ def attach(
     from peft import LoraConfig, get_peft_model  # noqa: PLC0415  (one second; only adapted runs pay)
 
     if loaded.adapter is not None:
-        raise AdapterError("this model already carries an adapter; merge it or load the base model.")
+        raise AdapterError(carries_one("an adapter is trained on plain weights"))
     stem_modules = _stem_modules(loaded)
     full = modules_of(loaded, unfreeze) if unfreeze else ()
     if stem == "train":
@@ -169,6 +170,14 @@ def _check_endings(loaded: LoadedModel, full: Collection[str]) -> None:
         )
 
 
+def carries_one(why: str) -> str:
+    """What a user is told who would train over an adapter."""
+    return (
+        f"{why}, but this model already carries an adapter. "
+        "Merge it first: sonotune export RUN FOLDER, then model=FOLDER."
+    )
+
+
 def _stem_modules(loaded: LoadedModel) -> tuple[str, ...]:
     """Convolutions of the stem; its linears where it has none; or what the family names."""
     if loaded.stem_modules:
@@ -186,10 +195,7 @@ def unfreeze_all(loaded: LoadedModel) -> LoadedModel:
         AdapterError: The weights are quantised, or the model carries an adapter.
     """
     if loaded.adapter is not None:
-        raise AdapterError(
-            "full fine-tuning starts from plain weights, but this model carries an adapter. "
-            "Merge it first: sonotune export RUN FOLDER, then model=FOLDER."
-        )
+        raise AdapterError(carries_one("full fine-tuning starts from plain weights"))
     if loaded.quantized:
         raise AdapterError(
             f"adapter.kind=none trains all weights, but {len(loaded.quantized)} are quantised. "
@@ -219,15 +225,24 @@ def save(loaded: LoadedModel, folder: Path, *, extra: dict[str, Any] | None = No
         loaded.adapter.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     config_path = folder / "adapter_config.json"
     config = json.loads(config_path.read_text("utf-8"))
-    base = Path(loaded.checkpoint)
-    checkpoint = str(base.resolve()) if base.is_dir() else loaded.checkpoint  # readable from any working directory
-    config["base_model_name_or_path"] = checkpoint
+    config["base_model_name_or_path"] = _anywhere(loaded.checkpoint)
     if not isinstance(config["target_modules"], str):
         config["target_modules"] = sorted(config["target_modules"])  # a set: its order differs from run to run
     config_path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
-    side_car = {"schema": 1, "family": loaded.family, "checkpoint": checkpoint, "revision": loaded.revision,
-                "context": loaded.context, **(extra or {})}  # fmt: skip
+    write_side_car(loaded, folder, extra=extra or {})
+
+
+def write_side_car(loaded: LoadedModel, folder: Path, *, extra: Mapping[str, Any]) -> None:
+    """Write `sonotune.json`: what a model was made of, and what else is to be known when it is used."""
+    side_car = {"schema": 1, "family": loaded.family, "checkpoint": _anywhere(loaded.checkpoint),
+                "revision": loaded.revision, "context": loaded.context, **extra}  # fmt: skip
     (folder / SIDE_CAR).write_text(json.dumps(side_car, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _anywhere(checkpoint: str) -> str:
+    """A folder's name, readable from any working directory; another name as it is."""
+    base = Path(checkpoint)
+    return str(base.resolve()) if base.is_dir() else checkpoint
 
 
 def load(loaded: LoadedModel, folder: Path, *, trainable: bool = False) -> LoadedModel:
@@ -239,9 +254,10 @@ def load(loaded: LoadedModel, folder: Path, *, trainable: bool = False) -> Loade
         trainable: Whether training goes on.
 
     Raises:
-        AdapterError: The folder is no adapter, or it was trained on other weights.
+        AdapterError: The folder is no adapter, it was trained on other weights, or its tensors are damaged or not
+            those of its settings.
     """
-    from peft import PeftModel  # noqa: PLC0415
+    from peft import LoraConfig, PeftModel, get_peft_model_state_dict  # noqa: PLC0415
 
     side_car = read_side_car(folder)
     revision = side_car.get("revision")
@@ -250,10 +266,61 @@ def load(loaded: LoadedModel, folder: Path, *, trainable: bool = False) -> Loade
             f"the adapter in {folder} was trained on {side_car.get('checkpoint')} at {revision}, "
             f"but the base model here is at {loaded.revision}. Give the same base model."
         )
+    tensors = read_tensors(folder)
     with _must_fit(loaded, folder):
-        wrapper = PeftModel.from_pretrained(loaded.module, folder, is_trainable=trainable)
+        config = LoraConfig.from_pretrained(str(folder))
+        config.inference_mode = not trainable
+        wrapper = PeftModel(loaded.module, config)
+        wanted = get_peft_model_state_dict(wrapper, save_embedding_layers=False)
+    _check_tensors(tensors, wanted, folder)  # what is absent would silently keep the values of an untrained adapter
+    with _must_fit(loaded, folder):
+        wrapper.load_adapter(str(folder), "default", is_trainable=trainable)
     wrapper.eval()
     return loaded.with_(adapter=wrapper)
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """What a saved adapter learned, by PEFT's names.
+
+    Raises:
+        AdapterError: The file is missing or damaged, or holds NaN or infinity.
+    """
+    from safetensors import SafetensorError  # noqa: PLC0415
+    from safetensors.torch import load_file  # noqa: PLC0415
+
+    path = folder / _WEIGHTS
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise AdapterError(f"{path} is damaged or empty: {error}. Copy the adapter again.") from error
+    lost = sorted(name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all()))
+    if lost:
+        raise AdapterError(
+            f"{path} holds NaN or infinity in {len(lost)} of {len(tensors)} tensors, such as {lost[0]}. "
+            "Take an adapter from before its training failed."
+        )
+    return tensors
+
+
+def _check_tensors(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Raise AdapterError unless a file holds exactly the tensors that its settings ask for."""
+    path = folder / _WEIGHTS
+    if absent := sorted(wanted.keys() - found.keys()):
+        raise AdapterError(
+            f"{path} lacks {len(absent)} of the {len(wanted)} tensors that {_PEFT} asks for, such as {absent[0]}; "
+            "they would be as before training. Copy the adapter again."
+        )
+    if unknown := sorted(found.keys() - wanted.keys()):
+        raise AdapterError(
+            f"{path} holds {len(unknown)} tensors that {_PEFT} does not ask for, such as {unknown[0]}; they would be "
+            "left out. Keep both files of one adapter together."
+        )
+    for name in sorted(wanted):
+        if found[name].shape != wanted[name].shape:
+            raise AdapterError(
+                f"{path} holds {name} as {tuple(found[name].shape)}, and this base model and {_PEFT} ask for "
+                f"{tuple(wanted[name].shape)}. Give the base model that the adapter was trained on."
+            )
 
 
 def lay_out(loaded: LoadedModel, folder: Path) -> LoadedModel:
@@ -275,15 +342,81 @@ def read_side_car(folder: Path) -> dict[str, Any]:
     """The entries of `sonotune.json`; empty for an adapter made by another PEFT tool.
 
     Raises:
-        AdapterError: The folder holds no adapter.
+        AdapterError: The folder holds no adapter, or one of its two descriptions is damaged.
     """
-    if not (folder / "adapter_config.json").is_file():
-        raise AdapterError(f"{folder} holds no adapter: adapter_config.json is missing.")
+    peft_entries(folder)
     path = folder / SIDE_CAR
-    if not path.is_file():
-        return {}
-    entries: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return read_entries(path) if path.is_file() else {}
+
+
+def read_entries(path: Path) -> dict[str, Any]:
+    """The entries of a `sonotune.json`, or of another file that has some of them.
+
+    Raises:
+        AdapterError: It is no JSON object, or an entry has a value that it cannot have.
+    """
+    entries = _read_object(path)
+    for name, (fits, allowed) in _ENTRIES.items():
+        if name in entries and not fits(entries[name]):
+            raise AdapterError(
+                f"{path}: {name} is {entries[name]!r}, and it must be {allowed}. Copy the folder again, as "
+                "sonotune wrote it."
+            )
     return entries
+
+
+def peft_entries(folder: Path) -> dict[str, Any]:
+    """The entries of `adapter_config.json`.
+
+    Raises:
+        AdapterError: It is missing, or no JSON object.
+    """
+    path = folder / _PEFT
+    if not path.is_file():
+        raise AdapterError(f"{folder} holds no adapter: {_PEFT} is missing.")
+    return _read_object(path)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        entries = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path} is damaged: {error}. Copy the folder again.") from error
+    if not isinstance(entries, dict):
+        raise AdapterError(f"{path} holds a {type(entries).__name__}, not an object. Copy the folder again.")
+    return entries
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_TEXT, _TEXTS, _SECONDS = (_is_text, "text"), (_is_texts, "a list of texts"), (_is_seconds, "a number of seconds")
+_SWITCH = (lambda value: isinstance(value, bool), "true or false")
+_ENTRIES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "family": _TEXT,
+    "checkpoint": _TEXT,
+    "revision": _TEXT,
+    "context": (lambda value: value in ("dynamic", "full"), "dynamic or full"),
+    "bits": (lambda value: not isinstance(value, bool) and value in (4, 8, 16), "4, 8 or 16"),
+    "double": _SWITCH,
+    "quantization_skip": _TEXTS,
+    "outputs": _TEXTS,
+    "language": _TEXT,
+    "text_scoring": _TEXT,
+    "min_duration_s": _SECONDS,
+    "max_duration_s": _SECONDS,
+    "multi_label": _SWITCH,
+}
+"""What `sonotune.json` may hold: a test of each entry that is read again, and what it must be."""
 
 
 def lora_layers(loaded: LoadedModel) -> dict[str, Any]:

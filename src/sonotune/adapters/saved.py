@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +12,11 @@ import torch
 from sonotune.adapters import lora
 from sonotune.errors import ModelError
 from sonotune.models.base import LoadedModel, ModelFamily, select
-from sonotune.models.checkpoints import read_config
+from sonotune.models.checkpoints import check_frontend, read_config
 from sonotune.models.precision import DTYPES
 from sonotune.models.quantize import cast_frozen, choose_bits, quantize
 from sonotune.registry import in_order, names, resolve
+from sonotune.runs import read_record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class Opened:
         loaded: The model, on its device, adapter attached if one was named.
         family: Its architecture.
         choices: Decisions taken: setting -> what it became and why.
-        settings: What an adapter's `sonotune.json` says of how it was trained.
+        settings: What an adapter's `sonotune.json` says of how it was trained; for another model, what `use_of` finds.
     """
 
     loaded: LoadedModel
@@ -75,9 +75,12 @@ def open_model(
         ModelError: Nothing usable is there.
         AdapterError: The adapter does not fit.
     """
+    if tokenizer is not None:
+        _check_tokenizer_folder(tokenizer)
     adapter = find_adapter(checkpoint)
     settings = lora.read_side_car(adapter) if adapter else {}
     base = base_of(adapter, settings) if adapter else model_folder(checkpoint)
+    settings = settings if adapter else use_of(checkpoint)
     family = family or choose_family(checkpoint, revision=revision)
     layer: dict[str, Any] = {"outputs": outputs, "renew_outputs": renew_outputs, "tokenizer": tokenizer}
     if adapter:
@@ -86,6 +89,7 @@ def open_model(
         base, revision=revision, context=context or settings.get("context", "dynamic"),
         random_weights=random_weights, dropout=dropout, **layer,
     )  # fmt: skip
+    check_frontend(loaded)
     loaded.module.to(device)
     parameters = sum(parameter.numel() for parameter in loaded.module.parameters())
     stored = storage(
@@ -102,6 +106,46 @@ def open_model(
             cast_frozen(loaded, dtype)
     choices = {"quantization.bits": f"{stored.bits}: {stored.reason}"}
     return Opened(loaded=loaded, family=family, choices=choices, settings=settings)
+
+
+def _check_tokenizer_folder(tokenizer: str) -> None:
+    if not Path(tokenizer).is_dir():
+        raise ModelError(
+            f"model.tokenizer={tokenizer} is no folder here. Check the path, or make a tokenizer with "
+            f"`sonotune data tokenizer MANIFEST {tokenizer}`."
+        )
+
+
+USED = (
+    ("model", "language"), ("data", "text_scoring"), ("data", "min_duration_s"), ("data", "max_duration_s"),
+    ("data", "multi_label"),
+)  # fmt: skip
+"""Section and name of the settings of a run that hold for the use of what it made, wherever that goes."""
+EXPORT_MARK = "sonotune_export.json"
+"""Written into every export: what it was made of, and the settings in `USED`."""
+
+
+def use_of(checkpoint: str) -> dict[str, Any]:
+    """The settings in `USED` that a run, an adapter or an export was made with, by their names alone.
+
+    Empty for any other model; a setting that is not written down there is absent.
+
+    Args:
+        checkpoint: What was named.
+
+    Raises:
+        RunDirectoryError: It is a run whose record is damaged.
+        AdapterError: It is an adapter or an export whose description is damaged.
+    """
+    place = Path(checkpoint)
+    found: dict[str, Any] = {}
+    if (place / "run.json").is_file():
+        config = read_record(place).config
+        found = {name: config.get(section, {}).get(name) for section, name in USED}
+    else:
+        described = next((path for name in (EXPORT_MARK, lora.SIDE_CAR) if (path := place / name).is_file()), None)
+        found = lora.read_entries(described) if described else {}
+    return {name: found[name] for _, name in USED if found.get(name) is not None}
 
 
 def own_output_layer(adapter: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,9 +250,7 @@ def base_of(adapter: Path, settings: Mapping[str, Any]) -> str:
     Raises:
         ModelError: It does not say.
     """
-    named = settings.get("checkpoint") or json.loads((adapter / "adapter_config.json").read_text("utf-8")).get(
-        "base_model_name_or_path"
-    )
+    named = settings.get("checkpoint") or lora.peft_entries(adapter).get("base_model_name_or_path")
     if not named:
         raise ModelError(f"the adapter in {adapter} does not say which base model it belongs to.")
     return model_folder(str(named))

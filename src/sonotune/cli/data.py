@@ -39,8 +39,8 @@ def data_import(
     """Convert a corpus to a manifest."""
     from dataclasses import replace
 
+    from sonotune.data.corpus import read_source
     from sonotune.data.manifest import statistics, write_manifest
-    from sonotune.training.corpus import read_source
 
     asked = {
         "split": split, "config": config, "revision": revision, "streaming": streaming or None, "limit": limit,
@@ -73,8 +73,8 @@ def data_stats(
     source: Annotated[str, typer.Argument(help="A manifest or FORMAT:SOURCE.")], as_json: Json = False
 ) -> None:
     """Describe a corpus."""
+    from sonotune.data.corpus import read_source
     from sonotune.data.manifest import statistics
-    from sonotune.training.corpus import read_source
 
     body = statistics(read_source(source, allow_outside_root=True))
     print_result(body, as_json=as_json, lines=[f"{name:<22} {_plain(value)}" for name, value in body.items()])
@@ -98,8 +98,8 @@ def data_split(
 ) -> None:  # fmt: skip
     """Split a corpus so that no speaker is in two parts."""
     from sonotune.data import splits
+    from sonotune.data.corpus import read_source
     from sonotune.data.manifest import write_manifest
-    from sonotune.training.corpus import read_source
 
     clips = read_source(source, allow_outside_root=True)
     speakers = tuple(name for name in eval_speakers.split(",") if name)
@@ -138,9 +138,9 @@ def data_tokenizer(
 ) -> None:  # fmt: skip
     """Train a subword tokenizer on the transcripts of a corpus; loads in `transformers.AutoTokenizer`."""
     from sonotune.data import text
+    from sonotune.data.corpus import read_source
     from sonotune.data.tokenizer import train_tokenizer
     from sonotune.runs.files import to_plain
-    from sonotune.training.corpus import read_source
 
     prepare = text.get(normalizer).training
 

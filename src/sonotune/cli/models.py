@@ -25,10 +25,10 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
 
     sonotune evaluate model=runs/x data.test=test.jsonl
     """
+    from sonotune.data.corpus import CORPUS_SETTINGS, load_corpus
     from sonotune.errors import SonotuneError
     from sonotune.evaluation.evaluate import write_predictions
     from sonotune.features.workers import Crew
-    from sonotune.training.corpus import CORPUS_SETTINGS, load_corpus
 
     settings = _settings_of_use(words or [], require=("data.test",))
     config = settings.config
@@ -57,7 +57,7 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
     ]
     lines.append(f"{result.audio_seconds:.0f} s of audio in {result.seconds:.1f} s")
     lines += [f"left out: {finding.message}" for finding in corpus.findings]
-    lines += warning_lines(result.findings, "--json")
+    lines += warning_lines([finding for finding in result.findings if finding.severity != "note"], "--json")
     print_result(body, as_json=as_json, lines=lines)
     if problem is not None:
         print(f"sonotune: {problem}", file=sys.stderr)
@@ -65,24 +65,21 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
 
 
 def _settings_of_use(words: Sequence[str], *, require: Sequence[str]) -> LoadedConfig:
-    """Settings for using a model: a run's own language, normaliser and limits stand where nothing says otherwise."""
+    """Settings for using a model: the language, normaliser and limits it was made with, where nothing says otherwise.
+
+    They come from the run, adapter or export that is named.
+    """
+    from sonotune.adapters.saved import USED, use_of
     from sonotune.config.load import load_run_config
-    from sonotune.runs import read_record
+    from sonotune.errors import ConfigError
 
-    place = next((word.partition("=")[2] for word in words if word.startswith("model=")), "")
-    inherited: dict[str, Any] = {}
-    if (Path(place) / "run.json").is_file():
-        kept = read_record(Path(place)).config
-        for section, setting in _INHERITED:
-            if (value := kept.get(section, {}).get(setting)) is not None:
-                inherited[f"{section}.{setting}"] = value
+    naming = [word for word in words if word.startswith(("model=", "model.checkpoint=", "config="))]
+    try:
+        found = use_of(load_run_config(naming).config.model.checkpoint) if naming else {}
+    except ConfigError:
+        found = {}  # told below, together with what is wrong in the other words
+    inherited = {f"{section}.{name}": found[name] for section, name in USED if name in found}
     return load_run_config(words, require=require, inherited=inherited)
-
-
-_INHERITED = (
-    ("model", "language"), ("data", "text_scoring"), ("data", "min_duration_s"), ("data", "max_duration_s"),
-    ("data", "multi_label"),
-)  # fmt: skip
 
 
 def _recognizer(settings: LoadedConfig) -> Any:
@@ -218,10 +215,16 @@ def inspect(words: Words = None, as_json: Json = False) -> None:
     compression = body["compression"]
     lines += [
         f"weights  {found.weight_bytes / 2**20:.1f} MiB; {found.quantized:,} quantised{held}",
-        f"smaller  {compression['size']:.2f} times than in 16 bits"
+        _size_beside_16_bits(compression["size"])
         + (f"; one of {compression['parameters']:.1f} parameters trains" if compression["parameters"] else ""),
     ]
     print_result(body, as_json=as_json, lines=lines)
+
+
+def _size_beside_16_bits(size: float) -> str:
+    """Smaller or larger, whichever it is."""
+    word, times = ("smaller ", size) if size >= 1 else ("larger  ", 1 / size)
+    return f"{word} {times:.2f} times than in 16 bits"
 
 
 @app.command()
@@ -250,6 +253,8 @@ def export(
     lines = [f"export   {result['export']} ({result['bytes'] / 1e6:.1f} MB, {result['kind']})"]
     if merge := result.get("merge"):
         lines.append(f"merge    largest logit difference {merge['largest']:.2g} of {merge['scale']:.3g}")
+    elif result["kind"] == "model":
+        lines.append("merge    there was no adapter to merge; the weights are the model's own")
     if rounding := result.get("rounding"):
         lines.append(
             f"{result['dtype']}     largest logit difference {rounding['largest']:.2g}, "
@@ -261,30 +266,32 @@ def export(
 @app.command()
 def compose(
     folder: Annotated[Path, typer.Argument(help="Folder to write.")],
-    encoder: Annotated[str, typer.Option(help="Whisper, wav2vec2, HuBERT, WavLM or Conformer checkpoint.")],
-    language_model: Annotated[str, typer.Option(help="Checkpoint of a causal language model.")],
-    projector: Annotated[str, typer.Option(help="linear, mlp, perceiver or conv.")] = "mlp",
-    fusion: Annotated[str, typer.Option(help="prompt (audio in the prompt) or cross_attention.")] = "prompt",
-    downsample: Annotated[int | None, typer.Option(min=1, help="Encoder positions to one audio embedding.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Prompt with <audio> in it, and {language} if wanted.")] = None,
-    random_weights: Annotated[bool, typer.Option("--random-weights", help="Take the configurations alone.")] = False,
-    seed: Annotated[int, typer.Option(help="Of what is drawn anew.")] = 0,
+    words: Annotated[
+        list[str], typer.Argument(metavar="SETTING=VALUE...", help="Parts and how they are joined, or config=FILE.")
+    ],
     as_json: Json = False,
-) -> None:  # fmt: skip
-    """Compose a speech model of an audio encoder, a projector and a language model; then train its new parts."""
+) -> None:
+    """Compose a speech model of an audio encoder, a projector and a language model; then train its new parts.
+
+    sonotune compose FOLDER encoder=openai/whisper-small language_model=Qwen/Qwen2.5-0.5B projector.kind=perceiver
+
+    Settings: encoder, encoder_revision, language_model, language_model_revision, projector.kind (linear, mlp,
+    perceiver, conv), projector.downsample, projector.hidden_size, projector.latents, projector.depth,
+    projector.heads, fusion (prompt, cross_attention), cross_attention.layers, cross_attention.heads, prompt, chat,
+    random_weights, seed.
+    """
+    from sonotune.config.composition import load_composition
     from sonotune.models.composing import compose as compose_model
 
-    asked: dict[str, Any] = {"downsample": downsample, "prompt": prompt}
-    module = compose_model(
-        folder, encoder=encoder, language_model=language_model, projector_kind=projector, fusion=fusion,
-        random_weights=random_weights, seed=seed,
-        **{name: value for name, value in asked.items() if value is not None},
-    )  # fmt: skip
+    asked = load_composition(words)
+    module = compose_model(folder, **asked.arguments())
+    rows = {name: sum(p.numel() for p in part.parameters()) for name, part in module.named_children()}
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    new = "projector, decoder.cross_attention" if fusion == "cross_attention" else "projector"
+    new = "projector,decoder.cross_attention" if asked.fusion == "cross_attention" else "projector"
     lines = [
-        f"{folder}: {parameters:,} parameters",
+        f"{folder}: {parameters:,} parameters ({', '.join(f'{name} {size:,}' for name, size in rows.items())})",
         f"train    sonotune train model.checkpoint={folder} 'adapter.unfreeze=[{new}]' "
         "'adapter.targets=[encoder, decoder]' data.train=train.jsonl",
     ]
-    print_result({"model": str(folder), "parameters": parameters}, as_json=as_json, lines=lines)
+    body = {"model": str(folder), "parameters": parameters, "parts": rows, "settings": asked.arguments()}
+    print_result(body, as_json=as_json, lines=lines)

@@ -93,8 +93,8 @@ def _run_lines(record: RunRecord, folder: Path) -> list[str]:
         lines.append(f"trained  {trainable:,} parameters beside {total:,}")
     lines.append(f"took     {record.seconds:.0f} s, peak memory {record.peak_memory_bytes / 2**20:.0f} MiB")
     if left_out := clips_left_out(record.findings):
-        lines.append(f"left out {left_out} clips; run.json says why")
-    lines += warning_lines(record.findings, "run.json")
+        lines.append(f"left out {left_out} clip{'s' * (left_out > 1)}; run.json says why")
+    lines += warning_lines(worth_telling(record.findings), "run.json")
     lines.append(f"report   {folder / 'report.html'}")
     return lines
 

@@ -92,9 +92,10 @@ class ModelConfig(Section):
     """What the model is trained to do; `auto` takes what its architecture is made for."""
     outputs: Literal["auto", "checkpoint", "data"] = "auto"
     """Symbols (CTC) or classes: the checkpoint's, or a new output layer for those of the training data; `auto` makes
-    a new one where a CTC checkpoint has none, or a classifier lacks a class."""
+    a new one where a CTC checkpoint has none, or a classifier lacks a class. Other families refuse `data`."""
     tokenizer: Path | None = None
-    """Folder from `sonotune data tokenizer` whose tokens a CTC model learns to write, with a new output layer."""
+    """Folder from `sonotune data tokenizer` whose tokens a CTC model learns to write, with a new output layer; models
+    that write with the tokens of their checkpoint refuse one."""
     language: str | None = None
     """Language told to the model, for clips that name none."""
     context: Literal["dynamic", "full"] = "dynamic"
@@ -136,7 +137,7 @@ class DataConfig(Section):
     multi_label: bool = False
     """Whether a clip may have any number of classes, none included; otherwise each has one."""
     max_label_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Transcripts with more tokens are learned up to there and counted; null cuts none."""
+    """Transcripts with more tokens, special ones not counted, are learned up to there; CTC leaves their clips out."""
     text_training: NormalizerName = "basic"
     """Normaliser of the transcripts that the model learns to write."""
     text_scoring: NormalizerName = "basic"

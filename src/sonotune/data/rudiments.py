@@ -429,7 +429,8 @@ def load_rudiments(source: Path) -> list[Clip]:
             draft.rename(folder)
         except OSError as error:
             if error.errno != errno.ENOTEMPTY:  # else another process was quicker, and its manifest is read
-                raise write_error(error, folder, RUDIMENT_CORPORA[folder.name] * _CLIP_BYTES) from error
+                size = RUDIMENT_CORPORA[folder.name] * _CLIP_BYTES
+                raise write_error(error, folder, size, choose="the working directory") from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return read_manifest(source)

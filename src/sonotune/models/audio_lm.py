@@ -121,7 +121,9 @@ def label_losses(logits_NV: Tensor, labels_BL: Tensor, *, label_smoothing: float
 
 
 @torch.no_grad()
-def generate(module: Any, rows: Rows, *, max_new_tokens: int, beam_size: int = 1) -> list[list[int]]:
+def generate(
+    module: Any, rows: Rows, *, max_new_tokens: int, beam_size: int = 1, settings: Any | None = None
+) -> list[list[int]]:
     """New tokens of each row, its end token and what follows left out; greedy or beam search with a key-value cache.
 
     Args:
@@ -129,8 +131,9 @@ def generate(module: Any, rows: Rows, *, max_new_tokens: int, beam_size: int = 1
         rows: Prompts, padded on the left.
         max_new_tokens: Most tokens to write, the end token included.
         beam_size: Beams; 1 is greedy.
+        settings: End and padding tokens; None takes the model's own settings.
     """
-    settings = copy.deepcopy(module.generation_config)
+    settings = copy.deepcopy(settings or module.generation_config)
     settings.update(
         max_length=None, max_new_tokens=max_new_tokens, num_beams=beam_size, do_sample=False, temperature=None,
         top_k=None, top_p=None, return_dict_in_generate=False, use_cache=True,

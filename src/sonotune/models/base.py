@@ -175,7 +175,9 @@ class Stream:
         modules: Regular expression; a module whose full name it matches takes these rows. Of several streams, the
             first that matches counts.
         kinds: `PADDING`, `AUDIO` or `TEXT` for every row (B, P) int8. A module may take them packed: the rows that
-            are not padding, clip by clip (N, D) instead of (B, P, D).
+            are not padding, clip by clip (N, D) instead of (B, P, D). Rows need not be laid out (B, P) where a module
+            computes windows or tables of its own; they are then those of the clips one after the other, or ones that
+            all clips take.
     """
 
     modules: str

@@ -10,12 +10,12 @@ import functools
 import json
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sonotune.errors import ModelError
-from sonotune.models.base import ModelFamily
+from sonotune.models.base import LoadedModel, ModelFamily
 from sonotune.models.published import PUBLISHED
 from sonotune.registry import is_asset, resolve_asset
 from sonotune.runs import digest_file, digest_json, torch_seed
@@ -39,7 +39,7 @@ def locate(checkpoint: str) -> Path | str:
     if folder.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") != 1:
         raise ModelError(
             f"checkpoint {checkpoint!r} is neither a folder here nor a hub name such as openai/whisper-small. "
-            "Check the path, or use the packaged model=whisper_nano."
+            f"Check the path, or use {_packaged(checkpoint)}."
         )
     return checkpoint
 
@@ -93,25 +93,104 @@ def load_pretrained(
         else:
             module, told = model_class.from_pretrained(
                 source, config=config, revision=revision, dtype=torch.float32, use_safetensors=True,
-                output_loading_info=True, ignore_mismatched_sizes=new_parameters is not None,
+                output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
-            draw_anew(module, _lacking(checkpoint, told, new_parameters))
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            draw_anew(module, _lacking(checkpoint, source, told, new_parameters))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ModelError(_why(checkpoint, source, error)) from error
     module.eval()
     return module, processor, _identity(source, config, random_weights=random_weights)
 
 
-def _lacking(checkpoint: str, told: Mapping[str, Any], new_parameters: str | None) -> set[str]:
+def _lacking(checkpoint: str, source: Path | str, told: Mapping[str, Any], new_parameters: str | None) -> set[str]:
     """The parameters that are made anew; every other came from the checkpoint."""
-    lacking = {*told["missing_keys"], *(entry[0] for entry in told.get("mismatched_keys", ()))}
+    shapes = mismatched(told)
+    lacking = {*told["missing_keys"], *shapes}
     made = {name for name in lacking if new_parameters is not None and re.search(new_parameters, name)}
+    if wrong := sorted(shapes.keys() - made):
+        raise ModelError(wrong_shape(source, wrong, shapes))
     if absent := lacking - made:
         raise ModelError(
             f"{checkpoint} lacks {len(absent)} weights of its architecture, such as {min(absent)}; they would "
             "be random. Save the model again, or train from nothing with model.random_weights=true."
         )
     return made
+
+
+def mismatched(told: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Parameter -> its shape in the weights and in the configuration, where the two differ."""
+    return {name: (tuple(saved), tuple(made)) for name, saved, made in told.get("mismatched_keys", ())}
+
+
+def wrong_shape(
+    source: Path | str, wrong: Sequence[str], shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+) -> str:
+    """What is said of weights that do not fit their configuration."""
+    saved, made = shapes[wrong[0]]
+    place = f"{source / _file_of(source, wrong[0])}" if isinstance(source, Path) else f"the weights of {source}"
+    return (
+        f"{place}: {wrong[0]} has the shape {saved}, and config.json asks for {made} ({len(wrong)} weights differ). "
+        "Keep the config.json and the weights of one model together."
+    )
+
+
+def _file_of(folder: Path, parameter: str) -> str:
+    """The file that holds a parameter; its name there may begin otherwise."""
+    from safetensors import safe_open  # noqa: PLC0415
+
+    files = sorted(folder.glob("*.safetensors"))
+    for file in files[1:]:
+        with safe_open(file, "pt") as opened:
+            if any(parameter.endswith(key) or key.endswith(parameter) for key in opened.keys()):  # noqa: SIM118
+                return file.name
+    return files[0].name if files else "*.safetensors"
+
+
+def check_frontend(loaded: LoadedModel) -> None:
+    """Refuse a feature extractor that makes other features than the model was built for.
+
+    Raises:
+        ModelError: The mel bins, the window or the chunk differ.
+    """
+    made = loaded.frontend.state()
+    for name, (found, wanted) in {
+        "mel bins": (loaded.frontend.feature_bins, _bins(loaded.module.config)),
+        "seconds of window": (made.get("window_s"), _window_s(loaded.module.config)),
+        "frames of window": (made.get("max_frames"), _window_frames(loaded.module.config)),
+        "frames of a chunk": (made.get("chunk_frames"), _chunk_frames(loaded.module.config)),
+    }.items():
+        if found is not None and wanted is not None and found != wanted:
+            raise ModelError(
+                f"the feature extractor of {loaded.checkpoint} makes {found:g} {name}, and its config.json asks for "
+                f"{wanted:g}. Keep the preprocessor_config.json or processor_config.json of the model beside it."
+            )
+
+
+def _listening(config: Any) -> Any:
+    """The part of a configuration that describes what hears."""
+    parts = (getattr(config, name, None) for name in ("audio_config", "encoder_config"))
+    return next((part for part in parts if part is not None), config)
+
+
+def _bins(config: Any) -> int | None:
+    part = _listening(config)
+    bins: int | None = getattr(part, "num_mel_bins", None)
+    return 1 if bins is None and hasattr(part, "conv_dim") else bins  # convolutions over samples
+
+
+def _window_s(config: Any) -> float | None:
+    part = _listening(config)
+    return part.max_source_positions / 50 if part.model_type == "whisper" else None
+
+
+def _window_frames(config: Any) -> int | None:
+    spectrogram = config.model_type == "audio-spectrogram-transformer"
+    return int(config.max_length) if spectrogram else None
+
+
+def _chunk_frames(config: Any) -> int | None:
+    half = getattr(_listening(config), "n_window", None)
+    return None if half is None else 2 * int(half)
 
 
 def draw_anew(module: Any, names: Collection[str]) -> None:
@@ -141,22 +220,43 @@ def load_processor(checkpoint: str, *, class_name: str, revision: str | None) ->
     import transformers  # noqa: PLC0415
 
     source = locate(checkpoint)
+    writes = class_name in ("AutoTokenizer", "AutoProcessor")
+    if isinstance(source, Path) and writes and not any((source / name).is_file() for name in _TOKENIZER_FILES):
+        # Some classes would be made without words, and the model would write nothing.
+        raise ModelError(
+            f"{source} has no tokenizer: neither {' nor '.join(_TOKENIZER_FILES[:2])} is there. Save the model with "
+            "its processor; a CTC model can have a new vocabulary of your transcripts with model.outputs=data."
+        )
     try:
         return getattr(transformers, class_name).from_pretrained(source, revision=revision)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        if isinstance(source, Path) and class_name == "AutoTokenizer" and not _has_tokenizer(source):
+    except Exception as error:  # `tokenizers` raises bare exceptions
+        if isinstance(source, Path) and writes and (damage := _tokenizer_damage(source)):
+            raise ModelError(damage) from error
+        if isinstance(source, Path) and class_name == "AutoTokenizer":
             raise ModelError(
-                f"{source} has no tokenizer: neither {' nor '.join(_TOKENIZER_FILES)} is there. Save the model with "
-                "its processor, or set model.outputs=data for a new vocabulary."
+                f"the tokenizer in {source} could not be loaded: {_first_line(error)}. Save it again, or make one "
+                "with `sonotune data tokenizer`."
             ) from error
         raise ModelError(_why(checkpoint, source, error)) from error
 
 
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+_TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
 
 
-def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+def _tokenizer_damage(folder: Path) -> str | None:
+    """What is wrong with `tokenizer.json`; None where it can be read, or is not there."""
+    import tokenizers  # noqa: PLC0415
+
+    path = folder / _TOKENIZER_FILES[0]
+    if not path.is_file():
+        return None
+    try:
+        tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001  (it has no error class of its own)
+        return f"{path} is damaged: {_first_line(error)}. Save the tokenizer again, or copy the file again."
+    return None
 
 
 def outline_pretrained(
@@ -224,6 +324,7 @@ def read_config(checkpoint: str, revision: str | None, *, published: bool = True
         ModelError: It is missing, unreadable or unreachable.
     """
     import transformers  # noqa: PLC0415
+    from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415
 
     import sonotune.models.composed  # noqa: F401, PLC0415  (registers its configuration)
 
@@ -235,10 +336,15 @@ def read_config(checkpoint: str, revision: str | None, *, published: bool = True
     except (OSError, ValueError) as error:
         if isinstance(source, str):
             raise ModelError(
-                f"the hub checkpoint {checkpoint!r} could not be read ({str(error).strip().splitlines()[0][:160]}). "
-                "Without network, give a folder as model.checkpoint or use the packaged model=whisper_nano."
+                f"the hub checkpoint {checkpoint!r} could not be read ({_first_line(error)}). "
+                f"Without network, give a folder as model.checkpoint or use {_packaged(checkpoint)}."
             ) from error
         raise ModelError(f"{source} is not a model folder: config.json is missing or unreadable.") from error
+    except (StrictDataclassError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"the config.json of {source} holds a value that it cannot have: {' '.join(str(error).split())[:200]}. "
+            "Copy the file again."
+        ) from error
 
 
 def _generation_config(source: Path | str, revision: str | None, default: Any) -> Any:
@@ -262,11 +368,11 @@ def check_family(checkpoint: str, config: Any, family: ModelFamily) -> None:
 
 
 def _why(checkpoint: str, source: Path | str, error: Exception) -> str:
-    first = str(error).strip().partition("\n")[0][:200]
+    first = _first_line(error)
     if isinstance(source, str):
         return (
             f"the hub checkpoint {checkpoint!r} could not be loaded ({first}). Without network, download it elsewhere "
-            "and give its folder as model.checkpoint, or use the packaged model=whisper_nano."
+            f"and give its folder as model.checkpoint, or use {_packaged(checkpoint)}."
         )
     missing = [name for name in ("config.json", "preprocessor_config.json") if not (source / name).is_file()]
     if missing and not (source / "processor_config.json").is_file():
@@ -274,6 +380,27 @@ def _why(checkpoint: str, source: Path | str, error: Exception) -> str:
     if not any(source.glob("*.safetensors")):
         return f"{source} has no safetensors weights; pickled weights (.bin, .pt) are refused. Convert it first."
     return f"{source} could not be loaded: {first}"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
+def _packaged(checkpoint: str) -> str:
+    """The packaged model that is of the kind of one that cannot be had; all of them where the name does not say."""
+    known = str(PUBLISHED.get(checkpoint, {}).get("model_type", checkpoint)).lower().replace("_", "-")
+    for hint, name in _PACKAGED:
+        if re.search(hint, known):
+            return f"the packaged model={name}"
+    return "a packaged one: model=whisper_nano, ctc_nano or qwen3_asr_nano to transcribe, ast_nano to classify"
+
+
+_PACKAGED = (
+    (r"qwen3-asr", "qwen3_asr_nano"),
+    (r"(^|[/-])ast([/-]|$)|audio-spectrogram", "ast_nano"),
+    (r"wav2vec2|hubert|wavlm|parakeet|ctc", "ctc_nano"),
+    (r"whisper", "whisper_nano"),
+)
 
 
 def as_os_error(error: Exception) -> OSError:

@@ -12,8 +12,12 @@ Shape letters: B clips, T frames or samples, F bins, Q audio positions, L text p
 from __future__ import annotations
 
 import functools
+import hashlib
+import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +32,27 @@ from sonotune.models.projectors import PROJECTORS, GatedCrossAttention, Heard, o
 AUDIO_MARK = "<audio>"
 MODEL_TYPE = "sonotune_speech_llm"
 _EVERY = 4  # a cross-attention block before every fourth layer, as in Flamingo
+_HEAD_WIDTH = 64  # of an attention head, about, where nobody says how many there are
+
+BOUNDS: Final = MappingProxyType(
+    {
+        "downsample": (1, 64),
+        "projector_hidden_size": (1, 65_536),
+        "perceiver_latents": (1, 1024),
+        "perceiver_depth": (1, 64),
+        "projector_heads": (1, 512),
+        "cross_attention_heads": (1, 512),
+    }
+)
+"""Setting of `SpeechLlmConfig` -> least and largest value."""
+NEW_PARTS: Final = MappingProxyType(
+    {
+        "projector": r"^projector\.",
+        "decoder.cross_attention": r"^cross_attention\.(?!.*_gate\.)",
+        "decoder.gates": r"^cross_attention\..*_gate\.",
+    }
+)
+"""Component selector -> parameters of what is made anew when a model is composed."""
 
 
 class SpeechLlmConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -38,10 +63,11 @@ class SpeechLlmConfig(PreTrainedConfig):  # type: ignore[misc]
         text_config: Of the language model.
         projector_kind: `linear`, `mlp`, `perceiver` or `conv`; see `models.projectors`.
         downsample: Encoder positions that become one audio position.
-        projector_hidden_size: Width inside the projector.
+        projector_hidden_size: Width inside the projector; None stands for that of the language model, and in the
+            perceiver, whose layers are 16 times its square, for the encoder's.
         perceiver_latents: Outputs of one window of the perceiver.
         perceiver_depth: Layers of the perceiver.
-        projector_heads: Attention heads of the perceiver.
+        projector_heads: Attention heads of the perceiver; None takes as many as make them about 64 wide.
         fusion: `prompt` or `cross_attention`.
         cross_attention_layers: Language model layers that a cross-attention block stands before; None stands for the
             last of every four (3, 7, 11, ...), or the last of all where there are fewer.
@@ -50,6 +76,9 @@ class SpeechLlmConfig(PreTrainedConfig):  # type: ignore[misc]
             cross-attention they go nowhere), `{language}` becomes the name of the clip's language.
         chat: Whether the prompt is put into the tokenizer's chat template, as what the user says.
         tie_word_embeddings: As in `text_config`.
+        untrained: Selector of a part that was made anew -> digest of its weights as they were made. A part whose
+            weights still have that digest was never trained.
+        parts: Arguments of `composing.put_together` of a folder that names its parts and has no weights of its own.
     """
 
     model_type = MODEL_TYPE
@@ -62,16 +91,18 @@ class SpeechLlmConfig(PreTrainedConfig):  # type: ignore[misc]
     text_config: dict[str, Any] | PreTrainedConfig | None = None
     projector_kind: Literal["linear", "mlp", "perceiver", "conv"] = "linear"
     downsample: int = 4
-    projector_hidden_size: int = 2048
+    projector_hidden_size: int | None = None
     perceiver_latents: int = 8
     perceiver_depth: int = 2
-    projector_heads: int = 8
+    projector_heads: int | None = None
     fusion: Literal["prompt", "cross_attention"] = "prompt"
     cross_attention_layers: list[int] | None = None
     cross_attention_heads: int | None = None
     prompt: str = f"{AUDIO_MARK}Transcribe:"
     chat: bool = False
     tie_word_embeddings: bool = False
+    untrained: dict[str, str] | None = None
+    parts: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -80,6 +111,11 @@ class SpeechLlmConfig(PreTrainedConfig):  # type: ignore[misc]
         layers = text.num_hidden_layers
         if self.cross_attention_layers is None and self.fusion == "cross_attention":
             self.cross_attention_layers = list(range(min(_EVERY, layers) - 1, layers, _EVERY))
+        if self.projector_hidden_size is None:
+            heard = speech_encoders.width_of(self.audio_config)
+            self.projector_hidden_size = heard if self.projector_kind == "perceiver" else int(text.hidden_size)
+        if self.projector_heads is None:
+            self.projector_heads = _heads_for(self.projector_hidden_size)
         _check_settings(self)
 
     @property
@@ -98,6 +134,11 @@ class SpeechLlmConfig(PreTrainedConfig):  # type: ignore[misc]
         setattr(self.audio_config, _dropout_name(self.audio_config), value)
 
 
+def _heads_for(width: int) -> int:
+    """The largest number of heads of at least `_HEAD_WIDTH` that divides a width."""
+    return next(heads for heads in range(max(1, width // _HEAD_WIDTH), 0, -1) if width % heads == 0)
+
+
 def _dropout_name(audio: Any) -> str:
     return "dropout" if speech_encoders.kind_of(audio) == "whisper" else "hidden_dropout"
 
@@ -109,12 +150,10 @@ def _check_settings(config: Any) -> None:
             raise ModelError(
                 f"{name}={getattr(config, name)!r} is not known; allowed are {', '.join(choices)}. Take one of these."
             )
-    if min(config.downsample, config.projector_hidden_size, config.perceiver_latents, config.perceiver_depth) < 1:
-        raise ModelError(
-            f"sizes of a projector must be 1 or more; found downsample={config.downsample}, "
-            f"hidden_size={config.projector_hidden_size}, latents={config.perceiver_latents}, "
-            f"depth={config.perceiver_depth}. Raise the one that is below."
-        )
+    for name, (least, most) in BOUNDS.items():
+        value = getattr(config, name)
+        if value is not None and not least <= value <= most:
+            raise ModelError(f"{name}={value} is out of bounds; allowed are {least} to {most}. Take one of these.")
     layers = config.text_config.num_hidden_layers
     wrong = [index for index in config.cross_attention_layers or () if not 0 <= index < layers]
     if wrong or (config.fusion == "cross_attention" and not config.cross_attention_layers):
@@ -127,6 +166,25 @@ def _check_settings(config: Any) -> None:
             f"the prompt {config.prompt!r} has {config.prompt.count(AUDIO_MARK)} times {AUDIO_MARK}; exactly one is "
             f"needed, where the audio goes. Write for example '{AUDIO_MARK}Transcribe:'."
         )
+
+
+def digests_of_new_parts(module: nn.Module) -> dict[str, str]:
+    """Selector of each part that composing makes -> digest of its weights as they are."""
+    digests = {}
+    for selector, pattern in NEW_PARTS.items():
+        own = [(name, value) for name, value in module.named_parameters() if re.search(pattern, name)]
+        if own:
+            digests[selector] = digest_of_weights(own)
+    return digests
+
+
+def digest_of_weights(parameters: Iterable[tuple[str, Tensor]]) -> str:
+    """One digest of names and values."""
+    digest = hashlib.sha256()
+    for name, value in parameters:
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class SpeechLlm(PreTrainedModel):  # type: ignore[misc]

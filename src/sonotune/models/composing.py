@@ -12,32 +12,22 @@ import torch
 from sonotune.errors import ModelError, RunDirectoryError
 from sonotune.models import speech_encoders
 from sonotune.models.checkpoints import as_os_error, load_processor, locate, read_config
-from sonotune.models.composed import SpeechLlm, SpeechLlmConfig, SpeechLlmProcessor, plain_language_model
+from sonotune.models.composed import (
+    SpeechLlm,
+    SpeechLlmConfig,
+    SpeechLlmProcessor,
+    digests_of_new_parts,
+    plain_language_model,
+)
 from sonotune.runs import write_error
 
 
-def compose(
-    folder: Path,
-    *,
-    encoder: str,
-    language_model: str,
-    encoder_revision: str | None = None,
-    language_model_revision: str | None = None,
-    random_weights: bool = False,
-    seed: int = 0,
-    **settings: Any,
-) -> SpeechLlm:
+def compose(folder: Path, **told: Any) -> SpeechLlm:
     """Write the folder of a model made of two checkpoints; the projector between them is random and must be trained.
 
     Args:
         folder: Where to write; it must not exist.
-        encoder: Folder or hub name of a Whisper, wav2vec 2.0, HuBERT, WavLM or wav2vec 2.0 conformer checkpoint.
-        language_model: Folder or hub name of a causal language model.
-        encoder_revision: Hub revision.
-        language_model_revision: Hub revision.
-        random_weights: Take only the configurations of both, for tests and for training from nothing.
-        seed: Of the projector's weights.
-        settings: Further fields of `SpeechLlmConfig`, such as `projector_kind` and `fusion`.
+        told: Arguments of `put_together`.
 
     Returns:
         The model that was written, in fp32.
@@ -49,28 +39,76 @@ def compose(
     """
     if folder.exists():
         raise RunDirectoryError(f"{folder} exists already; a composed model needs a new folder. Give another one.")
-    unknown = sorted(set(settings) - set(SpeechLlmConfig.__annotations__))
-    if unknown:
-        known = ", ".join(sorted(set(SpeechLlmConfig.__annotations__) - {"audio_config", "text_config"}))
-        raise ModelError(f"{unknown[0]!r} is no setting of a composed model; known: {known}. Check its spelling.")
+    module, processor = put_together(**told)
+    _write(folder, module, processor)
+    return module
+
+
+def put_together(
+    *,
+    encoder: str,
+    language_model: str,
+    encoder_revision: str | None = None,
+    language_model_revision: str | None = None,
+    random_weights: bool = False,
+    seed: int = 0,
+    dropout: float | None = None,
+    **settings: Any,
+) -> tuple[SpeechLlm, SpeechLlmProcessor]:
+    """Make one model of two checkpoints.
+
+    Args:
+        encoder: Folder or hub name of a Whisper, wav2vec 2.0, HuBERT, WavLM or wav2vec 2.0 conformer checkpoint.
+        language_model: Folder or hub name of a causal language model, or of a Qwen3-ASR, whose own is taken.
+        encoder_revision: Hub revision.
+        language_model_revision: Hub revision.
+        random_weights: Take only the configurations of both, for tests and for training from nothing.
+        seed: Of the projector's weights.
+        dropout: Overrides the encoder's, on hidden states.
+        settings: Further fields of `SpeechLlmConfig`, such as `projector_kind` and `fusion`.
+
+    Returns:
+        The model in fp32 and in evaluation mode, and its processor.
+
+    Raises:
+        ModelError: A part is missing, damaged or of the wrong kind, or a setting is wrong.
+    """
+    known = set(SpeechLlmConfig.__annotations__) - {"audio_config", "text_config", "untrained", "parts"}
+    if unknown := sorted(set(settings) - known):
+        raise ModelError(
+            f"{unknown[0]!r} is no setting of a composed model; known: {', '.join(sorted(known))}. Check its spelling."
+        )
     audio = _audio_config(encoder, encoder_revision)
     text = _text_config(language_model, language_model_revision)
-    processor = SpeechLlmProcessor(
-        load_processor(encoder, class_name="AutoFeatureExtractor", revision=encoder_revision),
-        load_processor(language_model, class_name="AutoTokenizer", revision=language_model_revision),
-    )
+    processor = processor_of_parts(
+        encoder=encoder, language_model=language_model, encoder_revision=encoder_revision,
+        language_model_revision=language_model_revision,
+    )  # fmt: skip
     _check_tokenizer(language_model, processor.tokenizer, chat=bool(settings.get("chat")))
     config = _config(audio, text, settings)
+    config.dropout = config.dropout if dropout is None else dropout
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         parts: dict[str, Any] = {}
         if not random_weights:
-            parts["audio_encoder"] = _load_encoder(encoder, audio, encoder_revision)
-            parts["language_model"] = _load_language_model(language_model, text, language_model_revision)
+            parts["audio_encoder"] = _load_encoder(encoder, config.audio_config, encoder_revision)
+            parts["language_model"] = _load_language_model(language_model, config.text_config, language_model_revision)
         module = SpeechLlm(config, **parts)
+    if not random_weights:
+        config.untrained = digests_of_new_parts(module)
     module.eval()
-    _write(folder, module, processor)
-    return module
+    return module, processor
+
+
+def processor_of_parts(
+    *, encoder: str, language_model: str, encoder_revision: str | None = None,
+    language_model_revision: str | None = None, **_: Any,
+) -> SpeechLlmProcessor:  # fmt: skip
+    """Feature extractor and tokenizer of the parts; takes the arguments of `put_together`."""
+    return SpeechLlmProcessor(
+        load_processor(encoder, class_name="AutoFeatureExtractor", revision=encoder_revision),
+        load_processor(language_model, class_name="AutoTokenizer", revision=language_model_revision),
+    )
 
 
 def _config(audio: Any, text: Any, settings: dict[str, Any]) -> SpeechLlmConfig:
@@ -90,7 +128,7 @@ def _audio_config(encoder: str, revision: str | None) -> Any:
         speech_encoders.kind_of(config)
     except ModelError as error:
         raise ModelError(f"encoder={encoder}: {error}") from error
-    config.dtype = None
+    config.dtype, config._name_or_path = None, ""  # a folder names no place of the machine that made it
     return speech_encoders.prepare_config(config)
 
 
@@ -101,6 +139,8 @@ def _text_config(language_model: str, revision: str | None) -> Any:
     )
 
     config = copy.deepcopy(read_config(language_model, revision))
+    if _has_language_model(config):
+        config = config.text_config
     kind = config.model_type
     # BERT and its like can be built as decoders, but were not trained as one unless their configuration says so.
     both_ways = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
@@ -111,7 +151,7 @@ def _text_config(language_model: str, revision: str | None) -> Any:
             f"language_model={language_model} is a {kind!r} checkpoint ({heads}), which is no causal language model; "
             "one is needed that writes from left to right. Give a checkpoint such as Qwen/Qwen2.5-0.5B."
         )
-    config.dtype = None
+    config.dtype, config._name_or_path = None, ""
     return config
 
 
@@ -135,7 +175,21 @@ def _load_encoder(checkpoint: str, config: Any, revision: str | None) -> Any:
 
 
 def _load_language_model(checkpoint: str, config: Any, revision: str | None) -> Any:
-    return plain_language_model(_from_pretrained("AutoModelForCausalLM", checkpoint, config, revision))
+    whole = read_config(checkpoint, revision)
+    if not _has_language_model(whole):
+        return plain_language_model(_from_pretrained("AutoModelForCausalLM", checkpoint, config, revision))
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+
+    heard = _from_pretrained("Qwen3ASRForConditionalGeneration", checkpoint, copy.deepcopy(whole), revision)
+    language_model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    language_model.base_model.load_state_dict(heard.model.language_model.state_dict())
+    language_model.lm_head.load_state_dict(heard.lm_head.state_dict())
+    return plain_language_model(language_model)
+
+
+def _has_language_model(config: Any) -> bool:
+    """Whether a checkpoint hears by itself and is asked for the language model inside."""
+    return bool(config.model_type == "qwen3_asr" and not getattr(config, "thinker_config", None))
 
 
 def _from_pretrained(class_name: str, checkpoint: str, config: Any, revision: str | None, *, within: str = "") -> Any:
@@ -176,6 +230,6 @@ def _write(folder: Path, module: SpeechLlm, processor: SpeechLlmProcessor) -> No
         draft.rename(folder)
     except (OSError, SafetensorError) as error:
         size = sum(value.numel() * value.element_size() for value in module.parameters())
-        raise write_error(as_os_error(error), folder, size) from error
+        raise write_error(as_os_error(error), folder, size, choose="FOLDER") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from sonotune.reports.page import render_page
 from sonotune.reports.picture import Palette, Picture, plain_axes
 from sonotune.reports.record import show_bytes, show_seconds
 
@@ -37,16 +37,13 @@ def build_ablation_html(body: Mapping[str, Any]) -> str:
     Returns:
         A whole HTML document with inline style and figures; no script, no link to the network.
     """
-    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415  (60 ms, only when a report is made)
     from markupsafe import Markup  # noqa: PLC0415
 
     arms = arm_table(body)
     drawn = {picture.name: picture.page() for picture in ablation_pictures(body)}
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"seconds": show_seconds, "bytes": show_bytes, "percent": _percent, "count": _count}
-    environment.filters |= {"points": _points}
-    template = environment.from_string(files("sonotune.reports").joinpath("ablation.html").read_text(encoding="utf-8"))
-    html = template.render(
+    return render_page(
+        "ablation.html",
+        filters={"seconds": show_seconds, "bytes": show_bytes, "percent": _percent, "count": _count, "points": _points},
         body=body,
         score=_NAMES[body["score"]],
         arms=arms,
@@ -55,10 +52,6 @@ def build_ablation_html(body: Mapping[str, Any]) -> str:
         warnings=_warnings(body),
         dominated=[row["name"] for row in arms if row["dominated_by"]],
     )
-    return html.translate(_UNPRINTABLE).encode("utf-8", "replace").decode("utf-8")
-
-
-_UNPRINTABLE = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
 
 def arm_table(body: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -64,7 +64,9 @@ class _Scale:
 
     def at(self, share: float) -> float:
         """The value that stands at a share of the colour bar."""
-        return self.low * (self.high / self.low) ** share if self.log else self.low + share * (self.high - self.low)
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        value = low + share * (high - low)  # a ratio of the ends could be infinite
+        return math.exp(value) if self.log else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

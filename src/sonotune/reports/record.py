@@ -12,7 +12,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from sonotune.errors import RunDirectoryError
 from sonotune.metrics.slices import DURATION_EDGES_S
 from sonotune.reports.classes import ClassView, view_classes
 from sonotune.reports.figures import Estimate, Series, bars, curve, estimates
+from sonotune.reports.page import render_page
 from sonotune.reports.predictions import text_slices, worst_texts
 from sonotune.reports.ranks import run_pictures
 from sonotune.types import RunRecord
@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 _SEVERITIES = ("error", "warning", "note")
 _SHOWN_IDS = 8
-_UNPRINTABLE = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 _NAMES = {"wer": "WER", "cer": "CER", "accuracy": "Accuracy", "f1_macro": "Macro F1", "map": "mAP"}
 _TEXT_SCORES = ("wer", "cer")
 _CLASS_SCORES = ("accuracy", "f1_macro", "map")
@@ -59,7 +58,6 @@ def build_html(
     Returns:
         A whole HTML document with inline style and figures; no script, no link to the network.
     """
-    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415  (60 ms, only when a report is made)
     from markupsafe import Markup  # noqa: PLC0415
 
     events = list(events)
@@ -69,13 +67,17 @@ def build_html(
     classes = view_classes(predictions, edges_s, multi_label=multi_label)
     names = _shown_scores(record, evaluations, classes, multi_label=multi_label)
     figures = _figures(record, training, evaluations, phases, names)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"seconds": show_seconds, "bytes": show_bytes, "score": _show_score, "count": _show_count}
-    environment.filters |= {"percent": _show_percent}
-    template = environment.from_string(files("sonotune.reports").joinpath("template.html").read_text(encoding="utf-8"))
     worst, wrong = (classes["worst"], classes["wrong"]) if classes else worst_texts(predictions)
     changed, defaults = _settings(record)
-    html = template.render(
+    return render_page(
+        "template.html",
+        filters={
+            "seconds": show_seconds,
+            "bytes": show_bytes,
+            "score": _show_score,
+            "count": _show_count,
+            "percent": _show_percent,
+        },
         record=record,
         figures={name: Markup(svg) for name, svg in figures.items()},  # noqa: S704  (our own SVG, text escaped there)
         estimates=[(name, f"{_NAMES[name]} with 95 % intervals") for name in names if name in figures],
@@ -103,8 +105,6 @@ def build_html(
         changed=changed,
         defaults=defaults,
     )
-    # Control codes and lone surrogates from damaged transcripts have no place in HTML, or cannot even be written.
-    return html.translate(_UNPRINTABLE).encode("utf-8", "replace").decode("utf-8")
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:

@@ -96,22 +96,24 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_error(error: OSError, path: Path, num_bytes: int) -> ResourceError | RunDirectoryError:
+def write_error(
+    error: OSError, path: Path, num_bytes: int, *, choose: str = "run.dir=PATH"
+) -> ResourceError | RunDirectoryError:
     """Turn a failed write into the error to raise: a full disk is exit 5, anything else exit 2.
 
     Args:
         error: What the operating system said.
         path: The file that was being written.
         num_bytes: How many bytes were to be written.
+        choose: What names the place.
     """
     if error.errno not in _DISK_FULL:
         return RunDirectoryError(
-            f"{path} cannot be written: {error.strerror or error}. "
-            "A run needs a folder it may write to; choose one with run.dir=PATH."
+            f"{path} cannot be written: {error.strerror or error}. Name a place that may be written to ({choose})."
         )
     return ResourceError(
         f"the disk is full: {path} needs {num_bytes} bytes, and {_free_bytes(path)} are free. "
-        "Nothing that was saved before is lost; free some space, or choose another place with run.dir=PATH, "
+        f"Nothing that was saved before is lost; free some space, or name another place ({choose}), "
         "and run the same line again."
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,15 @@ from safetensors import SafetensorError
 
 from sonotune.adapters import lora
 from sonotune.adapters.merge import MergeProof, MergeTarget, compare_logits, merge_into
-from sonotune.adapters.saved import Opened, find_adapter, model_folder, open_model, own_output_layer
+from sonotune.adapters.saved import (
+    EXPORT_MARK,
+    Opened,
+    find_adapter,
+    model_folder,
+    open_model,
+    own_output_layer,
+    use_of,
+)
 from sonotune.errors import AdapterError, RunDirectoryError
 from sonotune.models.base import MULTI_LABEL, LoadedModel
 from sonotune.models.checkpoints import as_os_error
@@ -31,7 +40,6 @@ logger = logging.getLogger(__name__)
 
 ExportDtype = Literal["auto", "fp32", "bf16", "fp16"]
 LARGEST_MERGE_ERROR = 1e-3
-_MARK = "sonotune_export.json"
 
 
 def export(
@@ -72,7 +80,7 @@ def export(
             _copy_adapter(checkpoint, draft) if adapter_only else _merge(checkpoint, draft, target=target, dtype=dtype)
         )
         with _writing(folder, 0):
-            (draft / _MARK).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            (draft / EXPORT_MARK).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
             if folder.exists():
                 shutil.rmtree(folder)
             draft.rename(folder)
@@ -86,8 +94,8 @@ def _check_place(folder: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise RunDirectoryError(f"{folder} exists already. Give another folder, or pass --overwrite.")
-    if not (folder / _MARK).is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise RunDirectoryError(f"{folder} is no earlier export (it has no {_MARK}), so it is not replaced.")
+    if not (folder / EXPORT_MARK).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise RunDirectoryError(f"{folder} is no earlier export (it has no {EXPORT_MARK}), so it is not replaced.")
 
 
 @contextmanager
@@ -96,7 +104,7 @@ def _writing(folder: Path, num_bytes: int) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise write_error(as_os_error(error), folder, num_bytes) from error
+        raise write_error(as_os_error(error), folder, num_bytes, choose="the folder to export to") from error
 
 
 def _size(folder: Path) -> int:
@@ -109,9 +117,11 @@ def _copy_adapter(checkpoint: str, folder: Path) -> dict[str, Any]:
         raise AdapterError(
             f"{checkpoint} has no adapter to export; it was trained in full. Export it without --adapter."
         )
+    side_car = lora.read_side_car(adapter)
+    lora.read_tensors(adapter)
     with _writing(folder, _size(adapter)):
         shutil.copytree(adapter, folder)
-    return {"kind": "adapter", **lora.read_side_car(adapter)}
+    return {"kind": "adapter", **side_car, **use_of(checkpoint)}
 
 
 def _merge(checkpoint: str, folder: Path, *, target: MergeTarget, dtype: ExportDtype) -> dict[str, Any]:
@@ -119,17 +129,21 @@ def _merge(checkpoint: str, folder: Path, *, target: MergeTarget, dtype: ExportD
     merged, proof = merged_model(opened, checkpoint, target=target)
     chosen = _choose_dtype(merged) if dtype == "auto" else dtype
     rounded = _round(merged, opened, DTYPES[chosen])
+    _check_finite(
+        rounded, f"the model in {chosen}", "Take --dtype fp32; where that fails too, the weights are damaged."
+    )
     with _writing(folder, sum(value.numel() * value.element_size() for value in merged.module.parameters())):
         merged.module.save_pretrained(folder, safe_serialization=True)
         merged.processor.save_pretrained(folder)
     return {
-        "kind": "merged",
+        "kind": "merged" if proof else "model",
         "target": target,
         "dtype": chosen,
         "base": opened.settings.get("checkpoint", checkpoint),
         "merge": asdict(proof) if proof else None,
         "rounding": asdict(rounded),
         "context": opened.loaded.context,
+        **use_of(checkpoint),
     }
 
 
@@ -150,12 +164,22 @@ def merged_model(opened: Opened, checkpoint: str, *, target: MergeTarget) -> tup
     before = probe_logits(opened.family, opened.loaded)
     merged = merge_into(opened.loaded, fresh, target=target)
     proof = compare_logits(before, probe_logits(opened.family, merged))
-    if target == "dequantized" and proof.largest > LARGEST_MERGE_ERROR * max(1.0, proof.scale):
+    _check_finite(proof, "the merged model", "The weights are damaged, or training ended in NaN: take another run.")
+    # Not `>`: what cannot be compared is not proven.
+    if target == "dequantized" and not proof.largest <= LARGEST_MERGE_ERROR * max(1.0, proof.scale):
         raise AdapterError(
             f"the merged model is not the adapted one: logits differ by {proof.largest:.3g} of {proof.scale:.3g}. "
             "Nothing was written; please report this with the run's record."
         )
     return merged, proof
+
+
+def _check_finite(proof: MergeProof, what: str, advice: str) -> None:
+    if not (math.isfinite(proof.largest) and math.isfinite(proof.scale)):
+        raise AdapterError(
+            f"{what} gives no numbers: the largest logit difference is {proof.largest} of {proof.scale}. "
+            f"Nothing was written. {advice}"
+        )
 
 
 def _choose_dtype(loaded: LoadedModel) -> Literal["bf16", "fp16"]:

@@ -89,7 +89,7 @@ class Task(Protocol):
         ...
 
     def check_truth(self, loaded: LoadedModel, clips: Sequence[Clip]) -> None:
-        """Refuse clips whose truth this model can never say; raises ManifestError."""
+        """Refuse clips whose truth this model can never say, or that cannot be scored; raises ManifestError."""
         ...
 
     def score(

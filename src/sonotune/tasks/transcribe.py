@@ -67,8 +67,7 @@ class Transcribe:
 
     def _notes(self, loaded: LoadedModel, languages: Collection[str]) -> list[Finding]:
         """What the family has to say about a language it can write and was never trained on."""
-        note_on = getattr(self.family, "note_on_language", None)
-        notes = [note_on(loaded, language) for language in sorted(languages)] if note_on else []
+        notes = [self.family.note_on_language(loaded, language) for language in sorted(languages)]
         return [Finding(check="model.language", severity="note", message=note) for note in notes if note]
 
     def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:

@@ -8,7 +8,7 @@ from typing import Literal
 from sonotune.adapters import lora
 from sonotune.adapters.allocation import RankPlan, Scaling
 from sonotune.errors import AdapterError, ConfigError
-from sonotune.models.base import LoadedModel, carrier
+from sonotune.models.base import LoadedModel, carrier, select
 from sonotune.models.precision import DTYPES, Precision
 from sonotune.models.quantize import cast_frozen
 from sonotune.types import Finding
@@ -66,6 +66,47 @@ def new_outputs(loaded: LoadedModel) -> list[Finding]:
         "adapter.unfreeze=[head] trains it in full, which learns faster."
     )
     return [Finding(check="model.new_outputs", severity="warning", message=message)]
+
+
+def check_plain(loaded: LoadedModel) -> None:
+    """Refuse a model that carries an adapter, before anything is planned over it.
+
+    Raises:
+        AdapterError: It does.
+    """
+    if loaded.adapter is not None:
+        raise AdapterError(lora.carries_one("training starts from plain weights"))
+
+
+def untrained_parts(loaded: LoadedModel) -> list[Finding]:
+    """A warning for each part of a composed model that is random and trains as an adapter only.
+
+    Raises:
+        AdapterError: One does not train at all.
+    """
+    trains: dict[str, list[str]] = {}  # bare parameter -> what trains of it
+    for name, parameter in loaded.module.named_parameters():
+        trains.setdefault(carrier(name), []).extend([name] if parameter.requires_grad else [])
+    parts = {selector: set(select(loaded, [selector])) for selector in loaded.untrained}
+    whole = [one for one in parts if not any(parts[one] < parts[other] for other in parts)]
+    advice = f"adapter.unfreeze=[{','.join(whole)}]"
+    found = []
+    for selector, names in parts.items():
+        smaller = {bare for other in parts.values() if other < names for bare in other}  # gates, of cross-attention
+        training = [name for bare in names - smaller for name in trains[bare]]
+        if any(".lora_" not in name for name in training):
+            continue
+        if not training:
+            raise AdapterError(
+                f"{selector} of {loaded.checkpoint} is as it was made, never trained, and would not train. "
+                f"Train it with {advice}."
+            )
+        message = (
+            f"{selector} is as it was made, never trained, and trains as an adapter over random weights; {advice} "
+            "trains it in full, without which the model hardly learns to hear."
+        )
+        found.append(Finding(check="model.untrained", severity="warning", message=message))
+    return found
 
 
 def adapt(

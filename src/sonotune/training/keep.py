@@ -21,7 +21,7 @@ def keep(loaded: LoadedModel, directory: RunDirectory, *, extra: dict[str, Any])
     Args:
         loaded: The trained model.
         directory: Where `adapter/` or `model/` goes; an older one is replaced.
-        extra: Further entries of the adapter's `sonotune.json`.
+        extra: Further entries of `sonotune.json`.
 
     Returns:
         The folder.
@@ -37,6 +37,7 @@ def keep(loaded: LoadedModel, directory: RunDirectory, *, extra: dict[str, Any])
         if loaded.adapter is None:
             loaded.module.save_pretrained(draft, safe_serialization=True)
             loaded.processor.save_pretrained(draft)
+            lora.write_side_car(loaded, draft, extra=extra)
         else:
             lora.save(loaded, draft, extra=extra)
             if loaded.new_outputs and hasattr(loaded.processor, "tokenizer"):

@@ -16,6 +16,7 @@ from sonotune.adapters.calibration import Calibration
 from sonotune.adapters.saved import Opened, choose_family, open_model
 from sonotune.audio.augment import WaveformAugmenter
 from sonotune.config.schema import RunConfig
+from sonotune.data.corpus import CORPUS_SETTINGS, Corpus, load_corpus, refuse_too_many
 from sonotune.data.text import get as get_normalizer
 from sonotune.data.windows import within_window
 from sonotune.errors import ManifestError
@@ -25,8 +26,7 @@ from sonotune.models.base import MULTI_LABEL, LoadedModel, ModelFamily
 from sonotune.models.precision import Precision
 from sonotune.registry import resolve
 from sonotune.tasks.base import Prepared, Task, TaskSettings
-from sonotune.training.adapt import check_settings_of_task
-from sonotune.training.corpus import CORPUS_SETTINGS, Corpus, load_corpus, refuse_too_many
+from sonotune.training.adapt import check_plain, check_settings_of_task
 from sonotune.training.loop_settings import LoopSettings, TrainingData
 from sonotune.training.ranks import RankSettings, calibrate, plan_ranks
 from sonotune.types import Finding
@@ -157,6 +157,7 @@ def _open(
         outputs=() if model.outputs == "checkpoint" else tuple(wanted), renew_outputs=model.outputs == "data",
         tokenizer=None if model.tokenizer is None else str(model.tokenizer),
     )  # fmt: skip
+    check_plain(opened.loaded)
     if config.data.multi_label:
         opened.loaded.module.config.problem_type = MULTI_LABEL  # saved with the model, and read again there
     return opened

@@ -17,6 +17,7 @@ from sonotune.adapters.calibration import collect
 from sonotune.adapters.dynamics import Dynamics
 from sonotune.config.load import LoadedConfig
 from sonotune.config.schema import RunConfig
+from sonotune.data.corpus import Corpus
 from sonotune.errors import Interrupted, RunDirectoryError, SonotuneError
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate, write_predictions
 from sonotune.features.workers import Crew
@@ -26,9 +27,8 @@ from sonotune.models.precision import choose_precision
 from sonotune.runs import RunDirectory, atomic_write_text, torch_seed
 from sonotune.tasks.base import Prepared, Task
 from sonotune.training import checkpoint, checks
-from sonotune.training.adapt import ADAPTER_SETTINGS, adapt, new_outputs
+from sonotune.training.adapt import ADAPTER_SETTINGS, adapt, new_outputs, untrained_parts
 from sonotune.training.book import RunBook
-from sonotune.training.corpus import Corpus
 from sonotune.training.dynamics import build_dynamics
 from sonotune.training.keep import keep
 from sonotune.training.loop import StageLoop
@@ -153,7 +153,7 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
         precision=precision,
         gradient_checkpointing=config.training.gradient_checkpointing,
     )
-    book.found(new_outputs(loaded))
+    book.found((*new_outputs(loaded), *untrained_parts(loaded)))
     dynamics = build_dynamics(
         loaded, plan, rank_settings(config).bounds, seed=config.training.seed,
         **config.regularization.model_dump(), **config.reallocation.model_dump(),
@@ -212,7 +212,7 @@ def _score(session: _Session, moment: str, clips: Sequence[Clip] | None, *, once
     write_predictions(
         session.book.directory.predictions_dir / f"{moment}.jsonl", session.task, result.predictions, clips
     )
-    session.book.found(result.findings)
+    session.book.found([replace(found, message=f"{moment}: {found.message}") for found in result.findings])
     session.book.scored(moment, result.scores)
 
 
@@ -302,8 +302,11 @@ def _save(session: _Session) -> None:
             "double": config.quantization.double,
             "quantization_skip": list(unquantized(config)),
             "language": config.model.language,
-            "outputs": list(session.loaded.new_outputs),
+            "text_scoring": config.data.text_scoring,
+            "min_duration_s": config.data.min_duration_s,
+            "max_duration_s": config.data.max_duration_s,
             "multi_label": config.data.multi_label,
+            "outputs": list(session.loaded.new_outputs),
             "run": session.book.record.run_id,
         },
     )

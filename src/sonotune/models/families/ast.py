@@ -33,6 +33,7 @@ from sonotune.models.checkpoints import (
     read_config,
 )
 from sonotune.models.norms import fix_batch_norms
+from sonotune.models.outputs import refuse_new_outputs
 from sonotune.models.speech_encoders import frontend_of, position_streams, row_kinds
 from sonotune.models.structure import find_structure
 
@@ -77,6 +78,7 @@ class AstFamily:
         tokenizer: str | None = None,
     ) -> LoadedModel:
         """See `ModelFamily.load`; the checkpoint's classes are kept where all of `outputs` are among them."""
+        refuse_new_outputs(self.name, renew_outputs=False, tokenizer=tokenizer)
         config = read_config(checkpoint, revision, published=False)
         check_family(checkpoint, config, self)
         own = _own_labels(config)

@@ -94,6 +94,7 @@ class Qwen3AsrFamily:
                 config_changes=changes,
             )  # fmt: skip
         processor = _modern_processor(processor)
+        prompt_of(processor)  # a template that hears nothing is to be found before anything runs
         return self._mapped(
             module, checkpoint=checkpoint, revision=identity, context=context, processor=processor,
             frontend=from_feature_extractor(processor.feature_extractor),

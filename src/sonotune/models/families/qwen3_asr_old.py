@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sonotune.errors import ModelError
+from sonotune.models.checkpoints import mismatched, wrong_shape
 from sonotune.runs import digest_file, digest_json
 
 # In this order: a name is changed by the first that matches it.
@@ -95,7 +96,7 @@ def load_old_weights(source: Path | str, config: Any, revision: str | None) -> t
     try:
         module, told = transformers.Qwen3ASRForConditionalGeneration.from_pretrained(
             source, config=config, revision=revision, dtype=torch.float32, use_safetensors=True,
-            output_loading_info=True, key_mapping=dict(_RENAMED),
+            output_loading_info=True, key_mapping=dict(_RENAMED), ignore_mismatched_sizes=True,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0][:200]
@@ -103,7 +104,9 @@ def load_old_weights(source: Path | str, config: Any, revision: str | None) -> t
             f"the qwen-asr checkpoint {source} could not be loaded: {reason}. Its folder needs config.json and "
             "safetensors weights. Download it again, or use its modern form, such as Qwen/Qwen3-ASR-1.7B-hf."
         ) from error
-    if absent := sorted({*told["missing_keys"], *(entry[0] for entry in told.get("mismatched_keys", ()))}):
+    if shapes := mismatched(told):
+        raise ModelError(wrong_shape(source, sorted(shapes), shapes))
+    if absent := sorted(told["missing_keys"]):
         raise ModelError(
             f"the qwen-asr checkpoint {source} lacks {len(absent)} weights of its architecture, such as {absent[0]}; "
             "they would be random. Download it again, or use its modern form, such as Qwen/Qwen3-ASR-1.7B-hf."

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+from sonotune.errors import ModelError
 from sonotune.models import languages
 
 TEXT_MARKER: Final = "<asr_text>"
@@ -51,15 +52,30 @@ class Prompt:
     end: int
 
 
+_OWN_TEMPLATE: Final = "Copy chat_template.jinja from the published checkpoint."
 _PROMPTS: WeakKeyDictionary[Any, Prompt] = WeakKeyDictionary()
 
 
 def prompt_of(processor: Any) -> Prompt:
-    """The prompt as the processor's own chat template renders it; rendered once for each processor."""
+    """The prompt as the processor's own chat template renders it; rendered once for each processor.
+
+    Raises:
+        ModelError: The template cannot be rendered, or puts no audio into the prompt.
+    """
     if processor not in _PROMPTS:
+        from jinja2 import TemplateError  # noqa: PLC0415  (where a template is rendered)
+
         turn = {"role": "user", "content": [{"type": "audio", "audio": "clip.wav"}]}
-        text = processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        try:
+            text = processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        except (ValueError, TypeError, TemplateError) as error:
+            raise ModelError(f"the chat template cannot be rendered: {str(error)[:160]}. {_OWN_TEMPLATE}") from error
         ids = token_ids(processor.tokenizer, text)
+        if processor.audio_token_id not in ids:
+            raise ModelError(
+                f"the chat template makes {text[:80]!r} of a turn with audio, in which {processor.audio_token} does "
+                f"not occur: the model would hear nothing. {_OWN_TEMPLATE}"
+            )
         place = ids.index(processor.audio_token_id)
         _PROMPTS[processor] = Prompt(
             before=tuple(ids[:place]), after=tuple(ids[place + 1 :]), end=processor.tokenizer.eos_token_id

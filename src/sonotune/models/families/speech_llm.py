@@ -22,10 +22,21 @@ from sonotune.features.batching import Batch
 from sonotune.features.frontend import from_feature_extractor
 from sonotune.features.normalization import valid_frames
 from sonotune.models import composed, speech_encoders
-from sonotune.models.audio_lm import Rows, kinds_of_rows, label_logits, label_losses, lay_out, own_targets
+from sonotune.models.audio_lm import Rows, generate, kinds_of_rows, label_logits, label_losses, lay_out, own_targets
 from sonotune.models.base import PADDING, Component, LoadedModel, Losses, Stream
 from sonotune.models.checkpoints import architecture_digest, load_pretrained, load_processor, read_config
-from sonotune.models.composed import AUDIO_MARK, MODEL_TYPE, SpeechLlm, SpeechLlmProcessor
+from sonotune.models.composed import (
+    AUDIO_MARK,
+    MODEL_TYPE,
+    NEW_PARTS,
+    SpeechLlm,
+    SpeechLlmProcessor,
+    digest_of_weights,
+    digests_of_new_parts,
+)
+from sonotune.models.composing import processor_of_parts, put_together
+from sonotune.models.languages import language_name
+from sonotune.models.outputs import refuse_new_outputs
 
 _MOST_TOKENS = 448  # of a transcript, where the caller sets no limit: Whisper's, for clips of 30 s
 
@@ -53,22 +64,24 @@ class SpeechLlmFamily:
         tokenizer: str | None = None,
     ) -> LoadedModel:
         """See `ModelFamily.load`; text is written in the language model's own tokens."""
+        refuse_new_outputs(self.name, renew_outputs=renew_outputs, tokenizer=tokenizer)
+        config = self._config(checkpoint, revision)
+        processor = _processor(checkpoint, config, revision)
         if random_weights:
-            config = self._config(checkpoint, revision)
             config.dropout = config.dropout if dropout is None else dropout
             module, identity = SpeechLlm(config).eval(), f"random-{architecture_digest(config)}"
+        elif config.parts:
+            module, identity = _of_parts(config, dropout)
         else:
             module, _, identity = load_pretrained(
                 checkpoint, self, class_name="AutoModel", revision=revision, random_weights=False,
                 config_changes={"dropout": dropout}, processor_class=None,
             )  # fmt: skip
-        processor = SpeechLlmProcessor(
-            load_processor(checkpoint, class_name="AutoFeatureExtractor", revision=revision),
-            load_processor(checkpoint, class_name="AutoTokenizer", revision=revision),
-        )
+        module.config.parts = None  # saved, it has weights of its own
         loaded = self._mapped(
             module, checkpoint=checkpoint, revision=identity, context=context, processor=processor,
             frontend=from_feature_extractor(processor.feature_extractor),
+            untrained=() if random_weights else _untrained(module),
         )  # fmt: skip
         if not any(self._prompt(loaded, None)) and module.config.fusion == "cross_attention":
             raise ModelError(
@@ -93,6 +106,12 @@ class SpeechLlmFamily:
             raise ModelError(
                 f"{checkpoint} is a {config.model_type!r} checkpoint, and the family {self.name!r} takes composed "
                 f"models ({MODEL_TYPE}) alone. Set model.family=auto, or compose one with: sonotune compose."
+            )
+        named = config.parts or {}
+        if named and not all(isinstance(named.get(part), str) for part in ("encoder", "language_model")):
+            raise ModelError(
+                f"the config.json of {checkpoint} names its parts and has {sorted(named)}; `parts` needs the text "
+                "`encoder` and `language_model`. Copy the file again, or compose the model again."
             )
         return config
 
@@ -122,6 +141,16 @@ class SpeechLlmFamily:
     def knows_language(self, loaded: LoadedModel, language: str) -> bool:
         """A language model is told any language by its name, or none where the prompt has no `{language}`."""
         return True
+
+    def note_on_language(self, loaded: LoadedModel, language: str) -> str | None:
+        """See `SpeechFamily.note_on_language`; a tag without a name goes into the prompt as it stands."""
+        prompt = loaded.module.config.prompt
+        if "{language}" not in prompt or language_name(language) is not None:
+            return None
+        return (
+            f"{language!r} is the code or name of no language that is known; the prompt {prompt!r} says it as it "
+            "stands. Write a code such as he, or an English name."
+        )
 
     def encode_text(
         self, loaded: LoadedModel, text: str, language: str | None, *, duration_s: float | None = None
@@ -197,9 +226,9 @@ class SpeechLlmFamily:
         self, loaded: LoadedModel, batch: Batch, *, beam_size: int = 1, max_new_tokens: int | None = None
     ) -> list[str]:
         """Greedy (`beam_size=1`) or beam decoding with a key-value cache."""
-        from transformers import GenerationConfig, GenerationMixin  # noqa: PLC0415  (slow import, decoding only)
+        from transformers import GenerationConfig  # noqa: PLC0415  (slow import, decoding only)
 
-        tokenizer, language_model = loaded.processor.tokenizer, loaded.module.language_model
+        tokenizer = loaded.processor.tokenizer
         rows = self._rows(loaded, batch, with_targets=False)
         room = _positions_of(loaded.module.config) - rows.mask.shape[1]
         if room < 1:
@@ -208,15 +237,14 @@ class SpeechLlmFamily:
                 f"{_positions_of(loaded.module.config)}. Shorten the clips, or compose with a higher downsample."
             )
         pad = tokenizer.pad_token_id
-        settings = GenerationConfig(
-            max_new_tokens=min(max_new_tokens or _MOST_TOKENS, room), num_beams=beam_size, do_sample=False,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id if pad is None else pad,
-            use_cache=True, return_dict_in_generate=False,
+        answers = generate(
+            loaded.module.language_model, rows, max_new_tokens=min(max_new_tokens or _MOST_TOKENS, room),
+            beam_size=beam_size,
+            settings=GenerationConfig(
+                eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id if pad is None else pad
+            ),
         )  # fmt: skip
-        ids_BU = GenerationMixin.generate(
-            language_model, inputs_embeds=rows.embeds, attention_mask=rows.mask.long(), generation_config=settings
-        )
-        return [self.decode_text(loaded, row) for row in ids_BU.tolist()]
+        return [self.decode_text(loaded, answer) for answer in answers]
 
     def _rows(self, loaded: LoadedModel, batch: Batch, *, with_targets: bool) -> Rows:
         """Prompts with what was heard in them, and targets where wanted."""
@@ -236,7 +264,7 @@ class SpeechLlmFamily:
     def _prompt(self, loaded: LoadedModel, language: str | None) -> tuple[list[int], list[int]]:
         """Ids before and after the audio; a language that is not known is called `unknown`."""
         config, tokenizer = loaded.module.config, loaded.processor.tokenizer
-        text = config.prompt.replace("{language}", _language_name(language))
+        text = config.prompt.replace("{language}", _told(language))
         if config.chat:
             said = [{"role": "user", "content": text}]
             text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
@@ -286,15 +314,33 @@ def _start(tokenizer: Any) -> list[int]:
     return [begin] if begin is not None and tokenizer("a").input_ids[:1] == [begin] else []
 
 
-def _language_name(language: str | None) -> str:
-    """`en`, `en-GB` and `english` are all `English`; what is no code stays as it is."""
-    from transformers.models.whisper.tokenization_whisper import LANGUAGES  # noqa: PLC0415
-
-    if language is None:
+def _told(language: str | None) -> str:
+    """What a prompt says of a language: its English name, or what was given where no name is known."""
+    if language is None or not language.strip():
         return "unknown"
-    plain = language.strip().lower()
-    name: str = LANGUAGES.get(plain.partition("-")[0], plain)
-    return name.title()
+    return language_name(language) or language.strip()
+
+
+def _processor(checkpoint: str, config: Any, revision: str | None) -> SpeechLlmProcessor:
+    if config.parts:
+        return processor_of_parts(**config.parts)
+    return SpeechLlmProcessor(
+        load_processor(checkpoint, class_name="AutoFeatureExtractor", revision=revision),
+        load_processor(checkpoint, class_name="AutoTokenizer", revision=revision),
+    )
+
+
+def _of_parts(config: Any, dropout: float | None) -> tuple[SpeechLlm, str]:
+    """The model of a folder that only names its parts: the same every time, its identity that of all its weights."""
+    module, _ = put_together(**config.parts, dropout=dropout)
+    return module, digest_of_weights(module.named_parameters())
+
+
+def _untrained(module: Any) -> tuple[str, ...]:
+    """Selectors of the parts whose weights are those they were made with."""
+    made = module.config.untrained or {}
+    now = digests_of_new_parts(module) if made else {}
+    return tuple(selector for selector in now if made.get(selector) == now[selector])
 
 
 def _positions_of(config: Any) -> int:
@@ -320,6 +366,7 @@ def _components(module: Any) -> tuple[Component, ...]:
             parts={
                 "self_attention": r"^language_model\..*\.(self_attn|attn|attention)\.",
                 "cross_attention": r"^cross_attention\.",
+                "gates": NEW_PARTS["decoder.gates"],
                 "feed_forward": r"^language_model\..*\.(mlp|feed_forward|fc[12])\b",
             },
         ),

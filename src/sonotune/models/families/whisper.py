@@ -34,6 +34,8 @@ from sonotune.models.outputs import refuse_new_outputs
 
 logger = logging.getLogger(__name__)
 
+_ENGLISH_VOCABULARY = 51_864  # of the published English-only checkpoints; all others have one token more, or two
+
 
 class WhisperFamily:
     """Whisper speech-to-text, multilingual or English-only."""
@@ -63,6 +65,7 @@ class WhisperFamily:
             checkpoint, self, class_name="WhisperForConditionalGeneration", revision=revision,
             random_weights=random_weights, config_changes={"dropout": dropout},
         )  # fmt: skip
+        _learn_languages(module, processor.tokenizer, checkpoint)
         return self._mapped(
             module, checkpoint=checkpoint, revision=identity, context=context, processor=processor,
             frontend=from_feature_extractor(processor.feature_extractor),
@@ -267,6 +270,28 @@ class WhisperFamily:
         codes = list(known)
         best = loaded.module.proj_out(hidden)[:, [known[code] for code in codes]].argmax(dim=-1).tolist()
         return [given or codes[index] for given, index in zip(languages, best, strict=True)]
+
+
+def _learn_languages(module: Any, tokenizer: Any, checkpoint: str) -> None:
+    """Take the languages from the tokenizer where no `generation_config.json` says which there are.
+
+    Without them a model that knows many languages would be prompted as one that knows English alone. The tokenizers of
+    English-only checkpoints have the same tokens, so those are told apart by the size of their vocabulary.
+    """
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES  # noqa: PLC0415
+
+    settings = module.generation_config
+    absent = getattr(settings, "_from_model_config", False)
+    if not absent or getattr(settings, "lang_to_id", None) or module.config.vocab_size == _ENGLISH_VOCABULARY:
+        return
+    vocabulary = tokenizer.get_vocab()
+    found = {token: vocabulary[token] for code in LANGUAGES if (token := f"<|{code}|>") in vocabulary}
+    known = {token: place for token, place in found.items() if place < module.config.vocab_size}
+    if known:
+        settings.lang_to_id, settings.is_multilingual = known, True
+        logger.warning(
+            "%s has no generation_config.json; its %d languages are taken from its tokenizer", checkpoint, len(known)
+        )
 
 
 def _is_multilingual(loaded: LoadedModel) -> bool:

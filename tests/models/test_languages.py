@@ -1,0 +1,38 @@
+"""Languages as people write them."""
+
+from __future__ import annotations
+
+import pytest
+
+from sonotune.models.languages import find_code, language_name
+
+KNOWN = ("en", "he", "id", "yi", "zh", "yue", "jw", "no", "ro", "tl")
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "name"),
+    [
+        ("he", "he", "Hebrew"), ("he-IL", "he", "Hebrew"), ("he_IL", "he", "Hebrew"), (" HE_il ", "he", "Hebrew"),
+        ("he_IL.UTF-8", "he", "Hebrew"), ("iw", "he", "Hebrew"), ("iw-IL", "he", "Hebrew"), ("in", "id", "Indonesian"),
+        ("ji", "yi", "Yiddish"), ("Hebrew", "he", "Hebrew"), ("ENGLISH", "en", "English"), ("en-GB", "en", "English"),
+        ("zh-Hans-CN", "zh", "Chinese"), ("cmn", "zh", "Chinese"), ("zh-yue", "yue", "Cantonese"),
+        ("Mandarin", "zh", "Chinese"), ("jv", "jw", "Javanese"), ("nb-NO", "no", "Norwegian"), ("mo", "ro", "Romanian"),
+        ("fil", "tl", "Tagalog"), ("xx", None, None), ("xx_YY", None, None), ("Englsh", None, None), ("", None, None),
+    ],
+)  # fmt: skip
+def test_one_language_has_one_code_and_one_name(given: str, code: str | None, name: str | None):
+    assert find_code(given, KNOWN) == code
+    assert language_name(given) == name
+
+
+def test_a_code_that_is_not_among_the_known_is_none():
+    assert find_code("he", ("en",)) is None
+    assert find_code("he", ("iw",)) == "iw"
+
+
+def test_names_that_a_model_was_trained_with_go_first():
+    trained = {"fil": "Filipino", "tlh": "Klingon"}
+    assert language_name("tl", trained=trained) == "Filipino"
+    assert language_name("Tagalog", trained=trained) == "Filipino"
+    assert language_name("klingon", trained=trained) == "Klingon"
+    assert language_name("he_IL", trained=trained) == "Hebrew"

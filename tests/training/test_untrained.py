@@ -1,0 +1,37 @@
+"""A composed model whose projector is still random must train it."""
+
+from __future__ import annotations
+
+import pytest
+
+from sonotune.adapters.saved import open_model
+from sonotune.errors import AdapterError
+from sonotune.training.adapt import adapt, untrained_parts
+from sonotune.training.ranks import RankSettings, plan_ranks
+
+
+def parts(targets: object, unfreeze: tuple[str, ...] = ()) -> list[str]:
+    loaded = open_model("assets:speech-llm-nano").loaded
+    settings = RankSettings(rank=2, targets=targets, unfreeze=unfreeze)  # type: ignore[arg-type]
+    loaded = adapt(loaded, plan_ranks(loaded, settings), rank=2, stem="frozen", unfreeze=unfreeze)
+    return [finding.message for finding in untrained_parts(loaded)]
+
+
+def test_an_adapter_over_a_random_projector_is_a_warning():
+    (message,) = parts("all_linear")
+    assert "projector" in message
+    assert "adapter.unfreeze=[projector]" in message
+
+
+def test_a_random_projector_that_would_stay_so_is_refused():
+    with pytest.raises(AdapterError, match=r"projector of .* would not train.*unfreeze=\[projector\]"):
+        parts(["encoder", "decoder"])
+
+
+def test_a_projector_that_trains_is_nothing_to_tell():
+    assert parts(["encoder", "decoder"], ("projector",)) == []
+
+
+def test_a_model_with_nothing_new_has_no_such_part():
+    loaded = open_model("assets:whisper-nano").loaded
+    assert untrained_parts(adapt(loaded, plan_ranks(loaded, RankSettings(rank=2)), rank=2)) == []
