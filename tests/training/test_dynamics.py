@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import warnings
 from collections.abc import Callable
@@ -74,6 +75,22 @@ def test_stopped_at_any_step_it_ends_with_the_same_adapter(settings: Settings, t
     for kind_of_event in ("ranks", "adapter_entropy"):
         one, other = ([event["step"] for event in events(folder, kind_of_event)] for folder in (straight, stopped))
         assert one == other
+
+
+@pytest.mark.parametrize("allocator", ["eva", "gradient_eva", "adalora"])
+def test_killed_before_its_first_checkpoint_it_starts_from_the_same_place(
+    settings: Settings, tmp_path: Path, allocator: str
+):
+    """`ranks.json` is there by then, and does not hold the rows that the A matrices start from."""
+    words = (f"adapter.allocator={allocator}", "allocation.tokens=64", "allocation.clips=6")
+    _, straight = run(settings(*words, folder=tmp_path / "straight"))
+    killed = tmp_path / "killed"
+    with pytest.raises(Interrupted):
+        run(settings(*words, folder=killed), listeners=[Stop(1)])
+    shutil.rmtree(killed / "checkpoints")
+    run(settings(*words, folder=killed))
+    right = adapter(killed)
+    assert all(torch.equal(value, right[name]) for name, value in adapter(straight).items())
 
 
 @pytest.mark.parametrize("kind", ["adalora", "moving ranks"])

@@ -112,7 +112,8 @@ def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[
             session = _prepare(config, book, _Crews(training=for_training, evaluation=for_evaluation))
             if config.evaluation.zero_shot:
                 _score(session, "before", session.corpus.splits.get("eval"), once=True)
-            _listen(session, "before", 0)
+            if not _has_checkpoint(book):
+                _listen(session, "before", 0)
             loop = _train(session, stop, listeners)
             loop.load_best()
             _settle(session)
@@ -181,9 +182,12 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
 
 
 def _ranks(config: RunConfig, book: RunBook, material: Material, accelerator: Accelerator) -> RankPlan:
-    """Chosen once: a run that goes on finds them in its directory."""
+    """Chosen once: a run that goes on from a checkpoint finds them in its directory.
+
+    Without one they are chosen again, for the file does not hold where the A matrices start.
+    """
     kept = book.directory.path / RANKS_FILE
-    if kept.is_file():
+    if kept.is_file() and _has_checkpoint(book):
         return choose_ranks(config, material, file=kept)[0]
     plan, found = choose_ranks(config, material, autocast=accelerator.autocast)
     if found is not None:
@@ -191,6 +195,10 @@ def _ranks(config: RunConfig, book: RunBook, material: Material, accelerator: Ac
         book.found(found.findings)
     atomic_write_text(kept, ranks_text(plan, material.opened.loaded))
     return plan
+
+
+def _has_checkpoint(book: RunBook) -> bool:
+    return any(book.directory.checkpoints_dir.glob("step-*"))
 
 
 def _evaluate(session: _Session, clips: Sequence[Clip]) -> EvaluationResult:
