@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fsdd", default=os.environ.get("SONOTUNE_FSDD", "../shared/data/fsdd"))
     parser.add_argument("--held-out", default="theo")
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--models", nargs="*", default=[*SPEECH, *DRUMS])
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
     parser.add_argument("--work", type=Path, default=Path("runs/nano_models"))
