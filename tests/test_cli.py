@@ -708,7 +708,7 @@ def test_transcribe_refuses_what_is_not_there(finished: tuple[Path, Answer], tmp
 
 def test_export_answers_with_its_folder_and_proofs(finished: tuple[Path, Answer], tmp_path: Path):
     folder, _ = finished
-    code, out, err = call("export", str(folder / "run"), str(tmp_path / "export"), "--json")
+    code, out, err = call("export", "model=" + str(folder / "run"), str(tmp_path / "export"), "--json")
     assert code == 0, err
     body = only_json(out)
     assert body["export"] == str(tmp_path / "export")

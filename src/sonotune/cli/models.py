@@ -229,7 +229,7 @@ def _size_beside_16_bits(size: float) -> str:
 
 @app.command()
 def export(
-    source: Annotated[str, typer.Argument(help="A run, an adapter folder or a model folder.")],
+    source: Annotated[str, typer.Argument(help="A run, an adapter folder or a model folder; model= before it does no harm.")],
     folder: Annotated[Path, typer.Argument(help="Where to write.")],
     target: Target = "dequantized",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
@@ -248,7 +248,7 @@ def export(
         if value not in allowed:
             raise ConfigError(f"{name} {value!r} is not known; take one of {', '.join(allowed)}.")
     result = write_export(
-        source, folder, target=target, dtype=dtype, adapter_only=adapter, overwrite=overwrite  # type: ignore[arg-type]
+        source.removeprefix("model="), folder, target=target, dtype=dtype, adapter_only=adapter, overwrite=overwrite  # type: ignore[arg-type]
     )  # fmt: skip
     lines = [f"export   {result['export']} ({result['bytes'] / 1e6:.1f} MB, {result['kind']})"]
     if merge := result.get("merge"):
