@@ -860,3 +860,15 @@ def test_every_packaged_speech_model_hears_a_packaged_clip(model: str):
     assert code == 0, err
     (found,) = only_json(out)["transcripts"]
     assert found["text"]
+
+
+def test_a_reader_that_closes_early_is_no_failure():
+    """`sonotune inspect ... | head -0`, whose pipe is closed before anything is printed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "sonotune", "inspect", "model=whisper_nano"], stdout=closed, stderr=subprocess.PIPE,
+            text=True, timeout=120, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")

@@ -229,7 +229,7 @@ def _size_beside_16_bits(size: float) -> str:
 
 @app.command()
 def export(
-    source: Annotated[str, typer.Argument(help="A run, an adapter folder or a model folder; model= before it does no harm.")],
+    source: Annotated[str, typer.Argument(help="A run, an adapter or a model folder; or model=PLACE.")],
     folder: Annotated[Path, typer.Argument(help="Where to write.")],
     target: Target = "dequantized",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",

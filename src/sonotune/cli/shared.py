@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -27,11 +29,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 
 def print_result(result: Mapping[str, Any], *, as_json: bool, lines: Sequence[str]) -> None:
-    """One JSON object, or the lines, on stdout."""
-    if as_json:
-        print(json.dumps(result, ensure_ascii=False, allow_nan=False))
-    else:
-        print("\n".join(lines))
+    """One JSON object, or the lines, on stdout. A reader that has seen enough, such as `head`, is no failure."""
+    try:
+        print(json.dumps(result, ensure_ascii=False, allow_nan=False) if as_json else "\n".join(lines), flush=True)
+    except BrokenPipeError:
+        # The interpreter flushes once more when it ends, and would fail there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def percent(score: Mapping[str, Any] | None) -> str:
