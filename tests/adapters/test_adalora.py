@@ -13,6 +13,7 @@ from sonotune.adapters import lora
 from sonotune.adapters.adalora import AdaLora
 from sonotune.adapters.allocation import Budget, Evidence, sites_of
 from sonotune.adapters.allocators.adalora import AdaLoraAllocator
+from sonotune.adapters.regularizer import effective_ranks
 from sonotune.models.base import LoadedModel
 
 Logits = Callable[[LoadedModel], Tensor]
@@ -30,7 +31,7 @@ def started(fresh: Callable[..., LoadedModel]) -> Callable[..., tuple[LoadedMode
         assert plan.pruned_to is not None
         loaded = lora.attach(loaded, plan, rank=rank, alpha=float(rank), stem=stem)  # type: ignore[arg-type]
         loaded.module.eval()
-        return loaded, AdaLora(loaded, budget=plan.pruned_to, seed=3), plan.pruned_to
+        return loaded, AdaLora(loaded, plan.ranks.keys(), budget=plan.pruned_to, seed=3), plan.pruned_to
 
     return start
 
@@ -94,8 +95,11 @@ def test_a_plain_lora_of_the_same_function_is_left(
     train(loaded, dynamics, 0, STEPS)
     pruned = logits(loaded)
     ranks = dynamics.finish()
-    assert ranks == {name: layer.r["default"] for name, layer in lora.lora_layers(loaded).items()}
-    assert parameters_of(loaded) <= budget
+    left = {name: layer.r["default"] for name, layer in lora.lora_layers(loaded).items()}
+    assert ranks == {name: rank for name, rank in left.items() if name in loaded.linears}
+    assert set(left) - set(ranks) == ({"model.encoder.conv1", "model.encoder.conv2"} if stem == "lora" else set())
+    costs = {site.name: site.cost for site in sites_of(loaded, list(ranks))}
+    assert budget - min(costs.values()) < sum(rank * costs[name] for name, rank in ranks.items()) <= budget
     assert not [name for name, _ in loaded.module.named_parameters() if name.endswith(".values")]
     torch.testing.assert_close(logits(loaded), pruned, atol=2e-5, rtol=1e-5)
     lora.save(loaded, tmp_path)
@@ -129,3 +133,14 @@ def test_penalty_is_least_for_orthonormal_factors(started):
     least = dynamics.penalty(0, STEPS)
     assert least is not None
     assert least.item() < 1e-5 < begun.item()
+
+
+def test_what_is_logged_is_the_spectrum_of_the_update_and_not_of_its_factors(started):
+    loaded, dynamics, _ = started()
+    assert set(effective_ranks(loaded).values()) == {0.0}  # e is zero, though A and B are not
+    train(loaded, dynamics, 0, STEPS)
+    during = effective_ranks(loaded)
+    ranks = dynamics.ranks()
+    assert all(during[name] <= ranks[name] + 1e-6 for name in ranks)
+    dynamics.finish()
+    assert effective_ranks(loaded) == pytest.approx(during, rel=1e-4)

@@ -148,4 +148,5 @@ def test_the_plan_of_a_split_has_the_budget_of_the_baseline(command: Command, wo
     lines = [run["line"] for run in body["runs"] if run["run"].startswith("encoder_only")]
     budgets = {word for line in lines for word in shlex.split(line) if word.startswith("adapter.budget=")}
     assert len(budgets) == 1
+    assert all("allocation.rank_step=1" in line for line in lines)  # so that no rest of it is left
     assert int(budgets.pop().partition("=")[2]) > 10_000

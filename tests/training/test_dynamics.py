@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from sonotune.adapters.allocation import sites_of
 from sonotune.adapters.saved import open_model
 from sonotune.config.load import LoadedConfig
-from sonotune.errors import Interrupted
+from sonotune.errors import AdapterError, Interrupted
 from sonotune.runs import read_events, read_record
 from sonotune.training.run import run
 
@@ -134,3 +134,21 @@ def test_a_penalty_moves_the_entropy_its_way_and_is_told(settings: Settings, tmp
         assert all(penalties) if mode != "off" else not any(penalties)
     assert last["concentrate"] < last["off"] - 0.01
     assert last["spread"] > last["off"]
+
+
+def test_two_things_that_move_ranks_are_refused_before_anything_trains(settings: Settings):
+    with pytest.raises(AdapterError, match="Take one of the two"):
+        run(settings("adapter.allocator=adalora", "reallocation.at=[0.5]"))
+
+
+def test_ranks_of_a_file_may_move_within_what_they_cost(settings: Settings, tmp_path: Path):
+    """Not within what the reference rank would cost, which may be less."""
+    _, first = run(settings("adapter.rank=4", "training.max_epochs=1", folder=tmp_path / "first"))
+    words = ["adapter.rank=2", "reallocation.at=[0.2,0.5]", "reallocation.share=0.5", "training.learning_rate=0.02"]
+    record, folder = run(settings(*words, f"allocation.file={first / 'ranks.json'}", folder=tmp_path / "second"))
+    given = read_record(first).ranks
+    assert events(folder, "ranks")
+    loaded = open_model(read_record(first).model["checkpoint"]).loaded
+    costs = {site.name: site.cost for site in sites_of(loaded, list(given))}
+    spent = sum(rank * costs[name] for name, rank in record.ranks.items())
+    assert spent <= sum(rank * costs[name] for name, rank in given.items())

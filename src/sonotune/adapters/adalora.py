@@ -15,7 +15,7 @@ Shape letters: R rank, I inputs, O outputs.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -60,14 +60,23 @@ class AdaLora(Dynamics):
 
     Args:
         loaded: A model with fresh adapters, which have the ranks to begin with.
+        names: Full names of the modules that share the budget; others, such as an adapted stem, are left alone.
         budget: Adapter parameters in the end.
         seed: Draws A and B.
         settings: Schedule and weights.
     """
 
-    def __init__(self, loaded: LoadedModel, *, budget: int, seed: int, settings: AdaLoraSettings | None = None) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        names: Collection[str],
+        *,
+        budget: int,
+        seed: int,
+        settings: AdaLoraSettings | None = None,
+    ) -> None:
         self._loaded, self._budget, self._settings = loaded, budget, settings or AdaLoraSettings()
-        self._layers: dict[str, Any] = lora_layers(loaded)
+        self._layers: dict[str, Any] = {name: layer for name, layer in lora_layers(loaded).items() if name in names}
         self._kept: dict[str, Tensor] = {}
         self._moving: dict[str, Tensor] = {}
         self._hooks = []
@@ -84,7 +93,7 @@ class AdaLora(Dynamics):
             self._kept[name] = torch.ones(rank, dtype=torch.bool)
 
     def penalty(self, step: int, total_steps: int) -> Tensor | None:
-        """Mean squared distance of AAᵀ and BᵀB from the identity, over all layers, times its weight."""
+        """Mean distance of AAᵀ and BᵀB from the identity (Frobenius norm), over all layers, times its weight."""
         distances = []
         for layer in self._layers.values():
             a_RI, b_OR = layer.lora_A["default"].weight.flatten(1), layer.lora_B["default"].weight.flatten(1)

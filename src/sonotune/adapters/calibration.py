@@ -20,6 +20,7 @@ from sonotune.adapters.listening import Autocast, DistinctInput, Objective, Toke
 from sonotune.adapters.statistics import joint_rows
 from sonotune.errors import AdapterError
 from sonotune.models.base import LoadedModel
+from sonotune.runs import torch_seed
 from sonotune.types import Clip, Finding
 
 __all__ = ["Calibration", "MeasuredInput", "collect", "gather", "gradient_gains", "measure_sample"]
@@ -128,8 +129,8 @@ def collect(
         seed: Of the sample.
         autocast: Makes the precision context of each forward pass.
         directions: Leading directions of each input; 0 finds none.
-        gradient_clips: Of how many clips, the first in alphabetical order of their ids, the gradient is taken; 8 to 32
-            are enough. Needs `directions`.
+        gradient_clips: Of how many clips, drawn by seed and id, the gradient is taken; 8 to 32 are enough. Needs
+            `directions`.
         names: Modules; None takes every adaptable one.
 
     Raises:
@@ -141,7 +142,9 @@ def collect(
     inputs = measure_sample(sample, directions=directions)
     gradient = None
     if gradient_clips:
-        chosen = set(sample.clips[:gradient_clips])
+        # Not the first by name, which would be those of one speaker or one word.
+        drawn = sorted(sample.clips, key=lambda clip_id: (torch_seed(seed, "gradient", clip_id), clip_id))
+        chosen = set(drawn[:gradient_clips])
         looked_at = sorted((clip for clip in clips if clip.id in chosen), key=lambda clip: clip.id)
         known = {name: item.directions for item in inputs for name in item.modules if item.directions is not None}
         gradient = gradient_gains(loaded, task, looked_at, known, autocast=autocast)

@@ -302,7 +302,8 @@ class Rows:
 
 def channels_last(module: nn.Module, values: Tensor) -> Tensor:
     """What goes into or out of a linear, or of a pointwise convolution, with the channels last."""
-    return values.movedim(1, -1) if isinstance(module, nn.Conv1d | nn.Conv2d) else values
+    bare = getattr(module, "base_layer", module)  # what PEFT wraps
+    return values.movedim(1, -1) if isinstance(bare, nn.Conv1d | nn.Conv2d) else values
 
 
 def input_of(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:

@@ -46,8 +46,13 @@ logger = logging.getLogger(__name__)
 
 
 def matrices(layer: Any) -> tuple[Tensor, Tensor]:
-    """The two matrices of a PEFT LoRA layer, A (R, I) and B (O, R); the kernel of a convolution counts as inputs."""
-    return layer.lora_A["default"].weight.flatten(1), layer.lora_B["default"].weight.flatten(1)
+    """The two matrices of a PEFT LoRA layer, A (R, I) and B (O, R), whose product is the update.
+
+    The kernel of a convolution counts as inputs. What AdaLoRA multiplies each direction by counts to A.
+    """
+    down = layer.lora_A["default"]
+    a_RI, values_R = down.weight.flatten(1), getattr(down, "values", None)
+    return a_RI if values_R is None else values_R[:, None] * a_RI, layer.lora_B["default"].weight.flatten(1)
 
 
 def matrix_layers(loaded: LoadedModel) -> dict[str, Any]:

@@ -272,6 +272,8 @@ class AllocationConfig(Section):
     """Positions that calibration keeps of each module's input."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Decides which clips and positions those are."""
+    draw: int = Field(default=0, ge=0, lt=2**63)
+    """Decides what the allocators `random` and `shuffled` draw."""
     file: Path | None = None
     """Take the ranks from this `ranks.json`, as `sonotune allocate` writes it."""
 

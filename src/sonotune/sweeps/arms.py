@@ -66,7 +66,7 @@ _ALL = (
     _ranks("shuffled", "negative control: the entropies permuted within each type of module", "allocation.gamma=0.5"),
     *(
         _ranks(f"random_{draw}", "control: the ranks of entropy_half dealt out by chance", "allocation.gamma=0.5",
-               f"allocation.seed={draw}", allocator="random")
+               f"allocation.draw={draw}", allocator="random")
         for draw in (1, 2, 3)
     ),
     _ranks("eva", "ranks and first directions by explained variance"),
@@ -174,7 +174,8 @@ def trial_words(
     rate_setting = "training.learning_rate="
     own = [
         *(word for word in arm.words if not word.startswith(rate_setting)),
-        *([f"adapter.budget={budget}"] if arm.same_budget and budget is not None else []),
+        # Equal ranks leave a rest of the budget; in steps of 1 it goes to single modules.
+        *([f"adapter.budget={budget}", "allocation.rank_step=1"] if arm.same_budget and budget is not None else []),
         f"{rate_setting}{rate:g}",
         f"training.seed={seed}",
         f"run.dir={folder}",

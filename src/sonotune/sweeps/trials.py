@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 Runner = Callable[[Sequence[str]], None]
 """Does what `sonotune train WORDS` does; what it leaves is in the run's directory."""
 
-REQUIRED = ("data.train", "data.test")
+REQUIRED = ("data.train", "data.eval", "data.test")
+"""Without clips of its own for evaluation, each seed would split off others."""
 SCORES = ("wer", "accuracy")
 """Of these, the first that a run has chooses the learning rate and is compared."""
 

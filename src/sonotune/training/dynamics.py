@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Final, Literal
 
 import torch
@@ -14,6 +14,7 @@ from sonotune.adapters.allocation import Budget, RankPlan, sites_of
 from sonotune.adapters.dynamics import Dynamics, Event
 from sonotune.adapters.regularizer import EntropyRegularizer, adapter_entropies, effective_ranks, reference_norms
 from sonotune.adapters.resizing import Reallocation, ShrinkMode, current_ranks, set_ranks
+from sonotune.errors import AdapterError
 from sonotune.models.base import LoadedModel
 
 TRACKED: Final = 20
@@ -115,10 +116,16 @@ def build_dynamics(
         return []
     found: list[Dynamics] = []
     if plan.pruned_to is not None:
-        found.append(AdaLora(loaded, budget=plan.pruned_to, seed=seed))
+        if at:
+            raise AdapterError(
+                "adapter.allocator=adalora prunes ranks by itself, and reallocation.at would move them besides. "
+                "Take one of the two."
+            )
+        found.append(AdaLora(loaded, plan.ranks.keys(), budget=plan.pruned_to, seed=seed))
     if entropy != "off":
         found.append(EntropyRegularizer(loaded, mode=entropy, weight=weight, ramp=ramp))
     if at:
         schedule = Reallocation(events=tuple(at), fraction_moved=share, mode=shrink)
-        found.append(MovingRanks(loaded, plan, budget, schedule, seed=seed))
+        spent = replace(budget, parameters=plan.budget or plan.parameters)
+        found.append(MovingRanks(loaded, plan, spent, schedule, seed=seed))
     return [*found, SpectrumTracker(loaded)]

@@ -27,5 +27,6 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # musl
         return False
-    done = [mallopt(name, _LARGEST) for name in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)]
-    return all(done)
+    # glibc before 2.35 takes no threshold above 32 MiB.
+    mapped = mallopt(_M_MMAP_THRESHOLD, _LARGEST) or mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+    return bool(mapped and mallopt(_M_TRIM_THRESHOLD, _LARGEST))

@@ -45,6 +45,7 @@ class RankSettings:
     clips: int = 64
     tokens: int = 1024
     seed: int = 0
+    draw: int = 0
     file: Path | None = None
 
     @classmethod
@@ -114,7 +115,7 @@ def plan_ranks(loaded: LoadedModel, settings: RankSettings, evidence: Evidence |
     if settings.file is not None:
         return _read(settings.file, sites)
     plan: RankPlan = resolve("allocators", settings.allocator)().allocate(
-        sites, settings.bounds, evidence=evidence or Evidence(), seed=settings.seed
+        sites, settings.bounds, evidence=evidence or Evidence(), seed=settings.draw
     )
     return plan
 

@@ -76,6 +76,7 @@ class _Session:
     prepared: Prepared
     stage: Stage
     dynamics: Sequence[Dynamics]
+    adapted: Sequence[str]
     bits: int
     precision: str
 
@@ -115,10 +116,10 @@ def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[
             if not _has_checkpoint(book):
                 _listen(session, "before", 0)
             loop = _train(session, stop, listeners)
-            loop.load_best()
+            step = loop.load_best() or loop.position.step
             _settle(session)
-            _listen(session, "after", loop.position.step)
             _save(session)
+            _listen(session, "after", step)
             _score(session, "after", session.corpus.splits.get("eval"))
             _score(session, "test", session.corpus.splits.get("test"))
         except Interrupted:
@@ -177,6 +178,7 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
     return _Session(
         config=config, book=book, crews=crews, accelerator=accelerator, corpus=corpus, loaded=loaded,
         family=opened.family, task=material.task, prepared=material.prepared, stage=stage, dynamics=dynamics,
+        adapted=list(plan.ranks) if plan else [],
         bits=max(loaded.quantized.values(), default=16), precision=precision,
     )  # fmt: skip
 
@@ -279,11 +281,11 @@ def _eval_scores(session: _Session, clips: Sequence[Clip]) -> Mapping[str, Score
 def _listen(session: _Session, moment: str, step: int) -> None:
     """Log the entropy of activations, where that is asked for."""
     settings = replace(rank_settings(session.config), clips=session.config.evaluation.entropy_clips)
-    if not settings.clips or session.book.record.ranks == {}:
+    if not settings.clips or not session.adapted:
         return
     found = collect(
         session.loaded, session.task, calibration_clips(session.prepared.clips, settings), tokens=settings.tokens,
-        seed=settings.seed, autocast=session.accelerator.autocast, names=list(session.book.record.ranks),
+        seed=settings.seed, autocast=session.accelerator.autocast, names=session.adapted,
     )  # fmt: skip
     session.book.directory.event(
         "activation_entropy", step=step, moment=moment, effective_rank=found.effective_ranks(),

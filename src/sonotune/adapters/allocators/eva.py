@@ -61,7 +61,7 @@ def _shares(evidence: Evidence, sites: Sequence[Site], allocator: str) -> dict[s
 def _ranks(
     shares: dict[str, NDArray[np.float64]], sites: Sequence[Site], budget: Budget, evidence: Evidence
 ) -> dict[str, int]:
-    caps = {name: min(len(found), evidence.effective_ranks.get(name, np.inf)) for name, found in shares.items()}
+    caps = {name: float(len(found)) for name, found in shares.items()}  # not effective ranks: they are the rival's
     return spend(by_components(shares), sites, budget, caps=caps)
 
 

@@ -25,7 +25,7 @@ class GradientAllocator:
         """See `RankAllocator.allocate`."""
         gains = gains_of(evidence, sites, allocator="gradient")
         scores = {name: float(found.sum()) for name, found in gains.items()}
-        ranks = apportion(scores, sites, budget, caps=evidence.effective_ranks)
+        ranks = apportion(scores, sites, budget)
         return make_plan("gradient", ranks, sites, budget, evidence=scores)
 
 
@@ -39,7 +39,7 @@ class GradientEvaAllocator:
         gains = gains_of(evidence, sites, allocator="gradient_eva")
         order = {name: np.argsort(-found, kind="stable") for name, found in gains.items()}
         falling = {name: found[order[name]] for name, found in gains.items()}
-        caps = {name: min(len(found), evidence.effective_ranks.get(name, np.inf)) for name, found in gains.items()}
+        caps = {name: float(len(found)) for name, found in gains.items()}
         ranks = spend(by_components(falling), sites, budget, caps=caps)
         rows = rows_of(evidence, sites, ranks, allocator="gradient_eva", order=order)
         kept = {name: float(found[: ranks[name]].sum()) for name, found in falling.items()}
