@@ -32,7 +32,7 @@ from sonotune.runs import code_version, environment
 HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
-from benchmarks.train_throughput.rows.common import Row  # noqa: E402
+from benchmarks.train_throughput.rows.comparison import Row  # noqa: E402
 from benchmarks.train_throughput.sides import ROWS  # noqa: E402
 
 LOSS_TOLERANCE: Final = 1e-4  # relative

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from benchmarks.train_throughput.rows import common
+from benchmarks.train_throughput.rows import comparison
 from benchmarks.train_throughput.rows.ast import ROW as AST
 from benchmarks.train_throughput.rows.ctc import ROW as CTC
 from benchmarks.train_throughput.rows.qwen3_asr import ROW as QWEN3_ASR
@@ -20,8 +20,8 @@ from benchmarks.train_throughput.rows.whisper import ROW as WHISPER
 
 ROWS: Final = {"whisper": WHISPER, "qwen3_asr": QWEN3_ASR, "ctc": CTC, "ast": AST}
 PARTS: Final = {
-    "prepare": common.prepare, "sonotune": common.side_sonotune, "trainer": common.side_usual,
-    "check": common.side_check, "breakdown": common.side_breakdown,
+    "prepare": comparison.prepare, "sonotune": comparison.side_sonotune, "trainer": comparison.side_usual,
+    "check": comparison.side_check, "breakdown": comparison.side_breakdown,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from sonotune.config import load
+from sonotune.config.effects import without_effect
 from sonotune.config.load import dump_yaml, load_run_config, parse_yaml
-from sonotune.config.schema import RunConfig, without_effect
+from sonotune.config.schema import RunConfig
 from sonotune.errors import ConfigError
 
 NANO = "model=whisper_nano"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.train_throughput.rows.common import (
+from benchmarks.train_throughput.rows.comparison import (
     SAMPLE_RATE_HZ,
     SEED,
     Ours,

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.train_throughput.rows.common import (
+from benchmarks.train_throughput.rows.comparison import (
     ROOT,
     SAMPLE_RATE_HZ,
     SEED,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from benchmarks.train_throughput.rows.common import (
+from benchmarks.train_throughput.rows.comparison import (
     LANGUAGE,
     ROOT,
     SAMPLE_RATE_HZ,

@@ -20,15 +20,12 @@ def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = F
 
     Train with them by allocation.file=ranks/ranks.json.
     """
-    import torch
-    from accelerate import Accelerator
-
     from sonotune.config.load import load_run_config
     from sonotune.errors import RunDirectoryError
     from sonotune.models.precision import choose_precision
     from sonotune.reports.ranks import save_pictures
     from sonotune.runs import atomic_write_text
-    from sonotune.training.preparation import choose_ranks, gather
+    from sonotune.training.preparation import accelerator_for, choose_ranks, gather
     from sonotune.training.ranks import ranks_text
 
     given = list(words or [])
@@ -38,9 +35,7 @@ def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = F
     if (out / "ranks.json").exists():
         raise RunDirectoryError(f"{out / 'ranks.json'} exists already. Name another folder with --out.")
     precision, _ = choose_precision(config.training.precision)
-    accelerator = Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision, cpu=not torch.cuda.is_available()
-    )
+    accelerator = accelerator_for(precision)
     material = gather(config, precision=precision, device=accelerator.device)
     plan, found = choose_ranks(config, material, autocast=accelerator.autocast)
     out.mkdir(parents=True, exist_ok=True)

@@ -27,9 +27,10 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from sonotune import registry
+from sonotune.config.effects import without_effect
 from sonotune.config.kinds import affects_result, allowed, alternatives, choices, is_text_choice
 from sonotune.config.plain_yaml import parse_yaml, read_yaml, write_yaml
-from sonotune.config.schema import RunConfig, Section, without_effect
+from sonotune.config.schema import RunConfig, Section
 from sonotune.errors import ConfigError
 
 __all__ = [

@@ -7,7 +7,6 @@ directories, so the same line goes on after any interruption, with more arms or 
 from __future__ import annotations
 
 import fcntl
-import logging
 import math
 import os
 import time
@@ -44,8 +43,6 @@ from sonotune.sweeps.trials import (
     train_line,
 )
 from sonotune.sweeps.verdict import EQUAL_SHARE, Candidate, judge, judge_claims
-
-logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 RECORD, REPORT = "ablation.json", "report.html"

@@ -104,7 +104,7 @@ def newest(root: Path, *, on_damage: Callable[[Path, str], None]) -> Checkpoint 
         CheckpointError: There are checkpoints, and none is whole.
     """
     damaged: list[tuple[Path, str]] = []
-    for path in _published(root):
+    for path in published(root):
         if problem := damage(path):
             damaged.append((path, problem))
             continue
@@ -198,8 +198,7 @@ def check_identity(saved: Checkpoint, identity: Mapping[str, str], expected: Col
 
 def prune(root: Path, *, keep: int, protect: Collection[int] = ()) -> None:
     """Delete all but the newest `keep` checkpoints and the protected steps, and drafts of dead processes."""
-    published = _published(root)
-    for path in published[keep:]:
+    for path in published(root)[keep:]:
         if _step(path) not in protect:
             _discard(path)
     for draft in root.glob(".tmp-*"):
@@ -219,7 +218,8 @@ def step_path(root: Path, step: int) -> Path:
     return root / f"step-{step:06d}"
 
 
-def _published(root: Path) -> list[Path]:
+def published(root: Path) -> list[Path]:
+    """Checkpoints that carry their final name, whole or damaged, newest first."""
     if not root.is_dir():
         return []
     return sorted((path for path in root.iterdir() if _STEP.match(path.name)), key=_step, reverse=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from sonotune.adapters.adalora import AdaLora
 from sonotune.adapters.allocation import Budget, RankPlan, sites_of
 from sonotune.adapters.dynamics import Dynamics, Event
-from sonotune.adapters.regularizer import EntropyRegularizer, adapter_entropies, effective_ranks, reference_norms
+from sonotune.adapters.regularizer import EntropyRegularizer, effective_ranks
 from sonotune.adapters.resizing import Reallocation, ShrinkMode, current_ranks, set_ranks
 from sonotune.errors import AdapterError
 from sonotune.models.base import LoadedModel
@@ -69,17 +69,18 @@ class SpectrumTracker(Dynamics):
 
     Args:
         loaded: A model with adapters.
+        regularizer: Knows the frozen weights that entropies are measured against, on or off.
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        self._loaded, self._norms = loaded, reference_norms(loaded)
+    def __init__(self, loaded: LoadedModel, regularizer: EntropyRegularizer) -> None:
+        self._loaded, self._regularizer = loaded, regularizer
 
     def after_step(self, step: int, total_steps: int, optimizer: torch.optim.Optimizer) -> Event | None:
         """Look, where it is time."""
         if step % max(1, total_steps // TRACKED) and step != total_steps:
             return None
-        entropy = adapter_entropies(self._loaded, self._norms)
-        return "adapter_entropy", {"entropy": entropy, "effective_rank": effective_ranks(self._loaded)}
+        found = {"entropy": self._regularizer.entropies(), "effective_rank": effective_ranks(self._loaded)}
+        return "adapter_entropy", found
 
 
 def build_dynamics(
@@ -122,10 +123,10 @@ def build_dynamics(
                 "Take one of the two."
             )
         found.append(AdaLora(loaded, plan.ranks.keys(), budget=plan.pruned_to, seed=seed))
-    if entropy != "off":
-        found.append(EntropyRegularizer(loaded, mode=entropy, weight=weight, ramp=ramp))
+    regularizer = EntropyRegularizer(loaded, mode=entropy, weight=weight, ramp=ramp)
+    found.append(regularizer)
     if at:
         schedule = Reallocation(events=tuple(at), fraction_moved=share, mode=shrink)
         spent = replace(budget, parameters=plan.budget or plan.parameters)
         found.append(MovingRanks(loaded, plan, spent, schedule, seed=seed))
-    return [*found, SpectrumTracker(loaded)]
+    return [*found, SpectrumTracker(loaded, regularizer)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from sonotune.adapters.allocation import RankPlan
 from sonotune.adapters.calibration import Calibration
@@ -31,8 +31,6 @@ from sonotune.training.loop_settings import LoopSettings, TrainingData
 from sonotune.training.ranks import RankSettings, calibrate, plan_ranks
 from sonotune.types import Finding
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
@@ -49,6 +47,11 @@ class Material:
     task: Task
     opened: Opened
     prepared: Prepared
+
+
+def accelerator_for(precision: Precision) -> Accelerator:
+    """The accelerator that computes in this precision: a card where there is one."""
+    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=not torch.cuda.is_available())
 
 
 def gather(

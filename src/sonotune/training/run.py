@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -36,6 +35,7 @@ from sonotune.training.loop_settings import Listener
 from sonotune.training.memory import keep_freed_memory
 from sonotune.training.preparation import (
     Material,
+    accelerator_for,
     choose_ranks,
     gather,
     loop_settings,
@@ -47,8 +47,6 @@ from sonotune.training.ranks import calibration_clips, ranks_text
 from sonotune.training.signals import StopRequest, stop_on_signals
 from sonotune.training.stages import Stage, describe, whole_run
 from sonotune.types import Clip, RunRecord, Score
-
-logger = logging.getLogger(__name__)
 
 RANKS_FILE = "ranks.json"
 
@@ -140,9 +138,7 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
     torch.manual_seed(torch_seed(config.training.seed, "initialisation"))
     if config.training.threads != "auto":
         torch.set_num_threads(config.training.threads)
-    accelerator = Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision, cpu=not torch.cuda.is_available()
-    )
+    accelerator = accelerator_for(precision)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     material = gather(config, precision=precision, device=accelerator.device, found=book.found)
@@ -200,7 +196,7 @@ def _ranks(config: RunConfig, book: RunBook, material: Material, accelerator: Ac
 
 
 def _has_checkpoint(book: RunBook) -> bool:
-    return any(book.directory.checkpoints_dir.glob("step-*"))
+    return bool(checkpoint.published(book.directory.checkpoints_dir))
 
 
 def _evaluate(session: _Session, clips: Sequence[Clip]) -> EvaluationResult:

@@ -1,0 +1,91 @@
+"""Which settings change nothing under the other settings."""
+
+from __future__ import annotations
+
+from sonotune.config.schema import AllocationConfig, ReallocationConfig, RegularizationConfig, RunConfig
+
+
+def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
+    """Rows of (the settings do nothing, because, section, settings)."""
+    full = config.adapter.kind == "none"
+    bits = config.quantization.bits
+    sound = config.augmentation
+    return [
+        (
+            full,
+            "adapter.kind is none: the whole model trains, without adapters",
+            "adapter",
+            ("rank", "alpha", "scaling", "dropout", "targets", "stem", "unfreeze", "allocator", "budget"),
+        ),
+        *(
+            (full, "adapter.kind is none: the whole model trains, without adapters", section, tuple(model.model_fields))
+            for section, model in (
+                ("allocation", AllocationConfig),
+                ("regularization", RegularizationConfig),
+                ("reallocation", ReallocationConfig),
+            )
+        ),
+        (config.regularization.entropy == "off", "regularization.entropy is off", "regularization", ("weight", "ramp")),
+        (not config.reallocation.at, "reallocation.at is empty", "reallocation", ("share", "shrink")),
+        (full or bits == 16, "no weight is quantised", "quantization", ("double", "skip")),
+        (bits == 8, "double quantisation belongs to 4 bits", "quantization", ("double",)),
+        (
+            config.model.context == "full",
+            "model.context is full: every batch has the whole window",
+            "model",
+            ("full_context_share",),
+        ),
+        *(
+            (config.model.task == "transcribe", "transcription has no classes", section, settings)
+            for section, settings in (
+                ("model", ("num_labels",)),
+                ("data", ("multi_label",)),
+                ("training", ("class_weights",)),
+                ("augmentation", ("mixup_probability", "mixup_alpha", "mixup_domain")),
+            )
+        ),
+        *(
+            (config.model.task == "classify", "classes have no text", section, settings)
+            for section, settings in (
+                ("model", ("language", "tokenizer", "ctc_share")),
+                ("data", ("max_label_tokens", "text_training", "text_scoring")),
+            )
+        ),
+        (
+            config.data.eval is not None,
+            "data.eval names the evaluation clips",
+            "data",
+            ("eval_speakers", "eval_fraction"),
+        ),
+        (bool(config.data.eval_speakers), "data.eval_speakers names the held-out part", "data", ("eval_fraction",)),
+        *(
+            (getattr(sound, switch) == 0, f"augmentation.{switch} is 0", "augmentation", settings)
+            for switch, settings in (
+                ("speed_probability", ("speed_low", "speed_high")),
+                ("gain_probability", ("gain_low_db", "gain_high_db")),
+                ("noise_probability", ("snr_low_db", "snr_high_db")),
+                ("tilt_probability", ("tilt_db",)),
+                ("pad_probability", ("pad_max_s",)),
+                ("mixup_probability", ("mixup_alpha", "mixup_domain")),
+                ("frequency_masks", ("frequency_mask_bins",)),
+                ("time_masks", ("time_mask_frames", "time_mask_fraction")),
+            )
+        ),
+        (
+            config.training.schedule == "constant",
+            "training.schedule is constant",
+            "training",
+            ("min_learning_rate_ratio",),
+        ),
+        (config.training.eval_steps == "never", "training.eval_steps is never", "training", ("patience",)),
+    ]
+
+
+def without_effect(config: RunConfig) -> dict[str, str]:
+    """Settings that change nothing under the other settings: dotted name -> because of what."""
+    return {
+        f"{section}.{name}": because
+        for idle, because, section, settings in _effects(config)
+        if idle
+        for name in settings
+    }
