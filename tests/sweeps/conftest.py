@@ -33,6 +33,7 @@ class FakeRuns:
         calls: Trials run, as `arm/lrRATE-seedSEED`.
         resumed: Those of them that found an unfinished run of their own.
         data: Digest of the clips.
+        commit: Of the code.
     """
 
     rate_of: Callable[[str, float, int], float] = lambda arm, rate, seed: 0.2
@@ -43,6 +44,7 @@ class FakeRuns:
     calls: list[str] = field(default_factory=list)
     resumed: list[str] = field(default_factory=list)
     data: str = "d" * 64
+    commit: str = "c"
 
     def __call__(self, words: Sequence[str]) -> None:
         settings = load_run_config(words, require=("data.train", "data.test"))
@@ -54,7 +56,7 @@ class FakeRuns:
         record = RunRecord(
             schema=1, run_id=folder.name, status="running", config=settings.plain(), config_origin={},
             config_digest=settings.digest, data_digest={"train": "t", "eval": "e", "test": self.data},
-            code={"version": "0", "commit": "c"}, environment={},
+            code={"version": "0", "commit": self.commit}, environment={},
             model={"components": {"encoder": {"parameters": 100_000, "trainable": self.parameters.get(arm, 10_000)}}},
             ranks={}, findings=(), scores={},
             stages=({"groups": [{"name": "adapters", "parameters": self.parameters.get(arm, 10_000) - 1000},

@@ -200,16 +200,48 @@ def test_the_directory_follows_from_the_settings(base: list[str]):
     assert plan_ablation([*base, "training.max_steps=3"], choose_arms("uniform")).folder != first
 
 
+def test_a_split_is_measured_against_all_linears(base: list[str]):
+    assert plan_ablation(base, choose_arms("encoder_only,uniform_share")).baseline == "uniform_share"
+    assert plan_ablation(base, choose_arms("encoder_only,eva")).baseline == "encoder_only"
+
+
+def test_a_budget_that_an_arm_cannot_spend_stops_it(plan: Planned, sit: Sit, fake):
+    counts = {"adapter": 9000, "trainable": 9000}
+    made = plan("uniform,encoder_only", parameters_of=lambda words: counts)
+    with pytest.raises(AdapterError, match="encoder_only must have 9,000 parameters in adapters and has 8,900"):
+        sit(made, fake(parameters={"encoder_only": 9900}))
+
+
+def test_finalists_get_further_seeds(plan: Planned, sit: Sit, fake):
+    made = plan("uniform,entropy_half,eva,full", points=1, final_seeds=(7, 8), finalists=1)
+    runs = fake(rate_of=lambda arm, rate, seed: {"eva": 0.1, "full": 0.05}.get(arm, 0.3))
+    body = sit(made, runs)
+    assert [call for call in runs.calls if call.endswith(("seed7", "seed8"))] == [
+        "uniform/lr0.001-seed7", "eva/lr0.001-seed7", "uniform/lr0.001-seed8", "eva/lr0.001-seed8",
+    ]  # fmt: skip
+    assert body["finalists"] == ["uniform", "eva"]
+    seeds = {row["arm"]: row["seeds"][0] for row in body["comparisons"]}
+    assert seeds == {"entropy_half": 2, "eva": 4, "full": 2}
+
+
+def test_runs_of_two_commits_are_said(plan: Planned, sit: Sit, fake):
+    sit(plan("uniform"), fake())
+    body = sit(plan("uniform,eva"), fake(commit="d"))
+    assert any("2 commits of sonotune: c, d" in note for note in body["notes"])
+
+
 def test_arms_of_the_same_budget_get_the_baselines(base: list[str]):
     asked: list[list[str]] = []
 
-    def budget_of(words: list[str]) -> int:
+    def parameters_of(words: list[str]) -> dict[str, int]:
         asked.append(words)
-        return 4321
+        return {"adapter": 4321, "trainable": 98765}
 
-    made = plan_ablation(base, choose_arms("uniform,encoder_only"), budget_of=budget_of)
+    made = plan_ablation(base, choose_arms("uniform,encoder_only,uniform_large"), parameters_of=parameters_of)
     assert "adapter.allocator=uniform" in asked[0]
     assert "adapter.budget=4321" in made.words(made.schedule.trial("encoder_only", 0, 0))
+    assert "adapter.unfreeze=encoder.norms" in asked[1]
+    assert "adapter.budget=98765" in made.words(made.schedule.trial("uniform_large", 0, 0))
     assert not any(word.startswith("adapter.budget") for word in made.words(made.schedule.trial("uniform", 0, 0)))
 
 
@@ -223,6 +255,8 @@ def test_arms_of_the_same_budget_get_the_baselines(base: list[str]):
         ([], {"seeds": (1, 1)}, "each once"),
         ([], {"seeds": ()}, "seeds"),
         ([], {"points": 0}, "1 to 15"),
+        ([], {"final_seeds": (0, 5)}, "each once"),
+        ([], {"finalists": 0}, "1 finalist"),
     ],
 )
 def test_wrong_requests_are_refused_before_anything_runs(base: list[str], changes, options, said: str):

@@ -25,7 +25,7 @@ def test_every_arm_is_a_line_that_can_be_run(name: str, base: list[str]):
     if ARMS[name].equal:
         assert (config.adapter.rank, config.adapter.budget) == (4, 90000)  # the base's budget, spent otherwise
         assert (config.adapter.targets, config.adapter.stem) == ("all_linear", "train")
-    if ARMS[name].same_budget:
+    if ARMS[name].spends != "own":
         assert config.adapter.budget == 12345
 
 

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sonotune.sweeps.schedule import Schedule, Trial, choose, expected_trials, next_trial, waiting_trials
+from sonotune.sweeps.schedule import (
+    Schedule,
+    Trial,
+    choose,
+    expected_trials,
+    finalists,
+    next_trial,
+    waiting_trials,
+)
 
 
 def schedule(**changes) -> Schedule:
@@ -110,10 +118,27 @@ def test_what_is_expected_comes_to_pass_where_no_grid_grows():
     assert waiting_trials(plan, outcomes) == []
 
 
-@given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 3), st.integers(0, 2**32))
-def test_any_landscape_is_finished_and_any_stop_goes_on_alike(points: int, seeds: int, arms: int, salt: int):
+def test_finalists_are_the_first_arm_and_the_best_of_the_others():
+    plan = schedule(arms=("a", "b", "c", "d"), centres=dict.fromkeys("abcd", 1e-3), final_seeds=(8, 9), finalists=1,
+                    out_of_final=("d",))  # fmt: skip
+    value = {"a": 5.0, "b": 3.0, "c": 2.0, "d": 1.0}
+    order, outcomes = run_all(plan, lambda trial: value[trial.arm] + abs(trial.step) + (trial.arm == "c") * trial.seed)
+    assert finalists(plan, outcomes) == ("a", "b")  # c has the best first seed, and not the best mean
+    assert [(trial.arm, trial.seed) for trial in order[-4:]] == [("a", 8), ("b", 8), ("a", 9), ("b", 9)]
+    assert finalists(plan, {trial: outcomes[trial] for trial in order[:-5]}) == ()
+    assert expected_trials(plan, {}) == len(order)
+    assert expected_trials(plan, {trial: outcomes[trial] for trial in order[:-3]}) == 3
+
+
+@given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.integers(0, 2**32))
+def test_any_landscape_is_finished_and_any_stop_goes_on_alike(
+    points: int, seeds: int, arms: int, final: int, salt: int
+):
     names = tuple("abc"[:arms])
-    plan = schedule(arms=names, centres=dict.fromkeys(names, 1e-3), points=points, seeds=tuple(range(seeds)))
+    plan = schedule(
+        arms=names, centres=dict.fromkeys(names, 1e-3), points=points, seeds=tuple(range(seeds)),
+        final_seeds=tuple(range(10, 10 + final)), finalists=1,
+    )  # fmt: skip
 
     def score(trial: Trial) -> float | None:
         value = hash((salt, trial.arm, trial.step)) % 7

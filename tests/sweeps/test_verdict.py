@@ -12,8 +12,9 @@ from sonotune.sweeps.verdict import outcome, sentence
 def row(**changes: Any) -> dict[str, Any]:
     return {
         "arm": "entropy_half", "against": "uniform", "score": "wer", "value": -0.012, "low": -0.02, "high": -0.004,
-        "p": 0.004, "p_holm": 0.012, "comparisons": 3, "tuned": True, "better": "lower", "minimum_detectable": 0.009,
-        "resampled": "speaker", "speakers": 6, "count": 300, "seeds": [3, 3], "parameters": [100_000, 100_200],
+        "p": 0.004, "p_holm": 0.012, "comparisons": 3, "tuned": True, "better": "lower", "attainable": True,
+        "minimum_detectable_holm": 0.009, "resampled": "speaker", "blocks": 6, "speakers": 6, "count": 300,
+        "seeds": [3, 3], "parameters": [100_000, 100_200],
         **changes,
     }  # fmt: skip
 
@@ -51,6 +52,24 @@ def test_what_holms_correction_takes_away_is_no_difference():
     assert "only before the correction for several comparisons" in text
 
 
+def test_too_few_speakers_to_show_anything_are_named():
+    text = told(low=-0.03, high=0.006, p=0.06, p_holm=0.6, comparisons=10, blocks=8, attainable=False)
+    assert text.startswith(
+        "No difference in WER between entropy_half and uniform could be shown by 8 speakers after Holm's correction "
+        "over 10 comparisons, however large: "
+    )
+
+
+def test_more_comparisons_need_larger_effects(plan, sit, fake):
+    """Nine arms beside a baseline: p below 0.05 / 9 takes 2.77 + 0.84 standard errors and not 2.8."""
+    body = sit(plan("ranks"), fake(errors_of=lambda arm, seed, clip: 2 + (clip + len(arm)) % 3))
+    rows = body["comparisons"]
+    factor = {round(row["minimum_detectable_holm"] / row["minimum_detectable"], 3) for row in rows}
+    assert len(rows) == 13
+    assert factor == {round((2.8905 + 0.8416) / 2.8, 3)}
+    assert all(row["attainable"] is (2.0**-7 * 13 < 0.05) for row in rows)
+
+
 def test_a_single_comparison_needs_no_correction():
     assert "Holm" not in told(comparisons=1, p_holm=0.004)
     assert "p < 0.001," in told(comparisons=1, p=0.0001, p_holm=0.0001)
@@ -63,7 +82,11 @@ def test_higher_accuracy_is_better(value: float, expected: str):
 
 
 def test_what_it_does_not_stand_on_is_said():
-    assert "4 speakers, too few to speak of others" in told(resampled="clip", speakers=4)
+    one_voice = told(resampled="clip", speakers=1)
+    assert one_voice.startswith(
+        "entropy_half has a better WER than uniform on these clips, which is not shown for other speakers: "
+    )
+    assert ", 1 speaker, 3 seeds" in one_voice
     assert "300 clips of unknown speakers" in told(resampled="clip", speakers=0)
     assert "1 seed, learning rate not tuned" in told(seeds=[1, 1], tuned=False)
     assert "201,000 trainable parameters against 79,000" in told(parameters=[79_000, 201_000])

@@ -23,7 +23,10 @@ Resamples = Annotated[int, typer.Option(min=100, max=1_000_000, help="Bootstrap 
 Moment = Annotated[str | None, typer.Option(help="test, after or before; default the first that all runs have.")]
 ArmNames = Annotated[str, typer.Option("--arms", help="Names of arms or groups: standard, ranks, split.")]
 OwnArms = Annotated[list[str] | None, typer.Option("--arm", help='One of your own: "NAME: SETTING=VALUE ...".')]
+Baseline = Annotated[str | None, typer.Option(help="Arm to measure against; default uniform or uniform_share.")]
 Seeds = Annotated[str, typer.Option(help="Seeds, with commas; the first chooses learning rates.")]
+FinalSeeds = Annotated[str, typer.Option(help="Further seeds, with commas, of the baseline and the finalists.")]
+Finalists = Annotated[int, typer.Option(min=1, help="Arms that get them: the best on data.eval.")]
 Rates = Annotated[int, typer.Option(min=1, max=15, help="Learning rates of each arm, a factor 3.16 apart.")]
 Folder = Annotated[Path | None, typer.Option("--dir", help="Directory; default follows from the settings.")]
 Hours = Annotated[
@@ -85,8 +88,10 @@ def ablate(
     words: Words = None,
     arms: ArmNames = "standard",
     arm: OwnArms = None,
-    baseline: Annotated[str | None, typer.Option(help="Arm to measure against; default uniform.")] = None,
+    baseline: Baseline = None,
     seeds: Seeds = "0,1,2",
+    final_seeds: FinalSeeds = "",
+    finalists: Finalists = 2,
     rates: Rates = 3,
     folder: Folder = None,
     hours: Hours = None,
@@ -99,16 +104,18 @@ def ablate(
     sonotune ablate model=whisper_nano data.train=train.jsonl data.eval=dev.jsonl data.test=test.jsonl
     --arms uniform,entropy_half,shuffled
 
-    The learning rate of each arm is chosen on data.eval with the first seed; all seeds are scored on data.test. The
-    same line goes on where a stopped one left off, and takes further arms and seeds.
+    The learning rate of each arm is chosen on data.eval with the first seed; all seeds are scored on data.test. With
+    --final-seeds the arms that data.eval likes best get more of them. The same line goes on where a stopped one left
+    off, and takes further arms and seeds.
     """
     from sonotune.sweeps.ablation import REPORT, Session, exit_code, plan_ablation
     from sonotune.sweeps.arms import choose_arms
     from sonotune.sweeps.trials import run_apart, run_here
 
     plan = plan_ablation(
-        words or [], choose_arms(arms, arm or ()), baseline=baseline, seeds=_seeds(seeds), points=rates,
-        folder=folder, budget_of=_adapter_parameters,
+        words or [], choose_arms(arms, arm or ()), baseline=baseline, seeds=_seeds("--seeds", seeds),
+        final_seeds=_seeds("--final-seeds", final_seeds) if final_seeds else (), finalists=finalists, points=rates,
+        folder=folder, parameters_of=_parameters,
     )  # fmt: skip
 
     def told(line: str) -> None:
@@ -129,17 +136,17 @@ def ablate(
         raise typer.Exit(code)
 
 
-def _seeds(text: str) -> list[int]:
+def _seeds(option: str, text: str) -> list[int]:
     from sonotune.errors import ConfigError
 
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise ConfigError(f"--seeds: {text!r} is not a list of whole numbers such as 0,1,2.") from error
+        raise ConfigError(f"{option}: {text!r} is not a list of whole numbers such as 0,1,2.") from error
 
 
-def _adapter_parameters(words: Sequence[str]) -> int:
-    """Adapter parameters of some settings, without reading weights."""
+def _parameters(words: Sequence[str]) -> dict[str, int]:
+    """What some settings train, in all and in adapters, without reading weights."""
     from sonotune.config.load import load_run_config
     from sonotune.planning.inspection import inspect_model
     from sonotune.training.adapt import ADAPTER_SETTINGS
@@ -153,7 +160,8 @@ def _adapter_parameters(words: Sequence[str]) -> int:
         ranks=RankSettings.of(config.adapter.model_dump(), config.allocation.model_dump()),
         adapter=config.adapter.model_dump(include=set(ADAPTER_SETTINGS)),
     )  # fmt: skip
-    return int(found.to_json()["parameters"]["adapter"])
+    counts = found.to_json()["parameters"]
+    return {name: int(counts[name]) for name in ("adapter", "trainable")}
 
 
 def _print_plan(plan: Plan, session: Session, *, as_json: bool) -> None:

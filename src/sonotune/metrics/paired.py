@@ -28,7 +28,7 @@ Unit = Literal["speaker", "session", "clip"]
 POWER_FACTOR = 2.8
 """Standard errors that an effect must measure to be found in 80 % of the cases at 5 %: 1.96 + 0.84."""
 
-_LEVEL = 0.05
+_LEVEL, _POWER = 0.05, 0.8
 _DRAWS_PER_CHUNK = 2_000_000  # bounds the memory of a bootstrap to some 50 MB
 
 
@@ -78,7 +78,7 @@ def choose_blocks(speakers: Sequence[Hashable | None], sessions: Sequence[Hashab
             f"the clips have {count} {unit}{'s' if count > 1 else ''}, and fewer than {MIN_BLOCKS} cannot be "
             "resampled: single clips were. The interval holds for other clips of these, and is too narrow for others.",
         )
-    least = 2.0 ** (1 - count)
+    least = least_p(count)
     few = f"{count} {unit}s that all agree still leave a p of {least:.2f}: no difference can be shown with so few."
     return Blocks(owner_N, unit, count, few if least >= _LEVEL else "")
 
@@ -206,7 +206,7 @@ def paired_difference(
         value=value,
         low=min(low, value),
         high=max(high, value),
-        p=max(two_sided_p(drawn_R), 2.0 ** (1 - size)),
+        p=max(two_sided_p(drawn_R), least_p(size)),
         first=rates[0],
         second=rates[1],
         count=totals_N.size,
@@ -335,6 +335,11 @@ def widening(
     return float(stdtrit(freedom, tail) / ndtri(tail)) * of_error, of_error
 
 
+def least_p(blocks: int) -> float:
+    """What so many blocks that all agree can say at most, by the sign test."""
+    return 2.0 ** (1 - blocks)
+
+
 def two_sided_p(differences: NDArray[np.float64]) -> float:
     """Twice the share of resamples on the smaller side of zero, counted with the observed one; at most 1."""
     beyond = min(int((differences >= 0).sum()), int((differences <= 0).sum()))
@@ -372,6 +377,22 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = highest
     return adjusted
+
+
+def power_factor(comparisons: int) -> float:
+    """Standard errors that an effect must measure to be found in 80 % of the cases when it is one of several.
+
+    Args:
+        comparisons: How many p values are corrected together; the least of them must be below 5 % over their number.
+
+    Raises:
+        ValueError: There is none.
+    """
+    from scipy.special import ndtri  # noqa: PLC0415  (0.1 s that `sonotune --help` need not pay)
+
+    if comparisons < 1:
+        raise ValueError(f"needs a comparison; found {comparisons}.")
+    return float(ndtri(1 - _LEVEL / (2 * comparisons)) + ndtri(_POWER))
 
 
 def minimum_detectable_effect(discordant: float, total: float, *, design_effect: float = 2.0) -> float:

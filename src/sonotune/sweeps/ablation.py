@@ -19,7 +19,7 @@ from typing import Any, Literal
 from sonotune.config.load import load_run_config
 from sonotune.errors import AdapterError, ConfigError, Interrupted, RunDirectoryError
 from sonotune.runs import atomic_write_json, atomic_write_text, code_version, environment
-from sonotune.sweeps.arms import BASELINE, Arm, base_words, trial_words
+from sonotune.sweeps.arms import ARMS, BASELINES, Arm, base_words, trial_words
 from sonotune.sweeps.schedule import (
     STEP,
     Choice,
@@ -28,6 +28,7 @@ from sonotune.sweeps.schedule import (
     Trial,
     choose,
     expected_trials,
+    finalists,
     next_trial,
     waiting_trials,
 )
@@ -49,6 +50,10 @@ RECORD, REPORT = "ablation.json", "report.html"
 Status = Literal["running", "finished", "stopped", "failed"]
 
 _OURS = ("run.dir", "training.seed", "run.resume")
+_UNLESS_GIVEN = (
+    "evaluation.zero_shot=false",  # adapted models are compared
+    "training.eval_steps=never",  # all after the same steps: one that prunes until late has fewer to pick the best of
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +66,7 @@ class Plan:
         baseline: Name of the arm that the others are measured against.
         schedule: Learning rates and seeds.
         folder: Directory of the ablation.
-        budget: Adapter parameters of the baseline, where an arm asks for as many.
+        budgets: Arm -> adapter parameters it must spend, where that follows from another arm.
     """
 
     base: tuple[str, ...]
@@ -69,7 +74,7 @@ class Plan:
     baseline: str
     schedule: Schedule
     folder: Path
-    budget: int | None = None
+    budgets: Mapping[str, int] = field(default_factory=dict)
 
     def place(self, trial: Trial) -> Path:
         """The run directory of a trial."""
@@ -79,8 +84,9 @@ class Plan:
         """The settings of a trial."""
         arm = next(arm for arm in self.arms if arm.name == trial.arm)
         return trial_words(
-            self.base, arm, rate=trial.rate, seed=trial.seed, folder=self.place(trial), budget=self.budget
-        )
+            self.base, arm, rate=trial.rate, seed=trial.seed, folder=self.place(trial),
+            budget=self.budgets.get(arm.name),
+        )  # fmt: skip
 
 
 def plan_ablation(
@@ -89,44 +95,52 @@ def plan_ablation(
     *,
     baseline: str | None = None,
     seeds: Sequence[int] = (0, 1, 2),
+    final_seeds: Sequence[int] = (),
+    finalists: int = 2,
     points: int = 3,
     folder: Path | None = None,
-    budget_of: Callable[[Sequence[str]], int] | None = None,
+    parameters_of: Callable[[Sequence[str]], Mapping[str, int]] | None = None,
 ) -> Plan:
     """Check the settings of every arm before anything runs.
 
     Args:
         words: Settings that all runs share; `training.learning_rate` is the middle of the grids.
         arms: What is compared, in order.
-        baseline: Name of an arm; None takes `uniform`, or the first where that is not among them.
+        baseline: Name of an arm; None takes `uniform` or `uniform_share`, or the first where neither is among them.
         seeds: The first chooses learning rates.
+        final_seeds: Further seeds of the baseline and of the finalists.
+        finalists: How many arms beside the baseline get them.
         points: Learning rates of each grid; 1 tries the middle alone.
         folder: Directory; None makes one under `runs` whose name follows from the settings.
-        budget_of: Adapter parameters that some settings train, asked where an arm needs those of the baseline.
+        parameters_of: What some settings train (`trainable`) and how much of it in adapters (`adapter`), asked where
+            the budget of an arm follows from another.
 
     Raises:
         ConfigError: A word, an arm's setting, a seed or a number of rates is wrong.
     """
     names = tuple(arm.name for arm in arms)
-    chosen = baseline or (BASELINE if BASELINE in names else names[0])
+    chosen = baseline or next((name for name in BASELINES if name in names), names[0])
     if chosen not in names:
         raise ConfigError(f"--baseline: {chosen!r} is not among the arms; they are {', '.join(names)}.")
-    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0 or not 1 <= points <= 15:
+    every = (*seeds, *final_seeds)
+    if not seeds or len(set(every)) != len(every) or min(every) < 0 or not 1 <= points <= 15 or finalists < 1:
         raise ConfigError(
-            f"an ablation needs seeds from 0 on, each once, and 1 to 15 learning rates; found seeds {list(seeds)} and "
-            f"{points} rates."
+            "an ablation needs seeds from 0 on, each once, 1 to 15 learning rates and 1 finalist or more; found seeds "
+            f"{list(seeds)}, final seeds {list(final_seeds)}, {points} rates and {finalists} finalists."
         )
     if ours := [word for word in words if word.partition("=")[0] in _OURS]:
         raise ConfigError(f"{ours[0]}: an ablation sets this itself for every run; use --dir and --seeds.")
-    # Comparing adapted models does not need the score of the model that nothing has adapted.
-    sparing = any(word.startswith("evaluation.zero_shot=") for word in words)
-    base = (*words, *(() if sparing else ("evaluation.zero_shot=false",)))
+    given = {word.partition("=")[0] for word in words}
+    base = (*words, *(word for word in _UNLESS_GIVEN if word.partition("=")[0] not in given))
     shared = load_run_config(base, require=REQUIRED)
     centres = _centres(base, arms)
-    budget = None
-    if any(arm.same_budget for arm in arms) and budget_of is not None:
-        first = next(arm for arm in arms if arm.name == chosen)
-        budget = budget_of([*base_words(base, first), *first.words])
+    budgets: dict[str, int] = {}
+    models = {"baseline": next(arm for arm in arms if arm.name == chosen), "everything": ARMS["everything"]}
+    for spends, model in models.items():
+        asking = [arm.name for arm in arms if arm.spends == spends]
+        if asking and parameters_of is not None:
+            counts = parameters_of([*base_words(base, model), *model.words])
+            budgets |= dict.fromkeys(asking, counts["adapter" if spends == "baseline" else "trainable"])
     return Plan(
         base=base,
         arms=tuple(arms),
@@ -135,12 +149,15 @@ def plan_ablation(
             arms=(chosen, *(name for name in names if name != chosen)),
             centres=centres,
             seeds=tuple(seeds),
+            final_seeds=tuple(final_seeds),
+            finalists=finalists,
+            out_of_final=tuple(arm.name for arm in arms if arm.ceiling),
             points=points,
             extensions=2 if points > 1 else 0,
             lower_is_better=shared.config.model.task != "classify",
         ),
         folder=folder or Path("runs") / f"ablation-{shared.digest[:8]}",
-        budget=budget,
+        budgets=budgets,
     )
 
 
@@ -308,6 +325,14 @@ def check_alike(plan: Plan, results: Mapping[Trial, TrialResult]) -> None:
             f"{other.folder} was run on other clips than {done[0].folder}: the manifests have changed since. "
             "Restore them, or begin anew with another --dir."
         )
+    for result in done:
+        wanted = plan.budgets.get(result.trial.arm)
+        if wanted is not None and abs(result.adapter_parameters - wanted) > EQUAL_SHARE * wanted:
+            raise AdapterError(
+                f"{result.trial.arm} must have {wanted:,} parameters in adapters and has "
+                f"{result.adapter_parameters:,}: more than {100 * EQUAL_SHARE:g} % apart. Raise allocation.max_rank so "
+                "that it can spend them, or leave it out with --arms."
+            )
     must = {arm.name for arm in plan.arms if arm.equal}
     equal = [result for result in done if result.trial.arm in must]
     if not equal:
@@ -338,6 +363,9 @@ def describe(
     claims = judge_claims(candidates, score=score, tuned=tuned) if judged else []
     edges = [arm for arm, choice in choices.items() if choice.at_edge and tuned]
     notes = [f"The best learning rate of {arm} is still the outermost of its grid." for arm in edges]
+    commits = sorted({result.code.get("commit", "") for result in done})
+    if len(commits) > 1:
+        notes.append(f"The runs are of {len(commits)} commits of sonotune: {', '.join(each[:12] for each in commits)}.")
     notes += [f"{result.trial.name} failed: {result.error}" for result in results.values() if result.status == "failed"]
     return {
         "schema": SCHEMA,
@@ -347,6 +375,8 @@ def describe(
         "baseline": plan.baseline,
         "score": score,
         "seeds": list(plan.schedule.seeds),
+        "final_seeds": list(plan.schedule.final_seeds),
+        "finalists": list(finalists(plan.schedule, outcomes)) if plan.schedule.final_seeds else [],
         "points": plan.schedule.points,
         "arms": [_arm_row(plan, arm, choices, results) for arm in plan.arms],
         "trials": [results[trial].to_json() for trial in results],
@@ -360,7 +390,8 @@ def describe(
 
 
 def _candidate(plan: Plan, arm: str, choice: Choice, results: Mapping[Trial, TrialResult]) -> Candidate:
-    trials = [plan.schedule.trial(arm, choice.step, seed) for seed in plan.schedule.seeds]
+    seeds = (*plan.schedule.seeds, *plan.schedule.final_seeds)
+    trials = [plan.schedule.trial(arm, choice.step, seed) for seed in seeds]
     runs = {trial.seed: results[trial] for trial in trials if trial in results}
     finished = {seed: result for seed, result in runs.items() if result.status == "finished"}
     parameters = next((result.parameters for result in finished.values()), 0)

@@ -9,12 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 from sonotune.errors import ConfigError
 
-BASELINE = "uniform"
+BASELINES = ("uniform", "uniform_share")
+"""What the others are measured against where nothing else is said: the first of these that is among the arms."""
 
 _ADAPTER_SECTIONS = ("adapter", "adapter.", "allocation.", "regularization.", "reallocation.", "quantization.")
+
+
+Spends = Literal["own", "baseline", "everything"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +32,9 @@ class Arm:
         about: What it is for.
         without: Beginnings of base words that mean nothing here and are left out.
         equal: Whether it must train as many parameters as the other arms that must.
-        same_budget: Whether it gets as many adapter parameters as the baseline has, wherever they go.
+        spends: Adapter parameters it gets, wherever they go: what its `own` settings say, as many as the `baseline`
+            has, or as many as the arm `everything` trains in all.
+        ceiling: Whether it shows what could be reached, and does not compete.
         rate_shift: Steps of a factor of the square root of ten from the base's learning rate to its own first guess.
     """
 
@@ -36,7 +43,8 @@ class Arm:
     about: str
     without: tuple[str, ...] = ()
     equal: bool = True
-    same_budget: bool = False
+    spends: Spends = "own"
+    ceiling: bool = False
     rate_shift: int = 0
 
 
@@ -45,7 +53,7 @@ def _ranks(name: str, about: str, *words: str, allocator: str | None = None) -> 
     return Arm(name=name, words=(f"adapter.allocator={allocator or name}", *words), about=about)
 
 
-def _split(name: str, about: str, *words: str, same_budget: bool = False) -> Arm:
+def _split(name: str, about: str, *words: str, spends: Spends = "own") -> Arm:
     """An arm that moves what trains between components, with equal ranks inside each."""
     return Arm(
         name=name,
@@ -53,7 +61,7 @@ def _split(name: str, about: str, *words: str, same_budget: bool = False) -> Arm
         about=about,
         without=("adapter.rank=", "adapter.budget=") if "adapter.rank=1" in words else ("adapter.budget=",),
         equal=False,
-        same_budget=same_budget,
+        spends=spends,
     )
 
 
@@ -73,23 +81,25 @@ _ALL = (
     _ranks("eva_ranks", "the ranks of eva without its first directions"),
     _ranks("uniform_eva", "one rank for all modules with eva's first directions"),
     _ranks("gradient_eva", "ranks and first directions by what the loss would gain"),
-    _ranks("adalora", "ranks pruned while they train, by sensitivity"),
+    _ranks("adalora", "ranks pruned while they train, by sensitivity, from half as many again"),
     _ranks("modality", "budget between components by gradients, entropy within"),
     Arm(
         name="full", words=("adapter.kind=none", "quantization.bits=16"), about="ceiling: every weight trains",
-        without=_ADAPTER_SECTIONS, equal=False, rate_shift=-1,
+        without=_ADAPTER_SECTIONS, equal=False, ceiling=True, rate_shift=-1,
     ),
     _split("stem_encoder", "stem in full, adapters on the encoder", "adapter.stem=train", "adapter.targets=encoder",
-           same_budget=True),
+           spends="baseline"),
     _split("stem_norms", "stem and norms of the encoder in full, adapters of rank 1", "adapter.stem=train",
            "adapter.unfreeze=encoder.norms", "adapter.rank=1"),
     _split("encoder_only", "adapters on the encoder", "adapter.stem=frozen", "adapter.targets=encoder",
-           same_budget=True),
+           spends="baseline"),
     _split("uniform_share", "adapters on all linears", "adapter.stem=frozen", "adapter.targets=all_linear"),
     _split("decoder_only", "adapters on the decoder", "adapter.stem=frozen", "adapter.targets=decoder",
-           same_budget=True),
+           spends="baseline"),
     _split("projector_full", "projector in full, adapters on all other linears", "adapter.stem=frozen",
            "adapter.targets=all_linear", "adapter.unfreeze=projector"),
+    _split("uniform_large", "as many parameters as everything, all in adapters", "adapter.stem=frozen",
+           "adapter.targets=all_linear", spends="everything"),
     _split("everything", "stem and norms in full, adapters on all linears", "adapter.stem=train",
            "adapter.targets=all_linear", "adapter.unfreeze=encoder.norms"),
 )  # fmt: skip
@@ -101,8 +111,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "ranks": tuple(arm.name for arm in _ALL if arm.equal),
         "split": (
-            "stem_encoder", "stem_norms", "encoder_only", "uniform_share", "decoder_only", "projector_full",
-            "everything",
+            "uniform_share", "encoder_only", "decoder_only", "projector_full", "stem_encoder", "stem_norms",
+            "everything", "uniform_large",
         ),
         "standard": (
             "uniform", "entropy_half", "entropy_full", "inverse", "shuffled", "random_1", "random_2", "random_3", "eva",
@@ -169,13 +179,13 @@ def trial_words(
         rate: Learning rate.
         seed: Decides the order of the data, the augmentation and the first weights of the adapters.
         folder: The run's directory.
-        budget: Adapter parameters of the baseline, for arms of `same_budget`.
+        budget: Adapter parameters it may spend; None leaves them to the settings.
     """
     rate_setting = "training.learning_rate="
     own = [
         *(word for word in arm.words if not word.startswith(rate_setting)),
         # Equal ranks leave a rest of the budget; in steps of 1 it goes to single modules.
-        *([f"adapter.budget={budget}", "allocation.rank_step=1"] if arm.same_budget and budget is not None else []),
+        *([f"adapter.budget={budget}", "allocation.rank_step=1"] if arm.spends != "own" and budget is not None else []),
         f"{rate_setting}{rate:g}",
         f"training.seed={seed}",
         f"run.dir={folder}",
@@ -186,7 +196,7 @@ def trial_words(
 def base_words(base: Sequence[str], arm: Arm) -> list[str]:
     """The words of the base that stand beside an arm's own."""
     replaced = {word.partition("=")[0] for word in arm.words}
-    if arm.same_budget:
+    if arm.spends != "own":
         replaced.add("adapter.budget")
     return [
         word

@@ -1,7 +1,8 @@
 """Which trial comes next: a function of the arms and of what the finished trials scored, and of nothing else.
 
 Every arm gets its own learning rate, because arms that share one are compared by how well that rate happens to suit
-them (arXiv 2602.04998). The rate is chosen by one seed on the development clips; then the other seeds run at it.
+them (arXiv 2602.04998). The rate is chosen by one seed on the development clips; then the other seeds run at it, and
+last the further seeds of those that the development clips like best.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ class Schedule:
     Attributes:
         arms: Names, in order.
         centres: Arm -> learning rate in the middle of its grid.
-        seeds: The first chooses the learning rate.
+        seeds: Of every arm; the first chooses the learning rate.
+        final_seeds: Further seeds of the first arm and of the finalists.
+        finalists: How many arms beside the first get them.
+        out_of_final: Arms that are never finalists, such as ceilings.
         points: Learning rates of a grid to begin with.
         extensions: Rates that may be added beyond each end of the grid while the best is the outermost.
         lower_is_better: Of the score on the development clips.
@@ -52,6 +56,9 @@ class Schedule:
     arms: tuple[str, ...]
     centres: Mapping[str, float]
     seeds: tuple[int, ...]
+    final_seeds: tuple[int, ...] = ()
+    finalists: int = 2
+    out_of_final: tuple[str, ...] = ()
     points: int = 3
     extensions: int = 2
     lower_is_better: bool = True
@@ -93,6 +100,15 @@ def next_trial(schedule: Schedule, outcomes: Outcomes) -> Trial | None:
 
 def waiting_trials(schedule: Schedule, outcomes: Outcomes) -> list[Trial]:
     """All trials known to be needed by now, in order; a grid may still grow, and arms still choosing have no seeds."""
+    return _before_the_final(schedule, outcomes) or [
+        trial
+        for seed in schedule.final_seeds
+        for arm in finalists(schedule, outcomes)
+        if (trial := _chosen(schedule, arm, seed, outcomes)) is not None and trial not in outcomes
+    ]
+
+
+def _before_the_final(schedule: Schedule, outcomes: Outcomes) -> list[Trial]:
     grid = [
         (abs(step), place, step)
         for place, arm in enumerate(schedule.arms)
@@ -100,21 +116,46 @@ def waiting_trials(schedule: Schedule, outcomes: Outcomes) -> list[Trial]:
         if schedule.trial(arm, step, schedule.seeds[0]) not in outcomes
     ]
     found = [schedule.trial(schedule.arms[place], step, schedule.seeds[0]) for _, place, step in sorted(grid)]
-    chosen = {arm: choice for arm in schedule.arms if (choice := choose(schedule, arm, outcomes)) is not None}
-    found += [
+    return found + [
         trial
         for seed in schedule.seeds[1:]
-        for arm, choice in chosen.items()
-        if (trial := schedule.trial(arm, choice.step, seed)) not in outcomes
+        for arm in schedule.arms
+        if (trial := _chosen(schedule, arm, seed, outcomes)) is not None and trial not in outcomes
     ]
-    return found
+
+
+def _chosen(schedule: Schedule, arm: str, seed: int, outcomes: Outcomes) -> Trial | None:
+    """The trial of a seed at the arm's learning rate; None while that is not chosen."""
+    choice = choose(schedule, arm, outcomes)
+    return None if choice is None else schedule.trial(arm, choice.step, seed)
+
+
+def finalists(schedule: Schedule, outcomes: Outcomes) -> tuple[str, ...]:
+    """The first arm, and those with the best mean over the seeds on the development clips, best first.
+
+    The test clips have no say, so that what is later said of them holds. Empty while trials before it are missing.
+    """
+    if _before_the_final(schedule, outcomes):
+        return ()
+    sign = 1 if schedule.lower_is_better else -1
+    means: dict[str, float] = {}
+    for arm in schedule.arms:
+        trials = [_chosen(schedule, arm, seed, outcomes) for seed in schedule.seeds]
+        scores = [score for trial in trials if trial and (score := outcomes[trial]) is not None]
+        if len(scores) == len(schedule.seeds):
+            means[arm] = sign * math.fsum(scores)
+    first = [arm for arm in schedule.arms[:1] if arm in means]
+    others = [arm for arm in means if arm not in (*first, *schedule.out_of_final)]
+    return (*first, *sorted(others, key=means.__getitem__)[: schedule.finalists])
 
 
 def expected_trials(schedule: Schedule, outcomes: Outcomes) -> int:
     """How many trials are still to come if no grid grows further."""
     waiting = waiting_trials(schedule, outcomes)
     open_arms = {trial.arm for trial in waiting if trial.seed == schedule.seeds[0]}
-    return len(waiting) + len(open_arms) * (len(schedule.seeds) - 1)
+    last = len(schedule.final_seeds) * min(1 + schedule.finalists, len(schedule.arms))
+    begun = not waiting or any(trial.seed in schedule.final_seeds for trial in waiting)
+    return len(waiting) + len(open_arms) * (len(schedule.seeds) - 1) + (0 if begun else last)
 
 
 def choose(schedule: Schedule, arm: str, outcomes: Outcomes) -> Choice | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sonotune.errors import SonotuneError
 from sonotune.evaluation.compare import compare
-from sonotune.metrics.paired import holm
+from sonotune.metrics.paired import POWER_FACTOR, holm, least_p, power_factor
 
 LEVEL = 0.05
 EQUAL_SHARE = 0.005
@@ -97,6 +97,8 @@ def _family(
     sound = [row for row in rows if "error" not in row]
     for row, adjusted in zip(sound, holm([row["p"] for row in sound]), strict=True):
         row |= {"p_holm": adjusted, "comparisons": len(sound), "tuned": tuned}
+        row["minimum_detectable_holm"] = row["minimum_detectable"] * power_factor(len(sound)) / POWER_FACTOR
+        row["attainable"] = least_p(row["blocks"]) * len(sound) < LEVEL
         row["outcome"] = outcome(row)
     for row in rows:
         row["sentence"] = sentence(row)
@@ -131,13 +133,18 @@ def sentence(row: Mapping[str, Any]) -> str:
     if "error" in row:
         return f"{pair} could not be compared: {row['error'].rstrip('.')}."
     name = _NAMES[row["score"]]
-    if row["outcome"] == "no difference":
+    if row["outcome"] == "no difference" and not row["attainable"]:
+        head = f"No difference in {name} between {pair} could be shown by {_plural(row['blocks'], row['resampled'])} "
+        head += f"after Holm's correction over {row['comparisons']} comparisons, however large"
+    elif row["outcome"] == "no difference":
         head = f"No difference in {name} detected between {pair}; the minimum detectable effect was "
-        head += f"{100 * row['minimum_detectable']:.2f} pp"
+        head += f"{100 * row['minimum_detectable_holm']:.2f} pp"
         if not row["low"] <= 0 <= row["high"]:
             head += ", and the interval leaves out 0 only before the correction for several comparisons"
     else:
         head = f"{row['arm']} has a {row['outcome']} {name} than {row['against']}"
+        if row["resampled"] == "clip":
+            head += " on these clips, which is not shown for other speakers"
     return f"{head}: {_numbers(row)}."
 
 
@@ -156,11 +163,9 @@ def _numbers(row: Mapping[str, Any]) -> str:
 
 
 def _units(row: Mapping[str, Any]) -> str:
-    unit = "speaker" if row["resampled"] == "clip" else row["resampled"]
     if not row["speakers"]:
         return f"{row['count']} clips of unknown speakers"
-    known = _plural(row["speakers"], unit)
-    return f"{known}, too few to speak of others" if row["resampled"] == "clip" else known
+    return _plural(row["speakers"], "speaker" if row["resampled"] == "clip" else row["resampled"])
 
 
 def _plural(number: int, thing: str) -> str:
