@@ -57,7 +57,6 @@ ALLOCATORS = MappingProxyType(
     {
         "uniform": "sonotune.adapters.allocators.uniform:UniformAllocator",
         "entropy": "sonotune.adapters.allocators.entropy:EntropyAllocator",
-        "modality": "sonotune.adapters.allocators.modality:ModalityAllocator",
         "gradient": "sonotune.adapters.allocators.gradient:GradientAllocator",
         "gradient_eva": "sonotune.adapters.allocators.gradient:GradientEvaAllocator",
         "eva": "sonotune.adapters.allocators.eva:EvaAllocator",

@@ -17,7 +17,6 @@ from sonotune.adapters.allocators.controls import RandomAllocator, ShuffledAlloc
 from sonotune.adapters.allocators.entropy import EntropyAllocator, InverseAllocator
 from sonotune.adapters.allocators.eva import EvaAllocator, EvaRanksAllocator, UniformEvaAllocator
 from sonotune.adapters.allocators.gradient import GradientAllocator, GradientEvaAllocator
-from sonotune.adapters.allocators.modality import ModalityAllocator, gain_per_parameter
 from sonotune.adapters.allocators.uniform import UniformAllocator
 from sonotune.errors import AdapterError
 
@@ -259,7 +258,7 @@ def test_gradient_eva_starts_from_the_directions_with_the_largest_gains():
     assert sum(value < max(left) for value in chosen) <= 1
 
 
-@pytest.mark.parametrize("kind", [GradientAllocator, GradientEvaAllocator, ModalityAllocator])
+@pytest.mark.parametrize("kind", [GradientAllocator, GradientEvaAllocator])
 @pytest.mark.parametrize(
     ("values", "message"),
     [([-1.0, 2.0], "negative or not finite"), ([math.nan, 1.0], "negative or not"), ([0.0, 0.0], "gradients are zero")],
@@ -270,56 +269,3 @@ def test_gains_that_say_nothing_are_refused(kind: Callable[[], object], values: 
     wrong = replace(evidence, gains=dict.fromkeys(evidence.gains, np.array(values)))
     with pytest.raises(AdapterError, match=message):
         run(kind, sites, wrong)
-
-
-# --- the split between groups --------------------------------------------------------------------
-
-
-def gains_of_groups(sites: list[Site], **level: float) -> Evidence:
-    """Gains alike within a group, in no order; effective ranks that differ."""
-    spread = np.array([0.1, 3.0, 0.5, 2.0, 1.0] * 4)
-    return replace(evidence_for(sites), gains={site.name: level[site.group] * spread for site in sites})
-
-
-def test_gain_per_parameter_counts_the_largest_gains_by_what_they_cost():
-    sites = model(layers=2, groups=("encoder", "decoder"))
-    gains = {site.name: np.array([1.0, 5.0, 3.0]) * (2 if site.group == "decoder" else 1) for site in sites}
-    found = gain_per_parameter(gains, sites, Budget(rank=2))
-    assert found == pytest.approx({"encoder": 8 * 8 / (2 * 5120), "decoder": 2 * 8 * 8 / (2 * 5120)})
-
-
-@pytest.mark.parametrize(
-    ("encoder", "decoder", "share"),  # of the encoder, of whole 1
-    [(1.0, 1.0, 0.5), (4.0, 1.0, 2 / 3), (1.0, 4.0, 1 / 3), (9.0, 1.0, 0.75), (1e6, 1.0, 0.75), (0.0, 1.0, 0.25)],
-)
-def test_modality_moves_budget_by_the_square_root_of_gains_and_no_further_than_half(
-    encoder: float, decoder: float, share: float
-):
-    sites = model()
-    plan = run(ModalityAllocator, sites, gains_of_groups(sites, encoder=encoder, decoder=decoder), step=1)
-    spent = by_group(sites, plan)
-    assert plan.budget - plan.parameters < 512
-    assert spent["encoder"] / plan.budget == pytest.approx(share, abs=2 * 768 / plan.budget)
-    within = [site for site in sites if site.group == "encoder" and site.kind == "q_proj"]
-    ranks = [plan.ranks[site.name] for site in sorted(within, key=lambda site: plan.evidence[site.name])]
-    assert ranks == sorted(ranks)
-    assert ranks[0] < ranks[-1]
-
-
-def test_modality_with_equal_gains_is_entropy_and_without_tempering_is_proportional():
-    sites = model()
-    alike = gains_of_groups(sites, encoder=3.0, decoder=3.0)
-    assert run(ModalityAllocator, sites, alike).ranks == run(EntropyAllocator, sites, alike).ranks
-    raw = run(ModalityAllocator, sites, gains_of_groups(sites, encoder=2.0, decoder=1.0), gamma=1.0, step=1)
-    assert by_group(sites, raw)["encoder"] / raw.budget == pytest.approx(2 / 3, abs=0.01)
-    flat = run(ModalityAllocator, sites, gains_of_groups(sites, encoder=9.0, decoder=1.0), gamma=0.0)
-    assert set(flat.ranks.values()) == {8}
-
-
-def test_modality_moves_budget_from_where_weights_put_it():
-    sites = model()
-    evidence = gains_of_groups(sites, encoder=4.0, decoder=1.0)
-    plan = run(ModalityAllocator, sites, evidence, step=1, weights={"decoder": 2.0})
-    assert by_group(sites, plan)["encoder"] / plan.budget == pytest.approx(0.5, abs=0.01)  # 1 to 2, times 2 to 1
-    competing = run(ModalityAllocator, sites, evidence, step=1, weights={"decoder": 2.0}, cross_modality=True)
-    assert competing.ranks == plan.ranks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -30,6 +31,7 @@ KINDS = {
         "reallocation.at=[0.2,0.5]", "reallocation.share=0.3", "regularization.entropy=concentrate",
         "regularization.ramp=[0,0]", "evaluation.entropy_clips=4",
     ),
+    "measured split": ("adapter.split=measured", "allocation.clips=6"),
     "spread": ("regularization.entropy=spread", "regularization.weight=0.1", "regularization.ramp=[0,0.1]"),
 }  # fmt: skip
 
@@ -119,6 +121,22 @@ def test_ranks_that_moved_are_within_the_budget_and_load_in_plain_peft(settings:
         assert heard.keys() == {"before", "after"}
         assert heard["before"].keys() == record.ranks.keys()
         assert heard["before"] != heard["after"]
+
+
+def test_a_measured_split_decides_what_trains_and_is_told(settings: Settings):
+    record, folder = run(settings("adapter.split=measured", "allocation.clips=6", "training.max_steps=2"))
+    kept = json.loads((folder / "split.json").read_text("utf-8"))
+    [stage] = record.stages
+    trained = {tensor for group in stage["groups"] for tensor in group["tensors"] if ".lora_" not in tensor}
+    assert any("conv" in name for name in trained) is kept["stem"]
+    assert any("encoder.layers.0.self_attn_layer_norm" in name for name in trained) is (
+        "encoder.norms" in kept["unfreeze"]
+    )
+    rates = {group["name"].partition(":")[2]: group["learning_rate"] for group in stage["groups"]}
+    base = record.config["training"]["learning_rate"]
+    assert {name: rate / base for name, rate in rates.items() if name} == pytest.approx(kept["rates"])
+    assert record.choices["adapter.split"].startswith("in full precision: ")
+    assert kept["weights"].keys() == {"encoder", "decoder", "decoder.cross_attention"}
 
 
 def test_a_penalty_moves_the_entropy_its_way_and_is_told(settings: Settings, tmp_path: Path):

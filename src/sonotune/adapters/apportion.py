@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
@@ -337,30 +337,6 @@ def uniform_ranks(sites: Sequence[Site], budget: Budget) -> dict[str, int]:
             "(adapter.targets)."
         )
     return {site.name: chosen for site in sites}
-
-
-def weighted(sites: Sequence[Site], budget: Budget, scores: Mapping[str, float]) -> Budget:
-    """The budget with the shares of its groups moved by scores, each within half and double of what it was.
-
-    Args:
-        sites: Where adapters go.
-        budget: What may be spent.
-        scores: Group -> score, not negative and not all zero. As with modules, shares go by score^gamma.
-
-    Raises:
-        AdapterError: As `bounds_of`.
-    """
-    shares = shares_of(sites, budget, bounds_of(sites, budget))
-    highest = max(scores.values())
-    found = divide(
-        Fraction(total_of(sites, budget)),
-        {group: share * Fraction(math.pow(scores[group] / highest, budget.gamma)) for group, share in shares.items()},
-        {group: share / FREEDOM for group, share in shares.items()},
-        {group: share * FREEDOM for group, share in shares.items()},
-    )
-    costs = _by_group(sites, dict.fromkeys((site.name for site in sites), 1))
-    weights = {group: float(value / costs[group]) for group, value in found.items()}
-    return replace(budget, weights=weights, cross_modality=False)
 
 
 def make_plan(

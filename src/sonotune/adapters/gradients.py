@@ -9,7 +9,7 @@ Shape letters: N valid rows, D inputs of a linear, E its outputs, P directions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sonotune.adapters.allocation import matrix_shape
 from sonotune.adapters.entropy import Directions
 from sonotune.adapters.listening import (
     Autocast,
@@ -89,8 +90,7 @@ def gradient_gains(
     findings: list[Finding] = []
     found = differentiate(loaded, task, single_clips(loaded, task, clips, findings), directions, autocast=autocast)
     if found is None:
-        reasons = "; ".join(finding.message for finding in findings[:3]) or "none of them has a label."
-        raise AdapterError(f"calibration could take no gradient of {len(clips)} clips: {reasons} Give it others.")
+        raise AdapterError(_no_gradient(len(clips), findings))
     return found
 
 
@@ -105,23 +105,79 @@ def differentiate(
     """As `gradient_gains`, of batches of one clip each; None where none has a label."""
     if not directions:
         raise AdapterError("gradients are taken along directions, and there are none. Give collect directions=64.")
-    tap, family = _Tap(loaded, directions), family_of(loaded)
-    with undisturbed(loaded.module), _frozen(loaded.module), torch.enable_grad(), tap.attached():
+    tap = _Tap(loaded, {name: found.vectors for name, found in directions.items()}, norms=True)
+    _backward(loaded, task, batches, tap, autocast)
+    return tap.evidence(directions) if tap.clips else None
+
+
+def mean_gradients(
+    loaded: LoadedModel,
+    task: Objective,
+    clips: Sequence[Clip],
+    rows: Mapping[str, Tensor],
+    parameters: Collection[str],
+    *,
+    autocast: Autocast = nullcontext,
+) -> dict[str, Tensor]:
+    """Gradient of the mean loss over all labels, for adapters that are not there yet and for weights as they are.
+
+    Args:
+        loaded: The model without adapters; nothing of it changes.
+        task: Gives targets and the loss.
+        clips: Each is a forward and a backward pass.
+        rows: Full module name -> the A matrix that its adapter would start from (P, D).
+        parameters: Full names of weights.
+        autocast: Makes the precision context of each forward pass.
+
+    Returns:
+        Module name -> gradient of B at zero (E, P), and parameter name -> its gradient, in fp32 on the model's device;
+        of what the loss does not depend on, zeros.
+
+    Raises:
+        AdapterError: No clip can be used, or a module is never reached.
+    """
+    findings: list[Finding] = []
+    tap = _Tap(loaded, rows)
+    with _training(loaded.module, parameters) as weights:
+        _backward(loaded, task, single_clips(loaded, task, clips, findings), tap, autocast, keep=parameters)
+        if not tap.clips:
+            raise AdapterError(_no_gradient(len(clips), findings))
+        scale = _LOSS_SCALE * tap.labels
+        of_weights = {
+            name: torch.zeros_like(weight, dtype=torch.float32) if weight.grad is None else weight.grad.float() / scale
+            for name, weight in weights.items()
+        }
+    return tap.means() | of_weights
+
+
+def _no_gradient(clips: int, findings: Sequence[Finding]) -> str:
+    reasons = "; ".join(finding.message for finding in findings[:3]) or "none of them has a label."
+    return f"calibration could take no gradient of {clips} clips: {reasons} Give it others."
+
+
+def _backward(
+    loaded: LoadedModel, task: Objective, batches: Iterable[Batch], tap: _Tap, autocast: Autocast,
+    keep: Collection[str] = (),
+) -> None:  # fmt: skip
+    """Run batches of one clip through the model and back, with the tap on and all frozen but what is to be kept."""
+    family = family_of(loaded)
+    with undisturbed(loaded.module), _frozen(loaded.module, keep), torch.enable_grad(), tap.attached():
         for batch in batches:
             tap.begin(streams_of(family, loaded, batch))
             with autocast():
                 losses = task.loss(loaded, batch, label_smoothing=0.0)
-            check_reached(tuple(directions), tap.reached)
+            tap.check()
             if losses.count and losses.sums.requires_grad:
                 tap.count(losses.count)
                 (losses.total * _LOSS_SCALE).backward()  # type: ignore[no-untyped-call]
-    return tap.evidence() if tap.clips else None
 
 
 @contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """No parameter requires a gradient inside."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def _frozen(module: nn.Module, keep: Collection[str] = ()) -> Iterator[None]:
+    """No parameter requires a gradient inside, but those that are kept."""
+    trained = [
+        parameter for name, parameter in module.named_parameters() if parameter.requires_grad and name not in keep
+    ]
     for parameter in trained:
         parameter.requires_grad_(False)
     try:
@@ -131,27 +187,44 @@ def _frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+@contextmanager
+def _training(module: nn.Module, names: Collection[str]) -> Iterator[dict[str, nn.Parameter]]:
+    """These parameters require a gradient inside, and have none before and after."""
+    chosen = {name: parameter for name, parameter in module.named_parameters() if name in set(names)}
+    before = {name: (parameter.requires_grad, parameter.grad) for name, parameter in chosen.items()}
+    for parameter in chosen.values():
+        parameter.requires_grad_(True)
+        parameter.grad = None
+    try:
+        yield chosen
+    finally:
+        for name, parameter in chosen.items():
+            parameter.requires_grad_(before[name][0])
+            parameter.grad = before[name][1]
+
+
 class _Tap:
     """Adds up gradients along directions while losses are differentiated.
 
     Args:
         loaded: The model.
-        directions: Full module name -> directions.
+        vectors: Full module name -> directions as rows (P, D).
+        norms: Whether the squared norms of whole gradients are added up as well.
     """
 
-    def __init__(self, loaded: LoadedModel, directions: Mapping[str, Directions]) -> None:
-        self._loaded, self._directions = loaded, directions
+    def __init__(self, loaded: LoadedModel, vectors: Mapping[str, Tensor], *, norms: bool = False) -> None:
+        self._loaded, self._with_norms = loaded, norms
         device = loaded.device
         # Modules with the same input have the same object here, and share what was moved.
-        moved = {id(found): found.vectors.to(device).T.contiguous() for found in directions.values()}
-        self._vectors_DP = {name: moved[id(found)] for name, found in directions.items()}
+        moved = {id(found): found.to(device).T.contiguous() for found in vectors.values()}
+        self._vectors_DP = {name: moved[id(found)] for name, found in vectors.items()}
         self._sums_EP: dict[str, Tensor] = {}
         self._norms: dict[str, Tensor] = {}
         self._rows: dict[int, Rows] = {}
         self._streams: dict[str, int] = {}
         # What nothing before it makes differentiable becomes so by adding this zero, which has no weight.
         self._spark = torch.zeros((), device=device, requires_grad=True)
-        self._clip_labels, self._labels, self.clips = 0, 0, 0
+        self._clip_labels, self.labels, self.clips = 0, 0, 0
         self._dropped = torch.zeros((), dtype=torch.int64, device=device)
         self.reached: dict[str, int] = {}
 
@@ -159,7 +232,7 @@ class _Tap:
     def attached(self) -> Iterator[None]:
         """Hooks on every module, inside."""
         with ExitStack() as stack:
-            for name in self._directions:
+            for name in self._vectors_DP:
                 module = self._loaded.module.get_submodule(name)
                 stack.callback(module.register_forward_hook(partial(self._look, name), with_kwargs=True).remove)
             yield
@@ -167,14 +240,18 @@ class _Tap:
     def begin(self, streams: Sequence[Stream]) -> None:
         """Expect a clip."""
         self.reached.clear()
-        self._streams = {name: stream_of(self._loaded, name, streams) for name in self._directions}
+        self._streams = {name: stream_of(self._loaded, name, streams) for name in self._vectors_DP}
         self._rows = {
             index: Rows.every(streams[index], self._loaded.device) for index in set(self._streams.values())
         }  # fmt: skip
 
+    def check(self) -> None:
+        """Refuse a forward pass that did not reach every module."""
+        check_reached(tuple(self._vectors_DP), self.reached)
+
     def count(self, labels: int) -> None:
         """Expect the gradient of a clip with so many labels."""
-        self.clips, self._clip_labels, self._labels = self.clips + 1, labels, self._labels + labels
+        self.clips, self._clip_labels, self.labels = self.clips + 1, labels, self.labels + labels
 
     def _look(self, name: str, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Any:
         self.reached[name] = 1
@@ -197,22 +274,32 @@ class _Tap:
         gradient_NE = torch.where(finite_N.unsqueeze(1), gradient_NE, 0.0)
         given_ND = torch.where(finite_N.unsqueeze(1), given_ND, 0.0)
         part_EP = gradient_NE.T @ (given_ND @ self._vectors_DP[name])
-        norm = _squared_norm(gradient_NE, given_ND) / self._clip_labels**2
         self._sums_EP[name] = self._sums_EP[name] + part_EP if name in self._sums_EP else part_EP
-        self._norms[name] = self._norms[name] + norm if name in self._norms else norm
+        if self._with_norms:
+            norm = _squared_norm(gradient_NE, given_ND) / self._clip_labels**2
+            self._norms[name] = self._norms[name] + norm if name in self._norms else norm
 
-    def evidence(self) -> GradientEvidence:
-        """What was added up, as the gradient of the mean over the labels."""
+    def means(self) -> dict[str, Tensor]:
+        """Gradient of the mean over the labels along each direction (E, P); zeros where no loss depends on it."""
+        return {
+            name: self._sums_EP[name] / self.labels
+            if name in self._sums_EP
+            else torch.zeros(matrix_shape(self._loaded, name)[0], vectors_DP.shape[1], device=vectors_DP.device)
+            for name, vectors_DP in self._vectors_DP.items()
+        }
+
+    def evidence(self, directions: Mapping[str, Directions]) -> GradientEvidence:
+        """What the gradient of the mean over the labels says of these directions, whose vectors the tap had."""
         gains, norms = {}, {}
-        for name, found in self._directions.items():
+        for name, found in directions.items():
             variances_P = found.shares * found.trace + _DAMPING * found.trace / found.vectors.shape[1]
             energies_P = torch.zeros_like(variances_P)
             if name in self._sums_EP:  # a module that no loss depends on has no gradient
-                energies_P = (self._sums_EP[name].double() / self._labels).square().sum(dim=0).cpu()
+                energies_P = (self._sums_EP[name].double() / self.labels).square().sum(dim=0).cpu()
             gains[name] = torch.where(variances_P > 0, energies_P / variances_P, 0.0).numpy()
             norms[name] = float(self._norms.get(name, 0.0)) / self.clips
         return GradientEvidence(
-            gains=gains, squared_norms=norms, clips=self.clips, labels=self._labels, dropped=int(self._dropped)
+            gains=gains, squared_norms=norms, clips=self.clips, labels=self.labels, dropped=int(self._dropped)
         )  # fmt: skip
 
 

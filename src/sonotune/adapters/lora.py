@@ -20,7 +20,7 @@ from torch import nn
 
 from sonotune.adapters.allocation import RankPlan, Scaling, alphas
 from sonotune.adapters.targets import modules_of
-from sonotune.errors import AdapterError
+from sonotune.errors import AdapterError, ModelError
 from sonotune.models.base import LoadedModel
 
 logger = logging.getLogger(__name__)
@@ -186,6 +186,16 @@ def _stem_modules(loaded: LoadedModel) -> tuple[str, ...]:
     inside = [(name, module) for name, module in loaded.module.named_modules() if stem.owns(name + ".weight")]
     convolutions = [name for name, module in inside if isinstance(module, nn.Conv1d | nn.Conv2d)]
     return tuple(convolutions or [name for name, module in inside if isinstance(module, nn.Linear)])
+
+
+def full_modules(loaded: LoadedModel, selector: str) -> tuple[str, ...]:
+    """Modules that train in full precision where a selector is unfrozen, or `stem` trained; empty where none can."""
+    try:
+        modules = _stem_modules(loaded) if selector == "stem" else modules_of(loaded, [selector])
+        _check_endings(loaded, modules)
+    except (AdapterError, ModelError):
+        return ()
+    return modules
 
 
 def unfreeze_all(loaded: LoadedModel) -> LoadedModel:

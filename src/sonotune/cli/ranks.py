@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +26,7 @@ def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = F
     from sonotune.models.precision import choose_precision
     from sonotune.reports.ranks import save_pictures
     from sonotune.runs import atomic_write_text
-    from sonotune.training.preparation import accelerator_for, choose_ranks, gather
+    from sonotune.training.preparation import accelerator_for, choose_ranks, gather, measure_split, with_split
     from sonotune.training.ranks import ranks_text
 
     given = list(words or [])
@@ -37,6 +38,10 @@ def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = F
     precision, _ = choose_precision(config.training.precision)
     accelerator = accelerator_for(precision)
     material = gather(config, precision=precision, device=accelerator.device)
+    split = None
+    if config.adapter.split == "measured":
+        split = measure_split(config, material, autocast=accelerator.autocast)
+        config = with_split(config, split)
     plan, found = choose_ranks(config, material, autocast=accelerator.autocast)
     out.mkdir(parents=True, exist_ok=True)
     target = out / "ranks.json"
@@ -47,11 +52,13 @@ def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = F
         "ranks": dict(plan.ranks), "parameters": plan.parameters, "budget": plan.budget, "entropy": entropy,
         "allocator": plan.allocator, "file": str(target), "pictures": [str(path) for path in pictures],
         **({} if found is None else {"calibration": found.summary()}),
+        **({} if split is None else {"split": split.to_json()}),
     }  # fmt: skip
     ranks = sorted(plan.ranks.values())
     lines = [
         f"{plan.allocator}: {plan.parameters:,} of {plan.budget:,} parameters in {len(ranks)} modules, "
         f"ranks {ranks[0]} to {ranks[-1]}, median {ranks[len(ranks) // 2]}",
+        *([] if split is None else [split.sentence(), "as settings: " + shlex.join(split.words())]),
         *(f"  {path}" for path in (target, *pictures)),
     ]
     print_result(body, as_json=as_json, lines=lines)

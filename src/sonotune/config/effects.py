@@ -15,7 +15,7 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
             full,
             "adapter.kind is none: the whole model trains, without adapters",
             "adapter",
-            ("rank", "alpha", "scaling", "dropout", "targets", "stem", "unfreeze", "allocator", "budget"),
+            ("rank", "alpha", "scaling", "dropout", "targets", "stem", "unfreeze", "split", "allocator", "budget"),
         ),
         *(
             (full, "adapter.kind is none: the whole model trains, without adapters", section, tuple(model.model_fields))
@@ -24,6 +24,10 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
                 ("regularization", RegularizationConfig),
                 ("reallocation", ReallocationConfig),
             )
+        ),
+        *(
+            (config.adapter.split == "measured" and not full, "adapter.split is measured", section, settings)
+            for section, settings in (("adapter", ("stem",)), ("allocation", ("group_weights",)))
         ),
         (config.regularization.entropy == "off", "regularization.entropy is off", "regularization", ("weight", "ramp")),
         (not config.reallocation.at, "reallocation.at is empty", "reallocation", ("share", "shrink")),

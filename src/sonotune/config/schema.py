@@ -243,6 +243,9 @@ class AdapterConfig(Section):
     """The convolutional stem: trained in full precision, adapted, or frozen. A channel shift enters there."""
     unfreeze: Selectors = ()
     """Component selectors trained in full precision beside the adapters, such as `encoder.norms`."""
+    split: Literal["given", "measured"] = "given"
+    """What decides which of stem and norms train, how fast, and how components share the budget: the settings, or the
+    gradients of `allocation.clips` training clips."""
     allocator: AllocatorName = "uniform"
     """What decides the rank of each module."""
     budget: int | None = Field(default=None, ge=1, le=100_000_000_000)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FEWEST = 4
 """Fewer ranks than this are said by the table of the report."""
 
-_BY_EFFECTIVE_RANK = ("entropy", "modality", "shuffled")
+_BY_EFFECTIVE_RANK = ("entropy", "shuffled")
 """Allocators whose evidence is effective ranks; that of others is a score."""
 
 _WIDTH = 1000.0  # of the widest card of the page, in CSS pixels; more layers than fit are scrolled

@@ -59,7 +59,11 @@ def _split(name: str, about: str, *words: str, spends: Spends = "own") -> Arm:
         name=name,
         words=("adapter.allocator=uniform", *words),
         about=about,
-        without=("adapter.rank=", "adapter.budget=") if "adapter.rank=1" in words else ("adapter.budget=",),
+        without=(
+            "adapter.budget=",
+            *(["adapter.rank="] if "adapter.rank=1" in words else []),
+            *(["adapter.stem=", "allocation.group_weights="] if "adapter.split=measured" in words else []),
+        ),
         equal=False,
         spends=spends,
     )
@@ -82,7 +86,6 @@ _ALL = (
     _ranks("uniform_eva", "one rank for all modules with eva's first directions"),
     _ranks("gradient_eva", "ranks and first directions by what the loss would gain"),
     _ranks("adalora", "ranks pruned while they train, by sensitivity, from half as many again"),
-    _ranks("modality", "budget between components by gradients, entropy within"),
     Arm(
         name="full", words=("adapter.kind=none", "quantization.bits=16"), about="ceiling: every weight trains",
         without=_ADAPTER_SECTIONS, equal=False, ceiling=True, rate_shift=-1,
@@ -98,6 +101,8 @@ _ALL = (
            spends="baseline"),
     _split("projector_full", "projector in full, adapters on all other linears", "adapter.stem=frozen",
            "adapter.targets=all_linear", "adapter.unfreeze=projector"),
+    _split("measured", "what trains and how it shares the budget found by the gradients of two halves of the clips",
+           "adapter.split=measured", "adapter.targets=all_linear"),
     _split("uniform_large", "as many parameters as everything, all in adapters", "adapter.stem=frozen",
            "adapter.targets=all_linear", spends="everything"),
     _split("everything", "stem and norms in full, adapters on all linears", "adapter.stem=train",
@@ -112,7 +117,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "ranks": tuple(arm.name for arm in _ALL if arm.equal),
         "split": (
             "uniform_share", "encoder_only", "decoder_only", "projector_full", "stem_encoder", "stem_norms",
-            "everything", "uniform_large",
+            "everything", "uniform_large", "measured",
         ),
         "standard": (
             "uniform", "entropy_half", "entropy_full", "inverse", "shuffled", "random_1", "random_2", "random_3", "eva",

@@ -12,8 +12,10 @@ import torch
 from accelerate import Accelerator
 
 from sonotune.adapters.allocation import RankPlan
+from sonotune.adapters.apportion import total_of
 from sonotune.adapters.calibration import Calibration
 from sonotune.adapters.saved import Opened, choose_family, open_model
+from sonotune.adapters.split import Split, decide, measure
 from sonotune.audio.augment import WaveformAugmenter
 from sonotune.config.schema import RunConfig
 from sonotune.data.corpus import CORPUS_SETTINGS, Corpus, load_corpus, refuse_too_many
@@ -28,7 +30,7 @@ from sonotune.registry import resolve
 from sonotune.tasks.base import Prepared, Task, TaskSettings
 from sonotune.training.adapt import check_plain, check_settings_of_task
 from sonotune.training.loop_settings import LoopSettings, TrainingData
-from sonotune.training.ranks import RankSettings, calibrate, plan_ranks
+from sonotune.training.ranks import RankSettings, adapted_sites, calibrate, calibration_clips, plan_ranks
 from sonotune.types import Finding
 
 
@@ -109,6 +111,38 @@ def choose_ranks(
     if found is not None:
         found.check_rows(plan.ranks)
     return plan, found
+
+
+def measure_split(
+    config: RunConfig, material: Material, *, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+) -> Split:
+    """What should train beside the adapters, how fast, and how the components should share the budget.
+
+    Raises:
+        AdapterError: There are too few clips, or their gradients agree in nothing.
+    """
+    settings, loaded = rank_settings(config), material.opened.loaded
+    sites = adapted_sites(loaded, settings)
+    rank = max(1, round(total_of(sites, settings.bounds) / sum(site.cost for site in sites)))
+    alpha = config.adapter.alpha
+    found = measure(
+        loaded, material.task, calibration_clips(material.prepared.clips, settings), sites, rank=rank,
+        scale=1.0 if alpha == "auto" else alpha / settings.rank, seed=settings.seed, autocast=autocast,
+    )  # fmt: skip
+    return decide(found, gamma=settings.gamma)
+
+
+def with_split(config: RunConfig, split: Split) -> RunConfig:
+    """The settings with what was measured in the place of what was given; rates that were given stay."""
+    given = config.adapter.unfreeze
+    beside = (*given, *(selector for selector in split.unfreeze if selector not in given))
+    changes = {
+        "adapter": {"stem": "train" if split.stem else "frozen", "unfreeze": beside},
+        "allocation": {"group_weights": dict(split.weights)},
+        "training": {"learning_rates": {**split.rates, **config.training.learning_rates}},
+    }
+    sections = {name: getattr(config, name).model_copy(update=values) for name, values in changes.items()}
+    return config.model_copy(update=sections)
 
 
 def rank_settings(config: RunConfig) -> RankSettings:

@@ -12,6 +12,7 @@ from typing import Any
 from sonotune.adapters.allocation import Budget, Evidence, RankPlan, Site, plan_from_json, plan_to_json, sites_of
 from sonotune.adapters.apportion import bounds_of
 from sonotune.adapters.calibration import Calibration, collect
+from sonotune.adapters.split import Split
 from sonotune.adapters.targets import modules_of, resolve_targets
 from sonotune.errors import AdapterError
 from sonotune.models.base import LoadedModel
@@ -125,9 +126,26 @@ def ranks_text(plan: RankPlan, loaded: LoadedModel) -> str:
     return json.dumps(plan_to_json(plan, sites_of(loaded, list(plan.ranks))), indent=1, ensure_ascii=False) + "\n"
 
 
+def split_text(split: Split) -> str:
+    """What `split.json` holds."""
+    return json.dumps(split.to_json(), indent=1, ensure_ascii=False) + "\n"
+
+
+def read_split(path: Path) -> Split:
+    """Read a `split.json`.
+
+    Raises:
+        AdapterError: It cannot be read.
+    """
+    return Split.from_json(_json(path, "a measured split. Remove it, and it is measured anew."))
+
+
 def _read(path: Path, sites: Sequence[Site]) -> RankPlan:
+    return plan_from_json(_json(path, "a file of ranks. Make one with sonotune allocate."), sites)
+
+
+def _json(path: Path, what: str) -> object:
     try:
-        body = json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise AdapterError(f"{path} is not a file of ranks: {error}. Make one with sonotune allocate.") from error
-    return plan_from_json(body, sites)
+        raise AdapterError(f"{path} ({error}) is not {what}") from error

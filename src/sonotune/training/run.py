@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from sonotune.adapters.allocation import RankPlan
 from sonotune.adapters.calibration import collect
 from sonotune.adapters.dynamics import Dynamics
+from sonotune.adapters.split import Split
 from sonotune.config.load import LoadedConfig
 from sonotune.config.schema import RunConfig
 from sonotune.data.corpus import Corpus
@@ -39,16 +40,18 @@ from sonotune.training.preparation import (
     choose_ranks,
     gather,
     loop_settings,
+    measure_split,
     rank_settings,
     training_data,
     unquantized,
+    with_split,
 )
-from sonotune.training.ranks import calibration_clips, ranks_text
+from sonotune.training.ranks import calibration_clips, ranks_text, read_split, split_text
 from sonotune.training.signals import StopRequest, stop_on_signals
 from sonotune.training.stages import Stage, describe, whole_run
 from sonotune.types import Clip, RunRecord, Score
 
-RANKS_FILE = "ranks.json"
+RANKS_FILE, SPLIT_FILE = "ranks.json", "split.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +146,8 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
         keep_freed_memory()
     material = gather(config, precision=precision, device=accelerator.device, found=book.found)
     corpus, opened = material.corpus, material.opened
+    if config.adapter.kind != "none" and config.adapter.split == "measured":
+        config = with_split(config, _split(config, book, material, accelerator))
     plan = None if config.adapter.kind == "none" else _ranks(config, book, material, accelerator)
     loaded = adapt(
         opened.loaded,
@@ -177,6 +182,18 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
         adapted=list(plan.ranks) if plan else [],
         bits=max(loaded.quantized.values(), default=16), precision=precision,
     )  # fmt: skip
+
+
+def _split(config: RunConfig, book: RunBook, material: Material, accelerator: Accelerator) -> Split:
+    """Measured once: a run that goes on from a checkpoint finds it in its directory."""
+    kept = book.directory.path / SPLIT_FILE
+    if kept.is_file() and _has_checkpoint(book):
+        split = read_split(kept)
+    else:
+        split = measure_split(config, material, autocast=accelerator.autocast)
+        atomic_write_text(kept, split_text(split))
+    book.chose({"adapter.split": split.sentence()})
+    return split
 
 
 def _ranks(config: RunConfig, book: RunBook, material: Material, accelerator: Accelerator) -> RankPlan:
