@@ -31,14 +31,10 @@ FOLDS: Final = {
 }
 CLIPS: Final = {"train": 400, "dev": 120, "test": 600}
 WORDS: Final = (
-    "monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday", "january", "february", "march",
-    "april", "june", "july", "august", "september", "october", "november", "december", "purple", "orange", "silver",
-    "golden", "crimson", "elephant", "giraffe", "monkey", "rabbit", "turtle", "dolphin", "penguin", "spider",
-    "camera", "bicycle", "umbrella", "hospital", "library", "museum", "restaurant", "airport", "harbour", "village",
-    "breakfast", "chocolate", "tomato", "potato", "banana", "pepper", "butter", "doctor", "teacher", "farmer",
-    "pilot", "singer", "painter", "winter", "summer", "autumn", "thunder", "mountain", "island",
+    "monday", "friday", "august", "purple", "silver", "elephant", "rabbit", "penguin", "camera", "hospital", "banana",
+    "winter",
 )  # fmt: skip
-"""None of them is in what whisper-nano was trained on."""
+"""None of them is in what whisper-nano was trained on. With sixty, a hundred steps taught too little to compare."""
 
 
 def main() -> None:

@@ -112,7 +112,7 @@ def test_what_is_measured_is_the_rows_that_a_plain_hook_sees(loaded: LoadedModel
     assert {tuple(row) for row in kept.tolist()} == {tuple(row) for row in every.tolist()}
     (measured,) = measure_sample(sample)
     assert measured.seen == len(every)
-    assert measured.spectra["all"].effective_rank == pytest.approx(measure(every).effective_rank, rel=1e-9)
+    assert measured.spectra["all"].effective_rank == pytest.approx(measure(every).effective_rank, rel=1e-5)
 
 
 def test_encoder_rows_are_audio_and_decoder_rows_text(

@@ -228,4 +228,17 @@ def test_small_functions_at_their_edges() -> None:
     assert coding_rate(torch.zeros(4), 4) == 0.0
     assert shannon_entropy(torch.full((8,), 0.5)) == pytest.approx(math.log(8))
     whole, dropped = finite_rows(torch.tensor([[1.0, 2.0], [math.nan, 0.0]], dtype=torch.bfloat16))
-    assert (whole.dtype, whole.tolist(), dropped) == (torch.float64, [[1.0, 2.0]], 1)
+    assert (whole.dtype, whole.tolist(), dropped) == (torch.float32, [[1.0, 2.0]], 1)
+
+
+def test_single_precision_gives_the_same_spectrum() -> None:
+    """Also where one channel is a thousand times the others, and where one lies far from zero."""
+    draw = np.random.default_rng(5)
+    rows_ND = torch.from_numpy(draw.standard_normal((300, 400)) * np.arange(1, 401) ** -0.7)
+    rows_ND[:, 0] *= 1000.0
+    rows_ND[:, 1] += 500.0
+    rows_ND[:, 2] = 1 / 3
+    one, other = measure(rows_ND.float().double()), measure(rows_ND.float())
+    assert other.effective_rank == pytest.approx(one.effective_rank, rel=1e-5)
+    assert other.participation == pytest.approx(one.participation, rel=1e-4)
+    assert other.coding_rate == pytest.approx(one.coding_rate, rel=1e-5)

@@ -399,6 +399,7 @@ def test_many_groups_and_long_runs_are_thinned() -> None:
         (lambda: entropy_over_time([]), "needs an event of kind adapter_entropy"),
         (lambda: entropy_over_time(history(["a"], range(1), entropy={"a": math.nan})), "needs an event"),
         (lambda: entropy_over_time([], key="rank"), "entropy and effective_rank"),
+        (lambda: entropy_over_time([], kind="activation_entropy"), "allowed: effective_rank"),
         (lambda: read_plan("{"), "damaged"),
         (lambda: read_plan("[1]"), "holds a list"),
     ],
@@ -498,6 +499,13 @@ def test_the_last_measurement_of_a_moment_counts() -> None:
     assert [picture.name for picture in pictures] == ["activation_entropy"]
     assert {"10", "20"} <= set(texts(pictures[0]))
     assert "99" not in texts(pictures[0])
+
+
+def test_inputs_are_followed_over_the_steps_where_they_were_heard_between() -> None:
+    heard = history(["a.layers.0.x"], range(0, 30, 10), kind="activation_entropy", moment="during")
+    drawn = {picture.name: picture for picture in run_pictures({}, [*moments(["a.layers.0.x"]), *heard])}
+    assert list(drawn) == ["activation_entropy", "activation_effective_rank"]
+    assert "Effective rank of the inputs over steps" in drawn["activation_effective_rank"].title
 
 
 def test_a_report_without_them_has_no_section(run_record, run_events) -> None:

@@ -118,7 +118,7 @@ def test_ranks_that_moved_are_within_the_budget_and_load_in_plain_peft(settings:
     assert shapes == record.ranks
     if kind == "moving ranks":
         heard = {event["moment"]: event["effective_rank"] for event in events(folder, "activation_entropy")}
-        assert heard.keys() == {"before", "after"}
+        assert heard.keys() == {"before", "during", "after"}
         assert heard["before"].keys() == record.ranks.keys()
         assert heard["before"] != heard["after"]
 

@@ -107,6 +107,7 @@ class RankPlan:
         initial: Full module name -> rows that the A matrix starts from (rank, inputs), where the allocator says. They
             are fewer where calibration knew fewer directions; the rest of A starts as it would without them.
         pruned_to: Adapter parameters that training prunes the ranks down to; None leaves them as they are.
+        caps: Full module name -> rank above the reference rank that it cannot make use of, where the allocator knows.
     """
 
     ranks: Mapping[str, int]
@@ -116,6 +117,7 @@ class RankPlan:
     evidence: Mapping[str, float] = field(default_factory=dict)
     initial: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False, compare=False)
     pruned_to: int | None = None
+    caps: Mapping[str, float] = field(default_factory=dict)
 
 
 class RankAllocator(Protocol):
@@ -296,6 +298,7 @@ def plan_to_json(plan: RankPlan, sites: Sequence[Site]) -> dict[str, Any]:
         "groups": groups,
         "ranks": dict(plan.ranks),
         "evidence": dict(plan.evidence),
+        "caps": dict(plan.caps),
     }
 
 
@@ -317,8 +320,9 @@ def plan_from_json(entries: object, sites: Sequence[Site]) -> RankPlan:
         )
     ranks = _numbers(entries, "ranks", whole=True)
     evidence = _numbers(entries, "evidence", whole=False)
+    caps = _numbers(entries, "caps", whole=False) if "caps" in entries else {}
     costs = {site.name: site.cost for site in sites}
-    if unknown := [name for name in (*ranks, *evidence) if name not in costs]:
+    if unknown := [name for name in (*ranks, *evidence, *caps) if name not in costs]:
         raise AdapterError(
             f"the rank plan has {unknown[0]} and {len(unknown) - 1} more that are not among the {len(costs)} adapted "
             "modules. Use it with the model and the adapter.targets it was made for."
@@ -347,6 +351,7 @@ def plan_from_json(entries: object, sites: Sequence[Site]) -> RankPlan:
         budget=budget,
         evidence=evidence,
         pruned_to=pruned_to,
+        caps=caps,
     )
 
 

@@ -347,6 +347,7 @@ def make_plan(
     *,
     evidence: Mapping[str, float] | None = None,
     initial: Mapping[str, NDArray[np.float32]] | None = None,
+    caps: Mapping[str, float] | None = None,
 ) -> RankPlan:
     """A plan with its parameters counted; see `RankPlan` for the arguments."""
     return RankPlan(
@@ -356,6 +357,7 @@ def make_plan(
         budget=total_of(sites, budget),
         evidence={site.name: float(evidence[site.name]) for site in sites} if evidence else {},
         initial=initial or {},
+        caps={site.name: float(caps[site.name]) for site in sites} if caps else {},
     )
 
 

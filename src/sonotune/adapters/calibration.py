@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sonotune.adapters.allocation import Evidence
@@ -76,6 +76,19 @@ class Calibration:
             for name in item.modules
         }
 
+    def spectra(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Kind -> module -> what was measured of its input, for a file."""
+        kinds = sorted({kind for item in self.inputs for kind in item.spectra})
+        return {
+            kind: {
+                name: asdict(item.spectra[kind])
+                for item in self.inputs
+                if kind in item.spectra
+                for name in item.modules
+            }
+            for kind in kinds
+        }
+
     def check_rows(self, ranks: Mapping[str, int]) -> None:
         """Refuse ranks that the sample is too small to speak of.
 
@@ -139,7 +152,8 @@ def collect(
     """
     started_s = time.monotonic()
     sample = gather(loaded, task, clips, tokens=tokens, seed=seed, autocast=autocast, names=names)
-    inputs = measure_sample(sample, directions=directions)
+    nbytes = sample.nbytes
+    inputs = measure_sample(sample, directions=directions, keep=False)
     gradient = None
     if gradient_clips:
         # Not the first by name, which would be those of one speaker or one word.
@@ -151,17 +165,28 @@ def collect(
     return Calibration(
         inputs=inputs, evidence=_evidence(inputs, gradient), gradient=gradient, clips=len(sample.clips),
         findings=(*sample.findings, *_warnings(inputs, tokens)), seconds=time.monotonic() - started_s,
-        nbytes=sample.nbytes,
+        nbytes=nbytes,
     )  # fmt: skip
 
 
-def measure_sample(sample: TokenSample, *, directions: int = 0) -> tuple[MeasuredInput, ...]:
+def measure_sample(sample: TokenSample, *, directions: int = 0, keep: bool = True) -> tuple[MeasuredInput, ...]:
     """Measure every distinct input of a sample.
+
+    Args:
+        sample: What was kept.
+        directions: Leading directions of each input.
+        keep: Whether the rows of an input are wanted after it has been measured.
 
     Raises:
         AdapterError: Too few rows of an input are finite; the message names it.
     """
-    return tuple(_measured(sample, item, directions) for item in sample.inputs)
+    found = []
+    for item in sample.inputs:
+        found.append(_measured(sample, item, directions))
+        if not keep:
+            for part in sample.parts(item).values():
+                part.forget(item.modules[0])
+    return tuple(found)
 
 
 def _measured(sample: TokenSample, item: DistinctInput, directions: int) -> MeasuredInput:

@@ -146,6 +146,10 @@ class Reservoir:
         """Rows of the tokens kept, by rising key (N, D)."""
         return self._rows[name][torch.from_numpy(np.argsort(self._keys))]
 
+    def forget(self, name: Hashable) -> None:
+        """Let go of the rows of an input."""
+        self._rows.pop(name, None)
+
     def merge(self, other: Reservoir) -> Reservoir:
         """The reservoir of both sets of tokens; both stay as they are.
 

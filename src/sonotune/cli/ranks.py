@@ -51,7 +51,7 @@ def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = F
     body = {
         "ranks": dict(plan.ranks), "parameters": plan.parameters, "budget": plan.budget, "entropy": entropy,
         "allocator": plan.allocator, "file": str(target), "pictures": [str(path) for path in pictures],
-        **({} if found is None else {"calibration": found.summary()}),
+        **({} if found is None else {"calibration": found.summary(), "spectra": found.spectra()}),
         **({} if split is None else {"split": split.to_json()}),
     }  # fmt: skip
     ranks = sorted(plan.ranks.values())

@@ -397,7 +397,8 @@ class EvaluationConfig(Section):
     zero_shot: bool = True
     """Score `data.eval` before training as well."""
     entropy_clips: int = Field(default=0, ge=0, le=100_000)
-    """Training clips on which the entropy of activations is measured before and after training; 0 measures none."""
+    """Training clips on which the entropy of activations is measured before training, at every evaluation and after;
+    0 measures none."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -26,10 +26,15 @@ _LETTERS_OF_A_GROUP, _LETTERS_OF_A_MODULE = 26, 58
 _LOGARITHMIC = 20.0  # ratio of the ends from which a logarithmic axis shows more
 _GOLDEN = 0.6180339887498949  # its multiples spread dots evenly, the same every time
 _OTHERS = "others"
-_UNITS = {"entropy": "entropy of the adapter, share of its largest", "effective_rank": "effective rank of the adapter"}
+_UNITS = {
+    ("adapter_entropy", "entropy"): "entropy of the adapter, share of its largest",
+    ("adapter_entropy", "effective_rank"): "effective rank of the adapter",
+    ("activation_entropy", "effective_rank"): "effective rank of the inputs",
+}
 _TITLES = {
-    "entropy": "Entropy of the adapters over steps",
-    "effective_rank": "Effective rank of the adapters over steps",
+    ("adapter_entropy", "entropy"): "Entropy of the adapters over steps",
+    ("adapter_entropy", "effective_rank"): "Effective rank of the adapters over steps",
+    ("activation_entropy", "effective_rank"): "Effective rank of the inputs over steps",
 }
 
 
@@ -82,31 +87,34 @@ def entropy_distributions(
     )
 
 
-def entropy_over_time(events: Iterable[Mapping[str, Any]], *, key: str = "entropy") -> Picture:
+def entropy_over_time(
+    events: Iterable[Mapping[str, Any]], *, key: str = "entropy", kind: str = "adapter_entropy"
+) -> Picture:
     """Draw the median of each stack over steps with its 10 to 90 % band, and the modules that end lowest.
 
     Args:
-        events: Those of kind `adapter_entropy`, in any order; others are passed over. Of a repeated step the last
-            counts.
-        key: `entropy` (0 to 1) or `effective_rank`.
+        events: In any order; those of another kind are passed over. Of a repeated step the last counts.
+        key: `entropy` (0 to 1, of adapters only) or `effective_rank`.
+        kind: `adapter_entropy`, or `activation_entropy` for the inputs.
 
     Raises:
         AdapterError: No event tells a finite number of a module.
     """
-    if key not in _UNITS:
-        raise AdapterError(f"an event has no {key!r} to draw over steps; allowed are {' and '.join(_UNITS)}.")
-    history = _read(events, key)
+    if (kind, key) not in _UNITS:
+        allowed = " and ".join(of_kind for named, of_kind in _UNITS if named == kind) or "none"
+        raise AdapterError(f"{kind} has no {key!r} to draw over steps; allowed: {allowed}.")
+    history = _read(events, kind, key)
     if history is None:
         raise AdapterError(
-            f"a picture of the {_UNITS[key]} needs an event of kind adapter_entropy with a finite number, and there is "
+            f"a picture of the {_UNITS[kind, key]} needs an event of kind {kind} with a finite number, and there is "
             "none. Give the events of a run that trained adapters."
         )
     groups = _groups(history.names)
     worst = _worst(history)
     rows = len(groups) + len(worst)
     return Picture(
-        name=f"adapter_{key}",
-        title=_TITLES[key],
+        name=f"{kind.removesuffix('_entropy')}_{key}",
+        title=_TITLES[kind, key],
         size=(5.2, 2.7 + 0.17 * rows),
         draw=lambda figure, palette: _draw_history(figure, palette, history, groups, worst, key),
     )
@@ -186,11 +194,11 @@ def _set_scale(axes: Axes, numbers: Sequence[float]) -> None:
 # --- over steps ----------------------------------------------------------------------------------------------------
 
 
-def _read(events: Iterable[Mapping[str, Any]], key: str) -> _History | None:
+def _read(events: Iterable[Mapping[str, Any]], kind: str, key: str) -> _History | None:
     told: dict[int, dict[str, float]] = {}
     for event in events:
         step, values = event.get("step"), event.get(key)
-        if event.get("kind") == "adapter_entropy" and isinstance(step, int) and isinstance(values, Mapping):
+        if event.get("kind") == kind and isinstance(step, int) and isinstance(values, Mapping):
             told[step] = {str(name): float(value) for name, value in values.items() if _is_number(value)}
     steps = sorted(step for step, values in told.items() if values)
     if not steps:

@@ -218,6 +218,9 @@ def run_pictures(
         told = [event for event in events if event.get("kind") == "adapter_entropy" and _readable(event.get(key))]
         if told:
             pictures.append(entropy_over_time(told, key=key))
+    heard = [event for event in events if event.get("kind") == "activation_entropy"]
+    if any(event.get("moment") == "during" and _readable(event.get("effective_rank")) for event in heard):
+        pictures.append(entropy_over_time(heard, key="effective_rank", kind="activation_entropy"))
     return pictures
 
 

@@ -84,6 +84,7 @@ _ALL = (
     _ranks("eva", "ranks and first directions by explained variance"),
     _ranks("eva_ranks", "the ranks of eva without its first directions"),
     _ranks("uniform_eva", "one rank for all modules with eva's first directions"),
+    _ranks("gradient", "ranks by the sum of what the loss would gain"),
     _ranks("gradient_eva", "ranks and first directions by what the loss would gain"),
     _ranks("adalora", "ranks pruned while they train, by sensitivity, from half as many again"),
     Arm(

@@ -36,14 +36,16 @@ class MovingRanks(Dynamics):
         self, loaded: LoadedModel, plan: RankPlan, budget: Budget, schedule: Reallocation, *, seed: int
     ) -> None:
         self._loaded, self._budget, self._schedule, self._seed = loaded, budget, schedule, seed
-        self._sites = sites_of(loaded, list(plan.ranks))
+        self._sites, self._caps = sites_of(loaded, list(plan.ranks)), plan.caps
         self._moved = False
 
     def after_step(self, step: int, total_steps: int, optimizer: torch.optim.Optimizer) -> Event | None:
         """Move ranks where it is time."""
         if not self._schedule.due(step, total_steps):
             return None
-        changes = self._schedule.apply(self._loaded, optimizer, self._sites, self._budget, seed=self._seed, step=step)
+        changes = self._schedule.apply(
+            self._loaded, optimizer, self._sites, self._budget, seed=self._seed, step=step, caps=self._caps or None
+        )
         self._moved = True
         return "ranks", {"changes": [asdict(change) for change in changes], "ranks": current_ranks(self._loaded)}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -242,6 +241,11 @@ def _score(session: _Session, moment: str, clips: Sequence[Clip] | None, *, once
 def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) -> StageLoop:
     config, book, loaded, stage = session.config, session.book, session.loaded, session.stage
     eval_clips = session.corpus.splits.get("eval")
+
+    def scores() -> Mapping[str, Score]:
+        _listen(session, "during", loop.position.step)
+        return _evaluate(session, eval_clips or ()).scores
+
     loop = StageLoop(
         task=session.task,
         loaded=loaded,
@@ -253,7 +257,7 @@ def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) 
         accelerator=session.accelerator,
         checkpoints=book.directory.checkpoints_dir,
         event=book.directory.event,
-        evaluate=functools.partial(_eval_scores, session, eval_clips) if eval_clips else None,
+        evaluate=scores if eval_clips else None,
         listeners=listeners,
         identity={
             "settings": book.record.config_digest,
@@ -285,10 +289,6 @@ def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) 
     checks.check_applied(session.family, loaded, autocast=session.accelerator.autocast)
     book.directory.event("spent", step=loop.position.step, seconds=loop.position.spent)
     return loop
-
-
-def _eval_scores(session: _Session, clips: Sequence[Clip]) -> Mapping[str, Score]:
-    return _evaluate(session, clips).scores
 
 
 def _listen(session: _Session, moment: str, step: int) -> None:

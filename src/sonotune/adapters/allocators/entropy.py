@@ -24,7 +24,8 @@ class EntropyAllocator:
     def allocate(self, sites: Sequence[Site], budget: Budget, *, evidence: Evidence, seed: int) -> RankPlan:
         """See `RankAllocator.allocate`."""
         scores = evidence_of(evidence.effective_ranks, sites, allocator="entropy", what=_WHAT)
-        return make_plan("entropy", apportion(scores, sites, budget, caps=scores), sites, budget, evidence=scores)
+        ranks = apportion(scores, sites, budget, caps=scores)
+        return make_plan("entropy", ranks, sites, budget, evidence=scores, caps=scores)
 
 
 class InverseAllocator:
