@@ -118,13 +118,14 @@ def test_a_part_trains_where_its_weights_gain_what_those_of_adapters_do():
 
 def test_what_would_move_the_loss_more_than_all_adapters_is_slowed():
     found = decide(step(encoder=1.0, decoder=3.0, stem=16.0, decoder_norms=4.0))
-    assert found.rates == {"stem": 0.25}
+    assert found.rates == {"stem": 0.5}  # the square root of a quarter
     assert found.unfreeze == ("decoder.norms",)
     assert found.words() == [
-        "adapter.stem=train", "adapter.unfreeze=[decoder.norms]", "training.learning_rates={stem: 0.25}",
+        "adapter.stem=train", "adapter.unfreeze=[decoder.norms]", "training.learning_rates={stem: 0.5}",
         "allocation.group_weights={encoder: 0.707, decoder: 1.22}",
     ]  # fmt: skip
-    assert "stem at 0.25 of the learning rate, decoder.norms at 1" in found.sentence()
+    assert decide(step(encoder=1.0, decoder=3.0, stem=16.0), gamma=1.0).rates == {"stem": 0.25}
+    assert "stem at 0.5 of the learning rate, decoder.norms at 1" in found.sentence()
     assert decide(step(encoder=1.0, decoder=3.0), gamma=0.0).weights == {"encoder": 1.0, "decoder": 1.0}
 
 

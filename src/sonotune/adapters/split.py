@@ -13,9 +13,12 @@ For adapters the entries are those of B, at B = 0 and with the A that they would
 
 - A part trains in full precision beside the adapters where each of its weights gains at least what each of theirs
   does.
-- Its learning rate is scaled so that it moves the loss no more than all adapters do together: a stem has so many
-  weights that at their rate it would overshoot.
+- Its learning rate is scaled by (gain of all adapters together / its own gain)^gamma, and by 1 at most: a stem has so
+  many weights that at the rate of the adapters it would overshoot.
 - A group's share of the adapters' budget is scaled by (gain per parameter)^gamma, within a quarter and four times.
+
+With gamma 1 every part would move the loss alike in the first step. But adapters gain more in later steps, when A moves
+as well, and gamma tempers what one step can say of a hundred.
 
 Shape letters: E outputs of a linear, P rank, D inputs.
 """
@@ -136,7 +139,7 @@ def decide(found: FirstStep, *, gamma: float = 0.5) -> Split:
 
     Args:
         found: What the first step gains.
-        gamma: Exponent on the gain per parameter of the groups: 0 leaves the budget as equal ranks share it.
+        gamma: Exponent on the gains: 0 leaves the budget as equal ranks share it, and all parts at one learning rate.
 
     Raises:
         AdapterError: No group of adapters gains anything: the steps of one half of the clips do not help the other.
@@ -154,7 +157,7 @@ def decide(found: FirstStep, *, gamma: float = 0.5) -> Split:
         for part in found.gains
         if part not in found.groups and found.gains[part] >= density * found.parameters[part] > 0
     ]
-    rates = {part: float(f"{min(1.0, gained / found.gains[part]):.2g}") for part in full}
+    rates = {part: float(f"{min(1.0, gained / found.gains[part]) ** gamma:.2g}") for part in full}
     worth = {
         group: math.pow(max(0.0, found.gains[group]) / found.parameters[group] / density, gamma)
         for group in found.groups
