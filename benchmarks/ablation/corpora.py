@@ -29,7 +29,7 @@ FOLDS: Final = {
     "fsdd_theo": {"train": ("jackson", "nicolas"), "dev": ("lucas",), "test": ("theo",)},
     "fsdd_nicolas": {"train": ("theo", "lucas"), "dev": ("jackson",), "test": ("nicolas",)},
 }
-CLIPS: Final = {"train": 400, "dev": 120, "test": 600}
+CLIPS: Final = {"train": 400, "dev": 300, "test": 600}
 WORDS: Final = (
     "monday", "friday", "august", "purple", "silver", "elephant", "rabbit", "penguin", "camera", "hospital", "banana",
     "winter",

@@ -20,7 +20,7 @@ from sonotune.adapters.allocation import RankPlan
 from sonotune.adapters.saved import open_model
 from sonotune.adapters.targets import resolve_targets
 from sonotune.errors import AdapterError
-from sonotune.models.base import LoadedModel, bare_name
+from sonotune.models.base import LoadedModel, bare_name, select
 from sonotune.models.families.whisper import WhisperFamily
 from sonotune.models.probe import probe_batch
 from sonotune.models.quantize import cast_frozen
@@ -79,6 +79,7 @@ def test_norms_train_beside_the_adapters(fresh: Fresh, plan: Plan):
     beside = {bare_name(name).rpartition(".")[0] for name in trainable(attached) if ".lora_" not in name}
     norms = {name for name, module in fresh().module.named_modules() if "encoder" in name and "layer_norm" in name}
     assert beside == {name for name in norms if name.startswith("model.encoder.")}
+    assert select(attached, ["encoder.norms"]) == select(fresh(), ["encoder.norms"])  # for learning rates and stages
 
 
 def test_what_trains_is_in_fp32_and_nothing_else_moves_type(fresh: Fresh, plan: Plan):

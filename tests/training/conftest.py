@@ -119,6 +119,8 @@ def settings(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Lo
             "evaluation.bootstrap": "100", "evaluation.max_new_tokens": "4", "training.threads": "1",
         }  # fmt: skip
         given = dict(word.split("=", 1) for word in (*(AUGMENTED if augmented else ()), *words))
+        if "training.stages" in given:
+            del common["training.max_epochs"]
         return load_run_config([f"{name}={value}" for name, value in {**common, **given}.items()])
 
     return build
@@ -176,22 +178,26 @@ def bench(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Bench
         accelerator: Any = None,
         manifest: Path | None = None,
         crew: Crew | None = None,
+        warmup_steps: int = 0,
+        stages: Callable[[LoadedModel], Sequence[Stage]] | None = None,
+        unfreeze: Sequence[str] = (),
         **changes: Any,
     ) -> Bench:
         place = folder or tmp_path / "checkpoints"
         torch.manual_seed(0)
         opened = open_model(str(tiny_model), dropout=dropout)
-        plan = plan_ranks(opened.loaded, RankSettings(rank=4)) if kind == "lora" else None
-        loaded = adapt(opened.loaded, plan, rank=4, stem=stem)  # type: ignore[arg-type]
+        plan = plan_ranks(opened.loaded, RankSettings(rank=4, unfreeze=unfreeze)) if kind == "lora" else None
+        loaded = adapt(opened.loaded, plan, rank=4, stem=stem, unfreeze=unfreeze)  # type: ignore[arg-type]
         task = Transcribe(opened.family, TaskSettings())
         prepared = task.prepare(loaded, read_manifest(manifest or corpus / "train.jsonl"))
         stage = whole_run(
             loaded, learning_rate=learning_rate, learning_rates=learning_rates or {}, max_epochs=max_epochs,
-            max_steps=max_steps, patience=patience,
+            max_steps=max_steps, patience=patience, warmup_steps=warmup_steps,
         )  # fmt: skip
+        given = tuple(stages(loaded)) if stages is not None else (stage,)
         values: dict[str, Any] = {
             "seed": 0, "batch_seconds": 60.0, "batch_max_clips": 4, "accumulation_steps": 1, "schedule": "constant",
-            "warmup_steps": 0, "learning_rate_floor": 0.1, "weight_decay": 0.0, "betas": (0.9, 0.999),
+            "learning_rate_floor": 0.1, "weight_decay": 0.0, "betas": (0.9, 0.999),
             "clip_norm": 1e6, "label_smoothing": 0.0, "eval_steps": "epoch", "save_steps": "epoch",
             "keep_checkpoints": 2, "full_context_share": 0.0,
         }  # fmt: skip
@@ -204,7 +210,7 @@ def bench(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Bench
             return {"wer": Score(name="wer", value=value, low=value, high=value, count=1)}
 
         loop = StageLoop(
-            task=task, loaded=loaded, stage=stage, settings=LoopSettings(**{**values, **changes}),
+            task=task, loaded=loaded, stages=given, settings=LoopSettings(**{**values, **changes}),
             data=TrainingData(clips=prepared.clips, targets=prepared.targets, augmenter=None, spec_augment=None),
             crew=crew, accelerator=accelerator or Accelerator(cpu=True), checkpoints=place,
             event=lambda kind, **fields: events.append({"kind": kind, **fields}),

@@ -329,7 +329,7 @@ def test_a_group_that_did_not_move_is_an_error(bench: Build):
     before = fingerprint(made.loaded.module, exclude=frozenset())
     made.loop.run()
     with pytest.raises(TrainingCheckError, match="adapters:decoder") as caught:
-        check_moved(before, made.loaded.module, made.stage, made.loaded)
+        check_moved(before, made.loaded.module, [made.stage], made.loaded)
     assert caught.value.exit_code == 4
 
 
@@ -337,7 +337,7 @@ def test_groups_that_moved_pass(bench: Build):
     made = bench(max_epochs=1)
     before = fingerprint(made.loaded.module, exclude=frozenset())
     made.loop.run()
-    check_moved(before, made.loaded.module, made.stage, made.loaded)
+    check_moved(before, made.loaded.module, [made.stage], made.loaded)
 
 
 def test_a_group_without_gradient_is_an_error_after_three_steps(bench: Build):
@@ -460,7 +460,7 @@ class Scaled:
     """What accelerate is to the loop under fp16, on a processor."""
 
     def __init__(self, scale: float) -> None:
-        self.device = torch.device("cpu")
+        self.device, self.num_processes = torch.device("cpu"), 1
         self.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3)
 
     def prepare_model(self, module: torch.nn.Module) -> torch.nn.Module:

@@ -12,6 +12,7 @@ from torch import nn
 from sonotune.errors import CheckpointError
 from sonotune.training.optimizer import (
     build_optimizer,
+    enter_stage,
     learning_rate_factor,
     optimizer_tensors,
     restore_optimizer,
@@ -74,7 +75,8 @@ def test_a_warm_up_as_long_as_the_stage_or_none_is_defined(warmup):
 
 def test_every_group_has_its_own_rate_and_its_share_of_the_factor():
     module, stage = make()
-    optimizer = build_optimizer(module, stage, weight_decay=0.1, betas=(0.9, 0.99))
+    optimizer = build_optimizer(module, [stage], weight_decay=0.1, betas=(0.9, 0.99))
+    enter_stage(optimizer, 0)
     assert set_learning_rates(optimizer, 0.5) == {"slow": 5e-4, "fast": 5e-3, "plain": 5e-4}
     assert [group["lr"] for group in optimizer.param_groups] == [5e-4, 5e-3, 5e-4]
     assert set_learning_rates(optimizer, 1.0)["fast"] == 1e-2  # of the peak, not of the last rate
@@ -83,7 +85,8 @@ def test_every_group_has_its_own_rate_and_its_share_of_the_factor():
 
 def test_weight_decay_shrinks_matrices_by_rate_times_decay_and_leaves_biases_alone():
     module, stage = make()
-    optimizer = build_optimizer(module, stage, weight_decay=0.1, betas=(0.9, 0.999))
+    optimizer = build_optimizer(module, [stage], weight_decay=0.1, betas=(0.9, 0.999))
+    enter_stage(optimizer, 0)
     before = {name: value.detach().clone() for name, value in module.named_parameters()}
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -97,7 +100,8 @@ def test_weight_decay_shrinks_matrices_by_rate_times_decay_and_leaves_biases_alo
 
 def test_restored_state_continues_bit_for_bit():
     whole, stage = make()
-    optimizer = build_optimizer(whole, stage, weight_decay=0.1, betas=(0.9, 0.999))
+    optimizer = build_optimizer(whole, [stage], weight_decay=0.1, betas=(0.9, 0.999))
+    enter_stage(optimizer, 0)
     for seed in range(3):
         step(whole, optimizer, seed=seed)
     saved = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer).items()}
@@ -107,7 +111,8 @@ def test_restored_state_continues_bit_for_bit():
 
     taken_up, stage = make(seed=9)
     taken_up.load_state_dict(weights)
-    second = build_optimizer(taken_up, stage, weight_decay=0.1, betas=(0.9, 0.999))
+    second = build_optimizer(taken_up, [stage], weight_decay=0.1, betas=(0.9, 0.999))
+    enter_stage(second, 0)
     restore_optimizer(second, saved, required=dict(whole.named_parameters()))
     for seed in range(3, 6):
         step(taken_up, second, seed=seed)
@@ -119,7 +124,8 @@ def test_restored_state_continues_bit_for_bit():
 
 def test_state_is_kept_by_parameter_name():
     module, stage = make()
-    optimizer = build_optimizer(module, stage, weight_decay=0.0, betas=(0.9, 0.999))
+    optimizer = build_optimizer(module, [stage], weight_decay=0.0, betas=(0.9, 0.999))
+    enter_stage(optimizer, 0)
     step(module, optimizer, seed=0)
     names = {name for group in stage.groups for name in group.parameters}
     assert set(optimizer_tensors(optimizer)) == {
@@ -129,10 +135,12 @@ def test_state_is_kept_by_parameter_name():
 
 def test_missing_state_of_one_parameter_is_an_error_and_names_it():
     module, stage = make()
-    optimizer = build_optimizer(module, stage, weight_decay=0.0, betas=(0.9, 0.999))
+    optimizer = build_optimizer(module, [stage], weight_decay=0.0, betas=(0.9, 0.999))
+    enter_stage(optimizer, 0)
     step(module, optimizer, seed=0)
     saved = {name: tensor for name, tensor in optimizer_tensors(optimizer).items() if not name.startswith("1.weight/")}
-    fresh = build_optimizer(module, stage, weight_decay=0.0, betas=(0.9, 0.999))
+    fresh = build_optimizer(module, [stage], weight_decay=0.0, betas=(0.9, 0.999))
+    enter_stage(fresh, 0)
     with pytest.raises(CheckpointError, match=r"1\.weight"):
         restore_optimizer(fresh, saved, required=["0.weight", "1.weight"])
     restore_optimizer(fresh, saved, required=["0.weight"])  # 1.weight had none when it was saved

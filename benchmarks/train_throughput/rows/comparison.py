@@ -196,7 +196,13 @@ def stage_of(loaded: Any) -> Any:
     from sonotune.training.stages import whole_run
 
     return whole_run(
-        loaded, learning_rate=LEARNING_RATE, learning_rates={}, max_epochs=1, max_steps=None, patience=None
+        loaded,
+        learning_rate=LEARNING_RATE,
+        learning_rates={},
+        max_epochs=1,
+        max_steps=None,
+        patience=None,
+        warmup_steps=0,
     )
 
 
@@ -219,7 +225,7 @@ def _train_by_loop(row: Row, work: Path, precision: str, crew: Any) -> dict[str,
     memory = Memory()
     settings = LoopSettings(
         seed=SEED, batch_seconds=1000.0, batch_max_clips=row.batch, accumulation_steps=1, schedule="linear",
-        warmup_steps=0, learning_rate_floor=0.0, weight_decay=0.0, betas=(0.9, 0.999), clip_norm=1.0,
+        learning_rate_floor=0.0, weight_decay=0.0, betas=(0.9, 0.999), clip_norm=1.0,
         label_smoothing=0.0, eval_steps="never", save_steps="epoch", keep_checkpoints=1,
         full_context_share=0.0,
     )  # fmt: skip
@@ -231,7 +237,7 @@ def _train_by_loop(row: Row, work: Path, precision: str, crew: Any) -> dict[str,
         assert not prepared.findings, prepared.findings
         clock = Clock()
         loop = StageLoop(
-            task=ours.task, loaded=ours.loaded, stage=stage_of(ours.loaded), settings=settings,
+            task=ours.task, loaded=ours.loaded, stages=[stage_of(ours.loaded)], settings=settings,
             data=TrainingData(clips=prepared.clips, targets=prepared.targets, augmenter=None, spec_augment=None),
             crew=crew, accelerator=ours.accelerator, checkpoints=work / f"checkpoints-{part}-{os.getpid()}",
             event=_refuse_findings, evaluate=None, listeners=[clock], identity={}, stop=StopRequest(),
@@ -371,7 +377,7 @@ def side_breakdown(row: Row, work: Path, precision: str) -> dict[str, Any]:
 
     ours = row.open_ours(work, precision, "dynamic")
     stage, module = stage_of(ours.loaded), ours.loaded.module
-    optimizer = build_optimizer(module, stage, weight_decay=0.0, betas=(0.9, 0.999))
+    optimizer = build_optimizer(module, [stage], weight_decay=0.0, betas=(0.9, 0.999))
     trainable = list(parameters_by_name(module, stage.trainable).values())
     spent: dict[str, float] = {}
     timed = functools.partial(_timed, spent)

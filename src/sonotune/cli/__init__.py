@@ -17,11 +17,11 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from sonotune.cli import ablation, data, models, ranks, runs  # the commands register themselves
+from sonotune.cli import ablation, data, models, planning, ranks, runs  # the commands register themselves
 from sonotune.cli.shared import app
 from sonotune.errors import SonotuneError
 
-__all__ = ["ablation", "app", "data", "main", "models", "ranks", "runs"]
+__all__ = ["ablation", "app", "data", "main", "models", "planning", "ranks", "runs"]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

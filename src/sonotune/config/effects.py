@@ -81,6 +81,13 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
             "training",
             ("min_learning_rate_ratio",),
         ),
+        *(
+            (bool(config.training.stages), "training.stages says what trains, and until when", section, settings)
+            for section, settings in (
+                ("adapter", ("unfreeze", "split")),
+                ("training", ("max_epochs", "max_steps", "patience", "warmup_steps")),
+            )
+        ),
         (config.training.eval_steps == "never", "training.eval_steps is never", "training", ("patience",)),
     ]
 

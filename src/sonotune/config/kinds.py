@@ -65,4 +65,6 @@ def _in_words(kind: Any, bounds: Sequence[Any] = ()) -> str:
         return (
             f"a list of {_in_words(parts[0])}" if parts[-1] is ... else f"a list of {len(parts)}: {_in_words(parts[0])}"
         )
+    if not parts:
+        return f"a mapping with {', '.join(kind.model_fields)}"
     return f"a mapping of text to {_in_words(parts[1])}"

@@ -361,7 +361,12 @@ def _explain(error: ValidationError, draft: _Draft) -> list[str]:
             continue
         cause = item.get("ctx", {}).get("error")
         origin = f" (set by {draft.origin[place]})" if place in draft.origin else ""
-        if place not in _settings():  # several settings do not go together
+        if len(item["loc"]) > 3 and isinstance(item["loc"][2], int):  # within one entry of a list of mappings
+            within, name = f"{place}: entry {item['loc'][2] + 1}", item["loc"][3]
+            said = {"extra_forbidden": f"has {name!r}, which is not known", "missing": f"has no {name!r}"}
+            problem = said.get(item["type"], f"has {name}={_show(item['input'])}, which is not allowed")
+            problems[f"{within}.{name}"] = f"{within} {problem}{origin}; allowed: {allowed(_settings()[place])}"
+        elif place not in _settings():  # several settings do not go together
             problems[place] = f"{place}: {cause}" if place else str(cause or item["msg"])
         elif cause is not None:
             problems[place] = f"{place}: {cause}; found {_show(draft.values[place])}{origin}"

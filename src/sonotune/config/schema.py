@@ -326,8 +326,42 @@ class QuantizationConfig(Section):
     """Component selectors whose weights stay in 16 bits."""
 
 
+class StageConfig(Section):
+    """A stage: what trains, how fast, for how long. What is not named does not train."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_ -]{0,39}$")
+    """For events and the record."""
+    weights: Selectors = ()
+    """Component selectors trained in full precision, such as `projector` or `decoder.layers[-12:]`."""
+    adapters: Literal["all", "none"] | Annotated[Selectors, Field(min_length=1)] = "all"
+    """Adapters that train: all, none, or those on the modules of some selectors."""
+    learning_rate: Rate | None = None
+    """Peak; null takes `training.learning_rate`."""
+    learning_rates: Mapping[str, Multiplier] = {}
+    """Selector -> factor on it, after `training.learning_rates`; of two that match, the later wins."""
+    max_epochs: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Passes over the training clips; null needs `max_steps`."""
+    max_steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
+    """Optimiser steps at most."""
+    patience: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Evaluations without a better score before the next stage begins; null waits for its steps."""
+    warmup_steps: Annotated[int, Field(ge=0, le=10_000_000)] | Literal["auto"] = "auto"
+    """Steps of linear rise of what begins to train here; `auto` takes 5 % of the stage, 500 at most."""
+    dip: float = Field(default=1.0, gt=0, le=1)
+    """Share of their learning rate from which groups rise that trained before, over the same steps; 1 is no dip."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max_epochs is None and self.max_steps is None:
+            raise ValueError("max_epochs or max_steps says when it ends, and neither is given")
+        return self
+
+
 class TrainingConfig(Section):
     """How long, how fast and how precisely."""
+
+    stages: tuple[StageConfig, ...] = ()
+    """Stages, one after the other; empty trains in one stage whatever `adapter` marks."""
 
     max_epochs: int = Field(default=3, ge=1, le=1_000_000)
     """Passes over the training clips."""
@@ -337,6 +371,8 @@ class TrainingConfig(Section):
     """Peak learning rate. Full fine-tuning wants a lower one: the preset `adapter=full` says which."""
     learning_rates: Mapping[str, Multiplier] = {}
     """Component selector -> factor on the learning rate, such as `{stem: 0.5}`; of two that match, the later wins."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor on the learning rate from each numbered layer to the one below; 1 is none, 0.9 to 0.95 are usual."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
     warmup_steps: Annotated[int, Field(ge=0, le=10_000_000)] | Literal["auto"] = "auto"
@@ -363,6 +399,8 @@ class TrainingConfig(Section):
     """`balanced` lets every class weigh the same in the loss, however many clips it has."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    memory_limit_bytes: int | None = Field(default=None, ge=1, le=10**15)
+    """Activations that a micro-batch may keep for its backward pass; a larger one is cut as if memory had run out."""
     eval_steps: Annotated[int, Field(ge=1, le=1_000_000_000)] | Literal["epoch", "never"] = "epoch"
     """Steps between evaluations; the best one's weights are kept."""
     patience: int | None = Field(default=None, ge=1, le=1_000_000)

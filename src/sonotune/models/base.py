@@ -290,9 +290,10 @@ class SpeechFamily(ModelFamily, Protocol):
 
 def bare_name(name: str) -> str:
     """The full name a parameter or module has in the bare model, whatever PEFT wrapped around it."""
+    whole = f"{name}."  # a wrapped module ends in what a parameter's name has in the middle
     for piece in ("base_layer.", "original_module.", "modules_to_save.default."):
-        name = name.replace(piece, "")
-    return name.removeprefix("base_model.model.")
+        whole = whole.replace(f".{piece}", ".")
+    return whole.removesuffix(".").removeprefix("base_model.model.")
 
 
 def carrier(name: str) -> str:

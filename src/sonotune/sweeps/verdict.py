@@ -15,9 +15,38 @@ LEVEL = 0.05
 EQUAL_SHARE = 0.005
 """How far apart the trainable parameters of two arms may be to be called equal."""
 
-_CONTROLS = ("uniform", "shuffled", "random_1", "random_2", "random_3")
-CLAIMS: Mapping[str, tuple[str, ...]] = {"entropy_half": _CONTROLS, "entropy_full": _CONTROLS}
-"""Arm -> controls it must beat before anything is claimed for it: ranks that no evidence chose."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What an arm must beat before anything is claimed for it.
+
+    Attributes:
+        controls: Arms that have what it has, but for its evidence.
+        demand: That they must be beaten, in words.
+        meaning: What it would mean.
+    """
+
+    controls: tuple[str, ...]
+    demand: str
+    meaning: str
+
+
+_RANKS = Claim(
+    controls=("uniform", "shuffled", "random_1", "random_2", "random_3"),
+    demand="it must be better than uniform ranks and than ranks without evidence",
+    meaning="its evidence, not only its spread of ranks, helps here",
+)
+CLAIMS: Mapping[str, Claim] = {
+    "entropy_half": _RANKS,
+    "entropy_full": _RANKS,
+    "measured": Claim(
+        controls=("uniform_share", "uniform_large"),
+        demand="it must be better than equal adapters, and than as many parameters as all of stem, norms and adapters "
+        "in adapters alone",
+        meaning="where its parameters are, not only their number, helps here",
+    ),
+}
+"""By arm."""
 
 _NAMES = {"wer": "WER", "cer": "CER", "accuracy": "accuracy"}
 
@@ -70,8 +99,8 @@ def judge_claims(
     """
     by_name = {candidate.name: candidate for candidate in candidates}
     rows = []
-    for name, controls in CLAIMS.items():
-        present = [by_name[control] for control in controls if control in by_name]
+    for name, claim in CLAIMS.items():
+        present = [by_name[control] for control in claim.controls if control in by_name]
         if name not in by_name or len(present) < 2:
             continue
         found = _family([(control, by_name[name]) for control in present], score, tuned, resamples, seed)
@@ -79,11 +108,10 @@ def judge_claims(
         holds = len(beaten) == len(found)
         unbeaten = [row["against"] for row in found if row.get("outcome") != "better"]
         sentence = (
-            f"{name} is better than every control ({', '.join(beaten)}): its evidence, not only its spread of ranks, "
-            "helps here."
+            f"{name} is better than every control ({', '.join(beaten)}): {claim.meaning}."
             if holds
-            else f"Nothing is claimed for {name}: it must be better than uniform ranks and than ranks without "
-            f"evidence, and is not shown to be better than {', '.join(unbeaten)}."
+            else f"Nothing is claimed for {name}: {claim.demand}, and is not shown to be better than "
+            f"{', '.join(unbeaten)}."
         )
         rows.append({"arm": name, "comparisons": found, "holds": holds, "sentence": sentence})
     return rows

@@ -7,7 +7,7 @@ cost whole runs, so they are errors here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -49,6 +49,8 @@ def check_gradients(optimizer: torch.optim.Optimizer) -> None:
         TrainingCheckError: A whole group got none.
     """
     for group in optimizer.param_groups:
+        if group["group"] is None:  # of another stage
+            continue
         moments = [optimizer.state.get(parameter, {}).get("exp_avg") for parameter in group["params"]]
         if not any(moment is not None and bool(moment.abs().max() > 0) for moment in moments):
             raise TrainingCheckError(
@@ -57,20 +59,20 @@ def check_gradients(optimizer: torch.optim.Optimizer) -> None:
             )
 
 
-def check_moved(before: Mapping[str, str], module: nn.Module, stage: Stage, loaded: LoadedModel) -> None:
+def check_moved(before: Mapping[str, str], module: nn.Module, stages: Sequence[Stage], loaded: LoadedModel) -> None:
     """Every group moved, and no adapter is still at its start.
 
     Args:
         before: Digests of the trainable parameters before training.
         module: The module after training.
-        stage: What should have trained.
+        stages: What should have trained.
         loaded: The model, for its adapters.
 
     Raises:
         TrainingCheckError: A group did not move, or every adapter's B matrix is zero.
     """
     parameters = dict(module.named_parameters())
-    for group in stage.groups:
+    for group in (group for stage in stages for group in stage.groups):
         if all(_digest(parameters[name]) == before[name] for name in group.parameters):
             raise TrainingCheckError(
                 f"group {group.name!r} did not move: {len(group.parameters)} tensors are as before."

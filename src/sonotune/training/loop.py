@@ -1,4 +1,4 @@
-"""One stage: batches in, steps out, position always known.
+"""Stage after stage: batches in, steps out, position always known.
 
 Every draw is a function of (seed, step) or (seed, epoch, clip), so a checkpoint needs no generator state: a run that
 was killed and resumed makes the same draws as one that was not.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,28 +18,29 @@ import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sonotune.adapters.dynamics import Dynamics
 from sonotune.errors import Interrupted, NumericError
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
 from sonotune.features.workers import Crew
-from sonotune.models.base import LoadedModel, Losses
-from sonotune.runs import torch_seed
+from sonotune.models.base import LoadedModel
 from sonotune.tasks.base import Task
 from sonotune.training import checkpoint
 from sonotune.training.checks import check_gradients
+from sonotune.training.course import Course
+from sonotune.training.gradients import Gradients, MeanLoss
 from sonotune.training.loop_settings import Listener, LoopSettings, Position, TrainingData
+from sonotune.training.memory_guard import MemoryGuard
 from sonotune.training.optimizer import (
     build_optimizer,
-    learning_rate_factor,
+    enter_stage,
     optimizer_tensors,
     restore_optimizer,
     set_learning_rates,
 )
 from sonotune.training.signals import StopRequest
-from sonotune.training.stages import Stage, parameters_by_name
+from sonotune.training.stages import Stage, all_stages, parameters_by_name
 from sonotune.types import Finding, Score
 
 logger = logging.getLogger(__name__)
@@ -49,26 +49,13 @@ _DYNAMICS = "dynamics"
 _FIRST_STEPS = 3  # by then the B matrices have moved, so that gradients reach the A matrices as well
 
 
-class _Objective(nn.Module):
-    """The loss as a module's forward, which is what accelerate wraps in mixed precision and, later, in DDP."""
-
-    def __init__(self, task: Task, loaded: LoadedModel, label_smoothing: float) -> None:
-        super().__init__()
-        self.module = loaded.module
-        self._task, self._loaded, self._label_smoothing = task, loaded, label_smoothing
-
-    def forward(self, batch: Batch) -> Losses:
-        """Losses of one micro-batch."""
-        return self._task.loss(self._loaded, batch, label_smoothing=self._label_smoothing)
-
-
 class StageLoop:
-    """Runs one stage to its end, to a stop request or to a numeric failure.
+    """Runs the stages to their end, to a stop request or to a numeric failure.
 
     Args:
         task: Gives the loss and names the primary score.
-        loaded: The model, its trainable parameters marked.
-        stage: What trains.
+        loaded: The model, with all that any stage trains marked trainable.
+        stages: What trains, one after the other.
         settings: How it steps.
         data: Training clips.
         crew: Makes the batches.
@@ -88,7 +75,7 @@ class StageLoop:
         *,
         task: Task,
         loaded: LoadedModel,
-        stage: Stage,
+        stages: Sequence[Stage],
         settings: LoopSettings,
         data: TrainingData,
         crew: Crew | None,
@@ -103,26 +90,69 @@ class StageLoop:
         found: Callable[[Sequence[Finding]], None] = lambda findings: None,
     ) -> None:
         self.position = Position()
-        self._task, self._loaded, self._stage, self._settings, self._data = task, loaded, stage, settings, data
+        self._task, self._loaded, self._settings, self._data = task, loaded, settings, data
         self._crew, self._accelerator, self._checkpoints, self._event = crew, accelerator, checkpoints, event
         self._evaluate, self._listeners, self._identity, self._stop = evaluate, listeners, dict(identity), stop
         self._found, self._known_bad = found, set[str]()
         self._dynamics = tuple(dynamics)
-        self._parameters = parameters_by_name(loaded.module, stage.trainable)
+        self._stages, self._every_stage = tuple(stages), all_stages(*stages)
         self._optimizer = build_optimizer(
-            loaded.module, stage, weight_decay=settings.weight_decay, betas=settings.betas
+            loaded.module, stages, weight_decay=settings.weight_decay, betas=settings.betas
         )
-        self._objective = accelerator.prepare_model(_Objective(task, loaded, settings.label_smoothing))
         window_s = loaded.frontend.max_duration_s if loaded.context == "full" else None
         self._durations = [window_s or clip.duration_s for clip in data.clips]
-        self.total_steps = self._count_steps()
-        self._warmup = (
-            min(500, max(1, self.total_steps // 20)) if settings.warmup_steps == "auto" else settings.warmup_steps
-        )
+        self._course = Course(
+            stages, schedule=settings.schedule, floor=settings.learning_rate_floor,
+            steps_of=lambda epoch: -(-len(self._plan(epoch)) // settings.accumulation_steps),
+        )  # fmt: skip
+        self._guard = MemoryGuard(
+            loaded, self.position, limit_bytes=settings.memory_limit_bytes, processes=accelerator.num_processes,
+            event=event,
+        )  # fmt: skip
+        self._gradients = Gradients(
+            task, loaded, label_smoothing=settings.label_smoothing, seed=settings.seed, accelerator=accelerator,
+            guard=self._guard, spend=self._spend,
+        )  # fmt: skip
         self._process = psutil.Process()
         self._several_domains = len({clip.domain for clip in data.clips}) > 1
         self._saved_step = -1
+        self._enter_stage(epoch=0)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, if no stage ends early."""
+        return self._course.total
+
+    def _enter_stage(self, *, epoch: int) -> None:
+        """Mark what trains in the stage of the present position, which began with an epoch."""
+        position = self.position
+        enter_stage(self._optimizer, position.stage)
+        self._course.enter(position.stage, step=position.stage_step, epoch=epoch)
         self._steps_here = 0
+        self._look_up()
+        self._gradients.wrap()
+
+    def _look_up(self) -> None:
+        """Find the tensors that train now, and all that any stage trains: adapters may have been given others."""
+        self._parameters = parameters_by_name(self._loaded.module, self._course.stage.trainable)
+        self._weights = parameters_by_name(self._loaded.module, self._every_stage)
+        self._adapting = any(".lora_" in name for name in self._parameters)
+
+    def _next_stage(self) -> None:
+        """Go on to the next stage, with a fresh pass over the clips."""
+        position, done = self.position, self._course.stage
+        before = position.step >= self._course.end
+        if position.batch:
+            position.epoch, position.batch = position.epoch + 1, 0
+        position.stage, position.stage_step, position.stale = position.stage + 1, position.step, 0
+        position.stage_epoch = position.epoch
+        self._enter_stage(epoch=position.epoch)
+        self._event(
+            "stage", step=position.step, stage=self._course.stage.name, after=done.name,
+            because="its steps are done" if before else "its score has stopped improving",
+            parameters=sum(parameter.numel() for parameter in self._parameters.values()),
+            learning_rates={group.name: group.learning_rate for group in self._course.stage.groups},
+        )  # fmt: skip
 
     def resume(self, saved: checkpoint.Checkpoint) -> None:
         """Go on from a checkpoint of the same run.
@@ -132,21 +162,21 @@ class StageLoop:
         """
         for index, dynamics in enumerate(self._dynamics):
             dynamics.restore(_below(saved.optimizer, f"{_DYNAMICS}/{index}/"), self._optimizer)
-        self._parameters = parameters_by_name(self._loaded.module, self._stage.trainable)
-        checkpoint.check_identity(saved, self._identity, self._parameters)
+        self._look_up()
+        checkpoint.check_identity(saved, self._identity, self._weights)
         with torch.no_grad():
-            for name, parameter in self._parameters.items():
+            for name, parameter in self._weights.items():
                 parameter.copy_(saved.weights[name])
-        restore_optimizer(
-            self._optimizer, dict(saved.optimizer), required=saved.state.get("optimizer", self._parameters)
-        )
+        restore_optimizer(self._optimizer, dict(saved.optimizer), required=saved.state.get("optimizer", self._weights))
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(saved.state["scaler"])
         self.position = Position(**saved.state["position"])
         self._saved_step = saved.step
+        self._guard.heed(self.position)
+        self._enter_stage(epoch=self.position.stage_epoch)
 
     def run(self) -> None:
-        """Train until the stage ends.
+        """Train until the last stage ends.
 
         Raises:
             Interrupted: A signal asked to stop; the state is saved.
@@ -154,8 +184,12 @@ class StageLoop:
         """
         for listener in self._listeners:
             listener.started(self.total_steps, self.position.step)
-        while self.position.step < self.total_steps and not self._out_of_patience():
-            self._run_epoch()
+        while True:
+            while self.position.step < self._course.end and not self._out_of_patience():
+                self._run_epoch()
+            if self._course.last:
+                break
+            self._next_stage()
         self.save()
 
     def load_best(self) -> int | None:
@@ -165,7 +199,7 @@ class StageLoop:
             return step
         saved = checkpoint.read(checkpoint.step_path(self._checkpoints, step))
         with torch.no_grad():
-            for name, parameter in self._parameters.items():
+            for name, parameter in self._weights.items():
                 parameter.copy_(saved.weights[name])
         return step
 
@@ -178,14 +212,14 @@ class StageLoop:
         state = {
             "position": asdict(self.position),
             "identity": self._identity,
-            "stage": self._stage.name,
+            "stage": self._course.stage.name,
             "optimizer": sorted({name.rpartition("/")[0] for name in moments}),
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
         path = checkpoint.save(
             self._checkpoints,
             self.position.step,
-            weights=self._parameters,
+            weights=self._weights,
             optimizer=moments | self._dynamics_tensors(),
             state=state,
         )
@@ -205,7 +239,7 @@ class StageLoop:
         batches = self._plan(self.position.epoch)
         loader = self._loader(batches)
         try:
-            while self.position.batch < len(batches) and self.position.step < self.total_steps:
+            while self.position.batch < len(batches) and self.position.step < self._course.end:
                 group = self._next_group(loader)
                 self._step(group)
                 self.position.batch += group.size
@@ -256,15 +290,9 @@ class StageLoop:
         return _Group(batches=[batch for batch in batches if batch.clips], size=len(batches))
 
     def _step(self, group: _Group) -> None:
-        position, settings = self.position, self._settings
-        factor = learning_rate_factor(
-            position.step,
-            total_steps=self.total_steps,
-            warmup_steps=self._warmup,
-            schedule=settings.schedule,
-            floor=settings.learning_rate_floor,
-        )
-        rates = set_learning_rates(self._optimizer, factor)
+        position = self.position
+        factor, of_trained = self._course.factors(position.step)
+        rates = set_learning_rates(self._optimizer, factor, of_trained=of_trained)
         started = time.perf_counter()
         loss, count, by_domain = self._accumulate(group.batches)
         penalty = self._penalize() if count else 0.0
@@ -272,7 +300,7 @@ class StageLoop:
         finite = count > 0 and np.isfinite(loss) and np.isfinite(norm)
         if finite:
             before = time.perf_counter()
-            for dynamics in self._dynamics:
+            for dynamics in self._acting():
                 dynamics.observe(position.step, self.total_steps)
             self._optimizer.step()
             self._spend("optimizer", before)
@@ -296,57 +324,33 @@ class StageLoop:
             elapsed=elapsed, penalty=penalty,
         )  # fmt: skip
 
-    def _accumulate(self, batches: list[Batch]) -> tuple[float, int, dict[str, float]]:
-        """Gradient of the mean loss over all labels of the group, exact for unequal batches.
-
-        Returns:
-            Mean loss, number of labels, and mean loss by domain where the clips come from several.
-        """
-        self._loaded.module.train()
-        total, units, divisor = 0.0, 0, 0
-        domains: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(2))
-        for index, batch in enumerate(batches):
-            torch.manual_seed(torch_seed(self._settings.seed, "step", self.position.step, index))
-            before = time.perf_counter()
-            losses: Losses = self._objective(batch.to(self._accelerator.device))
-            loss, count = losses.total, losses.count
-            self._spend("forward", before)
-            if count == 0:
-                continue
-            divisor = divisor or count  # keeps fp16 gradients in range; made exact below
-            before = time.perf_counter()
-            self._accelerator.backward(loss / divisor)
-            total, units = total + float(loss.detach()), units + count
-            self._spend("backward", before)
-            if self._several_domains:
-                rows = zip(losses.sums.tolist(), losses.counts.tolist(), strict=True)
-                for clip, row in zip(batch.clips, rows, strict=True):
-                    domains[clip.domain or "unknown"] += row
-        if units and units != divisor:
-            for parameter in self._parameters.values():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(divisor / units)
-        by_domain = {name: float(part) / labels for name, (part, labels) in sorted(domains.items()) if labels}
-        return (total / units if units else 0.0), units, by_domain
+    def _accumulate(self, batches: Sequence[Batch]) -> MeanLoss:
+        return self._gradients.accumulate(
+            batches, self._parameters, step=self.position.step, domains=self._several_domains
+        )
 
     def _penalize(self) -> float:
         """Add the gradients of the penalties on the adapters; returns their sum."""
         total = 0.0
-        for dynamics in self._dynamics:
+        for dynamics in self._acting():
             penalty = dynamics.penalty(self.position.step, self.total_steps)
             if penalty is not None:
                 self._accelerator.backward(penalty)
                 total += float(penalty.detach())
         return total
 
+    def _acting(self) -> tuple[Dynamics, ...]:
+        """What happens to the adapters, in a stage that trains any."""
+        return self._dynamics if self._adapting else ()
+
     def _change_adapters(self) -> None:
-        for dynamics in self._dynamics:
+        for dynamics in self._acting():
             step = self.position.step + 1
             event = dynamics.after_step(step, self.total_steps, self._optimizer)
             if event is None:
                 continue
             kind, fields = event
-            self._parameters = parameters_by_name(self._loaded.module, self._stage.trainable)
+            self._look_up()
             self._event(kind, step=step, **fields)
             if kind == "finding":
                 self._found([Finding(**fields)])
@@ -379,14 +383,14 @@ class StageLoop:
 
     def _after_step(self, *, last_of_epoch: bool) -> None:
         position, settings = self.position, self._settings
-        done = position.step >= self.total_steps
+        done = position.step >= self._course.end
         due = last_of_epoch if settings.eval_steps == "epoch" else _every(position.step, settings.eval_steps)
         if self._evaluate is not None and settings.eval_steps != "never" and (due or done):
             self._score()
         save_due = last_of_epoch if settings.save_steps == "epoch" else _every(position.step, settings.save_steps)
         if save_due or position.best_step == position.step or self._stop.requested:
             self.save()
-        if self._stop.requested and not done:
+        if self._stop.requested and not (done and self._course.last):
             raise Interrupted(
                 f"stopped by {self._stop.reason} after step {position.step} of {self.total_steps}; "
                 "the state is saved. Run the same command again to go on."
@@ -431,7 +435,7 @@ class StageLoop:
         values = {
             "step": self.position.step,
             "epoch": self.position.epoch,
-            "stage": self._stage.name,
+            "stage": self._course.stage.name,
             "loss": loss,
             **({"loss_by_domain": dict(by_domain)} if by_domain and loss is not None else {}),
             **({"penalty": penalty} if penalty else {}),
@@ -457,15 +461,8 @@ class StageLoop:
         self.position.spent[what] = self.position.spent.get(what, 0.0) + time.perf_counter() - started
 
     def _out_of_patience(self) -> bool:
-        return self._stage.patience is not None and self.position.stale >= self._stage.patience
-
-    def _count_steps(self) -> int:
-        total = 0
-        for epoch in range(self._stage.max_epochs):
-            total += -(-len(self._plan(epoch)) // self._settings.accumulation_steps)
-            if self._stage.max_steps is not None and total >= self._stage.max_steps:
-                return self._stage.max_steps
-        return total
+        patience = self._course.stage.patience
+        return patience is not None and self.position.stale >= patience
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,6 @@ class LoopSettings:
     batch_max_clips: int
     accumulation_steps: int
     schedule: Schedule
-    warmup_steps: int | Literal["auto"]
     learning_rate_floor: float
     weight_decay: float
     betas: tuple[float, float]
@@ -35,6 +34,7 @@ class LoopSettings:
     save_steps: int | Literal["epoch"]
     keep_checkpoints: int
     full_context_share: float
+    memory_limit_bytes: int | None = None
     max_bad_steps: int = 3
 
 
@@ -55,6 +55,9 @@ class Position:
 
     Attributes:
         step: Optimiser steps done.
+        stage: Which of the stages, from 0.
+        stage_step: Step at which it began.
+        stage_epoch: Epoch at which it began.
         epoch: Zero-based pass over the clips.
         batch: Micro-batches of this epoch already used.
         clips: Clips seen.
@@ -64,12 +67,17 @@ class Position:
         stale: Evaluations since the best score.
         bad_steps: Steps in a row whose loss or gradient was not finite.
         evaluated_step: Last step that was evaluated.
+        largest_s: Padded seconds that a micro-batch may have, where a larger one did not fit.
+        recompute: Whether activations are recomputed because a single clip did not fit.
         seconds: Wall seconds of training, over all sessions.
         spent: Where they went.
         scores: Primary score by step.
     """
 
     step: int = 0
+    stage: int = 0
+    stage_step: int = 0
+    stage_epoch: int = 0
     epoch: int = 0
     batch: int = 0
     clips: int = 0
@@ -79,6 +87,8 @@ class Position:
     stale: int = 0
     bad_steps: int = 0
     evaluated_step: int = -1
+    largest_s: float | None = None
+    recompute: bool = False
     seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)

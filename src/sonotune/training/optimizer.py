@@ -1,13 +1,14 @@
 """AdamW over named groups, and learning rates that are pure functions of the step.
 
-Without a scheduler object there is nothing to fall out of step with the optimiser when a run resumes or a stage
-changes.
+One optimiser holds what any stage trains, from the start: what is frozen in a stage has no gradient, so that AdamW
+leaves it and its moments alone, and what goes on training keeps its moments because nothing is built anew. Without a
+scheduler object there is nothing to fall out of step with the optimiser when a run resumes or a stage changes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import torch
@@ -20,22 +21,43 @@ Schedule = Literal["cosine", "linear", "constant"]
 
 
 def build_optimizer(
-    module: nn.Module, stage: Stage, *, weight_decay: float, betas: tuple[float, float]
+    module: nn.Module, stages: Sequence[Stage], *, weight_decay: float, betas: tuple[float, float]
 ) -> torch.optim.AdamW:
-    """AdamW, fused, with one group per `ParameterGroup`; each group keeps its name and peak learning rate."""
+    """AdamW, fused, over all that any stage trains, each parameter once; `enter_stage` says what trains now."""
     parameters = dict(module.named_parameters())
+    roles: dict[str, list[tuple[str, float] | None]] = {}
+    decays: dict[str, bool] = {}
+    for index, stage in enumerate(stages):
+        for group in stage.groups:
+            for name in group.parameters:
+                roles.setdefault(name, [None] * len(stages))[index] = (group.name, group.learning_rate)
+                decays[name] = group.decay
+    cells: dict[tuple[object, ...], list[str]] = {}
+    for name, role in roles.items():
+        cells.setdefault((decays[name], *role), []).append(name)
     groups = [
         {
-            "params": [parameters[name] for name in group.parameters],
-            "names": list(group.parameters),
-            "group": group.name,
-            "peak": group.learning_rate,
-            "lr": group.learning_rate,
-            "weight_decay": weight_decay if group.decay else 0.0,
+            "params": [parameters[name] for name in names],
+            "names": names,
+            "roles": role,
+            "weight_decay": weight_decay if decay else 0.0,
         }
-        for group in stage.groups
+        for (decay, *role), names in cells.items()
     ]
     return torch.optim.AdamW(groups, betas=betas, fused=True)
+
+
+def enter_stage(optimizer: torch.optim.Optimizer, index: int) -> None:
+    """Let train what trains in a stage, at its learning rates, and nothing else."""
+    for group in optimizer.param_groups:
+        role = group["roles"][index]
+        group["group"], group["peak"] = role or (None, 0.0)
+        group["lr"] = group["peak"]
+        group["trained"] = any(group["roles"][:index])
+        for parameter in group["params"]:
+            parameter.requires_grad_(role is not None)
+            if role is None:
+                parameter.grad = None
 
 
 def learning_rate_factor(
@@ -59,11 +81,22 @@ def learning_rate_factor(
     return floor + (1 - floor) * falling
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
-    """Apply the factor to every group; returns the learning rate of each group name."""
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, factor: float, *, of_trained: float | None = None
+) -> dict[str, float]:
+    """Apply a factor to the peak of every group of the stage.
+
+    Args:
+        optimizer: In a stage.
+        factor: Of groups that begin to train in this stage.
+        of_trained: Of groups that trained before; None takes the same.
+
+    Returns:
+        The learning rate of each group name that trains.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
-    return {group["group"]: group["lr"] for group in optimizer.param_groups}
+        group["lr"] = group["peak"] * (of_trained if group["trained"] and of_trained is not None else factor)
+    return {group["group"]: group["lr"] for group in optimizer.param_groups if group["group"] is not None}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

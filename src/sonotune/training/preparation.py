@@ -21,7 +21,7 @@ from sonotune.config.schema import RunConfig
 from sonotune.data.corpus import CORPUS_SETTINGS, Corpus, load_corpus, refuse_too_many
 from sonotune.data.text import get as get_normalizer
 from sonotune.data.windows import within_window
-from sonotune.errors import ManifestError
+from sonotune.errors import ConfigError, ManifestError
 from sonotune.features.mixup import MixupSettings
 from sonotune.features.specaugment import SpecAugmentSettings
 from sonotune.models.base import MULTI_LABEL, LoadedModel, ModelFamily
@@ -31,6 +31,7 @@ from sonotune.tasks.base import Prepared, Task, TaskSettings
 from sonotune.training.adapt import check_plain, check_settings_of_task
 from sonotune.training.loop_settings import LoopSettings, TrainingData
 from sonotune.training.ranks import RankSettings, adapted_sites, calibrate, calibration_clips, plan_ranks
+from sonotune.training.stages import Stage, StageSettings, build_stages, whole_run
 from sonotune.types import Finding
 
 
@@ -130,6 +131,59 @@ def measure_split(
         scale=1.0 if alpha == "auto" else alpha / settings.rank, seed=settings.seed, autocast=autocast,
     )  # fmt: skip
     return decide(found, gamma=settings.gamma)
+
+
+def with_stages(config: RunConfig) -> RunConfig:
+    """The settings with what any stage trains in full precision as what is unfrozen, and nothing else.
+
+    Raises:
+        ConfigError: Two stages have one name, or the split is to be measured as well.
+    """
+    stages = config.training.stages
+    if not stages:
+        return config
+    names = [stage.name for stage in stages]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(
+            f"training.stages: two stages are called {twice!r}; events and the record need different names."
+        )
+    if config.adapter.split == "measured":
+        raise ConfigError(
+            "training.stages says what trains, and adapter.split=measured finds it out. Take one of the two."
+        )
+    weights = tuple(dict.fromkeys(selector for stage in stages for selector in stage.weights))
+    stem = "lora" if config.adapter.stem == "lora" else "frozen"
+    return config.model_copy(update={"adapter": config.adapter.model_copy(update={"stem": stem, "unfreeze": weights})})
+
+
+def stages_of(config: RunConfig, loaded: LoadedModel) -> tuple[Stage, ...]:
+    """The stages of a run, on a model whose trainable parameters are marked.
+
+    Raises:
+        AdapterError: A stage trains nothing, or what cannot train.
+    """
+    training = config.training
+    rate, rates, decay = training.learning_rate, training.learning_rates, training.layer_decay
+    if not training.stages:
+        return (
+            whole_run(
+                loaded, learning_rate=rate, learning_rates=rates, layer_decay=decay,
+                max_epochs=training.max_epochs, max_steps=training.max_steps, patience=training.patience,
+                warmup_steps=training.warmup_steps,
+            ),
+        )  # fmt: skip
+    return build_stages(loaded, wanted_stages(config), learning_rate=rate, learning_rates=rates, layer_decay=decay)
+
+
+def wanted_stages(config: RunConfig) -> list[StageSettings]:
+    """The stages as they were written; none where the run has one."""
+    return [
+        StageSettings(**{**stage.model_dump(), "max_epochs": stage.max_epochs or _ANY_EPOCHS})
+        for stage in config.training.stages
+    ]
+
+
+_ANY_EPOCHS = 1_000_000  # of a stage that its steps end
 
 
 def with_split(config: RunConfig, split: Split) -> RunConfig:
@@ -254,9 +308,9 @@ def loop_settings(config: RunConfig) -> LoopSettings:
         full_context_share=config.model.full_context_share,
         **training.model_dump(
             include={
-                "seed", "batch_seconds", "batch_max_clips", "accumulation_steps", "schedule", "warmup_steps",
+                "seed", "batch_seconds", "batch_max_clips", "accumulation_steps", "schedule",
                 "weight_decay", "betas", "clip_norm", "label_smoothing", "eval_steps", "save_steps",
-                "keep_checkpoints",
+                "keep_checkpoints", "memory_limit_bytes",
             }
         ),
     )  # fmt: skip

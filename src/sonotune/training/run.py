@@ -41,13 +41,15 @@ from sonotune.training.preparation import (
     loop_settings,
     measure_split,
     rank_settings,
+    stages_of,
     training_data,
     unquantized,
     with_split,
+    with_stages,
 )
 from sonotune.training.ranks import calibration_clips, ranks_text, read_split, split_text
 from sonotune.training.signals import StopRequest, stop_on_signals
-from sonotune.training.stages import Stage, describe, whole_run
+from sonotune.training.stages import Stage, all_stages, describe
 from sonotune.types import Clip, RunRecord, Score
 
 RANKS_FILE, SPLIT_FILE = "ranks.json", "split.json"
@@ -74,7 +76,7 @@ class _Session:
     family: ModelFamily
     task: Task
     prepared: Prepared
-    stage: Stage
+    stages: Sequence[Stage]
     dynamics: Sequence[Dynamics]
     adapted: Sequence[str]
     bits: int
@@ -143,6 +145,7 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
     accelerator = accelerator_for(precision)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
+    config = with_stages(config)
     material = gather(config, precision=precision, device=accelerator.device, found=book.found)
     corpus, opened = material.corpus, material.opened
     if config.adapter.kind != "none" and config.adapter.split == "measured":
@@ -160,16 +163,12 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
         loaded, plan, rank_settings(config).bounds, seed=config.training.seed,
         **config.regularization.model_dump(), **config.reallocation.model_dump(),
     )  # fmt: skip
-    training = config.training
-    stage = whole_run(
-        loaded, learning_rate=training.learning_rate, learning_rates=training.learning_rates,
-        max_epochs=training.max_epochs, max_steps=training.max_steps, patience=training.patience,
-    )  # fmt: skip
+    stages = stages_of(config, loaded)
     book.chose({**opened.choices, "training.precision": f"{precision}: {why}"})
     book.write(
         data_digest=corpus.digests,
         ranks=dict(plan.ranks) if plan else {},
-        stages=(describe(stage, loaded),),
+        stages=tuple(describe(stage, loaded) for stage in stages),
         model={
             "family": loaded.family, "checkpoint": loaded.checkpoint, "revision": loaded.revision,
             "components": count_parameters(loaded), "quantized_linears": len(loaded.quantized),
@@ -177,7 +176,7 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
     )  # fmt: skip
     return _Session(
         config=config, book=book, crews=crews, accelerator=accelerator, corpus=corpus, loaded=loaded,
-        family=opened.family, task=material.task, prepared=material.prepared, stage=stage, dynamics=dynamics,
+        family=opened.family, task=material.task, prepared=material.prepared, stages=stages, dynamics=dynamics,
         adapted=list(plan.ranks) if plan else [],
         bits=max(loaded.quantized.values(), default=16), precision=precision,
     )  # fmt: skip
@@ -239,7 +238,7 @@ def _score(session: _Session, moment: str, clips: Sequence[Clip] | None, *, once
 
 
 def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) -> StageLoop:
-    config, book, loaded, stage = session.config, session.book, session.loaded, session.stage
+    config, book, loaded, stages = session.config, session.book, session.loaded, session.stages
     eval_clips = session.corpus.splits.get("eval")
 
     def scores() -> Mapping[str, Score]:
@@ -249,7 +248,7 @@ def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) 
     loop = StageLoop(
         task=session.task,
         loaded=loaded,
-        stage=stage,
+        stages=stages,
         settings=loop_settings(config),
         data=training_data(config, session.prepared),
         crew=session.crews.training,
@@ -270,7 +269,7 @@ def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) 
         found=book.found,
         stop=stop,
     )
-    frozen = checks.fingerprint(loaded.module, exclude=stage.trainable)
+    frozen = checks.fingerprint(loaded.module, exclude=all_stages(*stages))
     start = checks.fingerprint(loaded.module, exclude=frozenset(frozen))
     saved = checkpoint.newest(
         book.directory.checkpoints_dir,
@@ -284,8 +283,8 @@ def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) 
         book.directory.truncate_events_after(loop.position.step)
         book.directory.event("resumed", step=loop.position.step)
     loop.run()
-    checks.check_frozen(frozen, loaded.module, exclude=stage.trainable)
-    checks.check_moved(start, loaded.module, stage, loaded)
+    checks.check_frozen(frozen, loaded.module, exclude=all_stages(*stages))
+    checks.check_moved(start, loaded.module, stages, loaded)
     checks.check_applied(session.family, loaded, autocast=session.accelerator.autocast)
     book.directory.event("spent", step=loop.position.step, seconds=loop.position.spent)
     return loop

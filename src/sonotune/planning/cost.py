@@ -1,0 +1,113 @@
+"""Time and money of a run, from a throughput that was measured or stated and a price."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sonotune.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a run takes.
+
+    Attributes:
+        audio_s: Seconds of audio that are trained on, every epoch counted.
+        throughput: Seconds of audio that one device trains on in a second.
+        throughput_source: Where that comes from.
+        devices: Devices at once; they are taken to share the work without loss.
+        price_per_hour: Of one device, in whatever currency; None where none was given.
+    """
+
+    audio_s: float
+    throughput: float
+    throughput_source: str
+    devices: int
+    price_per_hour: float | None
+
+    @property
+    def seconds(self) -> float:
+        """Of the wall, for training steps alone: no loading, no evaluation."""
+        return self.audio_s / (self.throughput * self.devices)
+
+    @property
+    def cost(self) -> float | None:
+        """Device hours times their price."""
+        if self.price_per_hour is None:
+            return None
+        return self.seconds / 3600 * self.devices * self.price_per_hour
+
+
+def estimate(
+    *,
+    audio_hours: float,
+    epochs: int,
+    most_steps: int | None,
+    step_seconds: float,
+    throughput: str,
+    devices: int,
+    price_per_hour: float | None,
+) -> Cost:
+    """Time and price of a run.
+
+    Args:
+        audio_hours: Of the training clips.
+        epochs: Passes over them.
+        most_steps: Limit on steps, or None.
+        step_seconds: Seconds of audio in a step of all its micro-batches.
+        throughput: A number of audio seconds a second and device, or the directory of a run that was measured.
+        devices: At once.
+        price_per_hour: Of one device.
+
+    Raises:
+        ConfigError: The throughput is neither, or a number is out of range.
+    """
+    for name, value in (("--audio-hours", audio_hours), ("--devices", devices), ("--price", price_per_hour)):
+        if value is not None and not (value > 0 or (name == "--price" and value == 0)):
+            raise ConfigError(f"{name} is {value:g}; it must be above 0. Leave it out where it is not known.")
+    rate, source = read_throughput(throughput)
+    audio_s = audio_hours * 3600 * epochs
+    if most_steps is not None:
+        audio_s = min(audio_s, most_steps * step_seconds * devices)
+    return Cost(
+        audio_s=audio_s, throughput=rate, throughput_source=source, devices=devices, price_per_hour=price_per_hour
+    )
+
+
+def read_throughput(given: str) -> tuple[float, str]:
+    """Seconds of audio a second: a number, or what the steps of a finished run took.
+
+    The first step of a run is left out, because it warms up; a run of one step has nothing else.
+
+    Raises:
+        ConfigError: It is neither a number above 0 nor a directory with steps in its `events.jsonl`.
+    """
+    try:
+        stated = float(given)
+    except ValueError:
+        return _measured(Path(given))
+    if not 0 < stated < float("inf"):
+        raise ConfigError(f"--throughput is {given}; seconds of audio trained in a second are above 0.")
+    return stated, "stated"
+
+
+def _measured(run: Path) -> tuple[float, str]:
+    events = run / "events.jsonl"
+    try:
+        lines = [json.loads(line) for line in events.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--throughput {run} is neither a number nor a run: {events} cannot be read ({type(error).__name__}). "
+            "Give seconds of audio trained in a second on one device, or the directory of a run."
+        ) from error
+    steps: list[dict[str, Any]] = [line for line in lines if "audio_s" in line and "seconds" in line]
+    counted = steps[1:] or steps
+    seconds = sum(float(step["seconds"]) for step in counted)
+    if not seconds:
+        raise ConfigError(
+            f"the run {run} has no steps in its events.jsonl, so there is no throughput in it. Name one that trained."
+        )
+    return sum(float(step["audio_s"]) for step in counted) / seconds, f"{len(counted)} steps of {run.name}"

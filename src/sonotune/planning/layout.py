@@ -1,0 +1,297 @@
+"""A training run laid out without weights: the model on the meta device as a run would hold it, and batches of shapes.
+
+Whatever decides memory is made by the functions that make a run: quantisation keeps the same modules, PEFT attaches the
+same adapters, frozen matrices have the same type. Only the numbers in them are missing.
+
+Shape letters: B clips, T frames, F feature bins, U target tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sonotune.adapters import lora
+from sonotune.adapters.saved import choose_family, find_adapter, kept_unquantized, model_folder, storage
+from sonotune.errors import AdapterError, ModelError
+from sonotune.features.batching import Batch
+from sonotune.models.base import LoadedModel, ModelFamily, Stream
+from sonotune.models.checkpoints import load_processor
+from sonotune.models.precision import DTYPES, Precision
+from sonotune.models.quantize import bitsandbytes
+from sonotune.registry import resolve
+from sonotune.tasks.base import Task, TaskSettings
+from sonotune.training.adapt import adapt
+from sonotune.training.ranks import RankSettings, plan_ranks
+from sonotune.training.stages import Stage, StageSettings, all_stages, build_stages, whole_run
+from sonotune.types import Clip
+
+BLOCK, SCALES_PER_BLOCK = 64, 256  # of bitsandbytes: weights that share a scale, scales that share one
+PROMPT_TOKENS = (9, 6)
+"""Tokens before and after the audio in Qwen3-ASR's chat template, counted with the published tokenizer."""
+_AUDIO_TOKEN = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSettings:
+    """The settings of a run that decide how much memory a step takes; `training.adapt.adapt` says what they mean."""
+
+    checkpoint: str
+    family: str = "auto"
+    revision: str | None = None
+    task: str = "auto"
+    num_labels: int | None = None
+    multi_label: bool = False
+    context: Literal["dynamic", "full"] = "dynamic"
+    bits: Literal["auto"] | int = "auto"
+    double: bool = True
+    skip: Sequence[str] = ()
+    full: bool = False
+    ranks: RankSettings = field(default_factory=RankSettings)
+    adapter: Mapping[str, Any] = field(default_factory=dict)
+    precision: Precision = "fp32"
+    gradient_checkpointing: bool = False
+    label_smoothing: float = 0.0
+    stages: Sequence[StageSettings] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """A model on the meta device, adapted, and what it learns.
+
+    Attributes:
+        loaded: The model; parameters and buffers have shapes and types, and no storage.
+        family: Its architecture.
+        task: What it learns.
+        settings: What it was laid out by.
+        device: `cpu` or `cuda`.
+        bits: Of the frozen linears, and why.
+        total: Parameters of the bare model; tied weights count once.
+        stages: Of the run, in order.
+        held: Names of the parameters that have moments: what trains now or has trained in an earlier stage.
+    """
+
+    loaded: LoadedModel
+    family: ModelFamily
+    task: Task
+    settings: TrainingSettings
+    device: str
+    bits: tuple[int, str]
+    total: int
+    stages: tuple[Stage, ...]
+    held: frozenset[str]
+
+    def enter(self, index: int) -> Layout:
+        """Mark what trains in a stage, in place; the layout of that stage."""
+        trains = self.stages[index].trainable
+        for name, parameter in self.loaded.module.named_parameters():
+            parameter.requires_grad_(name in trains)
+        return replace(self, held=all_stages(*self.stages[: index + 1]))
+
+    @property
+    def compute(self) -> torch.dtype:
+        """Type of the matrix products."""
+        return DTYPES[self.settings.precision]
+
+    def streams(self, batch: Batch) -> tuple[Stream, ...]:
+        """What the rows are that each linear computes on."""
+        return self.family.streams(self.loaded, batch)
+
+    def batch(self, clips: int, clip_s: float, label_tokens: int) -> Batch:
+        """A batch of clips of one length; `inputs` is on the meta device, all else is real.
+
+        Args:
+            clips: B.
+            clip_s: Seconds of each.
+            label_tokens: Tokens of each transcript, those that the architecture puts around it not counted.
+
+        Raises:
+            ModelError: The clip is longer than the model's window.
+        """
+        loaded = self.loaded
+        window_s = loaded.frontend.max_duration_s
+        if window_s is not None and clip_s > window_s:
+            raise ModelError(
+                f"clips of {clip_s:g} s are longer than the window of {loaded.checkpoint}, {window_s:g} s. Plan for "
+                "shorter ones with --clip-seconds, or lower data.max_duration_s."
+            )
+        full = loaded.context == "full"
+        silence = np.zeros(max(1, round(clip_s * loaded.frontend.sample_rate_hz)), dtype=np.float32)
+        one_1TF, length_1 = loaded.frontend([silence], full_context=full)
+        targets_BU = self._targets(clips, label_tokens)
+        return Batch(
+            inputs=torch.empty(clips, *one_1TF.shape[1:], device="meta"),
+            input_lengths=length_1.repeat(clips),
+            targets=targets_BU,
+            target_lengths=torch.full((clips,), targets_BU.shape[1]),
+            clips=tuple(Clip(id=str(index), path=Path(str(index)), duration_s=clip_s) for index in range(clips)),
+            full_context=full,
+            frames_per_second=loaded.frontend.frames_per_second,
+        )
+
+    def _targets(self, clips: int, label_tokens: int) -> Tensor:
+        """Ids (B, U), no two neighbours the same, for CTC needs a blank between those."""
+        if self.family.task != "transcribe":
+            return torch.zeros(clips, 1, dtype=torch.int64)
+        around = {"whisper": 5, "qwen3_asr": 4, "speech_llm": 1}.get(self.loaded.family, 0)
+        return (torch.arange(around + label_tokens) % 2 + 3).repeat(clips, 1)
+
+
+def lay_out(settings: TrainingSettings, *, device: str = "cpu") -> Layout:
+    """Build the model without weights and mark what would train.
+
+    Args:
+        settings: Of the run.
+        device: Where it would run, which `bits=auto` depends on.
+
+    Raises:
+        ModelError: The configuration cannot be read, or a selector matches nothing.
+        AdapterError: Targets or ranks are wrong, or the model carries an adapter.
+    """
+    checkpoint, full = settings.checkpoint, settings.full
+    if find_adapter(checkpoint):
+        raise AdapterError(lora.carries_one("a plan is of training that starts from plain weights"))
+    family = choose_family(checkpoint, revision=settings.revision, family=settings.family, task=settings.task)
+    base = model_folder(checkpoint)
+    loaded = family.outline(base, revision=settings.revision, outputs=settings.num_labels)
+    loaded = loaded.with_(context=settings.context, processor=_processor(base, loaded.family))
+    total = sum(parameter.numel() for parameter in loaded.module.parameters())
+    stored = storage(
+        None, bits=16 if full else settings.bits, double=settings.double,
+        skip=[*settings.skip, *([] if full else settings.ranks.unfreeze)], parameters=total, device=device,
+    )  # fmt: skip
+    with torch.device("meta"):
+        if stored.bits != 16:
+            loaded = _quantized(loaded, stored, DTYPES[settings.precision])
+        loaded = adapt(
+            loaded, None if full else _ranks(loaded, settings.ranks), **settings.adapter, precision=settings.precision,
+            gradient_checkpointing=settings.gradient_checkpointing,
+        )  # fmt: skip
+    task: Task = resolve("tasks", family.task)(family, TaskSettings(multi_label=settings.multi_label))
+    stages = _stages(loaded, settings)
+    layout = Layout(
+        loaded=loaded, family=family, task=task, settings=settings, device=device, total=total,
+        bits=(stored.bits, "all weights train" if full else stored.reason), stages=stages, held=frozenset(),
+    )  # fmt: skip
+    return layout.enter(0)
+
+
+def _stages(loaded: LoadedModel, settings: TrainingSettings) -> tuple[Stage, ...]:
+    """What trains when; how fast makes no difference to memory."""
+    if settings.stages:
+        return build_stages(loaded, settings.stages, learning_rate=1.0, learning_rates={})
+    return (whole_run(loaded, learning_rate=1.0, learning_rates={}, max_epochs=1, max_steps=None, patience=None),)
+
+
+def _ranks(loaded: LoadedModel, ranks: RankSettings) -> Any:
+    """Ranks that need calibration are planned as uniform ones; they spend the same."""
+    known = ranks.file is not None or resolve("allocators", ranks.allocator).needs == "nothing"
+    return plan_ranks(loaded, ranks if known else replace(ranks, allocator="uniform"))
+
+
+def _quantized(loaded: LoadedModel, stored: Any, compute: torch.dtype) -> LoadedModel:
+    """Put the modules of `models.quantize.quantize` in, with storage of the same size and no codes in it."""
+    kept = kept_unquantized(loaded, stored.skip)
+    names = []
+    for name in loaded.linears:
+        linear = loaded.module.get_submodule(name)
+        if name not in kept and isinstance(linear, nn.Linear):
+            parent, _, child = name.rpartition(".")
+            build = _linear_4bit if stored.bits == 4 else _linear_8bit
+            setattr(loaded.module.get_submodule(parent), child, build(linear, stored.double, compute))
+            names.append(name)
+    setattr(loaded.module, "is_loaded_in_4bit" if stored.bits == 4 else "is_loaded_in_8bit", True)
+    return loaded.with_(quantized=dict.fromkeys(names, stored.bits))
+
+
+def _linear_4bit(linear: nn.Linear, double: bool, compute: torch.dtype) -> nn.Module:
+    """A `Linear4bit` whose weight is a plain parameter of packed codes that carries the state of a quantised one."""
+    bnb = bitsandbytes()
+    rows, columns = linear.out_features, linear.in_features
+    module = bnb.nn.Linear4bit(
+        columns, rows, bias=linear.bias is not None, compute_dtype=compute, compress_statistics=double,
+        quant_type="nf4", device="meta",
+    )  # fmt: skip
+    codes = rows * columns // 2
+    weight = nn.Parameter(torch.empty(codes, 1, dtype=torch.uint8), requires_grad=False)
+    blocks = -(-rows * columns // BLOCK)
+    state: dict[str, Any] = {
+        "absmax": torch.empty(blocks, dtype=torch.float32), "shape": torch.Size((rows, columns)),
+        "code": torch.empty(16), "blocksize": BLOCK, "quant_type": "nf4", "dtype": linear.weight.dtype,
+    }  # fmt: skip
+    if double:
+        state["absmax"] = torch.empty(blocks, dtype=torch.uint8)
+        state["offset"] = torch.empty(())
+        state["state2"] = bnb.functional.QuantState(
+            absmax=torch.empty(-(-blocks // SCALES_PER_BLOCK)), code=torch.empty(256), blocksize=SCALES_PER_BLOCK,
+            dtype=torch.float32,
+        )  # fmt: skip
+    marks = {"quant_state": bnb.functional.QuantState(**state), "quant_type": "nf4", "compress_statistics": double}
+    for name, value in (marks | {"bnb_quantized": True}).items():
+        setattr(weight, name, value)
+    return _finish(module, weight, linear, compute)
+
+
+def _linear_8bit(linear: nn.Linear, double: bool, compute: torch.dtype) -> nn.Module:
+    """A `Linear8bitLt` with codes and scales of the right size."""
+    bnb = bitsandbytes()
+    rows, columns = linear.out_features, linear.in_features
+    module = bnb.nn.Linear8bitLt(
+        columns, rows, bias=linear.bias is not None, has_fp16_weights=False, threshold=0.0, device="meta"
+    )
+    weight = nn.Parameter(torch.empty(rows, columns, dtype=torch.int8), requires_grad=False)
+    scale = torch.empty(rows)
+    for name, value in {"CB": None, "SCB": scale, "has_fp16_weights": False}.items():
+        setattr(weight, name, value)
+    module.state.CB, module.state.SCB = weight.data, scale
+    return _finish(module, weight, linear, compute)
+
+
+def _finish(module: Any, weight: nn.Parameter, linear: nn.Linear, compute: torch.dtype) -> nn.Module:
+    module.weight = weight
+    if linear.bias is not None:
+        module.bias = nn.Parameter(torch.empty(linear.out_features, dtype=compute), requires_grad=False)
+    module.support_avx512bf16_for_cpu = False
+    module.train(linear.training)
+    return module  # type: ignore[no-any-return]
+
+
+def _processor(base: str, family: str) -> Any:
+    """The tokenizer of a composed model, which is a folder; else one that knows how long the published prompt is."""
+    if family == "speech_llm":
+        return SimpleNamespace(tokenizer=load_processor(base, class_name="AutoTokenizer", revision=None))
+    before, after = PROMPT_TOKENS
+    return _Processor(tokenizer=_Tokenizer([0] * before + [_AUDIO_TOKEN] + [0] * after))
+
+
+class _Tokenizer:
+    """Gives every text the same tokens."""
+
+    eos_token_id = 0
+    chat_template = None
+
+    def __init__(self, ids: list[int]) -> None:
+        self._ids = ids
+
+    def __call__(self, text: str, **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=self._ids)
+
+
+@dataclass(eq=False)
+class _Processor:
+    """What `prompt_of` asks of a processor."""
+
+    tokenizer: _Tokenizer
+    audio_token_id: int = _AUDIO_TOKEN
+    audio_token: str = "<|audio_pad|>"  # noqa: S105  (a token of text)
+
+    def apply_chat_template(self, turns: Sequence[Any], **_: Any) -> str:
+        """The text is the tokenizer's affair."""
+        return self.audio_token

@@ -1,0 +1,355 @@
+"""Peak memory of a training step from shapes alone.
+
+Between steps there are the weights as they are held and two moments of every trainable parameter: those are exact. A
+step adds what the backward pass needs. Of each layer that is, with N rows, c bytes of a matrix product's type and
+widths i -> o of a linear:
+
+    norm                                   n N i          its input
+    linear with an adapter, or that trains c N (i + r)    its input, and what comes out of the A matrix
+    queries, keys, values, what was heard  c N o          each, for the attention
+    linear that widens                     b N o          input of the activation; half more for each of a gated pair
+    dropout                                m N i          its mask
+    attention with dropout, on a CPU       12 H P P       its probabilities, for which there is no fused kernel
+
+On a GPU n is 4, m is 1 and b is 4 where the linear is quantised: autocast computes norms in single precision there, and
+bitsandbytes gives back the type it was given. Else all are c. In single precision neighbours share one input.
+Checkpointing keeps the input of each layer and one layer at a time.
+
+Source: saved tensors as traced by `planning.exact`, to which tests compare it; Dettmers et al. 2023 for NF4.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from sonotune.features.batching import Batch
+from sonotune.models.base import bare_name, carrier
+from sonotune.models.quantize import packed_bytes
+from sonotune.planning.layout import BLOCK, SCALES_PER_BLOCK, Layout
+
+_CODES, _NESTED_CODES = 4 * 16, 4 * 256 + 4  # of each matrix: its code book; that of its scales, and their mean
+KINDS = ("weights", "gradients", "optimizer", "activations")
+OUTSIDE = "outside"
+MOMENTS = 2
+_ORDER = ("stem", "encoder", "projector", "embeddings", "decoder", "head")
+_QUERIES = re.compile(r"(^|[._])(q|query|linear_q)(_proj)?$")
+_HEARS = re.compile(r"(^|[._])(q|k|v|query|key|value|linear_[qkv])(_proj)?$")
+_GATED = re.compile(r"(gate|up)_proj$")
+_NORM = re.compile(r"norm", re.IGNORECASE)
+# Bytes for each label and output: logits in single precision, their logarithms, and the gradient.
+_LOGIT_BYTES = 12
+# Bytes for each head, query and key of an attention with dropout, as traced in both precisions.
+_PROBABILITY_BYTES = 12
+_ATTENTION_DROPOUT = ("attention_dropout", "attention_probs_dropout_prob")
+_HEADS = ("encoder_attention_heads", "num_attention_heads")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes of a step at its highest moment.
+
+    Attributes:
+        components: component -> kind -> bytes; `outside` holds the batch, the loss and what passes.
+    """
+
+    components: Mapping[str, Mapping[str, int]]
+
+    @property
+    def peak_bytes(self) -> int:
+        """All of it."""
+        return sum(self.total(kind) for kind in KINDS)
+
+    def total(self, kind: str) -> int:
+        """Bytes of one kind over all components."""
+        return sum(row.get(kind, 0) for row in self.components.values())
+
+    @property
+    def static_bytes(self) -> int:
+        """What is held between steps."""
+        return self.total("weights") + self.total("optimizer")
+
+
+def static_memory(layout: Layout) -> dict[str, dict[str, int]]:
+    """Bytes of weights, gradients and optimiser of each component; exact, tied weights once.
+
+    Gradients are those of all trainable parameters at once, as they are after the backward pass.
+    """
+    loaded, rows = layout.loaded, dict[str, dict[str, int]]()
+    for name, parameter in loaded.module.named_parameters():
+        owner = loaded.owner(carrier(name)) or OUTSIDE
+        row = rows.setdefault(owner, dict.fromkeys(KINDS, 0))
+        size = parameter.numel() * parameter.element_size()
+        module = bare_name(name).removesuffix(".weight")
+        if module in loaded.quantized and ".lora_" not in name and name.endswith("weight"):
+            size = _packed(loaded.module, name.removesuffix(".weight"), layout)
+        row["weights"] += size
+        if parameter.requires_grad:
+            row["gradients"] += size
+        if name in layout.held:
+            row["optimizer"] += MOMENTS * size
+    for name, buffer in loaded.module.named_buffers():
+        row = rows.setdefault(loaded.owner(bare_name(name)) or OUTSIDE, dict.fromkeys(KINDS, 0))
+        row["weights"] += buffer.numel() * buffer.element_size()
+    return rows
+
+
+def _packed(module: nn.Module, name: str, layout: Layout) -> int:
+    """Bytes of a quantised weight with its scales and code books; parts of a block count whole."""
+    linear: Any = module.get_submodule(name)
+    rows, columns = int(linear.out_features), int(linear.in_features)
+    if layout.bits[0] == 8:
+        return packed_bytes(rows, columns, bits=8)
+    blocks = -(-rows * columns // BLOCK)
+    scales = blocks + 4 * -(-blocks // SCALES_PER_BLOCK) + _NESTED_CODES if layout.settings.double else 4 * blocks
+    return rows * columns // 2 + scales + _CODES
+
+
+def predict_step(layout: Layout, batch: Batch) -> Memory:
+    """Predict the peak of a step by the formula.
+
+    Args:
+        layout: What trains.
+        batch: From `Layout.batch`; shapes count alone.
+    """
+    rows = static_memory(layout)
+    saved = _Saved(layout, batch)
+    gradients = sum(row["gradients"] for row in rows.values())
+    checkpointing = layout.settings.gradient_checkpointing
+    largest = 0
+    for name, one in saved.components().items():
+        row = rows.setdefault(name, dict.fromkeys(KINDS, 0))
+        row["activations"] = one.kept if checkpointing else one.kept + sum(one.layers)
+        largest = max([largest, *one.layers])
+    passing = saved.passing()
+    moment = max(
+        saved.loss_bytes(), passing + (largest if checkpointing else 0), saved.head_gradients() + passing, gradients
+    )
+    for row in rows.values():
+        row["gradients"] = 0
+    outside = rows.setdefault(OUTSIDE, dict.fromkeys(KINDS, 0))
+    outside["activations"] += moment + saved.casts() + batch.inputs.numel() * batch.inputs.element_size()
+    return Memory(components=rows)
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What a component keeps for the backward pass.
+
+    Attributes:
+        kept: Bytes beside its layers; with checkpointing, the inputs of the layers too.
+        layers: Bytes of each numbered layer.
+    """
+
+    kept: int
+    layers: list[int]
+
+
+class _Saved:
+    """Counts what autograd saves in a step."""
+
+    def __init__(self, layout: Layout, batch: Batch) -> None:
+        self._layout, self._batch = layout, batch
+        self._loaded = layout.loaded
+        self._c = layout.compute.itemsize
+        self._gpu = layout.device == "cuda"
+        self._n = 4 if self._gpu else self._c
+        self._modules = {bare_name(name): module for name, module in _bare_modules(layout.loaded.module)}
+        streams = layout.streams(batch)
+        self._rows: dict[str, int] = {}
+        for name in layout.loaded.linears:
+            kinds = next((stream.kinds for stream in streams if re.search(stream.modules, name)), None)
+            self._rows[name] = 0 if kinds is None else kinds.numel()
+
+    def components(self) -> dict[str, _Kept]:
+        """What each component keeps."""
+        found, reached = {}, False
+        for name in _ORDER:
+            component = next((one for one in self._loaded.components if one.name == name), None)
+            if component is None:
+                continue
+            reached = reached or any(
+                value.requires_grad
+                for parameter, value in self._loaded.module.named_parameters()
+                if component.owns(carrier(parameter))
+            )
+            if not reached:
+                continue
+            if name == "stem":
+                found[name] = self._stem()
+                continue
+            layers = [self._layer(prefix) for prefix in component.layers]
+            stream = sum(self._stream(prefix) for prefix in component.layers)
+            checkpointing = self._layout.settings.gradient_checkpointing
+            found[name] = _Kept(stream if checkpointing else 0, layers)
+        return found
+
+    def _layer(self, prefix: str) -> int:
+        """Bytes that one layer saves."""
+        inside = {name: module for name, module in self._modules.items() if name.startswith(prefix + ".")}
+        linears = {name: module for name, module in inside.items() if name in self._rows}
+        if not linears:
+            return 0
+        rows = self._rows[first := next(iter(linears))]
+        width = _widths(linears[first])[0]
+        total, shared = 0, set[tuple[str, int]]()
+        for name, module in linears.items():
+            total += self._linear(name, module, shared, own=self._rows[name] == rows)
+        for name, module in inside.items():
+            if _NORM.search(type(module).__name__) and (weight := getattr(module, "weight", None)) is not None:
+                total += self._n * self._elements_of_norm(name, weight, linears, rows)
+            elif isinstance(module, nn.Dropout) and module.p and ".lora_" not in name:
+                wide = max(_widths(one)[1] for one in linears.values()) if "intermediate" in name else width
+                total += (1 if self._gpu else self._c) * rows * wide
+        return total + self._probabilities(prefix, rows)
+
+    def _probabilities(self, prefix: str, rows: int) -> int:
+        """Attention that drops out is computed step by step on a CPU, and keeps what it was after each."""
+        config = self._loaded.module.config
+        rate = max(float(getattr(config, name, 0) or 0) for name in _ATTENTION_DROPOUT)
+        heads = next((int(getattr(config, name)) for name in _HEADS if getattr(config, name, None)), 0)
+        if self._gpu or not rate:
+            return 0
+        return _PROBABILITY_BYTES * heads * rows * rows // max(1, len(self._batch.clips))
+
+    def _linear(self, name: str, module: Any, shared: set[tuple[str, int]], *, own: bool) -> int:
+        rows, inputs, outputs = self._rows[name], *_widths(module)
+        parent, quantized = name.rpartition(".")[0], name in self._loaded.quantized
+        c = self._c
+        total = 0
+        rank = _rank(module)
+        heard = bool(_HEARS.search(name))
+        if rank or any(parameter.requires_grad for parameter in module.parameters()):
+            # In single precision the input is one tensor for all that take it; the encoder's states are its own.
+            after_attention = not heard and inputs == outputs
+            if c < 4 or (own and not ((parent, inputs) in shared or after_attention)):
+                total += c * rows * inputs
+            shared.add((parent, inputs))
+            total += c * rows * rank
+            if _dropout(module):
+                total += rows * inputs * (1 if self._gpu else 4)
+        if heard:
+            total += c * rows * outputs * (2 if _QUERIES.search(name) else 1)
+        elif outputs > inputs:
+            wide = 4 if quantized and self._gpu else c
+            total += int((1.5 if _GATED.search(name) else 1) * wide * rows * outputs)
+        return total
+
+    def _elements_of_norm(self, name: str, weight: Tensor, linears: Mapping[str, Any], rows: int) -> int:
+        """Elements that a norm takes: one of queries or keys has the width of a head and a row for each."""
+        parent, _, own = name.rpartition(".")
+        if (kind := own.partition("_")[0]) in ("q", "k") and f"{parent}.{kind}_proj" in linears:
+            return rows * _widths(linears[f"{parent}.{kind}_proj"])[1]
+        return rows * weight.numel()
+
+    def _stream(self, prefix: str) -> int:
+        """Bytes of a layer's input, which is what checkpointing keeps of it."""
+        linears = [name for name in self._rows if name.startswith(prefix + ".")]
+        if not linears:
+            return 0
+        wide = 4 if self._gpu and any(name in self._loaded.quantized for name in linears) else self._c
+        return wide * self._rows[linears[0]] * _widths(self._modules[linears[0]])[0]
+
+    def _stem(self) -> _Kept:
+        """Convolutions one after the other: input of each, of its norm and of its activation."""
+        clips, frames, bins = self._batch.inputs.shape
+        component, kept = self._loaded.component("stem"), _Kept(0, [])
+        length, height, after = float(frames), float(bins), 0.0
+        for name, module in self._modules.items():
+            if not component.owns(name + ".weight"):
+                continue
+            if isinstance(module, nn.Conv1d | nn.Conv2d):
+                flat = isinstance(module, nn.Conv1d)
+                before = clips * length * (1 if flat else height) * module.in_channels
+                length, height = length / module.stride[0], height / module.stride[-1]
+                after = clips * length * (1 if flat else height) * module.out_channels
+                if self._checkpointed(name):
+                    kept.kept += int(self._c * before)
+                    kept.layers.append(int(self._c * after))
+                else:
+                    kept.kept += int(self._c * (before + after))
+            elif _NORM.search(type(module).__name__) and getattr(module, "weight", None) is not None:
+                extra = int(self._n * after)
+                if self._checkpointed(name):
+                    kept.layers.append(kept.layers.pop() + extra if kept.layers else extra)
+                else:
+                    kept.kept += extra
+        return kept
+
+    def _checkpointed(self, name: str) -> bool:
+        """Whether a module lies in one that is computed again in the backward pass."""
+        parents = (name[:place] for place, letter in enumerate(name) if letter == ".")
+        return self._layout.settings.gradient_checkpointing and any(
+            getattr(self._modules.get(parent), "gradient_checkpointing", False)
+            for parent in parents
+            if parent.rpartition(".")[2].isdigit()
+        )
+
+    def loss_bytes(self) -> int:
+        """Logits and what the loss makes of them."""
+        head = self._output_layer()
+        outputs = 0 if head is None else int(head.weight.shape[0])
+        labels = int(self._batch.target_lengths.sum())
+        if self._loaded.family == "ctc":
+            outputs = self._loaded.module.config.vocab_size
+            labels = max(self._rows.values(), default=0)
+        return _LOGIT_BYTES * labels * outputs
+
+    def head_gradients(self) -> int:
+        """Gradient of an output layer that trains, the first there is; twice that of one that is the embeddings too."""
+        head = self._output_layer()
+        if head is None or not head.weight.requires_grad:
+            return 0
+        return int(4 * head.weight.numel() * (2 if self._loaded.tied else 1))
+
+    def _output_layer(self) -> Any | None:
+        """The layer that writes logits of tokens, where the model writes tokens."""
+        return next((found for name in ("lm_head", "proj_out") if (found := self._modules.get(name))), None)
+
+    def casts(self) -> int:
+        """Trainable matrices in the type of the products, which autocast makes once a step."""
+        if self._c == 4:
+            return 0
+        return sum(
+            self._c * value.numel()
+            for value in self._loaded.module.parameters()
+            if value.requires_grad and value.ndim > 1
+        )
+
+    def passing(self) -> int:
+        """What the backward pass of the widest linear holds at once: its gradients in and out, and copies of them."""
+        widest, reached = 0, self.components()
+        for name, rows in self._rows.items():
+            if self._loaded.owner(name) not in reached:
+                continue
+            inputs, outputs = _widths(self._modules[name])
+            widest = max(widest, rows * (inputs + outputs))
+        return 8 * widest
+
+
+def _bare_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Modules under the names of the bare model: an adapter's wrapper under the name of what it wraps."""
+    for name, child in module.named_modules():
+        if ".lora_" not in name and not name.endswith(("base_layer", "original_module", "modules_to_save")):
+            yield name, child
+
+
+def _widths(module: Any) -> tuple[int, int]:
+    base = getattr(module, "base_layer", module)
+    if hasattr(base, "in_features"):
+        return int(base.in_features), int(base.out_features)
+    return int(base.in_channels), int(base.out_channels)
+
+
+def _rank(module: Any) -> int:
+    ranks: Mapping[str, int] = getattr(module, "r", {})
+    return int(ranks.get("default", 0)) if isinstance(ranks, dict) else 0
+
+
+def _dropout(module: Any) -> float:
+    layer = getattr(module, "lora_dropout", {})
+    return float(getattr(layer["default"], "p", 0.0)) if layer and "default" in layer else 0.0

@@ -1,0 +1,269 @@
+"""A plan of a run: memory by bucket of clip lengths, by stage and component; what fits; time and money."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sonotune.errors import ConfigError
+from sonotune.planning.cost import Cost
+from sonotune.planning.exact import measure_step
+from sonotune.planning.layout import Layout, TrainingSettings, lay_out
+from sonotune.planning.memory import KINDS, Memory, predict_step
+
+LABELS_PER_SECOND = 5.0
+"""Tokens of transcript assumed for each second of audio, where nothing is said."""
+_FULL_PRECISION_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """A micro-batch of the longest clips of a range of lengths.
+
+    Attributes:
+        clip_s: Seconds of each clip.
+        clips: How many the settings put together.
+        label_tokens: Of each transcript.
+        memory: Of a training step on it.
+        exact: Whether the step was run on fake tensors; else the formula says it.
+        largest: Most clips that fit the memory that was named; 0 where not even one does, None where none was named.
+    """
+
+    clip_s: float
+    clips: int
+    label_tokens: int
+    memory: Memory
+    exact: bool
+    largest: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """One row of `stages[].buckets`."""
+        return {
+            "clip_seconds": self.clip_s, "clips": self.clips, "label_tokens": self.label_tokens,
+            "peak_bytes": self.memory.peak_bytes, "exact": self.exact, "largest_clips": self.largest,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePlan:
+    """Memory of one stage of training.
+
+    Attributes:
+        name: As in the run's record.
+        trainable: Parameters that train.
+        buckets: Shortest clips first.
+    """
+
+    name: str
+    trainable: int
+    buckets: tuple[Bucket, ...]
+
+    @property
+    def worst(self) -> Bucket:
+        """The bucket that takes most."""
+        return max(self.buckets, key=lambda bucket: bucket.memory.peak_bytes)
+
+    def to_json(self) -> dict[str, Any]:
+        """One row of `stages`."""
+        memory = self.worst.memory
+        return {
+            "name": self.name, "trainable": self.trainable, "peak_bytes": memory.peak_bytes,
+            "static_bytes": memory.static_bytes, "bytes": {kind: memory.total(kind) for kind in KINDS},
+            "components": component_rows(memory), "buckets": [bucket.to_json() for bucket in self.buckets],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run would take. Bytes are of tensors: the process, the CUDA context and fragmentation come on top.
+
+    Attributes:
+        settings: What was planned for.
+        bits: Of the frozen linears, and why.
+        device: Whose kernels were assumed.
+        loading_bytes: The whole model in single precision, which is there before it is quantised or cast.
+        stages: In the order of training.
+        memory_bytes: What must hold it, where that was named.
+        cost: Time and money, where a throughput was named.
+    """
+
+    settings: TrainingSettings
+    bits: tuple[int, str]
+    device: str
+    loading_bytes: int
+    stages: tuple[StagePlan, ...]
+    memory_bytes: int | None
+    cost: Cost | None
+
+    @property
+    def peak_bytes(self) -> int:
+        """The highest moment from loading to the last stage."""
+        return max(self.loading_bytes, *(stage.worst.memory.peak_bytes for stage in self.stages))
+
+    @property
+    def worst(self) -> StagePlan:
+        """The stage that takes most."""
+        return max(self.stages, key=lambda stage: stage.worst.memory.peak_bytes)
+
+    def to_json(self) -> dict[str, Any]:
+        """The form of `plan --json`; `components` are those of the worst bucket of the worst stage."""
+        cost = self.cost
+        return {
+            "checkpoint": self.settings.checkpoint, "device": self.device, "bits": self.bits[0],
+            "precision": self.settings.precision,
+            "gradient_checkpointing": self.settings.gradient_checkpointing,
+            "peak_bytes": self.peak_bytes, "loading_bytes": self.loading_bytes,
+            "components": component_rows(self.worst.worst.memory),
+            "stages": [stage.to_json() for stage in self.stages],
+            "memory_bytes": self.memory_bytes,
+            "fits": None if self.memory_bytes is None else self.peak_bytes <= self.memory_bytes,
+            "seconds": None if cost is None else cost.seconds,
+            "cost": None if cost is None else cost.cost,
+            **({} if cost is None else {"throughput": cost.throughput, "throughput_source": cost.throughput_source}),
+        }  # fmt: skip
+
+
+def component_rows(memory: Memory) -> list[dict[str, Any]]:
+    """Components with their kinds of memory and the sum."""
+    return [
+        {"name": name, **{kind: row.get(kind, 0) for kind in KINDS}, "bytes": sum(row.values())}
+        for name, row in memory.components.items()
+    ]
+
+
+def make_plan(
+    settings: TrainingSettings,
+    *,
+    clip_seconds: Sequence[float],
+    within_window: bool = False,
+    batch_seconds: float,
+    batch_max_clips: int,
+    label_tokens: int | None = None,
+    memory_bytes: int | None = None,
+    exact: bool = False,
+    device: str = "cpu",
+    cost: Cost | None = None,
+) -> Plan:
+    """Plan a run.
+
+    Args:
+        settings: What decides memory.
+        clip_seconds: Length of the clips of each bucket.
+        within_window: Take lengths above the model's window as that window, instead of refusing them.
+        batch_seconds: Most seconds of a micro-batch.
+        batch_max_clips: Most clips of a micro-batch.
+        label_tokens: Of each transcript; None assumes `LABELS_PER_SECOND`.
+        memory_bytes: What must hold the run.
+        exact: Run the worst bucket's step on fake tensors.
+        device: `cpu` or `cuda`.
+        cost: Of the run.
+
+    Raises:
+        ConfigError: A number is out of range.
+        ModelError: The model cannot be laid out, or a clip is longer than its window.
+        AdapterError: Targets or ranks are wrong.
+    """
+    lengths = sorted(set(clip_seconds))
+    if not lengths or lengths[0] <= 0:
+        raise ConfigError(f"--clip-seconds must be above 0; found {', '.join(map(str, lengths)) or 'none'}.")
+    if label_tokens is not None and label_tokens < 1:
+        raise ConfigError(f"--label-tokens is {label_tokens}; a transcript has 1 token or more.")
+    layout = lay_out(settings, device=device)
+    window_s = layout.loaded.frontend.max_duration_s
+    if within_window and window_s is not None:
+        lengths = sorted({min(length, window_s) for length in lengths})
+    planned = []
+    for index, stage in enumerate(layout.stages):
+        layout = layout.enter(index)
+        buckets = []
+        for clip_s in lengths:
+            tokens = label_tokens or max(1, round(LABELS_PER_SECOND * clip_s))
+            clips = max(1, min(batch_max_clips, int(batch_seconds / clip_s + 1e-9)))
+            buckets.append(_bucket(layout, clip_s, clips, tokens, memory_bytes))
+        if exact:
+            place = max(range(len(buckets)), key=lambda index: buckets[index].memory.peak_bytes)
+            buckets[place] = _measured(layout, index, buckets[place], memory_bytes)
+        trainable = sum(value.numel() for value in layout.loaded.module.parameters() if value.requires_grad)
+        planned.append(StagePlan(name=stage.name, trainable=trainable, buckets=tuple(buckets)))
+    return Plan(
+        settings=settings, bits=layout.bits, device=device, loading_bytes=_FULL_PRECISION_BYTES * layout.total,
+        stages=tuple(planned), memory_bytes=memory_bytes, cost=cost,
+    )  # fmt: skip
+
+
+def _bucket(layout: Layout, clip_s: float, clips: int, tokens: int, memory_bytes: int | None) -> Bucket:
+    def peak(count: int) -> int:
+        return predict_step(layout, layout.batch(count, clip_s, tokens)).peak_bytes
+
+    memory = predict_step(layout, layout.batch(clips, clip_s, tokens))
+    return Bucket(
+        clip_s=clip_s, clips=clips, label_tokens=tokens, memory=memory, exact=False,
+        largest=None if memory_bytes is None else largest_that_fits(peak, memory_bytes),
+    )  # fmt: skip
+
+
+def _measured(flat: Layout, index: int, bucket: Bucket, memory_bytes: int | None) -> Bucket:
+    """The bucket with its step run; what fits is the formula's, scaled by how far it was off."""
+    layout = lay_out(flat.settings, device=flat.device).enter(index)  # measuring uses it up
+    found = measure_step(layout, layout.batch(bucket.clips, bucket.clip_s, bucket.label_tokens))
+    components: dict[str, dict[str, int]] = {}
+    for (owner, kind), size in found.parts.items():
+        components.setdefault(owner, dict.fromkeys(KINDS, 0))[kind] += size
+    memory = Memory(components=components)
+    held = bucket.memory.static_bytes
+    scale = (memory.peak_bytes - held) / max(1, bucket.memory.peak_bytes - held)
+
+    def peak(count: int) -> float:
+        batch = flat.batch(count, bucket.clip_s, bucket.label_tokens)
+        return held + scale * (predict_step(flat, batch).peak_bytes - held)
+
+    return Bucket(
+        clip_s=bucket.clip_s, clips=bucket.clips, label_tokens=bucket.label_tokens, memory=memory, exact=True,
+        largest=None if memory_bytes is None else largest_that_fits(peak, memory_bytes),
+    )  # fmt: skip
+
+
+def largest_that_fits(peak: Callable[[int], float], memory_bytes: int, *, most: int = 4096) -> int:
+    """The largest number of clips whose peak is within the memory; 0 where one clip is too much.
+
+    Args:
+        peak: Bytes of so many clips, never falling.
+        memory_bytes: What there is.
+        most: Where the search ends.
+    """
+    if peak(1) > memory_bytes:
+        return 0
+    fits, fails = 1, 2
+    while fails <= most and peak(fails) <= memory_bytes:
+        fits, fails = fails, 2 * fails
+    if fails > most:
+        return fits
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        fits, fails = (middle, fails) if peak(middle) <= memory_bytes else (fits, middle)
+    return fits
+
+
+def advice(plan: Plan) -> list[str]:
+    """What to change, mildest first, where the run does not fit."""
+    if plan.memory_bytes is None or plan.peak_bytes <= plan.memory_bytes:
+        return []
+    lines = []
+    if plan.loading_bytes > plan.memory_bytes:
+        lines.append("the model is loaded in single precision and does not fit so; take a smaller one")
+    worst = plan.worst.worst
+    if worst.memory.peak_bytes > plan.memory_bytes:
+        if worst.largest:
+            seconds = worst.largest * worst.clip_s
+            lines.append(
+                f"training.batch_seconds={seconds:g}, and training.accumulation_steps to keep the effective batch"
+            )
+        if not plan.settings.gradient_checkpointing:
+            lines.append("training.gradient_checkpointing=true")
+        if plan.bits[0] == 16 and not plan.settings.full:
+            lines.append("quantization.bits=4")
+        if plan.settings.full:
+            lines.append("adapter.kind=lora")
+        lines.append("data.max_duration_s: shorter clips")
+    return lines

@@ -1,0 +1,135 @@
+"""When a micro-batch does not fit: it is cut, then recomputed instead of kept, and the rest of the run heeds it.
+
+Each rung keeps the batch that a step averages over, and so its gradient. What would change the result (shorter clips,
+fewer parameters) is advice in the error that ends the run when nothing else is left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from sonotune.errors import ResourceError
+from sonotune.features.batching import Batch
+from sonotune.models.base import LoadedModel
+from sonotune.training.loop_settings import Position
+
+
+class MemoryLimitError(MemoryError):
+    """What a step would keep for its backward pass is above `training.memory_limit_bytes`."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a card or beside the processor."""
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )  # fmt: skip
+
+
+class MemoryGuard:
+    """Knows what has fitted, and what to do when something does not.
+
+    Args:
+        loaded: The model, for recomputing activations.
+        position: Keeps what has been learned, so that a run that goes on need not learn it again.
+        limit_bytes: Activations that a micro-batch may keep for its backward pass; None leaves it to the machine.
+        processes: Processes that train together.
+        event: Writes one line of `events.jsonl`.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        position: Position,
+        *,
+        limit_bytes: int | None,
+        processes: int,
+        event: Callable[..., None],
+    ) -> None:
+        self._loaded, self._limit_bytes, self._processes, self._event = loaded, limit_bytes, processes, event
+        self.heed(position)
+
+    def heed(self, position: Position) -> None:
+        """Go on from a position."""
+        self._position = position
+        if position.recompute:
+            self._recompute()
+
+    def parts(self, batch: Batch) -> list[Batch]:
+        """A micro-batch in as many parts as it takes for each to be no larger than what fits."""
+        most = self._position.largest_s
+        if most is None or batch.padded_seconds <= most or not batch.clips:
+            return [batch]
+        return batch.split(math.ceil(batch.padded_seconds / most))
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Refuse to keep more for the backward pass than the limit allows, inside."""
+        limit = self._limit_bytes
+        if limit is None:
+            yield
+            return
+        kept = 0
+        seen = {value.untyped_storage().data_ptr() for value in self._loaded.module.parameters()}  # there anyway
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                kept += storage.nbytes()
+            if kept > limit:
+                raise MemoryLimitError(f"{kept:,} bytes kept, training.memory_limit_bytes={limit}")
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            yield
+
+    def lower(self, failed: Batch, *, step: int, reason: str) -> None:
+        """Take the next rung.
+
+        Args:
+            failed: The part that did not fit.
+            step: Optimiser step, from 1.
+            reason: What the allocator said.
+
+        Raises:
+            ResourceError: None is left.
+        """
+        position = self._position
+        if self._processes > 1:
+            raise ResourceError(self._advice(failed, reason, "one of several processes cannot cut a step by itself"))
+        if len(failed.clips) > 1:
+            rows = -(-len(failed.clips) // 2)
+            position.largest_s = rows * failed.padded_seconds / len(failed.clips)
+            rung = f"micro-batches of at most {position.largest_s:.1f} padded seconds"
+        elif not position.recompute and self._recompute():
+            position.recompute = True
+            rung = "activations are recomputed in the backward pass"
+        else:
+            raise ResourceError(self._advice(failed, reason, "a single clip does not fit"))
+        self._event(
+            "memory", step=step, rung=rung, reason=reason[:300], clips=len(failed.clips),
+            padded_seconds=failed.padded_seconds,
+        )  # fmt: skip
+
+    def _recompute(self) -> bool:
+        module = self._loaded.module
+        if not getattr(module, "supports_gradient_checkpointing", False) or module.is_activation_checkpointing:
+            return False
+        module.activation_checkpointing_enable({"use_reentrant": False})
+        return True
+
+    def _advice(self, failed: Batch, reason: str, why: str) -> str:
+        longest = max((clip.duration_s for clip in failed.clips), default=0.0)
+        return (
+            f"out of memory in a micro-batch of {len(failed.clips)} clips and {failed.padded_seconds:.1f} padded "
+            f"seconds, and {why}: {reason[:300]}. Lower training.batch_seconds; leave out clips longer than "
+            f"{longest:.0f} s with data.max_duration_s; train less (adapter.targets, adapter.stem=frozen); or take "
+            "quantization.bits=4. The last checkpoint is intact, and the same line goes on from it."
+        )

@@ -1,0 +1,139 @@
+"""Out of memory inside a step: the same gradient in smaller parts, heeded afterwards, and advice in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from sonotune.config.load import LoadedConfig
+from sonotune.errors import Interrupted, ResourceError
+from sonotune.features.batching import Batch
+from sonotune.runs import read_events
+from sonotune.training.loop_settings import Position
+from sonotune.training.memory_guard import MemoryGuard, out_of_memory
+from sonotune.training.run import run
+
+Build = Callable[..., Any]
+Settings = Callable[..., LoadedConfig]
+
+
+def kept_bytes(made: Any, *indices: int) -> int:
+    """What a batch of these clips keeps for its backward pass, as the guard counts it."""
+    low, high = 0, 2**34
+    while high - low > 1:
+        middle = (low + high) // 2
+        guard = MemoryGuard(made.loaded, Position(), limit_bytes=middle, processes=1, event=lambda kind, **fields: None)
+        try:
+            with guard.watching():
+                made.task.loss(made.loaded, made.batch(*indices), label_smoothing=0.0)
+            high = middle
+        except MemoryError:
+            low = middle
+    return high
+
+
+def test_a_step_in_parts_has_the_same_gradient(bench: Build):
+    whole, indices = bench(), (0, 1, 2, 3)
+    cut = bench(memory_limit_bytes=int(0.6 * kept_bytes(whole, *indices)))
+    expected = whole.loop._accumulate([whole.batch(*indices)])
+    found = cut.loop._accumulate([cut.batch(*indices)])
+    assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert found.labels == expected.labels
+    for name, gradient in cut.gradients().items():
+        torch.testing.assert_close(gradient, whole.gradients()[name], rtol=1e-3, atol=1e-6)
+    [event] = cut.of("memory")
+    assert event["clips"] == 4
+    assert event["rung"].startswith("micro-batches of at most ")
+    assert "training.memory_limit_bytes" in event["reason"]
+    assert cut.loop.position.largest_s == pytest.approx(event["padded_seconds"] / 2)
+    cut.loop._accumulate([cut.batch(*indices)])  # cut beforehand from now on
+    assert len(cut.of("memory")) == 1
+
+
+def test_a_clip_that_does_not_fit_is_recomputed_and_then_ends_the_run(bench: Build):
+    made = bench()
+    alone = kept_bytes(made, 0)
+    tight = bench(memory_limit_bytes=alone * 3 // 4)
+    tight.loop._accumulate([tight.batch(0)])
+    assert [event["rung"] for event in tight.of("memory")] == ["activations are recomputed in the backward pass"]
+    assert tight.loop.position.recompute
+    plain = bench()
+    plain.loop._accumulate([plain.batch(0)])
+    for name, gradient in tight.gradients().items():
+        torch.testing.assert_close(gradient, plain.gradients()[name], rtol=1e-4, atol=1e-7)
+    with pytest.raises(ResourceError, match=r"(?s)a single clip does not fit.*data\.max_duration_s") as caught:
+        bench(memory_limit_bytes=1000).loop._accumulate([made.batch(0, 1)])
+    assert caught.value.exit_code == 5
+
+
+def test_a_run_that_is_gone_on_with_heeds_what_was_learned(bench: Build, tmp_path: Path):
+    limit = kept_bytes(bench(), 0, 1) + 1000
+    straight = bench(memory_limit_bytes=limit, max_steps=6, save_steps=3, folder=tmp_path / "one")
+    straight.loop.run()
+    first = bench(memory_limit_bytes=limit, max_steps=6, save_steps=3, folder=tmp_path / "two")
+    first.loop._stop.ask("a test")
+    with pytest.raises(Interrupted, match="a test"):
+        first.loop.run()
+    second = bench(memory_limit_bytes=limit, max_steps=6, save_steps=3, folder=tmp_path / "two")
+    from sonotune.training import checkpoint
+
+    second.loop.resume(checkpoint.newest(tmp_path / "two", on_damage=lambda path, problem: None))
+    assert second.loop.position.largest_s == first.loop.position.largest_s is not None
+    second.loop.run()
+    for name, value in second.weights().items():
+        assert torch.equal(value, straight.weights()[name])
+
+
+def test_a_whole_run_under_a_limit_learns_the_same(bench: Build, settings: Settings, tmp_path: Path):
+    limit = int(0.6 * kept_bytes(bench(), 0, 1, 2, 3))
+    _, free = run(settings("training.max_steps=4", "model.dropout=0", folder=tmp_path / "free"))
+    losses = [event["loss"] for event in read_events(free / "events.jsonl") if event["kind"] == "step"]
+    _, tight = run(
+        settings(
+            "training.max_steps=4", "model.dropout=0", f"training.memory_limit_bytes={limit}", folder=tmp_path / "tight"
+        )
+    )
+    told = read_events(tight / "events.jsonl")
+    assert any(event["kind"] == "memory" for event in told)
+    assert [event["loss"] for event in told if event["kind"] == "step"] == pytest.approx(losses, rel=1e-4)
+
+
+def test_several_processes_are_not_cut_one_by_one(bench: Build):
+    made = bench()
+    guard = MemoryGuard(made.loaded, Position(), limit_bytes=None, processes=2, event=lambda kind, **fields: None)
+    batch: Batch = made.batch(0, 1)
+    with pytest.raises(ResourceError, match="one of several processes"):
+        guard.lower(batch, step=1, reason="CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("error", "known"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("can't allocate memory"), False),
+    ],
+)
+def test_what_is_out_of_memory(error: Exception, known: bool):
+    assert out_of_memory(error) is known
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_card_that_is_full_is_cut_as_well(bench: Build):
+    made = bench(accelerator=Accelerator())
+    total = torch.cuda.get_device_properties(0).total_memory
+    made.loop._accumulate([made.batch(0)])
+    torch.cuda.set_per_process_memory_fraction(torch.cuda.max_memory_reserved() * 1.05 / total)
+    try:
+        made.loop._accumulate([made.batch(*range(16))])
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert made.of("memory")
