@@ -74,8 +74,8 @@ def plan(
             devices=devices, price_per_hour=price,
         )  # fmt: skip
     found = make_plan(
-        _settings(config, place), clip_seconds=clip_seconds or _edges(config), within_window=not clip_seconds, batch_seconds=training.batch_seconds,
-        batch_max_clips=training.batch_max_clips,
+        _settings(config, place), clip_seconds=clip_seconds or _edges(config), within_window=not clip_seconds,
+        batch_seconds=training.batch_seconds, batch_max_clips=training.batch_max_clips,
         label_tokens=config.data.max_label_tokens if label_tokens is None else label_tokens,
         memory_bytes=memory_bytes, exact=exact, device=place, cost=cost,
     )  # fmt: skip
