@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import mmap
 import os
 import signal
 import subprocess
@@ -115,7 +116,10 @@ def test_one_job_after_another_goes_to_the_same_processes():
 def test_workers_hold_none_of_what_the_main_process_writes_later():
     """The reason for starting them first: a page that is shared at the fork is copied when it is written."""
     early = Crew(1)
-    ballast = np.ones(8_000_000)
+    # Pages of its own: what the allocator hands out may have been there before the fork.
+    pages = mmap.mmap(-1, 64_000_000, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    ballast = np.frombuffer(pages, dtype=np.float64)
+    ballast += 1.0
     late = Crew(1)
     try:
         ballast += 1.0
