@@ -134,6 +134,15 @@ def test_where_halves_teach_each_other_nothing_there_is_no_rule():
         decide(step(encoder=-1.0, decoder=0.0, stem=3.0))
 
 
+@pytest.mark.parametrize("tiny", [5e-324, 1e-308])
+def test_gains_at_the_edge_of_what_a_number_holds_are_decided(tiny: float):
+    parameters = {"encoder": 10, "decoder": 10, "stem": 10}
+    found = FirstStep(
+        gains={"encoder": 0.0, "decoder": tiny, "stem": 1.0}, parameters=parameters, groups=("encoder", "decoder")
+    )
+    assert 0 < decide(found, gamma=2.0).rates["stem"] < 1e-5
+
+
 @given(
     gains=st.lists(st.floats(-1.0, 1e6), min_size=3, max_size=6),
     sizes=st.lists(st.integers(1, 10**7), min_size=6, max_size=6),

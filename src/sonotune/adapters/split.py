@@ -43,6 +43,8 @@ from sonotune.models.base import LoadedModel
 from sonotune.runs import torch_seed
 from sonotune.types import Clip
 
+LEAST_RATE = 1e-6
+"""A part that trains has at least this share of the learning rate, however much more than the adapters it gains."""
 FREEDOM = 4.0
 """A group gets from the inverse of this times what equal ranks would give it up to this times that."""
 
@@ -151,17 +153,12 @@ def decide(found: FirstStep, *, gamma: float = 0.5) -> Split:
             "what one half of the calibration clips teaches does not help the other half, in any group of adapters: no "
             "split can be measured. Raise allocation.clips, or set adapter.split=given."
         )
-    density = gained / size
-    full = [
-        part
-        for part in found.gains
-        if part not in found.groups and found.gains[part] >= density * found.parameters[part] > 0
-    ]
-    rates = {part: float(f"{min(1.0, gained / found.gains[part]) ** gamma:.2g}") for part in full}
-    worth = {
-        group: math.pow(max(0.0, found.gains[group]) / found.parameters[group] / density, gamma)
-        for group in found.groups
-    }
+    # As shares of what the adapters gain, which no unit makes too small to hold.
+    shares = {part: max(0.0, gain) / gained for part, gain in found.gains.items()}
+    sizes = {part: count / size for part, count in found.parameters.items()}
+    full = [part for part in found.gains if part not in found.groups and shares[part] >= sizes[part] > 0]
+    rates = {part: max(LEAST_RATE, float(f"{min(1.0, 1 / shares[part]) ** gamma:.2g}")) for part in full}
+    worth = {group: math.pow(shares[group] / sizes[group], gamma) for group in found.groups}
     return Split(
         stem="stem" in full,
         unfreeze=tuple(part for part in full if part != "stem"),
