@@ -96,6 +96,15 @@ class ResourceError(SonotuneError):
     exit_code = 5
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a card or beside the processor; torch need not be loaded."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's, of a card
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))  # its allocator on a CPU
+    )
+
+
 class CheckpointError(SonotuneError):
     """A checkpoint is damaged, incomplete or of another configuration."""
 

@@ -11,11 +11,11 @@ import torch
 from accelerate import Accelerator
 
 from sonotune.config.load import LoadedConfig
-from sonotune.errors import Interrupted, ResourceError
+from sonotune.errors import Interrupted, ResourceError, out_of_memory
 from sonotune.features.batching import Batch
 from sonotune.runs import read_events
 from sonotune.training.loop_settings import Position
-from sonotune.training.memory_guard import MemoryGuard, out_of_memory
+from sonotune.training.memory_guard import MemoryGuard
 from sonotune.training.run import run
 
 Build = Callable[..., Any]

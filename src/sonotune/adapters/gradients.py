@@ -106,7 +106,8 @@ def differentiate(
     if not directions:
         raise AdapterError("gradients are taken along directions, and there are none. Give collect directions=64.")
     tap = _Tap(loaded, {name: found.vectors for name, found in directions.items()}, norms=True)
-    _backward(loaded, task, batches, tap, autocast)
+    with _training(loaded.module, ()):
+        _backward(loaded, task, batches, tap, autocast)
     return tap.evidence(directions) if tap.clips else None
 
 
@@ -139,7 +140,7 @@ def mean_gradients(
     findings: list[Finding] = []
     tap = _Tap(loaded, rows)
     with _training(loaded.module, parameters) as weights:
-        _backward(loaded, task, single_clips(loaded, task, clips, findings), tap, autocast, keep=parameters)
+        _backward(loaded, task, single_clips(loaded, task, clips, findings), tap, autocast)
         if not tap.clips:
             raise AdapterError(_no_gradient(len(clips), findings))
         scale = _LOSS_SCALE * tap.labels
@@ -156,12 +157,11 @@ def _no_gradient(clips: int, findings: Sequence[Finding]) -> str:
 
 
 def _backward(
-    loaded: LoadedModel, task: Objective, batches: Iterable[Batch], tap: _Tap, autocast: Autocast,
-    keep: Collection[str] = (),
+    loaded: LoadedModel, task: Objective, batches: Iterable[Batch], tap: _Tap, autocast: Autocast
 ) -> None:  # fmt: skip
-    """Run batches of one clip through the model and back, with the tap on and all frozen but what is to be kept."""
+    """Run batches of one clip through the model and back, with the tap on."""
     family = family_of(loaded)
-    with undisturbed(loaded.module), _frozen(loaded.module, keep), torch.enable_grad(), tap.attached():
+    with undisturbed(loaded.module), torch.enable_grad(), tap.attached():
         for batch in batches:
             tap.begin(streams_of(family, loaded, batch))
             with autocast():
@@ -173,34 +173,24 @@ def _backward(
 
 
 @contextmanager
-def _frozen(module: nn.Module, keep: Collection[str] = ()) -> Iterator[None]:
-    """No parameter requires a gradient inside, but those that are kept."""
-    trained = [
-        parameter for name, parameter in module.named_parameters() if parameter.requires_grad and name not in keep
-    ]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
 def _training(module: nn.Module, names: Collection[str]) -> Iterator[dict[str, nn.Parameter]]:
-    """These parameters require a gradient inside, and have none before and after."""
-    chosen = {name: parameter for name, parameter in module.named_parameters() if name in set(names)}
-    before = {name: (parameter.requires_grad, parameter.grad) for name, parameter in chosen.items()}
-    for parameter in chosen.values():
-        parameter.requires_grad_(True)
-        parameter.grad = None
+    """These parameters and no others require a gradient inside, and have none yet; all are as before afterwards."""
+    wanted, parameters = set(names), dict(module.named_parameters())
+    before = {name: (parameter.requires_grad, parameter.grad) for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        if parameter.requires_grad != (name in wanted):
+            parameter.requires_grad_(name in wanted)
+        if name in wanted:
+            parameter.grad = None
     try:
-        yield chosen
+        yield {name: parameter for name, parameter in parameters.items() if name in wanted}
     finally:
-        for name, parameter in chosen.items():
-            parameter.requires_grad_(before[name][0])
-            parameter.grad = before[name][1]
+        for name, parameter in parameters.items():
+            required, gradient = before[name]
+            if parameter.requires_grad != required:
+                parameter.requires_grad_(required)
+            if name in wanted:
+                parameter.grad = gradient
 
 
 class _Tap:

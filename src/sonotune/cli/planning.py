@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from sonotune.planning.plan import Plan
     from sonotune.planning.published import Row
 
-_NO_LIMIT = 10**6
 _UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 Clips = Annotated[list[float] | None, typer.Option(help="Seconds of the clips of a bucket; repeat it for several.")]
@@ -108,12 +107,13 @@ def _settings(config: RunConfig, device: Literal["cpu", "cuda"]) -> TrainingSett
 
 def _length(config: RunConfig) -> tuple[int, int | None]:
     """Passes over the clips and steps at most, over all stages."""
-    training, stages = config.training, config.training.stages
+    from sonotune.training.preparation import wanted_stages
+
+    stages = wanted_stages(config)
     if not stages:
-        return training.max_epochs, training.max_steps
+        return config.training.max_epochs, config.training.max_steps
     steps = [stage.max_steps for stage in stages if stage.max_steps is not None]
-    epochs = sum(stage.max_epochs or _NO_LIMIT for stage in stages)
-    return epochs, sum(steps) if len(steps) == len(stages) else None
+    return sum(stage.max_epochs for stage in stages), sum(steps) if len(steps) == len(stages) else None
 
 
 def _edges(config: RunConfig) -> list[float]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from sonotune.adapters import lora
-from sonotune.adapters.allocation import RankPlan, matrix_shape, unit_costs
+from sonotune.adapters.allocation import matrix_shape, unit_costs
 from sonotune.adapters.saved import base_of, choose_family, find_adapter, kept_unquantized, model_folder, storage
 from sonotune.models.base import LoadedModel, carrier, count_parameters
 from sonotune.models.quantize import packed_bytes
-from sonotune.registry import resolve
 from sonotune.training.adapt import adapt
-from sonotune.training.ranks import RankSettings, plan_ranks
+from sonotune.training.ranks import RankSettings, plan_uncalibrated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +136,7 @@ def inspect_model(
         if saved:
             loaded = lora.lay_out(loaded, saved)
         else:
-            loaded = adapt(loaded, None if full else _plan(loaded, ranks), **adapter)
+            loaded = adapt(loaded, None if full else plan_uncalibrated(loaded, ranks), **adapter)
     return Inspection(
         family=loaded.family,
         checkpoint=checkpoint,
@@ -173,8 +172,3 @@ def _components(loaded: LoadedModel, packed: dict[str, int], costs: dict[str, in
             }
         )
     return tuple(rows)
-
-
-def _plan(loaded: LoadedModel, ranks: RankSettings) -> RankPlan:
-    known = ranks.file is not None or resolve("allocators", ranks.allocator).needs == "nothing"
-    return plan_ranks(loaded, ranks if known else replace(ranks, allocator="uniform"))

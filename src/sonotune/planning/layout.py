@@ -29,7 +29,7 @@ from sonotune.models.quantize import bitsandbytes
 from sonotune.registry import resolve
 from sonotune.tasks.base import Task, TaskSettings
 from sonotune.training.adapt import adapt
-from sonotune.training.ranks import RankSettings, plan_ranks
+from sonotune.training.ranks import RankSettings, plan_uncalibrated
 from sonotune.training.stages import Stage, StageSettings, all_stages, build_stages, whole_run
 from sonotune.types import Clip
 
@@ -171,8 +171,8 @@ def lay_out(settings: TrainingSettings, *, device: str = "cpu") -> Layout:
         if stored.bits != 16:
             loaded = _quantized(loaded, stored, DTYPES[settings.precision])
         loaded = adapt(
-            loaded, None if full else _ranks(loaded, settings.ranks), **settings.adapter, precision=settings.precision,
-            gradient_checkpointing=settings.gradient_checkpointing,
+            loaded, None if full else plan_uncalibrated(loaded, settings.ranks), **settings.adapter,
+            precision=settings.precision, gradient_checkpointing=settings.gradient_checkpointing,
         )  # fmt: skip
     task: Task = resolve("tasks", family.task)(family, TaskSettings(multi_label=settings.multi_label))
     stages = _stages(loaded, settings)
@@ -188,12 +188,6 @@ def _stages(loaded: LoadedModel, settings: TrainingSettings) -> tuple[Stage, ...
     if settings.stages:
         return build_stages(loaded, settings.stages, learning_rate=1.0, learning_rates={})
     return (whole_run(loaded, learning_rate=1.0, learning_rates={}, max_epochs=1, max_steps=None, patience=None),)
-
-
-def _ranks(loaded: LoadedModel, ranks: RankSettings) -> Any:
-    """Ranks that need calibration are planned as uniform ones; they spend the same."""
-    known = ranks.file is not None or resolve("allocators", ranks.allocator).needs == "nothing"
-    return plan_ranks(loaded, ranks if known else replace(ranks, allocator="uniform"))
 
 
 def _quantized(loaded: LoadedModel, stored: Any, compute: torch.dtype) -> LoadedModel:

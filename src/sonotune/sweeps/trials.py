@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sonotune.config.load import load_run_config
-from sonotune.errors import Interrupted, RunDirectoryError, SonotuneError
+from sonotune.errors import Interrupted, RunDirectoryError, SonotuneError, out_of_memory
 from sonotune.runs import read_record
 from sonotune.sweeps.schedule import Trial
 from sonotune.types import RunRecord
@@ -171,8 +171,7 @@ def run_trial(trial: Trial, words: Sequence[str], folder: Path, run: Runner) -> 
 def _exit_code(error: Exception) -> int:
     if isinstance(error, SonotuneError):
         return error.exit_code
-    out = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return _OUT_OF_MEMORY if out or "can't allocate memory" in str(error) else 1
+    return _OUT_OF_MEMORY if out_of_memory(error) else 1
 
 
 def fails_again(row: Mapping[str, Any]) -> bool:

@@ -155,6 +155,11 @@ def adapt(
         if precision != "fp32":
             cast_frozen(loaded, DTYPES[precision])
     if gradient_checkpointing:
-        # Non-reentrant checkpointing needs no input that requires a gradient, so frozen stems stay out of the graph.
-        loaded.module.activation_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(loaded)
     return loaded
+
+
+def recompute_activations(loaded: LoadedModel) -> None:
+    """Compute activations again in the backward pass instead of keeping them."""
+    # Non-reentrant checkpointing needs no input that requires a gradient, so frozen stems stay out of the graph.
+    loaded.module.activation_checkpointing_enable({"use_reentrant": False})

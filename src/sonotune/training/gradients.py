@@ -14,11 +14,12 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import nn
 
+from sonotune.errors import out_of_memory
 from sonotune.features.batching import Batch
 from sonotune.models.base import LoadedModel, Losses
 from sonotune.runs import torch_seed
 from sonotune.tasks.base import Task
-from sonotune.training.memory_guard import MemoryGuard, out_of_memory
+from sonotune.training.memory_guard import MemoryGuard
 
 
 class MeanLoss(NamedTuple):
@@ -68,10 +69,9 @@ class Gradients:
     ) -> None:
         self._task, self._loaded, self._label_smoothing, self._seed = task, loaded, label_smoothing, seed
         self._accelerator, self._guard, self._spend = accelerator, guard, spend
-        self.wrap()
 
     def wrap(self) -> None:
-        """Wrap the model anew: what synchronises gradients has to know which parameters have one."""
+        """Wrap the model, when a stage begins: what synchronises gradients has to know which parameters have one."""
         self._objective = self._accelerator.prepare_model(_Objective(self._task, self._loaded, self._label_smoothing))
 
     def accumulate(

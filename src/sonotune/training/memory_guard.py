@@ -16,19 +16,12 @@ from torch import Tensor
 from sonotune.errors import ResourceError
 from sonotune.features.batching import Batch
 from sonotune.models.base import LoadedModel
+from sonotune.training.adapt import recompute_activations
 from sonotune.training.loop_settings import Position
 
 
 class MemoryLimitError(MemoryError):
     """What a step would keep for its backward pass is above `training.memory_limit_bytes`."""
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a card or beside the processor."""
-    return (
-        isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
-    )  # fmt: skip
 
 
 class MemoryGuard:
@@ -122,7 +115,7 @@ class MemoryGuard:
         module = self._loaded.module
         if not getattr(module, "supports_gradient_checkpointing", False) or module.is_activation_checkpointing:
             return False
-        module.activation_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(self._loaded)
         return True
 
     def _advice(self, failed: Batch, reason: str, why: str) -> str:

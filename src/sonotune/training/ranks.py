@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,16 @@ def plan_ranks(loaded: LoadedModel, settings: RankSettings, evidence: Evidence |
         sites, settings.bounds, evidence=evidence or Evidence(), seed=settings.draw
     )
     return plan
+
+
+def plan_uncalibrated(loaded: LoadedModel, settings: RankSettings) -> RankPlan:
+    """Ranks without clips: those that need calibration are planned as uniform ones, which spend the same.
+
+    Raises:
+        AdapterError: As `plan_ranks`.
+    """
+    known = settings.file is not None or resolve("allocators", settings.allocator).needs == "nothing"
+    return plan_ranks(loaded, settings if known else replace(settings, allocator="uniform"))
 
 
 def ranks_text(plan: RankPlan, loaded: LoadedModel) -> str:
