@@ -109,11 +109,12 @@ def step(**density: float) -> FirstStep:
     )  # fmt: skip
 
 
-def test_a_part_trains_where_its_weights_gain_what_those_of_adapters_do():
+def test_a_part_trains_where_its_weights_gain_what_those_of_the_best_group_do():
     found = decide(step(encoder=1.0, decoder=1.0, stem=1.01, encoder_norms=0.99, decoder_norms=-5.0))
     assert (found.stem, found.unfreeze) == (True, ())
     assert found.weights == {"encoder": 1.0, "decoder": 1.0}
     assert found.rates == {}  # all adapters together still gain more
+    assert not decide(step(encoder=1.0, decoder=3.0, stem=2.9)).stem  # more than on average, less than the best
 
 
 def test_what_would_move_the_loss_more_than_all_adapters_is_slowed():

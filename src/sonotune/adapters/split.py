@@ -11,8 +11,8 @@ two:
 
 For adapters the entries are those of B, at B = 0 and with the A that they would start from.
 
-- A part trains in full precision beside the adapters where each of its weights gains at least what each of theirs
-  does.
+- A part trains in full precision beside the adapters where each of its weights gains at least what each of those does
+  in the group that gains most by parameter: the group that more budget would go to otherwise.
 - Its learning rate is scaled by (gain of all adapters together / its own gain)^gamma, and by 1 at most: a stem has so
   many weights that at the rate of the adapters it would overshoot.
 - A group's share of the adapters' budget is scaled by (gain per parameter)^gamma, within a quarter and four times.
@@ -156,7 +156,8 @@ def decide(found: FirstStep, *, gamma: float = 0.5) -> Split:
     # As shares of what the adapters gain, which no unit makes too small to hold.
     shares = {part: max(0.0, gain) / gained for part, gain in found.gains.items()}
     sizes = {part: count / size for part, count in found.parameters.items()}
-    full = [part for part in found.gains if part not in found.groups and shares[part] >= sizes[part] > 0]
+    best = max(shares[group] / sizes[group] for group in found.groups)
+    full = [part for part in found.gains if part not in found.groups and shares[part] >= best * sizes[part] > 0]
     rates = {part: max(LEAST_RATE, float(f"{min(1.0, 1 / shares[part]) ** gamma:.2g}")) for part in full}
     worth = {group: math.pow(shares[group] / sizes[group], gamma) for group in found.groups}
     return Split(
