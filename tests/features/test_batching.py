@@ -292,7 +292,7 @@ def test_wrong_arguments_are_refused(make_clips):
         dataset(clips, [], [(0,)])
     with pytest.raises(ValueError, match="full_context_share"):
         dataset(clips, targets, [(0,)], full_context_share=2.0)
-    for wrong in ({"start": 2}, {"start": -1}, {"timeout_s": 0}):
+    for wrong in ({"places": [1]}, {"places": [0, -1]}, {"timeout_s": 0}):
         with pytest.raises(ValueError, match="timeout_s above 0"):
             batch_loader(dataset(clips, targets, [(0,)]), **wrong)
 
@@ -318,11 +318,12 @@ def test_workers_and_restarts_change_nothing(make_clips):
     assert any(batch.full_context for batch in inline)
     for workers in (0, 1, 2):
         with Crew(workers) as crew:  # one crew after another epoch, as a run has it
-            for start in (0, 3, len(batches) - 1):
-                rest = list(batch_loader(data, crew, start=start, timeout_s=60))
-                assert len(rest) == len(inline) - start
-                assert all(equal(*pair) for pair in zip(rest, inline[start:], strict=True))
-            assert list(batch_loader(data, crew, start=len(batches))) == []
+            count = len(batches)
+            for places in (range(count), range(3, count), range(1, count, 2), [count - 1]):
+                rest = list(batch_loader(data, crew, places=places, timeout_s=60))
+                assert len(rest) == len(places)
+                assert all(equal(batch, inline[place]) for place, batch in zip(places, rest, strict=True))
+            assert list(batch_loader(data, crew, places=[])) == []
 
     assert torch.equal(torch.get_rng_state(), torch_before)
     assert np.random.get_state()[1].tolist() == numpy_before  # noqa: NPY002

@@ -33,8 +33,8 @@ def test_accumulating_unequal_micro_batches_is_one_big_batch(bench: Build):
     """The sum over units, not the mean of means: parts of 1, 4 and 2 clips with texts of unequal length."""
     parts = [(0,), (2, 1, 7, 4), (12, 3)]
     whole, cut = bench(), bench()
-    loss_whole, units_whole, _ = whole.loop._accumulate([whole.batch(*(index for part in parts for index in part))])
-    loss_cut, units_cut, _ = cut.loop._accumulate([cut.batch(*part) for part in parts])
+    loss_whole, units_whole, _ = whole.loop._accumulate({0: whole.batch(*(index for part in parts for index in part))})
+    loss_cut, units_cut, _ = cut.loop._accumulate(dict(enumerate([cut.batch(*part) for part in parts])))
     assert units_whole == units_cut == sum(len(str(clip.text)) + 1 for clip in whole.batch(*sum(parts, ())).clips)
     assert loss_cut == pytest.approx(loss_whole, rel=1e-6)
     expected, found = whole.gradients(), cut.gradients()
@@ -112,7 +112,7 @@ def test_label_smoothing_mixes_in_the_uniform_distribution(bench: Build):
         uniform = -torch.log_softmax(logits.float(), dim=-1).mean(dim=-1).sum()
     assert plain.count == int((labels >= 0).sum())
     assert float(smooth) == pytest.approx(0.8 * float(plain.total) + 0.2 * float(uniform), rel=1e-5)
-    assert bench(label_smoothing=0.2).loop._accumulate([batch])[0] == pytest.approx(
+    assert bench(label_smoothing=0.2).loop._accumulate({0: batch})[0] == pytest.approx(
         float(smooth) / plain.count, rel=1e-5
     )
 
@@ -120,7 +120,7 @@ def test_label_smoothing_mixes_in_the_uniform_distribution(bench: Build):
 def test_clipping_goes_over_all_groups_together(bench: Build):
     free, clipped = bench(), bench(clip_norm=0.01)
     for made in (free, clipped):
-        made.loop._accumulate([made.batch(0, 1, 2, 3)])
+        made.loop._accumulate({0: made.batch(0, 1, 2, 3)})
     before = free.gradients()
     total = math.sqrt(sum(float(gradient.square().sum()) for gradient in before.values()))
     assert {group.name for group in free.stage.groups} == {"adapters", "weights"}
@@ -463,7 +463,7 @@ class Scaled:
         self.device, self.num_processes = torch.device("cpu"), 1
         self.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3)
 
-    def prepare_model(self, module: torch.nn.Module) -> torch.nn.Module:
+    def prepare_model(self, module: torch.nn.Module, **settings: bool) -> torch.nn.Module:
         return module
 
     def backward(self, loss: torch.Tensor) -> None:

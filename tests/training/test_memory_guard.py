@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 
 from sonotune.config.load import LoadedConfig
 from sonotune.errors import Interrupted, ResourceError, out_of_memory
-from sonotune.features.batching import Batch
+from sonotune.processes import Processes
 from sonotune.runs import read_events
 from sonotune.training.loop_settings import Position
 from sonotune.training.memory_guard import MemoryGuard
@@ -27,7 +28,7 @@ def kept_bytes(made: Any, *indices: int) -> int:
     low, high = 0, 2**34
     while high - low > 1:
         middle = (low + high) // 2
-        guard = MemoryGuard(made.loaded, Position(), limit_bytes=middle, processes=1, event=lambda kind, **fields: None)
+        guard = MemoryGuard(made.loaded, Position(), limit_bytes=middle, event=lambda kind, **fields: None)
         try:
             with guard.watching():
                 made.task.loss(made.loaded, made.batch(*indices), label_smoothing=0.0)
@@ -40,8 +41,8 @@ def kept_bytes(made: Any, *indices: int) -> int:
 def test_a_step_in_parts_has_the_same_gradient(bench: Build):
     whole, indices = bench(), (0, 1, 2, 3)
     cut = bench(memory_limit_bytes=int(0.6 * kept_bytes(whole, *indices)))
-    expected = whole.loop._accumulate([whole.batch(*indices)])
-    found = cut.loop._accumulate([cut.batch(*indices)])
+    expected = whole.loop._accumulate({0: whole.batch(*indices)})
+    found = cut.loop._accumulate({0: cut.batch(*indices)})
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
     assert found.labels == expected.labels
     for name, gradient in cut.gradients().items():
@@ -51,7 +52,7 @@ def test_a_step_in_parts_has_the_same_gradient(bench: Build):
     assert event["rung"].startswith("micro-batches of at most ")
     assert "training.memory_limit_bytes" in event["reason"]
     assert cut.loop.position.largest_s == pytest.approx(event["padded_seconds"] / 2)
-    cut.loop._accumulate([cut.batch(*indices)])  # cut beforehand from now on
+    cut.loop._accumulate({0: cut.batch(*indices)})  # cut beforehand from now on
     assert len(cut.of("memory")) == 1
 
 
@@ -59,15 +60,15 @@ def test_a_clip_that_does_not_fit_is_recomputed_and_then_ends_the_run(bench: Bui
     made = bench()
     alone = kept_bytes(made, 0)
     tight = bench(memory_limit_bytes=alone * 3 // 4)
-    tight.loop._accumulate([tight.batch(0)])
+    tight.loop._accumulate({0: tight.batch(0)})
     assert [event["rung"] for event in tight.of("memory")] == ["activations are recomputed in the backward pass"]
     assert tight.loop.position.recompute
     plain = bench()
-    plain.loop._accumulate([plain.batch(0)])
+    plain.loop._accumulate({0: plain.batch(0)})
     for name, gradient in tight.gradients().items():
         torch.testing.assert_close(gradient, plain.gradients()[name], rtol=1e-4, atol=1e-7)
     with pytest.raises(ResourceError, match=r"(?s)a single clip does not fit.*data\.max_duration_s") as caught:
-        bench(memory_limit_bytes=1000).loop._accumulate([made.batch(0, 1)])
+        bench(memory_limit_bytes=1000).loop._accumulate({0: made.batch(0, 1)})
     assert caught.value.exit_code == 5
 
 
@@ -103,12 +104,25 @@ def test_a_whole_run_under_a_limit_learns_the_same(bench: Build, settings: Setti
     assert [event["loss"] for event in told if event["kind"] == "step"] == pytest.approx(losses, rel=1e-4)
 
 
-def test_several_processes_are_not_cut_one_by_one(bench: Build):
+class WithAnother(Processes):
+    """The first of two, of which the other could not fit more than a second."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 2)
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, replace(value, clip_ids=("other",), largest_s=1.0, recompute=True)]
+
+
+def test_what_another_process_could_not_fit_is_heeded(bench: Build):
     made = bench()
-    guard = MemoryGuard(made.loaded, Position(), limit_bytes=None, processes=2, event=lambda kind, **fields: None)
-    batch: Batch = made.batch(0, 1)
-    with pytest.raises(ResourceError, match="one of several processes"):
-        guard.lower(batch, step=1, reason="CUDA out of memory")
+    loop = made.loop
+    loop._processes = WithAnother()
+    group = loop._next_group(iter([made.batch(0, 1)]), 2)
+    assert group.clip_ids[-1] == "other"
+    assert (loop.position.largest_s, loop.position.recompute) == (1.0, True)
+    assert loop._guard.parts(made.batch(0, 1, 2))[0].padded_seconds <= 1.0
+    assert made.loaded.module.is_activation_checkpointing
 
 
 @pytest.mark.parametrize(
@@ -130,10 +144,10 @@ def test_what_is_out_of_memory(error: Exception, known: bool):
 def test_a_card_that_is_full_is_cut_as_well(bench: Build):
     made = bench(accelerator=Accelerator())
     total = torch.cuda.get_device_properties(0).total_memory
-    made.loop._accumulate([made.batch(0)])
+    made.loop._accumulate({0: made.batch(0)})
     torch.cuda.set_per_process_memory_fraction(torch.cuda.max_memory_reserved() * 1.05 / total)
     try:
-        made.loop._accumulate([made.batch(*range(16))])
+        made.loop._accumulate({0: made.batch(*range(16))})
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert made.of("memory")

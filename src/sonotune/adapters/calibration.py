@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import Any
 
 from sonotune.adapters.allocation import Evidence
@@ -20,6 +21,7 @@ from sonotune.adapters.listening import Autocast, DistinctInput, Objective, Toke
 from sonotune.adapters.statistics import joint_rows
 from sonotune.errors import AdapterError
 from sonotune.models.base import LoadedModel
+from sonotune.processes import ALONE, Processes
 from sonotune.runs import torch_seed
 from sonotune.types import Clip, Finding
 
@@ -131,6 +133,7 @@ def collect(
     directions: int = 0,
     gradient_clips: int = 0,
     names: Sequence[str] | None = None,
+    processes: Processes = ALONE,
 ) -> Calibration:
     """Run clips through a model and measure what goes into its linears.
 
@@ -145,13 +148,19 @@ def collect(
         gradient_clips: Of how many clips, drawn by seed and id, the gradient is taken; 8 to 32 are enough. Needs
             `directions`.
         names: Modules; None takes every adaptable one.
+        processes: Share the clips; each has the sample of all in the end. Gradients are taken by each.
 
     Raises:
         AdapterError: No clip can be used, a module is never reached, or too few rows are finite.
         ModelError: The family does not know the rows of a module.
     """
     started_s = time.monotonic()
-    sample = gather(loaded, task, clips, tokens=tokens, seed=seed, autocast=autocast, names=names)
+    shared = len(clips) >= processes.count
+    heard = gather(
+        loaded, task, processes.share(clips) if shared else clips, tokens=tokens, seed=seed, autocast=autocast,
+        names=names,
+    )  # fmt: skip
+    sample = reduce(TokenSample.merge, processes.gather(heard)) if shared else heard
     nbytes = sample.nbytes
     inputs = measure_sample(sample, directions=directions, keep=False)
     gradient = None

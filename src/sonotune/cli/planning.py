@@ -67,9 +67,10 @@ def plan(
     cost = None
     if throughput is not None and audio_hours is not None:
         epochs, most_steps = _length(config)
+        micro_batches = devices if training.accumulation_steps == "auto" else training.accumulation_steps
         cost = estimate(
             audio_hours=audio_hours, epochs=epochs, most_steps=most_steps,
-            step_seconds=training.batch_seconds * training.accumulation_steps, throughput=throughput,
+            step_seconds=training.batch_seconds * micro_batches, throughput=throughput,
             devices=devices, price_per_hour=price,
         )  # fmt: skip
     found = make_plan(

@@ -27,23 +27,28 @@ def train(words: Words = None, as_json: Json = False, dump_config: Dump = False)
     The same line again goes on where a stopped run left off. Ctrl-C stops after the step in hand with the state saved.
     """
     from sonotune.config.load import dump_yaml, load_run_config
+    from sonotune.processes import is_main
 
     settings = load_run_config(words or [], require=("data.train",))
     if dump_config:
         print(dump_yaml(settings.config), end="")
         return
     record, folder = _run(settings, quiet=as_json)
-    print_result(_summary(record, folder), as_json=as_json, lines=_run_lines(record, folder))
+    if is_main():
+        print_result(_summary(record, folder), as_json=as_json, lines=_run_lines(record, folder))
 
 
 def _run(settings: LoadedConfig, *, quiet: bool) -> tuple[RunRecord, Path]:
     """Train and write the report; returns the record and the run's directory."""
+    from sonotune.processes import is_main
     from sonotune.training.progress import ProgressBar
     from sonotune.training.run import run
 
-    with ProgressBar(enabled=settings.config.run.progress and not quiet and sys.stderr.isatty()) as progress:
+    shown = settings.config.run.progress and not quiet and is_main() and sys.stderr.isatty()
+    with ProgressBar(enabled=shown) as progress:
         record, folder = run(settings, listeners=[progress])
-    _write_report(folder)
+    if is_main():
+        _write_report(folder)
     return record, folder
 
 

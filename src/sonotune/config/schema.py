@@ -391,8 +391,8 @@ class TrainingConfig(Section):
     """Padded seconds of audio in one micro-batch: clips x longest clip."""
     batch_max_clips: int = Field(default=32, ge=1, le=100_000)
     """Clips in one micro-batch at most."""
-    accumulation_steps: int = Field(default=1, ge=1, le=100_000)
-    """Micro-batches in one optimiser step."""
+    accumulation_steps: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] = "auto"
+    """Micro-batches in one optimiser step, over all processes together; `auto` takes one for each process."""
     label_smoothing: Dropout = 0.0
     """Share of each target's probability spread over the vocabulary or the classes."""
     class_weights: Literal["none", "balanced"] = "none"

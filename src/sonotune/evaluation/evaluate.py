@@ -26,6 +26,7 @@ from sonotune.features.batching import ClipBatches, batch_loader, plan_batches
 from sonotune.features.workers import Crew
 from sonotune.metrics.efficiency import real_time_factor
 from sonotune.metrics.slices import DURATION_EDGES_S, Slice, slice_clips
+from sonotune.processes import ALONE, Processes
 from sonotune.runs import atomic_write_text
 from sonotune.tasks.base import Task
 from sonotune.types import Clip, Finding, Prediction, Score
@@ -95,6 +96,7 @@ def evaluate(
     crew: Crew | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     progress: Callable[[int, int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> EvaluationResult:
     """Decode every clip and score the predictions.
 
@@ -113,6 +115,7 @@ def evaluate(
         crew: Loader processes.
         autocast: Makes the precision context of each batch.
         progress: Called after every batch.
+        processes: Share the batches; each has all predictions and scores in the end.
 
     Raises:
         ManifestError: There are no clips, an id stands twice, or a clip has a class that the model does not know.
@@ -132,6 +135,7 @@ def evaluate(
         crew=crew,
         autocast=autocast,
         progress=progress,
+        processes=processes,
     )
     told = [index for index, clip in enumerate(clips) if task.has_truth(clip)]
     findings += _untold(clips, told)
@@ -172,6 +176,7 @@ def predict_clips(
     crew: Crew | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     progress: Callable[[int, int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[list[Prediction], list[Finding]]:
     """Decode every clip, without gradients, in batches of similar length.
 
@@ -188,7 +193,8 @@ def predict_clips(
             loaded (`loaded.context`).
         crew: Loader processes; they change nothing but the speed. None reads here.
         autocast: Makes the precision context of each batch.
-        progress: Called with clips done and clips in all after every batch.
+        progress: Called with clips done and clips in all after every batch of this process.
+        processes: Share the batches; each has all predictions in the end.
 
     Returns:
         One prediction per clip in the order of the clips, empty for a clip that could not be read or is longer than the
@@ -217,11 +223,13 @@ def predict_clips(
         full_context_share=1.0 if padded else 0.0,
     )
     predictions: list[Prediction] = []
+    unheard: list[Finding] = []
+    places = processes.share(range(len(batches)))
     done = len(clips) - len(fitting)
     # Closing the loader when something goes wrong ends its workers at once.
-    with _inference(loaded.module), closing(batch_loader(dataset, crew)) as loader:
-        for planned, batch in zip(batches, loader, strict=True):
-            findings += batch.findings
+    with _inference(loaded.module), closing(batch_loader(dataset, crew, places=places)) as loader:
+        for place, batch in zip(places, loader, strict=True):
+            unheard += batch.findings
             if batch.clips:
                 longest_s = max(clip.duration_s for clip in batch.clips)
                 limit = token_limit(longest_s) if max_new_tokens == "auto" else max_new_tokens
@@ -229,9 +237,12 @@ def predict_clips(
                     batch = batch.to(loaded.device)
                     predicted = task.predict(loaded, batch, beam_size=beam_size, max_new_tokens=limit)
                 predictions += _checked(predicted, batch.clips)
-            done += len(planned)
+            done += len(batches[place])
             if progress is not None:
                 progress(done, len(clips))
+    shares = processes.gather((predictions, unheard))
+    predictions = [prediction for share, _ in shares for prediction in share]
+    findings += [finding for _, share in shares for finding in share]
     return in_clip_order([clip.id for clip in clips], predictions, findings)
 
 

@@ -345,29 +345,31 @@ def _finding(clip: Clip, error: AudioError) -> Finding:
 
 
 def batch_loader(
-    dataset: ClipBatches, crew: Crew | None = None, *, start: int = 0, timeout_s: float = 120.0
+    dataset: ClipBatches, crew: Crew | None = None, *, places: Sequence[int] | None = None, timeout_s: float = 120.0
 ) -> Generator[Batch, None, None]:
     """Go through the batches in order, made ahead of time in other processes.
 
-    The batches do not depend on the number of workers, nor on where a run was taken up. No global random state is
-    used.
+    The batches do not depend on the number of workers, nor on where a run was taken up, nor on how many processes share
+    them. No global random state is used.
 
     Args:
         dataset: The batches of one epoch.
         crew: Processes that make batches; None or an empty crew makes them in this one.
-        start: First batch.
+        places: Which batches, in this order; None takes all.
         timeout_s: How long to wait for one batch.
 
     Yields:
-        Batches `start`, `start + 1`, ... to the last.
+        The batch of each place.
 
     Raises:
         ResourceError: A worker died or gave nothing in time; the message names the batch and its clips.
-        ValueError: `start` or `timeout_s` is out of range.
+        ValueError: A place or `timeout_s` is out of range.
     """
-    if not 0 <= start <= len(dataset) or not timeout_s > 0:
-        raise ValueError(f"start must be from 0 to {len(dataset)} and timeout_s above 0; got {start} and {timeout_s}.")
-    places = range(start, len(dataset))
+    places = range(len(dataset)) if places is None else places
+    if not all(0 <= place < len(dataset) for place in places) or not timeout_s > 0:
+        raise ValueError(
+            f"places must be from 0 to {len(dataset) - 1} and timeout_s above 0; got {places} and {timeout_s}."
+        )
     if crew is None or crew.workers == 0:
         return _made_here(dataset, places)
     return _made_by(crew, dataset, places, timeout_s)

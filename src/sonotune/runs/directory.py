@@ -2,7 +2,8 @@
 
 It holds `run.json` (the record), `events.jsonl` (one line per thing that happened), `checkpoints/`, `adapter/`,
 `predictions/` and `run.lock`. The lock is the kernel's (`flock`), which lets go when its process dies, however it dies.
-Under several processes (`torchrun`) only rank 0 opens the directory.
+Under several processes (`torchrun`) the first opens the directory and the others visit it: they read, and what they
+write goes nowhere.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from sonotune.errors import RunDirectoryError
-from sonotune.runs.files import atomic_write_bytes, atomic_write_json, redact, to_plain, write_all, write_error
+from sonotune.runs.files import (
+    atomic_write_bytes,
+    atomic_write_json,
+    atomic_write_text,
+    redact,
+    to_plain,
+    write_all,
+    write_error,
+)
 from sonotune.types import Finding, RunRecord
 
 logger = logging.getLogger(__name__)
@@ -39,11 +48,16 @@ class RunDirectory:
         resumed: Whether a run of the same configuration was here already.
     """
 
-    def __init__(self, path: Path, lock: int, *, resumed: bool) -> None:
+    def __init__(self, path: Path, lock: int | None, *, resumed: bool, visiting: bool = False) -> None:
         self.path = path
         self.resumed = resumed
-        self._lock: int | None = lock
+        self._lock, self._visiting = lock, visiting
         _OPEN.add(self)
+
+    @classmethod
+    def visit(cls, path: Path) -> Self:
+        """A directory that another process writes; nothing is made, locked or written."""
+        return cls(path, None, resumed=False, visiting=True)
 
     @classmethod
     def create_or_open(
@@ -116,6 +130,8 @@ class RunDirectory:
             ResourceError: The disk is full. The log keeps whole lines only.
             RunDirectoryError: The directory is closed or the log cannot be written.
         """
+        if self._visiting:
+            return
         self._require_open()
         line = {"time": round(time.time(), 3), "kind": kind, **fields}
         data = _event_line(redact(to_plain(line)))
@@ -139,6 +155,8 @@ class RunDirectory:
 
     def truncate_events_after(self, step: int) -> None:
         """Drop the events of later steps, because a resumed run takes those steps again."""
+        if self._visiting:
+            return
         kept = [line for line in self.events() if not _is_after(line, step)]
         atomic_write_bytes(self.events_path, b"".join(_event_line(line) for line in kept))
 
@@ -149,8 +167,22 @@ class RunDirectory:
             ResourceError: The disk is full; the earlier record is untouched.
             RunDirectoryError: The directory is closed or cannot be written.
         """
+        if self._visiting:
+            return
         self._require_open()
         atomic_write_json(self.record_path, record_to_json(record))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file of the directory whole.
+
+        Raises:
+            ResourceError: The disk is full; an earlier file is untouched.
+            RunDirectoryError: The directory is closed or cannot be written.
+        """
+        if self._visiting:
+            return
+        self._require_open()
+        atomic_write_text(self.path / name, text)
 
     def read_record(self) -> RunRecord:
         """The record as it stands on disk. See the function `read_record`."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from sonotune.metrics.efficiency import Energy, PeakMemory
+from sonotune.processes import Processes
 from sonotune.runs import RECORD_SCHEMA, RunDirectory, code_version, environment
 from sonotune.types import Finding, RunRecord, RunStatus, Score
 
@@ -59,6 +60,14 @@ class RunBook:
             peak_memory_bytes=0,
             seconds=0.0,
         )
+
+    def share(self, processes: Processes) -> None:
+        """Tell the processes that visit the directory where it is, and what an earlier session left in it."""
+        directory = self.directory
+        directory.path, directory.resumed, scores = processes.from_main(
+            (directory.path, directory.resumed, self.record.scores)
+        )
+        self.record = replace(self.record, scores=scores)
 
     def write(self, **changes: Any) -> RunRecord:
         """Change fields of the record, bring the running totals up to date and write `run.json`."""

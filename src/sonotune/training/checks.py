@@ -18,6 +18,7 @@ from sonotune.adapters.lora import update_norms
 from sonotune.errors import TrainingCheckError
 from sonotune.models.base import LoadedModel, ModelFamily
 from sonotune.models.probe import probe_logits
+from sonotune.processes import Processes
 from sonotune.training.stages import Stage
 
 
@@ -40,6 +41,23 @@ def check_frozen(before: Mapping[str, str], module: nn.Module, *, exclude: froze
     after = fingerprint(module, exclude=exclude)
     if changed := [name for name, digest in before.items() if after.get(name) != digest]:
         raise TrainingCheckError(f"{len(changed)} frozen parameters have changed, the first is {changed[0]}.")
+
+
+def check_agreement(parameters: Mapping[str, Tensor], processes: Processes, *, step: int) -> None:
+    """All processes have the same weights, to the last bit.
+
+    Raises:
+        TrainingCheckError: Some differ: their gradients were not added up, or they began with other weights.
+    """
+    if processes.count == 1:
+        return
+    shares = processes.gather({name: _digest(value) for name, value in parameters.items()})
+    for rank, share in enumerate(shares):
+        if differing := [name for name, digest in shares[0].items() if share.get(name) != digest]:
+            raise TrainingCheckError(
+                f"after step {step} process {rank} has other values than process 0 in {len(differing)} of "
+                f"{len(shares[0])} tensors that train, the first is {differing[0]}: they train apart."
+            )
 
 
 def check_gradients(optimizer: torch.optim.Optimizer) -> None:

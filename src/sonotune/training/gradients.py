@@ -5,18 +5,19 @@ from __future__ import annotations
 import gc
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from sonotune.errors import out_of_memory
 from sonotune.features.batching import Batch
 from sonotune.models.base import LoadedModel, Losses
+from sonotune.processes import Processes
 from sonotune.runs import torch_seed
 from sonotune.tasks.base import Task
 from sonotune.training.memory_guard import MemoryGuard
@@ -31,7 +32,7 @@ class MeanLoss(NamedTuple):
 
 
 class _Objective(nn.Module):
-    """The loss as a module's forward, which is what accelerate wraps in mixed precision and, later, in DDP."""
+    """The loss as a module's forward, which is what accelerate wraps in mixed precision."""
 
     def __init__(self, task: Task, loaded: LoadedModel, label_smoothing: float) -> None:
         super().__init__()
@@ -53,6 +54,7 @@ class Gradients:
         seed: Of dropout, with the step and the number of the micro-batch.
         accelerator: Device, precision, gradient scaling.
         guard: Says what fits.
+        processes: Share the micro-batches of a step.
         spend: Adds the seconds since a moment to a phase of the run.
     """
 
@@ -65,25 +67,24 @@ class Gradients:
         seed: int,
         accelerator: Accelerator,
         guard: MemoryGuard,
+        processes: Processes,
         spend: Callable[[str, float], None],
     ) -> None:
-        self._task, self._loaded, self._label_smoothing, self._seed = task, loaded, label_smoothing, seed
-        self._accelerator, self._guard, self._spend = accelerator, guard, spend
-
-    def wrap(self) -> None:
-        """Wrap the model, when a stage begins: what synchronises gradients has to know which parameters have one."""
-        self._objective = self._accelerator.prepare_model(_Objective(self._task, self._loaded, self._label_smoothing))
+        self._loaded, self._seed, self._accelerator = loaded, seed, accelerator
+        self._guard, self._processes, self._spend = guard, processes, spend
+        # Not in DDP, whose hooks are on the parameters that trained when it was made, and on no others.
+        self._objective = accelerator.prepare_model(_Objective(task, loaded, label_smoothing), evaluation_mode=True)
 
     def accumulate(
-        self, batches: Sequence[Batch], parameters: Mapping[str, nn.Parameter], *, step: int, domains: bool
+        self, batches: Mapping[int, Batch], parameters: Mapping[str, nn.Parameter], *, step: int, domains: bool
     ) -> MeanLoss:
-        """Leave the gradient of the mean loss over all labels in the parameters.
+        """Leave the gradient of the mean loss over all labels of all processes in the parameters.
 
         Where memory runs out, the step begins again with smaller parts: the batch that is averaged over, and so the
         gradient, stay the same.
 
         Args:
-            batches: Micro-batches of the step.
+            batches: Micro-batches of the step by their number in it, those of this process.
             parameters: What trains now.
             step: Zero-based optimiser step.
             domains: Whether the loss is wanted by domain.
@@ -93,19 +94,23 @@ class Gradients:
         """
         self._loaded.module.train()
         while True:
-            parts = [part for batch in batches for part in self._guard.parts(batch)]
+            parts = [
+                (torch_seed(self._seed, "step", step, number, index), part)
+                for number, batch in batches.items()
+                for index, part in enumerate(self._guard.parts(batch))
+            ]
             failed, reason = None, ""
             total = _Total()
-            for index, part in enumerate(parts):
+            for seed, part in parts:
                 try:
-                    self._add(part, total, seed=torch_seed(self._seed, "step", step, index), domains=domains)
+                    self._add(part, total, seed=seed, domains=domains)
                 except Exception as error:
                     if not out_of_memory(error):
                         raise
                     failed, reason = part, str(error)
                     break
             if failed is None:
-                return total.mean(parameters)
+                return total.mean(parameters, self._processes)
             # Outside the handler, where the traceback no longer holds the activations.
             for parameter in parameters.values():
                 parameter.grad = None
@@ -135,17 +140,34 @@ class Gradients:
 
 
 class _Total:
-    """Sums over the micro-batches."""
+    """Sums over the micro-batches of this process."""
 
     def __init__(self) -> None:
         self.loss, self.labels, self.divisor = 0.0, 0, 0
         self.domains: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(2))
 
-    def mean(self, parameters: Mapping[str, nn.Parameter]) -> MeanLoss:
-        """Divide gradients and losses by the labels."""
-        if self.labels and self.labels != self.divisor:
-            for parameter in parameters.values():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(self.divisor / self.labels)
-        by_domain = {name: float(part) / count for name, (part, count) in sorted(self.domains.items()) if count}
-        return MeanLoss(self.loss / self.labels if self.labels else 0.0, self.labels, by_domain)
+    def mean(self, parameters: Mapping[str, nn.Parameter], processes: Processes) -> MeanLoss:
+        """Divide gradients and losses by the labels of all processes, and add the gradients up."""
+        reached = [name for name, parameter in parameters.items() if parameter.grad is not None]
+        shares = processes.gather((self.loss, self.labels, dict(self.domains), reached))
+        labels = sum(share[1] for share in shares)
+        if labels and labels != self.divisor:
+            for name in reached:
+                parameters[name].grad.mul_(self.divisor / labels)  # type: ignore[union-attr]
+        if processes.count > 1:
+            anywhere = {name for share in shares for name in share[3]}
+            processes.add_up([_gradient(parameters[name]) for name in parameters if name in anywhere])
+        domains: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(2))
+        for share in shares:
+            for name, row in share[2].items():
+                domains[name] = domains[name] + row
+        by_domain = {name: float(part) / count for name, (part, count) in sorted(domains.items()) if count}
+        loss = sum(share[0] for share in shares)
+        return MeanLoss(loss / labels if labels else 0.0, labels, by_domain)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """The gradient, zero where this process had no micro-batch that reaches the parameter."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

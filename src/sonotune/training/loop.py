@@ -25,9 +25,10 @@ from sonotune.errors import Interrupted, NumericError
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
 from sonotune.features.workers import Crew
 from sonotune.models.base import LoadedModel
+from sonotune.processes import ALONE, Processes
 from sonotune.tasks.base import Task
 from sonotune.training import checkpoint
-from sonotune.training.checks import check_gradients
+from sonotune.training.checks import check_agreement, check_gradients
 from sonotune.training.course import Course
 from sonotune.training.gradients import Gradients, MeanLoss
 from sonotune.training.loop_settings import Listener, LoopSettings, Position, TrainingData
@@ -66,6 +67,7 @@ class StageLoop:
         listeners: See progress.
         identity: Digests that a checkpoint must share with the run that resumes it.
         stop: Set by SIGTERM and SIGINT.
+        processes: Share the micro-batches of each step; the first one writes.
         dynamics: What happens to the adapters beside the gradient of the loss.
         found: Keeps clips that turn out to be unusable in the run's record.
     """
@@ -86,12 +88,14 @@ class StageLoop:
         listeners: Sequence[Listener],
         identity: Mapping[str, str],
         stop: StopRequest,
+        processes: Processes = ALONE,
         dynamics: Sequence[Dynamics] = (),
         found: Callable[[Sequence[Finding]], None] = lambda findings: None,
     ) -> None:
         self.position = Position()
         self._task, self._loaded, self._settings, self._data = task, loaded, settings, data
         self._crew, self._accelerator, self._checkpoints, self._event = crew, accelerator, checkpoints, event
+        self._processes = processes
         self._evaluate, self._listeners, self._identity, self._stop = evaluate, listeners, dict(identity), stop
         self._found, self._known_bad = found, set[str]()
         self._dynamics = tuple(dynamics)
@@ -105,13 +109,10 @@ class StageLoop:
             stages, schedule=settings.schedule, floor=settings.learning_rate_floor,
             steps_of=lambda epoch: -(-len(self._plan(epoch)) // settings.accumulation_steps),
         )  # fmt: skip
-        self._guard = MemoryGuard(
-            loaded, self.position, limit_bytes=settings.memory_limit_bytes, processes=accelerator.num_processes,
-            event=event,
-        )  # fmt: skip
+        self._guard = MemoryGuard(loaded, self.position, limit_bytes=settings.memory_limit_bytes, event=event)
         self._gradients = Gradients(
             task, loaded, label_smoothing=settings.label_smoothing, seed=settings.seed, accelerator=accelerator,
-            guard=self._guard, spend=self._spend,
+            guard=self._guard, processes=processes, spend=self._spend,
         )  # fmt: skip
         self._process = psutil.Process()
         self._several_domains = len({clip.domain for clip in data.clips}) > 1
@@ -130,7 +131,6 @@ class StageLoop:
         self._course.enter(position.stage, step=position.stage_step, epoch=epoch)
         self._steps_here = 0
         self._look_up()
-        self._gradients.wrap()
 
     def _look_up(self) -> None:
         """Find the tensors that train now, and all that any stage trains: adapters may have been given others."""
@@ -184,6 +184,7 @@ class StageLoop:
         """
         for listener in self._listeners:
             listener.started(self.total_steps, self.position.step)
+        check_agreement(self._weights, self._processes, step=self.position.step)
         while True:
             while self.position.step < self._course.end and not self._out_of_patience():
                 self._run_epoch()
@@ -204,9 +205,15 @@ class StageLoop:
         return step
 
     def save(self) -> None:
-        """Write a checkpoint of the present position, once."""
+        """Write a checkpoint of the present position, once, by the first process."""
         if self._saved_step == self.position.step:
             return
+        if self._processes.main:
+            self._write_checkpoint()
+        self._saved_step = self.position.step
+        self._processes.wait()
+
+    def _write_checkpoint(self) -> None:
         started = time.perf_counter()
         moments, scaler = optimizer_tensors(self._optimizer), self._accelerator.scaler
         state = {
@@ -223,7 +230,6 @@ class StageLoop:
             optimizer=moments | self._dynamics_tensors(),
             state=state,
         )
-        self._saved_step = self.position.step
         protect = [] if self.position.best_step is None else [self.position.best_step]
         checkpoint.prune(self._checkpoints, keep=self._settings.keep_checkpoints, protect=protect)
         self._event("checkpoint", step=self.position.step, path=path.name, seconds=time.perf_counter() - started)
@@ -240,7 +246,8 @@ class StageLoop:
         loader = self._loader(batches)
         try:
             while self.position.batch < len(batches) and self.position.step < self._course.end:
-                group = self._next_group(loader)
+                size = min(self._settings.accumulation_steps, len(batches) - self.position.batch)
+                group = self._next_group(loader, size)
                 self._step(group)
                 self.position.batch += group.size
                 last_of_epoch = self.position.batch >= len(batches)
@@ -274,20 +281,39 @@ class StageLoop:
             mixup=self._data.mixup,
             full_context_share=1.0 if self._loaded.context == "full" else self._settings.full_context_share,
         )
-        return batch_loader(dataset, self._crew, start=self.position.batch)
+        places = range(self.position.batch, len(batches))
+        steps = range(0, len(places), self._settings.accumulation_steps)
+        ours = [
+            place
+            for start in steps
+            for place in self._processes.share(places[start : start + self._settings.accumulation_steps])
+        ]
+        return batch_loader(dataset, self._crew, places=ours)
 
-    def _next_group(self, loader: Iterator[Batch]) -> _Group:
+    def _next_group(self, loader: Iterator[Batch], size: int) -> _Group:
         started = time.perf_counter()
-        batches = list(itertools.islice(loader, self._settings.accumulation_steps))
+        numbers = self._processes.share(range(size))
+        ours = dict(zip(numbers, itertools.islice(loader, len(numbers)), strict=True))
         self._spend("data", started)
-        for batch in batches:
-            for finding in batch.findings:
-                self._event("finding", step=self.position.step + 1, **asdict(finding))
-            new = [finding for finding in batch.findings if not self._known_bad.issuperset(finding.clip_ids)]
-            if new:
-                self._known_bad.update(clip_id for finding in new for clip_id in finding.clip_ids)
-                self._found(new)
-        return _Group(batches=[batch for batch in batches if batch.clips], size=len(batches))
+        shares = self._processes.gather(_Share.of(list(ours.values()), self.position))
+        findings = [finding for share in shares for finding in share.findings]
+        for finding in findings:
+            self._event("finding", step=self.position.step + 1, **asdict(finding))
+        new = [finding for finding in findings if not self._known_bad.issuperset(finding.clip_ids)]
+        if new:
+            self._known_bad.update(clip_id for finding in new for clip_id in finding.clip_ids)
+            self._found(new)
+        if len(shares) > 1:  # what one process could not fit, the others heed as well
+            self.position.largest_s = min((share.largest_s for share in shares if share.largest_s), default=None)
+            self.position.recompute = any(share.recompute for share in shares)
+            self._guard.heed(self.position)
+        return _Group(
+            batches={number: batch for number, batch in ours.items() if batch.clips},
+            size=size,
+            clip_ids=tuple(clip_id for share in shares for clip_id in share.clip_ids),
+            audio_s=sum(share.audio_s for share in shares),
+            padded_s=sum(share.padded_s for share in shares),
+        )
 
     def _step(self, group: _Group) -> None:
         position = self.position
@@ -306,6 +332,8 @@ class StageLoop:
             self._spend("optimizer", before)
             position.bad_steps = 0
             self._steps_here += 1
+            if self._steps_here == 1:
+                check_agreement(self._weights, self._processes, step=position.step + 1)
             if self._steps_here == _FIRST_STEPS:
                 check_gradients(self._optimizer)
         elif count and not self._scale_is_too_high(loss):
@@ -315,8 +343,8 @@ class StageLoop:
         self._change_adapters()
         self._optimizer.zero_grad(set_to_none=True)
         position.step += 1
-        position.clips += sum(len(batch.clips) for batch in group.batches)
-        position.audio_s += sum(batch.seconds for batch in group.batches)
+        position.clips += len(group.clip_ids)
+        position.audio_s += group.audio_s
         elapsed = time.perf_counter() - started
         position.seconds += elapsed
         self._report(
@@ -324,7 +352,7 @@ class StageLoop:
             elapsed=elapsed, penalty=penalty,
         )  # fmt: skip
 
-    def _accumulate(self, batches: Sequence[Batch]) -> MeanLoss:
+    def _accumulate(self, batches: Mapping[int, Batch]) -> MeanLoss:
         return self._gradients.accumulate(
             batches, self._parameters, step=self.position.step, domains=self._several_domains
         )
@@ -372,7 +400,7 @@ class StageLoop:
 
     def _bad_step(self, group: _Group, loss: float, norm: float) -> None:
         self.position.bad_steps += 1
-        clips = [clip.id for batch in group.batches for clip in batch.clips]
+        clips = list(group.clip_ids)
         self._event("bad_step", step=self.position.step + 1, loss=str(loss), gradient_norm=str(norm), clips=clips)
         logger.warning("step %d skipped: loss %s, gradient norm %s", self.position.step + 1, loss, norm)
         if self.position.bad_steps >= self._settings.max_bad_steps:
@@ -388,11 +416,13 @@ class StageLoop:
         if self._evaluate is not None and settings.eval_steps != "never" and (due or done):
             self._score()
         save_due = last_of_epoch if settings.save_steps == "epoch" else _every(position.step, settings.save_steps)
-        if save_due or position.best_step == position.step or self._stop.requested:
+        # One process may get the signal a step before the others.
+        reason = next((reason for reason in self._processes.gather(self._stop.reason) if reason), None)
+        if save_due or position.best_step == position.step or reason:
             self.save()
-        if self._stop.requested and not (done and self._course.last):
+        if reason and not (done and self._course.last):
             raise Interrupted(
-                f"stopped by {self._stop.reason} after step {position.step} of {self.total_steps}; "
+                f"stopped by {reason} after step {position.step} of {self.total_steps}; "
                 "the state is saved. Run the same command again to go on."
             )
 
@@ -429,9 +459,7 @@ class StageLoop:
         elapsed: float,
         penalty: float,
     ) -> None:
-        clips = sum(len(batch.clips) for batch in group.batches)
-        computed = sum(batch.padded_seconds for batch in group.batches)
-        heard = sum(batch.seconds for batch in group.batches)
+        clips = len(group.clip_ids)
         values = {
             "step": self.position.step,
             "epoch": self.position.epoch,
@@ -442,9 +470,9 @@ class StageLoop:
             "gradient_norm": norm,
             "learning_rates": dict(rates),
             "clips": clips,
-            "audio_s": heard,
+            "audio_s": group.audio_s,
             "samples_per_s": clips / elapsed if elapsed else 0.0,
-            "padding_share": 1 - heard / computed if computed else 0.0,
+            "padding_share": 1 - group.audio_s / group.padded_s if group.padded_s else 0.0,
             "memory_bytes": self._memory(),
             "seconds": elapsed,
         }
@@ -467,10 +495,44 @@ class StageLoop:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The micro-batches of one optimiser step; `size` counts empty ones too, so that positions stay exact."""
+    """The micro-batches of one optimiser step.
 
-    batches: list[Batch]
+    Attributes:
+        batches: Those of this process that have clips, by their number in the step.
+        size: How many all processes have, empty ones too, so that positions stay exact.
+        clip_ids: Clips of all processes.
+        audio_s: Their seconds.
+        padded_s: Their seconds with padding.
+    """
+
+    batches: Mapping[int, Batch]
     size: int
+    clip_ids: tuple[str, ...]
+    audio_s: float
+    padded_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What a process tells the others of its micro-batches, and of what did not fit in its memory."""
+
+    clip_ids: tuple[str, ...]
+    audio_s: float
+    padded_s: float
+    findings: tuple[Finding, ...]
+    largest_s: float | None
+    recompute: bool
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch], position: Position) -> _Share:
+        return cls(
+            clip_ids=tuple(clip.id for batch in batches for clip in batch.clips),
+            audio_s=sum(batch.seconds for batch in batches if batch.clips),
+            padded_s=sum(batch.padded_seconds for batch in batches if batch.clips),
+            findings=tuple(finding for batch in batches for finding in batch.findings),
+            largest_s=position.largest_s,
+            recompute=position.recompute,
+        )
 
 
 def _every(step: int, interval: int | str) -> bool:

@@ -31,7 +31,6 @@ class MemoryGuard:
         loaded: The model, for recomputing activations.
         position: Keeps what has been learned, so that a run that goes on need not learn it again.
         limit_bytes: Activations that a micro-batch may keep for its backward pass; None leaves it to the machine.
-        processes: Processes that train together.
         event: Writes one line of `events.jsonl`.
     """
 
@@ -41,10 +40,9 @@ class MemoryGuard:
         position: Position,
         *,
         limit_bytes: int | None,
-        processes: int,
         event: Callable[..., None],
     ) -> None:
-        self._loaded, self._limit_bytes, self._processes, self._event = loaded, limit_bytes, processes, event
+        self._loaded, self._limit_bytes, self._event = loaded, limit_bytes, event
         self.heed(position)
 
     def heed(self, position: Position) -> None:
@@ -58,7 +56,8 @@ class MemoryGuard:
         most = self._position.largest_s
         if most is None or batch.padded_seconds <= most or not batch.clips:
             return [batch]
-        return batch.split(math.ceil(batch.padded_seconds / most))
+        rows = max(1, math.floor(most * len(batch.clips) / batch.padded_seconds + 1e-6))
+        return batch.split(math.ceil(len(batch.clips) / rows))
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -95,8 +94,6 @@ class MemoryGuard:
             ResourceError: None is left.
         """
         position = self._position
-        if self._processes > 1:
-            raise ResourceError(self._advice(failed, reason, "one of several processes cannot cut a step by itself"))
         if len(failed.clips) > 1:
             rows = -(-len(failed.clips) // 2)
             position.largest_s = rows * failed.padded_seconds / len(failed.clips)

@@ -26,6 +26,7 @@ from sonotune.features.mixup import MixupSettings
 from sonotune.features.specaugment import SpecAugmentSettings
 from sonotune.models.base import MULTI_LABEL, LoadedModel, ModelFamily
 from sonotune.models.precision import Precision
+from sonotune.processes import ALONE, Processes
 from sonotune.registry import resolve
 from sonotune.tasks.base import Prepared, Task, TaskSettings
 from sonotune.training.adapt import check_plain, check_settings_of_task
@@ -91,6 +92,7 @@ def choose_ranks(
     *,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     file: Path | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[RankPlan, Calibration | None]:
     """Ranks of the adapters, and what calibration found where it was needed.
 
@@ -99,6 +101,7 @@ def choose_ranks(
         material: What the run works on.
         autocast: Precision of calibration's forward passes.
         file: Take the ranks from here, whatever the settings say.
+        processes: Share the clips that calibration hears.
 
     Raises:
         AdapterError: The budget is too small, or a file of ranks is for another model.
@@ -107,7 +110,7 @@ def choose_ranks(
     if file is not None:
         settings = replace(settings, file=file)
     loaded = material.opened.loaded
-    found = calibrate(loaded, material.task, material.prepared.clips, settings, autocast=autocast)
+    found = calibrate(loaded, material.task, material.prepared.clips, settings, autocast=autocast, processes=processes)
     plan = plan_ranks(loaded, settings, None if found is None else found.evidence)
     if found is not None:
         found.check_rows(plan.ranks)
@@ -300,15 +303,28 @@ _SPEC_AUGMENT = (
 )  # fmt: skip
 
 
-def loop_settings(config: RunConfig) -> LoopSettings:
-    """How the stage steps."""
+def loop_settings(config: RunConfig, processes: Processes = ALONE) -> LoopSettings:
+    """How the stage steps.
+
+    Raises:
+        ConfigError: A step has fewer micro-batches than there are processes.
+    """
     training = config.training
+    wanted = training.accumulation_steps
+    accumulation_steps = processes.count if wanted == "auto" else wanted
+    if accumulation_steps < processes.count:
+        raise ConfigError(
+            f"training.accumulation_steps={wanted}: {wanted} micro-batches of a step cannot be shared by "
+            f"{processes.count} processes. Take auto, or {processes.count} with micro-batches of "
+            f"{wanted}/{processes.count} of the size."
+        )
     return LoopSettings(
+        accumulation_steps=accumulation_steps,
         learning_rate_floor=training.min_learning_rate_ratio,
         full_context_share=config.model.full_context_share,
         **training.model_dump(
             include={
-                "seed", "batch_seconds", "batch_max_clips", "accumulation_steps", "schedule",
+                "seed", "batch_seconds", "batch_max_clips", "schedule",
                 "weight_decay", "betas", "clip_norm", "label_smoothing", "eval_steps", "save_steps",
                 "keep_checkpoints", "memory_limit_bytes",
             }

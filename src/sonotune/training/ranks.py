@@ -16,6 +16,7 @@ from sonotune.adapters.split import Split
 from sonotune.adapters.targets import modules_of, resolve_targets
 from sonotune.errors import AdapterError
 from sonotune.models.base import LoadedModel
+from sonotune.processes import ALONE, Processes
 from sonotune.registry import resolve
 from sonotune.runs import generator
 from sonotune.tasks.base import Task
@@ -87,8 +88,9 @@ def calibrate(
     settings: RankSettings,
     *,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    processes: Processes = ALONE,
 ) -> Calibration | None:
-    """Listen to what the allocator needs; None where it needs nothing."""
+    """Listen to what the allocator needs, the clips shared by all processes; None where it needs nothing."""
     needs = resolve("allocators", settings.allocator).needs
     if needs == "nothing" or settings.file is not None:
         return None
@@ -98,6 +100,7 @@ def calibrate(
         loaded, task, calibration_clips(clips, settings), tokens=settings.tokens, seed=settings.seed,
         autocast=autocast, directions=max(LEAST_DIRECTIONS, largest),
         gradient_clips=GRADIENT_CLIPS if needs == "gradients" else 0, names=[site.name for site in sites],
+        processes=processes,
     )  # fmt: skip
 
 

@@ -23,7 +23,8 @@ from sonotune.features.workers import Crew
 from sonotune.metrics.efficiency import Energy, PeakMemory
 from sonotune.models.base import LoadedModel, ModelFamily, count_parameters
 from sonotune.models.precision import choose_precision
-from sonotune.runs import RunDirectory, atomic_write_text, torch_seed
+from sonotune.processes import Processes, is_main
+from sonotune.runs import RunDirectory, torch_seed
 from sonotune.tasks.base import Prepared, Task
 from sonotune.training import checkpoint, checks
 from sonotune.training.adapt import ADAPTER_SETTINGS, adapt, new_outputs, untrained_parts
@@ -31,7 +32,7 @@ from sonotune.training.book import RunBook
 from sonotune.training.dynamics import build_dynamics
 from sonotune.training.keep import keep
 from sonotune.training.loop import StageLoop
-from sonotune.training.loop_settings import Listener
+from sonotune.training.loop_settings import Listener, LoopSettings
 from sonotune.training.memory import keep_freed_memory
 from sonotune.training.preparation import (
     Material,
@@ -71,6 +72,8 @@ class _Session:
     book: RunBook
     crews: _Crews
     accelerator: Accelerator
+    processes: Processes
+    steps: LoopSettings
     corpus: Corpus
     loaded: LoadedModel
     family: ModelFamily
@@ -86,6 +89,8 @@ class _Session:
 def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[RunRecord, Path]:
     """Train as configured; goes on by itself where the run directory holds a checkpoint of the same configuration.
 
+    Where `torchrun` has started several processes, all of them call this, and the first one writes.
+
     Args:
         settings: The configuration and where each value came from.
         listeners: See progress as it happens.
@@ -98,9 +103,7 @@ def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[
     """
     config = settings.config
     with (
-        RunDirectory.create_or_open(
-            settings.run_dir(), config_digest=settings.digest, config=settings.plain(), resume=config.run.resume
-        ) as directory,
+        _open_directory(settings) as directory,
         stop_on_signals() as stop,
         PeakMemory() as memory,
         Energy() as energy,
@@ -133,7 +136,17 @@ def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[
                 directory.event("failed", error=type(error).__name__, message=str(error))
             raise
         directory.event("finished")
-        return book.close("finished"), directory.path
+        record = book.close("finished")
+        session.processes.leave()
+        return record, directory.path
+
+
+def _open_directory(settings: LoadedConfig) -> RunDirectory:
+    if not is_main():
+        return RunDirectory.visit(settings.run_dir())
+    return RunDirectory.create_or_open(
+        settings.run_dir(), config_digest=settings.digest, config=settings.plain(), resume=settings.config.run.resume
+    )
 
 
 def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
@@ -143,6 +156,9 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
     if config.training.threads != "auto":
         torch.set_num_threads(config.training.threads)
     accelerator = accelerator_for(precision)
+    processes = Processes.joined(accelerator.num_processes)
+    book.share(processes)
+    steps = loop_settings(config, processes)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     config = with_stages(config)
@@ -150,7 +166,7 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
     corpus, opened = material.corpus, material.opened
     if config.adapter.kind != "none" and config.adapter.split == "measured":
         config = with_split(config, _split(config, book, material, accelerator))
-    plan = None if config.adapter.kind == "none" else _ranks(config, book, material, accelerator)
+    plan = None if config.adapter.kind == "none" else _ranks(config, book, material, accelerator, processes)
     loaded = adapt(
         opened.loaded,
         plan,
@@ -175,8 +191,9 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
         },
     )  # fmt: skip
     return _Session(
-        config=config, book=book, crews=crews, accelerator=accelerator, corpus=corpus, loaded=loaded,
-        family=opened.family, task=material.task, prepared=material.prepared, stages=stages, dynamics=dynamics,
+        config=config, book=book, crews=crews, accelerator=accelerator, processes=processes, steps=steps,
+        corpus=corpus, loaded=loaded, family=opened.family, task=material.task, prepared=material.prepared,
+        stages=stages, dynamics=dynamics,
         adapted=list(plan.ranks) if plan else [],
         bits=max(loaded.quantized.values(), default=16), precision=precision,
     )  # fmt: skip
@@ -189,12 +206,14 @@ def _split(config: RunConfig, book: RunBook, material: Material, accelerator: Ac
         split = read_split(kept)
     else:
         split = measure_split(config, material, autocast=accelerator.autocast)
-        atomic_write_text(kept, split_text(split))
+        book.directory.write_text(SPLIT_FILE, split_text(split))
     book.chose({"adapter.split": split.sentence()})
     return split
 
 
-def _ranks(config: RunConfig, book: RunBook, material: Material, accelerator: Accelerator) -> RankPlan:
+def _ranks(
+    config: RunConfig, book: RunBook, material: Material, accelerator: Accelerator, processes: Processes
+) -> RankPlan:
     """Chosen once: a run that goes on from a checkpoint finds them in its directory.
 
     Without one they are chosen again, for the file does not hold where the A matrices start.
@@ -202,11 +221,11 @@ def _ranks(config: RunConfig, book: RunBook, material: Material, accelerator: Ac
     kept = book.directory.path / RANKS_FILE
     if kept.is_file() and _has_checkpoint(book):
         return choose_ranks(config, material, file=kept)[0]
-    plan, found = choose_ranks(config, material, autocast=accelerator.autocast)
+    plan, found = choose_ranks(config, material, autocast=accelerator.autocast, processes=processes)
     if found is not None:
         book.directory.event("calibrated", **found.summary())
         book.found(found.findings)
-    atomic_write_text(kept, ranks_text(plan, material.opened.loaded))
+    book.directory.write_text(RANKS_FILE, ranks_text(plan, material.opened.loaded))
     return plan
 
 
@@ -222,6 +241,7 @@ def _evaluate(session: _Session, clips: Sequence[Clip]) -> EvaluationResult:
         bootstrap=settings.bootstrap,
         duration_edges_s=settings.duration_edges_s, full_context=config.model.context == "full",
         crew=session.crews.evaluation, autocast=session.accelerator.autocast,
+        processes=session.processes,
     )  # fmt: skip
 
 
@@ -230,16 +250,17 @@ def _score(session: _Session, moment: str, clips: Sequence[Clip] | None, *, once
     if not clips or (once and moment in session.book.record.scores):
         return
     result = _evaluate(session, clips)
-    write_predictions(
-        session.book.directory.predictions_dir / f"{moment}.jsonl", session.task, result.predictions, clips
-    )
+    if session.processes.main:
+        write_predictions(
+            session.book.directory.predictions_dir / f"{moment}.jsonl", session.task, result.predictions, clips
+        )
     session.book.found([replace(found, message=f"{moment}: {found.message}") for found in result.findings])
     session.book.scored(moment, result.scores)
 
 
 def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) -> StageLoop:
     config, book, loaded, stages = session.config, session.book, session.loaded, session.stages
-    eval_clips = session.corpus.splits.get("eval")
+    eval_clips, processes, steps = session.corpus.splits.get("eval"), session.processes, session.steps
 
     def scores() -> Mapping[str, Score]:
         _listen(session, "during", loop.position.step)
@@ -249,11 +270,12 @@ def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) 
         task=session.task,
         loaded=loaded,
         stages=stages,
-        settings=loop_settings(config),
+        settings=steps,
         data=training_data(config, session.prepared),
         crew=session.crews.training,
         dynamics=session.dynamics,
         accelerator=session.accelerator,
+        processes=processes,
         checkpoints=book.directory.checkpoints_dir,
         event=book.directory.event,
         evaluate=scores if eval_clips else None,
@@ -265,16 +287,14 @@ def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) 
             "base model": loaded.revision,
             "precision": session.precision,
             "bits of the frozen weights": str(session.bits),
+            "micro-batches of a step": str(steps.accumulation_steps),
         },
         found=book.found,
         stop=stop,
     )
     frozen = checks.fingerprint(loaded.module, exclude=all_stages(*stages))
     start = checks.fingerprint(loaded.module, exclude=frozenset(frozen))
-    saved = checkpoint.newest(
-        book.directory.checkpoints_dir,
-        on_damage=lambda path, problem: book.directory.event("quarantined", path=path.name, problem=problem),
-    )
+    saved = _newest_checkpoint(session)
     if saved is not None:
         loop.resume(saved)
     elif config.run.resume == "must":
@@ -290,6 +310,19 @@ def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) 
     return loop
 
 
+def _newest_checkpoint(session: _Session) -> checkpoint.Checkpoint | None:
+    """Found by the first process, which sets aside what is damaged, and read by the others."""
+    directory, processes = session.book.directory, session.processes
+    saved = None
+    if processes.main:
+        saved = checkpoint.newest(
+            directory.checkpoints_dir,
+            on_damage=lambda path, problem: directory.event("quarantined", path=path.name, problem=problem),
+        )
+    path = processes.from_main(None if saved is None else saved.path)
+    return checkpoint.read(path) if saved is None and path is not None else saved
+
+
 def _listen(session: _Session, moment: str, step: int) -> None:
     """Log the entropy of activations, where that is asked for."""
     settings = replace(rank_settings(session.config), clips=session.config.evaluation.entropy_clips)
@@ -298,6 +331,7 @@ def _listen(session: _Session, moment: str, step: int) -> None:
     found = collect(
         session.loaded, session.task, calibration_clips(session.prepared.clips, settings), tokens=settings.tokens,
         seed=settings.seed, autocast=session.accelerator.autocast, names=session.adapted,
+        processes=session.processes,
     )  # fmt: skip
     session.book.directory.event(
         "activation_entropy", step=step, moment=moment, effective_rank=found.effective_ranks(),
@@ -316,6 +350,8 @@ def _settle(session: _Session) -> None:
 
 def _save(session: _Session) -> None:
     config = session.config
+    if not session.processes.main:
+        return
     keep(
         session.loaded,
         session.book.directory,

@@ -1,4 +1,7 @@
-"""SIGTERM and SIGINT ask a run to stop after the step in hand; a second SIGINT stops it at once."""
+"""SIGTERM and SIGINT ask a run to stop after the step in hand; a second SIGINT stops it at once.
+
+One of several processes waits for the others instead: `torchrun` passes on a Ctrl-C that each of them got already.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from sonotune.processes import started
 
 
 class StopRequest:
@@ -34,7 +39,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and request.requested:
+        if number == signal.SIGINT and request.requested and started() == 1:
             raise KeyboardInterrupt
         request.ask(signal.Signals(number).name)
 

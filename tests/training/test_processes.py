@@ -1,0 +1,232 @@
+"""Two processes on one machine: what they train, score and keep is what one process does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sonotune.config.load import LoadedConfig
+from sonotune.errors import CheckpointError, ConfigError
+from sonotune.processes import BUCKET_BYTES, Processes, _buckets, started
+from sonotune.runs import read_events, read_record
+from sonotune.training.preparation import loop_settings
+
+Settings = Callable[..., LoadedConfig]
+
+WAIT_S = 240
+STAGES = (
+    "training.stages=[{name: first, adapters: [decoder], max_steps: 3}, "
+    "{name: second, weights: [encoder.norms], adapters: all, max_steps: 4, learning_rates: {encoder.norms: 0.5}}]"
+)
+EVERYTHING = (
+    "adapter.allocator=entropy", "regularization.entropy=spread", "reallocation.at=[0.3]", "allocation.clips=8",
+    "adapter.dropout=0.1", "augmentation.speed_probability=0.5", "augmentation.frequency_masks=1",
+)  # fmt: skip
+
+
+@pytest.fixture
+def train(tiny_model: Path, corpus: Path) -> Callable[..., tuple[int, str]]:
+    """Trains with one process or several; gives the exit code and what was said."""
+
+    def start(folder: Path, *words: str, processes: int = 1, driver: Path | None = None) -> tuple[int, str]:
+        program = [str(driver)] if driver else ["-m", "sonotune", "train"]
+        launcher = (
+            ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+        )
+        line = [
+            sys.executable, *launcher, *program, f"model={tiny_model}", f"data.train={corpus / 'train.jsonl'}",
+            f"data.eval={corpus / 'eval.jsonl'}", f"run.dir={folder}", "training.batch_max_clips=3",
+            "training.threads=1", "training.precision=fp32", "data.loader_workers=0",
+            "evaluation.bootstrap=100", "evaluation.max_new_tokens=4", "evaluation.batch_max_clips=1",
+            "training.learning_rate=0.01", *words,
+        ]  # fmt: skip
+        done = subprocess.run(
+            line, capture_output=True, text=True, timeout=WAIT_S, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    return start
+
+
+def steps(folder: Path) -> list[dict[str, Any]]:
+    return [event for event in read_events(folder / "events.jsonl") if event["kind"] == "step"]
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def predictions(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "predictions" / "after.jsonl").read_text("utf-8").splitlines()]
+
+
+def assert_same(one: Path, two: Path) -> None:
+    """The same losses, weights and predictions, but for the order of sums."""
+    for mine, other in zip(steps(one), steps(two), strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4), mine["step"]
+        assert mine["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-3), mine["step"]
+        assert {key: mine[key] for key in ("step", "epoch", "stage", "clips", "learning_rates")} == {
+            key: other[key] for key in ("step", "epoch", "stage", "clips", "learning_rates")
+        }
+        assert mine["audio_s"] == pytest.approx(other["audio_s"])
+    left, right = adapter(one), adapter(two)
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        torch.testing.assert_close(value, right[name], rtol=1e-3, atol=1e-4, msg=name)
+    assert [row["id"] for row in predictions(one)] == [row["id"] for row in predictions(two)]
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(train: Callable[..., tuple[int, str]], tmp_path: Path):
+    """Stages, moving ranks, penalties, dropout and augmentation included; odd numbers of micro-batches."""
+    words = (*EVERYTHING, STAGES)
+    code, said = train(tmp_path / "one", *words, "training.accumulation_steps=2")
+    assert code == 0, said
+    code, said = train(tmp_path / "two", *words, processes=2)
+    assert code == 0, said
+    assert_same(tmp_path / "one", tmp_path / "two")
+    assert {event["stage"] for event in steps(tmp_path / "two")} == {"first", "second"}
+    assert any(event["clips"] <= 3 for event in steps(tmp_path / "two"))  # the seventh micro-batch, alone
+    one, two = read_record(tmp_path / "one"), read_record(tmp_path / "two")
+    assert (one.environment["world_size"], two.environment["world_size"]) == (1, 2)
+    assert one.ranks == two.ranks
+    assert said.count("report ") == 1
+    ranks = [json.loads((tmp_path / name / "ranks.json").read_text("utf-8")) for name in ("one", "two")]
+    assert ranks[0] == ranks[1]  # the statistics of two halves, merged, are those of the whole
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_with_another_number_of_processes(train: Callable[..., tuple[int, str]], tmp_path: Path):
+    driver = tmp_path / "stops.py"
+    driver.write_text(STOPS, "utf-8")
+    words = ("training.accumulation_steps=2", *EVERYTHING[4:], STAGES)
+    assert train(tmp_path / "whole", *words)[0] == 0
+    code, said = train(tmp_path / "parts", *words, processes=2, driver=driver)
+    assert code != 0
+    assert "stopped by SIGTERM after step 4 of 7" in said
+    assert [event["step"] for event in steps(tmp_path / "parts")] == [1, 2, 3, 4]
+    code, said = train(tmp_path / "parts", *words)
+    assert code == 0, said
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+STOPS = f"""
+import os, signal, sys
+from sonotune.config.load import load_run_config
+from sonotune.cli import main
+from sonotune.training import run as room
+from sonotune.training.progress import ProgressBar
+
+def stepped(self, values):
+    # One process alone gets the signal, as when a scheduler takes away one machine.
+    if values["step"] == 4 and os.environ.get("RANK") == "1":
+        os.kill(os.getpid(), {int(signal.SIGTERM)})
+
+ProgressBar.stepped = stepped
+main(["train", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.slow
+def test_gradients_that_are_not_added_up_are_noticed(train: Callable[..., tuple[int, str]], tmp_path: Path):
+    """What DDP does in silence when a stage lets other parameters train than those that it was made for."""
+    driver = tmp_path / "stale.py"
+    driver.write_text(STALE, "utf-8")
+    code, said = train(tmp_path / "run", STAGES, processes=2, driver=driver)
+    assert code != 0
+    assert "they train apart" in said
+    assert "after step 4 process 1" in said
+    assert {event["stage"] for event in steps(tmp_path / "run")} <= {"first"}
+
+
+STALE = """
+import sys
+from sonotune.cli import main
+from sonotune.processes import Processes
+
+known = []
+add_up = Processes.add_up
+
+def stale(self, tensors):
+    if not known:
+        known.append(len(tensors))
+    add_up(self, tensors[: known[0]])
+
+Processes.add_up = stale
+main(["train", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.slow
+def test_a_user_error_under_several_processes_ends_them_all(train: Callable[..., tuple[int, str]], tmp_path: Path):
+    code, said = train(tmp_path / "run", "training.accumulation_steps=1", processes=2)
+    assert code != 0
+    assert "cannot be shared by 2 processes" in said
+    assert "sonotune/training" not in said  # the launcher has a traceback of its own, and ours none
+
+
+def test_a_step_needs_a_micro_batch_for_each_process(settings: Settings):
+    config = settings().config
+    assert loop_settings(config).accumulation_steps == 1
+    assert loop_settings(config, Processes(0, 3)).accumulation_steps == 3
+    four = settings("training.accumulation_steps=4").config
+    assert loop_settings(four, Processes(0, 3)).accumulation_steps == 4
+    with pytest.raises(ConfigError, match="4 micro-batches of a step cannot be shared by 5 processes"):
+        loop_settings(four, Processes(1, 5))
+
+
+def test_shares_are_apart_and_whole():
+    for count in range(1, 5):
+        for size in range(9):
+            shares = [Processes(rank, count).share(range(size)) for rank in range(count)]
+            assert sorted(item for share in shares for item in share) == list(range(size))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_buckets_hold_neighbours_of_one_type_up_to_their_size():
+    wide = BUCKET_BYTES // 4
+    tensors = [
+        torch.empty(wide // 2), torch.empty(wide // 2), torch.empty(1), torch.empty(1, dtype=torch.bfloat16),
+        torch.empty(2 * wide), torch.empty(3),
+    ]  # fmt: skip
+    assert [[tensor.numel() for tensor in bucket] for bucket in _buckets(tensors)] == [
+        [wide // 2, wide // 2], [1], [1], [2 * wide], [3],
+    ]  # fmt: skip
+
+
+def test_processes_that_did_not_find_each_other_are_refused(monkeypatch: pytest.MonkeyPatch):
+    """`accelerate launch --cpu` sets the number and starts one."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(ConfigError, match="started 2 processes and 1 found each other"):
+        Processes.joined(1)
+
+
+@pytest.mark.parametrize("count", ["2", "many", "-1", ""])
+def test_a_number_of_processes_without_a_launcher_is_refused(count: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", count)
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ConfigError, match="Unset it for one process"):
+        started()
+
+
+def test_a_checkpoint_of_other_steps_is_refused(settings: Settings, tmp_path: Path):
+    from sonotune.training import checkpoint
+
+    saved = checkpoint.save(
+        tmp_path, 1, weights={}, optimizer={},
+        state={"position": {}, "identity": {"micro-batches of a step": "2"}},
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match="micro-batches of a step was 2 and is now 1"):
+        checkpoint.check_identity(checkpoint.read(saved), {"micro-batches of a step": "1"}, ())
