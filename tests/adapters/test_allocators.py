@@ -21,7 +21,7 @@ from sonotune.adapters.allocators.uniform import UniformAllocator
 from sonotune.errors import AdapterError
 
 KINDS = {"q_proj": (256, 256), "k_proj": (256, 256), "fc1": (512, 256), "fc2": (256, 512)}
-many = settings(max_examples=200, deadline=None)
+many = settings(max_examples=1500, deadline=None)
 
 
 def model(layers: int = 6, groups: tuple[str, ...] = ("encoder", "decoder")) -> list[Site]:
@@ -102,8 +102,8 @@ def test_an_effective_rank_caps_what_lies_above_the_reference_rank():
     scores = {site.name: value for site, value in zip(sites, (9.5, 9.0, 2.0, 2.0, 2.0, 2.0), strict=True)}
     free = run(EntropyAllocator, sites, Evidence(effective_ranks={n: 100 * v for n, v in scores.items()}), gamma=2.0)
     capped = run(EntropyAllocator, sites, Evidence(effective_ranks=scores), gamma=2.0)
-    assert list(free.ranks.values())[:2] == [16, 16]
-    assert list(capped.ranks.values())[:2] == [12, 12]
+    assert list(free.ranks.values())[:2] == [21, 19]
+    assert list(capped.ranks.values())[:2] == [10, 9]
     assert capped.parameters == free.parameters == free.budget
 
 
@@ -115,7 +115,7 @@ def test_an_effective_rank_that_is_none_is_refused(allocator: Callable[[], objec
     wrong = replace(evidence, effective_ranks={**evidence.effective_ranks, sites[2].name: value})
     least = 0.0 if allocator is EntropyAllocator else math.inf  # a score of 0
     if value == least:
-        assert run(allocator, sites, wrong).ranks[sites[2].name] == 4
+        assert run(allocator, sites, wrong).ranks[sites[2].name] == 2
     else:
         with pytest.raises(AdapterError, match=r"score of encoder\.0\.fc1 is"):
             run(allocator, sites, wrong)

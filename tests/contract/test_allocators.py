@@ -94,6 +94,6 @@ def test_no_module_no_rank_and_no_evidence_no_plan(name: str):
     if allocator.needs == "nothing":
         assert allocator.allocate(sites, Budget(rank=8), evidence=Evidence(), seed=0).ranks["a.fc"] >= 8
         return
-    assert allocator.needs in ("activations", "gradients")
+    assert allocator.needs in ("activations", "directions", "gradients")
     with pytest.raises(AdapterError, match=rf"allocator={name} decides by .* not known of a\.fc .*sonotune allocate"):
         allocator.allocate(sites, Budget(rank=8), evidence=Evidence(), seed=0)

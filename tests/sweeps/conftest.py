@@ -94,7 +94,9 @@ class FakeRuns:
 
 @pytest.fixture
 def base(tmp_path: Path) -> list[str]:
-    """Settings that all runs share."""
+    """Settings that all runs share; of the clips they name only the files are there."""
+    for name in ("train", "dev", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(name, "utf-8")
     return [
         "model=whisper_nano", f"data.train={tmp_path}/train.jsonl", f"data.eval={tmp_path}/dev.jsonl",
         f"data.test={tmp_path}/test.jsonl", "training.learning_rate=1e-3", "adapter.rank=4",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,9 @@ def test_other_clips_are_refused(plan: Planned, sit: Sit, fake):
 
 def test_arms_that_train_unlike_numbers_of_parameters_stop_it_at_once(plan: Planned, sit: Sit, fake, tmp_path: Path):
     runs = fake(parameters={"entropy_half": 10_060})
-    with pytest.raises(AdapterError, match=r"entropy_half trains 10,060 and uniform 10,000.*0\.60 % apart") as caught:
+    with pytest.raises(
+        AdapterError, match=r"entropy_half trains 10,060 and uniform 10,000.*0\.67 % of their adapters apart"
+    ) as caught:
         sit(plan(), runs)
     assert caught.value.exit_code == 2
     assert len(runs.calls) == 2  # the middle of both grids, and nothing more
@@ -111,7 +113,7 @@ def test_arms_that_train_unlike_numbers_of_parameters_stop_it_at_once(plan: Plan
 
 
 def test_half_a_per_cent_is_equal_and_ceilings_need_not_be(plan: Planned, sit: Sit, fake):
-    body = sit(plan("uniform,entropy_half,full"), fake(parameters={"entropy_half": 10_050, "full": 100_000}))
+    body = sit(plan("uniform,entropy_half,full"), fake(parameters={"entropy_half": 10_045, "full": 100_000}))
     by_arm = {row["arm"]: row["sentence"] for row in body["comparisons"]}
     assert "trainable parameters equal to 0.5 %" in by_arm["entropy_half"]
     assert "100,000 trainable parameters against 10,000" in by_arm["full"]
@@ -262,6 +264,45 @@ def test_arms_of_the_same_budget_get_the_baselines(base: list[str]):
 def test_wrong_requests_are_refused_before_anything_runs(base: list[str], changes, options, said: str):
     with pytest.raises(ConfigError, match=said):
         plan_ablation([*base, *changes], choose_arms("uniform"), **options)
+
+
+def test_clips_that_are_not_there_are_refused_before_anything_runs(base: list[str]):
+    words = [word for word in base if not word.startswith("data.test")]
+    with pytest.raises(ConfigError, match=r"data\.test is nowhere\.jsonl, and there is nothing"):
+        plan_ablation([*words, "data.test=nowhere.jsonl"], choose_arms("uniform"))
+
+
+def test_arms_that_no_run_has_to_show_wrong_are_refused_at_once(base: list[str]):
+    def parameters_of(words: Sequence[str]) -> dict[str, int]:
+        if "adapter.targets=nothing" in words:
+            raise AdapterError("no module is called nothing")
+        return {"adapter": 45_440, "trainable": 45_440}
+
+    arms = choose_arms("uniform,entropy_half", ["bad: adapter.targets=nothing"])
+    with pytest.raises(ConfigError, match="arm bad: no module is called nothing"):
+        plan_ablation(base, arms, parameters_of=parameters_of)
+    budget = [word for word in base if not word.startswith("adapter.rank")] + ["adapter.budget=50000"]
+    with pytest.raises(ConfigError, match=r"equal ranks spend 45,440 of adapter\.budget=50,000"):
+        plan_ablation(budget, arms[:2], parameters_of=parameters_of)
+    plan_ablation(budget, arms[1:2], parameters_of=parameters_of)
+
+
+def test_other_clips_are_noticed_before_another_run(plan: Planned, sit: Sit, fake, tmp_path: Path):
+    sit(plan("uniform", seeds=(0,)), fake())
+    kept = (tmp_path / "dev.jsonl").read_bytes()
+    (tmp_path / "dev.jsonl").write_text("other", "utf-8")
+    runs = fake()
+    with pytest.raises(RunDirectoryError, match=r"data\.eval changed since the first run"):
+        sit(plan("uniform"), runs)
+    assert runs.calls == []
+    (tmp_path / "dev.jsonl").write_bytes(kept)
+    assert sit(plan("uniform"), runs)["status"] == "finished"
+
+
+def test_a_folder_that_cannot_be_made_is_told(plan: Planned, sit: Sit, fake, tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunDirectoryError, match="--dir"):
+        sit(plan(folder=tmp_path / "file" / "x"), fake())
 
 
 def test_test_clips_are_required(base: list[str]):

@@ -111,7 +111,7 @@ def test_an_ablation_of_two_arms_and_two_rates(command: Command, words: list[str
 
     # The printed line, elsewhere, gives the same weights.
     first = body["trials"][0]
-    again = [word for word in shlex.split(first["line"])[1:] if not word.startswith("run.dir=")]
+    again = shlex.split(first["line"])[1:]
     code, _, err = command(*again, f"run.dir={tmp_path / 'again'}")
     assert code == 0, err
     weights = [load_file(place / "adapter" / "adapter_model.safetensors") for place in

@@ -97,17 +97,26 @@ def test_what_cannot_be_compared_says_why():
     assert sentence(broken) == "eva and uniform could not be compared: the two arms have no seed in common."
 
 
-def test_claims_need_every_control_beaten(plan, sit, fake):
+def test_claims_need_every_control_beaten(plan, sit, fake, tmp_path):
+    gains, folder = {"entropy_half": 2, "random_1": 1}, tmp_path
+
     def errors(arm: str, seed: int, clip: int) -> int:
-        gain = {"entropy_half": 2, "random_1": 1, "shuffled": 2}.get(arm, 0)
+        gain = gains.get(arm, 0)
         return 3 - gain * (clip % 4 > 0) + (clip % 11 == seed)
 
+    controls = ("uniform", "shuffled", "random_1", "random_2", "random_3")
     body = sit(plan("uniform,entropy_half,random_1"), fake(errors_of=errors))
     [claim] = body["claims"]
+    assert not claim["holds"]  # it beats both, and the others were not run
+    assert claim["sentence"].endswith("is not shown to be better than shuffled, random_2, random_3.")
+    gains.update(random_2=1, random_3=0, shuffled=1)
+    body = sit(plan(",".join(("entropy_half", *controls)), folder=folder / "all"), fake(errors_of=errors))
+    [claim] = body["claims"]
     assert claim["holds"]
-    assert {row["against"] for row in claim["comparisons"]} == {"uniform", "random_1"}
-    assert "entropy_half is better than every control (uniform, random_1)" in body["verdict"][-1]
-    body = sit(plan("uniform,entropy_half,random_1,shuffled"), fake(errors_of=errors))
+    assert {row["against"] for row in claim["comparisons"]} == set(controls)
+    assert f"entropy_half is better than every control ({', '.join(controls)})" in body["verdict"][-1]
+    gains["shuffled"] = 2
+    body = sit(plan(",".join(("entropy_half", *controls)), folder=folder / "none"), fake(errors_of=errors))
     [claim] = body["claims"]
     assert not claim["holds"]
     assert claim["sentence"].startswith("Nothing is claimed for entropy_half")

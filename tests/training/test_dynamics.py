@@ -162,7 +162,7 @@ def test_two_things_that_move_ranks_are_refused_before_anything_trains(settings:
 def test_ranks_of_a_file_may_move_within_what_they_cost(settings: Settings, tmp_path: Path):
     """Not within what the reference rank would cost, which may be less."""
     _, first = run(settings("adapter.rank=4", "training.max_epochs=1", folder=tmp_path / "first"))
-    words = ["adapter.rank=2", "reallocation.at=[0.2,0.5]", "reallocation.share=0.5", "training.learning_rate=0.02"]
+    words = ["reallocation.at=[0.2,0.5]", "reallocation.share=0.5", "training.learning_rate=0.02"]
     record, folder = run(settings(*words, f"allocation.file={first / 'ranks.json'}", folder=tmp_path / "second"))
     given = read_record(first).ranks
     assert events(folder, "ranks")

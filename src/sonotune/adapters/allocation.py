@@ -15,7 +15,7 @@ from torch import nn
 from sonotune.errors import AdapterError
 from sonotune.models.base import LoadedModel
 
-Needs = Literal["nothing", "activations", "gradients"]
+Needs = Literal["nothing", "activations", "directions", "gradients"]
 Scaling = Literal["balanced", "constant", "rslora"]
 
 _SCHEMA = 1
@@ -103,6 +103,7 @@ class RankPlan:
         allocator: Registry name.
         parameters: Trainable adapter parameters, sum of rank x (in + out).
         budget: Adapter parameters that could be spent.
+        reference: Rank at which an update is scaled by alpha / rank; None leaves it to the settings of a run.
         evidence: Full module name -> the number the allocator decided by, where it used one.
         initial: Full module name -> rows that the A matrix starts from (rank, inputs), where the allocator says. They
             are fewer where calibration knew fewer directions; the rest of A starts as it would without them.
@@ -114,6 +115,7 @@ class RankPlan:
     allocator: str
     parameters: int
     budget: int | None = None
+    reference: int | None = None
     evidence: Mapping[str, float] = field(default_factory=dict)
     initial: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False, compare=False)
     pruned_to: int | None = None
@@ -294,8 +296,10 @@ def plan_to_json(plan: RankPlan, sites: Sequence[Site]) -> dict[str, Any]:
         "allocator": plan.allocator,
         "parameters": plan.parameters,
         "budget": plan.budget,
+        "reference": plan.reference,
         "pruned_to": plan.pruned_to,
         "groups": groups,
+        "costs": {site.name: site.cost for site in sites},
         "ranks": dict(plan.ranks),
         "evidence": dict(plan.evidence),
         "caps": dict(plan.caps),
@@ -303,7 +307,7 @@ def plan_to_json(plan: RankPlan, sites: Sequence[Site]) -> dict[str, Any]:
 
 
 def plan_from_json(entries: object, sites: Sequence[Site]) -> RankPlan:
-    """Read a plan back, for exactly these modules.
+    """Read a plan back, for exactly these modules; its ranks may have been edited.
 
     Args:
         entries: As `plan_to_json` made them and a file kept them.
@@ -322,7 +326,7 @@ def plan_from_json(entries: object, sites: Sequence[Site]) -> RankPlan:
     evidence = _numbers(entries, "evidence", whole=False)
     caps = _numbers(entries, "caps", whole=False) if "caps" in entries else {}
     costs = {site.name: site.cost for site in sites}
-    if unknown := [name for name in (*ranks, *evidence, *caps) if name not in costs]:
+    if unknown := list(dict.fromkeys(name for name in (*ranks, *evidence, *caps) if name not in costs)):
         raise AdapterError(
             f"the rank plan has {unknown[0]} and {len(unknown) - 1} more that are not among the {len(costs)} adapted "
             "modules. Use it with the model and the adapter.targets it was made for."
@@ -332,23 +336,29 @@ def plan_from_json(entries: object, sites: Sequence[Site]) -> RankPlan:
             f"the rank plan says nothing of {missing[0]} and {len(missing) - 1} more of {len(costs)} adapted modules. "
             "Use it with the model and the adapter.targets it was made for."
         )
-    parameters = sum(costs[name] * rank for name, rank in ranks.items())
-    if entries.get("parameters") != parameters:
+    known = _numbers(entries, "costs", whole=True)
+    if other := [name for name, cost in costs.items() if known.get(name) != cost]:
         raise AdapterError(
-            f"the rank plan counts {entries.get('parameters')!r} parameters, and its ranks cost {parameters} in this "
-            "model. It was made for matrices of other sizes, or edited; make it again with `sonotune allocate`."
+            f"the rank plan was made for matrices of other sizes: a rank of {other[0]} costs {costs[other[0]]} "
+            f"parameters in this model and {known.get(other[0])} there. Make one with `sonotune allocate`."
         )
-    allocator, budget, pruned_to = (entries.get(name) for name in ("allocator", "budget", "pruned_to"))
-    if not isinstance(allocator, str) or not all(one is None or _is_whole(one) for one in (budget, pruned_to)):
+    allocator, budget, reference, pruned_to = (
+        entries.get(name) for name in ("allocator", "budget", "reference", "pruned_to")
+    )
+    if not isinstance(allocator, str) or not all(
+        one is None or _is_whole(one) for one in (budget, reference, pruned_to)
+    ):
         raise AdapterError(
-            f"the rank plan names the allocator {allocator!r}, the budget {budget!r} and pruned_to {pruned_to!r}; "
-            "text, and whole numbers or null are allowed. Make it again with `sonotune allocate`."
+            f"the rank plan names the allocator {allocator!r}, the budget {budget!r}, the reference rank {reference!r} "
+            f"and pruned_to {pruned_to!r}; text, and whole numbers or null are allowed. Make it again with `sonotune "
+            "allocate`."
         )
     return RankPlan(
         ranks={name: int(ranks[name]) for name in costs},
         allocator=allocator,
-        parameters=parameters,
+        parameters=sum(costs[name] * rank for name, rank in ranks.items()),
         budget=budget,
+        reference=reference,
         evidence=evidence,
         pruned_to=pruned_to,
         caps=caps,

@@ -241,7 +241,8 @@ def _bounds(sites: Sequence[Site], budget: Budget, total: int, caps: Mapping[str
 
 
 def _step(mean: Fraction) -> int:
-    step = 8 if mean >= 32 else 4 if mean >= 8 else 1
+    """Coarser where ranks are large; a step of half the mean would leave most ranks where equal ones are."""
+    step = 8 if mean >= 32 else 4 if mean >= 16 else 1
     while mean.denominator == 1 and mean.numerator % step:
         step //= 2
     return step

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -166,9 +165,10 @@ def _parameters(words: Sequence[str]) -> dict[str, int]:
 
 def _print_plan(plan: Plan, session: Session, *, as_json: bool) -> None:
     from sonotune.sweeps.schedule import expected_trials, waiting_trials
+    from sonotune.sweeps.trials import train_line
 
     waiting = waiting_trials(plan.schedule, session.outcomes())
-    runs = [{"run": trial.name, "line": shlex.join(["sonotune", "train", *plan.words(trial)])} for trial in waiting]
+    runs = [{"run": trial.name, "line": train_line(plan.words(trial))} for trial in waiting]
     count, seconds = expected_trials(plan.schedule, session.outcomes()), session.seconds_to_come()
     body = {"ablation": str(plan.folder), "runs": runs, "expected_runs": count, "seconds": seconds}
     lines = [str(run["line"]) for run in runs]

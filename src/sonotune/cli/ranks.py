@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sonotune.cli.findings import warning_lines, worth_telling
 from sonotune.cli.shared import Json, Words, app, print_result
 
 Folder = Annotated[Path, typer.Option(help="Folder for ranks.json and its pictures.")]
@@ -25,40 +26,58 @@ def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = F
     from sonotune.errors import RunDirectoryError
     from sonotune.models.precision import choose_precision
     from sonotune.reports.ranks import save_pictures
-    from sonotune.runs import atomic_write_text
+    from sonotune.runs import atomic_write_json, atomic_write_text, make_folder
     from sonotune.training.preparation import accelerator_for, choose_ranks, gather, measure_split, with_split
-    from sonotune.training.ranks import ranks_text
+    from sonotune.training.ranks import ranks_text, split_text
+    from sonotune.types import Finding
 
     given = list(words or [])
-    if not any(word.startswith(("adapter.allocator=", "config=")) for word in given):
-        given.append("adapter.allocator=entropy")
-    config = load_run_config(given, require=("data.train",)).config
-    if (out / "ranks.json").exists():
-        raise RunDirectoryError(f"{out / 'ranks.json'} exists already. Name another folder with --out.")
+    settings = load_run_config(given, require=("data.train",))
+    if "adapter.allocator" not in settings.origin:
+        settings = load_run_config([*given, "adapter.allocator=entropy"], require=("data.train",))
+    config = settings.config
+    target = out / "ranks.json"
+    if target.exists():
+        raise RunDirectoryError(f"{target} exists already. Name another folder with --out.")
+    make_folder(out, choose="--out")
     precision, _ = choose_precision(config.training.precision)
     accelerator = accelerator_for(precision)
-    material = gather(config, precision=precision, device=accelerator.device)
+    findings: list[Finding] = []
+    material = gather(config, precision=precision, device=accelerator.device, found=findings.extend)
     split = None
     if config.adapter.split == "measured":
         split = measure_split(config, material, autocast=accelerator.autocast)
         config = with_split(config, split)
     plan, found = choose_ranks(config, material, autocast=accelerator.autocast)
-    out.mkdir(parents=True, exist_ok=True)
-    target = out / "ranks.json"
-    atomic_write_text(target, text := ranks_text(plan, material.opened.loaded))
-    pictures = save_pictures(text, out)
+    findings += () if found is None else found.findings
+    text = ranks_text(plan, material.opened.loaded)
+    files = save_pictures(text, out)
+    if split is not None:
+        atomic_write_text(out / "split.json", split_text(split))
+        files = [*files, out / "split.json"]
+    if found is not None:
+        atomic_write_json(out / "entropy.json", found.spectra())
+        files = [*files, out / "entropy.json"]
+    atomic_write_text(target, text)  # last: what is half written can be written again
     entropy = {} if found is None else dict(found.evidence.effective_ranks)
+    warnings = worth_telling(findings)
     body = {
         "ranks": dict(plan.ranks), "parameters": plan.parameters, "budget": plan.budget, "entropy": entropy,
-        "allocator": plan.allocator, "file": str(target), "pictures": [str(path) for path in pictures],
+        "allocator": plan.allocator, "file": str(target),
+        "pictures": [str(path) for path in files if path.suffix != ".json"],
+        "clips": len(material.prepared.clips), "warnings": [finding.message for finding in warnings],
         **({} if found is None else {"calibration": found.summary(), "spectra": found.spectra()}),
         **({} if split is None else {"split": split.to_json()}),
     }  # fmt: skip
     ranks = sorted(plan.ranks.values())
+    heard = (
+        "no clip heard" if found is None else f"{found.clips} of {len(material.prepared.clips)} training clips heard"
+    )
     lines = [
         f"{plan.allocator}: {plan.parameters:,} of {plan.budget:,} parameters in {len(ranks)} modules, "
-        f"ranks {ranks[0]} to {ranks[-1]}, median {ranks[len(ranks) // 2]}",
+        f"ranks {ranks[0]} to {ranks[-1]}, median {ranks[len(ranks) // 2]}; {heard}",
         *([] if split is None else [split.sentence(), "as settings: " + shlex.join(split.words())]),
-        *(f"  {path}" for path in (target, *pictures)),
+        *warning_lines(warnings, "--json"),
+        *(f"  {path}" for path in (target, *files)),
     ]
     print_result(body, as_json=as_json, lines=lines)

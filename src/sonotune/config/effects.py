@@ -29,6 +29,25 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
             (config.adapter.split == "measured" and not full, "adapter.split is measured", section, settings)
             for section, settings in (("adapter", ("stem",)), ("allocation", ("group_weights",)))
         ),
+        *(
+            (config.allocation.file is not None and not full, "allocation.file has the ranks", section, settings)
+            for section, settings in (
+                ("adapter", ("rank", "allocator", "budget")),
+                (
+                    "allocation",
+                    (
+                        "gamma",
+                        "rank_step",
+                        "min_rank",
+                        "max_rank",
+                        "group_weights",
+                        "group_floors",
+                        "cross_modality",
+                        "draw",
+                    ),
+                ),
+            )
+        ),
         (config.regularization.entropy == "off", "regularization.entropy is off", "regularization", ("weight", "ramp")),
         (not config.reallocation.at, "reallocation.at is empty", "reallocation", ("share", "shrink")),
         (full or bits == 16, "no weight is quantised", "quantization", ("double", "skip")),

@@ -60,9 +60,9 @@ def arm_table(body: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         `name`, `about`, `words`, `learning_rate`, `runs` (seed and score on the test clips of every run at the chosen
-        rate), their `mean` and `sd` (None for a single run), the `parameters`, `seconds` and `peak_bytes` of a run
-        (means), and `dominated_by`: names of arms that score at least as well with no more parameters and no more time,
-        and are better in one of the three; times within 5 % are the same.
+        rate), their `mean` and `sd` (None for a single run), the `parameters` and `peak_bytes` of a run (means) and its
+        `seconds` (median), and `dominated_by`: names of arms that score at least as well with no more parameters and no
+        more time, and are better in one of the three; times within 5 % are the same.
     """
     rows = []
     for arm in body["arms"]:
@@ -78,8 +78,10 @@ def arm_table(body: Mapping[str, Any]) -> list[dict[str, Any]]:
         values = [run["value"] for run in runs]
         means = {
             name: math.fsum(trial[name] for trial in trials) / len(trials) if trials else None
-            for name in ("parameters", "seconds", "peak_bytes")
+            for name in ("parameters", "peak_bytes")
         }
+        # The first run of a process pays for its imports, and others for what else the machine did.
+        means["seconds"] = statistics.median(trial["seconds"] for trial in trials) if trials else None
         rows.append(
             {
                 **{name: arm[name] for name in ("name", "about", "words", "learning_rate", "at_edge")},
@@ -138,7 +140,9 @@ def _rate_curves(body: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]
 def _rates(curves: Mapping[str, Sequence[tuple[float, float]]], body: Mapping[str, Any]) -> Picture:
     def draw(figure: Figure, palette: Palette) -> Mapping[str, str]:
         axes = plain_axes(figure)
-        for index, (arm, points) in enumerate(curves.items()):
+        places = {arm["name"]: index for index, arm in enumerate(body["arms"])}
+        for arm, points in curves.items():
+            index = places[arm]
             axes.plot(
                 [rate for rate, _ in points], [score for _, score in points], label=arm, markersize=4,
                 linestyle=("-", "--", ":")[index // len(palette.series) % 3], **_look(index, palette),
@@ -183,8 +187,10 @@ def _costs(rows: Sequence[Mapping[str, Any]], name: str, label: str, body: Mappi
 
     def draw(figure: Figure, palette: Palette) -> Mapping[str, str]:
         axes = plain_axes(figure)
+        places = {arm["name"]: index for index, arm in enumerate(body["arms"])}
         for index, row in enumerate(rows):
-            look, values, cost = _look(index, palette), [100 * run["value"] for run in row["runs"]], row[name] * scale
+            look, cost = _look(places[row["name"]], palette), row[name] * scale
+            values = [100 * run["value"] for run in row["runs"]]
             axes.plot([cost, cost], [min(values), max(values)], color=look["color"], linewidth=1.2, alpha=0.6)
             face = "none" if beaten[index] else look["color"]
             axes.plot(

@@ -15,6 +15,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,25 @@ def write_error(
         f"Nothing that was saved before is lost; free some space, or name another place ({choose}), "
         "and run the same line again."
     )
+
+
+def make_folder(path: Path, *, choose: str) -> None:
+    """Make a folder and those above it, where they are missing, and see that files can be made in it.
+
+    Args:
+        path: The folder.
+        choose: What names the place, for the error.
+
+    Raises:
+        RunDirectoryError: It cannot be made or written.
+        ResourceError: The disk is full.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise write_error(error, path, 0, choose=choose) from error
 
 
 def _free_bytes(path: Path) -> str:

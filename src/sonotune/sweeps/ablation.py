@@ -17,8 +17,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sonotune.config.load import load_run_config
-from sonotune.errors import AdapterError, ConfigError, Interrupted, RunDirectoryError
-from sonotune.runs import atomic_write_json, atomic_write_text, code_version, environment
+from sonotune.config.schema import DataConfig
+from sonotune.errors import AdapterError, ConfigError, Interrupted, RunDirectoryError, SonotuneError
+from sonotune.registry import is_asset, split_source
+from sonotune.runs import (
+    atomic_write_json,
+    atomic_write_text,
+    code_version,
+    digest_file,
+    environment,
+    make_folder,
+)
 from sonotune.sweeps.arms import ARMS, BASELINES, Arm, base_words, trial_words
 from sonotune.sweeps.schedule import (
     STEP,
@@ -133,6 +142,7 @@ def plan_ablation(
     given = {word.partition("=")[0] for word in words}
     base = (*words, *(word for word in _UNLESS_GIVEN if word.partition("=")[0] not in given))
     shared = load_run_config(base, require=REQUIRED)
+    _check_sources(shared.config.data)
     centres = _centres(base, arms)
     budgets: dict[str, int] = {}
     models = {"baseline": next(arm for arm in arms if arm.name == chosen), "everything": ARMS["everything"]}
@@ -141,6 +151,8 @@ def plan_ablation(
         if asking and parameters_of is not None:
             counts = parameters_of([*base_words(base, model), *model.words])
             budgets |= dict.fromkeys(asking, counts["adapter" if spends == "baseline" else "trainable"])
+    if parameters_of is not None:
+        _check_budgets(base, arms, budgets, shared.config.adapter.budget, parameters_of)
     return Plan(
         base=base,
         arms=tuple(arms),
@@ -176,6 +188,47 @@ def _centres(base: Sequence[str], arms: Sequence[Arm]) -> dict[str, float]:
     return centres
 
 
+def _check_sources(data: DataConfig) -> None:
+    """Refuse sources of clips that are not there."""
+    for name in ("train", "eval", "test"):
+        importer, place = split_source(getattr(data, name))
+        if importer == "auto" and not is_asset(place) and not Path(place).exists():
+            raise ConfigError(f"data.{name} is {place}, and there is nothing. Check the name.")
+
+
+def _check_budgets(
+    base: Sequence[str],
+    arms: Sequence[Arm],
+    budgets: Mapping[str, int],
+    budget: int | None,
+    parameters_of: Callable[[Sequence[str]], Mapping[str, int]],
+) -> None:
+    """Refuse what no run has to be made for: targets that match nothing, budgets that cannot be kept or spent."""
+    problems = []
+    for arm in arms:
+        words = trial_words(
+            base, arm, rate=1e-3, seed=0, folder=Path("runs"), budget=budgets.get(arm.name)
+        )  # fmt: skip
+        try:
+            adapter = parameters_of(words)["adapter"]
+        except SonotuneError as error:
+            problems.append(f"arm {arm.name}: {error}")
+            continue
+        if arm.equal and budget is not None and arm.name == "uniform" and adapter < (1 - EQUAL_SHARE) * budget:
+            problems.append(
+                f"arm uniform: equal ranks spend {adapter:,} of adapter.budget={budget:,}, and the others nearly all: "
+                "arms that only move ranks must spend alike. Set adapter.rank instead of adapter.budget."
+            )
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _manifests(data: DataConfig) -> dict[str, str]:
+    """Digests of the manifests that are files, by setting."""
+    places = {f"data.{name}": split_source(getattr(data, name))[1] for name in ("train", "eval", "test")}
+    return {name: digest_file(Path(place)) for name, place in places.items() if Path(place).is_file()}
+
+
 @dataclass(slots=True, kw_only=True)
 class Session:
     """One sitting of an ablation.
@@ -188,6 +241,7 @@ class Session:
         told: Called with a line for a person after every trial.
         clock: Seconds, for the limit.
         results: What is known of trials.
+        manifests: Digests of the files of clips, by setting.
         about: Machine and commit, looked at when the session begins.
     """
 
@@ -198,6 +252,7 @@ class Session:
     told: Callable[[str], None] = lambda line: None
     clock: Callable[[], float] = time.monotonic
     results: dict[Trial, TrialResult] = field(default_factory=dict)
+    manifests: Mapping[str, str] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=lambda: {"machine": environment(), "code": code_version()})
 
     def go(self) -> dict[str, Any]:
@@ -213,6 +268,7 @@ class Session:
         """
         with _locked(self.plan.folder):
             started = self.clock()
+            self._check_manifests()
             self._read_finished()
             status: Status = "finished"
             try:
@@ -228,6 +284,20 @@ class Session:
                 self._write("failed")
                 raise
             return self._write(status)
+
+    def _check_manifests(self) -> None:
+        """Refuse to train on other clips than the first session did.
+
+        Raises:
+            RunDirectoryError: A manifest has changed since.
+        """
+        earlier = read_ablation(self.plan.folder).get("manifests", {})
+        self.manifests = _manifests(load_run_config(self.plan.base, require=REQUIRED).config.data)
+        if changed := [name for name, digest in earlier.items() if self.manifests.get(name, digest) != digest]:
+            raise RunDirectoryError(
+                f"{', '.join(changed)} changed since the first run in {self.plan.folder}, and runs on unlike clips "
+                "cannot be compared. Restore the file, or begin anew with another --dir."
+            )
 
     def outcomes(self) -> Outcomes:
         """Trial -> score on the development clips."""
@@ -275,14 +345,14 @@ class Session:
         self.told(train_line(words))
         result = run_trial(trial, words, self.plan.place(trial), self.run)
         self.results[trial] = result
-        shown = f"{100 * result.score:.2f} %" if result.score is not None else f"failed: {result.error}"
-        self.told(f"  {trial.name}: {shown} on data.eval, {result.seconds:.0f} s; {left - 1} or more to go")
+        shown = f"{100 * result.score:.2f} % on data.eval" if result.score is not None else f"failed: {result.error}"
+        self.told(f"  {trial.name}: {shown} ({result.seconds:.0f} s; {left - 1} or more to go)")
         check_alike(self.plan, self.results)
         self._write("running", judged=False)
 
     def _write(self, status: Status, *, judged: bool = True) -> dict[str, Any]:
         body = describe(self.plan, self.results, status=status, apart=self.apart, judged=judged)
-        body |= self.about
+        body |= {"manifests": dict(self.manifests), **self.about}
         atomic_write_json(self.plan.folder / RECORD, body)
         if judged:
             from sonotune.reports.ablation import build_ablation_html  # noqa: PLC0415  (jinja2, only for a report)
@@ -323,7 +393,7 @@ def check_alike(plan: Plan, results: Mapping[Trial, TrialResult]) -> None:
         other = next(result for result in done if result.data != done[0].data)
         raise RunDirectoryError(
             f"{other.folder} was run on other clips than {done[0].folder}: the manifests have changed since. "
-            "Restore them, or begin anew with another --dir."
+            f"Restore them and remove {other.folder}, or begin anew with another --dir."
         )
     for result in done:
         wanted = plan.budgets.get(result.trial.arm)
@@ -338,11 +408,13 @@ def check_alike(plan: Plan, results: Mapping[Trial, TrialResult]) -> None:
     if not equal:
         return
     least, most = (pick(equal, key=lambda result: result.parameters) for pick in (min, max))
-    if most.parameters - least.parameters > EQUAL_SHARE * most.parameters:
+    # Of adapters: a stem that trains beside them is alike in all, and would make a difference look small.
+    adapters = min(result.adapter_parameters for result in equal)
+    if most.parameters - least.parameters > EQUAL_SHARE * adapters:
         raise AdapterError(
             f"arms that only move ranks must train equally many parameters; {most.trial.arm} trains "
             f"{most.parameters:,} and {least.trial.arm} {least.parameters:,}, which is "
-            f"{100 * (most.parameters - least.parameters) / most.parameters:.2f} % apart and not at most "
+            f"{100 * (most.parameters - least.parameters) / adapters:.2f} % of their adapters apart and not at most "
             f"{100 * EQUAL_SHARE:g} %. Set adapter.budget or allocation.rank_step so that both can spend alike, or "
             "leave one of them out with --arms."
         )
@@ -411,7 +483,7 @@ def _arm_row(
         "centre": plan.schedule.centres[arm.name],
         "learning_rate": choice.rate if choice else None,
         "tried": list(choice.tried) if choice else [],
-        "at_edge": choice.at_edge if choice else False,
+        "at_edge": plan.schedule.points > 1 and choice is not None and choice.at_edge,
         "seeds": list(candidate.runs) if candidate else [],
     }
 
@@ -419,7 +491,7 @@ def _arm_row(
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the directory for this process; the kernel lets go of it however the process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, choose="--dir")
     lock = os.open(folder / "ablation.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         # Not flock: a record lock is not inherited by loader processes, which may outlive a killed parent.

@@ -122,7 +122,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "standard": (
             "uniform", "entropy_half", "entropy_full", "inverse", "shuffled", "random_1", "random_2", "random_3", "eva",
-            "full",
+            "eva_ranks", "uniform_eva", "gradient_eva", "adalora", "full",
         ),
     }
 )  # fmt: skip

@@ -45,7 +45,7 @@ class TrialResult:
         score: On the development clips; None for a failed trial.
         scores: Moment -> score name -> score in JSON form.
         parameters: Trainable parameters.
-        adapter_parameters: Those of them in adapters.
+        adapter_parameters: Those in adapters when training began; AdaLoRA prunes some away until the end.
         seconds: Wall time of the run, calibration and scoring included.
         peak_bytes: Peak memory of the process it ran in.
         data: Split -> digest.
@@ -93,8 +93,8 @@ class TrialResult:
 
 
 def train_line(words: Sequence[str]) -> str:
-    """The command that repeats a trial."""
-    return f"sonotune train {shlex.join(words)}"
+    """The command that repeats a trial, in a directory of its own."""
+    return f"sonotune train {shlex.join(word for word in words if not word.startswith('run.dir='))}"
 
 
 def read_trial(trial: Trial, words: Sequence[str], folder: Path) -> TrialResult | None:

@@ -101,12 +101,12 @@ def judge_claims(
     rows = []
     for name, claim in CLAIMS.items():
         present = [by_name[control] for control in claim.controls if control in by_name]
-        if name not in by_name or len(present) < 2:
+        if name not in by_name or not present:
             continue
         found = _family([(control, by_name[name]) for control in present], score, tuned, resamples, seed)
         beaten = [row["against"] for row in found if row.get("outcome") == "better"]
-        holds = len(beaten) == len(found)
-        unbeaten = [row["against"] for row in found if row.get("outcome") != "better"]
+        holds = len(beaten) == len(claim.controls)
+        unbeaten = [control for control in claim.controls if control not in beaten]
         sentence = (
             f"{name} is better than every control ({', '.join(beaten)}): {claim.meaning}."
             if holds

@@ -127,7 +127,7 @@ def adapt(
     Args:
         loaded: The model as it was opened.
         plan: Ranks of the adapters; None trains the whole model.
-        rank: Reference rank.
+        rank: Reference rank, where the plan has none of its own.
         alpha: Numerator of the scale at the reference rank; `auto` takes the rank.
         scaling: Of other ranks.
         dropout: On the inputs of the adapters.
@@ -142,6 +142,7 @@ def adapt(
     if plan is None:
         loaded = lora.unfreeze_all(loaded)
     else:
+        rank = plan.reference or rank
         loaded = lora.attach(
             loaded,
             plan,

@@ -98,7 +98,7 @@ def calibrate(
     largest = max(bounds_of(sites, settings.bounds).most.values())
     return collect(
         loaded, task, calibration_clips(clips, settings), tokens=settings.tokens, seed=settings.seed,
-        autocast=autocast, directions=max(LEAST_DIRECTIONS, largest),
+        autocast=autocast, directions=0 if needs == "activations" else max(LEAST_DIRECTIONS, largest),
         gradient_clips=GRADIENT_CLIPS if needs == "gradients" else 0, names=[site.name for site in sites],
         processes=processes,
     )  # fmt: skip
@@ -121,7 +121,7 @@ def plan_ranks(loaded: LoadedModel, settings: RankSettings, evidence: Evidence |
     plan: RankPlan = resolve("allocators", settings.allocator)().allocate(
         sites, settings.bounds, evidence=evidence or Evidence(), seed=settings.draw
     )
-    return plan
+    return replace(plan, reference=settings.rank)
 
 
 def plan_uncalibrated(loaded: LoadedModel, settings: RankSettings) -> RankPlan:

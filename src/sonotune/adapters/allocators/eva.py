@@ -20,7 +20,7 @@ from sonotune.adapters.apportion import by_components, make_plan, spend, uniform
 class EvaAllocator:
     """Components with the largest share of variance by cost; A starts from them."""
 
-    needs: ClassVar[Needs] = "activations"
+    needs: ClassVar[Needs] = "directions"
 
     def allocate(self, sites: Sequence[Site], budget: Budget, *, evidence: Evidence, seed: int) -> RankPlan:
         """See `RankAllocator.allocate`."""
@@ -33,7 +33,7 @@ class EvaAllocator:
 class EvaRanksAllocator:
     """The ranks of `eva`; A starts at random."""
 
-    needs: ClassVar[Needs] = "activations"
+    needs: ClassVar[Needs] = "directions"
 
     def allocate(self, sites: Sequence[Site], budget: Budget, *, evidence: Evidence, seed: int) -> RankPlan:
         """See `RankAllocator.allocate`."""
@@ -45,7 +45,7 @@ class EvaRanksAllocator:
 class UniformEvaAllocator:
     """The same rank everywhere; A starts from the principal components."""
 
-    needs: ClassVar[Needs] = "activations"
+    needs: ClassVar[Needs] = "directions"
 
     def allocate(self, sites: Sequence[Site], budget: Budget, *, evidence: Evidence, seed: int) -> RankPlan:
         """See `RankAllocator.allocate`."""
