@@ -8,6 +8,7 @@
     ├── ModelError                        a checkpoint, a component selector, quantisation
     ├── AdapterError                      targets, ranks, merging
     ├── MissingExtraError                 an optional package that is not installed
+    ├── HubError                          the hub could not be reached; what was to be sent is kept
     ├── RunDirectoryError                 an existing, locked or unwritable run directory
     ├── GateError                exit 3   the audit or a leak check said STOP
     ├── NumericError             exit 4   NaN or infinity that did not go away
@@ -68,6 +69,10 @@ class AdapterError(SonotuneError):
 
 class MissingExtraError(SonotuneError):
     """An optional package is needed; the message has the command that installs it."""
+
+
+class HubError(SonotuneError):
+    """The hub could not be reached or refused; what was to be sent is kept."""
 
 
 class RunDirectoryError(SonotuneError):

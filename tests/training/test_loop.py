@@ -208,6 +208,27 @@ def test_the_best_weights_are_put_back_at_the_end(bench: Build):
     assert sorted(path.name for path in made.folder.iterdir()) == ["step-000010", "step-000020"]
 
 
+def test_the_best_few_are_averaged_where_that_is_no_worse(bench: Build):
+    """Three of five evaluations are averaged: the best and the next two, whatever came between."""
+    scores = [0.9, 0.2, 0.5, 0.3, 0.6]
+    made = bench(max_epochs=5, scores=[*scores, 0.2], average_checkpoints=3, keep_checkpoints=1)
+    made.loop.run()
+    assert (made.loop.position.best_step, made.loop.position.runners_up) == (10, [20, 15])
+    assert made.loop.load_best() == 10
+    three = [newest_of(made.folder, step).weights for step in (10, 20, 15)]
+    for name, value in made.weights().items():
+        torch.testing.assert_close(value, sum(one[name] for one in three) / 3)
+    [told] = made.of("average")
+    assert (told["steps"], told["kept"]) == ([10, 20, 15], True)
+
+    worse = bench(max_epochs=5, scores=[*scores, 0.21], average_checkpoints=3, folder=made.folder.with_name("worse"))
+    worse.loop.run()
+    worse.loop.load_best()
+    best = newest_of(worse.folder, 10).weights
+    assert all(torch.equal(value, best[name]) for name, value in worse.weights().items())
+    assert not worse.of("average")[0]["kept"]
+
+
 def newest_of(folder: Path, step: int) -> checkpoint.Checkpoint:
     return checkpoint.read(checkpoint.step_path(folder, step))
 

@@ -10,10 +10,13 @@ import torch
 from torch import nn
 
 from sonotune.errors import CheckpointError
+from sonotune.training.checks import check_gradients
 from sonotune.training.optimizer import (
     build_optimizer,
+    choose_optimizer,
     enter_stage,
     learning_rate_factor,
+    moment_bytes,
     optimizer_tensors,
     restore_optimizer,
     set_learning_rates,
@@ -145,3 +148,71 @@ def test_missing_state_of_one_parameter_is_an_error_and_names_it():
         restore_optimizer(fresh, saved, required=["0.weight", "1.weight"])
     restore_optimizer(fresh, saved, required=["0.weight"])  # 1.weight had none when it was saved
     assert fresh.state[module[1].weight] == {}
+
+
+KINDS = ("adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+
+
+def wide(*, seed: int = 0) -> tuple[nn.Module, Stage]:
+    """Large enough that bitsandbytes keeps 8 bits of the matrix."""
+    torch.manual_seed(seed)
+    group = ParameterGroup(name="all", parameters=("weight", "bias"), learning_rate=1e-2, decay=False)
+    return nn.Linear(64, 128), Stage(name="train", groups=(group,), max_epochs=1, max_steps=None, patience=None)
+
+
+def wide_step(module: nn.Module, optimizer: torch.optim.Optimizer, *, seed: int) -> float:
+    inputs = torch.randn(16, 64, generator=torch.Generator().manual_seed(seed))
+    loss = (module(inputs) - inputs.repeat(1, 2)).square().mean()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore:Paged optimizers")
+def test_small_moments_learn_and_go_on_bit_for_bit(kind):
+    def build() -> tuple[nn.Module, torch.optim.Optimizer]:
+        module, stage = wide()
+        optimizer = build_optimizer(module, [stage], weight_decay=0.0, betas=(0.9, 0.999), kind=kind)
+        enter_stage(optimizer, 0)
+        set_learning_rates(optimizer, 1.0)
+        return module, optimizer
+
+    module, optimizer = build()
+    losses = [wide_step(module, optimizer, seed=seed) for seed in range(20)]
+    assert losses[-1] < 0.8 * losses[0]
+    check_gradients(optimizer)
+    tensors = {name: value.clone() for name, value in optimizer_tensors(optimizer).items()}
+    assert not any("qmap" in name for name in tensors)
+    again, other = build()
+    again.load_state_dict(module.state_dict())
+    restore_optimizer(other, tensors, required=("weight", "bias"))
+    for seed in range(20, 25):
+        assert wide_step(module, optimizer, seed=seed) == wide_step(again, other, seed=seed)
+    assert all(torch.equal(left, right) for left, right in zip(module.parameters(), again.parameters(), strict=True))
+    assert (tensors["weight/state1"].dtype == torch.uint8) == kind.endswith("8bit")
+    assert tensors["bias/state1"].dtype == torch.float32
+
+
+def test_moments_take_what_is_predicted():
+    module, stage = wide()
+    for kind in ("adamw", "adamw_8bit"):
+        optimizer = build_optimizer(module, [stage], weight_decay=0.0, betas=(0.9, 0.999), kind=kind)
+        enter_stage(optimizer, 0)
+        wide_step(module, optimizer, seed=0)
+        for name, parameter in module.named_parameters():
+            taken = sum(
+                value.numel() * value.element_size() for key, value in optimizer_tensors(optimizer).items()
+                if key.startswith(name) and not key.endswith("/step")
+            )  # fmt: skip
+            assert moment_bytes(parameter.numel(), kind) == taken, (kind, name)
+    assert moment_bytes(10**6, "paged_adamw") == 0 < moment_bytes(1000, "paged_adamw")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_card_steps_are_those_of_plain_adamw_and_it_is_said(kind):
+    found, reason = choose_optimizer(kind, torch.device("cpu"))
+    assert found == "adamw"
+    assert kind in reason
+    assert choose_optimizer(kind, torch.device("cuda")) == (kind, "as set")

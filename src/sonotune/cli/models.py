@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sonotune.cli.findings import warning_lines
+from sonotune.cli.runs import write_card
 from sonotune.cli.shared import Files, Json, Words, app, percent, print_result
 
 if TYPE_CHECKING:
@@ -235,11 +236,14 @@ def export(
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     adapter: Annotated[bool, typer.Option("--adapter", help="The adapter only, in PEFT format.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")] = False,
+    push: Annotated[str | None, typer.Option(help="Upload it to this OWNER/NAME of the hub (private if new).")] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Merge a trained adapter into plain weights that `transformers` loads, proving that the function is the same."""
     from sonotune.errors import ConfigError
     from sonotune.serving.export import export as write_export
+    from sonotune.serving.hub import check_name
+    from sonotune.serving.hub import push as push_folder
 
     for name, value, allowed in (
         ("--target", target, ("dequantized", "original")),
@@ -247,6 +251,8 @@ def export(
     ):
         if value not in allowed:
             raise ConfigError(f"{name} {value!r} is not known; take one of {', '.join(allowed)}.")
+    if push is not None:
+        check_name(push)
     result = write_export(
         source.removeprefix("model="), folder, target=target, dtype=dtype, adapter_only=adapter, overwrite=overwrite  # type: ignore[arg-type]
     )  # fmt: skip
@@ -260,6 +266,12 @@ def export(
             f"{result['dtype']}     largest logit difference {rounding['largest']:.2g}, "
             f"best token the same at {100 * rounding['agreement']:.1f} % of positions"
         )
+    run = Path(source.removeprefix("model="))
+    if (run / "run.json").is_file():
+        write_card(run, Path(result["export"]), "adapter" if adapter else "model")
+    if push is not None:
+        result["pushed"] = push_folder(Path(result["export"]), push)
+        lines.append(f"pushed   {result['pushed']}")
     print_result(result, as_json=as_json, lines=lines)
 
 

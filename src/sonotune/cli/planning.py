@@ -84,9 +84,12 @@ def plan(
 
 def _settings(config: RunConfig, device: Literal["cpu", "cuda"]) -> TrainingSettings:
     """What of the settings decides memory."""
+    import torch
+
     from sonotune.models.precision import choose_precision
     from sonotune.planning.layout import TrainingSettings
     from sonotune.training.adapt import ADAPTER_SETTINGS
+    from sonotune.training.optimizer import choose_optimizer
     from sonotune.training.preparation import wanted_stages, with_stages
     from sonotune.training.ranks import RankSettings
 
@@ -103,6 +106,7 @@ def _settings(config: RunConfig, device: Literal["cpu", "cuda"]) -> TrainingSett
         adapter=config.adapter.model_dump(include=set(ADAPTER_SETTINGS)), precision=precision,
         gradient_checkpointing=config.training.gradient_checkpointing, label_smoothing=config.training.label_smoothing,
         stages=wanted_stages(config),
+        optimizer=choose_optimizer(config.training.optimizer, torch.device(device))[0],
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from sonotune.config.load import LoadedConfig
     from sonotune.types import RunRecord
 
+KINDS: tuple[Literal["adapter"], Literal["model"]] = ("adapter", "model")
+"""Folders of a run that hold what was trained."""
 Dump = Annotated[bool, typer.Option("--dump-config", help="Print the resolved settings as YAML and stop.")]
 
 
@@ -49,6 +51,9 @@ def _run(settings: LoadedConfig, *, quiet: bool) -> tuple[RunRecord, Path]:
         record, folder = run(settings, listeners=[progress])
     if is_main():
         _write_report(folder)
+        for kind in KINDS:
+            if (folder / kind).is_dir():
+                write_card(folder, folder / kind, kind)
     return record, folder
 
 
@@ -67,6 +72,16 @@ def _write_report(folder: Path) -> Path:
     plan = read_plan(ranks.read_text("utf-8")) if ranks.is_file() else None
     atomic_write_text(target, build_html(record, read_events(folder / "events.jsonl"), predictions, plan))
     return target
+
+
+def write_card(run: Path, folder: Path, kind: Literal["adapter", "model"]) -> None:
+    """The model card of what a run made, as `README.md` of a folder."""
+    from sonotune.reports.card import build_card
+    from sonotune.runs import atomic_write_text, read_record
+
+    record = read_record(run)
+    task = "classify" if {"accuracy", "map"} & set(record.scores.get("after", {})) else "transcribe"
+    atomic_write_text(folder / "README.md", build_card(record, kind=kind, task=task))
 
 
 def _summary(record: RunRecord, folder: Path) -> dict[str, Any]:

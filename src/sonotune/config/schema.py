@@ -379,6 +379,8 @@ class TrainingConfig(Section):
     """Steps of linear rise; `auto` takes 5 % of the steps, 500 at most."""
     min_learning_rate_ratio: Share = 0.1
     """Where the learning rate ends, as a share of its peak."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
+    """AdamW; with moments in 8 bits, or in pages that leave the card when it is full. On a CPU all are plain AdamW."""
     weight_decay: Share = 0.01
     """Decoupled weight decay, on matrices only."""
     betas: tuple[Share, Share] = (0.9, 0.999)
@@ -405,6 +407,8 @@ class TrainingConfig(Section):
     """Steps between evaluations; the best one's weights are kept."""
     patience: int | None = Field(default=None, ge=1, le=1_000_000)
     """Evaluations without a better score before the run stops early; null never stops early."""
+    average_checkpoints: int = Field(default=1, ge=1, le=100)
+    """Best evaluations whose weights are averaged in the end; the average is kept where it scores at least as well."""
     save_steps: Annotated[int, Field(ge=1, le=1_000_000_000)] | Literal["epoch"] = Field(
         default="epoch", json_schema_extra=_NO_EFFECT_ON_RESULT
     )
@@ -454,6 +458,9 @@ class RunSection(Section):
     """Go on from the newest good checkpoint where there is one; never; or fail where there is none."""
     progress: bool = Field(default=True, json_schema_extra=_NO_EFFECT_ON_RESULT)
     """Show a progress bar."""
+    trackers: Selectors = Field(default=(), json_schema_extra=_NO_EFFECT_ON_RESULT)
+    """Trackers that are told as well, by the names of `accelerate`: wandb (offline unless WANDB_MODE says otherwise),
+    tensorboard, mlflow, ..."""
 
 
 class RunConfig(Section):
@@ -477,5 +484,10 @@ class RunConfig(Section):
             raise ValueError(
                 f"adapter.kind is 'none' (every weight trains) and quantization.bits is {self.quantization.bits}; "
                 "quantised weights cannot train. Take quantization.bits=16, or adapter.kind=lora"
+            )
+        if self.training.optimizer != "adamw" and (self.reallocation.at or self.adapter.allocator == "adalora"):
+            raise ValueError(
+                f"training.optimizer is {self.training.optimizer!r}, and ranks that change while they train carry the "
+                "moments of plain AdamW along. Take training.optimizer=adamw, or leave the ranks as they are"
             )
         return self

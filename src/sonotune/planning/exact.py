@@ -73,6 +73,11 @@ def measure_step(layout: Layout, batch: Batch) -> Peak:
             "--exact runs a step with the kernels of the device it is for; --device is cuda, and torch finds only cpu "
             "here. Leave --exact out, take --device cpu, or run this where the card is."
         )
+    if layout.settings.optimizer != "adamw":
+        raise ConfigError(
+            f"--exact knows the moments of plain AdamW, and training.optimizer is {layout.settings.optimizer}. Leave "
+            "one of the two out."
+        )
     loaded, device = layout.loaded, layout.device
     ledger = _Ledger(device)
     with FakeTensorMode(allow_non_fake_inputs=True), ledger, contextlib.ExitStack() as undo:

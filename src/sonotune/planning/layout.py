@@ -29,6 +29,7 @@ from sonotune.models.quantize import bitsandbytes
 from sonotune.registry import resolve
 from sonotune.tasks.base import Task, TaskSettings
 from sonotune.training.adapt import adapt
+from sonotune.training.optimizer import OptimizerKind
 from sonotune.training.ranks import RankSettings, plan_uncalibrated
 from sonotune.training.stages import Stage, StageSettings, all_stages, build_stages, whole_run
 from sonotune.types import Clip
@@ -60,6 +61,7 @@ class TrainingSettings:
     gradient_checkpointing: bool = False
     label_smoothing: float = 0.0
     stages: Sequence[StageSettings] = ()
+    optimizer: OptimizerKind = "adamw"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,11 +31,11 @@ from sonotune.features.batching import Batch
 from sonotune.models.base import bare_name, carrier
 from sonotune.models.quantize import packed_bytes
 from sonotune.planning.layout import BLOCK, SCALES_PER_BLOCK, Layout
+from sonotune.training.optimizer import moment_bytes
 
 _CODES, _NESTED_CODES = 4 * 16, 4 * 256 + 4  # of each matrix: its code book; that of its scales, and their mean
 KINDS = ("weights", "gradients", "optimizer", "activations")
 OUTSIDE = "outside"
-MOMENTS = 2
 _ORDER = ("stem", "encoder", "projector", "embeddings", "decoder", "head")
 _QUERIES = re.compile(r"(^|[._])(q|query|linear_q)(_proj)?$")
 _HEARS = re.compile(r"(^|[._])(q|k|v|query|key|value|linear_[qkv])(_proj)?$")
@@ -91,7 +91,7 @@ def static_memory(layout: Layout) -> dict[str, dict[str, int]]:
         if parameter.requires_grad:
             row["gradients"] += size
         if name in layout.held:
-            row["optimizer"] += MOMENTS * size
+            row["optimizer"] += moment_bytes(parameter.numel(), layout.settings.optimizer)
     for name, buffer in loaded.module.named_buffers():
         row = rows.setdefault(loaded.owner(bare_name(name)) or OUTSIDE, dict.fromkeys(KINDS, 0))
         row["weights"] += buffer.numel() * buffer.element_size()

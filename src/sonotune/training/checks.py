@@ -69,12 +69,17 @@ def check_gradients(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         if group["group"] is None:  # of another stage
             continue
-        moments = [optimizer.state.get(parameter, {}).get("exp_avg") for parameter in group["params"]]
+        moments = [_first_moment(optimizer.state.get(parameter, {})) for parameter in group["params"]]
         if not any(moment is not None and bool(moment.abs().max() > 0) for moment in moments):
             raise TrainingCheckError(
                 f"no gradient reached the {len(moments)} tensors of group {group['group']!r} in the first steps; "
                 f"the first is {group['names'][0]}."
             )
+
+
+def _first_moment(state: Mapping[str, Any]) -> Tensor | None:
+    """Zero as long as no gradient came: the moment itself, or the scales of its codes of 8 bits."""
+    return next((state[key] for key in ("exp_avg", "absmax1", "state1") if key in state), None)
 
 
 def check_moved(before: Mapping[str, str], module: nn.Module, stages: Sequence[Stage], loaded: LoadedModel) -> None:

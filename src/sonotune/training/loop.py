@@ -101,7 +101,7 @@ class StageLoop:
         self._dynamics = tuple(dynamics)
         self._stages, self._every_stage = tuple(stages), all_stages(*stages)
         self._optimizer = build_optimizer(
-            loaded.module, stages, weight_decay=settings.weight_decay, betas=settings.betas
+            loaded.module, stages, weight_decay=settings.weight_decay, betas=settings.betas, kind=settings.optimizer
         )
         window_s = loaded.frontend.max_duration_s if loaded.context == "full" else None
         self._durations = [window_s or clip.duration_s for clip in data.clips]
@@ -164,9 +164,7 @@ class StageLoop:
             dynamics.restore(_below(saved.optimizer, f"{_DYNAMICS}/{index}/"), self._optimizer)
         self._look_up()
         checkpoint.check_identity(saved, self._identity, self._weights)
-        with torch.no_grad():
-            for name, parameter in self._weights.items():
-                parameter.copy_(saved.weights[name])
+        self._put(saved.weights)
         restore_optimizer(self._optimizer, dict(saved.optimizer), required=saved.state.get("optimizer", self._weights))
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(saved.state["scaler"])
@@ -194,15 +192,35 @@ class StageLoop:
         self.save()
 
     def load_best(self) -> int | None:
-        """Put the weights of the best evaluation in place; returns its step, None where nothing was evaluated."""
-        step = self.position.best_step
-        if step is None or step == self.position.step:
-            return step
-        saved = checkpoint.read(checkpoint.step_path(self._checkpoints, step))
+        """Put the best weights in place: those of the best evaluation, or the average of the best few.
+
+        The average is taken of the factors of an adapter and not of their product, and kept only where the development
+        clips like it at least as well.
+
+        Returns:
+            The step of the best evaluation; None where nothing was evaluated.
+        """
+        best = self.position.best_step
+        if best is None:
+            return None
+        steps = [best, *self.position.runners_up]
+        if steps == [self.position.step]:
+            return best
+        weights = [checkpoint.read(checkpoint.step_path(self._checkpoints, step)).weights for step in steps]
+        if len(steps) > 1 and self._evaluate is not None:
+            self._put({name: torch.stack([one[name] for one in weights]).mean(0) for name in self._weights})
+            score = self._evaluate()[self._task.primary]
+            kept = _sign(score) * score.value <= _sign(score) * self.position.scores[str(best)]
+            self._event("average", step=self.position.step, steps=steps, score=score.to_json(), kept=kept)
+            if kept:
+                return best
+        self._put(weights[0])
+        return best
+
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self._weights.items():
-                parameter.copy_(saved.weights[name])
-        return step
+                parameter.copy_(weights[name])
 
     def save(self) -> None:
         """Write a checkpoint of the present position, once, by the first process."""
@@ -230,7 +248,8 @@ class StageLoop:
             optimizer=moments | self._dynamics_tensors(),
             state=state,
         )
-        protect = [] if self.position.best_step is None else [self.position.best_step]
+        best = self.position.best_step
+        protect = [] if best is None else [best, *self.position.runners_up]
         checkpoint.prune(self._checkpoints, keep=self._settings.keep_checkpoints, protect=protect)
         self._event("checkpoint", step=self.position.step, path=path.name, seconds=time.perf_counter() - started)
 
@@ -418,7 +437,7 @@ class StageLoop:
         save_due = last_of_epoch if settings.save_steps == "epoch" else _every(position.step, settings.save_steps)
         # One process may get the signal a step before the others.
         reason = next((reason for reason in self._processes.gather(self._stop.reason) if reason), None)
-        if save_due or position.best_step == position.step or reason:
+        if save_due or position.step in (position.best_step, *position.runners_up) or reason:
             self.save()
         if reason and not (done and self._course.last):
             raise Interrupted(
@@ -442,11 +461,23 @@ class StageLoop:
         position.evaluated_step = position.step
         position.scores[str(position.step)] = score.value
         position.stale = 0 if better or not settled else position.stale + 1
-        if better:
-            position.best, position.best_step = score.value, position.step
+        if settled:
+            self._rank_among_best(score, better=better)
         self._event("evaluation", step=position.step, best=better, scores={k: v.to_json() for k, v in scores.items()})
         for listener in self._listeners:
             listener.evaluated(position.step, scores)
+
+    def _rank_among_best(self, score: Score, *, better: bool) -> None:
+        """Keep the step of the best score, and of those that are averaged with it."""
+        position = self.position
+        others = [] if position.best_step is None else [position.best_step, *position.runners_up]
+        if better:
+            position.best, position.best_step = score.value, position.step
+        else:
+            others.append(position.step)
+        others.sort(key=lambda step: (_sign(score) * position.scores[str(step)], step))
+        others = [step for step in others if step != position.best_step]
+        position.runners_up = others[: self._settings.average_checkpoints - 1]
 
     def _report(
         self,
@@ -533,6 +564,11 @@ class _Share:
             largest_s=position.largest_s,
             recompute=position.recompute,
         )
+
+
+def _sign(score: Score) -> int:
+    """What makes the better of two scores the smaller."""
+    return 1 if score.better == "lower" else -1
 
 
 def _every(step: int, interval: int | str) -> bool:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sonotune.audio.augment import WaveformAugmenter
 from sonotune.features.mixup import MixupSettings
 from sonotune.features.specaugment import SpecAugmentSettings
-from sonotune.training.optimizer import Schedule
+from sonotune.training.optimizer import OptimizerKind, Schedule
 from sonotune.types import Clip, Score
 
 
@@ -34,6 +34,8 @@ class LoopSettings:
     save_steps: int | Literal["epoch"]
     keep_checkpoints: int
     full_context_share: float
+    average_checkpoints: int = 1
+    optimizer: OptimizerKind = "adamw"
     memory_limit_bytes: int | None = None
     max_bad_steps: int = 3
 
@@ -64,6 +66,7 @@ class Position:
         audio_s: Seconds of audio seen.
         best: Best primary score so far.
         best_step: Step of the best score.
+        runners_up: Steps of the next best scores, as many as are averaged in the end.
         stale: Evaluations since the best score.
         bad_steps: Steps in a row whose loss or gradient was not finite.
         evaluated_step: Last step that was evaluated.
@@ -84,6 +87,7 @@ class Position:
     audio_s: float = 0.0
     best: float | None = None
     best_step: int | None = None
+    runners_up: list[int] = field(default_factory=list)
     stale: int = 0
     bad_steps: int = 0
     evaluated_step: int = -1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,34 @@ from sonotune.errors import CheckpointError
 from sonotune.training.stages import Stage
 
 Schedule = Literal["cosine", "linear", "constant"]
+OptimizerKind = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
+
+
+def choose_optimizer(kind: OptimizerKind, device: torch.device) -> tuple[OptimizerKind, str]:
+    """What can be had on a device, and why."""
+    if kind == "adamw" or device.type == "cuda":
+        return kind, "as set"
+    return "adamw", f"{kind} is for memory on a CUDA card, and this run has none; steps are those of plain AdamW"
 
 
 def build_optimizer(
-    module: nn.Module, stages: Sequence[Stage], *, weight_decay: float, betas: tuple[float, float]
-) -> torch.optim.AdamW:
-    """AdamW, fused, over all that any stage trains, each parameter once; `enter_stage` says what trains now."""
+    module: nn.Module,
+    stages: Sequence[Stage],
+    *,
+    weight_decay: float,
+    betas: tuple[float, float],
+    kind: OptimizerKind = "adamw",
+) -> torch.optim.Optimizer:
+    """AdamW over all that any stage trains, each parameter once; `enter_stage` says what trains now.
+
+    Args:
+        module: Holds the parameters.
+        stages: Of the run.
+        weight_decay: Of groups that decay.
+        betas: Decay of the two moments.
+        kind: Torch's own, fused; or that of bitsandbytes with moments in 8 bits (of tensors from 4096 numbers on), or
+            paged between card and host.
+    """
     parameters = dict(module.named_parameters())
     roles: dict[str, list[tuple[str, float] | None]] = {}
     decays: dict[str, bool] = {}
@@ -44,7 +66,14 @@ def build_optimizer(
         }
         for (decay, *role), names in cells.items()
     ]
-    return torch.optim.AdamW(groups, betas=betas, fused=True)
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, betas=betas, fused=True)
+    from bitsandbytes.optim import AdamW  # noqa: PLC0415  (a second to import, and most runs have no use for it)
+
+    made: torch.optim.Optimizer = AdamW(
+        groups, betas=betas, optim_bits=8 if kind.endswith("8bit") else 32, is_paged=kind.startswith("paged")
+    )
+    return made
 
 
 def enter_stage(optimizer: torch.optim.Optimizer, index: int) -> None:
@@ -105,8 +134,25 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{name}/{key}"] = value
+                if key not in _TABLES:
+                    tensors[f"{name}/{key}"] = torch.as_tensor(value)
     return tensors
+
+
+_TABLES = ("qmap1", "qmap2")  # what codes of 8 bits mean: the same for all, and always
+
+
+def moment_bytes(numel: int, kind: OptimizerKind) -> int:
+    """Bytes on the device of what the optimiser keeps of a parameter, for long.
+
+    Source: `bitsandbytes.optim.optimizer.Optimizer2State.init_state`: blocks of 256 codes have a scale each, tensors
+    below 4096 numbers stay in fp32, and those below 100,000 are not paged.
+    """
+    if kind.startswith("paged") and numel >= 100_000:
+        return 0
+    if kind.endswith("8bit") and numel >= 4096:
+        return 2 * (numel + 4 * -(-numel // 256))
+    return 8 * numel
 
 
 def restore_optimizer(
@@ -126,13 +172,27 @@ def restore_optimizer(
     for key, value in tensors.items():
         name, _, moment = key.rpartition("/")
         by_name.setdefault(name, {})[moment] = value
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
+    for place, group in enumerate(optimizer.param_groups):
+        for index, (name, parameter) in enumerate(zip(group["names"], group["params"], strict=True)):
             saved = by_name.get(name)
             if saved is None:
                 if name in required:
                     raise CheckpointError(f"the checkpoint has no optimiser state for {name}; it is incomplete.")
                 continue
-            optimizer.state[parameter] = {
-                key: value.to(parameter.device) if key != "step" else value.cpu() for key, value in saved.items()
-            }
+            if isinstance(optimizer, torch.optim.AdamW):
+                optimizer.state[parameter] = {
+                    key: value.to(parameter.device) if key != "step" else value.cpu() for key, value in saved.items()
+                }
+                continue
+            _restore_into(optimizer, parameter, saved, place, index)
+
+
+def _restore_into(optimizer: Any, parameter: Tensor, saved: dict[str, Tensor], place: int, index: int) -> None:
+    """Fill the buffers that bitsandbytes makes, which know whether they are paged."""
+    optimizer.init_state(optimizer.param_groups[place], parameter, place, index)
+    state = optimizer.state[parameter]
+    for key, value in saved.items():
+        if key == "step":
+            state[key] = int(value)
+        else:
+            state[key].copy_(value)

@@ -326,7 +326,7 @@ def loop_settings(config: RunConfig, processes: Processes = ALONE) -> LoopSettin
             include={
                 "seed", "batch_seconds", "batch_max_clips", "schedule",
                 "weight_decay", "betas", "clip_norm", "label_smoothing", "eval_steps", "save_steps",
-                "keep_checkpoints", "memory_limit_bytes",
+                "keep_checkpoints", "memory_limit_bytes", "average_checkpoints",
             }
         ),
     )  # fmt: skip

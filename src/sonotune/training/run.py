@@ -34,6 +34,7 @@ from sonotune.training.keep import keep
 from sonotune.training.loop import StageLoop
 from sonotune.training.loop_settings import Listener, LoopSettings
 from sonotune.training.memory import keep_freed_memory
+from sonotune.training.optimizer import choose_optimizer
 from sonotune.training.preparation import (
     Material,
     accelerator_for,
@@ -51,6 +52,7 @@ from sonotune.training.preparation import (
 from sonotune.training.ranks import calibration_clips, ranks_text, read_split, split_text
 from sonotune.training.signals import StopRequest, stop_on_signals
 from sonotune.training.stages import Stage, all_stages, describe
+from sonotune.training.trackers import Trackers, check_trackers
 from sonotune.types import Clip, RunRecord, Score
 
 RANKS_FILE, SPLIT_FILE = "ranks.json", "split.json"
@@ -70,6 +72,7 @@ class _Session:
 
     config: RunConfig
     book: RunBook
+    trackers: Trackers
     crews: _Crews
     accelerator: Accelerator
     processes: Processes
@@ -102,6 +105,7 @@ def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[
         SonotuneError: With an exit code that says what went wrong (see `errors`).
     """
     config = settings.config
+    check_trackers(config.run.trackers)
     with (
         _open_directory(settings) as directory,
         stop_on_signals() as stop,
@@ -116,17 +120,18 @@ def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[
         )  # fmt: skip
         try:
             session = _prepare(config, book, _Crews(training=for_training, evaluation=for_evaluation))
-            if config.evaluation.zero_shot:
-                _score(session, "before", session.corpus.splits.get("eval"), once=True)
-            if not _has_checkpoint(book):
-                _listen(session, "before", 0)
-            loop = _train(session, stop, listeners)
-            step = loop.load_best() or loop.position.step
-            _settle(session)
-            _save(session)
-            _listen(session, "after", step)
-            _score(session, "after", session.corpus.splits.get("eval"))
-            _score(session, "test", session.corpus.splits.get("test"))
+            with session.trackers as trackers:
+                if config.evaluation.zero_shot:
+                    _score(session, "before", session.corpus.splits.get("eval"), once=True)
+                if not _has_checkpoint(book):
+                    _listen(session, "before", 0)
+                loop = _train(session, stop, (*listeners, trackers))
+                step = loop.load_best() or loop.position.step
+                _settle(session)
+                _save(session)
+                _listen(session, "after", step)
+                _score(session, "after", session.corpus.splits.get("eval"))
+                _score(session, "test", session.corpus.splits.get("test"))
         except Interrupted:
             book.close("interrupted")
             raise
@@ -158,7 +163,8 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
     accelerator = accelerator_for(precision)
     processes = Processes.joined(accelerator.num_processes)
     book.share(processes)
-    steps = loop_settings(config, processes)
+    optimizer, reason = choose_optimizer(config.training.optimizer, accelerator.device)
+    steps = replace(loop_settings(config, processes), optimizer=optimizer)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     config = with_stages(config)
@@ -180,7 +186,10 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
         **config.regularization.model_dump(), **config.reallocation.model_dump(),
     )  # fmt: skip
     stages = stages_of(config, loaded)
-    book.chose({**opened.choices, "training.precision": f"{precision}: {why}"})
+    choices = {**opened.choices, "training.precision": f"{precision}: {why}"}
+    if optimizer != config.training.optimizer:
+        choices["training.optimizer"] = f"{optimizer}: {reason}"
+    book.chose(choices)
     book.write(
         data_digest=corpus.digests,
         ranks=dict(plan.ranks) if plan else {},
@@ -190,9 +199,13 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
             "components": count_parameters(loaded), "quantized_linears": len(loaded.quantized),
         },
     )  # fmt: skip
+    trackers = Trackers(
+        config.run.trackers if processes.main else (), folder=book.directory.path, config=book.record.config,
+        event=book.directory.event,
+    )  # fmt: skip
     return _Session(
-        config=config, book=book, crews=crews, accelerator=accelerator, processes=processes, steps=steps,
-        corpus=corpus, loaded=loaded, family=opened.family, task=material.task, prepared=material.prepared,
+        config=config, book=book, trackers=trackers, crews=crews, accelerator=accelerator, processes=processes,
+        steps=steps, corpus=corpus, loaded=loaded, family=opened.family, task=material.task, prepared=material.prepared,
         stages=stages, dynamics=dynamics,
         adapted=list(plan.ranks) if plan else [],
         bits=max(loaded.quantized.values(), default=16), precision=precision,
@@ -256,6 +269,7 @@ def _score(session: _Session, moment: str, clips: Sequence[Clip] | None, *, once
         )
     session.book.found([replace(found, message=f"{moment}: {found.message}") for found in result.findings])
     session.book.scored(moment, result.scores)
+    session.trackers.scored(moment, result.scores)
 
 
 def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) -> StageLoop:

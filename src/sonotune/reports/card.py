@@ -1,0 +1,157 @@
+"""The model card of a run: what was trained on what, what it scores and where, and what nobody has measured.
+
+Front matter as the Hugging Face hub reads it; every number is from the run's record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import yaml
+
+from sonotune.types import RunRecord
+
+Kind = Literal["adapter", "model"]
+
+_TASKS = {"transcribe": "automatic-speech-recognition", "classify": "audio-classification"}
+_MOMENTS = {
+    "before": "evaluation clips, before training",
+    "after": "evaluation clips",
+    "test": "test clips",
+}
+
+
+def build_card(record: RunRecord, *, kind: Kind, task: str) -> str:
+    """A `README.md` for an adapter or a model.
+
+    Args:
+        record: Of the run that trained it.
+        kind: What lies beside the card.
+        task: Registry name of the task.
+    """
+    front = yaml.safe_dump(_front_matter(record, kind, task), sort_keys=False, allow_unicode=True, width=120)
+    base = _name_of_base(record)
+    what = "A LoRA adapter for" if kind == "adapter" else "Fine-tuned from"
+    parts = [
+        f"---\n{front}---",
+        f"# {record.run_id}",
+        f"{what} `{base}`, made by [sonotune]({_HOME}) {record.code.get('version', '')}.",
+        "## Scores",
+        _scores(record),
+        "## What it was trained on",
+        _data(record),
+        "## How it was trained",
+        _training(record),
+        "## How to use it",
+        _use(kind),
+        "## Limits",
+        _limits(record),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+_HOME = "https://pypi.org/project/sonotune/"
+
+
+def _front_matter(record: RunRecord, kind: Kind, task: str) -> dict[str, Any]:
+    language = record.config.get("model", {}).get("language")
+    scores = record.scores.get("test") or record.scores.get("after") or {}
+    base = _hub_name(record)
+    results = [
+        {"type": name, "value": round(100 * row["value"], 2), "name": name.upper()} for name, row in scores.items()
+    ]
+    return {
+        **({"base_model": base} if base else {}),
+        **({"base_model_relation": "adapter" if kind == "adapter" else "finetune"} if base else {}),
+        **({"language": [language]} if language else {}),
+        "library_name": "peft" if kind == "adapter" else "transformers",
+        "pipeline_tag": _TASKS.get(task, "automatic-speech-recognition"),
+        "tags": ["sonotune", *(["lora"] if kind == "adapter" else [])],
+        "model-index": [{
+            "name": record.run_id,
+            "results": [{
+                "task": {"type": _TASKS.get(task, "automatic-speech-recognition")},
+                "dataset": {"name": "own clips", "type": "own"},
+                "metrics": results,
+            }] if results else [],
+        }],
+    }  # fmt: skip
+
+
+def _hub_name(record: RunRecord) -> str | None:
+    """`OWNER/NAME` where the base is from the hub; a folder of somebody's machine is nobody else's business."""
+    checkpoint = str(record.model.get("checkpoint", ""))
+    return checkpoint if checkpoint.count("/") == 1 and not checkpoint.startswith((".", "/", "~")) else None
+
+
+def _name_of_base(record: RunRecord) -> str:
+    checkpoint = str(record.model.get("checkpoint", "an unnamed model"))
+    return _hub_name(record) or (checkpoint if ":" in checkpoint else checkpoint.rstrip("/").rpartition("/")[2])
+
+
+def _scores(record: RunRecord) -> str:
+    rows = []
+    for moment, about in _MOMENTS.items():
+        for name, row in record.scores.get(moment, {}).items():
+            low, value, high = (100 * row[key] for key in ("low", "value", "high"))
+            over = _over(row)
+            rows.append(f"| {name.upper()} | {value:.2f} % | {low:.2f} to {high:.2f} | {about}, {over} |")
+    if not rows:
+        return "Nothing was scored."
+    return "\n".join(["| score | value | 95 % interval | of |", "| --- | --- | --- | --- |", *rows])
+
+
+def _over(row: Mapping[str, Any]) -> str:
+    speakers = row.get("detail", {}).get("speakers")
+    clips = f"{row['count']} clip{'' if row['count'] == 1 else 's'}"
+    return f"{clips} of {speakers} speaker{'' if speakers == 1 else 's'}" if speakers else clips
+
+
+def _data(record: RunRecord) -> str:
+    digests = [f"- {split}: SHA-256 `{digest}`" for split, digest in record.data_digest.items()]
+    words = "Clips of the one who trained it. A digest covers the manifest's lines and the size of every recording:"
+    return "\n".join([words, "", *digests]) if digests else "No record of the clips was kept."
+
+
+def _training(record: RunRecord) -> str:
+    components = record.model.get("components", {})
+    trained = sum(row["trainable"] for row in components.values())
+    total = sum(row["parameters"] for row in components.values())
+    ranks = sorted(record.ranks.values())
+    lines = [f"- {trained:,} trained parameters beside {total:,} of the base"]
+    if ranks:
+        allocator = record.config.get("adapter", {}).get("allocator", "uniform")
+        lines.append(f"- ranks {ranks[0]} to {ranks[-1]} in {len(ranks)} modules (`{allocator}`)")
+    lines += [f"- {setting}: {reason}" for setting, reason in record.choices.items()]
+    training = record.config.get("training", {})
+    lines.append(f"- learning rate {training.get('learning_rate')}, seed {training.get('seed')}")
+    lines.append(f"- {record.seconds / 60:.0f} minutes, peak memory {record.peak_memory_bytes / 2**20:,.0f} MiB")
+    if record.energy_joules is not None:
+        lines.append(f"- {record.energy_joules / 3600:,.0f} Wh")
+    packages = record.environment.get("packages", {})
+    versions = [f"{name} {packages[name]}" for name in ("torch", "transformers", "peft") if name in packages]
+    lines.append(f"- {', '.join(versions)}; sonotune at commit `{record.code.get('commit', 'unknown')[:12]}`")
+    return "\n".join(lines)
+
+
+def _use(kind: Kind) -> str:
+    other = {
+        "adapter": "or with PEFT over the base model; `adapter_config.json` names it.",
+        "model": "or with `transformers`, from this folder.",
+    }
+    return f"```bash\nsonotune transcribe model=. speech.wav\n```\n\n{other[kind]}"
+
+
+def _limits(record: RunRecord) -> str:
+    scores = record.scores.get("test") or record.scores.get("after") or {}
+    row = next(iter(scores.values()), None)
+    heard = "It was not scored." if row is None else f"It was scored on {_over(row)}, and on nothing else."
+    warnings = [finding.message for finding in record.findings if finding.severity == "warning"]
+    return "\n".join(
+        [
+            f"{heard} How it does on other voices, rooms, microphones and subjects is not known. Nor is the licence of "
+            "its training clips and of its base: see to both before you pass it on.",
+            *(["", *(f"- {message}" for message in warnings)] if warnings else []),
+        ]
+    )

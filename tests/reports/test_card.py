@@ -1,0 +1,79 @@
+"""The model card says what the record says, and nothing of the machine it was made on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+
+from sonotune.reports.card import build_card
+from sonotune.types import Finding, RunRecord
+
+
+def score(value: float, **detail: Any) -> dict[str, Any]:
+    return {"value": value, "low": value - 0.01, "high": value + 0.01, "count": 40, "unit": "fraction",
+            "better": "lower", "detail": detail}  # fmt: skip
+
+
+@pytest.fixture
+def record() -> RunRecord:
+    return RunRecord(
+        schema=1, run_id="עברית one", status="finished",
+        config={"model": {"language": "he"}, "adapter": {"allocator": "entropy"},
+                "training": {"learning_rate": 1e-3, "seed": 4}, "data": {"train": "/home/somebody/train.jsonl"}},
+        config_origin={}, config_digest="c" * 64, data_digest={"train": "a" * 64, "test": "b" * 64},
+        code={"version": "0.1.0", "commit": "0123456789abcdef", "tree": "clean"},
+        environment={"packages": {"torch": "2.13.0", "peft": "0.21.2"}, "platform": "secret"},
+        model={"checkpoint": "openai/whisper-large-v3", "family": "whisper",
+               "components": {"encoder": {"parameters": 1000, "trainable": 10}}},
+        ranks={"a": 2, "b": 8}, findings=(Finding(check="x", severity="warning", message="few clips"),),
+        scores={"before": {"wer": score(0.9)}, "after": {"wer": score(0.5)}, "test": {"wer": score(0.25, speakers=3)}},
+        stages=(), choices={"quantization.bits": "4: large"}, peak_memory_bytes=2**31, seconds=600.0,
+        energy_joules=7200.0,
+    )  # fmt: skip
+
+
+def front(card: str) -> dict[str, Any]:
+    return yaml.safe_load(card.split("---")[1])
+
+
+def test_the_front_matter_is_what_the_hub_reads(record: RunRecord):
+    found = front(build_card(record, kind="adapter", task="transcribe"))
+    assert found["base_model"] == "openai/whisper-large-v3"
+    assert (found["library_name"], found["pipeline_tag"]) == ("peft", "automatic-speech-recognition")
+    assert found["language"] == ["he"]
+    [result] = found["model-index"][0]["results"]
+    assert result["metrics"] == [{"type": "wer", "value": 25.0, "name": "WER"}]
+    merged = front(build_card(record, kind="model", task="classify"))
+    assert (merged["library_name"], merged["base_model_relation"]) == ("transformers", "finetune")
+    assert merged["pipeline_tag"] == "audio-classification"
+
+
+def test_scores_stand_with_their_intervals_and_on_what_they_were_taken(record: RunRecord):
+    card = build_card(record, kind="adapter", task="transcribe")
+    assert "| WER | 25.00 % | 24.00 to 26.00 | test clips, 40 clips of 3 speakers |" in card
+    assert "| WER | 90.00 % | 89.00 to 91.00 | evaluation clips, before training, 40 clips |" in card
+    assert "ranks 2 to 8 in 2 modules (`entropy`)" in card
+    assert "10 minutes, peak memory 2,048 MiB" in card
+    assert "2 Wh" in card
+    assert "- few clips" in card
+    assert "40 clips of 3 speakers, and on nothing else" in card
+
+
+def test_no_path_of_a_machine_is_in_it(record: RunRecord):
+    local = replace(record, model={**record.model, "checkpoint": "/home/somebody/models/mine"})
+    for one in (record, local):
+        card = build_card(one, kind="model", task="transcribe")
+        assert "somebody" not in card
+        assert "secret" not in card
+    assert "Fine-tuned from `mine`" in build_card(local, kind="model", task="transcribe")
+    assert "base_model" not in front(build_card(local, kind="model", task="transcribe"))
+
+
+def test_a_run_without_scores_says_so(record: RunRecord):
+    card = build_card(replace(record, scores={}, ranks={}, data_digest={}), kind="model", task="transcribe")
+    assert "Nothing was scored." in card
+    assert "It was not scored." in card
+    assert front(card)["model-index"][0]["results"] == []
