@@ -101,6 +101,10 @@ class ResourceError(SonotuneError):
     exit_code = 5
 
 
+class ProcessError(ResourceError):
+    """Another of the processes that train together is gone."""
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a card or beside the processor; torch need not be loaded."""
     return (

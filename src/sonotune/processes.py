@@ -10,14 +10,15 @@ little to send, and sending it while the backward pass still runs would gain lit
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed
 from torch import Tensor
 
-from sonotune.errors import ConfigError
+from sonotune.errors import ConfigError, ProcessError
 
 Value = TypeVar("Value")
 
@@ -71,7 +72,8 @@ class Processes:
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
-        torch.distributed.all_gather_object(values, value)
+        with _together():
+            torch.distributed.all_gather_object(values, value)
         return cast("list[Value]", values)
 
     def from_main(self, value: Value) -> Value:
@@ -79,8 +81,25 @@ class Processes:
         if self.count == 1:
             return value
         values = [value]
-        torch.distributed.broadcast_object_list(values, src=0)
+        with _together():
+            torch.distributed.broadcast_object_list(values, src=0)
         return values[0]
+
+    def agree(self, facts: Mapping[str, str]) -> None:
+        """See that all processes were started with the same.
+
+        Args:
+            facts: What has to be alike -> its digest.
+
+        Raises:
+            ConfigError: Something differs.
+        """
+        for rank, theirs in enumerate(self.gather(dict(facts))):
+            if other := [name for name, value in facts.items() if theirs.get(name) != value]:
+                raise ConfigError(
+                    f"process {rank} was started with other {', '.join(other)} than process {self.rank}. All need the "
+                    "same settings, the same clips and the same model."
+                )
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by their sums over all processes; the sums have the same bits in each."""
@@ -88,7 +107,8 @@ class Processes:
             return
         for bucket in _buckets(tensors):
             joined = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            torch.distributed.all_reduce(joined)
+            with _together():
+                torch.distributed.all_reduce(joined)
             totals = torch.split(joined, [tensor.numel() for tensor in bucket])
             for tensor, total in zip(bucket, totals, strict=True):
                 tensor.copy_(total.view_as(tensor))
@@ -96,7 +116,8 @@ class Processes:
     def wait(self) -> None:
         """Go on when all have come here."""
         if self.count > 1:
-            torch.distributed.barrier()
+            with _together():
+                torch.distributed.barrier()
 
     def leave(self) -> None:
         """Let the others go; nothing can be shared afterwards."""
@@ -129,6 +150,19 @@ def started() -> int:
 def is_main() -> bool:
     """Whether this process writes what is kept, before any have found each other."""
     return started() == 1 or os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Say in our words that the others are gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ProcessError(
+            f"another process is gone: {reason} Its own message says why. The last checkpoint is intact; the same line "
+            "goes on from it."
+        ) from error
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -16,6 +16,8 @@ from sonotune.features.workers import Crew
 from sonotune.models.base import Losses
 from sonotune.training import checkpoint
 from sonotune.training.checks import check_frozen, check_gradients, check_moved, fingerprint
+from sonotune.training.loop_settings import Position
+from sonotune.training.spikes import forget, leaps, remember
 
 Build = Callable[..., Any]
 
@@ -301,6 +303,34 @@ def test_a_gradient_that_is_not_finite_is_a_bad_step_too(bench: Build):
     made.loop.run()
     assert [event["step"] for event in made.of("bad_step")] == [2]
     assert all(bool(torch.isfinite(value).all()) for value in made.weights().values())
+
+
+def test_a_loss_that_leaps_is_skipped_and_one_that_stays_there_ends_the_run(bench: Build):
+    made = bench(max_epochs=9)
+    accumulate, leaps = made.loop._accumulate, {20, 30, 31, 32}
+
+    def leaping(batches: Any) -> Any:
+        found = accumulate(batches)
+        return found._replace(loss=1000 * found.loss) if made.loop.position.step in leaps else found
+
+    made.loop._accumulate = leaping
+    before = made.weights()
+    with pytest.raises(NumericError, match="far beyond those before"):
+        made.loop.run()
+    assert [event["step"] for event in made.of("bad_step")] == [21, 31, 32, 33]
+    assert [step["loss"] is None for step in made.of("step")].count(True) >= 3
+    assert any(not torch.equal(before[name], value) for name, value in made.weights().items())
+
+
+def test_no_step_of_the_first_is_a_leap_nor_a_hard_clip_of_a_model_that_has_learned():
+    position = Position()
+    for loss in [5.0] * 15 + [0.001] * 32:
+        assert not leaps(1e6, position) or len(position.recent_losses) >= 16
+        remember(loss, position)
+    assert not leaps(9.0, position)  # thousands of times the median, and what a model that knew nothing had twice
+    assert leaps(10.1, position)
+    forget(position)
+    assert not leaps(1e9, position)
 
 
 def test_three_bad_steps_in_a_row_stop_the_run_and_name_the_clips(bench: Build):

@@ -168,6 +168,69 @@ main(["train", *sys.argv[1:]])
 
 
 @pytest.mark.slow
+def test_what_is_not_finite_in_one_process_is_skipped_by_all(train: Callable[..., tuple[int, str]], tmp_path: Path):
+    driver = tmp_path / "nan.py"
+    driver.write_text(NOT_A_NUMBER, "utf-8")
+    code, said = train(tmp_path / "run", "training.max_steps=4", "adapter.dropout=0", processes=2, driver=driver)
+    assert code == 0, said
+    [bad] = [event for event in read_events(tmp_path / "run" / "events.jsonl") if event["kind"] == "bad_step"]
+    assert (bad["step"], len(bad["clips"])) == (2, 6)  # those of both
+    assert [step["loss"] is None for step in steps(tmp_path / "run")] == [False, True, False, False]
+    assert all(torch.isfinite(value).all() for value in adapter(tmp_path / "run").values())
+
+
+NOT_A_NUMBER = """
+import os, sys
+from sonotune.cli import main
+from sonotune.training.gradients import Gradients
+
+add = Gradients._add
+calls = []
+
+def broken(self, batch, total, **options):
+    add(self, batch, total, **options)
+    calls.append(batch)
+    if len(calls) == 2 and os.environ["RANK"] == "1":
+        total.loss = float("nan")
+
+Gradients._add = broken
+main(["train", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_ends_the_others_and_the_next_start_goes_on(
+    rank: int, train: Callable[..., tuple[int, str]], tmp_path: Path
+):
+    driver = tmp_path / "dies.py"
+    driver.write_text(DIES.replace("RANK_TO_KILL", str(rank)), "utf-8")
+    words = ("training.accumulation_steps=2", "training.max_steps=6", "training.save_steps=2")
+    assert train(tmp_path / "whole", *words)[0] == 0
+    code, said = train(tmp_path / "run", *words, processes=2, driver=driver)
+    assert code != 0
+    assert "another process is gone" in said
+    assert read_record(tmp_path / "run").status == ("failed" if rank else "running")
+    code, said = train(tmp_path / "run", *words)
+    assert code == 0, said
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+DIES = f"""
+import os, sys
+from sonotune.cli import main
+from sonotune.training.progress import ProgressBar
+
+def stepped(self, values):
+    if values["step"] == 3 and os.environ.get("RANK") == "RANK_TO_KILL":
+        os.kill(os.getpid(), {int(signal.SIGKILL)})
+
+ProgressBar.stepped = stepped
+main(["train", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.slow
 def test_a_user_error_under_several_processes_ends_them_all(train: Callable[..., tuple[int, str]], tmp_path: Path):
     code, said = train(tmp_path / "run", "training.accumulation_steps=1", processes=2)
     assert code != 0
@@ -202,6 +265,22 @@ def test_buckets_hold_neighbours_of_one_type_up_to_their_size():
     assert [[tensor.numel() for tensor in bucket] for bucket in _buckets(tensors)] == [
         [wide // 2, wide // 2], [1], [1], [2 * wide], [3],
     ]  # fmt: skip
+
+
+class Other(Processes):
+    """The first of two, the other of which has another training set."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 2)
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, {**value, "training data": "b" * 64}]
+
+
+def test_processes_that_were_started_with_other_clips_are_refused():
+    with pytest.raises(ConfigError, match="process 1 was started with other training data than process 0"):
+        Other().agree({"settings": "s", "training data": "a" * 64})
+    Processes().agree({"settings": "s"})
 
 
 def test_processes_that_did_not_find_each_other_are_refused(monkeypatch: pytest.MonkeyPatch):

@@ -41,6 +41,7 @@ from sonotune.training.optimizer import (
     set_learning_rates,
 )
 from sonotune.training.signals import StopRequest
+from sonotune.training.spikes import forget, leaps, remember
 from sonotune.training.stages import Stage, all_stages, parameters_by_name
 from sonotune.types import Finding, Score
 
@@ -66,7 +67,7 @@ class StageLoop:
         evaluate: Scores the development clips, or None where there are none.
         listeners: See progress.
         identity: Digests that a checkpoint must share with the run that resumes it.
-        stop: Set by SIGTERM and SIGINT.
+        stop: Set by SIGTERM, SIGUSR1 and SIGINT.
         processes: Share the micro-batches of each step; the first one writes.
         dynamics: What happens to the adapters beside the gradient of the loss.
         found: Keeps clips that turn out to be unusable in the run's record.
@@ -146,6 +147,7 @@ class StageLoop:
             position.epoch, position.batch = position.epoch + 1, 0
         position.stage, position.stage_step, position.stale = position.stage + 1, position.step, 0
         position.stage_epoch = position.epoch
+        forget(position)
         self._enter_stage(epoch=position.epoch)
         self._event(
             "stage", step=position.step, stage=self._course.stage.name, after=done.name,
@@ -343,19 +345,21 @@ class StageLoop:
         penalty = self._penalize() if count else 0.0
         norm = self._clip() if count else 0.0
         finite = count > 0 and np.isfinite(loss) and np.isfinite(norm)
-        if finite:
+        sound = finite and not leaps(loss, position)
+        if sound:
             before = time.perf_counter()
             for dynamics in self._acting():
                 dynamics.observe(position.step, self.total_steps)
             self._optimizer.step()
             self._spend("optimizer", before)
             position.bad_steps = 0
+            remember(loss, position)
             self._steps_here += 1
             if self._steps_here == 1:
                 check_agreement(self._weights, self._processes, step=position.step + 1)
             if self._steps_here == _FIRST_STEPS:
                 check_gradients(self._optimizer)
-        elif count and not self._scale_is_too_high(loss):
+        elif count and (finite or not self._scale_is_too_high(loss)):
             self._bad_step(group, loss, norm)
         if count and self._accelerator.scaler is not None:
             self._accelerator.scaler.update()
@@ -367,7 +371,7 @@ class StageLoop:
         elapsed = time.perf_counter() - started
         position.seconds += elapsed
         self._report(
-            group, loss=loss if finite else None, by_domain=by_domain, norm=norm if finite else None, rates=rates,
+            group, loss=loss if sound else None, by_domain=by_domain, norm=norm if sound else None, rates=rates,
             elapsed=elapsed, penalty=penalty,
         )  # fmt: skip
 
@@ -424,8 +428,9 @@ class StageLoop:
         logger.warning("step %d skipped: loss %s, gradient norm %s", self.position.step + 1, loss, norm)
         if self.position.bad_steps >= self._settings.max_bad_steps:
             raise NumericError(
-                f"{self.position.bad_steps} steps in a row gave a loss or gradient that is not finite; the last clips "
-                f"were {', '.join(clips[:8])}. Lower training.learning_rate, or use training.precision=fp32."
+                f"{self.position.bad_steps} steps in a row gave a loss or gradient that is not finite, or a loss far "
+                f"beyond those before (the last was {loss:g}); the last clips were {', '.join(clips[:8])}. Lower "
+                "training.learning_rate, or use training.precision=fp32."
             )
 
     def _after_step(self, *, last_of_epoch: bool) -> None:

@@ -68,7 +68,9 @@ class Position:
         best_step: Step of the best score.
         runners_up: Steps of the next best scores, as many as are averaged in the end.
         stale: Evaluations since the best score.
-        bad_steps: Steps in a row whose loss or gradient was not finite.
+        bad_steps: Steps in a row whose loss or gradient was not finite, or whose loss leapt.
+        recent_losses: Of the last steps of this stage that were learned from.
+        first_loss: Highest of the first of them.
         evaluated_step: Last step that was evaluated.
         largest_s: Padded seconds that a micro-batch may have, where a larger one did not fit.
         recompute: Whether activations are recomputed because a single clip did not fit.
@@ -90,6 +92,8 @@ class Position:
     runners_up: list[int] = field(default_factory=list)
     stale: int = 0
     bad_steps: int = 0
+    recent_losses: list[float] = field(default_factory=list)
+    first_loss: float = 0.0
     evaluated_step: int = -1
     largest_s: float | None = None
     recompute: bool = False

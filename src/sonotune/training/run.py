@@ -275,6 +275,16 @@ def _score(session: _Session, moment: str, clips: Sequence[Clip] | None, *, once
 def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) -> StageLoop:
     config, book, loaded, stages = session.config, session.book, session.loaded, session.stages
     eval_clips, processes, steps = session.corpus.splits.get("eval"), session.processes, session.steps
+    identity = {
+        "settings": book.record.config_digest,
+        "training data": session.corpus.digests["train"],
+        "evaluation data": session.corpus.digests.get("eval", "none"),
+        "base model": loaded.revision,
+        "precision": session.precision,
+        "bits of the frozen weights": str(session.bits),
+        "micro-batches of a step": str(steps.accumulation_steps),
+    }
+    processes.agree(identity)
 
     def scores() -> Mapping[str, Score]:
         _listen(session, "during", loop.position.step)
@@ -294,15 +304,7 @@ def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) 
         event=book.directory.event,
         evaluate=scores if eval_clips else None,
         listeners=listeners,
-        identity={
-            "settings": book.record.config_digest,
-            "training data": session.corpus.digests["train"],
-            "evaluation data": session.corpus.digests.get("eval", "none"),
-            "base model": loaded.revision,
-            "precision": session.precision,
-            "bits of the frozen weights": str(session.bits),
-            "micro-batches of a step": str(steps.accumulation_steps),
-        },
+        identity=identity,
         found=book.found,
         stop=stop,
     )

@@ -1,6 +1,7 @@
-"""SIGTERM and SIGINT ask a run to stop after the step in hand; a second SIGINT stops it at once.
+"""Signals that ask a run to stop after the step in hand: SIGTERM, SIGUSR1 (a scheduler's warning) and SIGINT.
 
-One of several processes waits for the others instead: `torchrun` passes on a Ctrl-C that each of them got already.
+A second SIGINT stops it at once. One of several processes waits for the others instead: `torchrun` passes on a
+Ctrl-C that each of them got already.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.ask(signal.Signals(number).name)
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
     try:
         yield request
     finally:
