@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +16,7 @@ import pytest
 from sonotune.errors import AdapterError, ConfigError, Interrupted, NumericError, ResourceError, RunDirectoryError
 from sonotune.sweeps.ablation import Plan, Session, exit_code, plan_ablation, read_ablation
 from sonotune.sweeps.arms import choose_arms
+from sonotune.training.signals import stop_on_signals
 
 Planned = Callable[..., Plan]
 Sit = Callable[..., dict[str, Any]]
@@ -117,6 +120,22 @@ def test_half_a_per_cent_is_equal_and_ceilings_need_not_be(plan: Planned, sit: S
     by_arm = {row["arm"]: row["sentence"] for row in body["comparisons"]}
     assert "trainable parameters equal to 0.5 %" in by_arm["entropy_half"]
     assert "100,000 trainable parameters against 10,000" in by_arm["full"]
+
+
+def test_a_signal_that_comes_when_a_run_is_past_stopping_stops_the_ablation(plan: Planned, sit: Sit, fake):
+    runs = fake()
+
+    def signalled(words: Sequence[str]) -> None:
+        runs(words)
+        with stop_on_signals():  # as a run has it
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="SIGTERM between two runs"):
+        sit(plan(), signalled)
+    assert len(runs.calls) == 1
+    body = sit(plan(), runs)
+    assert body["status"] == "finished"
+    assert len(runs.calls) == len({tuple(call) for call in map(str, runs.calls)})  # none was run twice
 
 
 def test_a_failed_trial_is_kept_and_the_rest_goes_on(plan: Planned, sit: Sit, fake):

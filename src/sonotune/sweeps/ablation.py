@@ -266,7 +266,9 @@ class Session:
             AdapterError: Arms that must train equally many parameters do not.
             RunDirectoryError: The directory is in use, or holds runs of other settings or other clips.
         """
-        with _locked(self.plan.folder):
+        from sonotune.training.signals import stop_on_signals  # noqa: PLC0415  (the room imports torch)
+
+        with _locked(self.plan.folder), stop_on_signals() as stop:
             started = self.clock()
             self._check_manifests()
             self._read_finished()
@@ -277,6 +279,8 @@ class Session:
                         status = "stopped"
                         break
                     self._take(trial)
+                    if stop.requested and next_trial(self.plan.schedule, self.outcomes()) is not None:
+                        raise Interrupted(f"stopped by {stop.reason} between two runs; the same line goes on.")
             except Interrupted:
                 self._write("stopped")
                 raise

@@ -31,9 +31,16 @@ class StopRequest:
         self.reason = reason
 
 
+_ACTIVE: list[StopRequest] = []  # the outermost first: an ablation, and the run that it is at
+
+
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Install the handlers for the time of a run; outside the main thread there is nothing to install."""
+    """Install the handlers for the time of a run; outside the main thread there is nothing to install.
+
+    One inside another passes the request on, so that what runs many runs hears of a signal that came when one of them
+    was past stopping.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -42,11 +49,14 @@ def stop_on_signals() -> Iterator[StopRequest]:
     def handle(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and request.requested and started() == 1:
             raise KeyboardInterrupt
-        request.ask(signal.Signals(number).name)
+        for one in _ACTIVE:
+            one.ask(signal.Signals(number).name)
 
+    _ACTIVE.append(request)
     previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
     try:
         yield request
     finally:
+        _ACTIVE.remove(request)
         for number, handler in previous.items():
             signal.signal(number, handler)
