@@ -35,7 +35,7 @@ EVERYTHING = (
     "{name: third, weights: [encoder.norms], adapters: [encoder], max_steps: 14}]",
     "training.layer_decay=0.9", "adapter.allocator=entropy", "allocation.clips=8", "regularization.entropy=spread",
     "reallocation.at=[0.4,0.7]", "quantization.bits=4", "training.average_checkpoints=3",
-    "training.memory_limit_bytes=20000000", "evaluation.entropy_clips=4", "training.accumulation_steps=2",
+    "training.memory_limit_bytes=700000", "evaluation.entropy_clips=4", "training.accumulation_steps=2",
 )  # fmt: skip
 
 Start = Callable[..., subprocess.Popen[str]]
