@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from sonotune.adapters import lora, split
 from sonotune.adapters.allocation import RankPlan, sites_of
+from sonotune.adapters.lora import stem_cost
 from sonotune.adapters.split import FREEDOM, FirstStep, Split, decide, full_parts, halves, measure
 from sonotune.errors import AdapterError
 from sonotune.features.batching import ClipBatches
@@ -22,6 +23,7 @@ from sonotune.models.base import LoadedModel, bare_name
 from sonotune.models.families.whisper import WhisperFamily
 from sonotune.tasks.base import TaskSettings
 from sonotune.tasks.transcribe import Transcribe
+from sonotune.training.ranks import RankSettings, plan_ranks
 from sonotune.types import Clip
 
 TASK = Transcribe(WhisperFamily(), TaskSettings(language="en"))
@@ -203,3 +205,14 @@ def test_one_clip_is_no_two_halves():
 def test_a_damaged_split_is_refused(body):
     with pytest.raises(AdapterError, match="measured anew"):
         Split.from_json(body)
+
+
+def test_adapters_of_the_stem_are_paid_from_the_budget():
+    loaded = load()
+    settings, stem = RankSettings(stem="lora", rank=RANK, budget=40_000), stem_cost(loaded) * RANK
+    assert settings.bounds_in(loaded).parameters == 40_000 - stem
+    plan = plan_ranks(loaded, settings)
+    adapted = lora.attach(loaded, plan, rank=RANK, alpha=RANK, stem="lora")
+    trained = sum(value.numel() for name, value in adapted.module.named_parameters() if ".lora_" in name)
+    assert trained == plan.parameters + stem <= 40_000
+    assert RankSettings(stem="train", budget=40_000).bounds_in(load()).parameters == 40_000

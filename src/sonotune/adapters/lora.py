@@ -178,6 +178,12 @@ def carries_one(why: str) -> str:
     )
 
 
+def stem_cost(loaded: LoadedModel) -> int:
+    """Parameters that a unit of rank costs in adapters of the stem."""
+    weights = [loaded.module.get_submodule(name).weight for name in _stem_modules(loaded)]
+    return sum(int(weight[0].numel() + weight.shape[0]) for weight in weights)
+
+
 def _stem_modules(loaded: LoadedModel) -> tuple[str, ...]:
     """Convolutions of the stem; its linears where it has none; or what the family names."""
     if loaded.stem_modules:

@@ -127,7 +127,7 @@ def measure_split(
     """
     settings, loaded = rank_settings(config), material.opened.loaded
     sites = adapted_sites(loaded, settings)
-    rank = max(1, round(total_of(sites, settings.bounds) / sum(site.cost for site in sites)))
+    rank = max(1, round(total_of(sites, settings.bounds_in(loaded)) / sum(site.cost for site in sites)))
     alpha = config.adapter.alpha
     found = measure(
         loaded, material.task, calibration_clips(material.prepared.clips, settings), sites, rank=rank,

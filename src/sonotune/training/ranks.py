@@ -12,6 +12,7 @@ from typing import Any
 from sonotune.adapters.allocation import Budget, Evidence, RankPlan, Site, plan_from_json, plan_to_json, sites_of
 from sonotune.adapters.apportion import bounds_of
 from sonotune.adapters.calibration import Calibration, collect
+from sonotune.adapters.lora import stem_cost
 from sonotune.adapters.split import Split
 from sonotune.adapters.targets import modules_of, resolve_targets
 from sonotune.errors import AdapterError
@@ -35,6 +36,7 @@ class RankSettings:
     targets: str | Sequence[str] = "all_linear"
     unfreeze: Sequence[str] = ()
     allocator: str = "uniform"
+    stem: str = "frozen"
     rank: int = 8
     budget: int | None = None
     gamma: float = 0.5
@@ -53,14 +55,16 @@ class RankSettings:
     @classmethod
     def of(cls, adapter: Mapping[str, Any], allocation: Mapping[str, Any]) -> RankSettings:
         """From the two sections of the settings."""
-        own = ("targets", "unfreeze", "allocator", "rank", "budget")
+        own = ("targets", "unfreeze", "allocator", "stem", "rank", "budget")
         return cls(**{name: adapter[name] for name in own}, **allocation)
 
-    @property
-    def bounds(self) -> Budget:
-        """What may be spent, and within which bounds."""
+    def bounds_in(self, loaded: LoadedModel) -> Budget:
+        """What may be spent on the linears of a model, and within which bounds; adapters of its stem are paid first."""
+        parameters = self.budget
+        if parameters is not None and self.stem == "lora":
+            parameters -= stem_cost(loaded) * self.rank
         return Budget(
-            rank=self.rank, parameters=self.budget, step=self.rank_step, least=self.min_rank, most=self.max_rank,
+            rank=self.rank, parameters=parameters, step=self.rank_step, least=self.min_rank, most=self.max_rank,
             gamma=self.gamma, weights=self.group_weights, floors=self.group_floors, cross_modality=self.cross_modality,
         )  # fmt: skip
 
@@ -95,7 +99,7 @@ def calibrate(
     if needs == "nothing" or settings.file is not None:
         return None
     sites = adapted_sites(loaded, settings)
-    largest = max(bounds_of(sites, settings.bounds).most.values())
+    largest = max(bounds_of(sites, settings.bounds_in(loaded)).most.values())
     return collect(
         loaded, task, calibration_clips(clips, settings), tokens=settings.tokens, seed=settings.seed,
         autocast=autocast, directions=0 if needs == "activations" else max(LEAST_DIRECTIONS, largest),
@@ -119,7 +123,7 @@ def plan_ranks(loaded: LoadedModel, settings: RankSettings, evidence: Evidence |
     if settings.file is not None:
         return _read(settings.file, sites)
     plan: RankPlan = resolve("allocators", settings.allocator)().allocate(
-        sites, settings.bounds, evidence=evidence or Evidence(), seed=settings.draw
+        sites, settings.bounds_in(loaded), evidence=evidence or Evidence(), seed=settings.draw
     )
     return replace(plan, reference=settings.rank)
 

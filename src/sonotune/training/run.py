@@ -182,7 +182,7 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
     )
     book.found((*new_outputs(loaded), *untrained_parts(loaded)))
     dynamics = build_dynamics(
-        loaded, plan, rank_settings(config).bounds, seed=config.training.seed,
+        loaded, plan, rank_settings(config).bounds_in(loaded), seed=config.training.seed,
         **config.regularization.model_dump(), **config.reallocation.model_dump(),
     )  # fmt: skip
     stages = stages_of(config, loaded)
