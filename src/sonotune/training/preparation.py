@@ -189,14 +189,29 @@ def wanted_stages(config: RunConfig) -> list[StageSettings]:
 _ANY_EPOCHS = 1_000_000  # of a stage that its steps end
 
 
+MOST_RATE = 1e-3
+"""Of a part that `adapter.split=measured` trains in full precision."""
+
+
 def with_split(config: RunConfig, split: Split) -> RunConfig:
-    """The settings with what was measured in the place of what was given; rates that were given stay."""
+    """The settings with what was measured in the place of what was given; rates that were given stay.
+
+    Pretrained weights bear lower rates than adapters do: none learns faster than `MOST_RATE`, however fast they learn.
+    """
     given = config.adapter.unfreeze
+    most = MOST_RATE / config.training.learning_rate
+    full = (*(["stem"] if split.stem else []), *split.unfreeze)
+    rates = {part: min(split.rates.get(part, 1.0), most) for part in full}
     beside = (*given, *(selector for selector in split.unfreeze if selector not in given))
     changes = {
         "adapter": {"stem": "train" if split.stem else "frozen", "unfreeze": beside},
         "allocation": {"group_weights": dict(split.weights)},
-        "training": {"learning_rates": {**split.rates, **config.training.learning_rates}},
+        "training": {
+            "learning_rates": {
+                **{part: rate for part, rate in rates.items() if rate < 1},
+                **config.training.learning_rates,
+            }
+        },
     }
     sections = {name: getattr(config, name).model_copy(update=values) for name, values in changes.items()}
     return config.model_copy(update=sections)
