@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 
 from sonotune.adapters.allocation import sites_of
 from sonotune.adapters.saved import open_model
+from sonotune.adapters.split import FirstStep, Split
 from sonotune.config.load import LoadedConfig
 from sonotune.errors import AdapterError, Interrupted
 from sonotune.runs import read_events, read_record
+from sonotune.training.preparation import with_split
 from sonotune.training.run import run
 
 Settings = Callable[..., LoadedConfig]
@@ -170,3 +172,19 @@ def test_ranks_of_a_file_may_move_within_what_they_cost(settings: Settings, tmp_
     costs = {site.name: site.cost for site in sites_of(loaded, list(given))}
     spent = sum(rank * costs[name] for name, rank in record.ranks.items())
     assert spent <= sum(rank * costs[name] for name, rank in given.items())
+
+
+def test_what_trains_in_full_beside_a_measured_split_learns_no_faster_than_pretrained_weights_bear(settings: Settings):
+    split = Split(
+        stem=True, unfreeze=("encoder.norms",), rates={"stem": 0.4}, weights={"encoder": 1.0},
+        first_step=FirstStep(gains={}, parameters={}, groups=()),
+    )  # fmt: skip
+
+    def rates(learning_rate: str, *words: str) -> dict[str, float]:
+        config = settings("adapter.split=measured", f"training.learning_rate={learning_rate}", *words).config
+        return dict(with_split(config, split).training.learning_rates)
+
+    assert rates("1e-3") == {"stem": 0.4}
+    assert rates("2e-3") == {"stem": 0.4, "encoder.norms": 0.5}
+    assert rates("2e-2") == pytest.approx({"stem": 0.05, "encoder.norms": 0.05})
+    assert rates("2e-2", "training.learning_rates={stem: 0.5}") == pytest.approx({"stem": 0.5, "encoder.norms": 0.05})
