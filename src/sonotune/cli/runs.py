@@ -29,12 +29,13 @@ def train(words: Words = None, as_json: Json = False, dump_config: Dump = False)
     The same line again goes on where a stopped run left off. Ctrl-C stops after the step in hand with the state saved.
     """
     from sonotune.config.load import dump_yaml, load_run_config
-    from sonotune.processes import is_main
 
     settings = load_run_config(words or [], require=("data.train",))
     if dump_config:
         print(dump_yaml(settings.config), end="")
         return
+    from sonotune.processes import is_main
+
     record, folder = _run(settings, quiet=as_json)
     if is_main():
         print_result(_summary(record, folder), as_json=as_json, lines=_run_lines(record, folder))
