@@ -37,7 +37,7 @@ from sonotune.models.base import LoadedModel
 Fresh = Callable[..., LoadedModel]
 SHAPES = [(16, 16), (64, 16), (6, 6), (4, 64), (128, 128), (512, 128), (1280, 1280), (5120, 1280), (1280, 5120)]
 WIDE = [shape for shape in SHAPES if min(shape) >= 128]
-many = settings(max_examples=1000, deadline=None)
+many = settings(max_examples=500, deadline=None)
 
 
 def site(number: int, shape: tuple[int, int], group: str = "encoder") -> Site:

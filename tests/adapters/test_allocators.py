@@ -21,7 +21,7 @@ from sonotune.adapters.allocators.uniform import UniformAllocator
 from sonotune.errors import AdapterError
 
 KINDS = {"q_proj": (256, 256), "k_proj": (256, 256), "fc1": (512, 256), "fc2": (256, 512)}
-many = settings(max_examples=1500, deadline=None)
+many = settings(max_examples=600, deadline=None)
 
 
 def model(layers: int = 6, groups: tuple[str, ...] = ("encoder", "decoder")) -> list[Site]:

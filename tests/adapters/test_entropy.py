@@ -25,7 +25,7 @@ from sonotune.adapters.entropy import (
 )
 from sonotune.errors import AdapterError
 
-MANY = settings(max_examples=2000, deadline=None, derandomize=True)
+MANY = settings(max_examples=1000, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 2**31)
 
 

@@ -15,7 +15,7 @@ from scipy import stats
 from sonotune.adapters.statistics import Reservoir, batch_keys, joint_rows, token_keys
 from sonotune.models.base import AUDIO, PADDING, TEXT
 
-MANY = settings(max_examples=2000, deadline=None, derandomize=True)
+MANY = settings(max_examples=1000, deadline=None, derandomize=True)
 WIDTH = 3
 
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 40
 WAIT_S = 240
-KILLS = int(os.environ.get("SONOTUNE_KILLS", "4"))  # of the run with everything; ten take some minutes
+KILLS = int(os.environ.get("SONOTUNE_KILLS", "2"))  # of the run with everything; ten take some minutes
 AUGMENTED = (
     "augmentation.speed_probability=0.5", "augmentation.gain_probability=0.5", "augmentation.noise_probability=0.5",
     "augmentation.pad_probability=0.5", "augmentation.frequency_masks=1", "augmentation.time_masks=1",
