@@ -32,10 +32,7 @@ def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = F
     from sonotune.types import Finding
 
     given = list(words or [])
-    settings = load_run_config(given, require=("data.train",))
-    if "adapter.allocator" not in settings.origin:
-        settings = load_run_config([*given, "adapter.allocator=entropy"], require=("data.train",))
-    config = settings.config
+    config = load_run_config(given, require=("data.train",), inherited={"adapter.allocator": "entropy"}).config
     target = out / "ranks.json"
     if target.exists():
         raise RunDirectoryError(f"{target} exists already. Name another folder with --out.")

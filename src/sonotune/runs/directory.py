@@ -25,6 +25,7 @@ from sonotune.runs.files import (
     atomic_write_bytes,
     atomic_write_json,
     atomic_write_text,
+    make_folder,
     redact,
     to_plain,
     write_all,
@@ -90,7 +91,7 @@ class RunDirectory:
         try:
             resumed = _check_earlier_run(path, config_digest, config, resume)
             for name in ("checkpoints", "predictions"):
-                _make_folder(path / name)
+                make_folder(path / name)
             directory = cls(path, lock, resumed=resumed)
             directory._drop_torn_line()
         except BaseException:
@@ -130,9 +131,8 @@ class RunDirectory:
             ResourceError: The disk is full. The log keeps whole lines only.
             RunDirectoryError: The directory is closed or the log cannot be written.
         """
-        if self._visiting:
+        if not self._may_write():
             return
-        self._require_open()
         line = {"time": round(time.time(), 3), "kind": kind, **fields}
         data = _event_line(redact(to_plain(line)))
         try:
@@ -167,10 +167,8 @@ class RunDirectory:
             ResourceError: The disk is full; the earlier record is untouched.
             RunDirectoryError: The directory is closed or cannot be written.
         """
-        if self._visiting:
-            return
-        self._require_open()
-        atomic_write_json(self.record_path, record_to_json(record))
+        if self._may_write():
+            atomic_write_json(self.record_path, record_to_json(record))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the directory whole.
@@ -179,10 +177,8 @@ class RunDirectory:
             ResourceError: The disk is full; an earlier file is untouched.
             RunDirectoryError: The directory is closed or cannot be written.
         """
-        if self._visiting:
-            return
-        self._require_open()
-        atomic_write_text(self.path / name, text)
+        if self._may_write():
+            atomic_write_text(self.path / name, text)
 
     def read_record(self) -> RunRecord:
         """The record as it stands on disk. See the function `read_record`."""
@@ -203,9 +199,11 @@ class RunDirectory:
     ) -> None:
         self.close()
 
-    def _require_open(self) -> None:
-        if self._lock is None:
+    def _may_write(self) -> bool:
+        """Whether what is written goes anywhere; raises where the directory is closed."""
+        if self._lock is None and not self._visiting:
             raise RunDirectoryError(f"{self.path} is closed; only the process that holds its lock may write to it.")
+        return not self._visiting
 
     def _drop_torn_line(self) -> None:
         """Cut off what a crash left of a line, so that the next event starts on a line of its own."""
@@ -233,13 +231,6 @@ def _forget_locks() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_locks)
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise write_error(error, path, 0) from error
 
 
 def _take_lock(path: Path) -> int:

@@ -119,7 +119,7 @@ def write_error(
     )
 
 
-def make_folder(path: Path, *, choose: str) -> None:
+def make_folder(path: Path, *, choose: str = "run.dir=PATH") -> None:
     """Make a folder and those above it, where they are missing, and see that files can be made in it.
 
     Args:

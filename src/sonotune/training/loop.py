@@ -459,10 +459,7 @@ class StageLoop:
         self._spend("evaluation", started)
         score = scores[self._task.primary]
         settled = all(dynamics.settled(position.step, self.total_steps) for dynamics in self._dynamics)
-        better = settled and (
-            position.best is None
-            or (score.value < position.best if score.better == "lower" else score.value > position.best)
-        )
+        better = settled and (position.best is None or _sign(score) * score.value < _sign(score) * position.best)
         position.evaluated_step = position.step
         position.scores[str(position.step)] = score.value
         position.stale = 0 if better or not settled else position.stale + 1
