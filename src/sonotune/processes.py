@@ -72,7 +72,7 @@ class Processes:
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
-        with _together():
+        with exchanging():
             torch.distributed.all_gather_object(values, value)
         return cast("list[Value]", values)
 
@@ -81,7 +81,7 @@ class Processes:
         if self.count == 1:
             return value
         values = [value]
-        with _together():
+        with exchanging():
             torch.distributed.broadcast_object_list(values, src=0)
         return values[0]
 
@@ -107,7 +107,7 @@ class Processes:
             return
         for bucket in _buckets(tensors):
             joined = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            with _together():
+            with exchanging():
                 torch.distributed.all_reduce(joined)
             totals = torch.split(joined, [tensor.numel() for tensor in bucket])
             for tensor, total in zip(bucket, totals, strict=True):
@@ -116,7 +116,7 @@ class Processes:
     def wait(self) -> None:
         """Go on when all have come here."""
         if self.count > 1:
-            with _together():
+            with exchanging():
                 torch.distributed.barrier()
 
     def leave(self) -> None:
@@ -153,16 +153,26 @@ def is_main() -> bool:
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """Say in our words that the others are gone."""
+def exchanging() -> Iterator[None]:
+    """Say in our words that the others are gone, where an exchange between them failed.
+
+    Raises:
+        ProcessError: It failed; errors of another kind are left alone.
+    """
     try:
         yield
     except RuntimeError as error:
+        text = str(error).lower()
+        if not isinstance(error, torch.distributed.DistError) and not any(word in text for word in _OF_AN_EXCHANGE):
+            raise
         reason = str(error).strip().splitlines()[0]
         raise ProcessError(
             f"another process is gone: {reason} Its own message says why. The last checkpoint is intact; the same line "
             "goes on from it."
         ) from error
+
+
+_OF_AN_EXCHANGE = ("gloo", "nccl", "connection")
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

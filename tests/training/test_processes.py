@@ -20,6 +20,7 @@ from sonotune.errors import CheckpointError, ConfigError
 from sonotune.processes import BUCKET_BYTES, Processes, _buckets, started
 from sonotune.runs import read_events, read_record
 from sonotune.training.preparation import loop_settings
+from sonotune.training.sharding import check_shardable
 
 Settings = Callable[..., LoadedConfig]
 
@@ -70,7 +71,7 @@ def predictions(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "predictions" / "after.jsonl").read_text("utf-8").splitlines()]
 
 
-def assert_same(one: Path, two: Path) -> None:
+def assert_same(one: Path, two: Path, of: Callable[[Path], dict[str, torch.Tensor]] = adapter) -> None:
     """The same losses, weights and predictions, but for the order of sums."""
     for mine, other in zip(steps(one), steps(two), strict=True):
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4), mine["step"]
@@ -79,7 +80,7 @@ def assert_same(one: Path, two: Path) -> None:
             key: other[key] for key in ("step", "epoch", "stage", "clips", "learning_rates")
         }
         assert mine["audio_s"] == pytest.approx(other["audio_s"])
-    left, right = adapter(one), adapter(two)
+    left, right = of(one), of(two)
     assert left.keys() == right.keys()
     for name, value in left.items():
         torch.testing.assert_close(value, right[name], rtol=1e-3, atol=1e-4, msg=name)
@@ -236,6 +237,94 @@ def test_a_user_error_under_several_processes_ends_them_all(train: Callable[...,
     assert code != 0
     assert "cannot be shared by 2 processes" in said
     assert "sonotune/training" not in said  # the launcher has a traceback of its own, and ours none
+
+
+FULL = (
+    "adapter.kind=none", "quantization.bits=16", "training.learning_rates={encoder: 0.2, decoder: 0.2}",
+    "training.stages=[{name: first, weights: [decoder], max_steps: 3}, "
+    "{name: second, weights: [encoder, decoder], max_steps: 4}]",
+)  # fmt: skip
+FROZEN = ("quantization.bits=16", "training.gradient_checkpointing=true", *EVERYTHING, STAGES)
+
+
+def kept(folder: Path) -> dict[str, torch.Tensor]:
+    """What was trained."""
+    model = folder / "model" / "model.safetensors"
+    return load_file(model) if model.is_file() else adapter(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [FULL, FROZEN], ids=["full", "adapters"])
+def test_weights_in_parts_learn_what_whole_ones_do(
+    words: tuple[str, ...], train: Callable[..., tuple[int, str]], tmp_path: Path
+):
+    """Stages included, and odd numbers of micro-batches; stopped, and finished by one process that has all weights."""
+    whole, parts = ("training.accumulation_steps=3", *words), "training.shard_weights=true"
+    code, said = train(tmp_path / "one", *whole)
+    assert code == 0, said
+    driver = tmp_path / "counts.py"
+    driver.write_text(COUNTS, "utf-8")
+    code, said = train(tmp_path / "two", *whole, parts, processes=2, driver=driver)
+    assert code == 0, said
+    assert_same(tmp_path / "one", tmp_path / "two", of=kept)
+    assert any(event["clips"] <= 3 for event in steps(tmp_path / "two"))  # one process had no micro-batch of its own
+    for line in (line for line in said.splitlines() if line.startswith("held ")):
+        held, of = map(int, line.split()[1:])
+        assert held == pytest.approx(of / 2, rel=0.02)
+    assert said.count("held ") == 2
+    driver.write_text(STOPS, "utf-8")
+    code, said = train(tmp_path / "parts", *whole, parts, processes=2, driver=driver)
+    assert "stopped by SIGTERM after step 4 of 7" in said
+    code, said = train(tmp_path / "parts", *whole, parts)
+    assert code == 0, said
+    assert_same(tmp_path / "one", tmp_path / "parts", of=kept)
+    assert "there is one process" in read_record(tmp_path / "parts").choices["training.shard_weights"]
+
+
+COUNTS = """
+import sys
+from sonotune.cli import main
+from sonotune.training import run as room
+from sonotune.training.sharding import is_part, local
+
+shard = room.shard_layers
+
+def counted(loaded, processes):
+    shard(loaded, processes)
+    parts = [value for value in loaded.module.parameters() if is_part(value)]
+    print(f"held {sum(local(one).numel() for one in parts)} {sum(one.numel() for one in parts)}\\n", end="", flush=True)
+
+room.shard_layers = counted
+main(["train", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_those_that_need_its_weights(
+    train: Callable[..., tuple[int, str]], tmp_path: Path
+):
+    driver = tmp_path / "dies.py"
+    driver.write_text(DIES.replace("RANK_TO_KILL", "1"), "utf-8")
+    code, said = train(tmp_path / "run", *FULL, "training.shard_weights=true", processes=2, driver=driver)
+    assert code != 0
+    assert "another process is gone" in said, said
+    assert "sonotune/training" not in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "lora", "bits": 4}, "quantization.bits=4 packs"),
+        ({"memory_limit_bytes": 10}, "memory_limit_bytes cuts"),
+        ({"precision": "fp16"}, "precision=bf16 or fp32"),
+        ({"optimizer": "adamw_8bit"}, "optimizer=adamw_8bit knows no parts"),
+    ],
+)
+def test_settings_that_weights_in_parts_do_not_bear_are_refused(changes: dict[str, Any], message: str):
+    settings = {"kind": "none", "bits": 16, "precision": "fp32", "optimizer": "adamw", "memory_limit_bytes": None}
+    check_shardable(**settings)
+    with pytest.raises(ConfigError, match=message):
+        check_shardable(**{**settings, **changes})
 
 
 def test_a_step_needs_a_micro_batch_for_each_process(settings: Settings):

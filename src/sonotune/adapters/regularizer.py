@@ -169,7 +169,7 @@ class EntropyRegularizer(Dynamics):
         self.mode: Mode = mode
         self._layers, self._device = matrix_layers(loaded), loaded.device.type
         self._loaded, self._weight, self._start, self._end = loaded, weight, start, end
-        self._norms: dict[str, float] | None = None
+        self._norms = reference_norms(loaded)  # here, where every process has all of the frozen weights
         self._effective: Tensor | None = None
         self._alarmed = False
         if self.active and not any(layer.r["default"] > 1 for layer in self._layers.values()):
@@ -210,7 +210,7 @@ class EntropyRegularizer(Dynamics):
             if any(factor.requires_grad for factor in matrices(layer))
         }
         with torch.autocast(self._device, enabled=False):
-            groups = list(_by_rank(layers, self._reference()))
+            groups = list(_by_rank(layers, self._norms))
             if not groups:
                 return None
             self._effective = torch.cat(
@@ -251,13 +251,7 @@ class EntropyRegularizer(Dynamics):
 
     def entropies(self) -> dict[str, float]:
         """Ĥ of every adapter of rank 2 and more; see `adapter_entropies`."""
-        return adapter_entropies(self._loaded, self._reference())
-
-    def _reference(self) -> dict[str, float]:
-        """The norms of the frozen weights, computed once."""
-        if self._norms is None:
-            self._norms = reference_norms(self._loaded)
-        return self._norms
+        return adapter_entropies(self._loaded, self._norms)
 
 
 def _by_rank(layers: Mapping[str, Any], norms: Mapping[str, float]) -> list[tuple[int, list[str], Tensor]]:

@@ -401,6 +401,8 @@ class TrainingConfig(Section):
     """`balanced` lets every class weigh the same in the loss, however many clips it has."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    shard_weights: bool = Field(default=False, json_schema_extra=_NO_EFFECT_ON_RESULT)
+    """Cut the layers' weights, their gradients and moments into as many parts as there are processes (FSDP2)."""
     memory_limit_bytes: int | None = Field(default=None, ge=1, le=10**15)
     """Activations that a micro-batch may keep for its backward pass; a larger one is cut as if memory had run out."""
     eval_steps: Annotated[int, Field(ge=1, le=1_000_000_000)] | Literal["epoch", "never"] = "epoch"

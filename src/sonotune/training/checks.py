@@ -19,6 +19,7 @@ from sonotune.errors import TrainingCheckError
 from sonotune.models.base import LoadedModel, ModelFamily
 from sonotune.models.probe import probe_logits
 from sonotune.processes import Processes
+from sonotune.training.sharding import is_part, local
 from sonotune.training.stages import Stage
 
 
@@ -28,7 +29,7 @@ def fingerprint(module: nn.Module, *, exclude: frozenset[str]) -> dict[str, str]
 
 
 def _digest(tensor: Tensor) -> str:
-    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    data = local(tensor).detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return hashlib.blake2b(data.data, digest_size=16).hexdigest()
 
 
@@ -51,7 +52,7 @@ def check_agreement(parameters: Mapping[str, Tensor], processes: Processes, *, s
     """
     if processes.count == 1:
         return
-    shares = processes.gather({name: _digest(value) for name, value in parameters.items()})
+    shares = processes.gather({name: _digest(value) for name, value in parameters.items() if not is_part(value)})
     for rank, share in enumerate(shares):
         if differing := [name for name, digest in shares[0].items() if share.get(name) != digest]:
             raise TrainingCheckError(
@@ -79,7 +80,7 @@ def check_gradients(optimizer: torch.optim.Optimizer) -> None:
 
 def _first_moment(state: Mapping[str, Any]) -> Tensor | None:
     """Zero as long as no gradient came: the moment itself, or the scales of its codes of 8 bits."""
-    return next((state[key] for key in ("exp_avg", "absmax1", "state1") if key in state), None)
+    return next((local(state[key]) for key in ("exp_avg", "absmax1", "state1") if key in state), None)
 
 
 def check_moved(before: Mapping[str, str], module: nn.Module, stages: Sequence[Stage], loaded: LoadedModel) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from sonotune.errors import out_of_memory
 from sonotune.features.batching import Batch
 from sonotune.models.base import LoadedModel, Losses
-from sonotune.processes import Processes
+from sonotune.processes import Processes, exchanging
 from sonotune.runs import torch_seed
 from sonotune.tasks.base import Task
 from sonotune.training.memory_guard import MemoryGuard
+from sonotune.training.sharding import is_part, is_sharded
 
 
 class MeanLoss(NamedTuple):
@@ -72,11 +73,19 @@ class Gradients:
     ) -> None:
         self._loaded, self._seed, self._accelerator = loaded, seed, accelerator
         self._guard, self._processes, self._spend = guard, processes, spend
+        self._sharded = is_sharded(loaded.module)
         # Not in DDP, whose hooks are on the parameters that trained when it was made, and on no others.
         self._objective = accelerator.prepare_model(_Objective(task, loaded, label_smoothing), evaluation_mode=True)
 
     def accumulate(
-        self, batches: Mapping[int, Batch], parameters: Mapping[str, nn.Parameter], *, step: int, domains: bool
+        self,
+        batches: Mapping[int, Batch],
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        step: int,
+        clips: int,
+        domains: bool,
+        idle: Sequence[Batch] = (),
     ) -> MeanLoss:
         """Leave the gradient of the mean loss over all labels of all processes in the parameters.
 
@@ -87,7 +96,9 @@ class Gradients:
             batches: Micro-batches of the step by their number in it, those of this process.
             parameters: What trains now.
             step: Zero-based optimiser step.
+            clips: Of the step, in all processes.
             domains: Whether the loss is wanted by domain.
+            idle: Batches that this process goes through without counting them, to keep pace with the others.
 
         Raises:
             ResourceError: Nothing smaller is left to try.
@@ -100,7 +111,7 @@ class Gradients:
                 for index, part in enumerate(self._guard.parts(batch))
             ]
             failed, reason = None, ""
-            total = _Total()
+            total = _Total(clips)  # the divisor keeps fp16 gradients in range; made exact in the end
             for seed, part in parts:
                 try:
                     self._add(part, total, seed=seed, domains=domains)
@@ -110,6 +121,8 @@ class Gradients:
                     failed, reason = part, str(error)
                     break
             if failed is None:
+                for batch in idle:
+                    self._go_through(batch)
                 return total.mean(parameters, self._processes)
             # Outside the handler, where the traceback no longer holds the activations.
             for parameter in parameters.values():
@@ -119,18 +132,24 @@ class Gradients:
                 torch.cuda.empty_cache()
             self._guard.lower(failed, step=step + 1, reason=reason)
 
+    def _go_through(self, batch: Batch) -> None:
+        """Exchange what the others need, and learn nothing."""
+        with exchanging():
+            losses: Losses = self._objective(batch.to(self._accelerator.device))
+            self._accelerator.backward(0 * losses.total)
+
     def _add(self, batch: Batch, total: _Total, *, seed: int, domains: bool) -> None:
         torch.manual_seed(seed)
         before = time.perf_counter()
-        with self._guard.watching():
+        with self._guard.watching(), exchanging():
             losses: Losses = self._objective(batch.to(self._accelerator.device))
         loss, count = losses.total, losses.count
         self._spend("forward", before)
-        if count == 0:
+        if count == 0 and not self._sharded:
             return
-        total.divisor = total.divisor or count  # keeps fp16 gradients in range; made exact in the end
         before = time.perf_counter()
-        self._accelerator.backward(loss / total.divisor)
+        with exchanging():
+            self._accelerator.backward(loss / total.divisor)
         total.loss, total.labels = total.loss + float(loss.detach()), total.labels + count
         self._spend("backward", before)
         if domains:
@@ -140,10 +159,10 @@ class Gradients:
 
 
 class _Total:
-    """Sums over the micro-batches of this process."""
+    """Sums over the micro-batches of this process; gradients are divided by a number that all processes share."""
 
-    def __init__(self) -> None:
-        self.loss, self.labels, self.divisor = 0.0, 0, 0
+    def __init__(self, divisor: int) -> None:
+        self.loss, self.labels, self.divisor = 0.0, 0, max(1, divisor)
         self.domains: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(2))
 
     def mean(self, parameters: Mapping[str, nn.Parameter], processes: Processes) -> MeanLoss:
@@ -156,7 +175,8 @@ class _Total:
                 parameters[name].grad.mul_(self.divisor / labels)  # type: ignore[union-attr]
         if processes.count > 1:
             anywhere = {name for share in shares for name in share[3]}
-            processes.add_up([_gradient(parameters[name]) for name in parameters if name in anywhere])
+            whole = [name for name, value in parameters.items() if name in anywhere and not is_part(value)]
+            processes.add_up([_gradient(parameters[name]) for name in whole])  # those in parts are summed already
         domains: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(2))
         for share in shares:
             for name, row in share[2].items():

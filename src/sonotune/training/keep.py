@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from torch import Tensor
 
 from sonotune.adapters import lora
 from sonotune.models.base import LoadedModel
@@ -15,13 +17,20 @@ from sonotune.models.checkpoints import as_os_error
 from sonotune.runs import RunDirectory, sync_directory, write_error
 
 
-def keep(loaded: LoadedModel, directory: RunDirectory, *, extra: dict[str, Any]) -> Path:
+def keep(
+    loaded: LoadedModel,
+    directory: RunDirectory,
+    *,
+    extra: dict[str, Any],
+    weights: Mapping[str, Tensor] | None = None,
+) -> Path:
     """Write the adapter, or the whole model where there is none, beside its final name and rename it.
 
     Args:
         loaded: The trained model.
         directory: Where `adapter/` or `model/` goes; an older one is replaced.
         extra: Further entries of `sonotune.json`.
+        weights: Of the whole model, where its own are in parts.
 
     Returns:
         The folder.
@@ -35,7 +44,7 @@ def keep(loaded: LoadedModel, directory: RunDirectory, *, extra: dict[str, Any])
     shutil.rmtree(draft, ignore_errors=True)
     try:
         if loaded.adapter is None:
-            loaded.module.save_pretrained(draft, safe_serialization=True)
+            loaded.module.save_pretrained(draft, safe_serialization=True, state_dict=weights)
             loaded.processor.save_pretrained(draft)
             lora.write_side_car(loaded, draft, extra=extra)
         else:

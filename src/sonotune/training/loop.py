@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from sonotune.adapters.dynamics import Dynamics
 from sonotune.errors import Interrupted, NumericError
@@ -40,6 +40,7 @@ from sonotune.training.optimizer import (
     restore_optimizer,
     set_learning_rates,
 )
+from sonotune.training.sharding import clip_gradients, entire, fill, is_sharded
 from sonotune.training.signals import StopRequest
 from sonotune.training.spikes import forget, leaps, remember
 from sonotune.training.stages import Stage, all_stages, parameters_by_name
@@ -96,7 +97,7 @@ class StageLoop:
         self.position = Position()
         self._task, self._loaded, self._settings, self._data = task, loaded, settings, data
         self._crew, self._accelerator, self._checkpoints, self._event = crew, accelerator, checkpoints, event
-        self._processes = processes
+        self._processes, self._sharded = processes, is_sharded(loaded.module)
         self._evaluate, self._listeners, self._identity, self._stop = evaluate, listeners, dict(identity), stop
         self._found, self._known_bad = found, set[str]()
         self._dynamics = tuple(dynamics)
@@ -220,22 +221,22 @@ class StageLoop:
         return best
 
     def _put(self, weights: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self._weights.items():
-                parameter.copy_(weights[name])
+        for name, parameter in self._weights.items():
+            fill(parameter, weights[name])
 
     def save(self) -> None:
         """Write a checkpoint of the present position, once, by the first process."""
         if self._saved_step == self.position.step:
             return
+        weights, moments = entire(self._weights), entire(optimizer_tensors(self._optimizer))
         if self._processes.main:
-            self._write_checkpoint()
+            self._write_checkpoint(weights, moments)
         self._saved_step = self.position.step
         self._processes.wait()
 
-    def _write_checkpoint(self) -> None:
+    def _write_checkpoint(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
         started = time.perf_counter()
-        moments, scaler = optimizer_tensors(self._optimizer), self._accelerator.scaler
+        scaler = self._accelerator.scaler
         state = {
             "position": asdict(self.position),
             "identity": self._identity,
@@ -246,8 +247,8 @@ class StageLoop:
         path = checkpoint.save(
             self._checkpoints,
             self.position.step,
-            weights=self._weights,
-            optimizer=moments | self._dynamics_tensors(),
+            weights=weights,
+            optimizer={**moments, **self._dynamics_tensors()},
             state=state,
         )
         best = self.position.best_step
@@ -328,20 +329,29 @@ class StageLoop:
             self.position.largest_s = min((share.largest_s for share in shares if share.largest_s), default=None)
             self.position.recompute = any(share.recompute for share in shares)
             self._guard.heed(self.position)
+        ours = {number: batch for number, batch in ours.items() if batch.clips}
         return _Group(
-            batches={number: batch for number, batch in ours.items() if batch.clips},
+            batches=ours,
+            idle=self._idle(ours, max(share.batches for share in shares)),
             size=size,
             clip_ids=tuple(clip_id for share in shares for clip_id in share.clip_ids),
             audio_s=sum(share.audio_s for share in shares),
             padded_s=sum(share.padded_s for share in shares),
         )
 
+    def _idle(self, ours: Mapping[int, Batch], most: int) -> list[Batch]:
+        """As many batches as this process has too few, where all must go through the layers equally often."""
+        if not self._sharded or not most:
+            return []
+        spare = next(batch for batch in self._processes.gather(next(iter(ours.values()), None)) if batch is not None)
+        return [spare] * (most - len(ours))
+
     def _step(self, group: _Group) -> None:
         position = self.position
         factor, of_trained = self._course.factors(position.step)
         rates = set_learning_rates(self._optimizer, factor, of_trained=of_trained)
         started = time.perf_counter()
-        loss, count, by_domain = self._accumulate(group.batches)
+        loss, count, by_domain = self._accumulate(group)
         penalty = self._penalize() if count else 0.0
         norm = self._clip() if count else 0.0
         finite = count > 0 and np.isfinite(loss) and np.isfinite(norm)
@@ -375,10 +385,11 @@ class StageLoop:
             elapsed=elapsed, penalty=penalty,
         )  # fmt: skip
 
-    def _accumulate(self, batches: Mapping[int, Batch]) -> MeanLoss:
+    def _accumulate(self, group: _Group) -> MeanLoss:
         return self._gradients.accumulate(
-            batches, self._parameters, step=self.position.step, domains=self._several_domains
-        )
+            group.batches, self._parameters, step=self.position.step, clips=len(group.clip_ids),
+            domains=self._several_domains, idle=group.idle,
+        )  # fmt: skip
 
     def _penalize(self) -> float:
         """Add the gradients of the penalties on the adapters; returns their sum."""
@@ -410,8 +421,7 @@ class StageLoop:
         scaler = self._accelerator.scaler
         if scaler is not None:
             scaler.unscale_(self._optimizer)
-        norm = nn.utils.clip_grad_norm_(list(self._parameters.values()), self._settings.clip_norm)
-        return float(norm)
+        return clip_gradients(list(self._parameters.values()), self._settings.clip_norm)
 
     def _scale_is_too_high(self, loss: float) -> bool:
         """Whether an infinite gradient is only the fp16 loss scale being too large, which its update lowers."""
@@ -532,6 +542,7 @@ class _Group:
 
     Attributes:
         batches: Those of this process that have clips, by their number in the step.
+        idle: Those that it goes through without counting them.
         size: How many all processes have, empty ones too, so that positions stay exact.
         clip_ids: Clips of all processes.
         audio_s: Their seconds.
@@ -539,6 +550,7 @@ class _Group:
     """
 
     batches: Mapping[int, Batch]
+    idle: Sequence[Batch]
     size: int
     clip_ids: tuple[str, ...]
     audio_s: float
@@ -549,6 +561,7 @@ class _Group:
 class _Share:
     """What a process tells the others of its micro-batches, and of what did not fit in its memory."""
 
+    batches: int
     clip_ids: tuple[str, ...]
     audio_s: float
     padded_s: float
@@ -559,6 +572,7 @@ class _Share:
     @classmethod
     def of(cls, batches: Sequence[Batch], position: Position) -> _Share:
         return cls(
+            batches=sum(1 for batch in batches if batch.clips),
             clip_ids=tuple(clip.id for batch in batches for clip in batch.clips),
             audio_s=sum(batch.seconds for batch in batches if batch.clips),
             padded_s=sum(batch.padded_seconds for batch in batches if batch.clips),

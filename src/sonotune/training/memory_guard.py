@@ -18,6 +18,7 @@ from sonotune.features.batching import Batch
 from sonotune.models.base import LoadedModel
 from sonotune.training.adapt import recompute_activations
 from sonotune.training.loop_settings import Position
+from sonotune.training.sharding import is_sharded
 
 
 class MemoryLimitError(MemoryError):
@@ -43,6 +44,7 @@ class MemoryGuard:
         event: Callable[..., None],
     ) -> None:
         self._loaded, self._limit_bytes, self._event = loaded, limit_bytes, event
+        self._sharded = is_sharded(loaded.module)
         self.heed(position)
 
     def heed(self, position: Position) -> None:
@@ -54,7 +56,7 @@ class MemoryGuard:
     def parts(self, batch: Batch) -> list[Batch]:
         """A micro-batch in as many parts as it takes for each to be no larger than what fits."""
         most = self._position.largest_s
-        if most is None or batch.padded_seconds <= most or not batch.clips:
+        if most is None or self._sharded or batch.padded_seconds <= most or not batch.clips:
             return [batch]
         rows = max(1, math.floor(most * len(batch.clips) / batch.padded_seconds + 1e-6))
         return batch.split(math.ceil(len(batch.clips) / rows))
@@ -94,6 +96,9 @@ class MemoryGuard:
             ResourceError: None is left.
         """
         position = self._position
+        if self._sharded:
+            why = "no process can go through the layers more often than the others that hold parts of their weights"
+            raise ResourceError(self._advice(failed, reason, why))
         if len(failed.clips) > 1:
             rows = -(-len(failed.clips) // 2)
             position.largest_s = rows * failed.padded_seconds / len(failed.clips)

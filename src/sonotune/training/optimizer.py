@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sonotune.errors import CheckpointError
+from sonotune.training.sharding import is_part, like
 from sonotune.training.stages import Stage
 
 Schedule = Literal["cosine", "linear", "constant"]
@@ -56,7 +57,8 @@ def build_optimizer(
                 decays[name] = group.decay
     cells: dict[tuple[object, ...], list[str]] = {}
     for name, role in roles.items():
-        cells.setdefault((decays[name], *role), []).append(name)
+        # Torch steps many tensors at once, and these must be of one kind.
+        cells.setdefault((is_part(parameters[name]), decays[name], *role), []).append(name)
     groups = [
         {
             "params": [parameters[name] for name in names],
@@ -64,7 +66,7 @@ def build_optimizer(
             "roles": role,
             "weight_decay": weight_decay if decay else 0.0,
         }
-        for (decay, *role), names in cells.items()
+        for (_, decay, *role), names in cells.items()
     ]
     if kind == "adamw":
         return torch.optim.AdamW(groups, betas=betas, fused=True)
@@ -181,7 +183,7 @@ def restore_optimizer(
                 continue
             if isinstance(optimizer, torch.optim.AdamW):
                 optimizer.state[parameter] = {
-                    key: value.to(parameter.device) if key != "step" else value.cpu() for key, value in saved.items()
+                    key: like(parameter, value) if key != "step" else value.cpu() for key, value in saved.items()
                 }
                 continue
             _restore_into(optimizer, parameter, saved, place, index)

@@ -50,6 +50,7 @@ from sonotune.training.preparation import (
     with_stages,
 )
 from sonotune.training.ranks import calibration_clips, ranks_text, read_split, split_text
+from sonotune.training.sharding import assembled, check_shardable, entire, is_sharded, shard_layers
 from sonotune.training.signals import StopRequest, stop_on_signals
 from sonotune.training.stages import Stage, all_stages, describe
 from sonotune.training.trackers import Trackers, check_trackers
@@ -170,6 +171,12 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
     config = with_stages(config)
     material = gather(config, precision=precision, device=accelerator.device, found=book.found)
     corpus, opened = material.corpus, material.opened
+    bits = max(opened.loaded.quantized.values(), default=16)
+    if config.training.shard_weights:
+        check_shardable(
+            kind=config.adapter.kind, bits=bits, precision=precision, optimizer=optimizer,
+            memory_limit_bytes=steps.memory_limit_bytes,
+        )  # fmt: skip
     if config.adapter.kind != "none" and config.adapter.split == "measured":
         config = with_split(config, _split(config, book, material, accelerator))
     plan = None if config.adapter.kind == "none" else _ranks(config, book, material, accelerator, processes)
@@ -189,6 +196,8 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
     choices = {**opened.choices, "training.precision": f"{precision}: {why}"}
     if optimizer != config.training.optimizer:
         choices["training.optimizer"] = f"{optimizer}: {reason}"
+    if config.training.shard_weights and processes.count == 1:
+        choices["training.shard_weights"] = "false: there is one process, which holds all weights"
     book.chose(choices)
     book.write(
         data_digest=corpus.digests,
@@ -199,6 +208,8 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
             "components": count_parameters(loaded), "quantized_linears": len(loaded.quantized),
         },
     )  # fmt: skip
+    if config.training.shard_weights and processes.count > 1:
+        shard_layers(loaded, processes)
     trackers = Trackers(
         config.run.trackers if processes.main else (), folder=book.directory.path, config=book.record.config,
         event=book.directory.event,
@@ -208,7 +219,7 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
         steps=steps, corpus=corpus, loaded=loaded, family=opened.family, task=material.task, prepared=material.prepared,
         stages=stages, dynamics=dynamics,
         adapted=list(plan.ranks) if plan else [],
-        bits=max(loaded.quantized.values(), default=16), precision=precision,
+        bits=bits, precision=precision,
     )  # fmt: skip
 
 
@@ -248,14 +259,15 @@ def _has_checkpoint(book: RunBook) -> bool:
 
 def _evaluate(session: _Session, clips: Sequence[Clip]) -> EvaluationResult:
     config, settings = session.config, session.config.evaluation
-    return evaluate(
-        session.task, session.loaded, clips, batch_seconds=settings.batch_seconds,
-        max_clips=settings.batch_max_clips, beam_size=settings.beam_size, max_new_tokens=settings.max_new_tokens,
-        bootstrap=settings.bootstrap,
-        duration_edges_s=settings.duration_edges_s, full_context=config.model.context == "full",
-        crew=session.crews.evaluation, autocast=session.accelerator.autocast,
-        processes=session.processes,
-    )  # fmt: skip
+    with assembled(session.loaded.module):
+        return evaluate(
+            session.task, session.loaded, clips, batch_seconds=settings.batch_seconds,
+            max_clips=settings.batch_max_clips, beam_size=settings.beam_size, max_new_tokens=settings.max_new_tokens,
+            bootstrap=settings.bootstrap,
+            duration_edges_s=settings.duration_edges_s, full_context=config.model.context == "full",
+            crew=session.crews.evaluation, autocast=session.accelerator.autocast,
+            processes=session.processes,
+        )  # fmt: skip
 
 
 def _score(session: _Session, moment: str, clips: Sequence[Clip] | None, *, once: bool = False) -> None:
@@ -321,7 +333,8 @@ def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) 
     loop.run()
     checks.check_frozen(frozen, loaded.module, exclude=all_stages(*stages))
     checks.check_moved(start, loaded.module, stages, loaded)
-    checks.check_applied(session.family, loaded, autocast=session.accelerator.autocast)
+    with assembled(loaded.module):
+        checks.check_applied(session.family, loaded, autocast=session.accelerator.autocast)
     book.directory.event("spent", step=loop.position.step, seconds=loop.position.spent)
     return loop
 
@@ -344,11 +357,12 @@ def _listen(session: _Session, moment: str, step: int) -> None:
     settings = replace(rank_settings(session.config), clips=session.config.evaluation.entropy_clips)
     if not settings.clips or not session.adapted:
         return
-    found = collect(
-        session.loaded, session.task, calibration_clips(session.prepared.clips, settings), tokens=settings.tokens,
-        seed=settings.seed, autocast=session.accelerator.autocast, names=session.adapted,
-        processes=session.processes,
-    )  # fmt: skip
+    with assembled(session.loaded.module):
+        found = collect(
+            session.loaded, session.task, calibration_clips(session.prepared.clips, settings), tokens=settings.tokens,
+            seed=settings.seed, autocast=session.accelerator.autocast, names=session.adapted,
+            processes=session.processes,
+        )  # fmt: skip
     session.book.directory.event(
         "activation_entropy", step=step, moment=moment, effective_rank=found.effective_ranks(),
         **{kind: found.effective_ranks(kind) for kind in ("audio", "text")}, seconds=found.seconds,
@@ -366,11 +380,13 @@ def _settle(session: _Session) -> None:
 
 def _save(session: _Session) -> None:
     config = session.config
+    weights = entire(session.loaded.module.state_dict()) if is_sharded(session.loaded.module) else None
     if not session.processes.main:
         return
     keep(
         session.loaded,
         session.book.directory,
+        weights=weights,
         extra={
             "bits": session.bits,
             "double": config.quantization.double,
