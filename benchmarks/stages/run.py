@@ -24,8 +24,8 @@ TRAIN, DEV, TEST = ("theo", "lucas"), ("jackson",), ("nicolas",)
 ARMS = {
     "staged": ["recipe=nano_round2"],
     "staged, weights alone": ["recipe=nano_round2", "adapter=full"],
-    "adapters": [],
-    "full": ["adapter=full"],
+    "adapters": ["training.max_epochs=6"],  # as many as the two stages have together
+    "full": ["adapter=full", "training.max_epochs=6"],
 }
 RATES = {
     "staged": (3.16e-4, 1e-3, 3.16e-3),
@@ -33,7 +33,6 @@ RATES = {
     "adapters": (6.32e-4, 2e-3, 6.32e-3),
     "full": (6.32e-5, 2e-4, 6.32e-4),
 }
-EPOCHS = 6  # of the two stages of nano_round2 together
 
 
 def main() -> None:
@@ -85,7 +84,6 @@ def one_run(
     words = [
         "model=qwen3_asr_nano", *(f"data.{key}={manifest(options, split)}" for key, split in SPLITS.items()),
         "data.allow_outside_root=true", "quantization.bits=16", "training.batch_max_clips=16",
-        f"training.max_epochs={EPOCHS}",
         "training.eval_steps=never", "evaluation.zero_shot=false", "evaluation.bootstrap=1000",
         f"training.learning_rate={rate}", f"training.seed={seed}", f"run.dir={folder}", *ARMS[arm], *options.words,
     ]  # fmt: skip
