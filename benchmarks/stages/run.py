@@ -90,7 +90,7 @@ def one_run(
     body = sonotune("train", *words)
     events = (folder / "events.jsonl").read_text("utf-8").splitlines()
     row = {
-        "arm": arm, "learning_rate": rate, "seed": seed, "dev": body["after"]["wer"], "test": body["test"]["wer"],
+        "arm": arm, "learning_rate": rate, "seed": seed, "dev": body["after"]["wer"], "test": body["scores"]["wer"],
         "source": wer(f"model={folder}", options.source), "seconds": body["seconds"], "peak_bytes": body["peak_bytes"],
         "steps": sum(json.loads(line)["kind"] == "step" for line in events), "code": code_version(),
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from sonotune.errors import AdapterError, ConfigError, ModelError
 from sonotune.planning.exact import Peak, measure_step
 from sonotune.planning.layout import TrainingSettings, lay_out
 from sonotune.planning.memory import predict_step, static_memory
+from sonotune.planning.plan import make_plan
 from sonotune.training.adapt import adapt
 from sonotune.training.ranks import RankSettings, plan_ranks
 
@@ -134,3 +136,26 @@ def test_kernels_of_a_card_need_one():
         pytest.skip("there is a card")
     with pytest.raises(ConfigError, match="finds only cpu"):
         measure_step(layout, layout.batch(1, 1.0, 3))
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_weights_in_parts_are_planned_for_one_process(full: bool):
+    """Half of what is in the numbered layers, with its moments; with adapters, of what is frozen there."""
+    settings = TrainingSettings(checkpoint=NANO, bits=16, full=full)
+    layout = lay_out(settings)
+    parameters = dict(layout.loaded.module.named_parameters())
+    cut = [value for name, value in parameters.items() if ".layers." in name and (full or not value.requires_grad)]
+    assert len(cut) == 123
+    whole = static_memory(layout)
+    halves = static_memory(lay_out(replace(settings, shards=2)))
+    for kind, each in (("weights", 4), ("optimizer", 8 if full else 0), ("gradients", 4 if full else 0)):
+        saved = sum(row[kind] for row in whole.values()) - sum(row[kind] for row in halves.values())
+        assert saved == each * sum(value.numel() for value in cut) / 2, kind
+
+
+def test_parts_are_not_planned_where_a_run_refuses_them():
+    words = {"clip_seconds": [2.0], "batch_seconds": 4.0, "batch_max_clips": 2}
+    with pytest.raises(ConfigError, match="--exact runs the step of one process"):
+        make_plan(TrainingSettings(checkpoint=NANO, bits=16, shards=2), exact=True, **words)
+    with pytest.raises(ConfigError, match="bits=4 packs"):
+        make_plan(TrainingSettings(checkpoint=NANO, bits=4, shards=2), **words)

@@ -24,7 +24,7 @@ Throughput = Annotated[
     str | None, typer.Option(help="Seconds of audio that one device trains on in a second, or a run to measure it by.")
 ]
 Price = Annotated[float | None, typer.Option(help="Price of one device for an hour.")]
-Devices = Annotated[int, typer.Option(help="Devices that share the work.")]
+Devices = Annotated[int, typer.Option(min=1, help="Devices that share the work.")]
 Hours = Annotated[float | None, typer.Option(help="Hours of training audio, one pass over it.")]
 Exact = Annotated[bool, typer.Option("--exact", help="Run the worst bucket's step on tensors without numbers.")]
 On = Annotated[str, typer.Option(help="cpu, cuda, or auto: what is here. Kernels and types differ.")]
@@ -74,7 +74,7 @@ def plan(
             devices=devices, price_per_hour=price,
         )  # fmt: skip
     found = make_plan(
-        _settings(config, place), clip_seconds=clip_seconds or _edges(config), within_window=not clip_seconds,
+        _settings(config, place, devices), clip_seconds=clip_seconds or _edges(config), within_window=not clip_seconds,
         batch_seconds=training.batch_seconds, batch_max_clips=training.batch_max_clips,
         label_tokens=config.data.max_label_tokens if label_tokens is None else label_tokens,
         memory_bytes=memory_bytes, exact=exact, device=place, cost=cost,
@@ -82,7 +82,7 @@ def plan(
     print_result(found.to_json(), as_json=as_json, lines=_lines(found))
 
 
-def _settings(config: RunConfig, device: Literal["cpu", "cuda"]) -> TrainingSettings:
+def _settings(config: RunConfig, device: Literal["cpu", "cuda"], devices: int) -> TrainingSettings:
     """What of the settings decides memory."""
     import torch
 
@@ -107,6 +107,7 @@ def _settings(config: RunConfig, device: Literal["cpu", "cuda"]) -> TrainingSett
         gradient_checkpointing=config.training.gradient_checkpointing, label_smoothing=config.training.label_smoothing,
         stages=wanted_stages(config),
         optimizer=choose_optimizer(config.training.optimizer, torch.device(device))[0],
+        shards=devices if config.training.shard_weights else 1,
     )  # fmt: skip
 
 
@@ -181,7 +182,9 @@ def _lines(plan: Plan) -> list[str]:
     settings = plan.settings
     lines = [
         f"{settings.checkpoint} on {plan.device}: {plan.bits[0]} bits, {settings.precision}, "
-        f"{stage.trainable:,} parameters train" + (", checkpointing" if settings.gradient_checkpointing else ""),
+        f"{stage.trainable:,} parameters train"
+        + (", checkpointing" if settings.gradient_checkpointing else "")
+        + (f", layers in {settings.shards} parts" if settings.shards > 1 else ""),
         f"peak     {_mib(plan.peak_bytes)} MiB: training {_mib(worst.memory.peak_bytes)} ({how}), "
         f"loading in fp32 {_mib(plan.loading_bytes)}",
         f"  {'MiB at the peak':<16}{'weights':>10}{'gradients':>11}{'optimizer':>11}{'activations':>13}{'all':>10}",

@@ -22,7 +22,7 @@ from sonotune.adapters import lora
 from sonotune.adapters.saved import choose_family, find_adapter, kept_unquantized, model_folder, storage
 from sonotune.errors import AdapterError, ModelError
 from sonotune.features.batching import Batch
-from sonotune.models.base import LoadedModel, ModelFamily, Stream
+from sonotune.models.base import LoadedModel, ModelFamily, Stream, bare_name
 from sonotune.models.checkpoints import load_processor
 from sonotune.models.precision import DTYPES, Precision
 from sonotune.models.quantize import bitsandbytes
@@ -62,6 +62,8 @@ class TrainingSettings:
     label_smoothing: float = 0.0
     stages: Sequence[StageSettings] = ()
     optimizer: OptimizerKind = "adamw"
+    shards: int = 1
+    """Processes that hold a part each of the layers' weights, one of which is planned for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +98,16 @@ class Layout:
         for name, parameter in self.loaded.module.named_parameters():
             parameter.requires_grad_(name in trains)
         return replace(self, held=all_stages(*self.stages[: index + 1]))
+
+    @property
+    def sharded(self) -> dict[str, list[str]]:
+        """Layer -> names of its parameters that are in parts; empty where none are."""
+        if self.settings.shards == 1:
+            return {}
+        whole = frozenset() if self.settings.full else all_stages(*self.stages)
+        prefixes = [prefix for component in self.loaded.components for prefix in component.layers]
+        names = [name for name, _ in self.loaded.module.named_parameters() if name not in whole]
+        return {prefix: [name for name in names if bare_name(name).startswith(prefix + ".")] for prefix in prefixes}
 
     @property
     def compute(self) -> torch.dtype:

@@ -80,6 +80,7 @@ def static_memory(layout: Layout) -> dict[str, dict[str, int]]:
     Gradients are those of all trainable parameters at once, as they are after the backward pass.
     """
     loaded, rows = layout.loaded, dict[str, dict[str, int]]()
+    parts = {name: layout.settings.shards for names in layout.sharded.values() for name in names}
     for name, parameter in loaded.module.named_parameters():
         owner = loaded.owner(carrier(name)) or OUTSIDE
         row = rows.setdefault(owner, dict.fromkeys(KINDS, 0))
@@ -87,11 +88,12 @@ def static_memory(layout: Layout) -> dict[str, dict[str, int]]:
         module = bare_name(name).removesuffix(".weight")
         if module in loaded.quantized and ".lora_" not in name and name.endswith("weight"):
             size = _packed(loaded.module, name.removesuffix(".weight"), layout)
-        row["weights"] += size
+        count = parts.get(name, 1)
+        row["weights"] += -(-size // count)
         if parameter.requires_grad:
-            row["gradients"] += size
+            row["gradients"] += -(-size // count)
         if name in layout.held:
-            row["optimizer"] += moment_bytes(parameter.numel(), layout.settings.optimizer)
+            row["optimizer"] += -(-moment_bytes(parameter.numel(), layout.settings.optimizer) // count)
     for name, buffer in loaded.module.named_buffers():
         row = rows.setdefault(loaded.owner(bare_name(name)) or OUTSIDE, dict.fromkeys(KINDS, 0))
         row["weights"] += buffer.numel() * buffer.element_size()
@@ -132,8 +134,27 @@ def predict_step(layout: Layout, batch: Batch) -> Memory:
     for row in rows.values():
         row["gradients"] = 0
     outside = rows.setdefault(OUTSIDE, dict.fromkeys(KINDS, 0))
-    outside["activations"] += moment + saved.casts() + batch.inputs.numel() * batch.inputs.element_size()
+    outside["activations"] += (
+        moment + _put_together(layout) + saved.casts() + batch.inputs.numel() * batch.inputs.element_size()
+    )
     return Memory(components=rows)
+
+
+def _put_together(layout: Layout) -> int:
+    """Bytes of the largest layer while it computes: its weights in one piece, and their gradients before they part."""
+    parameters = dict(layout.loaded.module.named_parameters())
+    return max(
+        (
+            sum(
+                parameters[name].numel()
+                * parameters[name].element_size()
+                * (2 if parameters[name].requires_grad else 1)
+                for name in names
+            )
+            for names in layout.sharded.values()
+        ),
+        default=0,
+    )
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from sonotune.planning.cost import Cost
 from sonotune.planning.exact import measure_step
 from sonotune.planning.layout import Layout, TrainingSettings, lay_out
 from sonotune.planning.memory import KINDS, Memory, predict_step
+from sonotune.training.sharding import check_shardable
 
 LABELS_PER_SECOND = 5.0
 """Tokens of transcript assumed for each second of audio, where nothing is said."""
@@ -167,9 +168,19 @@ def make_plan(
     lengths = sorted(set(clip_seconds))
     if not lengths or lengths[0] <= 0:
         raise ConfigError(f"--clip-seconds must be above 0; found {', '.join(map(str, lengths)) or 'none'}.")
+    if exact and settings.shards > 1:
+        raise ConfigError(
+            "--exact runs the step of one process, and training.shard_weights cuts its weights among several. Leave it "
+            "out: the formula counts the parts."
+        )
     if label_tokens is not None and label_tokens < 1:
         raise ConfigError(f"--label-tokens is {label_tokens}; a transcript has 1 token or more.")
     layout = lay_out(settings, device=device)
+    if settings.shards > 1:
+        check_shardable(
+            kind="none" if settings.full else "lora", bits=layout.bits[0], precision=settings.precision,
+            optimizer=settings.optimizer,
+        )  # fmt: skip
     window_s = layout.loaded.frontend.max_duration_s
     if within_window and window_s is not None:
         lengths = sorted({min(length, window_s) for length in lengths})

@@ -35,7 +35,7 @@ def check_shardable(
     bits: int,
     precision: Precision,
     optimizer: str,
-    memory_limit_bytes: int | None,
+    memory_limit_bytes: int | None = None,
 ) -> None:
     """See that weights can be cut with the other settings of a run.
 
