@@ -26,6 +26,8 @@ from sonotune.registry import resolve_asset
 from sonotune.tasks.base import TaskSettings
 from sonotune.tasks.transcribe import Transcribe
 from sonotune.training.adapt import adapt
+from sonotune.training.feed import Group
+from sonotune.training.gradients import MeanLoss
 from sonotune.training.loop import StageLoop
 from sonotune.training.loop_settings import LoopSettings, TrainingData
 from sonotune.training.ranks import RankSettings, plan_ranks
@@ -155,8 +157,15 @@ class Bench:
 
     def batch(self, *indices: int) -> Batch:
         """Some training clips as one batch."""
-        data = self.loop._data
+        data = self.loop._feed._data
         return ClipBatches(data.clips, data.targets, self.loaded.frontend, batches=[indices], seed=0, epoch=0)[0]
+
+    def accumulate(self, *batches: Batch) -> MeanLoss:
+        """Leave the gradient of a step of these micro-batches in the parameters."""
+        ids = tuple(clip.id for batch in batches for clip in batch.clips)
+        return self.loop._accumulate(
+            Group(batches=dict(enumerate(batches)), size=len(batches), clip_ids=ids, audio_s=0.0, padded_s=0.0)
+        )
 
 
 @pytest.fixture

@@ -35,8 +35,8 @@ def test_accumulating_unequal_micro_batches_is_one_big_batch(bench: Build):
     """The sum over units, not the mean of means: parts of 1, 4 and 2 clips with texts of unequal length."""
     parts = [(0,), (2, 1, 7, 4), (12, 3)]
     whole, cut = bench(), bench()
-    loss_whole, units_whole, _ = whole.loop._accumulate({0: whole.batch(*(index for part in parts for index in part))})
-    loss_cut, units_cut, _ = cut.loop._accumulate(dict(enumerate([cut.batch(*part) for part in parts])))
+    loss_whole, units_whole, _ = whole.accumulate(whole.batch(*(index for part in parts for index in part)))
+    loss_cut, units_cut, _ = cut.accumulate(*(cut.batch(*part) for part in parts))
     assert units_whole == units_cut == sum(len(str(clip.text)) + 1 for clip in whole.batch(*sum(parts, ())).clips)
     assert loss_cut == pytest.approx(loss_whole, rel=1e-6)
     expected, found = whole.gradients(), cut.gradients()
@@ -54,9 +54,9 @@ def test_accumulating_unequal_micro_batches_is_one_big_batch(bench: Build):
 def test_the_loss_is_logged_by_domain_where_there_are_several(bench: Build):
     one, made = bench(max_epochs=1), bench(max_epochs=1)
     domains = ["phone", "studio", None]
-    made.loop._data = replace(
-        made.loop._data,
-        clips=[replace(clip, domain=domains[index % 3]) for index, clip in enumerate(made.loop._data.clips)],
+    made.loop._feed._data = replace(
+        made.loop._feed._data,
+        clips=[replace(clip, domain=domains[index % 3]) for index, clip in enumerate(made.loop._feed._data.clips)],
     )
     made.loop._several_domains = True
     for each in (one, made):
@@ -66,7 +66,7 @@ def test_the_loss_is_logged_by_domain_where_there_are_several(bench: Build):
     assert set(first["loss_by_domain"]) <= {"phone", "studio", "unknown"}
     assert min(first["loss_by_domain"].values()) <= first["loss"] <= max(first["loss_by_domain"].values())
     parts = {}
-    clips = [made.loop._data.clips[index] for index in made.loop._plan(0)[0]]
+    clips = [made.loop._feed._data.clips[index] for index in made.loop._feed.plan(0)[0]]
     for clip in clips:
         labels = len(str(clip.text)) + 1
         parts[clip.domain or "unknown"] = parts.get(clip.domain or "unknown", 0) + labels
@@ -81,11 +81,11 @@ def test_clips_that_vanish_are_left_out_of_the_gradient_and_recorded(
     manifest = clips(tmp_path / "clips", "train", 6)
     whole = bench(folder=tmp_path / "whole", manifest=manifest, batch_max_clips=2, max_epochs=1)
     whole.loop.run()
-    plan = whole.loop._plan(0)
+    plan = whole.loop._feed.plan(0)
     made = bench(manifest=manifest, batch_max_clips=2, max_epochs=1, save_steps=1, keep_checkpoints=9)
     gone = [*plan[1], plan[2][0]]
     for index in gone:
-        made.loop._data.clips[index].path.unlink()
+        made.loop._feed._data.clips[index].path.unlink()
     made.loop.run()
     first, second, third = made.of("step")
     assert first["loss"] == whole.of("step")[0]["loss"]
@@ -114,15 +114,13 @@ def test_label_smoothing_mixes_in_the_uniform_distribution(bench: Build):
         uniform = -torch.log_softmax(logits.float(), dim=-1).mean(dim=-1).sum()
     assert plain.count == int((labels >= 0).sum())
     assert float(smooth) == pytest.approx(0.8 * float(plain.total) + 0.2 * float(uniform), rel=1e-5)
-    assert bench(label_smoothing=0.2).loop._accumulate({0: batch})[0] == pytest.approx(
-        float(smooth) / plain.count, rel=1e-5
-    )
+    assert bench(label_smoothing=0.2).accumulate(batch)[0] == pytest.approx(float(smooth) / plain.count, rel=1e-5)
 
 
 def test_clipping_goes_over_all_groups_together(bench: Build):
     free, clipped = bench(), bench(clip_norm=0.01)
     for made in (free, clipped):
-        made.loop._accumulate({0: made.batch(0, 1, 2, 3)})
+        made.accumulate(made.batch(0, 1, 2, 3))
     before = free.gradients()
     total = math.sqrt(sum(float(gradient.square().sum()) for gradient in before.values()))
     assert {group.name for group in free.stage.groups} == {"adapters", "weights"}

@@ -41,8 +41,8 @@ def kept_bytes(made: Any, *indices: int) -> int:
 def test_a_step_in_parts_has_the_same_gradient(bench: Build):
     whole, indices = bench(), (0, 1, 2, 3)
     cut = bench(memory_limit_bytes=int(0.6 * kept_bytes(whole, *indices)))
-    expected = whole.loop._accumulate({0: whole.batch(*indices)})
-    found = cut.loop._accumulate({0: cut.batch(*indices)})
+    expected = whole.accumulate(whole.batch(*indices))
+    found = cut.accumulate(cut.batch(*indices))
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
     assert found.labels == expected.labels
     for name, gradient in cut.gradients().items():
@@ -52,7 +52,7 @@ def test_a_step_in_parts_has_the_same_gradient(bench: Build):
     assert event["rung"].startswith("micro-batches of at most ")
     assert "training.memory_limit_bytes" in event["reason"]
     assert cut.loop.position.largest_s == pytest.approx(event["padded_seconds"] / 2)
-    cut.loop._accumulate({0: cut.batch(*indices)})  # cut beforehand from now on
+    cut.accumulate(cut.batch(*indices))  # cut beforehand from now on
     assert len(cut.of("memory")) == 1
 
 
@@ -60,15 +60,15 @@ def test_a_clip_that_does_not_fit_is_recomputed_and_then_ends_the_run(bench: Bui
     made = bench()
     alone = kept_bytes(made, 0)
     tight = bench(memory_limit_bytes=alone * 3 // 4)
-    tight.loop._accumulate({0: tight.batch(0)})
+    tight.accumulate(tight.batch(0))
     assert [event["rung"] for event in tight.of("memory")] == ["activations are recomputed in the backward pass"]
     assert tight.loop.position.recompute
     plain = bench()
-    plain.loop._accumulate({0: plain.batch(0)})
+    plain.accumulate(plain.batch(0))
     for name, gradient in tight.gradients().items():
         torch.testing.assert_close(gradient, plain.gradients()[name], rtol=1e-4, atol=1e-7)
     with pytest.raises(ResourceError, match=r"(?s)a single clip does not fit.*data\.max_duration_s") as caught:
-        bench(memory_limit_bytes=1000).loop._accumulate({0: made.batch(0, 1)})
+        bench(memory_limit_bytes=1000).accumulate(made.batch(0, 1))
     assert caught.value.exit_code == 5
 
 
@@ -117,8 +117,8 @@ class WithAnother(Processes):
 def test_what_another_process_could_not_fit_is_heeded(bench: Build):
     made = bench()
     loop = made.loop
-    loop._processes = WithAnother()
-    group = loop._next_group(iter([made.batch(0, 1)]), 2)
+    loop._feed._processes = WithAnother()
+    group = loop._feed.next_group(iter([made.batch(0, 1)]), 2, loop.position)
     assert group.clip_ids[-1] == "other"
     assert (loop.position.largest_s, loop.position.recompute) == (1.0, True)
     assert loop._guard.parts(made.batch(0, 1, 2))[0].padded_seconds <= 1.0
@@ -144,10 +144,10 @@ def test_what_is_out_of_memory(error: Exception, known: bool):
 def test_a_card_that_is_full_is_cut_as_well(bench: Build):
     made = bench(accelerator=Accelerator())
     total = torch.cuda.get_device_properties(0).total_memory
-    made.loop._accumulate({0: made.batch(0)})
+    made.accumulate(made.batch(0))
     torch.cuda.set_per_process_memory_fraction(torch.cuda.max_memory_reserved() * 1.05 / total)
     try:
-        made.loop._accumulate({0: made.batch(*range(16))})
+        made.accumulate(made.batch(*range(16)))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert made.of("memory")

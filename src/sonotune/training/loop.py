@@ -6,13 +6,11 @@ was killed and resumed makes the same draws as one that was not.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -22,7 +20,6 @@ from torch import Tensor
 
 from sonotune.adapters.dynamics import Dynamics
 from sonotune.errors import Interrupted, NumericError
-from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
 from sonotune.features.workers import Crew
 from sonotune.models.base import LoadedModel
 from sonotune.processes import ALONE, Processes
@@ -30,6 +27,7 @@ from sonotune.tasks.base import Task
 from sonotune.training import checkpoint
 from sonotune.training.checks import check_agreement, check_gradients
 from sonotune.training.course import Course
+from sonotune.training.feed import Feed, Group
 from sonotune.training.gradients import Gradients, MeanLoss
 from sonotune.training.loop_settings import Listener, LoopSettings, Position, TrainingData
 from sonotune.training.memory_guard import MemoryGuard
@@ -40,7 +38,7 @@ from sonotune.training.optimizer import (
     restore_optimizer,
     set_learning_rates,
 )
-from sonotune.training.sharding import clip_gradients, entire, fill, is_sharded
+from sonotune.training.sharding import clip_gradients, entire, fill
 from sonotune.training.signals import StopRequest
 from sonotune.training.spikes import forget, leaps, remember
 from sonotune.training.stages import Stage, all_stages, parameters_by_name
@@ -95,23 +93,23 @@ class StageLoop:
         found: Callable[[Sequence[Finding]], None] = lambda findings: None,
     ) -> None:
         self.position = Position()
-        self._task, self._loaded, self._settings, self._data = task, loaded, settings, data
-        self._crew, self._accelerator, self._checkpoints, self._event = crew, accelerator, checkpoints, event
-        self._processes, self._sharded = processes, is_sharded(loaded.module)
+        self._task, self._loaded, self._settings = task, loaded, settings
+        self._accelerator, self._checkpoints, self._event, self._processes = accelerator, checkpoints, event, processes
         self._evaluate, self._listeners, self._identity, self._stop = evaluate, listeners, dict(identity), stop
-        self._found, self._known_bad = found, set[str]()
+        self._found = found
         self._dynamics = tuple(dynamics)
         self._stages, self._every_stage = tuple(stages), all_stages(*stages)
         self._optimizer = build_optimizer(
             loaded.module, stages, weight_decay=settings.weight_decay, betas=settings.betas, kind=settings.optimizer
         )
-        window_s = loaded.frontend.max_duration_s if loaded.context == "full" else None
-        self._durations = [window_s or clip.duration_s for clip in data.clips]
-        self._course = Course(
-            stages, schedule=settings.schedule, floor=settings.learning_rate_floor,
-            steps_of=lambda epoch: -(-len(self._plan(epoch)) // settings.accumulation_steps),
-        )  # fmt: skip
         self._guard = MemoryGuard(loaded, self.position, limit_bytes=settings.memory_limit_bytes, event=event)
+        self._feed = Feed(
+            loaded, data, settings, crew=crew, processes=processes, guard=self._guard, event=event, found=found,
+            spend=self._spend,
+        )  # fmt: skip
+        self._course = Course(
+            stages, schedule=settings.schedule, floor=settings.learning_rate_floor, steps_of=self._feed.steps
+        )
         self._gradients = Gradients(
             task, loaded, label_smoothing=settings.label_smoothing, seed=settings.seed, accelerator=accelerator,
             guard=self._guard, processes=processes, spend=self._spend,
@@ -264,12 +262,12 @@ class StageLoop:
         }
 
     def _run_epoch(self) -> None:
-        batches = self._plan(self.position.epoch)
-        loader = self._loader(batches)
+        batches = self._feed.plan(self.position.epoch)
+        loader = self._feed.loader(batches, self.position)
         try:
             while self.position.batch < len(batches) and self.position.step < self._course.end:
                 size = min(self._settings.accumulation_steps, len(batches) - self.position.batch)
-                group = self._next_group(loader, size)
+                group = self._feed.next_group(loader, size, self.position)
                 self._step(group)
                 self.position.batch += group.size
                 last_of_epoch = self.position.batch >= len(batches)
@@ -281,72 +279,7 @@ class StageLoop:
         finally:
             loader.close()
 
-    def _plan(self, epoch: int) -> list[tuple[int, ...]]:
-        return plan_batches(
-            self._durations,
-            max_seconds=self._settings.batch_seconds,
-            max_clips=self._settings.batch_max_clips,
-            seed=self._settings.seed,
-            epoch=epoch,
-        )
-
-    def _loader(self, batches: list[tuple[int, ...]]) -> Any:
-        dataset = ClipBatches(
-            self._data.clips,
-            self._data.targets,
-            self._loaded.frontend,
-            batches=batches,
-            seed=self._settings.seed,
-            epoch=self.position.epoch,
-            waveform_augmenter=self._data.augmenter,
-            spec_augment=self._data.spec_augment,
-            mixup=self._data.mixup,
-            full_context_share=1.0 if self._loaded.context == "full" else self._settings.full_context_share,
-        )
-        places = range(self.position.batch, len(batches))
-        steps = range(0, len(places), self._settings.accumulation_steps)
-        ours = [
-            place
-            for start in steps
-            for place in self._processes.share(places[start : start + self._settings.accumulation_steps])
-        ]
-        return batch_loader(dataset, self._crew, places=ours)
-
-    def _next_group(self, loader: Iterator[Batch], size: int) -> _Group:
-        started = time.perf_counter()
-        numbers = self._processes.share(range(size))
-        ours = dict(zip(numbers, itertools.islice(loader, len(numbers)), strict=True))
-        self._spend("data", started)
-        shares = self._processes.gather(_Share.of(list(ours.values()), self.position))
-        findings = [finding for share in shares for finding in share.findings]
-        for finding in findings:
-            self._event("finding", step=self.position.step + 1, **asdict(finding))
-        new = [finding for finding in findings if not self._known_bad.issuperset(finding.clip_ids)]
-        if new:
-            self._known_bad.update(clip_id for finding in new for clip_id in finding.clip_ids)
-            self._found(new)
-        if len(shares) > 1:  # what one process could not fit, the others heed as well
-            self.position.largest_s = min((share.largest_s for share in shares if share.largest_s), default=None)
-            self.position.recompute = any(share.recompute for share in shares)
-            self._guard.heed(self.position)
-        ours = {number: batch for number, batch in ours.items() if batch.clips}
-        return _Group(
-            batches=ours,
-            idle=self._idle(ours, max(share.batches for share in shares)),
-            size=size,
-            clip_ids=tuple(clip_id for share in shares for clip_id in share.clip_ids),
-            audio_s=sum(share.audio_s for share in shares),
-            padded_s=sum(share.padded_s for share in shares),
-        )
-
-    def _idle(self, ours: Mapping[int, Batch], most: int) -> list[Batch]:
-        """As many batches as this process has too few, where all must go through the layers equally often."""
-        if not self._sharded or not most:
-            return []
-        spare = next(batch for batch in self._processes.gather(next(iter(ours.values()), None)) if batch is not None)
-        return [spare] * (most - len(ours))
-
-    def _step(self, group: _Group) -> None:
+    def _step(self, group: Group) -> None:
         position = self.position
         factor, of_trained = self._course.factors(position.step)
         rates = set_learning_rates(self._optimizer, factor, of_trained=of_trained)
@@ -385,7 +318,7 @@ class StageLoop:
             elapsed=elapsed, penalty=penalty,
         )  # fmt: skip
 
-    def _accumulate(self, group: _Group) -> MeanLoss:
+    def _accumulate(self, group: Group) -> MeanLoss:
         return self._gradients.accumulate(
             group.batches, self._parameters, step=self.position.step, clips=len(group.clip_ids),
             domains=self._several_domains, idle=group.idle,
@@ -431,7 +364,7 @@ class StageLoop:
         self._event("scale_lowered", step=self.position.step + 1, scale=scaler.get_scale())
         return True
 
-    def _bad_step(self, group: _Group, loss: float, norm: float) -> None:
+    def _bad_step(self, group: Group, loss: float, norm: float) -> None:
         self.position.bad_steps += 1
         clips = list(group.clip_ids)
         self._event("bad_step", step=self.position.step + 1, loss=str(loss), gradient_norm=str(norm), clips=clips)
@@ -493,7 +426,7 @@ class StageLoop:
 
     def _report(
         self,
-        group: _Group,
+        group: Group,
         *,
         loss: float | None,
         by_domain: Mapping[str, float],
@@ -534,52 +467,6 @@ class StageLoop:
     def _out_of_patience(self) -> bool:
         patience = self._course.stage.patience
         return patience is not None and self.position.stale >= patience
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """The micro-batches of one optimiser step.
-
-    Attributes:
-        batches: Those of this process that have clips, by their number in the step.
-        idle: Those that it goes through without counting them.
-        size: How many all processes have, empty ones too, so that positions stay exact.
-        clip_ids: Clips of all processes.
-        audio_s: Their seconds.
-        padded_s: Their seconds with padding.
-    """
-
-    batches: Mapping[int, Batch]
-    idle: Sequence[Batch]
-    size: int
-    clip_ids: tuple[str, ...]
-    audio_s: float
-    padded_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Share:
-    """What a process tells the others of its micro-batches, and of what did not fit in its memory."""
-
-    batches: int
-    clip_ids: tuple[str, ...]
-    audio_s: float
-    padded_s: float
-    findings: tuple[Finding, ...]
-    largest_s: float | None
-    recompute: bool
-
-    @classmethod
-    def of(cls, batches: Sequence[Batch], position: Position) -> _Share:
-        return cls(
-            batches=sum(1 for batch in batches if batch.clips),
-            clip_ids=tuple(clip.id for batch in batches for clip in batch.clips),
-            audio_s=sum(batch.seconds for batch in batches if batch.clips),
-            padded_s=sum(batch.padded_seconds for batch in batches if batch.clips),
-            findings=tuple(finding for batch in batches for finding in batch.findings),
-            largest_s=position.largest_s,
-            recompute=position.recompute,
-        )
 
 
 def _sign(score: Score) -> int:
