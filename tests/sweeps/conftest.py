@@ -13,8 +13,9 @@ import pytest
 from sonotune.config.load import load_run_config
 from sonotune.errors import Interrupted
 from sonotune.runs import atomic_write_json, atomic_write_text, record_to_json
-from sonotune.sweeps.ablation import Plan, Session, plan_ablation
+from sonotune.sweeps.ablation import Session
 from sonotune.sweeps.arms import choose_arms
+from sonotune.sweeps.plan import Plan, plan_ablation
 from sonotune.types import RunRecord
 
 CLIPS, SPEAKERS, WORDS = 80, 8, 10

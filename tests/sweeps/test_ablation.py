@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from sonotune.errors import AdapterError, ConfigError, Interrupted, NumericError, ResourceError, RunDirectoryError
-from sonotune.sweeps.ablation import Plan, Session, exit_code, plan_ablation, read_ablation
+from sonotune.sweeps.ablation import Session, exit_code, read_ablation
 from sonotune.sweeps.arms import choose_arms
+from sonotune.sweeps.plan import Plan, plan_ablation
 from sonotune.training.signals import stop_on_signals
 
 Planned = Callable[..., Plan]

@@ -12,7 +12,8 @@ import typer
 from sonotune.cli.shared import Json, Words, app, print_result
 
 if TYPE_CHECKING:
-    from sonotune.sweeps.ablation import Plan, Session
+    from sonotune.sweeps.ablation import Session
+    from sonotune.sweeps.plan import Plan
 
 _SHOWN_SLICES = 12
 
@@ -107,8 +108,9 @@ def ablate(
     --final-seeds the arms that data.eval likes best get more of them. The same line goes on where a stopped one left
     off, and takes further arms and seeds.
     """
-    from sonotune.sweeps.ablation import REPORT, Session, exit_code, plan_ablation
+    from sonotune.sweeps.ablation import REPORT, Session, exit_code
     from sonotune.sweeps.arms import choose_arms
+    from sonotune.sweeps.plan import plan_ablation
     from sonotune.sweeps.trials import run_apart, run_here
 
     plan = plan_ablation(
