@@ -121,6 +121,11 @@ def test_every_family_runs_a_step(checkpoint: str):
     assert found.bytes > found.static_bytes > 0
 
 
+def test_labels_of_a_large_batch_are_numbers():
+    """Thirty-two clips of 10 s: more label positions than floats that are kept."""
+    assert exact("assets:qwen3-asr-nano", clips=32, clip_s=10.0).bytes > exact("assets:qwen3-asr-nano").bytes
+
+
 def test_a_window_and_an_adapter_are_refused(tmp_path: Any):
     with pytest.raises(ModelError, match="31 s are longer than the window of assets:whisper-nano"):
         formula(NANO, clip_s=31.0)

@@ -33,6 +33,7 @@ from sonotune.planning.layout import Layout
 OUTSIDE = "outside"
 """What lies in no component: the batch, the loss, what the backward pass holds for a moment."""
 _REAL_ELEMENTS = 4096  # a factory's floats up to here are real, so that code may look at them
+_REAL_INTEGERS = 2**24  # and its labels and masks, which code does look at
 _GRANULE = {"cuda": 512, "cpu": 64}  # bytes that the allocator rounds up to
 _aten = torch.ops.aten
 
@@ -275,7 +276,9 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.phase == "layout":
             return False
         sizes = args[0] if args and isinstance(args[0], list | tuple | torch.Size) else ()
-        return math.prod(sizes) <= _REAL_ELEMENTS
+        dtype = kwargs.get("dtype")
+        counts = dtype is not None and not dtype.is_floating_point and not dtype.is_complex  # labels and masks
+        return math.prod(sizes) <= (_REAL_INTEGERS if counts else _REAL_ELEMENTS)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         """A real tensor as a fake one on the device, where in a run it would have been from the beginning."""
