@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from typing import Final
+
+import torch
 
 # <malloc.h>
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _LARGEST: Final = 2**31 - 1
+
+_ALLOCATOR_VARIABLES: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 def keep_freed_memory() -> bool:
@@ -30,3 +35,18 @@ def keep_freed_memory() -> bool:
     # glibc before 2.35 takes no threshold above 32 MiB.
     mapped = mallopt(_M_MMAP_THRESHOLD, _LARGEST) or mallopt(_M_MMAP_THRESHOLD, 32 << 20)
     return bool(mapped and mallopt(_M_TRIM_THRESHOLD, _LARGEST))
+
+
+def let_segments_grow() -> bool:
+    """Tell CUDA's allocator to extend segments instead of taking new ones.
+
+    Batches of clips differ in shape from step to step; without this, blocks that fit none of the next are given back
+    and taken again, which costs time and leaves holes. To be called before anything is put on the card.
+
+    Returns:
+        Whether it was done; not without a card, nor where the environment has settings for the allocator.
+    """
+    if not torch.cuda.is_available() or any(os.environ.get(name) for name in _ALLOCATOR_VARIABLES):
+        return False
+    torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+    return True

@@ -33,7 +33,7 @@ from sonotune.training.dynamics import build_dynamics
 from sonotune.training.keep import keep
 from sonotune.training.loop import StageLoop
 from sonotune.training.loop_settings import Listener, LoopSettings
-from sonotune.training.memory import keep_freed_memory
+from sonotune.training.memory import keep_freed_memory, let_segments_grow
 from sonotune.training.optimizer import choose_optimizer
 from sonotune.training.preparation import (
     Material,
@@ -161,6 +161,7 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
     torch.manual_seed(torch_seed(config.training.seed, "initialisation"))
     if config.training.threads != "auto":
         torch.set_num_threads(config.training.threads)
+    let_segments_grow()
     accelerator = accelerator_for(precision)
     processes = Processes.joined(accelerator.num_processes)
     book.share(processes)
