@@ -1,10 +1,11 @@
 """The processes that train together, started by `torchrun`; one where nobody started more.
 
-Each has the whole model and takes its share of the micro-batches of a step, of the clips of an evaluation and of those
-of calibration. What they have to tell each other goes through here. Gradients are summed when a step has all of them,
-for exactly those parameters that train now: nothing is registered beforehand, so nothing can fall out of step when a
-stage begins, when ranks move, or when one process has to cut a micro-batch that did not fit. With adapters there is
-little to send, and sending it while the backward pass still runs would gain little.
+Each has the whole model, or its part of the layers (`training.sharding`), and takes its share of the micro-batches of a
+step, of the clips of an evaluation and of those of calibration. What they have to tell each other goes through here.
+Gradients are summed when a step has all of them, for exactly those parameters that train now: nothing is registered
+beforehand, so nothing can fall out of step when a stage begins, when ranks move, or when one process has to cut a
+micro-batch that did not fit. With adapters there is little to send, and sending it while the backward pass still runs
+would gain little.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ def exchanging() -> Iterator[None]:
         text = str(error).lower()
         if not isinstance(error, torch.distributed.DistError) and not any(word in text for word in _OF_AN_EXCHANGE):
             raise
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].split(" This is typically")[0]
         raise ProcessError(
             f"another process is gone: {reason} Its own message says why. The last checkpoint is intact; the same line "
             "goes on from it."

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -164,3 +167,38 @@ def test_parts_are_not_planned_where_a_run_refuses_them():
         make_plan(TrainingSettings(checkpoint=NANO, bits=16, shards=2), exact=True, **words)
     with pytest.raises(ConfigError, match="bits=4 packs"):
         make_plan(TrainingSettings(checkpoint=NANO, bits=4, shards=2), **words)
+
+
+MEASURED = """
+import gc, re, torch
+from pathlib import Path
+from sonotune.planning.memory import convolution_scratch
+
+def status(key):
+    return 1024 * int(re.search(rf"^{key}:\\s+(\\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)[1])
+
+def above(work):
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    done = work()
+    return status("VmHWM") - before, done
+
+conv = torch.nn.Conv1d(160, 160, 3, stride=2, padding=1)
+conv(torch.randn(1, 160, 100, requires_grad=True)).sum().backward()
+x = torch.randn(32, 160, 4000, requires_grad=True)
+forward, y = above(lambda: conv(x))
+gradient = torch.ones_like(y)
+backward, _ = above(lambda: y.backward(gradient))
+print(forward / (y.nbytes + convolution_scratch(x.nbytes, y.nbytes, groups=1)))
+print(backward / (x.nbytes + convolution_scratch(x.nbytes, y.nbytes, groups=1, backward=True)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_convolution_takes_what_is_planned_beside_its_tensors():
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+    )  # fmt: skip
+    assert [float(line) for line in done.stdout.split()] == pytest.approx([1, 1], rel=0.1)

@@ -119,6 +119,9 @@ def test_advice_is_what_is_left_to_do():
     assert "gradient_checkpointing=true" in told()
     assert "quantization.bits=4" in told()
     assert "adapter.kind=lora" in told(full=True)
+    assert "training.shard_weights=true" in told(full=True)
+    assert "training.shard_weights=true" not in told(full=True, shards=2)
+    assert "quantization.bits=4 without training.shard_weights" in told(shards=2)
     assert "batch_seconds=" in told()
     assert "gradient_checkpointing" not in told(gradient_checkpointing=True)
 
@@ -134,11 +137,21 @@ def test_throughput_of_a_run_leaves_its_first_step_out(tmp_path: Path):
 
 def test_steps_end_a_run_before_its_epochs():
     given: dict[str, Any] = {
-        "audio_hours": 1.0, "epochs": 2, "step_seconds": 60.0, "throughput": "10", "devices": 1, "price_per_hour": None,
+        "audio_hours": 1.0, "step_seconds": 60.0, "throughput": "10", "price_per_hour": None,
     }  # fmt: skip
-    assert estimate(most_steps=None, **given).seconds == 720
-    assert estimate(most_steps=10, **given).seconds == 60
-    assert estimate(most_steps=10, **given).cost is None
+    assert estimate(stages=[(2, None)], devices=1, **given).seconds == 720
+    assert estimate(stages=[(2, 10)], devices=1, **given).seconds == 60
+    assert estimate(stages=[(2, 10)], devices=2, **given).seconds == 30
+    assert estimate(stages=[(2, None), (1_000_000, 10)], devices=2, **given).seconds == 390
+    assert estimate(stages=[(2, 10)], devices=1, **given).cost is None
+
+
+def test_throughput_of_several_processes_is_that_of_one(tmp_path: Path):
+    (tmp_path / "events.jsonl").write_text(json.dumps({"audio_s": 60.0, "seconds": 2.0}))
+    (tmp_path / "run.json").write_text(json.dumps({"environment": {"world_size": 2}}))
+    rate, source = read_throughput(str(tmp_path))
+    assert (rate, source.split(" of ")[0]) == (15.0, "1 steps")
+    assert source.endswith("on 2 devices")
 
 
 def test_the_published_table_is_as_printed_and_does_not_add_up():

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from sonotune.errors import CheckpointError, Interrupted, NumericError, TrainingCheckError
+from sonotune.errors import CheckpointError, Interrupted, ManifestError, NumericError, TrainingCheckError
 from sonotune.features.workers import Crew
 from sonotune.models.base import Losses
 from sonotune.training import checkpoint
@@ -72,6 +72,15 @@ def test_the_loss_is_logged_by_domain_where_there_are_several(bench: Build):
         parts[clip.domain or "unknown"] = parts.get(clip.domain or "unknown", 0) + labels
     mean = sum(first["loss_by_domain"][name] * labels for name, labels in parts.items()) / sum(parts.values())
     assert mean == pytest.approx(first["loss"], rel=1e-6)
+
+
+def test_clips_that_have_all_vanished_end_the_run(bench: Build, clips: Callable[..., Path], tmp_path: Path):
+    made = bench(manifest=clips(tmp_path / "clips", "train", 6), batch_max_clips=2, max_epochs=2)
+    for clip in made.loop._feed._data.clips:
+        clip.path.unlink()
+    with pytest.raises(ManifestError, match="none of the clips of the last 3 steps could be read"):
+        made.loop.run()
+    assert made.of("finding")
 
 
 def test_clips_that_vanish_are_left_out_of_the_gradient_and_recorded(

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,9 +111,9 @@ def test_two_processes_do_what_one_does(train: Callable[..., tuple[int, str]], t
 def test_a_stopped_run_goes_on_with_another_number_of_processes(train: Callable[..., tuple[int, str]], tmp_path: Path):
     driver = tmp_path / "stops.py"
     driver.write_text(STOPS, "utf-8")
-    words = ("training.accumulation_steps=2", *EVERYTHING[4:], STAGES)
-    assert train(tmp_path / "whole", *words)[0] == 0
-    code, said = train(tmp_path / "parts", *words, processes=2, driver=driver)
+    words = (*EVERYTHING[4:], STAGES)
+    assert train(tmp_path / "whole", "training.accumulation_steps=2", *words)[0] == 0
+    code, said = train(tmp_path / "parts", *words, processes=2, driver=driver)  # auto: two, and two they stay
     assert code != 0
     assert "stopped by SIGTERM after step 4 of 7" in said
     assert [event["step"] for event in steps(tmp_path / "parts")] == [1, 2, 3, 4]
@@ -232,6 +233,41 @@ main(["train", *sys.argv[1:]])
 
 
 @pytest.mark.slow
+def test_what_one_process_is_refused_ends_all_at_once(train: Callable[..., tuple[int, str]], tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    began = time.monotonic()
+    code, said = train(tmp_path / "file", processes=2)
+    assert code != 0
+    assert "process 0 was refused" in said
+    assert time.monotonic() - began < 30  # after which torchrun kills what does not end
+
+
+@pytest.mark.slow
+def test_processes_with_other_clips_are_refused_before_anything_is_scored(
+    train: Callable[..., tuple[int, str]], corpus: Path, tmp_path: Path
+):
+    other = corpus / "fewer.jsonl"
+    lines = (corpus / "eval.jsonl").read_text("utf-8").splitlines()
+    other.write_text("\n".join(lines[:-1]) + "\n", "utf-8")
+    driver = tmp_path / "other.py"
+    driver.write_text(OTHER_CLIPS.replace("OTHER", str(other)), "utf-8")
+    code, said = train(tmp_path / "run", processes=2, driver=driver)
+    assert code != 0
+    assert "was started with other settings, evaluation data than" in said
+    assert not (tmp_path / "run" / "ranks.json").exists()
+
+
+OTHER_CLIPS = """
+import os, sys
+from sonotune.cli import main
+
+words = ["data.eval=OTHER" if word.startswith("data.eval=") and os.environ["RANK"] == "1" else word
+         for word in sys.argv[1:]]
+main(["train", *words])
+"""
+
+
+@pytest.mark.slow
 def test_a_user_error_under_several_processes_ends_them_all(train: Callable[..., tuple[int, str]], tmp_path: Path):
     code, said = train(tmp_path / "run", "training.accumulation_steps=1", processes=2)
     assert code != 0
@@ -335,6 +371,10 @@ def test_a_step_needs_a_micro_batch_for_each_process(settings: Settings):
     assert loop_settings(four, Processes(0, 3)).accumulation_steps == 4
     with pytest.raises(ConfigError, match="4 micro-batches of a step cannot be shared by 5 processes"):
         loop_settings(four, Processes(1, 5))
+    assert loop_settings(config, Processes(0, 1), begun=2).accumulation_steps == 2
+    assert loop_settings(four, begun=2).accumulation_steps == 4
+    with pytest.raises(ConfigError, match=r"begun with 2: .* cannot be shared by 3 processes. Start 2 processes"):
+        loop_settings(config, Processes(0, 3), begun=2)
 
 
 def test_shares_are_apart_and_whole():

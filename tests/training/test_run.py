@@ -33,6 +33,7 @@ from sonotune.models.base import Losses
 from sonotune.runs import read_events, read_record
 from sonotune.tasks.transcribe import Transcribe
 from sonotune.training import checkpoint
+from sonotune.training import run as room
 from sonotune.training.run import run
 
 Settings = Callable[..., LoadedConfig]
@@ -523,3 +524,25 @@ def test_another_precision_does_not_go_on_with_a_run(settings: Settings, monkeyp
     AcceleratorState._reset_state(reset_partial_state=True)  # another process would begin without it
     with pytest.raises(CheckpointError, match="precision"):
         run(settings("training.precision=auto"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_outside_the_steps_ends_a_run_at_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals
+):
+    """While it loads, calibrates or scores there is nothing to finish first."""
+    evaluate, calls = room.evaluate, []
+
+    def scoring(*values: Any, **options: Any) -> Any:
+        calls.append(len(calls))
+        if len(calls) == 1:
+            os.kill(os.getpid(), number)
+        return evaluate(*values, **options)
+
+    monkeypatch.setattr(room, "evaluate", scoring)
+    words = ("training.max_steps=2", "evaluation.zero_shot=true")
+    with pytest.raises(Interrupted, match=f"stopped by {number.name} outside the steps of training"):
+        run(settings(*words, folder=tmp_path / "run"))
+    assert read_record(tmp_path / "run").status == "interrupted"
+    record, _ = run(settings(*words, folder=tmp_path / "run"))
+    assert (record.status, "before" in record.scores) == ("finished", True)

@@ -147,7 +147,7 @@ def test_rates_are_the_closed_form_of_the_stage(bench: Build):
     assert [rate["weights"] for rate in rates[:4]] == pytest.approx([5e-3, 1e-2, *(1e-2 * share for share in falling)])
     new = [(step + 1) / 4 for step in range(4)] + [1.0]
     assert [rate["adapters"] for rate in rates[4:]] == pytest.approx([4e-3 * share for share in new])
-    old = [(1 - 0.9 * step / 5) * (0.5 + 0.5 * min(1.0, (step + 1) / 4)) for step in range(5)]
+    old = [(1 - 0.9 * step / 5) * (0.5 + 0.5 * min(1.0, step / 4)) for step in range(5)]
     assert [rate["weights:stem"] for rate in rates[4:]] == pytest.approx([2e-3 * share for share in old])
 
 
@@ -296,3 +296,32 @@ def test_weights_in_four_bits_cannot_train(settings: Settings):
     assert any(name.startswith("model.decoder.layers.0.fc1") and ".lora_" not in name for name in tensors)
     assert not any("decoder.layers.0." in name and ".lora_" in name for name in tensors)  # trained in full, not adapted
     assert json.dumps(dict(record.model))
+
+
+def test_stages_without_adapters_train_to_their_end(settings: Settings):
+    record, folder = run(
+        settings("training.stages=[{name: a, adapters: none, weights: ['decoder.layers[0:1]'], max_steps: 2}]")
+    )
+    assert record.status == "finished"
+    assert (folder / "adapter").is_dir()
+
+
+def test_patience_counts_from_the_best_of_its_own_stage(bench: Build):
+    """The second stage begins worse than the first ended, and gets better each time."""
+    stages = plan({"max_epochs": 1, "max_steps": None}, {"max_epochs": 4, "max_steps": None, "patience": 1})
+    made = bench(stages=stages, scores=[0.2, 0.9, 0.8, 0.7, 0.6], eval_steps="epoch")
+    made.loop.run()
+    assert len(made.of("evaluation")) == 5
+    assert made.loop.position.best == 0.2
+
+
+@pytest.mark.parametrize(
+    ("stages", "word", "said"),
+    [
+        ("[{name: a, max_steps: 1, patience: 1}]", "training.eval_steps=never", "nothing could run it out"),
+        ("[{name: a, max_steps: 1, dip: 0.5}]", "training.seed=1", "nothing trained before it"),
+    ],
+)
+def test_settings_of_a_stage_that_cannot_take_effect_are_refused(settings: Settings, stages: str, word: str, said: str):
+    with pytest.raises(ConfigError, match=said):
+        settings(f"training.stages={stages}", word)

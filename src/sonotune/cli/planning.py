@@ -66,10 +66,9 @@ def plan(
     training = config.training
     cost = None
     if throughput is not None and audio_hours is not None:
-        epochs, most_steps = _length(config)
         micro_batches = devices if training.accumulation_steps == "auto" else training.accumulation_steps
         cost = estimate(
-            audio_hours=audio_hours, epochs=epochs, most_steps=most_steps,
+            audio_hours=audio_hours, stages=_lengths(config),
             step_seconds=training.batch_seconds * micro_batches, throughput=throughput,
             devices=devices, price_per_hour=price,
         )  # fmt: skip
@@ -111,15 +110,12 @@ def _settings(config: RunConfig, device: Literal["cpu", "cuda"], devices: int) -
     )  # fmt: skip
 
 
-def _length(config: RunConfig) -> tuple[int, int | None]:
-    """Passes over the clips and steps at most, over all stages."""
+def _lengths(config: RunConfig) -> list[tuple[int, int | None]]:
+    """Passes over the clips and steps at most of each stage."""
     from sonotune.training.preparation import wanted_stages
 
-    stages = wanted_stages(config)
-    if not stages:
-        return config.training.max_epochs, config.training.max_steps
-    steps = [stage.max_steps for stage in stages if stage.max_steps is not None]
-    return sum(stage.max_epochs for stage in stages), sum(steps) if len(steps) == len(stages) else None
+    whole = [(config.training.max_epochs, config.training.max_steps)]
+    return [(stage.max_epochs, stage.max_steps) for stage in wanted_stages(config)] or whole
 
 
 def _edges(config: RunConfig) -> list[float]:

@@ -107,7 +107,12 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
                 ("training", ("max_epochs", "max_steps", "patience", "warmup_steps")),
             )
         ),
-        (config.training.eval_steps == "never", "training.eval_steps is never", "training", ("patience",)),
+        (
+            config.training.eval_steps == "never",
+            "training.eval_steps is never",
+            "training",
+            ("patience", "average_checkpoints"),
+        ),
     ]
 
 

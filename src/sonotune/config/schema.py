@@ -348,7 +348,7 @@ class StageConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0, le=10_000_000)] | Literal["auto"] = "auto"
     """Steps of linear rise of what begins to train here; `auto` takes 5 % of the stage, 500 at most."""
     dip: float = Field(default=1.0, gt=0, le=1)
-    """Share of their learning rate from which groups rise that trained before, over the same steps; 1 is no dip."""
+    """Share of their learning rate that groups have at first that trained before; they rise over the same steps."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -492,4 +492,11 @@ class RunConfig(Section):
                 f"training.optimizer is {self.training.optimizer!r}, and ranks that change while they train carry the "
                 "moments of plain AdamW along. Take training.optimizer=adamw, or leave the ranks as they are"
             )
+        for index, stage in enumerate(self.training.stages):
+            if stage.patience is not None and self.training.eval_steps == "never":
+                raise ValueError(
+                    f"stage {stage.name!r} has a patience, and training.eval_steps is never: nothing could run it out"
+                )
+            if index == 0 and stage.dip < 1:
+                raise ValueError(f"stage {stage.name!r} has a dip, and nothing trained before it")
         return self

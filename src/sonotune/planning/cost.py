@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,7 @@ class Cost:
 def estimate(
     *,
     audio_hours: float,
-    epochs: int,
-    most_steps: int | None,
+    stages: Sequence[tuple[int, int | None]],
     step_seconds: float,
     throughput: str,
     devices: int,
@@ -55,9 +55,8 @@ def estimate(
 
     Args:
         audio_hours: Of the training clips.
-        epochs: Passes over them.
-        most_steps: Limit on steps, or None.
-        step_seconds: Seconds of audio in a step of all its micro-batches.
+        stages: Passes over them of each stage, and its limit on steps or None.
+        step_seconds: Seconds of audio in a step of all its micro-batches, of all devices.
         throughput: A number of audio seconds a second and device, or the directory of a run that was measured.
         devices: At once.
         price_per_hour: Of one device.
@@ -69,16 +68,17 @@ def estimate(
         if value is not None and not (value > 0 or (name == "--price" and value == 0)):
             raise ConfigError(f"{name} is {value:g}; it must be above 0. Leave it out where it is not known.")
     rate, source = read_throughput(throughput)
-    audio_s = audio_hours * 3600 * epochs
-    if most_steps is not None:
-        audio_s = min(audio_s, most_steps * step_seconds * devices)
+    audio_s = sum(
+        min(3600 * audio_hours * epochs, float("inf") if steps is None else steps * step_seconds)
+        for epochs, steps in stages
+    )
     return Cost(
         audio_s=audio_s, throughput=rate, throughput_source=source, devices=devices, price_per_hour=price_per_hour
     )
 
 
 def read_throughput(given: str) -> tuple[float, str]:
-    """Seconds of audio a second: a number, or what the steps of a finished run took.
+    """Seconds of audio a second and device: a number, or what the steps of a finished run took.
 
     The first step of a run is left out, because it warms up; a run of one step has nothing else.
 
@@ -110,4 +110,9 @@ def _measured(run: Path) -> tuple[float, str]:
         raise ConfigError(
             f"the run {run} has no steps in its events.jsonl, so there is no throughput in it. Name one that trained."
         )
-    return sum(float(step["audio_s"]) for step in counted) / seconds, f"{len(counted)} steps of {run.name}"
+    try:
+        count = int(json.loads((run / "run.json").read_text("utf-8"))["environment"]["world_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        count = 1  # its events are all there is
+    source = f"{len(counted)} steps of {run.name}" + (f" on {count} devices" if count > 1 else "")
+    return sum(float(step["audio_s"]) for step in counted) / seconds / max(1, count), source

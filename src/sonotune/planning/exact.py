@@ -29,6 +29,7 @@ from sonotune.features.batching import Batch
 from sonotune.models.base import LoadedModel, bare_name, carrier
 from sonotune.models.precision import autocast
 from sonotune.planning.layout import Layout
+from sonotune.planning.memory import convolution_scratch
 
 OUTSIDE = "outside"
 """What lies in no component: the batch, the loss, what the backward pass holds for a moment."""
@@ -263,6 +264,8 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tree_map_only(Tensor, self._add, out)
         if func is _gemm_4bit():
             self._pass_through(_scratch_of_4_bits(*args))
+        elif func in _CONVOLUTIONS and self._device == "cpu":
+            self._pass_through(_scratch_of_convolution(func, args, out))
         return out
 
     def _may_be_real(self, func: Any, tensors: Sequence[Tensor], args: Any, kwargs: Any) -> bool:
@@ -400,6 +403,16 @@ _SUBSTITUTES: dict[Any, Callable[..., Any]] = {
 def _gemm_4bit() -> Any:
     """The product with a 4-bit weight, where bitsandbytes has been imported."""
     return getattr(getattr(torch.ops.bitsandbytes, "gemm_4bit", None), "default", None)
+
+
+_CONVOLUTIONS = (_aten.convolution.default, _aten.convolution_backward.default)
+
+
+def _scratch_of_convolution(func: Any, args: Any, out: Any) -> int:
+    """Inputs and outputs in the layout of a processor's kernels, beside those that the tensors are in."""
+    if func is _aten.convolution.default:
+        return convolution_scratch(args[0].nbytes, out.nbytes, groups=args[8])
+    return convolution_scratch(args[1].nbytes, args[0].nbytes, groups=args[9], backward=True)
 
 
 def _scratch_of_4_bits(inputs: Tensor, codes: Tensor, shape: Sequence[int], *_: Any) -> int:

@@ -128,8 +128,14 @@ def predict_step(layout: Layout, batch: Batch) -> Memory:
         row["activations"] = one.kept if checkpointing else one.kept + sum(one.layers)
         largest = max([largest, *one.layers])
     passing = saved.passing()
+    # By the time that the stem has its turn, what the others kept is given back.
+    given_back = sum(row["activations"] for name, row in rows.items() if name != "stem")
     moment = max(
-        saved.loss_bytes(), passing + (largest if checkpointing else 0), saved.head_gradients() + passing, gradients
+        saved.convolving - given_back,
+        saved.loss_bytes(),
+        passing + (largest if checkpointing else 0),
+        saved.head_gradients() + passing,
+        gradients,
     )
     for row in rows.values():
         row["gradients"] = 0
@@ -179,6 +185,7 @@ class _Saved:
         self._c = layout.compute.itemsize
         self._gpu = layout.device == "cuda"
         self._n = 4 if self._gpu else self._c
+        self.convolving = 0  # what the backward pass of the widest convolution of the stem holds at once
         self._modules = {bare_name(name): module for name, module in _bare_modules(layout.loaded.module)}
         streams = layout.streams(batch)
         self._rows: dict[str, int] = {}
@@ -288,6 +295,10 @@ class _Saved:
                 before = clips * length * (1 if flat else height) * module.in_channels
                 length, height = length / module.stride[0], height / module.stride[-1]
                 after = clips * length * (1 if flat else height) * module.out_channels
+                scratch = 0
+                if not self._gpu:
+                    scratch = convolution_scratch(before, after, groups=module.groups, backward=True)
+                self.convolving = max(self.convolving, int(self._c * (before + after + scratch)))
                 if self._checkpointed(name):
                     kept.kept += int(self._c * before)
                     kept.layers.append(int(self._c * after))
@@ -350,6 +361,16 @@ class _Saved:
             inputs, outputs = _widths(self._modules[name])
             widest = max(widest, rows * (inputs + outputs))
         return 8 * widest
+
+
+def convolution_scratch(inputs: float, outputs: float, *, groups: int, backward: bool = False) -> int:
+    """What a processor's convolution takes beside its tensors while it runs, in the unit of its arguments.
+
+    Kernels have a layout of their own, into which inputs, outputs and gradients are copied. Source: measured with
+    oneDNN in torch 2.13, fp32 and bf16, one and two dimensions (`benchmarks/planner`).
+    """
+    copies = 2 if backward and groups == 1 else 1
+    return int(max(copies * inputs, outputs))
 
 
 def _bare_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:

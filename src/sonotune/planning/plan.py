@@ -272,8 +272,10 @@ def advice(plan: Plan) -> list[str]:
             )
         if not plan.settings.gradient_checkpointing:
             lines.append("training.gradient_checkpointing=true")
+        if plan.settings.full and plan.settings.shards == 1:
+            lines.append("training.shard_weights=true with --devices 2 or more, of which each holds its part")
         if plan.bits[0] == 16 and not plan.settings.full:
-            lines.append("quantization.bits=4")
+            lines.append("quantization.bits=4" + (" without training.shard_weights" * (plan.settings.shards > 1)))
         if plan.settings.full:
             lines.append("adapter.kind=lora")
         lines.append("data.max_duration_s: shorter clips")

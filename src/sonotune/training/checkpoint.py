@@ -196,6 +196,18 @@ def check_identity(saved: Checkpoint, identity: Mapping[str, str], expected: Col
         )
 
 
+MICRO_BATCHES = "micro-batches of a step"
+"""Key of the identity."""
+
+
+def micro_batches(path: Path) -> int | None:
+    """Micro-batches of a step of the run that wrote a checkpoint; None where it does not say."""
+    try:
+        return int(json.loads((path / STATE).read_text("utf-8"))["identity"][MICRO_BATCHES])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # damaged: found out, and set aside, when it is read
+
+
 def prune(root: Path, *, keep: int, protect: Collection[int] = ()) -> None:
     """Delete all but the newest `keep` checkpoints and the protected steps, and drafts of dead processes."""
     for path in published(root)[keep:]:

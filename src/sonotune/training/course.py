@@ -65,7 +65,7 @@ class Course:
             for rise in (warmup, 0)
         )
         dip = self.stage.dip
-        return new, trained * (dip + (1 - dip) * min(1.0, (at + 1) / warmup) if warmup else 1.0)
+        return new, trained * (dip + (1 - dip) * min(1.0, at / max(1, warmup)))
 
     def _length(self, stage: Stage, epoch: int) -> tuple[int, int]:
         """Steps of a stage that begins with an epoch, and the epoch after it."""

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from sonotune.adapters.dynamics import Dynamics
-from sonotune.errors import Interrupted, NumericError
+from sonotune.errors import Interrupted, ManifestError, NumericError
 from sonotune.features.workers import Crew
 from sonotune.models.base import LoadedModel
 from sonotune.processes import ALONE, Processes
@@ -144,7 +144,8 @@ class StageLoop:
         before = position.step >= self._course.end
         if position.batch:
             position.epoch, position.batch = position.epoch + 1, 0
-        position.stage, position.stage_step, position.stale = position.stage + 1, position.step, 0
+        position.stage, position.stage_step = position.stage + 1, position.step
+        position.stage_best, position.stale = None, 0
         position.stage_epoch = position.epoch
         forget(position)
         self._enter_stage(epoch=position.epoch)
@@ -180,6 +181,7 @@ class StageLoop:
         Raises:
             Interrupted: A signal asked to stop; the state is saved.
             NumericError: The loss stayed NaN or infinite.
+            ManifestError: No clip of several steps in a row could be read.
         """
         for listener in self._listeners:
             listener.started(self.total_steps, self.position.step)
@@ -302,6 +304,8 @@ class StageLoop:
                 check_agreement(self._weights, self._processes, step=position.step + 1)
             if self._steps_here == _FIRST_STEPS:
                 check_gradients(self._optimizer)
+        elif not group.clip_ids:
+            self._empty_step()
         elif count and (finite or not self._scale_is_too_high(loss)):
             self._bad_step(group, loss, norm)
         if count and self._accelerator.scaler is not None:
@@ -376,6 +380,14 @@ class StageLoop:
                 "training.learning_rate, or use training.precision=fp32."
             )
 
+    def _empty_step(self) -> None:
+        self.position.bad_steps += 1
+        if self.position.bad_steps >= self._settings.max_bad_steps:
+            raise ManifestError(
+                f"none of the clips of the last {self.position.bad_steps} steps could be read; events.jsonl names "
+                "them, and why. Are the files still where the manifest says?"
+            )
+
     def _after_step(self, *, last_of_epoch: bool) -> None:
         position, settings = self.position, self._settings
         done = position.step >= self._course.end
@@ -402,10 +414,14 @@ class StageLoop:
         self._spend("evaluation", started)
         score = scores[self._task.primary]
         settled = all(dynamics.settled(position.step, self.total_steps) for dynamics in self._dynamics)
-        better = settled and (position.best is None or _sign(score) * score.value < _sign(score) * position.best)
+        better, of_stage = (
+            settled and (best is None or _sign(score) * score.value < _sign(score) * best)
+            for best in (position.best, position.stage_best)
+        )
         position.evaluated_step = position.step
         position.scores[str(position.step)] = score.value
-        position.stale = 0 if better or not settled else position.stale + 1
+        position.stage_best = score.value if of_stage else position.stage_best
+        position.stale = 0 if of_stage or not settled else position.stale + 1
         if settled:
             self._rank_among_best(score, better=better)
         self._event("evaluation", step=position.step, best=better, scores={k: v.to_json() for k, v in scores.items()})

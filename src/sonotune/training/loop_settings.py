@@ -67,7 +67,8 @@ class Position:
         best: Best primary score so far.
         best_step: Step of the best score.
         runners_up: Steps of the next best scores, as many as are averaged in the end.
-        stale: Evaluations since the best score.
+        stage_best: Best of the present stage.
+        stale: Evaluations since it.
         bad_steps: Steps in a row whose loss or gradient was not finite, or whose loss leapt.
         recent_losses: Of the last steps of this stage that were learned from.
         first_loss: Highest of the first of them.
@@ -90,6 +91,7 @@ class Position:
     best: float | None = None
     best_step: int | None = None
     runners_up: list[int] = field(default_factory=list)
+    stage_best: float | None = None
     stale: int = 0
     bad_steps: int = 0
     recent_losses: list[float] = field(default_factory=list)

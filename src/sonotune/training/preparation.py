@@ -318,21 +318,27 @@ _SPEC_AUGMENT = (
 )  # fmt: skip
 
 
-def loop_settings(config: RunConfig, processes: Processes = ALONE) -> LoopSettings:
+def loop_settings(config: RunConfig, processes: Processes = ALONE, *, begun: int | None = None) -> LoopSettings:
     """How the stage steps.
+
+    Args:
+        config: The settings.
+        processes: Share the micro-batches of a step.
+        begun: Micro-batches of a step that the run was begun with, where it goes on.
 
     Raises:
         ConfigError: A step has fewer micro-batches than there are processes.
     """
     training = config.training
     wanted = training.accumulation_steps
-    accumulation_steps = processes.count if wanted == "auto" else wanted
+    accumulation_steps = (begun or processes.count) if wanted == "auto" else wanted
     if accumulation_steps < processes.count:
+        start = f"the run was begun with {begun}" if wanted == "auto" else f"training.accumulation_steps={wanted}"
         raise ConfigError(
-            f"training.accumulation_steps={wanted}: {wanted} micro-batches of a step cannot be shared by "
-            f"{processes.count} processes. Take auto, or {processes.count} with micro-batches of "
-            f"{wanted}/{processes.count} of the size."
-        )
+            f"{start}: {accumulation_steps} micro-batches of a step cannot be shared by {processes.count} processes. "
+            + (f"Start {begun} processes at most." if wanted == "auto" else
+               f"Take auto, or {processes.count} with micro-batches of {wanted}/{processes.count} of the size.")
+        )  # fmt: skip
     return LoopSettings(
         accumulation_steps=accumulation_steps,
         learning_rate_floor=training.min_learning_rate_ratio,

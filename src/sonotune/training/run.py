@@ -17,13 +17,13 @@ from sonotune.adapters.split import Split
 from sonotune.config.load import LoadedConfig
 from sonotune.config.schema import RunConfig
 from sonotune.data.corpus import Corpus
-from sonotune.errors import Interrupted, RunDirectoryError, SonotuneError
+from sonotune.errors import Interrupted, ProcessError, RunDirectoryError, SonotuneError
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate, write_predictions
 from sonotune.features.workers import Crew
 from sonotune.metrics.efficiency import Energy, PeakMemory
 from sonotune.models.base import LoadedModel, ModelFamily, count_parameters
-from sonotune.models.precision import choose_precision
-from sonotune.processes import Processes, is_main
+from sonotune.models.precision import Precision, choose_precision
+from sonotune.processes import Processes
 from sonotune.runs import RunDirectory, torch_seed
 from sonotune.tasks.base import Prepared, Task
 from sonotune.training import checkpoint, checks
@@ -87,7 +87,7 @@ class _Session:
     dynamics: Sequence[Dynamics]
     adapted: Sequence[str]
     bits: int
-    precision: str
+    identity: Mapping[str, str]
 
 
 def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[RunRecord, Path]:
@@ -107,9 +107,11 @@ def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[
     """
     config = settings.config
     check_trackers(config.run.trackers)
+    arithmetic = _arithmetic(config)
     with (
-        _open_directory(settings) as directory,
+        _open_directory(settings, arithmetic.processes) as directory,
         stop_on_signals() as stop,
+        stop.waits(False),
         PeakMemory() as memory,
         Energy() as energy,
         Crew(config.data.loader_workers) as for_training,
@@ -120,7 +122,7 @@ def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[
             energy=energy,
         )  # fmt: skip
         try:
-            session = _prepare(config, book, _Crews(training=for_training, evaluation=for_evaluation))
+            session = _prepare(config, book, _Crews(training=for_training, evaluation=for_evaluation), arithmetic)
             with session.trackers as trackers:
                 if config.evaluation.zero_shot:
                     _score(session, "before", session.corpus.splits.get("eval"), once=True)
@@ -147,32 +149,69 @@ def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[
         return record, directory.path
 
 
-def _open_directory(settings: LoadedConfig) -> RunDirectory:
-    if not is_main():
-        return RunDirectory.visit(settings.run_dir())
-    return RunDirectory.create_or_open(
-        settings.run_dir(), config_digest=settings.digest, config=settings.plain(), resume=settings.config.run.resume
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Arithmetic:
+    """Where a run computes, how precisely and with whom."""
+
+    accelerator: Accelerator
+    processes: Processes
+    precision: Precision
+    why: str
 
 
-def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
-    book.write()
+def _arithmetic(config: RunConfig) -> _Arithmetic:
+    """The processes find each other before anything can be refused, so that all hear of it."""
     precision, why = choose_precision(config.training.precision)
-    torch.manual_seed(torch_seed(config.training.seed, "initialisation"))
     if config.training.threads != "auto":
         torch.set_num_threads(config.training.threads)
     let_segments_grow()
     accelerator = accelerator_for(precision)
-    processes = Processes.joined(accelerator.num_processes)
-    book.share(processes)
-    optimizer, reason = choose_optimizer(config.training.optimizer, accelerator.device)
-    steps = replace(loop_settings(config, processes), optimizer=optimizer)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
+    processes = Processes.joined(accelerator.num_processes)
+    return _Arithmetic(accelerator=accelerator, processes=processes, precision=precision, why=why)
+
+
+def _open_directory(settings: LoadedConfig, processes: Processes) -> RunDirectory:
+    """Opened by the first process; the others visit it, or hear why it was refused."""
+    if not processes.main:
+        if refused := processes.from_main(""):
+            raise ProcessError(f"process 0 was refused: {refused}")
+        return RunDirectory.visit(settings.run_dir())
+    try:
+        directory = RunDirectory.create_or_open(
+            settings.run_dir(), config_digest=settings.digest, config=settings.plain(),
+            resume=settings.config.run.resume,
+        )  # fmt: skip
+    except SonotuneError as error:
+        processes.from_main(str(error))
+        raise
+    processes.from_main("")
+    return directory
+
+
+def _prepare(config: RunConfig, book: RunBook, crews: _Crews, arithmetic: _Arithmetic) -> _Session:
+    book.write()
+    accelerator, processes, precision = arithmetic.accelerator, arithmetic.processes, arithmetic.precision
+    torch.manual_seed(torch_seed(config.training.seed, "initialisation"))
+    book.share(processes)
+    optimizer, reason = choose_optimizer(config.training.optimizer, accelerator.device)
+    steps = loop_settings(config, processes, begun=processes.from_main(_begun_with(book)))
+    steps = replace(steps, optimizer=optimizer)
     config = with_stages(config)
     material = gather(config, precision=precision, device=accelerator.device, found=book.found)
     corpus, opened = material.corpus, material.opened
     bits = max(opened.loaded.quantized.values(), default=16)
+    identity = {
+        "settings": book.record.config_digest,
+        "training data": corpus.digests["train"],
+        "evaluation data": corpus.digests.get("eval", "none"),
+        "base model": opened.loaded.revision,
+        "precision": precision,
+        "bits of the frozen weights": str(bits),
+        checkpoint.MICRO_BATCHES: str(steps.accumulation_steps),
+    }
+    processes.agree({**identity, "test data": corpus.digests.get("test", "none")})
     if config.training.shard_weights:
         check_shardable(
             kind=config.adapter.kind, bits=bits, precision=precision, optimizer=optimizer,
@@ -194,7 +233,7 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
         **config.regularization.model_dump(), **config.reallocation.model_dump(),
     )  # fmt: skip
     stages = stages_of(config, loaded)
-    choices = {**opened.choices, "training.precision": f"{precision}: {why}"}
+    choices = {**opened.choices, "training.precision": f"{precision}: {arithmetic.why}"}
     if optimizer != config.training.optimizer:
         choices["training.optimizer"] = f"{optimizer}: {reason}"
     if config.training.shard_weights and processes.count == 1:
@@ -220,7 +259,7 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews) -> _Session:
         steps=steps, corpus=corpus, loaded=loaded, family=opened.family, task=material.task, prepared=material.prepared,
         stages=stages, dynamics=dynamics,
         adapted=list(plan.ranks) if plan else [],
-        bits=bits, precision=precision,
+        bits=bits, identity=identity,
     )  # fmt: skip
 
 
@@ -252,6 +291,12 @@ def _ranks(
         book.found(found.findings)
     book.directory.write_text(RANKS_FILE, ranks_text(plan, material.opened.loaded))
     return plan
+
+
+def _begun_with(book: RunBook) -> int | None:
+    """Micro-batches of a step of the run that goes on; None for one that begins."""
+    saved = checkpoint.published(book.directory.checkpoints_dir)
+    return checkpoint.micro_batches(saved[0]) if saved else None
 
 
 def _has_checkpoint(book: RunBook) -> bool:
@@ -288,16 +333,6 @@ def _score(session: _Session, moment: str, clips: Sequence[Clip] | None, *, once
 def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) -> StageLoop:
     config, book, loaded, stages = session.config, session.book, session.loaded, session.stages
     eval_clips, processes, steps = session.corpus.splits.get("eval"), session.processes, session.steps
-    identity = {
-        "settings": book.record.config_digest,
-        "training data": session.corpus.digests["train"],
-        "evaluation data": session.corpus.digests.get("eval", "none"),
-        "base model": loaded.revision,
-        "precision": session.precision,
-        "bits of the frozen weights": str(session.bits),
-        "micro-batches of a step": str(steps.accumulation_steps),
-    }
-    processes.agree(identity)
 
     def scores() -> Mapping[str, Score]:
         _listen(session, "during", loop.position.step)
@@ -317,7 +352,7 @@ def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) 
         event=book.directory.event,
         evaluate=scores if eval_clips else None,
         listeners=listeners,
-        identity=identity,
+        identity=session.identity,
         found=book.found,
         stop=stop,
     )
@@ -331,7 +366,8 @@ def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) 
     if book.directory.resumed:
         book.directory.truncate_events_after(loop.position.step)
         book.directory.event("resumed", step=loop.position.step)
-    loop.run()
+    with stop.waits(True):
+        loop.run()
     checks.check_frozen(frozen, loaded.module, exclude=all_stages(*stages))
     checks.check_moved(start, loaded.module, stages, loaded)
     with assembled(loaded.module):

@@ -1,7 +1,8 @@
-"""Signals that ask a run to stop after the step in hand: SIGTERM, SIGUSR1 (a scheduler's warning) and SIGINT.
+"""Signals that ask a run to stop: SIGTERM, SIGUSR1 (a scheduler's warning) and SIGINT.
 
-A second SIGINT stops it at once. One of several processes waits for the others instead: `torchrun` passes on a
-Ctrl-C that each of them got already.
+While steps are made it stops after the one in hand; while it loads, calibrates or scores it stops at once, for all that
+would be lost is done again. A second SIGINT stops it at once in any case. One of several processes waits for the others
+instead: `torchrun` passes on a Ctrl-C that each of them got already.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from sonotune.errors import Interrupted
 from sonotune.processes import started
 
 
@@ -20,6 +22,16 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.patient = True
+
+    @contextmanager
+    def waits(self, patient: bool) -> Iterator[None]:
+        """Whether a signal waits inside until it is asked for, or raises `Interrupted` at once."""
+        before, self.patient = self.patient, patient
+        try:
+            yield
+        finally:
+            self.patient = before
 
     @property
     def requested(self) -> bool:
@@ -51,6 +63,11 @@ def stop_on_signals() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         for one in _ACTIVE:
             one.ask(signal.Signals(number).name)
+        if not request.patient:
+            raise Interrupted(
+                f"stopped by {request.reason} outside the steps of training; what was saved is intact. Run the same "
+                "command again to go on."
+            )
 
     _ACTIVE.append(request)
     previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
