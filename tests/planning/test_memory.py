@@ -152,8 +152,12 @@ def test_weights_in_parts_are_planned_for_one_process(full: bool):
     settings = TrainingSettings(checkpoint=NANO, bits=16, full=full)
     layout = lay_out(settings)
     parameters = dict(layout.loaded.module.named_parameters())
-    cut = [value for name, value in parameters.items() if ".layers." in name and (full or not value.requires_grad)]
-    assert len(cut) == 123
+    cut = [
+        value
+        for name, value in parameters.items()
+        if ".layers." in name and value.ndim > 1 and (full or not value.requires_grad)
+    ]
+    assert len(cut) == 50
     whole = static_memory(layout)
     halves = static_memory(lay_out(replace(settings, shards=2)))
     for kind, each in (("weights", 4), ("optimizer", 8 if full else 0), ("gradients", 4 if full else 0)):

@@ -48,7 +48,8 @@ def train(tiny_model: Path, corpus: Path) -> Callable[..., tuple[int, str]]:
         line = [
             sys.executable, *launcher, *program, f"model={tiny_model}", f"data.train={corpus / 'train.jsonl'}",
             f"data.eval={corpus / 'eval.jsonl'}", f"run.dir={folder}", "training.batch_max_clips=3",
-            "training.threads=1", "training.precision=fp32", "data.loader_workers=0",
+            "training.threads=1", "data.loader_workers=0",
+            *(() if any(word.startswith("training.precision=") for word in words) else ("training.precision=fp32",)),
             "evaluation.bootstrap=100", "evaluation.max_new_tokens=4", "evaluation.batch_max_clips=1",
             "training.learning_rate=0.01", *words,
         ]  # fmt: skip
@@ -325,12 +326,63 @@ from sonotune.training.sharding import is_part, local
 
 shard = room.shard_layers
 
-def counted(loaded, processes):
-    shard(loaded, processes)
+def counted(loaded, processes, **options):
+    shard(loaded, processes, **options)
     parts = [value for value in loaded.module.parameters() if is_part(value)]
     print(f"held {sum(local(one).numel() for one in parts)} {sum(one.numel() for one in parts)}\\n", end="", flush=True)
 
 room.shard_layers = counted
+main(["train", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.slow
+def test_no_copies_of_weights_in_parts_are_kept_for_the_backward_pass(
+    train: Callable[..., tuple[int, str]], tmp_path: Path
+):
+    """Autocast makes one of each matrix in fp32, and the backward pass holds on to all of them."""
+    driver = tmp_path / "copies.py"
+    driver.write_text(COPIES, "utf-8")
+    words = (
+        "adapter.kind=none", "quantization.bits=16", "training.precision=bf16", "training.max_steps=1",
+        "training.accumulation_steps=2", "training.learning_rates={encoder: 0.2, decoder: 0.2}",
+    )  # fmt: skip
+    kept = []
+    for processes, parts in ((1, "false"), (2, "true")):
+        code, said = train(
+            tmp_path / parts, *words, f"training.shard_weights={parts}", processes=processes, driver=driver
+        )
+        assert code == 0, said
+        kept.append(next(int(line.split()[1]) for line in said.splitlines() if line.startswith("kept ")))
+    assert kept[0] == 2 * 28_672  # bytes of the matrices of the layers
+    assert kept[1] == 0
+
+
+COPIES = """
+import sys
+import torch
+from sonotune.cli import main
+from sonotune.training.gradients import Gradients
+
+add = Gradients._add
+
+def counted(self, batch, total, **options):
+    layers = [value for name, value in self._loaded.module.named_parameters() if ".layers." in name and value.ndim > 1]
+    shapes = {shape for value in layers for shape in (tuple(value.shape), tuple(value.shape)[::-1])}
+    kept = {}
+
+    def keep(tensor):
+        if tensor.dtype == torch.bfloat16 and tuple(tensor.shape) in shapes:
+            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = self._objective(batch).total
+    print(f"kept {sum(storage.nbytes() for storage in kept.values())}\\n", end="", flush=True)
+    self._accelerator.backward(0 * loss)
+    add(self, batch, total, **options)
+
+Gradients._add = counted
 main(["train", *sys.argv[1:]])
 """
 

@@ -106,7 +106,8 @@ class Layout:
             return {}
         whole = frozenset() if self.settings.full else all_stages(*self.stages)
         prefixes = [prefix for component in self.loaded.components for prefix in component.layers]
-        names = [name for name, _ in self.loaded.module.named_parameters() if name not in whole]
+        parameters = self.loaded.module.named_parameters()
+        names = [name for name, value in parameters if value.ndim > 1 and name not in whole]
         return {prefix: [name for name in names if bare_name(name).startswith(prefix + ".")] for prefix in prefixes}
 
     @property

@@ -147,16 +147,11 @@ def predict_step(layout: Layout, batch: Batch) -> Memory:
 
 
 def _put_together(layout: Layout) -> int:
-    """Bytes of the largest layer while it computes: its weights in one piece, and their gradients before they part."""
-    parameters = dict(layout.loaded.module.named_parameters())
+    """Bytes of the largest layer while it computes: weights in one piece, of the products' type; gradients, in fp32."""
+    parameters, each = dict(layout.loaded.module.named_parameters()), layout.compute.itemsize
     return max(
         (
-            sum(
-                parameters[name].numel()
-                * parameters[name].element_size()
-                * (2 if parameters[name].requires_grad else 1)
-                for name in names
-            )
+            sum(parameters[name].numel() * (each + (4 if parameters[name].requires_grad else 0)) for name in names)
             for names in layout.sharded.values()
         ),
         default=0,
@@ -346,10 +341,11 @@ class _Saved:
         """Trainable matrices in the type of the products, which autocast makes once a step."""
         if self._c == 4:
             return 0
+        parts = {name for names in self._layout.sharded.values() for name in names}
         return sum(
             self._c * value.numel()
-            for value in self._loaded.module.parameters()
-            if value.requires_grad and value.ndim > 1
+            for name, value in self._loaded.module.named_parameters()
+            if value.requires_grad and value.ndim > 1 and name not in parts
         )
 
     def passing(self) -> int:

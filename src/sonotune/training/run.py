@@ -249,7 +249,7 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews, arithmetic: _Arith
         },
     )  # fmt: skip
     if config.training.shard_weights and processes.count > 1:
-        shard_layers(loaded, processes)
+        shard_layers(loaded, processes, precision=precision)
     trackers = Trackers(
         config.run.trackers if processes.main else (), folder=book.directory.path, config=book.record.config,
         event=book.directory.event,

@@ -1,9 +1,10 @@
 """The weights of the layers, cut into as many parts as there are processes: each holds one (FSDP2).
 
 A layer has all of its weights only while it computes; its gradients are summed where its parts lie, and the moments of
-the optimiser exist for those parts alone. With adapters, what is cut is what stays frozen, and what trains is in every
-process as ever: it is small, and ranks that move replace its tensors. Without, all of the layers is cut. Embeddings,
-stem and head are in every process.
+the optimiser exist for those parts alone. What is put together has the type of the products, so that autocast makes no
+copy of it that the backward pass would keep. With adapters, what is cut is what stays frozen, and what trains is in
+every process as ever: it is small, and ranks that move replace its tensors. Without, all matrices of layers are cut.
+Vectors, embeddings, stem and head are in every process.
 
 All processes have to go through the layers equally often, for each time they exchange parts. Outside a step the model
 is `assembled`, so that each may evaluate other clips.
@@ -20,12 +21,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sonotune.errors import ConfigError
 from sonotune.models.base import LoadedModel, bare_name
-from sonotune.models.precision import Precision
+from sonotune.models.precision import DTYPES, Precision
 from sonotune.processes import Processes, exchanging
 
 
@@ -62,19 +63,22 @@ def check_shardable(
         raise ConfigError(f"training.shard_weights cuts the weights of the layers, and {problem}.")
 
 
-def shard_layers(loaded: LoadedModel, processes: Processes) -> None:
+def shard_layers(loaded: LoadedModel, processes: Processes, *, precision: Precision) -> None:
     """Cut the weights of the layers in place; gradients of the parts will be summed over the processes.
 
     Args:
         loaded: The model with all that any stage trains marked trainable, the same in every process.
         processes: Each takes a part.
+        precision: Arithmetic of the forward pass.
     """
     mesh = init_device_mesh(loaded.device.type, (processes.count,))
-    whole = {value for value in loaded.module.parameters() if loaded.adapter is not None and value.requires_grad}
+    adapters = loaded.adapter is not None
+    whole = {value for value in loaded.module.parameters() if value.ndim < 2 or (adapters and value.requires_grad)}
+    policy = MixedPrecisionPolicy(param_dtype=DTYPES[precision], reduce_dtype=torch.float32, cast_forward_inputs=False)
     layers = {name for component in loaded.components for name in component.layers}
     for name, module in loaded.module.named_modules():
         if bare_name(name) in layers:
-            fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+            fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=whole)
     for layer in _sharded(loaded.module):
         layer.set_gradient_divide_factor(1.0)
         layer.set_force_sum_reduction_for_comms(True)  # gloo can do no other
