@@ -546,3 +546,50 @@ def test_a_signal_outside_the_steps_ends_a_run_at_once(
     assert read_record(tmp_path / "run").status == "interrupted"
     record, _ = run(settings(*words, folder=tmp_path / "run"))
     assert (record.status, "before" in record.scores) == ("finished", True)
+
+
+def losses(folder: Path) -> list[float]:
+    return [event["loss"] for event in read_events(folder / "events.jsonl") if event["kind"] == "step"]
+
+
+def test_signals_while_a_checkpoint_is_written_wait_for_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    words = ("training.max_steps=4", "training.save_steps=2")
+    run(settings(*words, folder=tmp_path / "straight"))
+    write = checkpoint._write_tensors
+
+    def interrupted(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        write(path, tensors)
+        os.kill(os.getpid(), signal.SIGTERM)  # once for each of the two files
+
+    monkeypatch.setattr(checkpoint, "_write_tensors", interrupted)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after step 3 of 4"):
+        run(settings(*words, folder=tmp_path / "run"))
+    monkeypatch.undo()
+    saved = checkpoint.published(tmp_path / "run" / "checkpoints")
+    assert [(path.name, checkpoint.damage(path)) for path in saved] == [("step-000003", None), ("step-000002", None)]
+    run(settings(*words, folder=tmp_path / "run"))
+    assert losses(tmp_path / "run") == losses(tmp_path / "straight")
+
+
+def test_evaluations_leave_training_alone_even_where_they_fail(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """However often there are any, and where one is broken off and done again."""
+    words = ("training.max_steps=4", "training.save_steps=1", "adapter.dropout=0.2", "evaluation.zero_shot=false")
+    run(settings(*words, "training.eval_steps=never", folder=tmp_path / "never"))
+    run(settings(*words, "training.eval_steps=1", folder=tmp_path / "each"))
+    evaluate, calls = room.evaluate, []
+
+    def failing(*values: Any, **options: Any) -> Any:
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise OSError("the disk has gone")
+        return evaluate(*values, **options)
+
+    monkeypatch.setattr(room, "evaluate", failing)
+    with pytest.raises(OSError, match="the disk has gone"):
+        run(settings(*words, "training.eval_steps=1", folder=tmp_path / "broken"))
+    run(settings(*words, "training.eval_steps=1", folder=tmp_path / "broken"))
+    assert losses(tmp_path / "never") == losses(tmp_path / "each") == losses(tmp_path / "broken")
