@@ -422,6 +422,17 @@ class TrainingConfig(Section):
     threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """Processor threads; `auto` takes one a core. Another number can change the last bits of a sum."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for index, stage in enumerate(self.stages):
+            if stage.patience is not None and self.eval_steps == "never":
+                raise ValueError(
+                    f"stage {stage.name!r} has a patience, and training.eval_steps is never: nothing could run it out"
+                )
+            if index == 0 and stage.dip < 1:
+                raise ValueError(f"stage {stage.name!r} has a dip, and nothing trained before it")
+        return self
+
 
 class EvaluationConfig(Section):
     """How clips are decoded and scored."""
@@ -492,11 +503,4 @@ class RunConfig(Section):
                 f"training.optimizer is {self.training.optimizer!r}, and ranks that change while they train carry the "
                 "moments of plain AdamW along. Take training.optimizer=adamw, or leave the ranks as they are"
             )
-        for index, stage in enumerate(self.training.stages):
-            if stage.patience is not None and self.training.eval_steps == "never":
-                raise ValueError(
-                    f"stage {stage.name!r} has a patience, and training.eval_steps is never: nothing could run it out"
-                )
-            if index == 0 and stage.dip < 1:
-                raise ValueError(f"stage {stage.name!r} has a dip, and nothing trained before it")
         return self

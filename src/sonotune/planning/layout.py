@@ -107,8 +107,8 @@ class Layout:
         whole = frozenset() if self.settings.full else all_stages(*self.stages)
         prefixes = [prefix for component in self.loaded.components for prefix in component.layers]
         parameters = self.loaded.module.named_parameters()
-        names = [name for name, value in parameters if value.ndim > 1 and name not in whole]
-        return {prefix: [name for name in names if bare_name(name).startswith(prefix + ".")] for prefix in prefixes}
+        bare = {name: bare_name(name) for name, value in parameters if value.ndim > 1 and name not in whole}
+        return {prefix: [name for name in bare if bare[name].startswith(prefix + ".")] for prefix in prefixes}
 
     @property
     def compute(self) -> torch.dtype:

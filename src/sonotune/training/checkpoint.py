@@ -64,7 +64,7 @@ def save(
     Raises:
         ResourceError: The disk is full; earlier checkpoints are untouched.
     """
-    final, draft = root / f"step-{step:06d}", root / f".tmp-{step:06d}-{os.getpid()}"
+    final, draft = step_path(root, step), root / f".tmp-{step:06d}-{os.getpid()}"
     needed = sum(t.numel() * t.element_size() for part in (weights, optimizer) for t in part.values())
     shutil.rmtree(draft, ignore_errors=True)
     try:
