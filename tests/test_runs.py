@@ -306,7 +306,7 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path):
     with open_run(tmp_path) as run:
         run.write_record(make_record(config={"training": {"seed": 0, "max_epochs": 3}}))
     with pytest.raises(RunDirectoryError, match=r"training\.seed: was 0, now 1") as caught:
-        open_run(tmp_path, config_digest="e" * 64, config={"training": {"seed": 1, "max_epochs": 3}})
+        open_run(tmp_path, config_digest="e" * 64, settings={"training.seed": 1, "training.max_epochs": 3})
     assert "max_epochs" not in str(caught.value)
 
 

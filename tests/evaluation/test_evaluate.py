@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sonotune.data.text import Normalizer, get
-from sonotune.errors import ManifestError, TextError
+from sonotune.errors import ManifestError, ResourceError, TextError
 from sonotune.evaluation.evaluate import evaluate, predict_clips, write_predictions
 from sonotune.features.batching import Batch
 from sonotune.features.workers import Crew
@@ -290,6 +290,37 @@ def test_each_part_of_the_model_gets_back_its_mode_even_after_an_error(clips: li
         run(clips, Fails(), loaded=loaded)
     assert [part.training for part in loaded.module.modules()] == [True, True, False]
     assert torch.is_grad_enabled()
+
+
+class FitsTwo(ReadsLoudness):
+    """Runs out of memory on more than two clips, or on the clips named."""
+
+    def __init__(self, *never: str) -> None:
+        super().__init__()
+        self.never = never
+
+    def predict(self, loaded: Loaded, batch: Batch, **options: Any) -> list[Prediction]:
+        if len(batch.clips) > 2 or any(clip.id in self.never for clip in batch.clips):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 TiB.")
+        return super().predict(loaded, batch, **options)
+
+
+def test_a_batch_that_does_not_fit_is_decoded_in_parts(clips: list[Clip]) -> None:
+    task = FitsTwo()
+    result = run(clips, task, batch_seconds=1000.0)
+    whole = run(clips, batch_seconds=1000.0)
+    assert result.predictions == whole.predictions
+    assert result.scores == whole.scores
+    assert max(len(call["ids"]) for call in task.calls) == 2
+    [finding] = [found for found in result.findings if found.check == "evaluation.memory"]
+    assert finding.message.startswith("1 of 1 batches did not fit into memory")
+    assert not any(found.check == "evaluation.memory" for found in whole.findings)
+
+
+def test_a_clip_that_does_not_fit_alone_ends_an_evaluation_with_advice(clips: list[Clip]) -> None:
+    with pytest.raises(ResourceError, match=r"(?s)decoding clip-3 alone.*9 TiB.*evaluation\.beam_size") as caught:
+        run(clips, FitsTwo("clip-3"))
+    assert caught.value.exit_code == 5
 
 
 def test_a_task_that_mixes_up_its_clips_is_caught(clips: list[Clip]) -> None:

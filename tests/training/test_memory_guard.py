@@ -18,6 +18,7 @@ from sonotune.runs import read_events
 from sonotune.training.loop_settings import Position
 from sonotune.training.memory_guard import MemoryGuard
 from sonotune.training.run import run
+from sonotune.training.stages import whole_run
 
 Build = Callable[..., Any]
 Settings = Callable[..., LoadedConfig]
@@ -102,6 +103,40 @@ def test_a_whole_run_under_a_limit_learns_the_same(bench: Build, settings: Setti
     told = read_events(tight / "events.jsonl")
     assert any(event["kind"] == "memory" for event in told)
     assert [event["loss"] for event in told if event["kind"] == "step"] == pytest.approx(losses, rel=1e-4)
+
+
+def test_the_largest_batches_are_tried_before_the_first_step_of_each_stage(bench: Build):
+    limit = kept_bytes(bench(), 8, 9) + 1000  # the longest clips are c9 and c19, in no early batch of every epoch
+
+    def stages(loaded: Any) -> list[Any]:
+        common = {"learning_rate": 1e-3, "learning_rates": {}, "max_epochs": 1, "max_steps": None, "patience": None,
+                  "warmup_steps": 0}  # fmt: skip
+        return [replace(whole_run(loaded, **common), name=name) for name in ("one", "two")]
+
+    made = bench(memory_limit_bytes=limit, stages=stages)
+    made.loop.run()
+    kinds = [event["kind"] for event in made.events]
+    assert "memory" in kinds[: kinds.index("step")]
+    assert "memory" not in kinds[kinds.index("step") :]
+    tried = made.of("rehearsal")
+    assert {event["step"] for event in tried} == {1, 6}
+    padded = [event["padded_seconds"] for event in tried]
+    longest = max(clip.duration_s for clip in made.loop._feed._data.clips)
+    assert max(padded) == pytest.approx(4 * longest, rel=0.2)
+    assert len(made.of("step")) == 10
+    free = bench(stages=stages)
+    free.loop.run()
+    assert not free.of("rehearsal")
+    assert [event["loss"] for event in made.of("step")] == pytest.approx(
+        [event["loss"] for event in free.of("step")], rel=1e-3
+    )
+
+
+def test_a_clip_that_can_never_fit_ends_the_run_before_its_first_step(bench: Build):
+    made = bench(memory_limit_bytes=1000)
+    with pytest.raises(ResourceError, match="a single clip does not fit"):
+        made.loop.run()
+    assert not made.of("step")
 
 
 class WithAnother(Processes):

@@ -69,6 +69,10 @@ class LoadedConfig:
         """The settings as nested plain values, for the record."""
         return self.config.model_dump(mode="json")
 
+    def deciding(self) -> dict[str, Any]:
+        """The settings that the digest is over, as plain values by dotted name."""
+        return _deciding(self.config)
+
     def run_dir(self, parent: Path = Path("runs")) -> Path:
         """The run's directory.
 
@@ -441,8 +445,7 @@ def _default(setting: FieldInfo) -> str:
 
 def config_digest(config: RunConfig) -> str:
     """SHA-256 over the settings that can change the result, as they stand in the schema's order."""
-    kept = {name: value for name, value in _effective(config).items() if affects_result(_settings()[name])}
-    return hashlib.sha256(json.dumps(kept, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_deciding(config), separators=(",", ":")).encode()).hexdigest()
 
 
 def dump_yaml(config: RunConfig) -> str:
@@ -452,6 +455,10 @@ def dump_yaml(config: RunConfig) -> str:
         section, _, setting = name.partition(".")
         tree.setdefault(section, {})[setting] = value
     return write_yaml(tree)
+
+
+def _deciding(config: RunConfig) -> dict[str, Any]:
+    return {name: value for name, value in _effective(config).items() if affects_result(_settings()[name])}
 
 
 def _effective(config: RunConfig) -> dict[str, Any]:

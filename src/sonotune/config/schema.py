@@ -469,11 +469,20 @@ class RunSection(Section):
     """The run's directory; `auto` makes `runs/<time>-<digest>`."""
     resume: Literal["auto", "never", "must"] = Field(default="auto", json_schema_extra=_NO_EFFECT_ON_RESULT)
     """Go on from the newest good checkpoint where there is one; never; or fail where there is none."""
+    allow_change: Selectors = Field(default=(), json_schema_extra=_NO_EFFECT_ON_RESULT)
+    """Settings that may be others than in the run that `run.dir` holds, such as training.max_steps: it goes on with
+    them, even where it was finished, and the log keeps what they were."""
     progress: bool = Field(default=True, json_schema_extra=_NO_EFFECT_ON_RESULT)
     """Show a progress bar."""
     trackers: Selectors = Field(default=(), json_schema_extra=_NO_EFFECT_ON_RESULT)
     """Trackers that are told as well, by the names of `accelerate`: wandb (offline unless WANDB_MODE says otherwise),
     tensorboard, mlflow, ..."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.allow_change and self.dir == "auto":
+            raise ValueError("allow_change is of the run in run.dir, and run.dir is auto; name the run's directory")
+        return self
 
 
 class RunConfig(Section):
@@ -503,4 +512,17 @@ class RunConfig(Section):
                 f"training.optimizer is {self.training.optimizer!r}, and ranks that change while they train carry the "
                 "moments of plain AdamW along. Take training.optimizer=adamw, or leave the ranks as they are"
             )
+        for name in self.run.allow_change:
+            section, _, setting = name.partition(".")
+            kind = type(getattr(self, section)) if section in _MAY_CHANGE else Section
+            if setting not in kind.model_fields or name in _MUST_STAY:
+                raise ValueError(
+                    f"run.allow_change names {name!r}; a run may go on with other settings of "
+                    f"{', '.join(_MAY_CHANGE)}, but not of {', '.join(_MUST_STAY)}"
+                )
         return self
+
+
+_MAY_CHANGE = ("data", "augmentation", "regularization", "training", "evaluation")
+_MUST_STAY = ("training.stages", "training.optimizer", "training.seed")
+"""Sections whose settings may change where a run goes on, and settings of theirs that say what it is."""

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +21,9 @@ import numpy as np
 import torch
 
 from sonotune.data.windows import within_window
-from sonotune.errors import ManifestError, TextError
+from sonotune.errors import ManifestError, ResourceError, TextError, out_of_memory
 from sonotune.evaluation.decode import in_clip_order, token_limit
-from sonotune.features.batching import ClipBatches, batch_loader, plan_batches
+from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
 from sonotune.features.workers import Crew
 from sonotune.metrics.efficiency import real_time_factor
 from sonotune.metrics.slices import DURATION_EDGES_S, Slice, slice_clips
@@ -202,6 +203,7 @@ def predict_clips(
 
     Raises:
         ManifestError: There are no clips, or an id stands twice.
+        ResourceError: A single clip does not fit into memory.
         ValueError: The task broke its promise of one prediction per clip, in order.
     """
     _check_clips(clips)
@@ -224,6 +226,7 @@ def predict_clips(
     )
     predictions: list[Prediction] = []
     unheard: list[Finding] = []
+    cut = 0
     places = processes.share(range(len(batches)))
     done = len(clips) - len(fitting)
     # Closing the loader when something goes wrong ends its workers at once.
@@ -234,16 +237,55 @@ def predict_clips(
                 longest_s = max(clip.duration_s for clip in batch.clips)
                 limit = token_limit(longest_s) if max_new_tokens == "auto" else max_new_tokens
                 with autocast():
-                    batch = batch.to(loaded.device)
-                    predicted = task.predict(loaded, batch, beam_size=beam_size, max_new_tokens=limit)
+                    predict = partial(task.predict, loaded, beam_size=beam_size, max_new_tokens=limit)
+                    predicted, parts = _predict(predict, batch, loaded.device)
                 predictions += _checked(predicted, batch.clips)
+                cut += parts > 1
             done += len(batches[place])
             if progress is not None:
                 progress(done, len(clips))
+    if cut:
+        unheard.append(_did_not_fit(cut, len(places), batch_seconds))
     shares = processes.gather((predictions, unheard))
     predictions = [prediction for share, _ in shares for prediction in share]
     findings += [finding for _, share in shares for finding in share]
     return in_clip_order([clip.id for clip in clips], predictions, findings)
+
+
+def _predict(
+    predict: Callable[[Batch], list[Prediction]], batch: Batch, device: torch.device
+) -> tuple[list[Prediction], int]:
+    """Predictions of a batch, and in how many parts it fitted into memory.
+
+    Raises:
+        ResourceError: A single clip does not fit.
+    """
+    try:
+        return predict(batch.to(device)), 1
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        reason = str(error)
+    # Outside the handler, where the traceback no longer holds what was computed.
+    if len(batch.clips) == 1:
+        [clip] = batch.clips
+        raise ResourceError(
+            f"out of memory while decoding {clip.id} alone, of {clip.duration_s:.1f} s: {reason[:300]}. Lower "
+            "evaluation.beam_size, take quantization.bits=4, or leave such clips out with data.max_duration_s."
+        )
+    halves = [_predict(predict, half, device) for half in batch.split(2)]
+    return [prediction for found, _ in halves for prediction in found], sum(parts for _, parts in halves)
+
+
+def _did_not_fit(cut: int, batches: int, batch_seconds: float) -> Finding:
+    return Finding(
+        check="evaluation.memory",
+        severity="note",
+        message=f"{cut} of {batches} batches did not fit into memory and were decoded in parts. Lower "
+        f"evaluation.batch_seconds, which is {batch_seconds:g}.",
+        measured=float(cut),
+        unit="batches",
+    )
 
 
 def _slices(

@@ -1,14 +1,6 @@
 """A run's directory, and what makes a run repeatable: seeds, digests, atomic writes, the environment."""
 
-from sonotune.runs.directory import (
-    RECORD_SCHEMA,
-    ResumeMode,
-    RunDirectory,
-    read_events,
-    read_record,
-    record_from_json,
-    record_to_json,
-)
+from sonotune.runs.directory import ResumeMode, RunDirectory, read_events
 from sonotune.runs.files import (
     atomic_write_bytes,
     atomic_write_json,
@@ -23,6 +15,7 @@ from sonotune.runs.files import (
     write_error,
 )
 from sonotune.runs.machine import code_version, environment
+from sonotune.runs.record import RECORD_SCHEMA, read_record, record_from_json, record_to_json
 from sonotune.runs.seeds import generator, torch_seed
 
 __all__ = [

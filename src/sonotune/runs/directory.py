@@ -14,8 +14,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -31,11 +30,11 @@ from sonotune.runs.files import (
     write_all,
     write_error,
 )
-from sonotune.types import Finding, RunRecord
+from sonotune.runs.record import read_record, record_to_json
+from sonotune.types import RunRecord
 
 logger = logging.getLogger(__name__)
 
-RECORD_SCHEMA = 1
 ResumeMode = Literal["auto", "never", "must"]
 
 _OWN_FILES = frozenset({"run.lock", "events.jsonl"})
@@ -46,12 +45,21 @@ class RunDirectory:
 
     Attributes:
         path: The directory.
-        resumed: Whether a run of the same configuration was here already.
+        resumed: Whether an unfinished run was here already, or one whose settings may change.
+        changed: Dotted setting -> what it was in that run and what it is now, where it was allowed to change.
     """
 
-    def __init__(self, path: Path, lock: int | None, *, resumed: bool, visiting: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        lock: int | None,
+        *,
+        resumed: bool,
+        changed: Mapping[str, tuple[Any, Any]] | None = None,
+        visiting: bool = False,
+    ) -> None:
         self.path = path
-        self.resumed = resumed
+        self.resumed, self.changed = resumed, dict(changed or {})
         self._lock, self._visiting = lock, visiting
         _OPEN.add(self)
 
@@ -66,17 +74,19 @@ class RunDirectory:
         path: Path,
         *,
         config_digest: str,
-        config: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
         resume: ResumeMode = "auto",
+        allow_change: Collection[str] = (),
     ) -> Self:
         """Make a run directory, or open the one of an unfinished run to go on with it.
 
         Args:
             path: The directory; made where missing.
             config_digest: Digest of the settings that can change the result.
-            config: The settings, nested, to say what differs from those of an earlier run.
+            settings: Those that the digest is over, by dotted name, to say what differs from an earlier run.
             resume: `auto` goes on where there is something to go on with, `never` wants a fresh directory, `must`
                 wants an earlier run.
+            allow_change: Settings that may be others than those of the earlier run, which may then be finished too.
 
         Raises:
             RunDirectoryError: Another process holds the directory; it belongs to another configuration, to a finished
@@ -89,10 +99,10 @@ class RunDirectory:
             raise write_error(error, path, 0) from error
         lock = _take_lock(path)
         try:
-            resumed = _check_earlier_run(path, config_digest, config, resume)
+            changed = _changes_since_earlier_run(path, config_digest, settings or {}, resume, allow_change)
             for name in ("checkpoints", "predictions"):
                 make_folder(path / name)
-            directory = cls(path, lock, resumed=resumed)
+            directory = cls(path, lock, resumed=changed is not None, changed=changed)
             directory._drop_torn_line()
         except BaseException:
             os.close(lock)
@@ -262,8 +272,14 @@ def _failed_with_nothing(path: Path, record: RunRecord) -> bool:
     return record.status == "failed" and not record.scores and next(results, None) is None
 
 
-def _check_earlier_run(path: Path, config_digest: str, config: Mapping[str, Any] | None, resume: ResumeMode) -> bool:
-    """Whether there is an earlier run to go on with; raises where what is there may not be touched."""
+def _changes_since_earlier_run(
+    path: Path, config_digest: str, settings: Mapping[str, Any], resume: ResumeMode, allow_change: Collection[str]
+) -> dict[str, tuple[Any, Any]] | None:
+    """What is to change in an earlier run that goes on; None where there is none.
+
+    Raises:
+        RunDirectoryError: What is there may not be touched.
+    """
     record_path = path / "run.json"
     other = "Choose another directory with run.dir=PATH, or remove this one."
     if not record_path.is_file():
@@ -274,23 +290,26 @@ def _check_earlier_run(path: Path, config_digest: str, config: Mapping[str, Any]
             raise RunDirectoryError(f"{path} is not a run directory: it holds {', '.join(strange[:3])}. {other}")
         if resume == "must":
             raise RunDirectoryError(f"{path} holds no run to resume. Take run.resume=auto to start one.")
-        return False
+        return None
     record = read_record(record_path)
     if resume != "must" and record.config_digest != config_digest and _failed_with_nothing(path, record):
         logger.info("%s holds a run that failed before it had any result; a new one takes its place", path)
         for name in ("run.json", "events.jsonl"):
             (path / name).unlink(missing_ok=True)
-        return False
+        return None
     if resume == "never":
         raise RunDirectoryError(f"{path} holds a run ({record.status}), and run.resume is never. {other}")
-    if record.config_digest != config_digest:
+    changed = _differences(record.config, settings)
+    refused = {name: both for name, both in changed.items() if name not in allow_change}
+    if record.config_digest != config_digest and (refused or not changed):
+        lines = "".join(f"\n  - {name}: was {was!r}, now {now!r}" for name, (was, now) in refused.items())
         raise RunDirectoryError(
-            f"{path} holds a run of another configuration.{_differences(record.config, config)}\n"
-            f"Use the same settings to go on with it. {other}"
+            f"{path} holds a run of another configuration.{lines}\n"
+            f"Use the same settings to go on with it, or name those that may change in run.allow_change. {other}"
         )
-    if record.status == "finished":
+    if record.status == "finished" and not changed:
         raise RunDirectoryError(f"{path} holds a finished run of these settings, which is not overwritten. {other}")
-    return True
+    return changed
 
 
 def _is_leftover(child: Path) -> bool:
@@ -300,21 +319,25 @@ def _is_leftover(child: Path) -> bool:
     return child.name in _OWN_FILES or (child.name.startswith(".run.json.") and child.name.endswith(".tmp"))
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any] | None) -> str:
-    if now is None:
-        return ""
-    old, new = dict(_flat(before)), dict(_flat(to_plain(now)))
-    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    lines = [f"\n  - {name}: was {old.get(name)!r}, now {new.get(name)!r}" for name in changed]
-    return "".join(lines)
+def _differences(before: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted setting -> what it was in nested settings and what it is now, where that is not the same."""
+    found = {}
+    for name, now in to_plain(settings).items():
+        section, _, setting = name.partition(".")
+        was = before.get(section, {}).get(setting)
+        if was != now:
+            found[name] = (was, now)
+    return found
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """Every event of a log, oldest first; none where there is no log. A last line cut off by a crash is left out."""
+    if not path.is_file():
+        return
+    with path.open("rb") as log:
+        for number, line in enumerate(log, start=1):
+            if line.endswith(b"\n"):
+                yield _read_event(line, path, number)
 
 
 def _event_line(event: Mapping[str, Any]) -> bytes:
@@ -335,78 +358,3 @@ def _read_event(line: bytes, path: Path, number: int) -> dict[str, Any]:
 def _is_after(event: Mapping[str, Any], step: int) -> bool:
     found = event.get("step")
     return isinstance(found, int) and found > step
-
-
-# --- the record ----------------------------------------------------------------------------------
-
-
-def record_to_json(record: RunRecord) -> dict[str, Any]:
-    """The record as it stands in `run.json`."""
-    plain: dict[str, Any] = to_plain(record)
-    return plain
-
-
-def record_from_json(value: Mapping[str, Any], *, where: str = "the record") -> RunRecord:
-    """Read a record of this or an older schema.
-
-    Raises:
-        RunDirectoryError: The schema is unknown, or fields are missing or not known.
-    """
-    schema = value.get("schema")
-    if not isinstance(schema, int) or schema not in _READERS:
-        raise RunDirectoryError(
-            f"{where} has schema {schema!r}; this version reads {', '.join(str(known) for known in _READERS)}. "
-            "Read it with the version of sonotune that wrote it, or a newer one."
-        )
-    return _READERS[schema](value, where)
-
-
-def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """Every event of a log, oldest first; none where there is no log. A last line cut off by a crash is left out."""
-    if not path.is_file():
-        return
-    with path.open("rb") as log:
-        for number, line in enumerate(log, start=1):
-            if line.endswith(b"\n"):
-                yield _read_event(line, path, number)
-
-
-def read_record(path: Path) -> RunRecord:
-    """Read a run's record.
-
-    Args:
-        path: `run.json`, or the run directory that holds it.
-
-    Raises:
-        RunDirectoryError: There is none, or it is damaged.
-    """
-    path = path / "run.json" if path.is_dir() else path
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise RunDirectoryError(f"{path} cannot be read: {error.strerror}. A run directory holds run.json.") from error
-    except ValueError as error:
-        raise RunDirectoryError(
-            f"{path} is damaged: {error}. It is written whole, so something else changed it."
-        ) from error
-    if not isinstance(value, dict):
-        raise RunDirectoryError(f"{path} is no run record: it holds a {type(value).__name__}, not an object.")
-    return record_from_json(value, where=str(path))
-
-
-def _read_schema_1(value: Mapping[str, Any], where: str) -> RunRecord:
-    known = {field.name for field in fields(RunRecord)}
-    required = known - {"energy_joules"}
-    wrong = [f"lacks {name}" for name in sorted(required - value.keys())]
-    wrong += [f"has an unknown {name}" for name in sorted(value.keys() - known)]
-    if wrong:
-        raise RunDirectoryError(f"{where} is no run record of schema 1: it {', '.join(wrong)}.")
-    plain = dict(value)
-    plain["findings"] = tuple(
-        Finding(**{**finding, "clip_ids": tuple(finding.get("clip_ids", ()))}) for finding in value["findings"]
-    )
-    plain["stages"] = tuple(value["stages"])
-    return RunRecord(**plain)
-
-
-_READERS: Mapping[int, Callable[[Mapping[str, Any], str], RunRecord]] = {1: _read_schema_1}

@@ -36,6 +36,7 @@ class RunBook:
         energy: Energy,
     ) -> None:
         self.directory = directory
+        self._held = False
         self._memory, self._energy, self._started = memory, energy, time.monotonic()
         earlier = directory.read_record() if directory.record_path.is_file() else None
         self._earlier_s = earlier.seconds if earlier else 0.0
@@ -69,6 +70,21 @@ class RunBook:
         )
         self.record = replace(self.record, scores=scores)
 
+    def hold(self) -> None:
+        """Leave `run.json` as an earlier session left it until this one goes on from where that ended."""
+        self._held = True
+
+    def goes_on(self, step: int) -> None:
+        """Write from here on, and log what an earlier session did otherwise."""
+        self._held = False
+        self.directory.truncate_events_after(step)
+        self.directory.event("resumed", step=step)
+        if changed := self.directory.changed:
+            settings = {name: {"was": was, "now": now} for name, (was, now) in changed.items()}
+            self.directory.event("changed", step=step, settings=settings)
+            told = (f"{name} was {was!r} and is {now!r}" for name, (was, now) in changed.items())
+            self.chose({"run.allow_change": f"from step {step} on, {'; '.join(told)}"})
+
     def write(self, **changes: Any) -> RunRecord:
         """Change fields of the record, bring the running totals up to date and write `run.json`."""
         joules = self._energy.joules
@@ -81,7 +97,8 @@ class RunBook:
             peak_memory_bytes=max(self._earlier_peak, self._memory.peak_bytes, self.record.peak_memory_bytes),
             energy_joules=joules,
         )
-        self.directory.write_record(self.record)
+        if not self._held:
+            self.directory.write_record(self.record)
         return self.record
 
     def scored(self, moment: str, scores: Mapping[str, Score]) -> None:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from sonotune.errors import CheckpointError, ResourceError
 from sonotune.runs import digest_file
+from sonotune.training.identity import MICRO_BATCHES
 
 WEIGHTS, OPTIMIZER, STATE, MANIFEST = "weights.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"
 REQUIRED = (WEIGHTS, OPTIMIZER, STATE)
@@ -168,22 +169,28 @@ def _load(path: Path) -> Checkpoint:
     )
 
 
-def check_identity(saved: Checkpoint, identity: Mapping[str, str], expected: Collection[str]) -> None:
+def check_identity(
+    saved: Checkpoint, identity: Mapping[str, str], expected: Collection[str], *, may_differ: Collection[str] = ()
+) -> frozenset[str]:
     """Refuse a checkpoint of another run.
 
     Args:
         saved: What would be resumed.
         identity: Digests of the configuration, the data and the base model of this run.
         expected: Names of the parameters that train.
+        may_differ: Keys of the identity that need not be the same.
+
+    Returns:
+        Those that are not.
 
     Raises:
         CheckpointError: A digest differs or a part is missing; the message lists all of them.
     """
     known = saved.state.get("identity", {})
+    differing = frozenset(key for key in identity.keys() | known.keys() if known.get(key) != identity.get(key))
     problems = [
-        f"{key} was {known.get(key, 'not recorded')[:16]} and is now {value[:16]}"
-        for key, value in identity.items()
-        if known.get(key) != value
+        f"{key} was {known.get(key, 'not recorded')[:16]} and is now {identity.get(key, 'none')[:16]}"
+        for key in sorted(differing.difference(may_differ))
     ]
     if absent := [name for name in expected if name not in saved.weights]:
         problems.append(f"{len(absent)} trained weights are missing, the first is {absent[0]}")
@@ -192,12 +199,10 @@ def check_identity(saved: Checkpoint, identity: Mapping[str, str], expected: Col
     if problems:
         raise CheckpointError(
             f"{saved.path} cannot be resumed: {'; '.join(problems)}. "
-            "Use another run.dir, or restore the settings and data it was made with."
+            "Use another run.dir, or restore the settings and data it was made with; run.allow_change=data.train lets "
+            "a run go on with other clips."
         )
-
-
-MICRO_BATCHES = "micro-batches of a step"
-"""Key of the identity."""
+    return differing
 
 
 def micro_batches(path: Path) -> int | None:

@@ -91,22 +91,35 @@ class Feed:
 
     def loader(self, batches: list[tuple[int, ...]], position: Position) -> Any:
         """This process's micro-batches of an epoch from a position on; to be closed."""
-        dataset = ClipBatches(
+        dataset = self._dataset(batches, position.epoch)
+        places, each = range(position.batch, len(batches)), self._settings.accumulation_steps
+        steps = range(0, len(places), each)
+        ours = [place for start in steps for place in self._processes.share(places[start : start + each])]
+        return batch_loader(dataset, self._crew, places=ours)
+
+    def largest(self, epoch: int) -> list[Batch]:
+        """The micro-batches of an epoch with the longest clip and with the most padded seconds, which may be one."""
+        batches = self.plan(epoch)
+        longest = [max(self._durations[place] for place in batch) for batch in batches]
+        places = range(len(batches))
+        of_most = max(places, key=lambda place: longest[place] * len(batches[place]))
+        dataset = self._dataset(batches, epoch)
+        found = (dataset[place] for place in sorted({of_most, max(places, key=longest.__getitem__)}))
+        return [batch for batch in found if batch.clips]
+
+    def _dataset(self, batches: list[tuple[int, ...]], epoch: int) -> ClipBatches:
+        return ClipBatches(
             self._data.clips,
             self._data.targets,
             self._loaded.frontend,
             batches=batches,
             seed=self._settings.seed,
-            epoch=position.epoch,
+            epoch=epoch,
             waveform_augmenter=self._data.augmenter,
             spec_augment=self._data.spec_augment,
             mixup=self._data.mixup,
             full_context_share=1.0 if self._full else self._settings.full_context_share,
         )
-        places, each = range(position.batch, len(batches)), self._settings.accumulation_steps
-        steps = range(0, len(places), each)
-        ours = [place for start in steps for place in self._processes.share(places[start : start + each])]
-        return batch_loader(dataset, self._crew, places=ours)
 
     def next_group(self, loader: Iterator[Batch], size: int, position: Position) -> Group:
         """The micro-batches of the next step.

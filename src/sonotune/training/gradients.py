@@ -103,6 +103,35 @@ class Gradients:
         Raises:
             ResourceError: Nothing smaller is left to try.
         """
+        total = self._pass(batches, parameters, step=step, clips=clips, domains=domains)
+        for batch in idle:
+            self._go_through(batch)
+        return total.mean(parameters, self._processes)
+
+    def rehearse(self, batch: Batch, parameters: Mapping[str, nn.Parameter], *, step: int) -> None:
+        """Go through a micro-batch and learn nothing of it but whether it fits.
+
+        Args:
+            batch: Any; every process has the same.
+            parameters: What trains now.
+            step: Zero-based optimiser step that follows.
+
+        Raises:
+            ResourceError: Nothing smaller is left to try.
+        """
+        self._pass({0: batch}, parameters, step=step, clips=len(batch.clips), domains=False)
+        self._forget(parameters)
+
+    def _pass(
+        self,
+        batches: Mapping[int, Batch],
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        step: int,
+        clips: int,
+        domains: bool,
+    ) -> _Total:
+        """Leave gradients of a sum in the parameters, begun again with smaller parts until all fit."""
         self._loaded.module.train()
         while True:
             parts = [
@@ -121,16 +150,16 @@ class Gradients:
                     failed, reason = part, str(error)
                     break
             if failed is None:
-                for batch in idle:
-                    self._go_through(batch)
-                return total.mean(parameters, self._processes)
-            # Outside the handler, where the traceback no longer holds the activations.
-            for parameter in parameters.values():
-                parameter.grad = None
-            gc.collect()
-            if self._accelerator.device.type == "cuda":
-                torch.cuda.empty_cache()
+                return total
+            self._forget(parameters)  # outside the handler, where the traceback no longer holds the activations
             self._guard.lower(failed, step=step + 1, reason=reason)
+
+    def _forget(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        for parameter in parameters.values():
+            parameter.grad = None
+        gc.collect()
+        if self._accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _go_through(self, batch: Batch) -> None:
         """Exchange what the others need, and learn nothing."""

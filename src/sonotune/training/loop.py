@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,11 +29,13 @@ from sonotune.training.checks import check_agreement, check_gradients
 from sonotune.training.course import Course
 from sonotune.training.feed import Feed, Group
 from sonotune.training.gradients import Gradients, MeanLoss
+from sonotune.training.identity import DECIDE_BATCHES, DECIDE_SCORES
 from sonotune.training.loop_settings import Listener, LoopSettings, Position, TrainingData
 from sonotune.training.memory_guard import MemoryGuard
 from sonotune.training.optimizer import (
     build_optimizer,
     enter_stage,
+    moments_to_come,
     optimizer_tensors,
     restore_optimizer,
     set_learning_rates,
@@ -66,6 +68,7 @@ class StageLoop:
         evaluate: Scores the development clips, or None where there are none.
         listeners: See progress.
         identity: Digests that a checkpoint must share with the run that resumes it.
+        may_differ: Keys of those that it need not share.
         stop: Set by SIGTERM, SIGUSR1 and SIGINT.
         processes: Share the micro-batches of each step; the first one writes.
         dynamics: What happens to the adapters beside the gradient of the loss.
@@ -88,6 +91,7 @@ class StageLoop:
         listeners: Sequence[Listener],
         identity: Mapping[str, str],
         stop: StopRequest,
+        may_differ: Collection[str] = (),
         processes: Processes = ALONE,
         dynamics: Sequence[Dynamics] = (),
         found: Callable[[Sequence[Finding]], None] = lambda findings: None,
@@ -95,8 +99,8 @@ class StageLoop:
         self.position = Position()
         self._task, self._loaded, self._settings = task, loaded, settings
         self._accelerator, self._checkpoints, self._event, self._processes = accelerator, checkpoints, event, processes
-        self._evaluate, self._listeners, self._identity, self._stop = evaluate, listeners, dict(identity), stop
-        self._found = found
+        self._evaluate, self._listeners, self._stop, self._found = evaluate, listeners, stop, found
+        self._identity, self._may_differ = dict(identity), may_differ
         self._dynamics = tuple(dynamics)
         self._stages, self._every_stage = tuple(stages), all_stages(*stages)
         self._optimizer = build_optimizer(
@@ -159,19 +163,26 @@ class StageLoop:
     def resume(self, saved: checkpoint.Checkpoint) -> None:
         """Go on from a checkpoint of the same run.
 
+        With other batches than it was made with, the epoch begins anew; with other clips or ways to score, no earlier
+        score counts.
+
         Raises:
             CheckpointError: It is of another configuration, other data or another base model, or is incomplete.
         """
         for index, dynamics in enumerate(self._dynamics):
             dynamics.restore(_below(saved.optimizer, f"{_DYNAMICS}/{index}/"), self._optimizer)
         self._look_up()
-        checkpoint.check_identity(saved, self._identity, self._weights)
+        differing = checkpoint.check_identity(saved, self._identity, self._weights, may_differ=self._may_differ)
         self._put(saved.weights)
         restore_optimizer(self._optimizer, dict(saved.optimizer), required=saved.state.get("optimizer", self._weights))
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(saved.state["scaler"])
         self.position = Position(**saved.state["position"])
-        self._saved_step = saved.step
+        if self.position.batch and not differing.isdisjoint(DECIDE_BATCHES):
+            self.position.epoch, self.position.batch = self.position.epoch + 1, 0
+        if not differing.isdisjoint(DECIDE_SCORES):
+            self.position.forget_scores()
+        self._saved_step = -1 if differing else saved.step
         self._guard.heed(self.position)
         self._enter_stage(epoch=self.position.stage_epoch)
 
@@ -187,12 +198,29 @@ class StageLoop:
             listener.started(self.total_steps, self.position.step)
         check_agreement(self._weights, self._processes, step=self.position.step)
         while True:
+            if self.position.step == self._course.begin:
+                self._rehearse()
             while self.position.step < self._course.end and not self._out_of_patience():
                 self._run_epoch()
             if self._course.last:
                 break
             self._next_stage()
         self.save()
+
+    def _rehearse(self) -> None:
+        """Where memory can run out, find out how much fits before the first step of a stage, not hours into it."""
+        position, device = self.position, self._accelerator.device
+        if device.type != "cuda" and self._settings.memory_limit_bytes is None:
+            return
+        moments = moments_to_come(self._optimizer, self._settings.optimizer) if device.type == "cuda" else 0
+        held = torch.empty(moments, dtype=torch.uint8, device=device)  # the first step makes them
+        for batch in self._feed.largest(position.epoch):
+            self._gradients.rehearse(batch, self._parameters, step=position.step)
+            self._event(
+                "rehearsal", step=position.step + 1, clips=len(batch.clips), padded_seconds=batch.padded_seconds,
+                memory_bytes=self._memory(),
+            )  # fmt: skip
+        del held
 
     def load_best(self) -> int | None:
         """Put the best weights in place: those of the best evaluation, or the average of the best few.

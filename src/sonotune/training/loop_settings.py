@@ -103,6 +103,11 @@ class Position:
     spent: dict[str, float] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
 
+    def forget_scores(self) -> None:
+        """Count no score so far, because what comes cannot be compared with it."""
+        self.best = self.best_step = self.stage_best = None
+        self.runners_up, self.scores, self.stale, self.evaluated_step = [], {}, 0, -1
+
 
 class Listener(Protocol):
     """Sees progress as it happens: a progress bar, a tracker, a test."""

@@ -157,6 +157,16 @@ def moment_bytes(numel: int, kind: OptimizerKind) -> int:
     return 8 * numel
 
 
+def moments_to_come(optimizer: torch.optim.Optimizer, kind: OptimizerKind) -> int:
+    """Bytes of what the first step of a stage makes for the parameters that train in it."""
+    return sum(
+        moment_bytes((parameter.to_local() if is_part(parameter) else parameter).numel(), kind)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.requires_grad and parameter not in optimizer.state
+    )
+
+
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], *, required: Collection[str]
 ) -> None:

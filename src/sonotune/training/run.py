@@ -30,6 +30,7 @@ from sonotune.training import checkpoint, checks
 from sonotune.training.adapt import ADAPTER_SETTINGS, adapt, new_outputs, untrained_parts
 from sonotune.training.book import RunBook
 from sonotune.training.dynamics import build_dynamics
+from sonotune.training.identity import identity_of, may_differ
 from sonotune.training.keep import keep
 from sonotune.training.loop import StageLoop
 from sonotune.training.loop_settings import Listener, LoopSettings
@@ -180,8 +181,8 @@ def _open_directory(settings: LoadedConfig, processes: Processes) -> RunDirector
         return RunDirectory.visit(settings.run_dir())
     try:
         directory = RunDirectory.create_or_open(
-            settings.run_dir(), config_digest=settings.digest, config=settings.plain(),
-            resume=settings.config.run.resume,
+            settings.run_dir(), config_digest=settings.digest, settings=settings.deciding(),
+            resume=settings.config.run.resume, allow_change=settings.config.run.allow_change,
         )  # fmt: skip
     except SonotuneError as error:
         processes.from_main(str(error))
@@ -191,6 +192,8 @@ def _open_directory(settings: LoadedConfig, processes: Processes) -> RunDirector
 
 
 def _prepare(config: RunConfig, book: RunBook, crews: _Crews, arithmetic: _Arithmetic) -> _Session:
+    if book.directory.resumed and _has_checkpoint(book):
+        book.hold()
     book.write()
     accelerator, processes, precision = arithmetic.accelerator, arithmetic.processes, arithmetic.precision
     torch.manual_seed(torch_seed(config.training.seed, "initialisation"))
@@ -202,15 +205,10 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews, arithmetic: _Arith
     material = gather(config, precision=precision, device=accelerator.device, found=book.found)
     corpus, opened = material.corpus, material.opened
     bits = max(opened.loaded.quantized.values(), default=16)
-    identity = {
-        "settings": book.record.config_digest,
-        "training data": corpus.digests["train"],
-        "evaluation data": corpus.digests.get("eval", "none"),
-        "base model": opened.loaded.revision,
-        "precision": precision,
-        "bits of the frozen weights": str(bits),
-        checkpoint.MICRO_BATCHES: str(steps.accumulation_steps),
-    }
+    identity = identity_of(
+        corpus, opened.loaded, steps, settings=book.record.config_digest, precision=precision,
+        scoring={**config.evaluation.model_dump(mode="json"), "text_scoring": config.data.text_scoring},
+    )  # fmt: skip
     processes.agree({**identity, "test data": corpus.digests.get("test", "none")})
     if config.training.shard_weights:
         check_shardable(
@@ -353,6 +351,7 @@ def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) 
         evaluate=scores if eval_clips else None,
         listeners=listeners,
         identity=session.identity,
+        may_differ=may_differ(config.run.allow_change),
         found=book.found,
         stop=stop,
     )
@@ -364,8 +363,7 @@ def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) 
     elif config.run.resume == "must":
         raise RunDirectoryError(f"{book.directory.path} holds no checkpoint to resume, and run.resume is must.")
     if book.directory.resumed:
-        book.directory.truncate_events_after(loop.position.step)
-        book.directory.event("resumed", step=loop.position.step)
+        book.goes_on(loop.position.step)
     with stop.waits(True):
         loop.run()
     checks.check_frozen(frozen, loaded.module, exclude=all_stages(*stages))
