@@ -127,7 +127,8 @@ def test_other_development_clips_make_earlier_scores_count_no_more(
         settings("training.max_epochs=2", f"data.eval={held_out}", "run.allow_change=data.eval,training.max_epochs")
     )
     first, second = events(folder, "evaluation")
-    assert first["best"] and second["best"]
+    assert first["best"]
+    assert second["best"]
     assert record.status == "finished"
 
 
