@@ -2,6 +2,7 @@
 #
 #   make quickstart     set up, then the whole pipeline on packaged data, offline
 #   make test           set up, then every test that needs neither a GPU nor a network
+#   make bench-gpu      on a machine with a card: tests marked gpu, then predicted and measured memory at true size
 #
 # Set-up uses the newest python3.11 found; PYTHON=... names another. On a machine without a CUDA device the CPU build of
 # torch is enough and 5 GB smaller: TORCH_INDEX=https://download.pytorch.org/whl/cpu. With one, leave it out.
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
-.PHONY: setup quickstart test check format bench docs clean
+.PHONY: setup quickstart test check format bench bench-gpu docs clean
 
 setup: $(STAMP)
 
@@ -41,6 +42,10 @@ format: setup
 
 bench: setup
 	$(BIN)/python benchmarks/train_throughput/run.py
+
+bench-gpu: setup
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/planner/run.py --device cuda --out benchmarks/planner/results/cuda.json
 
 docs: setup
 	$(BIN)/python docs/generate.py

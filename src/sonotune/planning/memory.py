@@ -9,7 +9,9 @@ widths i -> o of a linear:
     queries, keys, values, what was heard  c N o          each, for the attention
     linear that widens                     b N o          input of the activation; half more for each of a gated pair
     dropout                                m N i          its mask
+    convolution within a layer             c N i          its input; c N o more before a gate, or where it is by channel
     attention with dropout, on a CPU       12 H P P       its probabilities, for which there is no fused kernel
+    attention by distance                  12 H P P       the same, on a GPU c H P P: its bias has a gradient
 
 On a GPU n is 4, m is 1 and b is 4 where the linear is quantised: autocast computes norms in single precision there, and
 bitsandbytes gives back the type it was given. Else all are c. In single precision neighbours share one input.
@@ -39,6 +41,7 @@ OUTSIDE = "outside"
 _ORDER = ("stem", "encoder", "projector", "embeddings", "decoder", "head")
 _QUERIES = re.compile(r"(^|[._])(q|query|linear_q)(_proj)?$")
 _HEARS = re.compile(r"(^|[._])(q|k|v|query|key|value|linear_[qkv])(_proj)?$")
+_BY_DISTANCE = re.compile(r"(relative_k_proj|linear_pos)$")
 _GATED = re.compile(r"(gate|up)_proj$")
 _NORM = re.compile(r"norm", re.IGNORECASE)
 # Bytes for each label and output: logits in single precision, their logarithms, and the gradient.
@@ -225,19 +228,27 @@ class _Saved:
         for name, module in inside.items():
             if _NORM.search(type(module).__name__) and (weight := getattr(module, "weight", None)) is not None:
                 total += self._n * self._elements_of_norm(name, weight, linears, rows)
+            elif isinstance(module, nn.Conv1d):
+                after = module.out_channels > module.in_channels or module.groups > 1
+                total += self._c * rows * (module.in_channels + (module.out_channels if after else 0))
             elif isinstance(module, nn.Dropout) and module.p and ".lora_" not in name:
                 wide = max(_widths(one)[1] for one in linears.values()) if "intermediate" in name else width
                 total += (1 if self._gpu else self._c) * rows * wide
-        return total + self._probabilities(prefix, rows)
+        return total + self._probabilities(rows, by_distance=any(_BY_DISTANCE.search(name) for name in linears))
 
-    def _probabilities(self, prefix: str, rows: int) -> int:
-        """Attention that drops out is computed step by step on a CPU, and keeps what it was after each."""
+    def _probabilities(self, rows: int, *, by_distance: bool) -> int:
+        """Attention that drops out is computed step by step on a CPU, and keeps what it was after each.
+
+        So is attention whose bias depends on the distance through weights; a GPU's kernel keeps that bias.
+        """
         config = self._loaded.module.config
+        config = getattr(config, "encoder_config", config)
         rate = max(float(getattr(config, name, 0) or 0) for name in _ATTENTION_DROPOUT)
         heads = next((int(getattr(config, name)) for name in _HEADS if getattr(config, name, None)), 0)
-        if self._gpu or not rate:
+        if not by_distance and (self._gpu or not rate):
             return 0
-        return _PROBABILITY_BYTES * heads * rows * rows // max(1, len(self._batch.clips))
+        each = self._c if self._gpu else _PROBABILITY_BYTES
+        return each * heads * rows * rows // max(1, len(self._batch.clips))
 
     def _linear(self, name: str, module: Any, shared: set[tuple[str, int]], *, own: bool) -> int:
         rows, inputs, outputs = self._rows[name], *_widths(module)
