@@ -475,3 +475,14 @@ def test_a_bomb_in_a_config_file_is_refused_quickly(tmp_path):
     started = time.process_time()
     assert "aliases" in problems(NANO, f"config={file}")[0]
     assert time.process_time() - started < 1
+
+
+def test_an_entry_of_a_list_of_mappings_is_named_with_what_it_may_hold():
+    stages = "training.stages=[{name: a, max_steps: 0}, {learning_rate: 5, max_steps: 2, dipp: 1}]"
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(["model=whisper_nano", stages])
+    said = str(caught.value)
+    assert "entry 1 has max_steps=0, which is not allowed (set by command line); allowed: a whole number from 1" in said
+    assert "entry 2 has learning_rate=5, which is not allowed (set by command line); allowed: a number above" in said
+    assert "entry 2 has no 'name'" in said
+    assert re.search(r"entry 2 has 'dipp', which is not known .* allowed: a list of a mapping with name, weights", said)

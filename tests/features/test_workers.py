@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,13 @@ def truncated_at_3(index: int) -> int:
 def killed_at_3(index: int) -> int:
     if index == 3:
         os.kill(os.getpid(), signal.SIGKILL)
+    return index
+
+
+def crashes_at_3(index: int) -> int:
+    if index == 3:
+        signal.signal(signal.SIGSEGV, signal.SIG_DFL)  # a test runner may have a handler that writes a traceback
+        os.kill(os.getpid(), signal.SIGSEGV)
     return index
 
 
@@ -167,11 +175,12 @@ def test_error_that_cannot_be_pickled_keeps_its_traceback():
         next(results(unpicklable_error))
 
 
-def test_killed_worker_is_named_with_its_batch_and_signal():
+@pytest.mark.parametrize(("work", "name"), [(killed_at_3, "SIGKILL"), (crashes_at_3, "SIGSEGV")])
+def test_killed_worker_is_named_with_its_batch_and_signal(work: Callable[[int], int], name: str):
     started = time.monotonic()
-    stream = results(killed_at_3)
+    stream = results(work)
     assert [next(stream) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(ResourceError, match=r"made batch 3 ended \(signal SIGKILL\).*memory.*loader_workers"):
+    with pytest.raises(ResourceError, match=rf"made batch 3 ended \(signal {name}\).*memory.*loader_workers"):
         next(stream)
     assert time.monotonic() - started < 15
     assert children() == []

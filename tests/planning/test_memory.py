@@ -79,7 +79,7 @@ def test_formula_and_step_agree_for_whisper_tiny(changes: dict[str, Any]):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     "checkpoint",
-    ["facebook/wav2vec2-base", "Qwen/Qwen3-ASR-0.6B-hf", "MIT/ast-finetuned-audioset-10-10-0.4593"],
+    ["facebook/wav2vec2-base", "Qwen/Qwen3-ASR-0.6B-hf", "MIT/ast-finetuned-audioset-10-10-0.4593", "assets:ctc-nano"],
 )
 def test_formula_and_step_agree_for_other_families(checkpoint: str, precision: Any):
     found = exact(checkpoint, clip_s=6.0, precision=precision)

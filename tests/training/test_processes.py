@@ -110,30 +110,32 @@ def test_two_processes_do_what_one_does(train: Callable[..., tuple[int, str]], t
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_with_another_number_of_processes(train: Callable[..., tuple[int, str]], tmp_path: Path):
-    driver = tmp_path / "stops.py"
-    driver.write_text(STOPS, "utf-8")
-    words = (*EVERYTHING[4:], STAGES)
-    assert train(tmp_path / "whole", "training.accumulation_steps=2", *words)[0] == 0
-    code, said = train(tmp_path / "parts", *words, processes=2, driver=driver)  # auto: two, and two they stay
+    """Three, one, two; the last number of micro-batches was chosen by the first."""
+    words, drivers = (*EVERYTHING[4:], STAGES), []
+    for step, name in ((2, "SIGUSR1"), (4, "SIGTERM")):
+        drivers.append(tmp_path / f"{name}.py")
+        drivers[-1].write_text(STOPS.replace("STEP", str(step)).replace("NAME", name), "utf-8")
+    assert train(tmp_path / "whole", "training.accumulation_steps=3", *words)[0] == 0
+    code, said = train(tmp_path / "parts", *words, processes=3, driver=drivers[0])  # auto: three, and three they stay
     assert code != 0
-    assert "stopped by SIGTERM after step 4 of 7" in said
+    assert "stopped by SIGUSR1 after step 2 of 7" in said
+    code, said = train(tmp_path / "parts", *words, driver=drivers[1])
+    assert code == 75, said
     assert [event["step"] for event in steps(tmp_path / "parts")] == [1, 2, 3, 4]
-    code, said = train(tmp_path / "parts", *words)
+    code, said = train(tmp_path / "parts", *words, processes=2)
     assert code == 0, said
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
-STOPS = f"""
+STOPS = """
 import os, signal, sys
-from sonotune.config.load import load_run_config
 from sonotune.cli import main
-from sonotune.training import run as room
 from sonotune.training.progress import ProgressBar
 
 def stepped(self, values):
     # One process alone gets the signal, as when a scheduler takes away one machine.
-    if values["step"] == 4 and os.environ.get("RANK") == "1":
-        os.kill(os.getpid(), {int(signal.SIGTERM)})
+    if values["step"] == STEP and os.environ.get("RANK", "1") == "1":
+        os.kill(os.getpid(), signal.NAME)
 
 ProgressBar.stepped = stepped
 main(["train", *sys.argv[1:]])
@@ -202,18 +204,20 @@ main(["train", *sys.argv[1:]])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("where", ["saving, the first", "stepping, the other"])
 def test_a_process_that_is_killed_ends_the_others_and_the_next_start_goes_on(
-    rank: int, train: Callable[..., tuple[int, str]], tmp_path: Path
+    where: str, train: Callable[..., tuple[int, str]], tmp_path: Path
 ):
-    driver = tmp_path / "dies.py"
-    driver.write_text(DIES.replace("RANK_TO_KILL", str(rank)), "utf-8")
+    driver, rank = tmp_path / "dies.py", 0 if where == "saving, the first" else 1
+    driver.write_text(DIES_IN_A_SAVE if rank == 0 else DIES, "utf-8")
     words = ("training.accumulation_steps=2", "training.max_steps=6", "training.save_steps=2")
     assert train(tmp_path / "whole", *words)[0] == 0
     code, said = train(tmp_path / "run", *words, processes=2, driver=driver)
     assert code != 0
     assert "another process is gone" in said
     assert read_record(tmp_path / "run").status == ("failed" if rank else "running")
+    left = {path.name.partition("-")[0] for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert left == ({"step"} if rank else {"step", ".tmp"})
     code, said = train(tmp_path / "run", *words)
     assert code == 0, said
     assert_same(tmp_path / "whole", tmp_path / "run")
@@ -225,10 +229,26 @@ from sonotune.cli import main
 from sonotune.training.progress import ProgressBar
 
 def stepped(self, values):
-    if values["step"] == 3 and os.environ.get("RANK") == "RANK_TO_KILL":
+    if values["step"] == 3 and os.environ.get("RANK") == "1":
         os.kill(os.getpid(), {int(signal.SIGKILL)})
 
 ProgressBar.stepped = stepped
+main(["train", *sys.argv[1:]])
+"""
+
+DIES_IN_A_SAVE = f"""
+import os, sys
+from sonotune.cli import main
+from sonotune.training import checkpoint
+
+write = checkpoint._write_json
+
+def dies(path, value):
+    if value["step"] == 4 and path.name == checkpoint.MANIFEST:
+        os.kill(os.getpid(), {int(signal.SIGKILL)})
+    write(path, value)
+
+checkpoint._write_json = dies
 main(["train", *sys.argv[1:]])
 """
 

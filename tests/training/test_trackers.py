@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from sonotune.config.load import LoadedConfig
@@ -53,6 +56,51 @@ class Notebook:
     def finish(self) -> None:
         type(self).finished = True
         self._act("finish")
+
+
+class OfflineService:
+    """What `accelerate` asks of the package wandb."""
+
+    def __init__(self) -> None:
+        self.begun: dict[str, Any] = {}
+        self.told: list[tuple[int, dict[str, Any]]] = []
+        self.mode = ""
+
+    def init(self, **given: Any) -> OfflineService:
+        self.begun, self.mode = given, os.environ.get("WANDB_MODE", "online")
+        return self
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.told.append((step, values))
+
+    def finish(self) -> None:
+        self.told.append((-1, {}))
+
+
+@pytest.mark.parametrize("mode", [None, "online"])
+def test_wandb_is_offline_unless_told_otherwise_and_keeps_to_the_run(
+    mode: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    PartialState(cpu=True)
+    service = OfflineService()
+    monkeypatch.setitem(sys.modules, "wandb", service)  # type: ignore[arg-type]
+    monkeypatch.setenv("WANDB_MODE", mode or "")
+    if mode is None:
+        monkeypatch.delenv("WANDB_MODE")
+    events: list[str] = []
+    config = {"training": {"learning_rate": 0.001, "stages": []}}
+    with Trackers(["wandb"], folder=tmp_path, config=config, event=lambda kind, **_: events.append(kind)) as told:
+        told.stepped({"step": 3, "stage": "only", "loss": 0.5, "learning_rates": {"adapter": 0.1}})
+    assert service.mode == (mode or "offline")
+    assert service.begun["project"] == "sonotune"
+    assert (service.begun["id"], service.begun["resume"]) == (tmp_path.name, "allow")  # a resumed run is the same one
+    assert Path(service.begun["dir"]) == tmp_path / "trackers"
+    assert service.begun["config"]["training.learning_rate"] == 0.001
+    [(step, values), (end, _)] = service.told
+    assert (step, end) == (3, -1)
+    assert values["train/loss"] == 0.5
+    assert values["train/learning_rates/adapter"] == 0.1
+    assert not events
 
 
 @pytest.fixture

@@ -366,10 +366,11 @@ def _explain(error: ValidationError, draft: _Draft) -> list[str]:
         cause = item.get("ctx", {}).get("error")
         origin = f" (set by {draft.origin[place]})" if place in draft.origin else ""
         if len(item["loc"]) > 3 and isinstance(item["loc"][2], int):  # within one entry of a list of mappings
-            within, name = f"{place}: entry {item['loc'][2] + 1}", item["loc"][3]
+            within, name = f"{place}: entry {item['loc'][2] + 1}", str(item["loc"][3])
             said = {"extra_forbidden": f"has {name!r}, which is not known", "missing": f"has no {name!r}"}
             problem = said.get(item["type"], f"has {name}={_show(item['input'])}, which is not allowed")
-            problems[f"{within}.{name}"] = f"{within} {problem}{origin}; allowed: {allowed(_settings()[place])}"
+            what = allowed(_fields_of_entries(place).get(name, _settings()[place]))
+            problems[f"{within}.{name}"] = f"{within} {problem}{origin}; allowed: {what}"
         elif place not in _settings():  # several settings do not go together
             problems[place] = f"{place}: {cause}" if place else str(cause or item["msg"])
         elif cause is not None:
@@ -381,6 +382,12 @@ def _explain(error: ValidationError, draft: _Draft) -> list[str]:
                 f"{place}: {_show(draft.values[place])} is not allowed{origin}; allowed: {allowed(_settings()[place])}",
             )
     return list(problems.values())
+
+
+def _fields_of_entries(place: str) -> Mapping[str, FieldInfo]:
+    """The fields of the mappings that a setting is a list of."""
+    kind = typing.get_args(_settings()[place].annotation)[0]
+    return kind.model_fields if isinstance(kind, type) and issubclass(kind, Section) else {}
 
 
 def _show(value: Any) -> str:

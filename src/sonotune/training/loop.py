@@ -40,6 +40,7 @@ from sonotune.training.optimizer import (
     restore_optimizer,
     set_learning_rates,
 )
+from sonotune.training.selection import Selection
 from sonotune.training.sharding import clip_gradients, entire, fill
 from sonotune.training.signals import StopRequest
 from sonotune.training.spikes import forget, leaps, remember
@@ -97,9 +98,9 @@ class StageLoop:
         found: Callable[[Sequence[Finding]], None] = lambda findings: None,
     ) -> None:
         self.position = Position()
-        self._task, self._loaded, self._settings = task, loaded, settings
+        self._loaded, self._settings = loaded, settings
         self._accelerator, self._checkpoints, self._event, self._processes = accelerator, checkpoints, event, processes
-        self._evaluate, self._listeners, self._stop, self._found = evaluate, listeners, stop, found
+        self._listeners, self._stop, self._found = listeners, stop, found
         self._identity, self._may_differ = dict(identity), may_differ
         self._dynamics = tuple(dynamics)
         self._stages, self._every_stage = tuple(stages), all_stages(*stages)
@@ -117,6 +118,10 @@ class StageLoop:
         self._gradients = Gradients(
             task, loaded, label_smoothing=settings.label_smoothing, seed=settings.seed, accelerator=accelerator,
             guard=self._guard, processes=processes, spend=self._spend,
+        )  # fmt: skip
+        self._selection = Selection(
+            evaluate, primary=task.primary, average=settings.average_checkpoints, settled=self._settled,
+            checkpoints=checkpoints, event=event, listeners=listeners, spend=self._spend,
         )  # fmt: skip
         self._process = psutil.Process()
         self._several_domains = len({clip.domain for clip in data.clips}) > 1
@@ -223,30 +228,8 @@ class StageLoop:
         del held
 
     def load_best(self) -> int | None:
-        """Put the best weights in place: those of the best evaluation, or the average of the best few.
-
-        The average is taken of the factors of an adapter and not of their product, and kept only where the development
-        clips like it at least as well.
-
-        Returns:
-            The step of the best evaluation; None where nothing was evaluated.
-        """
-        best = self.position.best_step
-        if best is None:
-            return None
-        steps = [best, *self.position.runners_up]
-        if steps == [self.position.step]:
-            return best
-        weights = [checkpoint.read(checkpoint.step_path(self._checkpoints, step)).weights for step in steps]
-        if len(steps) > 1 and self._evaluate is not None:
-            self._put({name: torch.stack([one[name] for one in weights]).mean(0) for name in self._weights})
-            score = self._evaluate()[self._task.primary]
-            kept = _sign(score) * score.value <= _sign(score) * self.position.scores[str(best)]
-            self._event("average", step=self.position.step, steps=steps, score=score.to_json(), kept=kept)
-            if kept:
-                return best
-        self._put(weights[0])
-        return best
+        """Put the best weights in place; see `Selection.put_best`."""
+        return self._selection.put_best(self.position, self._put)
 
     def _put(self, weights: Mapping[str, Tensor]) -> None:
         for name, parameter in self._weights.items():
@@ -279,9 +262,8 @@ class StageLoop:
             optimizer={**moments, **self._dynamics_tensors()},
             state=state,
         )
-        best = self.position.best_step
-        protect = [] if best is None else [best, *self.position.runners_up]
-        checkpoint.prune(self._checkpoints, keep=self._settings.keep_checkpoints, protect=protect)
+        kept = self.position.best_steps
+        checkpoint.prune(self._checkpoints, keep=self._settings.keep_checkpoints, protect=kept)
         self._event("checkpoint", step=self.position.step, path=path.name, seconds=time.perf_counter() - started)
 
     def _dynamics_tensors(self) -> dict[str, Tensor]:
@@ -366,6 +348,10 @@ class StageLoop:
                 total += float(penalty.detach())
         return total
 
+    def _settled(self, step: int) -> bool:
+        """Whether the adapters have the ranks that they are kept with."""
+        return all(dynamics.settled(step, self.total_steps) for dynamics in self._dynamics)
+
     def _acting(self) -> tuple[Dynamics, ...]:
         """What happens to the adapters, in a stage that trains any."""
         return self._dynamics if self._adapting else ()
@@ -420,53 +406,18 @@ class StageLoop:
         position, settings = self.position, self._settings
         done = position.step >= self._course.end
         due = last_of_epoch if settings.eval_steps == "epoch" else _every(position.step, settings.eval_steps)
-        if self._evaluate is not None and settings.eval_steps != "never" and (due or done):
-            self._score()
+        if settings.eval_steps != "never" and (due or done):
+            self._selection.score(position)
         save_due = last_of_epoch if settings.save_steps == "epoch" else _every(position.step, settings.save_steps)
         # One process may get the signal a step before the others.
         reason = next((reason for reason in self._processes.gather(self._stop.reason) if reason), None)
-        if save_due or position.step in (position.best_step, *position.runners_up) or reason:
+        if save_due or position.step in position.best_steps or reason:
             self.save()
         if reason and not (done and self._course.last):
             raise Interrupted(
                 f"stopped by {reason} after step {position.step} of {self.total_steps}; "
                 "the state is saved. Run the same command again to go on."
             )
-
-    def _score(self) -> None:
-        position = self.position
-        if self._evaluate is None or position.evaluated_step == position.step:
-            return
-        started = time.perf_counter()
-        scores = self._evaluate()
-        self._spend("evaluation", started)
-        score = scores[self._task.primary]
-        settled = all(dynamics.settled(position.step, self.total_steps) for dynamics in self._dynamics)
-        better, of_stage = (
-            settled and (best is None or _sign(score) * score.value < _sign(score) * best)
-            for best in (position.best, position.stage_best)
-        )
-        position.evaluated_step = position.step
-        position.scores[str(position.step)] = score.value
-        position.stage_best = score.value if of_stage else position.stage_best
-        position.stale = 0 if of_stage or not settled else position.stale + 1
-        if settled:
-            self._rank_among_best(score, better=better)
-        self._event("evaluation", step=position.step, best=better, scores={k: v.to_json() for k, v in scores.items()})
-        for listener in self._listeners:
-            listener.evaluated(position.step, scores)
-
-    def _rank_among_best(self, score: Score, *, better: bool) -> None:
-        """Keep the step of the best score, and of those that are averaged with it."""
-        position = self.position
-        others = [] if position.best_step is None else [position.best_step, *position.runners_up]
-        if better:
-            position.best, position.best_step = score.value, position.step
-        else:
-            others.append(position.step)
-        others.sort(key=lambda step: (_sign(score) * position.scores[str(step)], step))
-        others = [step for step in others if step != position.best_step]
-        position.runners_up = others[: self._settings.average_checkpoints - 1]
 
     def _report(
         self,
@@ -511,11 +462,6 @@ class StageLoop:
     def _out_of_patience(self) -> bool:
         patience = self._course.stage.patience
         return patience is not None and self.position.stale >= patience
-
-
-def _sign(score: Score) -> int:
-    """What makes the better of two scores the smaller."""
-    return 1 if score.better == "lower" else -1
 
 
 def _every(step: int, interval: int | str) -> bool:

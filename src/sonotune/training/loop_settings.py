@@ -103,6 +103,11 @@ class Position:
     spent: dict[str, float] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def best_steps(self) -> list[int]:
+        """Steps of the best score and of the runners-up, whose weights are still wanted."""
+        return [] if self.best_step is None else [self.best_step, *self.runners_up]
+
     def forget_scores(self) -> None:
         """Count no score so far, because what comes cannot be compared with it."""
         self.best = self.best_step = self.stage_best = None
