@@ -23,7 +23,7 @@ from sonotune.adapters.saved import choose_family, find_adapter, kept_unquantize
 from sonotune.errors import AdapterError, ModelError
 from sonotune.features.batching import Batch
 from sonotune.models.base import LoadedModel, ModelFamily, Stream, bare_name
-from sonotune.models.checkpoints import load_processor
+from sonotune.models.checkpoints import load_processor, locate
 from sonotune.models.precision import DTYPES, Precision
 from sonotune.models.quantize import bitsandbytes
 from sonotune.registry import resolve
@@ -273,9 +273,12 @@ def _finish(module: Any, weight: nn.Parameter, linear: nn.Linear, compute: torch
 
 
 def _processor(base: str, family: str) -> Any:
-    """The tokenizer of a composed model, which is a folder; else one that knows how long the published prompt is."""
+    """The one in the folder of a model, whose prompt is what it is; else one that knows how long the published is."""
     if family == "speech_llm":
         return SimpleNamespace(tokenizer=load_processor(base, class_name="AutoTokenizer", revision=None))
+    source = locate(base)
+    if family == "qwen3_asr" and isinstance(source, Path) and (source / "tokenizer.json").is_file():
+        return load_processor(base, class_name="AutoProcessor", revision=None)
     before, after = PROMPT_TOKENS
     return _Processor(tokenizer=_Tokenizer([0] * before + [_AUDIO_TOKEN] + [0] * after))
 

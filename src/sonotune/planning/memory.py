@@ -30,7 +30,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sonotune.features.batching import Batch
-from sonotune.models.base import bare_name, carrier
+from sonotune.models.base import Component, bare_name, carrier
 from sonotune.models.quantize import packed_bytes
 from sonotune.planning.layout import BLOCK, SCALES_PER_BLOCK, Layout
 from sonotune.training.optimizer import moment_bytes
@@ -211,8 +211,22 @@ class _Saved:
             layers = [self._layer(prefix) for prefix in component.layers]
             stream = sum(self._stream(prefix) for prefix in component.layers)
             checkpointing = self._layout.settings.gradient_checkpointing
-            found[name] = _Kept(stream if checkpointing else 0, layers)
+            found[name] = _Kept(self._beside_layers(component) + (stream if checkpointing else 0), layers)
         return found
+
+    def _beside_layers(self, component: Component) -> int:
+        """Bytes that a component's last norm saves, and linears that belong to none of its layers."""
+        rows = next((self._rows[name] for name in self._rows if component.owns(name + ".weight")), 0)
+        prefixes = tuple(prefix + "." for prefix in component.layers)
+        total, shared = 0, set[tuple[str, int]]()
+        for name, module in self._modules.items():
+            if not component.owns(name + ".weight") or name.startswith(prefixes):
+                continue
+            if name in self._rows:
+                total += self._linear(name, module, shared, own=True)
+            elif _NORM.search(type(module).__name__) and (weight := getattr(module, "weight", None)) is not None:
+                total += self._n * rows * weight.numel()
+        return total
 
     def _layer(self, prefix: str) -> int:
         """Bytes that one layer saves."""
