@@ -74,12 +74,16 @@ def main() -> None:
     options.add_argument("--measure", help=argparse.SUPPRESS)
     options.add_argument("--predict", help=argparse.SUPPRESS)
     given = options.parse_args()
+    import torch
+
     if name := given.measure or given.predict:
         with checkpoint_of(name, given.layers) as checkpoint:
             measured = measure_on_card if given.device == "cuda" else measure
             found = (measured if given.measure else predict)(name, checkpoint, given.device)
         print(json.dumps(found))
         return
+    if given.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda needs a card, and torch finds none here.")
     results = []
     for name in given.configurations or DEFAULT[given.device]:
         result = {"configuration": name, **child(given, "--predict", name)}
@@ -93,9 +97,9 @@ def main() -> None:
             result[f"{kind}_error"] = result[kind] / result["tensors"] - 1
         results.append(result)
         print(json.dumps(result), flush=True)
-    if given.out is not None:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps({**machine(), "results": results}, indent=2) + "\n", "utf-8")
+        if given.out is not None:  # after each, for one that does not fit ends the program
+            given.out.parent.mkdir(parents=True, exist_ok=True)
+            given.out.write_text(json.dumps({**machine(), "results": results}, indent=2) + "\n", "utf-8")
 
 
 def child(given: argparse.Namespace, flag: str, name: str, **changes: str) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_a_finished_run_is_made_longer(settings: Settings):
     assert record.seconds > first.seconds
     (changed,) = events(folder, "changed")
     assert changed["step"] == 5
-    assert changed["settings"] == {"training.max_epochs": {"was": 1, "now": 2}}
+    assert changed["what"] == {"training.max_epochs": {"was": 1, "now": 2}}
     assert record.choices["run.allow_change"] == "from step 5 on, training.max_epochs was 1 and is 2"
     assert {event["step"] for event in events(folder, "evaluation")} == {5, 10}
     with pytest.raises(RunDirectoryError, match="finished run of these settings"):  # the change was made
@@ -91,52 +91,119 @@ def test_only_what_is_named_may_change(settings: Settings):
     assert read_record(settings().run_dir()) == before
 
 
-def test_other_batches_begin_the_epoch_anew(settings: Settings):
-    stop(settings(), 2)
+def test_other_batches_begin_the_epoch_anew_and_what_is_left_is_counted_from_there(settings: Settings):
+    stop(settings(), 7)  # two steps into the second of two epochs
     folder = settings().run_dir()
-    record, _ = run(settings("training.batch_max_clips=2", "run.allow_change=training.batch_max_clips"))
+    changed = settings("training.batch_max_clips=2", "run.allow_change=training.batch_max_clips")
+    with pytest.raises(Interrupted):
+        run(changed, listeners=[StopAfter(11)])
+    record, _ = run(changed)
     assert record.status == "finished"
     taken = events(folder, "step")
-    assert [event["clips"] for event in taken] == [4, 4, *[2] * (len(taken) - 2)]
-    assert [event["epoch"] for event in taken][2:4] == [1, 1]  # of the second epoch: the first was left
-    assert len(taken) == 20  # as many as two epochs of the new batches
+    assert [event["clips"] for event in taken] == [*[4] * 7, *[2] * 10]
+    assert {event["epoch"] for event in taken[7:16]} == {1}
+
+
+def test_stages_are_as_long_as_they_say_in_the_new_batches(settings: Settings):
+    stages = (
+        "training.stages=[{name: first, adapters: all, max_epochs: 2}, {name: second, adapters: all, max_epochs: 1}]"
+    )
+    stop(settings(stages), 6)
+    record, folder = run(settings(stages, "training.batch_max_clips=10", "run.allow_change=training.batch_max_clips"))
+    assert record.status == "finished"
+    made = [event["stage"] for event in events(folder, "step")]
+    assert made == [*["first"] * (6 + 2), *["second"] * 2]
 
 
 def test_other_clips_are_refused_until_they_may_change(settings: Settings, clips: Callable[..., Path], tmp_path: Path):
     manifest = clips(tmp_path / "clips", "train", 8)
     words = (f"data.train={manifest}", "training.save_steps=1", "training.batch_max_clips=2")
-    stop(settings(*words), 3)
+    stop(settings(*words), 5)
     folder = settings().run_dir()
     before = (folder / "run.json").read_bytes()
     clips(tmp_path / "clips", "train", 12)
-    with pytest.raises(CheckpointError, match=r"training data was .*run\.allow_change=data\.train"):
+    with pytest.raises(CheckpointError, match=r"training data was .*run\.allow_change \(data\.train"):
         run(settings(*words))
     assert (folder / "run.json").read_bytes() == before  # the run was not touched, and is not called failed
     record, _ = run(settings(*words, "run.allow_change=data.train"))
     assert record.status == "finished"
-    assert len(steps(folder)) == 2 * 6
-    assert record.data_digest["train"] != json.loads(before)["data_digest"]["train"]
+    assert len(steps(folder)) == 5 + 6
+    now = record.data_digest["train"]
+    assert now != json.loads(before)["data_digest"]["train"]
+    [changed] = events(folder, "changed")
+    assert changed["what"]["training data"]["now"] == now
+    assert "training data was" in record.choices["run.allow_change"]
 
 
-def test_other_development_clips_make_earlier_scores_count_no_more(
+def test_a_finished_run_takes_other_clips_under_the_same_name_and_no_fewer(
     settings: Settings, clips: Callable[..., Path], tmp_path: Path
 ):
-    run(settings("training.max_epochs=1"))
-    held_out = clips(tmp_path / "clips", "eval", 5, first=30, speaker="e")
-    record, folder = run(
-        settings("training.max_epochs=2", f"data.eval={held_out}", "run.allow_change=data.eval,training.max_epochs")
-    )
-    first, second = events(folder, "evaluation")
-    assert first["best"]
-    assert second["best"]
+    manifest = clips(tmp_path / "clips", "train", 8)
+    words = (f"data.train={manifest}", "training.max_epochs=1", "run.allow_change=data.train,training.max_epochs")
+    _, folder = run(settings(*words))
+    before = (folder / "run.json").read_bytes()
+    with pytest.raises(RunDirectoryError, match="finished run of these settings and these clips"):
+        run(settings(*words))
+    clips(tmp_path / "clips", "train", 4)
+    with pytest.raises(ConfigError, match="nothing is left to train: 2 steps are made"):
+        run(settings(*words))
+    assert (folder / "run.json").read_bytes() == before
+    clips(tmp_path / "clips", "train", 12)
+    record, _ = run(settings(*words, "training.max_epochs=2"))
+    assert len(steps(folder)) == 2 + 3
+    assert set(record.scores) == {"before", "after"}
+
+
+def test_patience_that_ran_out_is_named(settings: Settings):
+    words = ("training.max_epochs=4", "training.patience=1", "training.learning_rate=1e-9")
+    _, folder = run(settings(*words))
+    assert len(steps(folder)) < 20
+    with pytest.raises(ConfigError, match=r"nothing is left to train.*training\.patience where that ran out"):
+        run(settings(*words, "training.max_epochs=9", "run.allow_change=training.max_epochs"))
+    more = ("training.patience=3", "run.allow_change=training.max_epochs,training.patience", "training.max_epochs=5")
+    record, _ = run(settings(*words[2:], *more))
     assert record.status == "finished"
 
 
-@pytest.mark.parametrize("name", ["adapter.rank", "training.stages", "training.optimizer", "model.checkpoint", "nil",
-                                  "training.nil", "training.seed", "data"])  # fmt: skip
+def test_what_was_changed_stays_in_the_record(settings: Settings):
+    stop(settings(), 2)
+    first = ("training.learning_rate=2e-3", "run.allow_change=training.learning_rate")
+    stop(settings(*first), 4)
+    stop(settings(*first), 6)
+    second = ("training.learning_rate=2e-3", "training.max_epochs=3", "run.allow_change=training.max_epochs")
+    record, _ = run(settings(*second))
+    assert record.choices["run.allow_change"] == (
+        "from step 2 on, training.learning_rate was 0.001 and is 0.002; "
+        "from step 6 on, training.max_epochs was 2 and is 3"
+    )
+
+
+def test_a_setting_that_looks_like_a_secret_changes_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    _, folder = run(settings("training.max_epochs=1"))
+    monkeypatch.setenv("MY_KEY", folder.name)
+    with pytest.raises(RunDirectoryError, match="finished run"):
+        run(settings("training.max_epochs=1"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["adapter.rank", "training.stages", "training.optimizer", "model.checkpoint", "nil", "training.nil",
+     "training.seed", "data", "data.eval", "evaluation.beam_size"],
+)  # fmt: skip
 def test_what_says_what_a_run_is_cannot_change(settings: Settings, name: str):
     with pytest.raises(ConfigError, match=r"run\.allow_change names"):
         settings(f"run.allow_change={name}")
+
+
+def test_a_misspelt_name_is_guessed(settings: Settings):
+    with pytest.raises(ConfigError, match=r"did you mean 'training\.max_steps'"):
+        settings("run.allow_change=training.max_step")
+
+
+def test_ranks_that_move_with_the_steps_keep_their_steps(settings: Settings):
+    with pytest.raises(ConfigError, match="ranks move at shares of the steps"):
+        settings("reallocation.at=[0.5]", "run.allow_change=training.max_epochs")
+    settings("reallocation.at=[0.5]", "run.allow_change=training.learning_rate")
 
 
 def test_a_change_needs_the_directory_of_the_run(settings: Settings):

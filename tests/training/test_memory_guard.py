@@ -132,6 +132,13 @@ def test_the_largest_batches_are_tried_before_the_first_step_of_each_stage(bench
     )
 
 
+def test_where_some_batches_have_the_whole_window_that_is_tried(bench: Build):
+    made = bench(memory_limit_bytes=2**40, full_context_share=0.01, max_steps=1)
+    made.loop.run()
+    window_s = made.loaded.frontend.max_duration_s
+    assert {event["padded_seconds"] for event in made.of("rehearsal")} == {4 * window_s}
+
+
 def test_a_clip_that_can_never_fit_ends_the_run_before_its_first_step(bench: Build):
     made = bench(memory_limit_bytes=1000)
     with pytest.raises(ResourceError, match="a single clip does not fit"):

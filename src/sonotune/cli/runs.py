@@ -104,6 +104,8 @@ def _summary(record: RunRecord, folder: Path) -> dict[str, Any]:
 
 def _run_lines(record: RunRecord, folder: Path) -> list[str]:
     lines = [f"run      {folder}"]
+    if changed := record.choices.get("run.allow_change"):
+        lines.append(f"changed  {changed}")
     for moment, title in (("before", "before"), ("after", "after"), ("test", "test")):
         if scores := record.scores.get(moment):
             shown = "   ".join(f"{name.upper()} {percent(score)}" for name, score in scores.items())

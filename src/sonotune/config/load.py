@@ -9,7 +9,6 @@ it, and all problems are reported in one list.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import itertools
@@ -28,7 +27,7 @@ from pydantic.fields import FieldInfo
 
 from sonotune import registry
 from sonotune.config.effects import without_effect
-from sonotune.config.kinds import affects_result, allowed, alternatives, choices, is_text_choice
+from sonotune.config.kinds import affects_result, allowed, alternatives, choices, is_text_choice, near
 from sonotune.config.plain_yaml import parse_yaml, read_yaml, write_yaml
 from sonotune.config.schema import RunConfig, Section
 from sonotune.errors import ConfigError
@@ -232,7 +231,7 @@ def _choose(group: str, name: str, origin: str, draft: _Draft) -> None:
         draft.broken.add(group)
         other = " A folder with a model, an adapter or a run is allowed as well." if group == "model" else ""
         draft.problems.append(
-            f"no {group} preset called {name!r}{_suggest(name, known)} ({origin}); known: {', '.join(known)}.{other}"
+            f"no {group} preset called {name!r}{near(name, known)} ({origin}); known: {', '.join(known)}.{other}"
         )
 
 
@@ -407,12 +406,7 @@ def _unknown(name: str, origin: str) -> str:
     if not dot and section in RunConfig.model_fields:
         inside = ", ".join(setting for setting in known if setting.startswith(section + "."))
         return f"{section}: a section, not a setting (set by {origin}); its settings: {inside}"
-    return f"{name}: no such setting{_suggest(name, [*known, *presets(), 'config'])} (set by {origin})"
-
-
-def _suggest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"{name}: no such setting{near(name, [*known, *presets(), 'config'])} (set by {origin})"
 
 
 # --- the schema, seen as a flat list -------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from sonotune import registry
+from sonotune.config.kinds import near
 from sonotune.errors import ConfigError
 
 _NO_EFFECT_ON_RESULT: dict[str, Any] = {"affects_result": False}
@@ -470,8 +471,8 @@ class RunSection(Section):
     resume: Literal["auto", "never", "must"] = Field(default="auto", json_schema_extra=_NO_EFFECT_ON_RESULT)
     """Go on from the newest good checkpoint where there is one; never; or fail where there is none."""
     allow_change: Selectors = Field(default=(), json_schema_extra=_NO_EFFECT_ON_RESULT)
-    """Settings that may be others than in the run that `run.dir` holds, such as training.max_steps: it goes on with
-    them, even where it was finished, and the log keeps what they were."""
+    """Settings that may be others than in the run that `run.dir` holds: data.train, and those of augmentation and
+    training. It goes on with them, even where it was finished, and the record keeps what they were."""
     progress: bool = Field(default=True, json_schema_extra=_NO_EFFECT_ON_RESULT)
     """Show a progress bar."""
     trackers: Selectors = Field(default=(), json_schema_extra=_NO_EFFECT_ON_RESULT)
@@ -512,17 +513,28 @@ class RunConfig(Section):
                 f"training.optimizer is {self.training.optimizer!r}, and ranks that change while they train carry the "
                 "moments of plain AdamW along. Take training.optimizer=adamw, or leave the ranks as they are"
             )
-        for name in self.run.allow_change:
-            section, _, setting = name.partition(".")
-            kind = type(getattr(self, section)) if section in _MAY_CHANGE else Section
-            if setting not in kind.model_fields or name in _MUST_STAY:
-                raise ValueError(
-                    f"run.allow_change names {name!r}; a run may go on with other settings of "
-                    f"{', '.join(_MAY_CHANGE)}, but not of {', '.join(_MUST_STAY)}"
-                )
+        if wrong := sorted(set(self.run.allow_change).difference(_MAY_CHANGE)):
+            raise ValueError(
+                f"run.allow_change names {wrong[0]!r}{near(wrong[0], _MAY_CHANGE)}; a run may go on with another "
+                f"data.train and other settings of augmentation and training, but not {', '.join(_MUST_STAY)}"
+            )
+        moving = bool(self.reallocation.at) or self.adapter.allocator == "adalora"
+        if moving and (steps := sorted(_DECIDE_STEPS.intersection(self.run.allow_change))):
+            raise ValueError(
+                f"run.allow_change names {steps[0]}, and ranks move at shares of the steps (reallocation.at, or "
+                "adapter.allocator=adalora), which would come again or never"
+            )
         return self
 
 
-_MAY_CHANGE = ("data", "augmentation", "regularization", "training", "evaluation")
-_MUST_STAY = ("training.stages", "training.optimizer", "training.seed")
-"""Sections whose settings may change where a run goes on, and settings of theirs that say what it is."""
+_MUST_STAY = ("training.stages", "training.optimizer", "training.seed", "training.precision")
+_MAY_CHANGE = frozenset(
+    {"data.train"}
+    | {f"augmentation.{name}" for name in AugmentationConfig.model_fields}
+    | {f"training.{name}" for name in TrainingConfig.model_fields}
+).difference(_MUST_STAY)
+_DECIDE_STEPS = frozenset(
+    {"data.train", "training.max_epochs", "training.max_steps", "training.batch_seconds", "training.batch_max_clips",
+     "training.accumulation_steps"}
+)  # fmt: skip
+"""Settings of which a run may be told that they change, and those that say how many steps it makes."""

@@ -190,6 +190,11 @@ class RunDirectory:
         if self._may_write():
             atomic_write_text(self.path / name, text)
 
+    def drop_predictions(self, *moments: str) -> None:
+        """Remove predictions of moments that a run which goes on comes to again."""
+        for moment in () if self._visiting else moments:
+            (self.predictions_dir / f"{moment}.jsonl").unlink(missing_ok=True)
+
     def read_record(self) -> RunRecord:
         """The record as it stands on disk. See the function `read_record`."""
         return read_record(self.record_path)
@@ -299,7 +304,7 @@ def _changes_since_earlier_run(
         return None
     if resume == "never":
         raise RunDirectoryError(f"{path} holds a run ({record.status}), and run.resume is never. {other}")
-    changed = _differences(record.config, settings)
+    changed = _differences(record.config, settings) if record.config_digest != config_digest else {}
     refused = {name: both for name, both in changed.items() if name not in allow_change}
     if record.config_digest != config_digest and (refused or not changed):
         lines = "".join(f"\n  - {name}: was {was!r}, now {now!r}" for name, (was, now) in refused.items())
@@ -307,7 +312,7 @@ def _changes_since_earlier_run(
             f"{path} holds a run of another configuration.{lines}\n"
             f"Use the same settings to go on with it, or name those that may change in run.allow_change. {other}"
         )
-    if record.status == "finished" and not changed:
+    if record.status == "finished" and not changed and "data.train" not in allow_change:  # whose clips may be others
         raise RunDirectoryError(f"{path} holds a finished run of these settings, which is not overwritten. {other}")
     return changed
 
@@ -322,7 +327,7 @@ def _is_leftover(child: Path) -> bool:
 def _differences(before: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted setting -> what it was in nested settings and what it is now, where that is not the same."""
     found = {}
-    for name, now in to_plain(settings).items():
+    for name, now in redact(to_plain(settings)).items():
         section, _, setting = name.partition(".")
         was = before.get(section, {}).get(setting)
         if was != now:

@@ -12,6 +12,8 @@ from sonotune.processes import Processes
 from sonotune.runs import RECORD_SCHEMA, RunDirectory, code_version, environment
 from sonotune.types import Finding, RunRecord, RunStatus, Score
 
+_CHANGED = "run.allow_change"
+
 
 class RunBook:
     """The run record and the event log of one run directory.
@@ -42,6 +44,7 @@ class RunBook:
         self._earlier_s = earlier.seconds if earlier else 0.0
         self._earlier_peak = earlier.peak_memory_bytes if earlier else 0
         self._earlier_joules = earlier.energy_joules if earlier else None
+        self.was_finished = earlier is not None and earlier.status == "finished"
         self.record = RunRecord(
             schema=RECORD_SCHEMA,
             run_id=directory.path.name,
@@ -57,7 +60,7 @@ class RunBook:
             findings=(),
             scores=earlier.scores if earlier else {},
             stages=(),
-            choices={},
+            choices={key: earlier.choices[key] for key in (_CHANGED,) if earlier and key in earlier.choices},
             peak_memory_bytes=0,
             seconds=0.0,
         )
@@ -74,16 +77,24 @@ class RunBook:
         """Leave `run.json` as an earlier session left it until this one goes on from where that ended."""
         self._held = True
 
-    def goes_on(self, step: int) -> None:
-        """Write from here on, and log what an earlier session did otherwise."""
+    def goes_on(self, step: int, data: Mapping[str, tuple[str, str]]) -> None:
+        """Write from here on, and log what an earlier session did otherwise.
+
+        Args:
+            step: From which on.
+            data: Clips that are others than there -> their digests, then and now.
+        """
         self._held = False
         self.directory.truncate_events_after(step)
         self.directory.event("resumed", step=step)
-        if changed := self.directory.changed:
-            settings = {name: {"was": was, "now": now} for name, (was, now) in changed.items()}
-            self.directory.event("changed", step=step, settings=settings)
-            told = (f"{name} was {was!r} and is {now!r}" for name, (was, now) in changed.items())
-            self.chose({"run.allow_change": f"from step {step} on, {'; '.join(told)}"})
+        self.directory.drop_predictions("after", "test")
+        self.write(scores={key: value for key, value in self.record.scores.items() if key == "before"})
+        if changed := {**self.directory.changed, **data}:
+            what = {name: {"was": was, "now": now} for name, (was, now) in changed.items()}
+            self.directory.event("changed", step=step, what=what)
+            told = "; ".join(f"{name} was {was!r} and is {now!r}" for name, (was, now) in changed.items())
+            earlier = self.record.choices.get(_CHANGED)
+            self.chose({_CHANGED: "; ".join(part for part in (earlier, f"from step {step} on, {told}") if part)})
 
     def write(self, **changes: Any) -> RunRecord:
         """Change fields of the record, bring the running totals up to date and write `run.json`."""

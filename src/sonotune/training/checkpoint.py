@@ -199,8 +199,8 @@ def check_identity(
     if problems:
         raise CheckpointError(
             f"{saved.path} cannot be resumed: {'; '.join(problems)}. "
-            "Use another run.dir, or restore the settings and data it was made with; run.allow_change=data.train lets "
-            "a run go on with other clips."
+            "Use another run.dir, or restore the settings and data it was made with; what may change has to be named "
+            "in run.allow_change (data.train for other clips) until the next checkpoint."
         )
     return differing
 

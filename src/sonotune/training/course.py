@@ -33,13 +33,21 @@ class Course:
         self._stages, self._schedule, self._floor, self._steps_of = tuple(stages), schedule, floor, steps_of
         self.index = self.begin = self.end = self.total = 0
 
-    def enter(self, index: int, *, step: int, epoch: int) -> None:
-        """A stage begins at a step, with a fresh pass over the clips."""
+    def enter(self, index: int, *, step: int, epoch: int, counted: tuple[int, int] | None = None) -> None:
+        """A stage begins at a step, with a fresh pass over the clips.
+
+        Args:
+            index: Which.
+            step: At which it began.
+            epoch: At which it began.
+            counted: Step and epoch from which its batches are those of `steps_of`, where that was later.
+        """
         self.index, self.begin = index, step
-        length, epoch = self._length(self._stages[index], epoch)
+        counted_step, counted_epoch = counted or (step, epoch)
+        length, epoch = self._length(self._stages[index], epoch, made=counted_step - step, since=counted_epoch)
         self.end = self.total = step + length
         for later in self._stages[index + 1 :]:
-            length, epoch = self._length(later, epoch)
+            length, epoch = self._length(later, epoch, made=0, since=epoch)
             self.total += length
 
     @property
@@ -67,10 +75,10 @@ class Course:
         dip = self.stage.dip
         return new, trained * (dip + (1 - dip) * min(1.0, at / max(1, warmup)))
 
-    def _length(self, stage: Stage, epoch: int) -> tuple[int, int]:
-        """Steps of a stage that begins with an epoch, and the epoch after it."""
-        steps = 0
-        for each in range(epoch, epoch + stage.max_epochs):
+    def _length(self, stage: Stage, epoch: int, *, made: int, since: int) -> tuple[int, int]:
+        """Steps of a stage that begins with an epoch and has made some before another, and the epoch after it."""
+        steps = made
+        for each in range(since, epoch + stage.max_epochs):
             steps += self._steps_of(each)
             if stage.max_steps is not None and steps >= stage.max_steps:
                 return stage.max_steps, each + 1

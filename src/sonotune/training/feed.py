@@ -91,23 +91,32 @@ class Feed:
 
     def loader(self, batches: list[tuple[int, ...]], position: Position) -> Any:
         """This process's micro-batches of an epoch from a position on; to be closed."""
-        dataset = self._dataset(batches, position.epoch)
+        share = 1.0 if self._full else self._settings.full_context_share
+        dataset = self._dataset(batches, position.epoch, full_context_share=share)
         places, each = range(position.batch, len(batches)), self._settings.accumulation_steps
         steps = range(0, len(places), each)
         ours = [place for start in steps for place in self._processes.share(places[start : start + each])]
         return batch_loader(dataset, self._crew, places=ours)
 
     def largest(self, epoch: int) -> list[Batch]:
-        """The micro-batches of an epoch with the longest clip and with the most padded seconds, which may be one."""
+        """The micro-batches of an epoch with the longest clip, the most padded seconds and the most padded labels.
+
+        Some may be one. Where a share of the batches is padded to the whole window, they are.
+        """
         batches = self.plan(epoch)
-        longest = [max(self._durations[place] for place in batch) for batch in batches]
-        places = range(len(batches))
-        of_most = max(places, key=lambda place: longest[place] * len(batches[place]))
-        dataset = self._dataset(batches, epoch)
-        found = (dataset[place] for place in sorted({of_most, max(places, key=longest.__getitem__)}))
+        padded = self._full or self._settings.full_context_share > 0
+
+        def most(lengths: Sequence[float], *, each: bool = True) -> int:
+            longest = [max(lengths[place] for place in batch) for batch in batches]
+            return max(range(len(batches)), key=lambda index: longest[index] * (len(batches[index]) if each else 1))
+
+        seconds = [1.0] * len(self._durations) if padded else self._durations
+        labels = [float(len(target)) for target in self._data.targets]
+        dataset = self._dataset(batches, epoch, full_context_share=1.0 if padded else 0.0)
+        found = (dataset[index] for index in sorted({most(seconds), most(seconds, each=False), most(labels)}))
         return [batch for batch in found if batch.clips]
 
-    def _dataset(self, batches: list[tuple[int, ...]], epoch: int) -> ClipBatches:
+    def _dataset(self, batches: list[tuple[int, ...]], epoch: int, *, full_context_share: float) -> ClipBatches:
         return ClipBatches(
             self._data.clips,
             self._data.targets,
@@ -118,7 +127,7 @@ class Feed:
             waveform_augmenter=self._data.augmenter,
             spec_augment=self._data.spec_augment,
             mixup=self._data.mixup,
-            full_context_share=1.0 if self._full else self._settings.full_context_share,
+            full_context_share=full_context_share,
         )
 
     def next_group(self, loader: Iterator[Batch], size: int, position: Position) -> Group:

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from sonotune.adapters.dynamics import Dynamics
-from sonotune.errors import Interrupted, ManifestError, NumericError
+from sonotune.errors import ConfigError, Interrupted, ManifestError, NumericError
 from sonotune.features.workers import Crew
 from sonotune.models.base import LoadedModel
 from sonotune.processes import ALONE, Processes
@@ -29,7 +29,7 @@ from sonotune.training.checks import check_agreement, check_gradients
 from sonotune.training.course import Course
 from sonotune.training.feed import Feed, Group
 from sonotune.training.gradients import Gradients, MeanLoss
-from sonotune.training.identity import DECIDE_BATCHES, DECIDE_SCORES
+from sonotune.training.identity import DECIDE_BATCHES
 from sonotune.training.loop_settings import Listener, LoopSettings, Position, TrainingData
 from sonotune.training.memory_guard import MemoryGuard
 from sonotune.training.optimizer import (
@@ -125,7 +125,7 @@ class StageLoop:
         )  # fmt: skip
         self._process = psutil.Process()
         self._several_domains = len({clip.domain for clip in data.clips}) > 1
-        self._saved_step = -1
+        self._saved_step, self._to_rehearse = -1, False
         self._enter_stage(epoch=0)
 
     @property
@@ -137,7 +137,8 @@ class StageLoop:
         """Mark what trains in the stage of the present position, which began with an epoch."""
         position = self.position
         enter_stage(self._optimizer, position.stage)
-        self._course.enter(position.stage, step=position.stage_step, epoch=epoch)
+        counted = None if position.counted is None else (position.counted[0], position.counted[1])
+        self._course.enter(position.stage, step=position.stage_step, epoch=epoch, counted=counted)
         self._steps_here = 0
         self._look_up()
 
@@ -154,7 +155,7 @@ class StageLoop:
         if position.batch:
             position.epoch, position.batch = position.epoch + 1, 0
         position.stage, position.stage_step = position.stage + 1, position.step
-        position.stage_best, position.stale = None, 0
+        position.stage_best, position.stale, position.counted = None, 0, None
         position.stage_epoch = position.epoch
         forget(position)
         self._enter_stage(epoch=position.epoch)
@@ -165,13 +166,17 @@ class StageLoop:
             learning_rates={group.name: group.learning_rate for group in self._course.stage.groups},
         )  # fmt: skip
 
-    def resume(self, saved: checkpoint.Checkpoint) -> None:
+    def resume(self, saved: checkpoint.Checkpoint) -> frozenset[str]:
         """Go on from a checkpoint of the same run.
 
-        With other batches than it was made with, the epoch begins anew; with other clips or ways to score, no earlier
-        score counts.
+        With other batches than it was made with, the epoch begins anew, and the steps that are left are counted from
+        there. What did not fit is found out again.
+
+        Returns:
+            Keys of the identity that differ.
 
         Raises:
+            ConfigError: Something differs, and nothing is left to train.
             CheckpointError: It is of another configuration, other data or another base model, or is incomplete.
         """
         for index, dynamics in enumerate(self._dynamics):
@@ -183,13 +188,20 @@ class StageLoop:
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(saved.state["scaler"])
         self.position = Position(**saved.state["position"])
-        if self.position.batch and not differing.isdisjoint(DECIDE_BATCHES):
-            self.position.epoch, self.position.batch = self.position.epoch + 1, 0
-        if not differing.isdisjoint(DECIDE_SCORES):
-            self.position.forget_scores()
         self._saved_step = -1 if differing else saved.step
+        if not differing.isdisjoint(DECIDE_BATCHES):
+            self.position.batch, self.position.counted = 0, (self.position.step, self.position.epoch)
+        if differing:
+            self.position.largest_s, self.position.recompute, self._to_rehearse = None, False, True
         self._guard.heed(self.position)
         self._enter_stage(epoch=self.position.stage_epoch)
+        if differing and self._course.last and (saved.step >= self.total_steps or self._out_of_patience()):
+            raise ConfigError(
+                f"nothing is left to train: {saved.step} steps are made, and with these settings the run ends after "
+                f"{min(saved.step, self.total_steps)}. Raise training.max_epochs or training.max_steps, or "
+                "training.patience where that ran out."
+            )
+        return differing
 
     def run(self) -> None:
         """Train until the last stage ends.
@@ -203,7 +215,7 @@ class StageLoop:
             listener.started(self.total_steps, self.position.step)
         check_agreement(self._weights, self._processes, step=self.position.step)
         while True:
-            if self.position.step == self._course.begin:
+            if self._to_rehearse or self.position.step == self._course.begin:
                 self._rehearse()
             while self.position.step < self._course.end and not self._out_of_patience():
                 self._run_epoch()
@@ -214,7 +226,7 @@ class StageLoop:
 
     def _rehearse(self) -> None:
         """Where memory can run out, find out how much fits before the first step of a stage, not hours into it."""
-        position, device = self.position, self._accelerator.device
+        position, device, self._to_rehearse = self.position, self._accelerator.device, False
         if device.type != "cuda" and self._settings.memory_limit_bytes is None:
             return
         moments = moments_to_come(self._optimizer, self._settings.optimizer) if device.type == "cuda" else 0

@@ -60,6 +60,7 @@ class Position:
         stage: Which of the stages, from 0.
         stage_step: Step at which it began.
         stage_epoch: Epoch at which it began.
+        counted: Step and epoch from which the steps of the present stage are counted, where its batches have changed.
         epoch: Zero-based pass over the clips.
         batch: Micro-batches of this epoch already used.
         clips: Clips seen.
@@ -84,6 +85,7 @@ class Position:
     stage: int = 0
     stage_step: int = 0
     stage_epoch: int = 0
+    counted: tuple[int, int] | None = None
     epoch: int = 0
     batch: int = 0
     clips: int = 0
@@ -107,11 +109,6 @@ class Position:
     def best_steps(self) -> list[int]:
         """Steps of the best score and of the runners-up, whose weights are still wanted."""
         return [] if self.best_step is None else [self.best_step, *self.runners_up]
-
-    def forget_scores(self) -> None:
-        """Count no score so far, because what comes cannot be compared with it."""
-        self.best = self.best_step = self.stage_best = None
-        self.runners_up, self.scores, self.stale, self.evaluated_step = [], {}, 0, -1
 
 
 class Listener(Protocol):

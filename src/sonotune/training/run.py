@@ -30,7 +30,7 @@ from sonotune.training import checkpoint, checks
 from sonotune.training.adapt import ADAPTER_SETTINGS, adapt, new_outputs, untrained_parts
 from sonotune.training.book import RunBook
 from sonotune.training.dynamics import build_dynamics
-from sonotune.training.identity import identity_of, may_differ
+from sonotune.training.identity import TRAINING_DATA, identity_of, may_differ
 from sonotune.training.keep import keep
 from sonotune.training.loop import StageLoop
 from sonotune.training.loop_settings import Listener, LoopSettings
@@ -207,7 +207,6 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews, arithmetic: _Arith
     bits = max(opened.loaded.quantized.values(), default=16)
     identity = identity_of(
         corpus, opened.loaded, steps, settings=book.record.config_digest, precision=precision,
-        scoring={**config.evaluation.model_dump(mode="json"), "text_scoring": config.data.text_scoring},
     )  # fmt: skip
     processes.agree({**identity, "test data": corpus.digests.get("test", "none")})
     if config.training.shard_weights:
@@ -358,12 +357,17 @@ def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) 
     frozen = checks.fingerprint(loaded.module, exclude=all_stages(*stages))
     start = checks.fingerprint(loaded.module, exclude=frozenset(frozen))
     saved = _newest_checkpoint(session)
+    data: dict[str, tuple[str, str]] = {}
     if saved is not None:
-        loop.resume(saved)
+        differing = loop.resume(saved)
+        if book.was_finished and not differing:
+            raise RunDirectoryError(f"{book.directory.path} holds a finished run of these settings and these clips.")
+        if TRAINING_DATA in differing:
+            data[TRAINING_DATA] = (saved.state["identity"][TRAINING_DATA], session.identity[TRAINING_DATA])
     elif config.run.resume == "must":
         raise RunDirectoryError(f"{book.directory.path} holds no checkpoint to resume, and run.resume is must.")
     if book.directory.resumed:
-        book.goes_on(loop.position.step)
+        book.goes_on(loop.position.step, data)
     with stop.waits(True):
         loop.run()
     checks.check_frozen(frozen, loaded.module, exclude=all_stages(*stages))
