@@ -313,7 +313,10 @@ def _changes_since_earlier_run(
             f"Use the same settings to go on with it, or name those that may change in run.allow_change. {other}"
         )
     if record.status == "finished" and not changed and "data.train" not in allow_change:  # whose clips may be others
-        raise RunDirectoryError(f"{path} holds a finished run of these settings, which is not overwritten. {other}")
+        raise RunDirectoryError(
+            f"{path} holds a finished run of these settings, which is not overwritten. To make it longer, raise "
+            f"training.max_epochs and name that in run.allow_change. {other}"
+        )
     return changed
 
 
