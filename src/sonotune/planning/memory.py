@@ -23,7 +23,7 @@ Source: saved tensors as traced by `planning.exact`, to which tests compare it; 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -307,9 +307,8 @@ class _Saved:
         clips, frames, bins = self._batch.inputs.shape
         component, kept = self._loaded.component("stem"), _Kept(0, [])
         length, height, after = float(frames), float(bins), 0.0
-        for name, module in self._modules.items():
-            if not component.owns(name + ".weight"):
-                continue
+        inside = [(name, module) for name, module in self._modules.items() if component.owns(name + ".weight")]
+        for index, (name, module) in enumerate(inside):
             if isinstance(module, nn.Conv1d | nn.Conv2d):
                 flat = isinstance(module, nn.Conv1d)
                 before = clips * length * (1 if flat else height) * module.in_channels
@@ -319,11 +318,14 @@ class _Saved:
                 if not self._gpu:
                     scratch = convolution_scratch(before, after, groups=module.groups, backward=True)
                 self.convolving = max(self.convolving, int(self._c * (before + after + scratch)))
+                own = 0.0 if _kept_by_the_next(module, [one for _, one in inside[index + 1 :]]) else after
                 if self._checkpointed(name):
                     kept.kept += int(self._c * before)
-                    kept.layers.append(int(self._c * after))
+                    kept.layers.append(int(self._c * own))
                 else:
-                    kept.kept += int(self._c * (before + after))
+                    kept.kept += int(self._c * (before + own))
+            elif isinstance(module, nn.Linear) and module.weight.requires_grad:
+                kept.kept += int(self._c * after)
             elif _NORM.search(type(module).__name__) and getattr(module, "weight", None) is not None:
                 extra = int(self._n * after)
                 if self._checkpointed(name):
@@ -382,6 +384,14 @@ class _Saved:
             inputs, outputs = _widths(self._modules[name])
             widest = max(widest, rows * (inputs + outputs))
         return 8 * widest
+
+
+def _kept_by_the_next(convolution: nn.Conv1d | nn.Conv2d, later: Sequence[nn.Module]) -> bool:
+    """Whether what comes out of a convolution is, rectified or as it is, the input of another that keeps it anyway."""
+    kinds = (nn.Conv1d, nn.Conv2d)
+    if not any(isinstance(one, kinds) for one in later):
+        return False
+    return isinstance(later[0], nn.ReLU) or (convolution.groups > 1 and isinstance(later[0], kinds))
 
 
 def convolution_scratch(inputs: float, outputs: float, *, groups: int, backward: bool = False) -> int:
