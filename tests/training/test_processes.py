@@ -114,7 +114,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(train: Callable[
     words, drivers = (*EVERYTHING[4:], STAGES), []
     for step, name in ((2, "SIGUSR1"), (4, "SIGTERM")):
         drivers.append(tmp_path / f"{name}.py")
-        drivers[-1].write_text(STOPS.replace("STEP", str(step)).replace("NAME", name), "utf-8")
+        drivers[-1].write_text(stops_after(step, name), "utf-8")
     assert train(tmp_path / "whole", "training.accumulation_steps=3", *words)[0] == 0
     code, said = train(tmp_path / "parts", *words, processes=3, driver=drivers[0])  # auto: three, and three they stay
     assert code != 0
@@ -125,6 +125,11 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(train: Callable[
     code, said = train(tmp_path / "parts", *words, processes=2)
     assert code == 0, said
     assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def stops_after(step: int, name: str) -> str:
+    """A program that trains, of which one process sends itself a signal after a step."""
+    return STOPS.replace("STEP", str(step)).replace("NAME", name)
 
 
 STOPS = """
@@ -329,7 +334,7 @@ def test_weights_in_parts_learn_what_whole_ones_do(
         held, of = map(int, line.split()[1:])
         assert held == pytest.approx(of / 2, rel=0.02)
     assert said.count("held ") == 2
-    driver.write_text(STOPS, "utf-8")
+    driver.write_text(stops_after(4, "SIGTERM"), "utf-8")
     code, said = train(tmp_path / "parts", *whole, parts, processes=2, driver=driver)
     assert "stopped by SIGTERM after step 4 of 7" in said
     code, said = train(tmp_path / "parts", *whole, parts)
