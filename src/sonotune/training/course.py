@@ -33,7 +33,7 @@ class Course:
         self._stages, self._schedule, self._floor, self._steps_of = tuple(stages), schedule, floor, steps_of
         self.index = self.begin = self.end = self.total = 0
 
-    def enter(self, index: int, *, step: int, epoch: int, counted: tuple[int, int] | None = None) -> None:
+    def enter(self, index: int, *, step: int, epoch: int, counted: Sequence[int] | None = None) -> None:
         """A stage begins at a step, with a fresh pass over the clips.
 
         Args:

@@ -23,6 +23,7 @@ def identity_of(
     *,
     settings: str,
     precision: str,
+    bits: int,
 ) -> dict[str, str]:
     """Key -> digest or value.
 
@@ -32,6 +33,7 @@ def identity_of(
         steps: How large batches and steps are.
         settings: Digest of all settings that decide the result.
         precision: Arithmetic of the forward pass.
+        bits: Of the frozen weights.
     """
     return {
         SETTINGS: settings,
@@ -40,7 +42,7 @@ def identity_of(
         "base model": loaded.revision,
         "outputs": digest_json(list(loaded.new_outputs)),
         "precision": precision,
-        "bits of the frozen weights": str(max(loaded.quantized.values(), default=16)),
+        "bits of the frozen weights": str(bits),
         MICRO_BATCHES: str(steps.accumulation_steps),
         BATCHES: f"{steps.batch_seconds:g} s, {steps.batch_max_clips} clips",
     }

@@ -137,8 +137,7 @@ class StageLoop:
         """Mark what trains in the stage of the present position, which began with an epoch."""
         position = self.position
         enter_stage(self._optimizer, position.stage)
-        counted = None if position.counted is None else (position.counted[0], position.counted[1])
-        self._course.enter(position.stage, step=position.stage_step, epoch=epoch, counted=counted)
+        self._course.enter(position.stage, step=position.stage_step, epoch=epoch, counted=position.counted)
         self._steps_here = 0
         self._look_up()
 

@@ -85,7 +85,7 @@ class Position:
     stage: int = 0
     stage_step: int = 0
     stage_epoch: int = 0
-    counted: tuple[int, int] | None = None
+    counted: Sequence[int] | None = None
     epoch: int = 0
     batch: int = 0
     clips: int = 0

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sonotune.errors import CheckpointError
-from sonotune.training.sharding import is_part, like
+from sonotune.training.sharding import is_part, like, local
 from sonotune.training.stages import Stage
 
 Schedule = Literal["cosine", "linear", "constant"]
@@ -160,7 +160,7 @@ def moment_bytes(numel: int, kind: OptimizerKind) -> int:
 def moments_to_come(optimizer: torch.optim.Optimizer, kind: OptimizerKind) -> int:
     """Bytes of what the first step of a stage makes for the parameters that train in it."""
     return sum(
-        moment_bytes((parameter.to_local() if is_part(parameter) else parameter).numel(), kind)
+        moment_bytes(local(parameter).numel(), kind)
         for group in optimizer.param_groups
         for parameter in group["params"]
         if parameter.requires_grad and parameter not in optimizer.state

@@ -206,7 +206,7 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews, arithmetic: _Arith
     corpus, opened = material.corpus, material.opened
     bits = max(opened.loaded.quantized.values(), default=16)
     identity = identity_of(
-        corpus, opened.loaded, steps, settings=book.record.config_digest, precision=precision,
+        corpus, opened.loaded, steps, settings=book.record.config_digest, precision=precision, bits=bits,
     )  # fmt: skip
     processes.agree({**identity, "test data": corpus.digests.get("test", "none")})
     if config.training.shard_weights:
