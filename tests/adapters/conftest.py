@@ -56,6 +56,7 @@ def adapted(fresh: Callable[..., LoadedModel], plan: Callable[..., RankPlan]) ->
         keep: set[str] | None = None, double: bool = True, **settings: Any,
     ) -> LoadedModel:  # fmt: skip
         loaded = fresh(bits=bits, context=context, keep=keep, double=double)
+        torch.manual_seed(5)  # where the A matrices start
         attached = lora.attach(loaded, plan(loaded, targets, **(ranks or {})), **{"rank": 4, "alpha": 8.0, **settings})
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
