@@ -186,7 +186,7 @@ def _breakdown(parts_of: Mapping[str, Any]) -> list[str]:
 
 
 def _agreement(row: Row, check: Mapping[str, Any]) -> str:
-    names = {"full": "over the whole window", "dynamic": "at the clips' own length"}
+    names = {"full": "over the whole window", "thinned": "over the thinned window", "cut": "at the clips' own length"}
     ours = ", ".join(f"{names[context]} {check[context]:.6f}" for context in row.contexts)
     return (
         f"First-step loss on the same {row.batch} clips: Trainer {check['trainer']:.6f}, sonotune {ours} (relative "

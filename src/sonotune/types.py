@@ -17,6 +17,10 @@ from typing import Any, Literal
 
 Severity = Literal["note", "warning", "error"]
 RunStatus = Literal["running", "finished", "failed", "interrupted"]
+Context = Literal["thinned", "full", "cut"]
+"""How much of a model's window is computed behind a clip: every position of it, as in pretraining (`full`); a margin
+and a few positions that stand for the rest (`thinned`); nothing (`cut`)."""
+CONTEXTS: tuple[Context, ...] = ("thinned", "full", "cut")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

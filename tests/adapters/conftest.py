@@ -24,9 +24,7 @@ FAMILY = WhisperFamily()
 def fresh() -> Callable[..., LoadedModel]:
     """A newly loaded packaged model; `bits` quantises it."""
 
-    def load(
-        *, bits: int = 16, context: str = "dynamic", keep: set[str] | None = None, double: bool = True
-    ) -> LoadedModel:
+    def load(*, bits: int = 16, context: str = "cut", keep: set[str] | None = None, double: bool = True) -> LoadedModel:
         loaded = FAMILY.load("assets:whisper-nano", context=context)  # type: ignore[arg-type]
         return loaded if bits == 16 else quantize(loaded, bits=bits, keep=keep or set(), double=double)  # type: ignore[arg-type]
 
@@ -52,7 +50,7 @@ def adapted(fresh: Callable[..., LoadedModel], plan: Callable[..., RankPlan]) ->
     """A model whose adapter and unfrozen weights are far from where they began, as after training."""
 
     def build(
-        *, bits: int = 16, context: str = "dynamic", targets: Any = "all_linear", ranks: dict[str, int] | None = None,
+        *, bits: int = 16, context: str = "cut", targets: Any = "all_linear", ranks: dict[str, int] | None = None,
         keep: set[str] | None = None, double: bool = True, **settings: Any,
     ) -> LoadedModel:  # fmt: skip
         loaded = fresh(bits=bits, context=context, keep=keep, double=double)

@@ -242,7 +242,7 @@ def test_the_adapter_loads_in_plain_peft_on_a_plain_model(adapted: Fresh, tmp_pa
         if kind == "stem adapted":  # Whisper's forward asks the convolutions for their stride, which PEFT's have not
             theirs = theirs.merge_and_unload()
     batch = probe_batch(trained)
-    assert batch.full_context
+    assert batch.context == "full"
     with torch.no_grad():
         ours = WhisperFamily().logits(trained, batch)
         found = theirs(input_features=batch.inputs.transpose(1, 2), decoder_input_ids=batch.targets[:, :-1]).logits

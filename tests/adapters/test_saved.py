@@ -64,7 +64,7 @@ def test_linears_kept_out_of_quantisation_are_kept_out_when_opened_again(
 def test_the_context_an_adapter_was_trained_at_is_kept_unless_another_is_asked_for(adapted: Fresh, tmp_path: Path):
     lora.save(adapted(context="full"), tmp_path)
     assert open_model(str(tmp_path)).loaded.context == "full"
-    assert open_model(str(tmp_path), context="dynamic").loaded.context == "dynamic"
+    assert open_model(str(tmp_path), context="cut").loaded.context == "cut"
 
 
 def test_an_adapter_of_another_tool_names_its_base_itself(adapted: Fresh, logits: Logits, tmp_path: Path):

@@ -25,7 +25,7 @@ from sonotune.models.probe import probe_logits
 from sonotune.models.quantize import quantize
 from sonotune.registry import names, resolve
 from sonotune.tasks.base import Task, TaskSettings
-from sonotune.types import Clip
+from sonotune.types import Clip, Context
 
 TEXTS = ["one", "two three", "שבע"]
 OWN_TOKENS = {"whisper", "qwen3_asr", "speech_llm"}
@@ -56,14 +56,14 @@ class Case:
             label=label,
         )  # fmt: skip
 
-    def batch(self, rows: list[int], *, full_context: bool = False) -> Batch:
-        inputs, lengths = self.loaded.frontend([self.waveform(row) for row in rows], full_context=full_context)
+    def batch(self, rows: list[int], *, context: Context = "cut") -> Batch:
+        inputs, lengths = self.loaded.frontend([self.waveform(row) for row in rows], full_context=context == "full")
         prepared = self.task.prepare(self.loaded, [self.clip(row) for row in rows])
         assert not prepared.findings
         targets, target_lengths = pad_targets(prepared.targets)
         return Batch(
             inputs=inputs, input_lengths=lengths, targets=targets, target_lengths=target_lengths,
-            clips=prepared.clips, full_context=full_context,
+            clips=prepared.clips, context=context,
         )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from sonotune.errors import ModelError
 from sonotune.features.batching import Batch
 from sonotune.models.base import AUDIO, PADDING, TEXT, LoadedModel, Stream
 from sonotune.models.quantize import quantize
+from sonotune.types import CONTEXTS, Context
 
 
 def _beside(name: str) -> Any:
@@ -89,9 +90,9 @@ def test_every_linear_has_a_stream_and_every_stream_a_kind(case: Any) -> None:
         assert set(stream.kinds.unique().tolist()) <= {PADDING, AUDIO, TEXT}
 
 
-@pytest.mark.parametrize("full_context", [False, True])
-def test_every_linear_takes_the_rows_of_its_stream(case: Any, full_context: bool) -> None:
-    batch = case.batch([0, 1, 2], full_context=full_context)
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_every_linear_takes_the_rows_of_its_stream(case: Any, context: Context) -> None:
+    batch = case.batch([0, 1, 2], context=context)
     inputs, streams = computed(case, batch)
     assert set(inputs) == set(case.loaded.linears)
     for name, rows in inputs.items():
@@ -100,10 +101,10 @@ def test_every_linear_takes_the_rows_of_its_stream(case: Any, full_context: bool
         assert bool(valid.any()), name
 
 
-@pytest.mark.parametrize("full_context", [False, True])
-def test_the_valid_rows_of_a_batch_are_those_of_its_clips_alone(case: Any, full_context: bool) -> None:
-    together, streams = computed(case, case.batch([0, 1, 2], full_context=full_context))
-    alone = [computed(case, case.batch([row], full_context=full_context)) for row in range(3)]
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_the_valid_rows_of_a_batch_are_those_of_its_clips_alone(case: Any, context: Context) -> None:
+    together, streams = computed(case, case.batch([0, 1, 2], context=context))
+    alone = [computed(case, case.batch([row], context=context)) for row in range(3)]
     for name, rows in together.items():
         stream = stream_for(name, streams)
         parts = [valid_rows(inputs[name], stream_for(name, own)) for inputs, own in alone]
@@ -167,10 +168,13 @@ def test_architectures_without_a_row_have_streams_as_exact(other: str, tmp_path:
     torch.manual_seed(3)
     build(tmp_path / other)
     case = Case(family, str(tmp_path / other))
-    for full_context in (False, True) if other.startswith("speech_llm") else (other == "whisper",):
-        test_every_linear_takes_the_rows_of_its_stream(case, full_context)
-        test_the_valid_rows_of_a_batch_are_those_of_its_clips_alone(case, full_context)
-    assert listen(case.loaded, case.task, [case.batch([0], full_context=other == "whisper")]) is not None
+    for context in CONTEXTS if other.startswith("speech_llm") or other == "whisper" else ("cut",):
+        test_every_linear_takes_the_rows_of_its_stream(case, context)
+        test_the_valid_rows_of_a_batch_are_those_of_its_clips_alone(case, context)
+    assert (
+        listen(case.loaded, case.task, [case.batch([0], context="thinned" if other == "whisper" else "cut")])
+        is not None
+    )
 
 
 def test_an_architecture_whose_rows_nobody_knows_says_so(tmp_path: Path) -> None:
@@ -183,14 +187,14 @@ def test_an_architecture_whose_rows_nobody_knows_says_so(tmp_path: Path) -> None
 
 def test_a_whole_window_adds_nothing_but_padding(case: Any) -> None:
     """What is computed behind a clip is not the clip's, in the encoder, the projector and what reads them."""
-    own, window = (
-        case.family.streams(case.loaded, case.batch([0, 2], full_context=full_context))
-        for full_context in (False, True)
+    own, *windows = (
+        case.family.streams(case.loaded, case.batch([0, 2], context=context)) for context in ("cut", "thinned", "full")
     )
-    assert [stream.modules for stream in window] == [stream.modules for stream in own]
-    for one, other in zip(own, window, strict=True):
-        for kind in (AUDIO, TEXT):
-            assert int((other.kinds == kind).sum()) == int((one.kinds == kind).sum()), one.modules
+    for window in windows:
+        assert [stream.modules for stream in window] == [stream.modules for stream in own]
+        for one, other in zip(own, window, strict=True):
+            for kind in (AUDIO, TEXT):
+                assert int((other.kinds == kind).sum()) == int((one.kinds == kind).sum()), one.modules
 
 
 def test_kinds_say_which_rows_hold_audio_and_which_text(case: Any) -> None:

@@ -55,7 +55,9 @@ class Loaded:
     frontend: Loudness = field(default_factory=Loudness)
     module: nn.Module = field(default_factory=lambda: nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.5)))
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    context: str = "dynamic"
+    context: str = "cut"
+    trained_contexts: tuple[str, ...] = ()
+    checkpoint: str = "loudness"
 
 
 class ReadsLoudness(Transcribe):
@@ -266,13 +268,32 @@ def test_a_limit_of_ones_own(clips: list[Clip], limit: int | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("context", "asked", "full"), [("full", None, True), ("dynamic", True, True), ("full", False, False)]
+    ("context", "asked", "full"), [("full", None, True), ("cut", "full", True), ("full", "thinned", False)]
 )
-def test_full_context(clips: list[Clip], context: str, asked: bool | None, full: bool) -> None:
+def test_full_context(clips: list[Clip], context: str, asked: str | None, full: bool) -> None:
     task = ReadsLoudness()
-    result = run(clips, task, loaded=Loaded(context=context), full_context=asked)
+    result = run(clips, task, loaded=Loaded(context=context), context=asked)
     assert ({call["frames"] for call in task.calls} == {3000}) is full
     assert result.scores["wer"].value == 0.0
+
+
+@pytest.mark.parametrize(
+    ("trained", "context", "warned"),
+    [
+        (("full", "thinned"), "cut", True),
+        (("full", "thinned"), "thinned", False),
+        (("cut",), "full", True),
+        ((), "cut", False),
+    ],
+)
+def test_a_context_that_the_weights_were_not_trained_for_is_a_warning(
+    clips: list[Clip], trained: tuple[str, ...], context: str, warned: bool
+) -> None:
+    result = run(clips, loaded=Loaded(context=context, trained_contexts=trained))
+    found = [finding for finding in result.findings if finding.check == "model.context"]
+    assert [finding.severity for finding in found] == ["warning"] * warned
+    if warned:
+        assert f"Set model.context={trained[0]}" in found[0].message
 
 
 def test_each_part_of_the_model_gets_back_its_mode_even_after_an_error(clips: list[Clip]) -> None:

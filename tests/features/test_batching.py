@@ -74,7 +74,7 @@ def equal(left: Batch, right: Batch) -> bool:
         and all(getattr(left, name).dtype == getattr(right, name).dtype for name in tensors)
         and left.clips == right.clips
         and left.findings == right.findings
-        and left.full_context == right.full_context
+        and left.context == right.context
     )
 
 
@@ -175,7 +175,7 @@ def test_batch_holds_features_and_targets_of_its_clips(make_clips):
     assert batch.seconds == pytest.approx(1.25)
     assert batch.padded_seconds == pytest.approx(2 * batch.inputs.shape[1] / 100)
     assert batch.padding_share == pytest.approx(1 - 1.25 / batch.padded_seconds)
-    assert not batch.full_context
+    assert batch.context == "cut"
 
 
 def test_span_of_a_file_is_read_not_the_file(make_clips):
@@ -241,13 +241,13 @@ def test_a_clip_that_augmentation_made_too_long_is_cut_to_the_window(make_clips)
 def test_full_context_takes_about_its_share_and_follows_the_clip(make_clips):
     clips, targets = make_clips([0.02] * 40)
     batches = [(index,) for index in range(40)]
-    assert not any(batch.full_context for batch in batch_loader(dataset(clips, targets, batches)))
+    assert not any(batch.context == "full" for batch in batch_loader(dataset(clips, targets, batches)))
     some = dataset(clips, targets, batches, full_context_share=0.3)
-    chosen = {batch.clips[0].id for batch in batch_loader(some) if batch.full_context}
+    chosen = {batch.clips[0].id for batch in batch_loader(some) if batch.context == "full"}
     assert 4 <= len(chosen) <= 22
     assert chosen == {clip.id for clip in clips if generator(1, 2, "full_context", clip.id).random() < 0.3}
     full = dataset(clips, targets, batches, full_context_share=1.0)[5]
-    assert full.full_context
+    assert full.context == "full"
     assert full.inputs.shape == (1, 3000, 80)
 
 
@@ -315,7 +315,7 @@ def test_workers_and_restarts_change_nothing(make_clips):
     inline = list(batch_loader(data))
     assert len(inline) == len(batches) > 5
     assert any(batch.findings for batch in inline)
-    assert any(batch.full_context for batch in inline)
+    assert any(batch.context == "full" for batch in inline)
     for workers in (0, 1, 2):
         with Crew(workers) as crew:  # one crew after another epoch, as a run has it
             count = len(batches)

@@ -90,7 +90,7 @@ def batch_of(loaded: LoadedModel, sizes: Sequence[int], *, full_context: bool = 
     return Batch(
         inputs=inputs, input_lengths=lengths, targets=targets, target_lengths=target_lengths,
         clips=tuple(Clip(id=f"c{row}", path=Path("x.wav"), duration_s=1.0) for row in range(len(sizes))),
-        full_context=full_context,
+        context="full" if full_context else "cut",
     )  # fmt: skip
 
 

@@ -149,7 +149,7 @@ def batch_of(loaded: LoadedModel, rows: list[int], *, full: bool = False) -> Bat
     )
     return Batch(
         inputs=inputs, input_lengths=lengths, targets=targets, target_lengths=target_lengths, clips=clips,
-        full_context=full,
+        context="full" if full else "cut",
     )  # fmt: skip
 
 
@@ -194,7 +194,7 @@ def test_padding_reaches_no_waveform_encoder(tmp_path: Path, parts: dict[str, Pa
         one = batch_of(loaded, [1])
         states = loaded.module.audio_encoder
         expected = theirs(one.inputs.squeeze(-1)).last_hidden_state
-        torch.testing.assert_close(encode(states, one.inputs, one.input_lengths)[0], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(encode(states, one.inputs, one.input_lengths).states, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_whisper_at_full_context_is_that_of_transformers(made: Any, parts: dict[str, Path]):
@@ -202,10 +202,10 @@ def test_whisper_at_full_context_is_that_of_transformers(made: Any, parts: dict[
     batch = batch_of(loaded, [0, 1], full=True)
     theirs = transformers.WhisperModel.from_pretrained(parts["whisper"]).eval()
     with torch.no_grad():
-        states, positions = encode(loaded.module.audio_encoder, batch.inputs, batch.input_lengths, full_context=True)
+        encoded = encode(loaded.module.audio_encoder, batch.inputs, batch.input_lengths, context="full")
         expected = theirs.encoder(batch.inputs.transpose(1, 2)).last_hidden_state
-    assert positions.tolist() == [1500, 1500]
-    assert torch.equal(states, expected)
+    assert encoded.positions.tolist() == [1500, 1500]
+    assert torch.equal(encoded.states, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -42,7 +42,7 @@ def make_batch(loaded: LoadedModel, seconds: list[float], texts: list[str], *, f
     )
     return Batch(
         inputs=inputs, input_lengths=lengths, targets=targets, target_lengths=target_lengths, clips=clips,
-        full_context=full,
+        context="full" if full else "cut",
     )  # fmt: skip
 
 

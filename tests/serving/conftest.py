@@ -21,7 +21,7 @@ from sonotune.models.quantize import quantize
 def trained(tmp_path: Path) -> Callable[..., tuple[Path, LoadedModel]]:
     """An adapter folder as a run keeps it, and the model it was saved from."""
 
-    def build(*, bits: int = 16, context: str = "dynamic", stem: str = "train") -> tuple[Path, LoadedModel]:
+    def build(*, bits: int = 16, context: str = "cut", stem: str = "train") -> tuple[Path, LoadedModel]:
         loaded = WhisperFamily().load("assets:whisper-nano", context=context)  # type: ignore[arg-type]
         if bits != 16:
             loaded = quantize(loaded, bits=bits)  # type: ignore[arg-type]

@@ -94,5 +94,5 @@ def transformed(extractor: Any, clips: Sequence[Clip]) -> Any:
 ROW: Final = Row(
     usual="Trainer + PEFT, set_transform", write=write_given,
     open_ours=functools.partial(open_ours, unfreeze=("head",)), open_usual=open_usual, first_loss=mean_loss,
-    contexts=("full", "dynamic"),
+    contexts=("full", "cut"),
 )  # fmt: skip

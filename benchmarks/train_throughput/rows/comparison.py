@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from benchmarks.train_throughput.measuring import Clock, Memory, report
@@ -26,7 +26,7 @@ from sonotune.data.manifest import write_manifest
 from sonotune.data.text import get as get_normalizer
 from sonotune.features.batching import plan_batches
 from sonotune.runs import generator, torch_seed
-from sonotune.types import Clip
+from sonotune.types import Clip, Context
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 SAMPLE_RATE_HZ: Final = 16_000
@@ -35,7 +35,6 @@ RANK: Final = 8
 LEARNING_RATE: Final = 1e-3
 LANGUAGE: Final = "en"
 PARTS: Final = ("warmup", "measured")
-Context = Literal["dynamic", "full"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +91,7 @@ class Row:
     open_ours: Callable[[Path, str, Context], Ours]
     open_usual: Callable[[Path, str], Usual]
     first_loss: Callable[[Ours, Any], float]
-    contexts: tuple[Context, ...] = ("dynamic",)
+    contexts: tuple[Context, ...] = ("cut",)
     rate_targets: Mapping[str, float] = field(default_factory=dict)
     memory_target: float | None = None
     batch: int = 8
@@ -221,7 +220,7 @@ def _train_by_loop(row: Row, work: Path, precision: str, crew: Any) -> dict[str,
     from sonotune.training.loop_settings import LoopSettings, TrainingData
     from sonotune.training.signals import StopRequest
 
-    ours = row.open_ours(work, precision, "dynamic")
+    ours = row.open_ours(work, precision, "cut")
     memory = Memory()
     settings = LoopSettings(
         seed=SEED, batch_seconds=1000.0, batch_max_clips=row.batch, accumulation_steps=1, schedule="linear",
@@ -347,7 +346,7 @@ def side_check(row: Row, work: Path, precision: str) -> dict[str, Any]:
         assert not prepared.findings, prepared.findings
         batch = ClipBatches(
             prepared.clips, prepared.targets, ours.loaded.frontend, batches=[tuple(range(row.batch))], seed=SEED,
-            epoch=0, full_context_share=float(context == "full"),
+            epoch=0, context=context,
         )[0]  # fmt: skip
         with torch.no_grad(), ours.accelerator.autocast():
             found[context] = row.first_loss(ours, batch)
@@ -375,7 +374,7 @@ def side_breakdown(row: Row, work: Path, precision: str) -> dict[str, Any]:
     from sonotune.training.optimizer import build_optimizer
     from sonotune.training.stages import parameters_by_name
 
-    ours = row.open_ours(work, precision, "dynamic")
+    ours = row.open_ours(work, precision, "cut")
     stage, module = stage_of(ours.loaded), ours.loaded.module
     optimizer = build_optimizer(module, [stage], weight_decay=0.0, betas=(0.9, 0.999))
     trainable = list(parameters_by_name(module, stage.trainable).values())

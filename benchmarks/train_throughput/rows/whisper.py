@@ -146,6 +146,7 @@ def collate(processor: Any, start_token: int, rows: list[dict[str, Any]]) -> Any
 
 ROW: Final = Row(
     usual="Seq2SeqTrainer + PEFT", write=write_given, open_ours=functools.partial(open_ours, targets="q_v"),
-    open_usual=open_usual, first_loss=first_loss, contexts=("full", "dynamic"), rate_targets={"fp32": 5.0, "bf16": 8.0},
+    open_usual=open_usual, first_loss=first_loss, contexts=("full", "thinned", "cut"),
+    rate_targets={"fp32": 5.0, "bf16": 8.0},
     memory_target=0.5, precisions=("fp32", "bf16"),
 )  # fmt: skip

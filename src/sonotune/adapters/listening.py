@@ -222,7 +222,7 @@ def single_clips(
     findings += [finding for finding in prepared.findings if finding.severity == "error"]
     dataset = ClipBatches(
         prepared.clips, prepared.targets, loaded.frontend, batches=[(index,) for index in range(len(prepared.clips))],
-        seed=0, epoch=0, full_context_share=1.0 if loaded.context == "full" else 0.0,
+        seed=0, epoch=0, context=loaded.context,
     )  # fmt: skip
     for batch in batch_loader(dataset):
         findings += batch.findings

@@ -22,6 +22,7 @@ from sonotune.adapters.allocation import RankPlan, Scaling, alphas
 from sonotune.adapters.targets import modules_of
 from sonotune.errors import AdapterError, ModelError
 from sonotune.models.base import LoadedModel
+from sonotune.types import CONTEXTS
 
 logger = logging.getLogger(__name__)
 
@@ -251,7 +252,8 @@ def save(loaded: LoadedModel, folder: Path, *, extra: dict[str, Any] | None = No
 def write_side_car(loaded: LoadedModel, folder: Path, *, extra: Mapping[str, Any]) -> None:
     """Write `sonotune.json`: what a model was made of, and what else is to be known when it is used."""
     side_car = {"schema": 1, "family": loaded.family, "checkpoint": _anywhere(loaded.checkpoint),
-                "revision": loaded.revision, "context": loaded.context, **extra}  # fmt: skip
+                "revision": loaded.revision, "context": loaded.context,
+                "trained_contexts": list(loaded.trained_contexts), **extra}  # fmt: skip
     (folder / SIDE_CAR).write_text(json.dumps(side_car, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -378,6 +380,8 @@ def read_entries(path: Path) -> dict[str, Any]:
                 f"{path}: {name} is {entries[name]!r}, and it must be {allowed}. Copy the folder again, as "
                 "sonotune wrote it."
             )
+    if entries.get("context") == "dynamic":  # what older versions called it
+        entries["context"] = "cut"
     return entries
 
 
@@ -421,7 +425,8 @@ _ENTRIES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "family": _TEXT,
     "checkpoint": _TEXT,
     "revision": _TEXT,
-    "context": (lambda value: value in ("dynamic", "full"), "dynamic or full"),
+    "context": (lambda value: value in (*CONTEXTS, "dynamic"), " or ".join(CONTEXTS)),
+    "trained_contexts": (lambda value: _is_texts(value) and set(value) <= set(CONTEXTS), "a list of contexts"),
     "bits": (lambda value: not isinstance(value, bool) and value in (4, 8, 16), "4, 8 or 16"),
     "double": _SWITCH,
     "quantization_skip": _TEXTS,

@@ -15,8 +15,10 @@ from sonotune.models.base import LoadedModel, ModelFamily, select
 from sonotune.models.checkpoints import check_frontend, read_config
 from sonotune.models.precision import DTYPES
 from sonotune.models.quantize import cast_frozen, choose_bits, quantize
-from sonotune.registry import in_order, names, resolve
+from sonotune.models.thinning import ALIKE
+from sonotune.registry import ASSET_PREFIX, in_order, names, resolve, resolve_asset
 from sonotune.runs import read_record
+from sonotune.types import Context
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,7 @@ def open_model(
     *,
     family: ModelFamily | None = None,
     revision: str | None = None,
-    context: Literal["dynamic", "full"] | None = None,
+    context: Context | None = None,
     bits: Literal["auto"] | int = "auto",
     double: bool = True,
     skip: Sequence[str] = (),
@@ -59,7 +61,8 @@ def open_model(
         checkpoint: Packaged, hub or local model, adapter folder, or run directory.
         family: Its architecture; None asks `choose_family`.
         revision: Hub revision of a model.
-        context: Overrides how an adapter was trained; None takes that, or `dynamic`.
+        context: How much of the model's window is computed; None takes what its weights were trained in, as an
+            adapter, a run, an export or a packaged model says, else what is usual for the architecture.
         bits: Of the frozen weights; for an adapter, `auto` means as it was trained.
         double: Double quantisation.
         skip: Component selectors whose modules stay unquantised.
@@ -86,9 +89,11 @@ def open_model(
     if adapter:
         layer |= own_output_layer(adapter, settings)
     loaded = family.load(
-        base, revision=revision, context=context or settings.get("context", "dynamic"),
+        base, revision=revision, context=context or settings.get("context"),
         random_weights=random_weights, dropout=dropout, **layer,
     )  # fmt: skip
+    if loaded.trained_contexts and (trained := settings.get("trained_contexts") or ALIKE.get(settings.get("context"))):  # type: ignore[arg-type]
+        loaded = loaded.with_(trained_contexts=tuple(trained))
     check_frontend(loaded)
     loaded.module.to(device)
     parameters = sum(parameter.numel() for parameter in loaded.module.parameters())
@@ -126,9 +131,10 @@ EXPORT_MARK = "sonotune_export.json"
 
 
 def use_of(checkpoint: str) -> dict[str, Any]:
-    """The settings in `USED` that a run, an adapter or an export was made with, by their names alone.
+    """The settings in `USED` that a run, an adapter or an export was made with, by their names alone, and its contexts.
 
-    Empty for any other model; a setting that is not written down there is absent.
+    Empty for any other model but a packaged one; a setting that is not written down there is absent. Contexts are
+    `context`, in which it was trained, and `trained_contexts` (`LoadedModel`).
 
     Args:
         checkpoint: What was named.
@@ -137,15 +143,19 @@ def use_of(checkpoint: str) -> dict[str, Any]:
         RunDirectoryError: It is a run whose record is damaged.
         AdapterError: It is an adapter or an export whose description is damaged.
     """
-    place = Path(checkpoint)
+    place = resolve_asset(checkpoint) if checkpoint.startswith(ASSET_PREFIX) else Path(checkpoint)
     found: dict[str, Any] = {}
     if (place / "run.json").is_file():
-        config = read_record(place).config
-        found = {name: config.get(section, {}).get(name) for section, name in USED}
+        record = read_record(place)
+        found = {name: record.config.get(section, {}).get(name) for section, name in USED}
+        context = record.model.get("context") or record.config.get("model", {}).get("context")
+        found["context"] = {"dynamic": "cut", "auto": None}.get(context, context)
+        found["trained_contexts"] = record.model.get("trained_contexts")
     else:
         described = next((path for name in (EXPORT_MARK, lora.SIDE_CAR) if (path := place / name).is_file()), None)
         found = lora.read_entries(described) if described else {}
-    return {name: found[name] for _, name in USED if found.get(name) is not None}
+    wanted = (*(name for _, name in USED), "context", "trained_contexts")
+    return {name: found[name] for name in wanted if found.get(name) is not None}
 
 
 def own_output_layer(adapter: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

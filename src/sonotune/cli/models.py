@@ -96,7 +96,7 @@ def _recognizer(settings: LoadedConfig) -> Any:
         precision=config.training.precision,
         family=config.model.family,
         revision=config.model.revision,
-        context=config.model.context if "model.context" in settings.origin else None,
+        context=config.model.asked_context,
         bits=config.quantization.bits,
         random_weights=config.model.random_weights,
     )

@@ -99,7 +99,7 @@ def _settings(config: RunConfig, device: Literal["cpu", "cuda"], devices: int) -
     return TrainingSettings(
         checkpoint=config.model.checkpoint, family=config.model.family, revision=config.model.revision,
         task=config.model.task, num_labels=config.model.num_labels, multi_label=config.data.multi_label,
-        context=config.model.context, bits=config.quantization.bits, double=config.quantization.double,
+        context=config.model.asked_context, bits=config.quantization.bits, double=config.quantization.double,
         skip=config.quantization.skip, full=config.adapter.kind == "none",
         ranks=RankSettings.of(config.adapter.model_dump(), config.allocation.model_dump()),
         adapter=config.adapter.model_dump(include=set(ADAPTER_SETTINGS)), precision=precision,

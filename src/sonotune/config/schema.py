@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sonotune import registry
 from sonotune.config.kinds import near
 from sonotune.errors import ConfigError
+from sonotune.types import Context
 
 _NO_EFFECT_ON_RESULT: dict[str, Any] = {"affects_result": False}
 
@@ -68,6 +69,11 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
+def _renamed_context(context: Any) -> Any:
+    """`dynamic` is what older records call `cut`."""
+    return "cut" if context == "dynamic" else context
+
+
 class Section(BaseModel):
     """Base of every section: frozen, closed to unknown keys, no NaN or infinity."""
 
@@ -99,8 +105,11 @@ class ModelConfig(Section):
     that write with the tokens of their checkpoint refuse one."""
     language: str | None = None
     """Language told to the model, for clips that name none."""
-    context: Literal["dynamic", "full"] = "dynamic"
-    """`dynamic` computes each batch at its own length; `full` pads to the model's whole window, as pretraining did."""
+    context: Annotated[Literal["auto", "thinned", "full", "cut"], BeforeValidator(_renamed_context)] = "auto"
+    """How much of the model's window is computed behind a clip: `full`, all of it, as in pretraining; `thinned`, a few
+    positions that stand for the rest, to the same effect at a fraction of the work (Whisper); `cut`, nothing, which
+    weights must be trained for. `auto` takes what the checkpoint was trained in; for pretrained Whisper `thinned`, else
+    `full`."""
     full_context_share: Share = 0.0
     """Share of training batches padded to the whole window, so that the tuned model also works at full context."""
     ctc_share: Share = 0.0
@@ -112,6 +121,11 @@ class ModelConfig(Section):
     """Number of classes, for `inspect` without data; a run counts them in its training data, and must agree."""
     random_weights: bool = False
     """Build from the checkpoint's config alone, with random weights, to train from nothing or to measure speed."""
+
+    @property
+    def asked_context(self) -> Context | None:
+        """The context that was asked for; None leaves it to the checkpoint."""
+        return None if self.context == "auto" else self.context
 
 
 class DataConfig(Section):

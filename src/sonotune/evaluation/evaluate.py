@@ -30,7 +30,7 @@ from sonotune.metrics.slices import DURATION_EDGES_S, Slice, slice_clips
 from sonotune.processes import ALONE, Processes
 from sonotune.runs import atomic_write_text
 from sonotune.tasks.base import Task
-from sonotune.types import Clip, Finding, Prediction, Score
+from sonotune.types import Clip, Context, Finding, Prediction, Score
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def evaluate(
     bootstrap: int = 1000,
     seed: int = 0,
     duration_edges_s: Sequence[float] = DURATION_EDGES_S,
-    full_context: bool | None = None,
+    context: Context | None = None,
     crew: Crew | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     progress: Callable[[int, int], None] | None = None,
@@ -112,7 +112,7 @@ def evaluate(
         bootstrap: Resamples for the intervals.
         seed: Seed of the resampling.
         duration_edges_s: Borders of the duration slices, in seconds.
-        full_context: Pad every clip to the model's window.
+        context: How much of the model's window is computed.
         crew: Loader processes.
         autocast: Makes the precision context of each batch.
         progress: Called after every batch.
@@ -132,14 +132,14 @@ def evaluate(
         max_clips=max_clips,
         beam_size=beam_size,
         max_new_tokens=max_new_tokens,
-        full_context=full_context,
+        context=context,
         crew=crew,
         autocast=autocast,
         progress=progress,
         processes=processes,
     )
     told = [index for index, clip in enumerate(clips) if task.has_truth(clip)]
-    findings += _untold(clips, told)
+    findings += [*_foreign_context(loaded, context or loaded.context), *_untold(clips, told)]
     scores: dict[str, Score] = {}
     slices: list[dict[str, Any]] = []
     details: dict[str, Any] = {}
@@ -173,7 +173,7 @@ def predict_clips(
     max_clips: int = 64,
     beam_size: int = 1,
     max_new_tokens: int | Literal["auto"] | None = "auto",
-    full_context: bool | None = None,
+    context: Context | None = None,
     crew: Crew | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     progress: Callable[[int, int], None] | None = None,
@@ -190,8 +190,7 @@ def predict_clips(
         beam_size: 1 is greedy.
         max_new_tokens: Limit of a text; `auto` takes it from the longest clip of each batch
             (`decode.token_limit`), None leaves it to the model.
-        full_context: Pad every clip to the model's window, as the original Whisper does; None does as the model was
-            loaded (`loaded.context`).
+        context: How much of the model's window is computed; None does as the model was loaded (`loaded.context`).
         crew: Loader processes; they change nothing but the speed. None reads here.
         autocast: Makes the precision context of each batch.
         progress: Called with clips done and clips in all after every batch of this process.
@@ -211,7 +210,6 @@ def predict_clips(
         clips, loaded.frontend.max_duration_s, check="evaluation.too_long", outcome="counts as unheard"
     )
     durations_s = [clip.duration_s for clip in fitting]
-    padded = loaded.context == "full" if full_context is None else full_context
     batches = plan_batches(
         durations_s, max_seconds=batch_seconds, max_clips=max_clips, seed=0, epoch=0, shuffle=False, jitter_s=0.0
     )
@@ -222,7 +220,7 @@ def predict_clips(
         batches=batches,
         seed=0,
         epoch=0,
-        full_context_share=1.0 if padded else 0.0,
+        context=context or loaded.context,
     )
     predictions: list[Prediction] = []
     unheard: list[Finding] = []
@@ -316,6 +314,21 @@ def _slices(
 
 
 _DETAILS_OF_SLICES = ("insertions",)
+
+
+def _foreign_context(loaded: Any, context: Context) -> list[Finding]:
+    """A warning where weights are scored in a context that they were not trained for."""
+    trained = loaded.trained_contexts
+    if not trained or context in trained:
+        return []
+    return [
+        Finding(
+            check="model.context",
+            severity="warning",
+            message=f"scored with model.context={context}, and the weights of {loaded.checkpoint} were trained for "
+            f"{' and '.join(trained)}: the score is worse than theirs. Set model.context={trained[0]}.",
+        )
+    ]
 
 
 def _untold(clips: Sequence[Clip], told: Sequence[int]) -> list[Finding]:

@@ -28,7 +28,7 @@ from sonotune.features.mixup import Mix, MixupSettings, draw_mix, mix_features, 
 from sonotune.features.specaugment import SpecAugmentSettings, spec_augment
 from sonotune.features.workers import Crew
 from sonotune.runs import generator
-from sonotune.types import Clip, Finding
+from sonotune.types import Clip, Context, Finding
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Batch:
         targets: Token or class ids (B, U) int64, -100 after each clip's own.
         target_lengths: Ids of each clip (B,) int64.
         clips: The clips, in the order of the rows.
-        full_context: Whether T is the model's whole window.
+        context: Of the model's window: `full` says that T is the whole of it.
         findings: Clips that were planned here and could not be used.
         frames_per_second: Rate of the frames.
         mixed_targets: Targets of the clip that is mixed into each (B, U), where Mixup is on.
@@ -68,7 +68,7 @@ class Batch:
     targets: Tensor
     target_lengths: Tensor
     clips: tuple[Clip, ...]
-    full_context: bool = False
+    context: Context = "cut"
     findings: tuple[Finding, ...] = ()
     frames_per_second: float = 100.0
     mixed_targets: Tensor | None = None
@@ -206,7 +206,8 @@ class ClipBatches(Dataset[Batch]):
         epoch: Epoch, from 0.
         waveform_augmenter: Changes each waveform, or None.
         spec_augment: Masks and warps features, or None.
-        full_context_share: Share of the batches that are padded to the model's whole window.
+        context: Of the batches.
+        full_context_share: Share of the batches that are padded to the model's whole window instead.
         mixup: Lays clips of a batch over each other, or None.
 
     Raises:
@@ -224,6 +225,7 @@ class ClipBatches(Dataset[Batch]):
         epoch: int,
         waveform_augmenter: WaveformTransform | None = None,
         spec_augment: SpecAugmentSettings | None = None,
+        context: Context = "cut",
         full_context_share: float = 0.0,
         mixup: MixupSettings | None = None,
     ) -> None:
@@ -235,6 +237,7 @@ class ClipBatches(Dataset[Batch]):
         self._batches = list(batches)
         self._seed, self._epoch = seed, epoch
         self._augmenter, self._masks = waveform_augmenter, spec_augment
+        self._context: Context = context
         self._full_context_share = full_context_share
         self._mixup = mixup
 
@@ -255,13 +258,13 @@ class ClipBatches(Dataset[Batch]):
                 usable.append(place)
             except AudioError as error:
                 findings.append(_finding(self._clips[place], error))
-        full_context = self._at_full_context(index)
+        context = self._context_of(index)
         clips = tuple(self._clips[place] for place in usable)
         mix = self._mix(clips)
         if mix is not None and self._mixup and self._mixup.domain == "waveform":
             waveforms = mix_waveforms(waveforms, mix)
         if waveforms:
-            features_BTF, lengths_B = self._frontend(waveforms, full_context=full_context)
+            features_BTF, lengths_B = self._frontend(waveforms, full_context=context == "full")
         else:
             features_BTF = torch.zeros(0, 0, self._frontend.feature_bins)
             lengths_B = torch.zeros(0, dtype=torch.int64)
@@ -279,7 +282,7 @@ class ClipBatches(Dataset[Batch]):
             targets=targets_BU,
             target_lengths=target_lengths_B,
             clips=clips,
-            full_context=full_context,
+            context=context,
             findings=tuple(findings),
             frames_per_second=self._frontend.frames_per_second,
             mixed_targets=None if mix is None else targets_BU[list(mix.partners)],
@@ -291,11 +294,11 @@ class ClipBatches(Dataset[Batch]):
             return None
         return draw_mix([clip.id for clip in clips], seed=self._seed, epoch=self._epoch, settings=self._mixup)
 
-    def _at_full_context(self, index: int) -> bool:
+    def _context_of(self, index: int) -> Context:
         if not self._batches[index] or self._full_context_share == 0.0:
-            return False
+            return self._context
         draw = generator(self._seed, self._epoch, "full_context", self.clip_ids(index)[0]).random()
-        return bool(draw < self._full_context_share)
+        return "full" if draw < self._full_context_share else self._context
 
     def _waveform(self, clip: Clip) -> NDArray[np.float32]:
         """Read one clip and augment it.

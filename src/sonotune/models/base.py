@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from sonotune.errors import ModelError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import Frontend
+from sonotune.models.thinning import DEFAULT_THINNING, Thinning
+from sonotune.types import Context
 
 MULTI_LABEL = "multi_label_classification"
 """What `problem_type` in the configuration of a classifier says of clips with several classes."""
@@ -69,7 +71,10 @@ class LoadedModel:
         tied: Groups of parameter names that share storage, such as embeddings and head.
         ctc_share: Share of the training loss that is CTC on the encoder's states, where the family has both.
         constant: Full names of parameters that the architecture never trains, such as sinusoidal position tables.
-        context: `dynamic` computes each clip at its own length, `full` pads to the model's window.
+        context: How much of the model's window is computed, where it has one (`types.Context`).
+        trained_contexts: Contexts that the weights were trained for, or compute the same function in; empty where the
+            model has no window.
+        thinning: How the thinned context leaves positions out.
         quantized: Full module name -> bits, for modules whose weights were quantised.
         adapter: The PEFT wrapper once adapters are attached, else None.
         stem_modules: Modules of the stem that train as a whole; empty takes its convolutions one by one.
@@ -92,7 +97,9 @@ class LoadedModel:
     tied: tuple[tuple[str, ...], ...] = ()
     ctc_share: float = 0.0
     constant: frozenset[str] = frozenset()
-    context: Literal["dynamic", "full"] = "dynamic"
+    context: Context = "full"
+    trained_contexts: tuple[Context, ...] = ()
+    thinning: Thinning = DEFAULT_THINNING
     quantized: Mapping[str, int] = field(default_factory=dict)
     adapter: Any | None = None
     stem_modules: tuple[str, ...] = ()
@@ -200,7 +207,7 @@ class ModelFamily(Protocol):
         checkpoint: str,
         *,
         revision: str | None = None,
-        context: Literal["dynamic", "full"] = "dynamic",
+        context: Context | None = None,
         random_weights: bool = False,
         dropout: float | None = None,
         outputs: Sequence[str] = (),
@@ -212,7 +219,8 @@ class ModelFamily(Protocol):
         Args:
             checkpoint: Packaged, local or hub name.
             revision: Hub commit, tag or branch.
-            context: Compute clips at their own length, or at the model's whole window.
+            context: How much of the model's window is computed; None takes what pretrained weights of this kind are
+                at home in.
             random_weights: Build from the configuration alone.
             dropout: Overrides the checkpoint's dropout on hidden states.
             outputs: Symbols (CTC) or classes that the data needs. A new output layer is made for exactly these where
@@ -221,7 +229,8 @@ class ModelFamily(Protocol):
             tokenizer: Folder of a tokenizer whose tokens are to be the symbols; all families but CTC refuse one.
 
         Raises:
-            ConfigError: A new output layer or a tokenizer is asked of a family that takes none.
+            ConfigError: A new output layer or a tokenizer is asked of a family that takes none, or a context that the
+                architecture has not.
             ModelError: Missing, unreachable, unsafe, damaged or of another family; the message says what to do.
         """
         ...

@@ -28,6 +28,8 @@ from sonotune.errors import ModelError
 from sonotune.features.normalization import valid_frames
 from sonotune.models import speech_encoders
 from sonotune.models.projectors import PROJECTORS, GatedCrossAttention, Heard, outputs_of
+from sonotune.models.thinning import DEFAULT_THINNING, Thinning
+from sonotune.types import Context
 
 AUDIO_MARK = "<audio>"
 MODEL_TYPE = "sonotune_speech_llm"
@@ -239,15 +241,17 @@ class SpeechLlm(PreTrainedModel):  # type: ignore[misc]
         """The output layer of the language model."""
         return self.language_model.get_output_embeddings()  # type: ignore[no-any-return]
 
-    def hear(self, inputs_BTF: Tensor, lengths_B: Tensor, *, full_context: bool = False) -> tuple[Tensor, Tensor]:
+    def hear(
+        self, inputs_BTF: Tensor, lengths_B: Tensor, *, context: Context = "cut", thinning: Thinning = DEFAULT_THINNING
+    ) -> tuple[Tensor, Tensor]:
         """Features -> audio embeddings (B, Q, D) and how many are valid (B,); kept for cross-attention.
 
         They are kept until the next batch is heard, which is what re-computation under gradient checkpointing needs.
         """
-        states, positions_B = speech_encoders.encode(
-            self.audio_encoder, inputs_BTF, lengths_B.to(inputs_BTF.device), full_context=full_context
+        encoded = speech_encoders.encode(
+            self.audio_encoder, inputs_BTF, lengths_B.to(inputs_BTF.device), context=context, thinning=thinning
         )
-        audio_BQD, audio_lengths_B = self.projector(states, positions_B.to(states.device))
+        audio_BQD, audio_lengths_B = self.projector(encoded.own_states, encoded.positions.to(encoded.states.device))
         if self.config.fusion == "cross_attention":
             self.heard = Heard(audio=audio_BQD, mask=valid_frames(audio_lengths_B, audio_BQD.shape[1]))
         return audio_BQD, audio_lengths_B

@@ -43,7 +43,7 @@ def probe_batch(loaded: LoadedModel, *, clips: int = 3, seed: int = 0) -> Batch:
         targets=tokens,
         target_lengths=torch.full((clips,), 12),
         clips=made,
-        full_context=loaded.context == "full",
+        context=loaded.context,
     )
 
 

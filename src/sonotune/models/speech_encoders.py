@@ -1,9 +1,10 @@
 """Pretrained speech encoders as parts: built, made plain, and computed so that padding never changes a state.
 
-Two kinds are known. `whisper` hears log-mel frames; its clips are computed at their own length, with the positional
-table cut and padding masked. `waveform` (wav2vec 2.0, HuBERT, WavLM, wav2vec 2.0 conformer) hears samples; what would
-mix padding into speech there is taken out one by one: statistics over time (group norm) are taken of each clip alone,
-and the conformer's convolutions see zeros beyond a clip's end, as they do when it stands alone.
+Two kinds are known. `whisper` reads log-mel frames in a window of 30 s, of which silence behind the clips is left out
+(`models.thinning`) or cut off, with padding masked. `waveform` (wav2vec 2.0, HuBERT, WavLM, wav2vec 2.0 conformer)
+reads samples; what would mix padding into speech there is taken out one by one: statistics over time (group norm) are
+taken of each clip alone, and the conformer's convolutions see zeros beyond a clip's end, as they do when it stands
+alone.
 
 Shape letters: B clips, T frames or samples, F bins, P encoder positions, C channels, D width, H heads.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 import types
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -24,6 +26,8 @@ from sonotune.features.frontend import Frontend, LogMel, RawWaveform
 from sonotune.features.normalization import valid_frames
 from sonotune.models.base import AUDIO, Component, Stream
 from sonotune.models.norms import fix_batch_norms
+from sonotune.models.thinning import ALIKE, DEFAULT_THINNING, Thinning
+from sonotune.types import Context
 
 WAVEFORM_TYPES = ("wav2vec2", "hubert", "wavlm", "wav2vec2-conformer")
 ENCODER_TYPES = ("whisper", *WAVEFORM_TYPES)
@@ -145,11 +149,24 @@ def positions_in(config: Any, duration_s: float) -> int:
     return int(positions_of(config, torch.tensor([units])))
 
 
-def computed_positions(config: Any, inputs_BTF: Tensor, lengths_B: Tensor, *, full_context: bool = False) -> int:
+def contexts_of(config: Any, context: Context | None) -> dict[str, Any]:
+    """Fields of a `LoadedModel` for an encoder with pretrained weights: Whisper's are at home in its whole window."""
+    if kind_of(config) != "whisper":
+        return {"context": context or "full"}
+    return {"context": context or "thinned", "trained_contexts": ALIKE["full"]}
+
+
+def computed_positions(
+    config: Any, inputs_BTF: Tensor, lengths_B: Tensor, *, context: Context, thinning: Thinning = DEFAULT_THINNING
+) -> int:
     """P of the states that `encode` gives for a batch."""
-    if full_context and kind_of(config) == "whisper":
-        return (inputs_BTF.shape[1] + 1) // 2
-    return int(positions_of(config, lengths_B).max())
+    positions_B = positions_of(config, lengths_B)
+    if kind_of(config) == "whisper":
+        if context == "full":
+            return (inputs_BTF.shape[1] + 1) // 2
+        if context == "thinned":
+            return len(thinning.keep(positions_B, config.max_source_positions)[0])
+    return int(positions_B.max())
 
 
 def row_kinds(counts_B: Tensor, rows: int, kind: int = AUDIO) -> Tensor:
@@ -158,7 +175,13 @@ def row_kinds(counts_B: Tensor, rows: int, kind: int = AUDIO) -> Tensor:
 
 
 def streams_of(
-    encoder: Any, prefix: str, inputs_BTF: Tensor, lengths_B: Tensor, *, full_context: bool = False
+    encoder: Any,
+    prefix: str,
+    inputs_BTF: Tensor,
+    lengths_B: Tensor,
+    *,
+    context: Context = "cut",
+    thinning: Thinning = DEFAULT_THINNING,
 ) -> tuple[Stream, ...]:
     """The rows that `encode` computes, for the linears of an encoder's layers.
 
@@ -167,10 +190,11 @@ def streams_of(
         prefix: Its name in the whole model.
         inputs_BTF: Log-mel frames or samples; their shape counts alone.
         lengths_B: Valid frames or samples.
-        full_context: As in `encode`. Positions of the window behind a clip are padding, though they are computed.
+        context: As in `encode`. Positions of the window behind a clip are padding, though they are computed.
+        thinning: As in `encode`.
     """
     config, name = encoder.config, re.escape(prefix)
-    positions = computed_positions(config, inputs_BTF, lengths_B, full_context=full_context)
+    positions = computed_positions(config, inputs_BTF, lengths_B, context=context, thinning=thinning)
     kinds_BP = row_kinds(positions_of(config, lengths_B), positions)
     return (
         *position_streams(config, name, kinds_BP),
@@ -206,44 +230,110 @@ def frontend_of(config: Any) -> Frontend:
     return RawWaveform()
 
 
-def encode(encoder: Any, inputs_BTF: Tensor, lengths_B: Tensor, *, full_context: bool = False) -> tuple[Tensor, Tensor]:
-    """Compute a batch at its own length.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """What an encoder makes of a batch.
+
+    Attributes:
+        states: (B, P, D); first those of the clips themselves, in order.
+        positions: How many of them are each clip's own (B,); all P where the whole window is computed.
+        log_weights: Logarithm of how many positions each state stands for as a key of attention (B, P), -inf for
+            padding; None where each stands for itself and there is no padding, and where states behind a clip's own
+            are all padding of a `waveform` encoder.
+    """
+
+    states: Tensor
+    positions: Tensor
+    log_weights: Tensor | None = None
+
+    @property
+    def own_states(self) -> Tensor:
+        """The states of the clips themselves, to the longest one (B, P', D)."""
+        return self.states[:, : int(self.positions.max())]
+
+
+def encode(
+    encoder: Any,
+    inputs_BTF: Tensor,
+    lengths_B: Tensor,
+    *,
+    context: Context = "cut",
+    thinning: Thinning = DEFAULT_THINNING,
+) -> Encoded:
+    """Compute a batch; a clip gives the same states alone and in any batch.
 
     Args:
         encoder: From `build`.
         inputs_BTF: Log-mel frames, or samples with F = 1.
         lengths_B: Valid frames or samples.
-        full_context: Whether frames fill Whisper's window; then every position of it counts as valid, as it was
-            pretrained.
-
-    Returns:
-        States (B, P, D) and the number of valid positions (B,); states beyond them are of no meaning.
+        context: How much of Whisper's window is computed; with `full` the frames fill it.
+        thinning: What `thinned` keeps.
     """
     if kind_of(encoder.config) == "whisper":
-        return _encode_mel(encoder, inputs_BTF, lengths_B, full_context=full_context)
+        return _encode_mel(encoder, inputs_BTF, lengths_B, context=context, thinning=thinning)
     return _encode_waveform(encoder, inputs_BTF.squeeze(-1), lengths_B)
 
 
-def _encode_mel(encoder: Any, inputs_BTF: Tensor, lengths_B: Tensor, *, full_context: bool) -> tuple[Tensor, Tensor]:
-    features_BFT = inputs_BTF.transpose(1, 2).to(encoder.conv1.weight.dtype)
-    states_BPD = F.gelu(encoder.conv2(F.gelu(encoder.conv1(features_BFT)))).transpose(1, 2)
+def _encode_mel(
+    encoder: Any, inputs_BTF: Tensor, lengths_B: Tensor, *, context: Context, thinning: Thinning
+) -> Encoded:
     positions_B = positions_of(encoder.config, lengths_B)
-    mask = None
-    if full_context:
+    table_WD = encoder.embed_positions.weight
+    weights_BP: Tensor | None = None
+    if context == "thinned":
+        places_P, weights_BP = thinning.keep(positions_B, len(table_WD))
+        states_BPD = _thinned_stem(encoder, inputs_BTF, places_P) + table_WD[places_P.to(table_WD.device)]
+    elif context == "full":
+        states_BPD = _stem(encoder, inputs_BTF)
         positions_B = torch.full_like(positions_B, states_BPD.shape[1])
+        states_BPD = states_BPD + table_WD[: states_BPD.shape[1]]
     else:
         longest = int(positions_B.max())
-        states_BPD = states_BPD[:, :longest]
+        states_BPD = _stem(encoder, inputs_BTF)[:, :longest] + table_WD[:longest]
         if int(positions_B.min()) < longest:
-            mask = valid_frames(positions_B.to(states_BPD.device), longest)[:, None, None, :]
-    states_BPD = states_BPD + encoder.embed_positions.weight[: states_BPD.shape[1]]
+            weights_BP = torch.zeros(len(positions_B), longest)
+            weights_BP = weights_BP.masked_fill(~valid_frames(positions_B.cpu(), longest), -math.inf)
+    if weights_BP is not None:
+        weights_BP = weights_BP.to(states_BPD.device, states_BPD.dtype)
     states_BPD = F.dropout(states_BPD, p=encoder.dropout, training=encoder.training)
+    mask = None if weights_BP is None else weights_BP[:, None, None, :]
     for layer in encoder.layers:
         states_BPD = layer(states_BPD, mask)
-    return encoder.layer_norm(states_BPD), positions_B
+    return Encoded(states=encoder.layer_norm(states_BPD), positions=positions_B, log_weights=weights_BP)
 
 
-def _encode_waveform(encoder: Any, waveforms_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+def _stem(encoder: Any, inputs_BTF: Tensor) -> Tensor:
+    """Convolve frames (B, T, F) -> (B, T/2, D)."""
+    features_BFT = inputs_BTF.transpose(1, 2).to(encoder.conv1.weight.dtype)
+    states_BPD: Tensor = F.gelu(encoder.conv2(F.gelu(encoder.conv1(features_BFT)))).transpose(1, 2)
+    return states_BPD
+
+
+_SILENT_FRAMES = 6
+"""Frames of silence put behind a batch's own, so that one position reads nothing but silence, and none of the stem's
+zero padding: a position reads five frames, and the frontend gives four behind the longest clip, of which the first two
+may still hold some of it."""
+
+
+def _thinned_stem(encoder: Any, inputs_BTF: Tensor, places_P: Tensor) -> Tensor:
+    """The stem's output (B, P, D) at some places of the window, computed no further than the clips go.
+
+    The last frame of every clip is its floor, which is what the whole window holds behind it. The stem makes one vector
+    of it, at every place but the window's last, where it reads its own zero padding.
+    """
+    window = 2 * encoder.config.max_source_positions
+    frames, last = inputs_BTF.shape[1], int(places_P[-1])
+    reaches_end = last == window // 2 - 1
+    wanted = window if reaches_end else min(frames + _SILENT_FRAMES + frames % 2, window)
+    behind = inputs_BTF[:, -1:].expand(-1, max(0, wanted - frames), -1)
+    states_BPD = _stem(encoder, torch.cat([inputs_BTF, behind], dim=1))
+    if wanted == window:
+        return states_BPD[:, places_P.to(states_BPD.device)]
+    silent = states_BPD.shape[1] - 2  # the last one reads zero padding
+    return states_BPD[:, places_P.clamp_max(silent).to(states_BPD.device)]
+
+
+def _encode_waveform(encoder: Any, waveforms_BT: Tensor, lengths_B: Tensor) -> Encoded:
     positions_B = positions_of(encoder.config, lengths_B).to(waveforms_BT.device)
     short = _shortest(encoder.config) - waveforms_BT.shape[1]
     if short > 0:  # a clip shorter than the convolutions reach is heard with silence behind it
@@ -259,7 +349,8 @@ def _encode_waveform(encoder: Any, waveforms_BT: Tensor, lengths_B: Tensor) -> t
     for module in encoder.modules():
         if isinstance(module, MaskedGate):
             module.valid_BP = mask
-    return encoder.encoder(hidden_BPD, attention_mask=mask).last_hidden_state, positions_B
+    states_BPD = encoder.encoder(hidden_BPD, attention_mask=mask).last_hidden_state
+    return Encoded(states=states_BPD, positions=positions_B)
 
 
 def _convolve(encoder: Any, waveforms_BT: Tensor, lengths_B: Tensor) -> Tensor:

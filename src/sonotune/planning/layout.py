@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sonotune.adapters import lora
-from sonotune.adapters.saved import choose_family, find_adapter, kept_unquantized, model_folder, storage
+from sonotune.adapters.saved import choose_family, find_adapter, kept_unquantized, model_folder, storage, use_of
 from sonotune.errors import AdapterError, ModelError
 from sonotune.features.batching import Batch
 from sonotune.models.base import LoadedModel, ModelFamily, Stream, bare_name
@@ -32,7 +32,7 @@ from sonotune.training.adapt import adapt
 from sonotune.training.optimizer import OptimizerKind
 from sonotune.training.ranks import RankSettings, plan_uncalibrated
 from sonotune.training.stages import Stage, StageSettings, all_stages, build_stages, whole_run
-from sonotune.types import Clip
+from sonotune.types import Clip, Context
 
 BLOCK, SCALES_PER_BLOCK = 64, 256  # of bitsandbytes: weights that share a scale, scales that share one
 PROMPT_TOKENS = (9, 6)
@@ -50,7 +50,7 @@ class TrainingSettings:
     task: str = "auto"
     num_labels: int | None = None
     multi_label: bool = False
-    context: Literal["dynamic", "full"] = "dynamic"
+    context: Context | None = None
     bits: Literal["auto"] | int = "auto"
     double: bool = True
     skip: Sequence[str] = ()
@@ -137,9 +137,8 @@ class Layout:
                 f"clips of {clip_s:g} s are longer than the window of {loaded.checkpoint}, {window_s:g} s. Plan for "
                 "shorter ones with --clip-seconds, or lower data.max_duration_s."
             )
-        full = loaded.context == "full"
         silence = np.zeros(max(1, round(clip_s * loaded.frontend.sample_rate_hz)), dtype=np.float32)
-        one_1TF, length_1 = loaded.frontend([silence], full_context=full)
+        one_1TF, length_1 = loaded.frontend([silence], full_context=loaded.context == "full")
         targets_BU = self._targets(clips, label_tokens)
         return Batch(
             inputs=torch.empty(clips, *one_1TF.shape[1:], device="meta"),
@@ -147,7 +146,7 @@ class Layout:
             targets=targets_BU,
             target_lengths=torch.full((clips,), targets_BU.shape[1]),
             clips=tuple(Clip(id=str(index), path=Path(str(index)), duration_s=clip_s) for index in range(clips)),
-            full_context=full,
+            context=loaded.context,
             frames_per_second=loaded.frontend.frames_per_second,
         )
 
@@ -176,7 +175,8 @@ def lay_out(settings: TrainingSettings, *, device: str = "cpu") -> Layout:
     family = choose_family(checkpoint, revision=settings.revision, family=settings.family, task=settings.task)
     base = model_folder(checkpoint)
     loaded = family.outline(base, revision=settings.revision, outputs=settings.num_labels)
-    loaded = loaded.with_(context=settings.context, processor=_processor(base, loaded.family))
+    context = settings.context or use_of(base).get("context") or loaded.context
+    loaded = loaded.with_(context=context, processor=_processor(base, loaded.family))
     total = sum(parameter.numel() for parameter in loaded.module.parameters())
     stored = storage(
         None, bits=16 if full else settings.bits, double=settings.double,

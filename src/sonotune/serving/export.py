@@ -143,6 +143,7 @@ def _merge(checkpoint: str, folder: Path, *, target: MergeTarget, dtype: ExportD
         "merge": asdict(proof) if proof else None,
         "rounding": asdict(rounded),
         "context": opened.loaded.context,
+        "trained_contexts": list(opened.loaded.trained_contexts),
         **use_of(checkpoint),
     }
 

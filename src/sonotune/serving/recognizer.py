@@ -92,7 +92,6 @@ class Recognizer:
             self.task,
             loaded,
             clips,
-            full_context=loaded.context == "full",
             autocast=self._autocast,
             **settings,
         )

@@ -71,8 +71,7 @@ class Feed:
         self._processes, self._guard, self._sharded = processes, guard, is_sharded(loaded.module)
         self._event, self._found, self._spend = event, found, spend
         self._known_bad = set[str]()
-        self._full = loaded.context == "full"
-        window_s = loaded.frontend.max_duration_s if self._full else None
+        window_s = loaded.frontend.max_duration_s if loaded.context == "full" else None
         self._durations = [window_s or clip.duration_s for clip in data.clips]
 
     def plan(self, epoch: int) -> list[tuple[int, ...]]:
@@ -91,8 +90,7 @@ class Feed:
 
     def loader(self, batches: list[tuple[int, ...]], position: Position) -> Any:
         """This process's micro-batches of an epoch from a position on; to be closed."""
-        share = 1.0 if self._full else self._settings.full_context_share
-        dataset = self._dataset(batches, position.epoch, full_context_share=share)
+        dataset = self._dataset(batches, position.epoch, full_context_share=self._settings.full_context_share)
         places, each = range(position.batch, len(batches)), self._settings.accumulation_steps
         steps = range(0, len(places), each)
         ours = [place for start in steps for place in self._processes.share(places[start : start + each])]
@@ -104,7 +102,7 @@ class Feed:
         Some may be one. Where a share of the batches is padded to the whole window, they are.
         """
         batches = self.plan(epoch)
-        padded = self._full or self._settings.full_context_share > 0
+        padded = self._loaded.context == "full" or self._settings.full_context_share > 0
 
         def most(lengths: Sequence[float], *, each: bool = True) -> int:
             longest = [max(lengths[place] for place in batch) for batch in batches]
@@ -127,6 +125,7 @@ class Feed:
             waveform_augmenter=self._data.augmenter,
             spec_augment=self._data.spec_augment,
             mixup=self._data.mixup,
+            context=self._loaded.context,
             full_context_share=full_context_share,
         )
 

@@ -260,7 +260,7 @@ def _open(
         family.task, wanted, mixup_probability=config.augmentation.mixup_probability, num_labels=model.num_labels
     )
     opened = open_model(
-        model.checkpoint, family=family, revision=model.revision, context=model.context,
+        model.checkpoint, family=family, revision=model.revision, context=model.asked_context,
         bits=16 if full else config.quantization.bits, double=config.quantization.double, skip=unquantized(config),
         precision=precision, device=device, random_weights=model.random_weights, dropout=model.dropout,
         outputs=() if model.outputs == "checkpoint" else tuple(wanted), renew_outputs=model.outputs == "data",

@@ -23,6 +23,7 @@ from sonotune.features.workers import Crew
 from sonotune.metrics.efficiency import Energy, PeakMemory
 from sonotune.models.base import LoadedModel, ModelFamily, count_parameters
 from sonotune.models.precision import Precision, choose_precision
+from sonotune.models.thinning import contexts_of_training
 from sonotune.processes import Processes
 from sonotune.runs import RunDirectory, torch_seed
 from sonotune.tasks.base import Prepared, Task
@@ -130,6 +131,7 @@ def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[
                 if not _has_checkpoint(book):
                     _listen(session, "before", 0)
                 loop = _train(session, stop, (*listeners, trackers))
+                session = _trained(session)
                 step = loop.load_best() or loop.position.step
                 _settle(session)
                 _save(session)
@@ -243,6 +245,7 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews, arithmetic: _Arith
         model={
             "family": loaded.family, "checkpoint": loaded.checkpoint, "revision": loaded.revision,
             "components": count_parameters(loaded), "quantized_linears": len(loaded.quantized),
+            "context": loaded.context,
         },
     )  # fmt: skip
     if config.training.shard_weights and processes.count > 1:
@@ -301,13 +304,13 @@ def _has_checkpoint(book: RunBook) -> bool:
 
 
 def _evaluate(session: _Session, clips: Sequence[Clip]) -> EvaluationResult:
-    config, settings = session.config, session.config.evaluation
+    settings = session.config.evaluation
     with assembled(session.loaded.module):
         return evaluate(
             session.task, session.loaded, clips, batch_seconds=settings.batch_seconds,
             max_clips=settings.batch_max_clips, beam_size=settings.beam_size, max_new_tokens=settings.max_new_tokens,
             bootstrap=settings.bootstrap,
-            duration_edges_s=settings.duration_edges_s, full_context=config.model.context == "full",
+            duration_edges_s=settings.duration_edges_s,
             crew=session.crews.evaluation, autocast=session.accelerator.autocast,
             processes=session.processes,
         )  # fmt: skip
@@ -376,6 +379,16 @@ def _train(session: _Session, stop: StopRequest, listeners: Sequence[Listener]) 
         checks.check_applied(session.family, loaded, autocast=session.accelerator.autocast)
     book.directory.event("spent", step=loop.position.step, seconds=loop.position.spent)
     return loop
+
+
+def _trained(session: _Session) -> _Session:
+    """The weights are now those of the contexts they were trained in."""
+    loaded, share = session.loaded, session.config.model.full_context_share
+    if not loaded.trained_contexts:
+        return session
+    contexts = contexts_of_training(loaded.context, full_context_share=share)
+    session.book.write(model={**session.book.record.model, "trained_contexts": list(contexts)})
+    return replace(session, loaded=loaded.with_(trained_contexts=contexts))
 
 
 def _newest_checkpoint(session: _Session) -> checkpoint.Checkpoint | None:

@@ -1,9 +1,11 @@
 """Audio classifiers: the audio spectrogram transformer (AST), and any other of `AutoModelForAudioClassification`.
 
-AST has a table of positions for about ten seconds. With `context="dynamic"` a clip is computed at its own length: the
-table is cut in time and attention to the padding of the batch is masked. With `context="full"` the computation is that
-of `transformers`. The map of every classifier is found by its structure; other architectures are given clips of one
-length at a time, so that a clip's output never depends on its neighbours.
+AST has a table of learnt positions for about ten seconds, which its pretraining always filled: with `context="full"`,
+the default, the computation is that of `transformers`. With `context="cut"` a clip is computed at its own length: the
+table is cut in time and attention to the padding of the batch is masked, which only weights that were trained so bear.
+A Whisper encoder with a classification head has Whisper's contexts (`models.thinning`). The map of every classifier is
+found by its structure; other architectures are given clips of one length at a time, so that a clip's output never
+depends on its neighbours.
 
 Shape letters: B clips, T frames or samples, F mel bins, C classes, D width, P patches in time, Q patches in frequency.
 """
@@ -13,13 +15,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sonotune.errors import ModelError
+from sonotune.errors import ConfigError, ModelError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import FilterBank, Frontend, RawWaveform, from_feature_extractor
 from sonotune.features.normalization import valid_frames
@@ -34,8 +36,17 @@ from sonotune.models.checkpoints import (
 )
 from sonotune.models.norms import fix_batch_norms
 from sonotune.models.outputs import refuse_new_outputs
-from sonotune.models.speech_encoders import frontend_of, position_streams, row_kinds
+from sonotune.models.speech_encoders import (
+    computed_positions,
+    contexts_of,
+    encode,
+    frontend_of,
+    position_streams,
+    positions_of,
+    row_kinds,
+)
 from sonotune.models.structure import find_structure
+from sonotune.types import Context
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +81,7 @@ class AstFamily:
         checkpoint: str,
         *,
         revision: str | None = None,
-        context: Literal["dynamic", "full"] = "dynamic",
+        context: Context | None = None,
         random_weights: bool = False,
         dropout: float | None = None,
         outputs: Sequence[str] = (),
@@ -95,7 +106,8 @@ class AstFamily:
             config_changes=_settings(dropout) | (_sizes(labels) if renew else {}),
         )  # fmt: skip
         loaded = self._mapped(
-            module, checkpoint=checkpoint, revision=identity, context=context, processor=extractor,
+            module, checkpoint=checkpoint, revision=identity, processor=extractor,
+            **_contexts_of(module.config, context),
             frontend=from_feature_extractor(extractor), labels=labels, new_outputs=labels if renew else (),
         )  # fmt: skip
         if renew:  # also where an old layer of the same size could be loaded: its classes are others
@@ -131,8 +143,10 @@ class AstFamily:
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Logits (B, C), one row a clip."""
         module = loaded.module
-        if module.config.model_type == _AST and not batch.full_context:
+        if module.config.model_type == _AST and batch.context != "full":
             return self._own_length(loaded, batch)
+        if module.config.model_type == "whisper" and batch.context != "full":
+            return _of_whisper(loaded, batch)
         if module.config.model_type in _WINDOWED:
             return _whole(module, batch.inputs)
         sizes = batch.input_lengths.tolist()
@@ -155,8 +169,11 @@ class AstFamily:
             kinds_BN, head = _patch_kinds(config, batch), r"^classifier\."
             return (_pooled(head, batch), Stream(modules="", kinds=kinds_BN))
         if config.model_type == "whisper":
-            heard_BP = row_kinds((batch.input_lengths + 1) // 2, (batch.inputs.shape[1] + 1) // 2)
-            return (_pooled(r"^classifier$", batch), Stream(modules="", kinds=heard_BP))
+            computed = computed_positions(
+                config, batch.inputs, batch.input_lengths, context=batch.context, thinning=loaded.thinning
+            )
+            own_BP = row_kinds(positions_of(config, batch.input_lengths), computed)
+            return (_pooled(r"^classifier$", batch), Stream(modules="", kinds=own_BP))
         if config.model_type not in _FRAMED:
             raise ModelError(
                 f"which rows the linears of a {config.model_type!r} classifier take is known for "
@@ -205,7 +222,7 @@ def _pooled(modules: str, batch: Batch) -> Stream:
 def _patch_kinds(config: Any, batch: Batch) -> Tensor:
     """Kinds of class tokens and patches (B, 2 + Q P), as `_tokens` and `transformers` lay them out."""
     patches_B, whole = _patches(config, batch)
-    longest = whole if batch.full_context else int(patches_B.max())
+    longest = whole if batch.context == "full" else int(patches_B.max())
     bands = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
     return F.pad(row_kinds(patches_B, longest).repeat(1, bands), (2, 0), value=AUDIO)
 
@@ -236,6 +253,40 @@ def _tokens(embeddings: Any, config: Any, batch: Batch, *, silence: float) -> tu
     valid_BP = valid_frames(patches_B, longest)
     valid_BN = F.pad(valid_BP.repeat(1, bands), (2, 0), value=True)
     return tokens_BND, valid_BN
+
+
+def _of_whisper(loaded: LoadedModel, batch: Batch) -> Tensor:
+    """Logits (B, C) of a Whisper encoder: the mean over positions counts each for as many as it stands for."""
+    module = loaded.module
+    encoded = encode(
+        module.encoder, batch.inputs, batch.input_lengths, context=batch.context, thinning=loaded.thinning
+    )  # fmt: skip
+    projected_BPD = module.projector(encoded.states)
+    if encoded.log_weights is None:
+        pooled_BD = projected_BPD.mean(dim=1)
+    else:
+        shares_BP = encoded.log_weights.float().softmax(dim=1).to(projected_BPD.dtype)
+        pooled_BD = torch.einsum("bp,bpd->bd", shares_BP, projected_BPD)
+    logits_BC: Tensor = module.classifier(pooled_BD)
+    return logits_BC
+
+
+def _contexts_of(config: Any, context: Context | None) -> dict[str, Any]:
+    """Fields of a `LoadedModel`, for pretrained weights.
+
+    Raises:
+        ConfigError: The architecture has no such context.
+    """
+    if config.model_type == "whisper" and not getattr(config, "use_weighted_layer_sum", False):
+        return contexts_of(config, context)
+    if context == "thinned" or (context == "cut" and config.model_type == "whisper"):
+        raise ConfigError(
+            f"model.context={context} is not known for a {config.model_type!r} classifier"
+            + (" with a weighted sum of layers" if config.model_type == "whisper" else "")
+            + f". Take model.context=full{' or cut' if config.model_type == _AST else ''}."
+        )
+    windowed = config.model_type in _WINDOWED
+    return {"context": context or "full", "trained_contexts": ("full",) if windowed else ()}
 
 
 def _whole(module: Any, inputs_BTF: Tensor) -> Tensor:

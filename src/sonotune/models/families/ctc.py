@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ from sonotune.models.checkpoints import (
 from sonotune.models.ctc_decoding import beam_search, collapse
 from sonotune.models.languages import nothing_to_note
 from sonotune.models.norms import fix_batch_norms
+from sonotune.types import Context
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class CtcFamily:
         checkpoint: str,
         *,
         revision: str | None = None,
-        context: Literal["dynamic", "full"] = "dynamic",
+        context: Context | None = None,
         random_weights: bool = False,
         dropout: float | None = None,
         outputs: Sequence[str] = (),
@@ -92,7 +93,7 @@ class CtcFamily:
         Args:
             checkpoint: Packaged, local or hub name.
             revision: Hub revision.
-            context: These models have no window; both are the same.
+            context: These models have no window; all are the same.
             random_weights: Build from the configuration alone.
             dropout: Of hidden states.
             outputs: Characters of the data; they become the vocabulary where the checkpoint has none.
@@ -118,7 +119,7 @@ class CtcFamily:
         if words is None:
             words = load_processor(checkpoint, class_name="AutoTokenizer", revision=revision)
         loaded = self._mapped(
-            module, checkpoint=checkpoint, revision=identity, context=context,
+            module, checkpoint=checkpoint, revision=identity, context=context or "full",
             processor=_processor(config.model_type, extractor, words), frontend=from_feature_extractor(extractor),
             new_outputs=tuple(words.convert_ids_to_tokens(list(range(len(words))))) if renew else (),
         )  # fmt: skip
@@ -286,7 +287,8 @@ class CtcFamily:
         """Features -> states (B, T, D) and valid frames (B,)."""
         module = loaded.module
         if not hasattr(module, "ctc_head"):
-            states_BTD, lengths_B = speech_encoders.encode(module.base_model, batch.inputs, batch.input_lengths)
+            encoded = speech_encoders.encode(module.base_model, batch.inputs, batch.input_lengths)
+            states_BTD, lengths_B = encoded.states, encoded.positions
             return module.dropout(states_BTD), lengths_B
         valid_BT = valid_frames(batch.input_lengths, batch.inputs.shape[1])
         hidden_BTD: Tensor = module.encoder(input_features=batch.inputs, attention_mask=valid_BT).last_hidden_state

@@ -14,7 +14,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ from sonotune.models.families.qwen3_asr_text import (
 )
 from sonotune.models.outputs import refuse_new_outputs
 from sonotune.models.speech_encoders import row_kinds
+from sonotune.types import Context
 
 _CLASS = "Qwen3ASRForConditionalGeneration"
 _EMBEDDINGS, _HEAD = "model.language_model.embed_tokens", "lm_head"
@@ -68,7 +69,7 @@ class Qwen3AsrFamily:
         checkpoint: str,
         *,
         revision: str | None = None,
-        context: Literal["dynamic", "full"] = "dynamic",
+        context: Context | None = None,
         random_weights: bool = False,
         dropout: float | None = None,
         outputs: Sequence[str] = (),
@@ -78,7 +79,7 @@ class Qwen3AsrFamily:
         """See `ModelFamily.load`; text is written in the checkpoint's own tokens.
 
         The architecture has no dropout on hidden states. `dropout` is that of the language model's attention, the
-        only one it has. There is no window, so `context="full"` is the same as `dynamic`.
+        only one it has. There is no window, so all contexts are the same.
         """
         refuse_new_outputs(self.name, renew_outputs=renew_outputs, tokenizer=tokenizer)
         config = read_config(checkpoint, revision)
@@ -96,7 +97,7 @@ class Qwen3AsrFamily:
         processor = _modern_processor(processor)
         prompt_of(processor)  # a template that hears nothing is to be found before anything runs
         return self._mapped(
-            module, checkpoint=checkpoint, revision=identity, context=context, processor=processor,
+            module, checkpoint=checkpoint, revision=identity, context=context or "full", processor=processor,
             frontend=from_feature_extractor(processor.feature_extractor),
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ N labels of a batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from sonotune.models.composed import (
 from sonotune.models.composing import processor_of_parts, put_together
 from sonotune.models.languages import language_name
 from sonotune.models.outputs import refuse_new_outputs
+from sonotune.types import Context
 
 _MOST_TOKENS = 448  # of a transcript, where the caller sets no limit: Whisper's, for clips of 30 s
 
@@ -56,7 +57,7 @@ class SpeechLlmFamily:
         checkpoint: str,
         *,
         revision: str | None = None,
-        context: Literal["dynamic", "full"] = "dynamic",
+        context: Context | None = None,
         random_weights: bool = False,
         dropout: float | None = None,
         outputs: Sequence[str] = (),
@@ -79,7 +80,8 @@ class SpeechLlmFamily:
             )  # fmt: skip
         module.config.parts = None  # saved, it has weights of its own
         loaded = self._mapped(
-            module, checkpoint=checkpoint, revision=identity, context=context, processor=processor,
+            module, checkpoint=checkpoint, revision=identity, processor=processor,
+            **speech_encoders.contexts_of(module.config.audio_config, context),
             frontend=from_feature_extractor(processor.feature_extractor),
             untrained=() if random_weights else _untrained(module),
         )  # fmt: skip
@@ -195,9 +197,13 @@ class SpeechLlmFamily:
         """See `ModelFamily.streams`; of a window, the audio positions behind the clip are padding."""
         module, config = loaded.module, loaded.module.config
         encoded = speech_encoders.streams_of(
-            module.audio_encoder, "audio_encoder", batch.inputs, batch.input_lengths, full_context=batch.full_context
-        )
-        projected, heard_BQ, sizes_B = _projected(config, encoded[-1].kinds, full_context=batch.full_context)
+            module.audio_encoder, "audio_encoder", batch.inputs, batch.input_lengths, context=batch.context,
+            thinning=loaded.thinning,
+        )  # fmt: skip
+        fills = batch.context == "full" and speech_encoders.kind_of(config.audio_config) == "whisper"
+        kinds_BP = encoded[-1].kinds
+        own_BP = kinds_BP if fills else kinds_BP[:, : int(kinds_BP.ne(PADDING).sum(dim=1).max())]
+        projected, heard_BQ, sizes_B = _projected(config, own_BP, fills_window=fills)
         crossing = config.fusion == "cross_attention"
         prompts = [self._prompt(loaded, clip.language) for clip in batch.clips]
         rows_BL = kinds_of_rows(
@@ -249,7 +255,9 @@ class SpeechLlmFamily:
     def _rows(self, loaded: LoadedModel, batch: Batch, *, with_targets: bool) -> Rows:
         """Prompts with what was heard in them, and targets where wanted."""
         module = loaded.module
-        audio_BQD, lengths_B = module.hear(batch.inputs, batch.input_lengths, full_context=batch.full_context)
+        audio_BQD, lengths_B = module.hear(
+            batch.inputs, batch.input_lengths, context=batch.context, thinning=loaded.thinning
+        )
         if module.config.fusion == "cross_attention":
             lengths_B = torch.zeros_like(lengths_B)
         prompts = [self._prompt(loaded, clip.language) for clip in batch.clips]
@@ -278,14 +286,14 @@ class SpeechLlmFamily:
         return _positions_of(loaded.module.config) - audio - sum(map(len, self._prompt(loaded, language)))
 
 
-def _projected(config: Any, kinds_BP: Tensor, *, full_context: bool) -> tuple[tuple[Stream, ...], Tensor, list[int]]:
+def _projected(config: Any, kinds_BP: Tensor, *, fills_window: bool) -> tuple[tuple[Stream, ...], Tensor, list[int]]:
     """Rows within the projector, kinds of what comes out (B, Q), and how many of it each clip is given.
 
     In a whole window everything is projected; what stands for no position of the clip is padding. The perceiver takes
     the windows of all clips one after the other, and only those it computes.
     """
     own_B = kinds_BP.ne(PADDING).sum(dim=1)
-    given_B = torch.full_like(own_B, kinds_BP.shape[1]) if _fills_window(config, full_context) else own_B
+    given_B = torch.full_like(own_B, kinds_BP.shape[1]) if fills_window else own_B
     step = config.downsample
     if config.projector_kind != "perceiver":
         heard_BQ = speech_encoders.row_kinds(-(-own_B // step), -(-kinds_BP.shape[1] // step))
@@ -302,10 +310,6 @@ def _projected(config: Any, kinds_BP: Tensor, *, full_context: bool) -> tuple[tu
         Stream(modules=r"^projector\.", kinds=latents_NK),
     )
     return streams, heard_BN.repeat_interleave(latents, dim=1), (-(-given_B // window) * latents).tolist()
-
-
-def _fills_window(config: Any, full_context: bool) -> bool:
-    return full_context and speech_encoders.kind_of(config.audio_config) == "whisper"
 
 
 def _start(tokenizer: Any) -> list[int]:

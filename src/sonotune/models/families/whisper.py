@@ -1,9 +1,10 @@
 """Whisper: log-mel frames -> convolutional stem -> encoder -> autoregressive decoder.
 
-`transformers` pads every clip to the model's whole window (30 s) and masks nothing. Here, with `context="dynamic"`, a
-clip is computed at its own length: the positional table is cut, and attention to the padding of the batch is masked,
-so that a clip's output never depends on its neighbours. With `context="full"` the computation is that of
-`transformers`, to the bit.
+`transformers` pads every clip to the model's whole window (30 s) and masks nothing; with `context="full"` the
+computation is that, to the bit. With `context="thinned"` most of the silence behind a clip is left out and what is kept
+stands for the rest in attention, which leaves the function of pretrained weights as it is (`models.thinning`). With
+`context="cut"` all of it is left out, which only weights that were trained so bear. A clip's output never depends on
+its neighbours in a batch.
 
 Shape letters: B clips, T frames, P encoder positions (two frames each), F mel bins, U target tokens, D width.
 """
@@ -14,7 +15,7 @@ import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +26,12 @@ from torch import Tensor, nn
 from sonotune.errors import TextError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import from_feature_extractor
-from sonotune.features.normalization import valid_frames
 from sonotune.models import speech_encoders
 from sonotune.models.base import TEXT, Component, LoadedModel, Losses, Stream
 from sonotune.models.checkpoints import is_classifier, load_pretrained, outline_pretrained
 from sonotune.models.languages import find_code, nothing_to_note
 from sonotune.models.outputs import refuse_new_outputs
+from sonotune.types import Context
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class WhisperFamily:
         checkpoint: str,
         *,
         revision: str | None = None,
-        context: Literal["dynamic", "full"] = "dynamic",
+        context: Context | None = None,
         random_weights: bool = False,
         dropout: float | None = None,
         outputs: Sequence[str] = (),
@@ -67,7 +68,8 @@ class WhisperFamily:
         )  # fmt: skip
         _learn_languages(module, processor.tokenizer, checkpoint)
         return self._mapped(
-            module, checkpoint=checkpoint, revision=identity, context=context, processor=processor,
+            module, checkpoint=checkpoint, revision=identity, processor=processor,
+            **speech_encoders.contexts_of(module.config, context),
             frontend=from_feature_extractor(processor.feature_extractor),
         )  # fmt: skip
 
@@ -175,7 +177,7 @@ class WhisperFamily:
         """See `ModelFamily.streams`; cross-attention takes its keys and values from the encoder's rows."""
         heard = speech_encoders.streams_of(
             loaded.module.model.encoder, "model.encoder", batch.inputs, batch.input_lengths,
-            full_context=batch.full_context,
+            context=batch.context, thinning=loaded.thinning,
         )  # fmt: skip
         # A token is put in for the next one to come out, so the last of each clip is not.
         written_BU = (batch.targets[:, 1:] >= 0).to(torch.int8) * TEXT
@@ -224,19 +226,14 @@ class WhisperFamily:
         return [self.decode_text(loaded, row) for row in ids_BU[:, prompt_BU.shape[1] :].tolist()]
 
     def _encode(self, loaded: LoadedModel, batch: Batch) -> Tensor:
-        """Features (B, T, F) -> encoder states (B, P, D) at the batch's own length.
-
-        Frames beyond a clip's end hold silence; positions that would see them are cut or masked, so a clip gives the
-        same states alone and in any batch.
-        """
-        states_BPD, positions_B = speech_encoders.encode(
-            loaded.module.model.encoder, batch.inputs, batch.input_lengths, full_context=batch.full_context
-        )
-        longest, mask = states_BPD.shape[1], None
-        if int(positions_B.min()) < longest:
-            mask = valid_frames(positions_B.to(states_BPD.device), longest)[:, None, None, :]
-        loaded.module.model.decoder.cross_mask = mask
-        return states_BPD
+        """Features (B, T, F) -> encoder states (B, P, D); what they stand for is left for the decoder's layers."""
+        encoded = speech_encoders.encode(
+            loaded.module.model.encoder, batch.inputs, batch.input_lengths, context=batch.context,
+            thinning=loaded.thinning,
+        )  # fmt: skip
+        weights_BP = encoded.log_weights
+        loaded.module.model.decoder.cross_mask = None if weights_BP is None else weights_BP[:, None, None, :]
+        return encoded.states
 
     def _prompt_length(self, loaded: LoadedModel) -> int:
         return 4 if _is_multilingual(loaded) else 2
@@ -333,7 +330,7 @@ def _components(module: Any) -> tuple[Component, ...]:
 
 
 def _install_cross_attention_mask(module: Any) -> None:
-    """Let the decoder's layers see which encoder positions are valid.
+    """Let the decoder's layers see how many positions each encoder state stands for; padding stands for none.
 
     `transformers` passes `encoder_attention_mask=None` to every layer, so the mask of the last encoded batch is put in
     by a hook. It is kept until the next batch is encoded, which is what re-computation under gradient checkpointing
