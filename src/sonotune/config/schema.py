@@ -382,8 +382,9 @@ class TrainingConfig(Section):
     """Passes over the training clips."""
     max_steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
     """Optimiser steps at most; null lets `max_epochs` decide alone."""
-    learning_rate: Rate = 1e-3
-    """Peak learning rate. Full fine-tuning wants a lower one: the preset `adapter=full` says which."""
+    learning_rate: Rate | Literal["auto"] = "auto"
+    """Peak learning rate. `auto` goes by the size of the model, with a lower rate for pretrained weights that train in
+    full (all of them, the stem, those of a stage) than for adapters; a number is for all alike."""
     learning_rates: Mapping[str, Multiplier] = {}
     """Component selector -> factor on the learning rate, such as `{stem: 0.5}`; of two that match, the later wins."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)

@@ -130,6 +130,10 @@ def plan_ablation(
     )
 
 
+_CENTRE = 1e-3
+"""Middle of the grid of learning rates where none is given; what is best is searched for on both sides of it."""
+
+
 def _centres(base: Sequence[str], arms: Sequence[Arm]) -> dict[str, float]:
     """Arm -> learning rate of its settings, moved as the arm says; all arms with wrong settings at once."""
     centres, problems = {}, []
@@ -139,7 +143,8 @@ def _centres(base: Sequence[str], arms: Sequence[Arm]) -> dict[str, float]:
         except ConfigError as error:
             problems.append(f"arm {arm.name}: {error}")
         else:
-            centres[arm.name] = config.training.learning_rate * STEP**arm.rate_shift
+            rate = config.training.learning_rate
+            centres[arm.name] = (_CENTRE if rate == "auto" else rate) * STEP**arm.rate_shift
     if problems:
         raise ConfigError("\n".join(problems))
     return centres

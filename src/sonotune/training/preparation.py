@@ -30,6 +30,7 @@ from sonotune.processes import ALONE, Processes
 from sonotune.registry import resolve
 from sonotune.tasks.base import Prepared, Task, TaskSettings
 from sonotune.training.adapt import check_plain, check_settings_of_task
+from sonotune.training.learning_rates import usual_rates
 from sonotune.training.loop_settings import LoopSettings, TrainingData
 from sonotune.training.ranks import RankSettings, adapted_sites, calibrate, calibration_clips, plan_ranks
 from sonotune.training.stages import Stage, StageSettings, build_stages, whole_run
@@ -166,7 +167,7 @@ def stages_of(config: RunConfig, loaded: LoadedModel) -> tuple[Stage, ...]:
         AdapterError: A stage trains nothing, or what cannot train.
     """
     training = config.training
-    rate, rates, decay = training.learning_rate, training.learning_rates, training.layer_decay
+    rate, rates, decay = float(training.learning_rate), training.learning_rates, training.layer_decay
     if not training.stages:
         return (
             whole_run(
@@ -199,7 +200,7 @@ def with_split(config: RunConfig, split: Split) -> RunConfig:
     Pretrained weights bear lower rates than adapters do: none learns faster than `MOST_RATE`, however fast they learn.
     """
     given = config.adapter.unfreeze
-    most = MOST_RATE / config.training.learning_rate
+    most = MOST_RATE / float(config.training.learning_rate)
     full = (*(["stem"] if split.stem else []), *split.unfreeze)
     rates = {part: min(split.rates.get(part, 1.0), most) for part in full}
     beside = (*given, *(selector for selector in split.unfreeze if selector not in given))
@@ -215,6 +216,32 @@ def with_split(config: RunConfig, split: Split) -> RunConfig:
     }
     sections = {name: getattr(config, name).model_copy(update=values) for name, values in changes.items()}
     return config.model_copy(update=sections)
+
+
+def with_learning_rate(config: RunConfig, loaded: LoadedModel) -> tuple[RunConfig, str | None]:
+    """The settings with rates in numbers, and why they were chosen; None where one was given.
+
+    Args:
+        config: Of the run, as `with_stages` leaves it.
+        loaded: The model, not adapted yet.
+    """
+    if config.training.learning_rate != "auto":
+        return config, None
+    parameters = sum(parameter.numel() for parameter in loaded.module.parameters())
+    rates = usual_rates(parameters)
+    size = f"{parameters / 1e6:.0f} million parameters"
+    if config.adapter.kind == "none":
+        changes: dict[str, Any] = {"learning_rate": rates.weights}
+        reason = f"{rates.weights:g}: all of {size} train"
+    else:
+        stem = ("stem",) if config.adapter.stem == "train" and not config.training.stages else ()
+        new = {"head", "projector", *loaded.untrained}
+        pretrained = [part for part in (*stem, *config.adapter.unfreeze) if part.partition(".")[0] not in new]
+        factors = dict.fromkeys(pretrained, rates.weights / rates.adapters)
+        changes = {"learning_rate": rates.adapters, "learning_rates": {**factors, **config.training.learning_rates}}
+        reason = f"{rates.adapters:g}: adapters on {size}"
+        reason += f"; {rates.weights:g} for {', '.join(pretrained)}" if pretrained else ""
+    return config.model_copy(update={"training": config.training.model_copy(update=changes)}), reason
 
 
 def rank_settings(config: RunConfig) -> RankSettings:

@@ -48,6 +48,7 @@ from sonotune.training.preparation import (
     stages_of,
     training_data,
     unquantized,
+    with_learning_rate,
     with_split,
     with_stages,
 )
@@ -211,6 +212,7 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews, arithmetic: _Arith
         corpus, opened.loaded, steps, settings=book.record.config_digest, precision=precision, bits=bits,
     )  # fmt: skip
     processes.agree({**identity, "test data": corpus.digests.get("test", "none")})
+    config, why_this_rate = with_learning_rate(config, opened.loaded)
     if config.training.shard_weights:
         check_shardable(
             kind=config.adapter.kind, bits=bits, precision=precision, optimizer=optimizer,
@@ -233,6 +235,8 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews, arithmetic: _Arith
     )  # fmt: skip
     stages = stages_of(config, loaded)
     choices = {**opened.choices, "training.precision": f"{precision}: {arithmetic.why}"}
+    if why_this_rate is not None:
+        choices["training.learning_rate"] = why_this_rate
     if optimizer != config.training.optimizer:
         choices["training.optimizer"] = f"{optimizer}: {reason}"
     if config.training.shard_weights and processes.count == 1:
