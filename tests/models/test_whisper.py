@@ -14,10 +14,12 @@ import torch
 
 from sonotune.errors import ModelError, TextError
 from sonotune.features.batching import Batch, pad_targets
+from sonotune.models import decoding
 from sonotune.models.base import LoadedModel, count_parameters, parameter_owners, select
+from sonotune.models.families import whisper
 from sonotune.models.families.whisper import WhisperFamily
 from sonotune.registry import resolve_asset
-from sonotune.types import Clip
+from sonotune.types import Clip, DecodingSettings
 
 FAMILY = WhisperFamily()
 
@@ -145,16 +147,49 @@ def test_the_loss_is_that_of_transformers_on_the_same_labels(loaded: LoadedModel
     assert float(ours.total) / ours.count == pytest.approx(float(theirs), rel=1e-5)
 
 
-def test_greedy_decoding_does_not_depend_on_the_batch(loaded: LoadedModel):
+def test_decoding_does_not_depend_on_the_batch(loaded: LoadedModel):
+    settings = DecodingSettings(max_new_tokens=12)
     batch = make_batch(loaded, [0.9, 0.5, 1.37], ["one", "two", "six"])
-    together = FAMILY.transcribe(loaded, batch, max_new_tokens=8)
-    alone = [FAMILY.transcribe(loaded, row, max_new_tokens=8)[0] for row in batch.split(3)]
+    state = torch.get_rng_state()
+    together = FAMILY.transcribe(loaded, batch, settings)
+    alone = [FAMILY.transcribe(loaded, row, settings)[0] for row in batch.split(3)]
     assert together == alone
+    assert max(one.attempts for one in together) == 6  # untrained, it is sure of nothing
+    assert torch.equal(state, torch.get_rng_state())
 
 
-def test_beam_search_runs_and_beam_one_is_greedy(loaded: LoadedModel):
+@pytest.mark.parametrize("penalties", [{}, {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2}])
+def test_greedy_decoding_is_that_of_transformers(loaded: LoadedModel, penalties: dict[str, Any]):
     batch = make_batch(loaded, [0.9, 0.5], ["one", "two"])
-    assert len(FAMILY.transcribe(loaded, batch, beam_size=3, max_new_tokens=6)) == 2
+    settings = DecodingSettings(max_new_tokens=20, temperatures=(0.0,), **penalties)
+    encoded = FAMILY._encode(loaded, batch)
+    prompt = torch.tensor([FAMILY._prompt(loaded, "en")] * 2)
+    rows = whisper._beam_search(loaded, encoded, prompt, [20, 20], settings)  # of one beam
+    assert [one.text for one in FAMILY.transcribe(loaded, batch, settings)] == [
+        FAMILY.decode_text(loaded, row) for row in rows
+    ]
+
+
+def test_the_log_probability_of_a_text_is_what_greedy_decoding_adds_up(loaded: LoadedModel):
+    batch = make_batch(loaded, [0.9, 0.5], ["one", "two"])
+    encoded = FAMILY._encode(loaded, batch)
+    prompt = torch.tensor([FAMILY._prompt(loaded, "en")] * 2)
+    decoder = whisper._Decoder(loaded, encoded, loaded.module.model.decoder.cross_mask)
+    end = loaded.module.config.eos_token_id
+    written = decoding.write(decoder, prompt, end=end, limits=[100, 100])
+    with torch.no_grad():
+        means, no_speech = whisper._judge(loaded, encoded, prompt, [one.ids for one in written])
+    ended = [len(one.ids) < 29 for one in written]  # a loop ends without the end token, which `_judge` counts
+    for mean, one, whole in zip(means, written, ended, strict=True):
+        assert not whole or mean == pytest.approx(one.mean_logprob, rel=1e-4)
+    assert no_speech == pytest.approx(decoder.no_speech, rel=1e-4)
+
+
+def test_beam_search_does_not_depend_on_the_batch(loaded: LoadedModel):
+    batch = make_batch(loaded, [0.9, 0.5], ["one", "two"])
+    settings = DecodingSettings(beam_size=3, max_new_tokens=6)
+    together = FAMILY.transcribe(loaded, batch, settings)
+    assert together == [FAMILY.transcribe(loaded, row, settings)[0] for row in batch.split(2)]
 
 
 def test_the_language_is_detected_where_it_is_unknown(loaded: LoadedModel):

@@ -14,7 +14,7 @@ from sonotune.models.families.whisper import WhisperFamily
 from sonotune.models.probe import probe_batch
 from sonotune.tasks.base import TaskSettings
 from sonotune.tasks.transcribe import Transcribe
-from sonotune.types import Clip, Prediction
+from sonotune.types import Clip, DecodingSettings, Prediction
 
 FAMILY = WhisperFamily()
 
@@ -135,11 +135,11 @@ def test_no_text_at_all_counts_as_deletions():
 
 def test_predictions_come_in_the_order_of_the_batch(loaded: LoadedModel):
     batch = probe_batch(loaded)
-    found = task().predict(loaded, batch, max_new_tokens=4)
+    found = task().predict(loaded, batch, DecodingSettings(max_new_tokens=4))
     assert [prediction.clip_id for prediction in found] == [made.id for made in batch.clips]
     spoken = replace(batch, clips=tuple(replace(made, language="he") for made in batch.clips))
-    assert [item.text for item in task(language=None).predict(loaded, spoken, max_new_tokens=4)] == [
-        item.text for item in task(language="he").predict(loaded, batch, max_new_tokens=4)
+    assert [item.text for item in task(language=None).predict(loaded, spoken, DecodingSettings(max_new_tokens=4))] == [
+        item.text for item in task(language="he").predict(loaded, batch, DecodingSettings(max_new_tokens=4))
     ]
 
 
