@@ -37,6 +37,10 @@ def clip(number: int, text: str | None, **changes: str | None) -> Clip:
     return Clip(id=f"c{number}", path=Path("x.wav"), duration_s=1.0, text=text, **changes)  # type: ignore[arg-type]
 
 
+def spoken(*texts: str) -> list[Clip]:
+    return [clip(number, text) for number, text in enumerate(texts)]
+
+
 def predictions(*texts: str | None) -> list[Prediction]:
     return [Prediction(clip_id=f"c{number}", text=text) for number, text in enumerate(texts)]
 
@@ -146,3 +150,21 @@ def test_predictions_come_in_the_order_of_the_batch(loaded: LoadedModel):
 def test_the_best_model_is_chosen_by_word_error_rate():
     scores = task().score(predictions("one"), [clip(0, "one")], resamples=100)
     assert scores[Transcribe.primary].better == "lower"
+
+
+def test_loops_stand_beside_the_rate_and_are_cut_in_a_rate_of_their_own():
+    said = spoken("go home", "fine")
+    scores = task().score(predictions("go " * 12 + "home", "fine"), said, resamples=100)
+    assert scores["wer"].detail["loops"] == 1
+    assert scores["wer"].value == pytest.approx(11 / 3)
+    assert scores["wer_loops_cut"].value == 0
+    assert task().primary == "wer"
+    fine = task().score(predictions("go home", "fine"), said, resamples=100)
+    assert fine["wer"].detail["loops"] == 0
+    assert set(fine) == {"wer", "cer"}
+
+
+def test_texts_that_were_decoded_again_are_counted():
+    made = [replace(one, attempts=attempts) for one, attempts in zip(predictions("a", "b"), (1, 3), strict=True)]
+    details, _ = task().details(made, spoken("a", "b"))
+    assert details["decoding"]["fallbacks"] == 1
