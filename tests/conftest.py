@@ -19,6 +19,15 @@ def fsdd_folder() -> Path | None:
 
 
 @pytest.fixture(scope="session")
+def whisper_base() -> Path:
+    """Folder of the published multilingual Whisper-base; the test is skipped with the reason where it is absent."""
+    for candidate in (os.environ.get("SONOTUNE_WHISPER_BASE"), ROOT.parent / "shared" / "data" / "whisper_base"):
+        if candidate and Path(candidate).is_dir():
+            return Path(candidate)
+    pytest.skip("real weights not found: set SONOTUNE_WHISPER_BASE to a folder of openai/whisper-base")
+
+
+@pytest.fixture(scope="session")
 def fsdd() -> Path:
     """Folder of `{digit}_{speaker}_{index}.wav`; the test is skipped with the reason where it is absent."""
     folder = fsdd_folder()

@@ -46,14 +46,20 @@ def quickstart(
         "report": str(directory / "report.html"),
     }
     lines = [
-        f"zero-shot WER  {_percent(before['wer'])}   on {before['wer']['count']} clips of unseen speakers",
-        f"tuned WER      {_percent(after['wer'])}",
+        f"zero-shot WER  {_percent(before['wer'])}   on {before['wer']['count']} clips of unseen speakers"
+        + _loops(before["wer"]),
+        f"tuned WER      {_percent(after['wer'])}{_loops(after['wer'])}",
         f"adapter        {directory / 'adapter'}",
         f"merged model   {exported['export']} ({exported['bytes'] / 1e6:.1f} MB)",
         f"report         {directory / 'report.html'}",
         f"took           {seconds:.0f} s",
     ]
     return result, lines
+
+
+def _loops(score: Any) -> str:
+    count = int(score.get("detail", {}).get("loops", 0))
+    return f", {count} texts loop" if count else ""
 
 
 def _percent(score: Any) -> str:

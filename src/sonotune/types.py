@@ -101,6 +101,48 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DecodingSettings:
+    """How a text is decoded; each model family reads what its decoder has.
+
+    Attributes:
+        beam_size: Hypotheses kept while decoding; 1 is greedy.
+        max_new_tokens: Most tokens of a text, the end token included. `auto` bounds each clip by its own duration;
+            None leaves it to the model.
+        no_repeat_ngram_size: No sequence of so many tokens is written twice; 0 sets no limit.
+        repetition_penalty: Divides the scores of tokens that were written already; 1 changes nothing.
+        temperatures: Of the first pass, which is 0, and of the passes that follow while a text fails a threshold.
+        compression_ratio_threshold: A text whose UTF-8 bytes compress better than this fails; None checks nothing.
+        logprob_threshold: A text whose tokens have a mean log-probability below this fails; None checks nothing.
+    """
+
+    beam_size: int = 1
+    max_new_tokens: int | Literal["auto"] | None = "auto"
+    no_repeat_ngram_size: int = 0
+    repetition_penalty: float = 1.0
+    temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    compression_ratio_threshold: float | None = 2.4
+    logprob_threshold: float | None = -1.0
+
+
+DEFAULT_DECODING = DecodingSettings()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hypothesis:
+    """The text that a decoder wrote for one clip.
+
+    Attributes:
+        text: Without special tokens.
+        temperature: At which this text was decoded; 0 is greedy or beam search.
+        attempts: Decoding passes over the clip; more than 1 where the first text failed a threshold.
+    """
+
+    text: str
+    temperature: float = 0.0
+    attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """What a model said about one clip: one line of `predictions/*.jsonl`.
 
@@ -108,11 +150,13 @@ class Prediction:
         clip_id: The clip.
         text: Recognised text; empty when the model said nothing, which counts as deletions.
         scores: Label -> probability, for classification.
+        attempts: Decoding passes over the clip; see `Hypothesis`.
     """
 
     clip_id: str
     text: str | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

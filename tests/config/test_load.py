@@ -17,6 +17,7 @@ from sonotune.config.effects import without_effect
 from sonotune.config.load import dump_yaml, load_run_config, parse_yaml
 from sonotune.config.schema import RunConfig
 from sonotune.errors import ConfigError
+from sonotune.types import DecodingSettings
 
 NANO = "model=whisper_nano"
 
@@ -133,6 +134,9 @@ def test_all_problems_at_once_with_suggestions():
         ("augmentation.speed_low=2", "speed_low is 2.0 and speed_high is 1.1; speed_low must be at most speed_high"),
         ("data.max_duration_s=0.05", "min_duration_s is 0.1 and max_duration_s is 0.05"),
         ("evaluation.duration_edges_s=5,2", "duration_edges_s must rise"),
+        ("evaluation.temperatures=0.2,0.4", "temperatures must begin with 0 and rise"),
+        ("evaluation.temperatures=0,0.4,0.2", "temperatures must begin with 0 and rise"),
+        ("evaluation.logprob_threshold=0.5", "evaluation.logprob_threshold"),
         ("training.seed=[1", "training.seed, line 1"),
         ("training.seed=!!python/object:x 1", "the tag .* not allowed"),
         ("training.seed=1\n2", "control characters"),
@@ -486,3 +490,11 @@ def test_an_entry_of_a_list_of_mappings_is_named_with_what_it_may_hold():
     assert "entry 2 has learning_rate=5, which is not allowed (set by command line); allowed: a number above" in said
     assert "entry 2 has no 'name'" in said
     assert re.search(r"entry 2 has 'dipp', which is not known .* allowed: a list of a mapping with name, weights", said)
+
+
+def test_what_decodes_is_one_object():
+    found = load_run_config(["model=whisper_nano"]).config.evaluation.decoding()
+    assert found == DecodingSettings()
+    words = ["evaluation.temperatures=[0]", "evaluation.logprob_threshold=null", "evaluation.beam_size=5"]
+    found = load_run_config(["model=whisper_nano", *words]).config.evaluation.decoding()
+    assert found == DecodingSettings(temperatures=(0.0,), logprob_threshold=None, beam_size=5)

@@ -25,7 +25,7 @@ from sonotune.models.probe import probe_logits
 from sonotune.models.quantize import quantize
 from sonotune.registry import names, resolve
 from sonotune.tasks.base import Task, TaskSettings
-from sonotune.types import Clip, Context
+from sonotune.types import Clip, Context, DecodingSettings
 
 TEXTS = ["one", "two three", "שבע"]
 OWN_TOKENS = {"whisper", "qwen3_asr", "speech_llm"}
@@ -166,8 +166,8 @@ def test_clips_say_something(case: Case) -> None:
 
 
 def test_the_order_of_a_batch_changes_no_prediction(case: Case) -> None:
-    forward = case.task.predict(case.loaded, case.batch([0, 1, 2]), max_new_tokens=5)
-    backward = case.task.predict(case.loaded, case.batch([2, 1, 0]), max_new_tokens=5)
+    forward = case.task.predict(case.loaded, case.batch([0, 1, 2]), DecodingSettings(max_new_tokens=5))
+    backward = case.task.predict(case.loaded, case.batch([2, 1, 0]), DecodingSettings(max_new_tokens=5))
     assert [p.text for p in forward] == [p.text for p in backward[::-1]]
     for one, other in zip(forward, backward[::-1], strict=True):
         assert one.scores == pytest.approx(other.scores, abs=1e-5)

@@ -21,6 +21,7 @@ from sonotune.models.families.whisper import WhisperFamily
 from sonotune.models.probe import probe_batch
 from sonotune.models.quantize import bitsandbytes, quantize
 from sonotune.registry import resolve_asset
+from sonotune.types import DecodingSettings
 
 FAMILY = WhisperFamily()
 
@@ -77,7 +78,7 @@ def gradient_norms(loaded: LoadedModel, precision: str) -> dict[str, float]:
 def evaluate(loaded: LoadedModel, precision: str) -> None:
     loaded.module.eval()
     with torch.no_grad(), context(precision):
-        FAMILY.transcribe(loaded, probe_batch(loaded), max_new_tokens=3)
+        FAMILY.transcribe(loaded, probe_batch(loaded), DecodingSettings(max_new_tokens=3))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

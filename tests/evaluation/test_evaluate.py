@@ -23,7 +23,7 @@ from sonotune.features.batching import Batch
 from sonotune.features.workers import Crew
 from sonotune.tasks.base import TaskSettings
 from sonotune.tasks.transcribe import Transcribe
-from sonotune.types import Clip, Prediction
+from sonotune.types import Clip, DecodingSettings, Prediction
 
 RATE_HZ = 16000
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -68,13 +68,12 @@ class ReadsLoudness(Transcribe):
         self.calls: list[dict[str, Any]] = []
         self.answers = answers or {}
 
-    def predict(self, loaded: Loaded, batch: Batch, *, beam_size: int, max_new_tokens: int | None) -> list[Prediction]:
+    def predict(self, loaded: Loaded, batch: Batch, settings: DecodingSettings) -> list[Prediction]:
         self.calls.append(
             {
                 "ids": [clip.id for clip in batch.clips],
                 "frames": batch.inputs.shape[1],
-                "beam_size": beam_size,
-                "max_new_tokens": max_new_tokens,
+                "settings": settings,
                 "training": loaded.module.training,
                 "gradients": torch.is_grad_enabled(),
             }
@@ -249,22 +248,19 @@ def test_how_the_task_is_asked(clips: list[Clip]) -> None:
         entered.append(True)
         yield
 
-    run(clips, task, beam_size=4, autocast=autocast)
-    longest_s = {clip.id: clip.duration_s for clip in clips}
+    run(clips, task, decoding=DecodingSettings(beam_size=4), autocast=autocast)
     assert len(entered) == len(task.calls) > 1
     for call in task.calls:
-        assert call["beam_size"] == 4
+        assert call["settings"] == DecodingSettings(beam_size=4)
         assert not call["training"]
         assert not call["gradients"]
-        expected = int(np.ceil(max(longest_s[clip_id] for clip_id in call["ids"]) * 25)) + 16
-        assert call["max_new_tokens"] == expected
 
 
 @pytest.mark.parametrize("limit", [7, None])
 def test_a_limit_of_ones_own(clips: list[Clip], limit: int | None) -> None:
     task = ReadsLoudness()
-    run(clips, task, max_new_tokens=limit)
-    assert {call["max_new_tokens"] for call in task.calls} == {limit}
+    run(clips, task, decoding=DecodingSettings(max_new_tokens=limit))
+    assert {call["settings"].max_new_tokens for call in task.calls} == {limit}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sonotune.metrics.error_rate import edit_counts
-from sonotune.metrics.runaway import decoding_health, longest_repetition, loops
+from sonotune.metrics.runaway import compression_ratio, cut_loops, decoding_health, longest_repetition, loops
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,41 @@ def test_health_counts_what_went_wrong_and_names_the_clips() -> None:
 
 def test_nothing_wrong_gives_no_findings() -> None:
     assert health(("a", "one two", "one three"), ("b", "", "")).findings() == []
+
+
+def test_texts_without_spaces_loop_by_their_characters() -> None:
+    assert loops("ขอบ" * 10)
+    assert not loops("ขอบ" * 9)
+    assert not loops("ha" * 10)  # that is laughter
+    assert not loops("ขอบ" * 12, "ขอบ" * 12)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ""),
+        ("one two one two", "one two one two"),
+        ("so go go go go go then", "so go then"),
+        ("go go go go then", "go go go go then"),
+        ("thank you " * 6 + "thank", "thank you"),
+        ("well " + "thank you " * 6 + "all", "well thank you all"),
+        ("x" + "ขอบ" * 12, "xขอบ"),
+        ("a a a a a b b b b b", "a b"),
+    ],
+)
+def test_loops_are_cut_to_one_occurrence(text: str, expected: str) -> None:
+    assert cut_loops(text) == expected
+
+
+def test_the_compression_ratio_is_that_of_the_utf8_bytes() -> None:
+    assert compression_ratio("") == 0
+    assert compression_ratio("the cat sat") < 1.2
+    assert compression_ratio("thank you " * 20) > 2.4
+    assert compression_ratio("\ud800") > 0  # half a surrogate pair
+
+
+def test_counts_stand_beside_the_shares() -> None:
+    told = decoding_health(
+        ["a"], ["x"], ["go " * 9], edit_counts(["x"], ["go " * 9], unit="word"), fallbacks=1
+    ).to_json()
+    assert (told["loops"], told["loop_clips"], told["fallbacks"]) == (1.0, 1, 1)

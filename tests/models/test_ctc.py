@@ -22,9 +22,15 @@ from sonotune.models.base import LoadedModel
 from sonotune.models.families.ctc import CtcFamily, character_tokenizer
 from sonotune.tasks.base import TaskSettings
 from sonotune.tasks.transcribe import Transcribe
-from sonotune.types import Clip
+from sonotune.types import Clip, DecodingSettings
 
 FAMILY = CtcFamily()
+
+
+def transcripts(*arguments: Any) -> list[str]:
+    return [one.text for one in FAMILY.transcribe(*arguments)]
+
+
 RATE_HZ = 16_000
 WAVEFORM = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
@@ -446,22 +452,27 @@ def test_texts_of_certain_scores(tmp_path: Path, beam_size: int):
     loaded = FAMILY.load(str(save(tmp_path / "model", [*"ab"])))
     family = Scored(scores("aa_ab|b"), scores("___"), scores("b"), scores("|a||b|"))
     batch = batch_of(loaded, [2_000] * 4, ["a"] * 4)
-    assert family.transcribe(loaded, batch, beam_size=beam_size) == ["aab b", "", "b", "a b"]
+    assert [one.text for one in family.transcribe(loaded, batch, DecodingSettings(beam_size=beam_size))] == [
+        "aab b",
+        "",
+        "b",
+        "a b",
+    ]
 
 
 def test_a_beam_adds_up_what_the_best_path_leaves_apart(tmp_path: Path):
     loaded = FAMILY.load(str(save(tmp_path / "model", [*"ab"])))
     rows = [[0.52, 0.01, 0.01, 0.45, 0.01]] * 2  # blank twice .27, `a` in three ways .67
     batch = batch_of(loaded, [2_000], ["a"])
-    assert Scored(rows).transcribe(loaded, batch) == [""]
-    assert Scored(rows).transcribe(loaded, batch, beam_size=2) == ["a"]
+    assert [one.text for one in Scored(rows).transcribe(loaded, batch)] == [""]
+    assert [one.text for one in Scored(rows).transcribe(loaded, batch, DecodingSettings(beam_size=2))] == ["a"]
 
 
 def test_the_text_is_that_of_plain_transformers(folder: Path, loaded: LoadedModel):
     plain = transformers.Wav2Vec2ForCTC.from_pretrained(folder).eval()
     processor = transformers.AutoProcessor.from_pretrained(folder)
     sizes = [9_000, 21_000, 14_321]
-    ours = FAMILY.transcribe(loaded, batch_of(loaded, sizes, ["a"] * 3))
+    ours = transcripts(loaded, batch_of(loaded, sizes, ["a"] * 3))
     for row, size in enumerate(sizes):
         given = processor(waveform(size, seed=row), sampling_rate=RATE_HZ, return_tensors="pt")
         with torch.no_grad():
@@ -475,7 +486,7 @@ def test_the_text_of_parakeet_is_that_of_plain_transformers(parakeet: Path, para
     plain = transformers.ParakeetForCTC.from_pretrained(parakeet).eval()
     processor = transformers.AutoProcessor.from_pretrained(parakeet)
     sizes = [9_000, 21_000, 14_321]
-    ours = FAMILY.transcribe(parakeet_loaded, batch_of(parakeet_loaded, sizes, ["a"] * 3))
+    ours = transcripts(parakeet_loaded, batch_of(parakeet_loaded, sizes, ["a"] * 3))
     for row, size in enumerate(sizes):
         given = processor(waveform(size, seed=row), sampling_rate=RATE_HZ, return_tensors="pt")
         with torch.no_grad():
@@ -487,6 +498,6 @@ def test_the_text_of_parakeet_is_that_of_plain_transformers(parakeet: Path, para
 
 def test_decoding_by_a_beam_agrees_where_the_scores_are_sharp(loaded: LoadedModel):
     batch = batch_of(loaded, [9_000, 21_000], ["a", "a"])
-    wide = FAMILY.transcribe(loaded, batch, beam_size=48)
-    assert FAMILY.transcribe(loaded, batch, beam_size=12) == wide
+    wide = transcripts(loaded, batch, DecodingSettings(beam_size=48))
+    assert transcripts(loaded, batch, DecodingSettings(beam_size=12)) == wide
     assert all(wide)

@@ -24,10 +24,16 @@ from sonotune.models.families.qwen3_asr_old import modern_name
 from sonotune.models.families.qwen3_asr_text import language_name, prompt_of, written_text
 from sonotune.models.probe import probe_logits
 from sonotune.registry import resolve_asset
-from sonotune.types import Clip
+from sonotune.types import Clip, DecodingSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILY = Qwen3AsrFamily()
+
+
+def transcripts(*arguments: Any) -> list[str]:
+    return [one.text for one in FAMILY.transcribe(*arguments)]
+
+
 TINY = {
     "audio_config": {
         "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64,
@@ -357,7 +363,9 @@ def test_the_real_tokenizer_encodes_prompt_and_target_as_one_text(real: LoadedMo
 @pytest.mark.parametrize("beam_size", [1, 3])
 def test_transcription_is_the_same_alone_and_in_a_batch(loaded: LoadedModel, beam_size: int):
     def write(*rows: int) -> list[str]:
-        return FAMILY.transcribe(loaded, make_batch(loaded, rows=rows), beam_size=beam_size, max_new_tokens=6)
+        return transcripts(
+            loaded, make_batch(loaded, rows=rows), DecodingSettings(beam_size=beam_size, max_new_tokens=6)
+        )
 
     assert write(0, 1, 2) == [*write(0), *write(1), *write(2)]
 
@@ -367,7 +375,7 @@ def test_transcription_is_that_of_transformers(loaded: LoadedModel):
     made = loaded.processor.apply_transcription_request(waveforms(SECONDS)[2], language="en")
     ids = loaded.module.generate(**made, max_new_tokens=8)[0, made["input_ids"].shape[1] :]
     wanted = loaded.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
-    assert FAMILY.transcribe(loaded, batch, max_new_tokens=8) == [wanted]
+    assert transcripts(loaded, batch, DecodingSettings(max_new_tokens=8)) == [wanted]
 
 
 def test_the_language_is_given_or_written_and_the_limit_is_on_the_text(
@@ -377,8 +385,8 @@ def test_the_language_is_given_or_written_and_the_limit_is_on_the_text(
     tokenizer = loaded.processor.tokenizer
     answers = ["seven two", "language English<asr_text>seven two", "language Hebrew"]
 
-    def write(module: Any, rows: Any, *, max_new_tokens: int, beam_size: int) -> list[list[int]]:
-        asked.append(max_new_tokens)
+    def write(module: Any, rows: Any, *, limits: list[int], decoding: DecodingSettings) -> list[list[int]]:
+        asked.append(limits)
         assert rows.mask[:, -1].all()  # padded on the left
         lengths = rows.mask.sum(dim=1)
         prompt = prompt_of(loaded.processor)
@@ -394,8 +402,8 @@ def test_the_language_is_given_or_written_and_the_limit_is_on_the_text(
         inputs=batch.inputs, input_lengths=batch.input_lengths, targets=batch.targets,
         target_lengths=batch.target_lengths, clips=clips,
     )  # fmt: skip
-    assert FAMILY.transcribe(loaded, batch, max_new_tokens=5) == ["seven", "seven", "langu"]
-    assert asked == [5 + len(tokenizer("language Macedonian<asr_text>").input_ids)]
+    assert transcripts(loaded, batch, DecodingSettings(max_new_tokens=5)) == ["seven", "seven", "langu"]
+    assert asked == [[5 + len(tokenizer("language Macedonian<asr_text>").input_ids)] * 3]
 
 
 def _without_language(clip: Clip) -> Clip:
@@ -406,7 +414,7 @@ def test_a_batch_without_room_is_refused(loaded: LoadedModel, folder: Path):
     narrow = FAMILY.load(str(folder))
     narrow.module.config.text_config.max_position_embeddings = 40
     with pytest.raises(ModelError, match="fills all positions"):
-        FAMILY.transcribe(narrow, make_batch(loaded))
+        transcripts(narrow, make_batch(loaded))
 
 
 # --- checkpoints
@@ -470,7 +478,9 @@ def test_a_checkpoint_with_old_names_is_the_same_model(loaded: LoadedModel, old_
     torch.testing.assert_close(probe_logits(FAMILY, old), probe_logits(FAMILY, loaded), atol=0, rtol=0)
     batch, again = make_batch(loaded), make_batch(old)
     assert torch.equal(batch.targets, again.targets)
-    assert FAMILY.transcribe(old, again, max_new_tokens=5) == FAMILY.transcribe(loaded, batch, max_new_tokens=5)
+    assert transcripts(old, again, DecodingSettings(max_new_tokens=5)) == transcripts(
+        loaded, batch, DecodingSettings(max_new_tokens=5)
+    )
     old.module.save_pretrained(tmp_path)
     old.processor.save_pretrained(tmp_path)
     names = set(load_file(tmp_path / "model.safetensors"))
@@ -536,7 +546,7 @@ def test_it_learns_two_clips(tmp_path: Path):
         torch.nn.utils.clip_grad_norm_(nano.module.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    assert FAMILY.transcribe(nano, batch) == TEXTS[:2]
+    assert transcripts(nano, batch) == TEXTS[:2]
 
 
 @pytest.mark.parametrize(

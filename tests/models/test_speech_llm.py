@@ -29,9 +29,15 @@ from sonotune.models.probe import probe_logits
 from sonotune.models.projectors import PROJECTORS
 from sonotune.models.quantize import quantize
 from sonotune.models.speech_encoders import WAVEFORM_TYPES, encode
-from sonotune.types import Clip
+from sonotune.types import Clip, DecodingSettings
 
 FAMILY = SpeechLlmFamily()
+
+
+def transcripts(*arguments: Any) -> list[str]:
+    return [one.text for one in FAMILY.transcribe(*arguments)]
+
+
 SECONDS = [0.3, 0.52, 0.41]
 TEXTS = ["one", "two three", "six"]
 SMALL = {"projector_hidden_size": 24, "projector_heads": 2, "perceiver_latents": 2, "perceiver_depth": 1}
@@ -251,8 +257,8 @@ def test_a_composed_model_learns_what_it_hears(made: Any, fusion: str):
         optimizer.zero_grad()
         (losses.total / losses.count).backward()
         optimizer.step()
-    assert FAMILY.transcribe(loaded, batch, max_new_tokens=12) == TEXTS
-    assert FAMILY.transcribe(loaded, batch, beam_size=2, max_new_tokens=12) == TEXTS
+    assert transcripts(loaded, batch, DecodingSettings(max_new_tokens=12)) == TEXTS
+    assert transcripts(loaded, batch, DecodingSettings(beam_size=2, max_new_tokens=12)) == TEXTS
 
 
 @pytest.mark.parametrize("language_model", ["qwen2", "llama", "gpt2"])
@@ -362,8 +368,11 @@ def test_adapters_reach_exactly_the_linears_and_merge(
 def test_texts_do_not_depend_on_the_batch(made: Any, fusion: str, beams: int):
     loaded = open_gates(FAMILY.load(made("whisper", "llama", "linear", fusion)))
     batch = batch_of(loaded, [0, 1, 2])
-    together = FAMILY.transcribe(loaded, batch, beam_size=beams, max_new_tokens=6)
-    alone = [FAMILY.transcribe(loaded, batch_of(loaded, [r]), beam_size=beams, max_new_tokens=6)[0] for r in range(3)]
+    together = transcripts(loaded, batch, DecodingSettings(beam_size=beams, max_new_tokens=6))
+    alone = [
+        transcripts(loaded, batch_of(loaded, [r]), DecodingSettings(beam_size=beams, max_new_tokens=6))[0]
+        for r in range(3)
+    ]
     assert together == alone
     assert any(together)
 
@@ -379,7 +388,7 @@ def test_greedy_decoding_takes_the_best_token_each_time(made: Any):
                 loaded, replace(batch, targets=targets, target_lengths=torch.tensor([len(written) + 1]))
             )
         written.append(int(logits[-1].argmax()))
-    assert FAMILY.transcribe(loaded, batch, max_new_tokens=4) == [FAMILY.decode_text(loaded, written)]
+    assert transcripts(loaded, batch, DecodingSettings(max_new_tokens=4)) == [FAMILY.decode_text(loaded, written)]
 
 
 def test_gradient_checkpointing_changes_no_gradient(made: Any):

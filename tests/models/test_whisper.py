@@ -10,14 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from transformers import AutoTokenizer
 
 from sonotune.errors import ModelError, TextError
-from sonotune.features.batching import Batch, pad_targets
+from sonotune.features.batching import Batch, ClipBatches, pad_targets
+from sonotune.models import decoding
 from sonotune.models.base import LoadedModel, count_parameters, parameter_owners, select
+from sonotune.models.families import whisper
 from sonotune.models.families.whisper import WhisperFamily
 from sonotune.registry import resolve_asset
-from sonotune.types import Clip
+from sonotune.types import Clip, DecodingSettings
 
 FAMILY = WhisperFamily()
 
@@ -145,16 +149,49 @@ def test_the_loss_is_that_of_transformers_on_the_same_labels(loaded: LoadedModel
     assert float(ours.total) / ours.count == pytest.approx(float(theirs), rel=1e-5)
 
 
-def test_greedy_decoding_does_not_depend_on_the_batch(loaded: LoadedModel):
+def test_decoding_does_not_depend_on_the_batch(loaded: LoadedModel):
+    settings = DecodingSettings(max_new_tokens=12)
     batch = make_batch(loaded, [0.9, 0.5, 1.37], ["one", "two", "six"])
-    together = FAMILY.transcribe(loaded, batch, max_new_tokens=8)
-    alone = [FAMILY.transcribe(loaded, row, max_new_tokens=8)[0] for row in batch.split(3)]
+    state = torch.get_rng_state()
+    together = FAMILY.transcribe(loaded, batch, settings)
+    alone = [FAMILY.transcribe(loaded, row, settings)[0] for row in batch.split(3)]
     assert together == alone
+    assert max(one.attempts for one in together) == 6  # untrained, it is sure of nothing
+    assert torch.equal(state, torch.get_rng_state())
 
 
-def test_beam_search_runs_and_beam_one_is_greedy(loaded: LoadedModel):
+@pytest.mark.parametrize("penalties", [{}, {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2}])
+def test_greedy_decoding_is_that_of_transformers(loaded: LoadedModel, penalties: dict[str, Any]):
     batch = make_batch(loaded, [0.9, 0.5], ["one", "two"])
-    assert len(FAMILY.transcribe(loaded, batch, beam_size=3, max_new_tokens=6)) == 2
+    settings = DecodingSettings(max_new_tokens=20, temperatures=(0.0,), **penalties)
+    encoded = FAMILY._encode(loaded, batch)
+    prompt = torch.tensor([FAMILY._prompt(loaded, "en")] * 2)
+    rows = whisper._beam_search(loaded, encoded, prompt, [20, 20], settings)  # of one beam
+    assert [one.text for one in FAMILY.transcribe(loaded, batch, settings)] == [
+        FAMILY.decode_text(loaded, row) for row in rows
+    ]
+
+
+def test_the_log_probability_of_a_text_is_what_greedy_decoding_adds_up(loaded: LoadedModel):
+    batch = make_batch(loaded, [0.9, 0.5], ["one", "two"])
+    encoded = FAMILY._encode(loaded, batch)
+    prompt = torch.tensor([FAMILY._prompt(loaded, "en")] * 2)
+    decoder = whisper._Decoder(loaded, encoded, loaded.module.model.decoder.cross_mask)
+    end = loaded.module.config.eos_token_id
+    written = decoding.write(decoder, prompt, end=end, limits=[100, 100])
+    with torch.no_grad():
+        means, no_speech = whisper._judge(loaded, encoded, prompt, [one.ids for one in written])
+    ended = [len(one.ids) < 29 for one in written]  # a loop ends without the end token, which `_judge` counts
+    for mean, one, whole in zip(means, written, ended, strict=True):
+        assert not whole or mean == pytest.approx(one.mean_logprob, rel=1e-4)
+    assert no_speech == pytest.approx(decoder.no_speech, rel=1e-4)
+
+
+def test_beam_search_does_not_depend_on_the_batch(loaded: LoadedModel):
+    batch = make_batch(loaded, [0.9, 0.5], ["one", "two"])
+    settings = DecodingSettings(beam_size=3, max_new_tokens=6)
+    together = FAMILY.transcribe(loaded, batch, settings)
+    assert together == [FAMILY.transcribe(loaded, row, settings)[0] for row in batch.split(2)]
 
 
 def test_the_language_is_detected_where_it_is_unknown(loaded: LoadedModel):
@@ -238,3 +275,73 @@ def test_a_language_has_one_token_however_it_is_written(language: str):
     assert FAMILY.note_on_language(loaded, language) is None
     plain = FAMILY.encode_text(loaded, "שבע", "he").tolist()
     assert FAMILY.encode_text(loaded, "שבע", language).tolist() == plain
+
+
+# --- the limit of tokens, and the first token of a text
+
+FAST_CHARACTERS_PER_SECOND = 22  # hurried speech of any language stays below
+SENTENCES = {
+    "he": "הממשלה החליטה היום להעלות את שכר המינימום במשק",
+    "am": "መንግሥት ዛሬ የሠራተኞችን ደመወዝ ለመጨመር ወሰነ ብለዋል ሚኒስትሩ",
+    "ka": "მთავრობამ დღეს გადაწყვიტა მინიმალური ხელფასის გაზრდა",
+    "th": "รัฐบาลตัดสินใจเพิ่มค่าแรงขั้นต่ำทั่วประเทศในวันนี้",
+    "my": "အစိုးရက ယနေ့ အနည်းဆုံးလုပ်ခကို တိုးမြှင့်ရန် ဆုံးဖြတ်ခဲ့သည်",
+}
+
+
+def fits(tokenizer: Any, text: str) -> bool:
+    """Whether a text said as fast as anybody speaks is within the limit, the end token included."""
+    text = " ".join([text] * 3)  # so that the margin alone is not enough
+    duration_s = len(text) / FAST_CHARACTERS_PER_SECOND
+    return len(whisper._text_tokens(tokenizer, text)) + 1 <= decoding.token_limit(duration_s)
+
+
+@pytest.mark.parametrize("text", [*SENTENCES.values(), "הַמֶּמְשָׁלָה הֶחְלִיטָה הַיּוֹם לְהַעֲלוֹת אֶת שְׂכַר הַמִּינִימוּם"])
+def test_the_limit_leaves_room_for_fast_speech_in_characters_and_bytes(loaded: LoadedModel, text: str):
+    assert fits(loaded.processor.tokenizer, text)
+
+
+def test_a_character_tokenizer_puts_no_space_in_front(loaded: LoadedModel):
+    tokenizer = loaded.processor.tokenizer
+    assert whisper._text_tokens(tokenizer, "seven") == tokenizer("seven", add_special_tokens=False).input_ids
+    assert whisper._text_tokens(tokenizer, "") == []
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("language", SENTENCES)
+def test_the_limit_leaves_room_for_fast_speech_in_the_published_tokens(whisper_base: Path, language: str):
+    tokenizer = AutoTokenizer.from_pretrained(whisper_base)
+    assert fits(tokenizer, SENTENCES[language])
+    assert tokenizer.decode(whisper._text_tokens(tokenizer, SENTENCES[language])).strip() == SENTENCES[language]
+
+
+@pytest.mark.realdata
+def test_the_first_published_token_of_a_text_holds_a_space_where_there_is_one(whisper_base: Path):
+    tokenizer = AutoTokenizer.from_pretrained(whisper_base)
+    firsts = {
+        text: tokenizer.decode(whisper._text_tokens(tokenizer, text)[:1])
+        for text in ("seven", " seven", "שלום", "政府今天", "รัฐบาล")
+    }
+    # The space alone can never be written first, so scripts that are not joined to it go without.
+    assert firsts == {"seven": " seven", " seven": " seven", "שלום": " של", "政府今天": "政府", "รัฐบาล": "ร"}
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_real_weights_write_what_transformers_writes(whisper_base: Path, fsdd: Path):
+    loaded = FAMILY.load(str(whisper_base), context="full")
+    loaded.module.float().eval()
+    paths = [fsdd / "7_jackson_0.wav", fsdd / "3_theo_1.wav"]
+    clips = [Clip(id=path.stem, path=path, duration_s=soundfile.info(path).duration, language="en") for path in paths]
+    [batch] = ClipBatches(
+        clips, [np.zeros(0, dtype=np.int64)] * 2, loaded.frontend, batches=[[0, 1]], seed=0, epoch=0,
+        full_context_share=1.0,
+    )  # fmt: skip
+    settings = DecodingSettings()
+    with torch.no_grad():
+        encoded = FAMILY._encode(loaded, batch)
+    prompt = torch.tensor([FAMILY._prompt(loaded, "en")] * 2)
+    decoder = whisper._Decoder(loaded, encoded, None)
+    ours = decoding.write(decoder, prompt, end=loaded.module.config.eos_token_id, limits=[60, 60])
+    assert [one.ids for one in ours] == whisper._beam_search(loaded, encoded, prompt, [60, 60], settings)
+    assert all(0 <= value < 0.6 for value in decoder.no_speech)

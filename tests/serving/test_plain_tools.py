@@ -20,7 +20,7 @@ from sonotune.registry import resolve_asset
 from sonotune.serving.export import export
 from sonotune.serving.recognizer import Recognizer
 from sonotune.training.run import run
-from sonotune.types import Clip
+from sonotune.types import Clip, DecodingSettings
 
 pytestmark = [pytest.mark.realdata, pytest.mark.slow]
 
@@ -53,7 +53,10 @@ def plain_texts(module: Any, clips: list[Clip]) -> list[str]:
 
 def our_texts(checkpoint: Path, clips: list[Clip], **settings: Any) -> list[str]:
     opened = Recognizer.open(str(checkpoint), precision="fp32", language="en", **settings)
-    return [str(item.text) for item in opened.evaluate(clips, max_new_tokens=20, bootstrap=100).predictions]
+    return [
+        str(item.text)
+        for item in opened.evaluate(clips, decoding=DecodingSettings(max_new_tokens=20), bootstrap=100).predictions
+    ]
 
 
 def test_the_merged_export_says_the_same_in_plain_transformers(tuned: tuple[Path, list[Clip]], tmp_path: Path):

@@ -13,7 +13,7 @@ import soundfile
 from sonotune.errors import ManifestError, ModelError, TextError
 from sonotune.models.base import LoadedModel
 from sonotune.serving.recognizer import Recognizer, clips_of
-from sonotune.types import Clip
+from sonotune.types import Clip, DecodingSettings
 
 Trained = Callable[..., tuple[Path, LoadedModel]]
 
@@ -48,12 +48,14 @@ def test_what_is_no_usable_audio_is_named_and_the_rest_goes_on(recordings: Path)
 
 def test_transcripts_come_in_the_order_of_the_files_whatever_the_batches(recognizer: Recognizer, recordings: Path):
     (recordings / "bad.wav").write_bytes(b"")
-    together = recognizer.recognize([recordings], max_new_tokens=4)
+    together = recognizer.recognize([recordings], decoding=DecodingSettings(max_new_tokens=4))
     assert [Path(prediction.clip_id).name for prediction in together.predictions] == ["a.wav", "b.flac", "c.ogg"]
     assert [finding.check for finding in together.findings if finding.severity == "error"] == ["audio.empty"]
     assert together.scores == {}
     one_by_one = [
-        recognizer.recognize([Path(prediction.clip_id)], max_new_tokens=4).predictions[0].text
+        recognizer.recognize([Path(prediction.clip_id)], decoding=DecodingSettings(max_new_tokens=4))
+        .predictions[0]
+        .text
         for prediction in together.predictions
     ]
     assert one_by_one == [prediction.text for prediction in together.predictions]
@@ -81,7 +83,12 @@ def test_an_adapter_and_its_export_say_the_same(trained: Trained, recordings: Pa
     texts = []
     for place in (folder, tmp_path / "export"):
         opened = Recognizer.open(str(place), precision="fp32", language="en")
-        texts.append([item.text for item in opened.recognize([recordings], max_new_tokens=8).predictions])
+        texts.append(
+            [
+                item.text
+                for item in opened.recognize([recordings], decoding=DecodingSettings(max_new_tokens=8)).predictions
+            ]
+        )
     assert texts[0] == texts[1]
 
 
@@ -89,7 +96,7 @@ def test_an_adapter_and_its_export_say_the_same(trained: Trained, recordings: Pa
 def test_every_precision_runs(trained: Trained, recordings: Path, precision: str):
     folder, _ = trained(bits=4)
     opened = Recognizer.open(str(folder), precision=precision)  # type: ignore[arg-type]
-    assert len(opened.recognize([recordings], max_new_tokens=3).predictions) == 3
+    assert len(opened.recognize([recordings], decoding=DecodingSettings(max_new_tokens=3)).predictions) == 3
 
 
 def test_clips_are_scored(recognizer: Recognizer, recordings: Path):
@@ -97,7 +104,7 @@ def test_clips_are_scored(recognizer: Recognizer, recordings: Path):
         Clip(id=name, path=recordings / name, duration_s=0.5, text="one two", speaker=name, language="en")
         for name in ("a.wav", "b.flac")
     ]
-    result = recognizer.evaluate(clips, max_new_tokens=4, bootstrap=100)
+    result = recognizer.evaluate(clips, decoding=DecodingSettings(max_new_tokens=4), bootstrap=100)
     assert result.scores["wer"].count == 2
     assert result.scores["wer"].detail["reference"] == 4
 
@@ -118,7 +125,9 @@ def test_a_recording_longer_than_the_window_is_heard_to_its_end(recognizer: Reco
     rng = np.random.default_rng(0)
     part = np.concatenate([0.1 * rng.standard_normal(16_000), np.zeros(8_000)])
     soundfile.write(recordings / "long.wav", np.tile(part, 14), 16_000)
-    result = recognizer.recognize([recordings / "long.wav", recordings / "a.wav"], max_new_tokens=4)
+    result = recognizer.recognize(
+        [recordings / "long.wav", recordings / "a.wav"], decoding=DecodingSettings(max_new_tokens=4)
+    )
     assert [Path(prediction.clip_id).name for prediction in result.predictions] == ["long.wav", "a.wav"]
     assert result.clips == 2
     assert "evaluation.too_long" not in {finding.check for finding in result.findings}
@@ -133,5 +142,5 @@ def test_a_language_the_model_lacks_is_detected_instead(recognizer: Recognizer, 
     """One such clip in an evaluation set stops nothing."""
     clips, _ = clips_of([recordings])
     clips = [replace(clip, language=language) for clip, language in zip(clips, ("en", "xx", None), strict=True)]
-    result = recognizer.evaluate(clips, max_new_tokens=4)
+    result = recognizer.evaluate(clips, decoding=DecodingSettings(max_new_tokens=4))
     assert len(result.predictions) == 3

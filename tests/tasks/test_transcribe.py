@@ -14,7 +14,7 @@ from sonotune.models.families.whisper import WhisperFamily
 from sonotune.models.probe import probe_batch
 from sonotune.tasks.base import TaskSettings
 from sonotune.tasks.transcribe import Transcribe
-from sonotune.types import Clip, Prediction
+from sonotune.types import Clip, DecodingSettings, Prediction
 
 FAMILY = WhisperFamily()
 
@@ -35,6 +35,10 @@ def task(
 
 def clip(number: int, text: str | None, **changes: str | None) -> Clip:
     return Clip(id=f"c{number}", path=Path("x.wav"), duration_s=1.0, text=text, **changes)  # type: ignore[arg-type]
+
+
+def spoken(*texts: str) -> list[Clip]:
+    return [clip(number, text) for number, text in enumerate(texts)]
 
 
 def predictions(*texts: str | None) -> list[Prediction]:
@@ -135,14 +139,32 @@ def test_no_text_at_all_counts_as_deletions():
 
 def test_predictions_come_in_the_order_of_the_batch(loaded: LoadedModel):
     batch = probe_batch(loaded)
-    found = task().predict(loaded, batch, max_new_tokens=4)
+    found = task().predict(loaded, batch, DecodingSettings(max_new_tokens=4))
     assert [prediction.clip_id for prediction in found] == [made.id for made in batch.clips]
     spoken = replace(batch, clips=tuple(replace(made, language="he") for made in batch.clips))
-    assert [item.text for item in task(language=None).predict(loaded, spoken, max_new_tokens=4)] == [
-        item.text for item in task(language="he").predict(loaded, batch, max_new_tokens=4)
+    assert [item.text for item in task(language=None).predict(loaded, spoken, DecodingSettings(max_new_tokens=4))] == [
+        item.text for item in task(language="he").predict(loaded, batch, DecodingSettings(max_new_tokens=4))
     ]
 
 
 def test_the_best_model_is_chosen_by_word_error_rate():
     scores = task().score(predictions("one"), [clip(0, "one")], resamples=100)
     assert scores[Transcribe.primary].better == "lower"
+
+
+def test_loops_stand_beside_the_rate_and_are_cut_in_a_rate_of_their_own():
+    said = spoken("go home", "fine")
+    scores = task().score(predictions("go " * 12 + "home", "fine"), said, resamples=100)
+    assert scores["wer"].detail["loops"] == 1
+    assert scores["wer"].value == pytest.approx(11 / 3)
+    assert scores["wer_loops_cut"].value == 0
+    assert task().primary == "wer"
+    fine = task().score(predictions("go home", "fine"), said, resamples=100)
+    assert fine["wer"].detail["loops"] == 0
+    assert set(fine) == {"wer", "cer"}
+
+
+def test_texts_that_were_decoded_again_are_counted():
+    made = [replace(one, attempts=attempts) for one, attempts in zip(predictions("a", "b"), (1, 3), strict=True)]
+    details, _ = task().details(made, spoken("a", "b"))
+    assert details["decoding"]["fallbacks"] == 1

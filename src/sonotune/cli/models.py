@@ -11,7 +11,7 @@ import typer
 
 from sonotune.cli.findings import warning_lines
 from sonotune.cli.runs import write_card
-from sonotune.cli.shared import Files, Json, Words, app, percent, print_result
+from sonotune.cli.shared import Files, Json, Words, app, loops_note, percent, print_result, score_name
 
 if TYPE_CHECKING:
     from sonotune.config.load import LoadedConfig
@@ -50,7 +50,12 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
             write_predictions(out, recognizer.task, result.predictions, clips)
         except SonotuneError as error:  # the scores have cost more than the file
             problem, body = error, body | {"error": str(error), "exit_code": error.exit_code}
-    lines = [f"{name.upper():<5} {percent(score)}  on {score['count']} clips" for name, score in body["scores"].items()]
+    lines = [
+        f"{score_name(name):<5} {percent(score)}  on {score['count']} clips{loops_note(score)}"
+        for name, score in body["scores"].items()
+    ]
+    if fallbacks := result.details.get("decoding", {}).get("fallbacks"):
+        lines.append(f"{fallbacks} of {result.clips} clips were decoded again, because the first text looked wrong")
     lines += [
         f"  {row['by']}={row['value']}: {recognizer.task.primary.upper()} "
         f"{percent(row['scores'].get(recognizer.task.primary))} on {row['clips']} clips"
@@ -107,8 +112,7 @@ def _decoding(config: Any) -> dict[str, Any]:
     return {
         "batch_seconds": decoding.batch_seconds,
         "max_clips": decoding.batch_max_clips,
-        "beam_size": decoding.beam_size,
-        "max_new_tokens": decoding.max_new_tokens,
+        "decoding": decoding.decoding(),
         "bootstrap": decoding.bootstrap,
         "duration_edges_s": decoding.duration_edges_s,
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sonotune.cli.findings import clips_left_out, warning_lines, worth_telling
-from sonotune.cli.shared import Json, Words, app, percent, print_result
+from sonotune.cli.shared import Json, Words, app, loops_note, percent, print_result, score_name
 
 if TYPE_CHECKING:
     from sonotune.config.load import LoadedConfig
@@ -108,7 +108,9 @@ def _run_lines(record: RunRecord, folder: Path) -> list[str]:
         lines.append(f"changed  {changed}")
     for moment, title in (("before", "before"), ("after", "after"), ("test", "test")):
         if scores := record.scores.get(moment):
-            shown = "   ".join(f"{name.upper()} {percent(score)}" for name, score in scores.items())
+            shown = "   ".join(
+                f"{score_name(name)} {percent(score)}{loops_note(score)}" for name, score in scores.items()
+            )
             lines.append(f"{title:<8} {shown}")
     trainable = sum(row["trainable"] for row in record.model.get("components", {}).values())
     total = sum(row["parameters"] for row in record.model.get("components", {}).values())

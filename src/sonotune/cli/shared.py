@@ -37,6 +37,17 @@ def print_result(result: Mapping[str, Any], *, as_json: bool, lines: Sequence[st
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def score_name(name: str) -> str:
+    """A score as lines of text name it."""
+    return {"wer_loops_cut": "WER with loops cut"}.get(name, name.upper())
+
+
+def loops_note(score: Mapping[str, Any]) -> str:
+    """How many texts of a rate loop, for the end of its line; nothing where none does."""
+    count = int(score.get("detail", {}).get("loops", 0))
+    return f", {count} of {score['count']} texts loop ({100 * count / score['count']:.1f} %)" if count else ""
+
+
 def percent(score: Mapping[str, Any] | None) -> str:
     """A score in per cent with its interval."""
     if score is None:

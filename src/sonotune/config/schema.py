@@ -8,6 +8,7 @@ No setting holds a secret: tokens are read from the environment where they are u
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from sonotune import registry
 from sonotune.config.kinds import near
 from sonotune.errors import ConfigError
-from sonotune.types import Context
+from sonotune.types import Context, DecodingSettings
 
 _NO_EFFECT_ON_RESULT: dict[str, Any] = {"affects_result": False}
 
@@ -460,7 +461,20 @@ class EvaluationConfig(Section):
     batch_max_clips: int = Field(default=64, ge=1, le=100_000)
     """Clips in one batch at most."""
     max_new_tokens: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] = "auto"
-    """Longest hypothesis in tokens; `auto` goes by the length of the clips."""
+    """Longest hypothesis in tokens; `auto` bounds each clip by its own length, generously in every script."""
+    no_repeat_ngram_size: int = Field(default=0, ge=0, le=1000)
+    """No sequence of so many tokens is written twice in a text; 0 sets no limit."""
+    repetition_penalty: float = Field(default=1.0, ge=1.0, le=10.0)
+    """Divides the scores of tokens that the text has already; 1 changes nothing."""
+    temperatures: tuple[Annotated[float, Field(ge=0, le=2)], ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    """Whisper decodes a text that fails a threshold below again by sampling at the next of these temperatures; they
+    begin with 0 and rise. `[0]` decodes once."""
+    compression_ratio_threshold: Annotated[float, Field(gt=0, le=1000)] | None = 2.4
+    """A text fails whose UTF-8 bytes zlib makes more than so many times smaller, for it repeats itself; null checks
+    nothing."""
+    logprob_threshold: Annotated[float, Field(ge=-1000, le=0)] | None = -1.0
+    """A text fails whose tokens have a lower mean log-probability, unless the clip is likely silent; null checks
+    nothing."""
     bootstrap: int = Field(default=1000, ge=100, le=1_000_000)
     """Resamples behind each 95 % interval."""
     duration_edges_s: tuple[Annotated[float, Field(gt=0, le=7200)], ...] = (2.0, 5.0, 10.0)
@@ -475,7 +489,14 @@ class EvaluationConfig(Section):
     def _check(self) -> Self:
         if list(self.duration_edges_s) != sorted(set(self.duration_edges_s)):
             raise ValueError(f"duration_edges_s must rise, and is {list(self.duration_edges_s)}")
+        rising = sorted(set(self.temperatures))
+        if list(self.temperatures) != rising or rising[:1] != [0]:
+            raise ValueError(f"temperatures must begin with 0 and rise, and are {list(self.temperatures)}")
         return self
+
+    def decoding(self) -> DecodingSettings:
+        """What of this section concerns the decoding of a text."""
+        return DecodingSettings(**{field.name: getattr(self, field.name) for field in fields(DecodingSettings)})
 
 
 class RunSection(Section):

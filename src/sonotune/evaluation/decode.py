@@ -1,40 +1,13 @@
-"""What belongs between batches and predictions: how long a text may grow, and the order of the clips.
-
-Encoder-decoder speech models loop on noise and silence ("thank you thank you thank you ..."). A limit in proportion
-to the audio keeps one such clip from costing as much as the rest of its batch.
-"""
+"""What belongs between batches and predictions: the order of the clips."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+from sonotune.models.decoding import token_limit as token_limit
 from sonotune.types import Finding, Prediction
 
-TOKENS_PER_SECOND = 25.0
-"""Fast English speech has about 20 characters per second. Character models need one token for each, scripts that a
-tokenizer spells in bytes a little more than one for each of their fewer characters."""
-
-TOKENS_MARGIN = 16
-"""Room for special tokens, and for words in very short clips."""
-
 _SHOWN_IDS = 20
-
-
-def token_limit(duration_s: float, *, tokens_per_second: float = TOKENS_PER_SECOND, margin: int = TOKENS_MARGIN) -> int:
-    """Most tokens a text of this much audio may have.
-
-    Args:
-        duration_s: Seconds of audio; the longest of a batch, because a batch is decoded under one limit.
-        tokens_per_second: Cap on the rate of speech, in tokens.
-        margin: Tokens allowed on top.
-
-    Raises:
-        ValueError: A negative or non-finite duration.
-    """
-    if not (math.isfinite(duration_s) and duration_s >= 0):
-        raise ValueError(f"duration_s must be a finite number of seconds of at least 0; found {duration_s}.")
-    return math.ceil(duration_s * tokens_per_second) + margin
 
 
 def in_clip_order(

@@ -15,14 +15,14 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from sonotune.data.windows import within_window
 from sonotune.errors import ManifestError, ResourceError, TextError, out_of_memory
-from sonotune.evaluation.decode import in_clip_order, token_limit
+from sonotune.evaluation.decode import in_clip_order
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
 from sonotune.features.workers import Crew
 from sonotune.metrics.efficiency import real_time_factor
@@ -30,7 +30,7 @@ from sonotune.metrics.slices import DURATION_EDGES_S, Slice, slice_clips
 from sonotune.processes import ALONE, Processes
 from sonotune.runs import atomic_write_text
 from sonotune.tasks.base import Task
-from sonotune.types import Clip, Context, Finding, Prediction, Score
+from sonotune.types import DEFAULT_DECODING, Clip, Context, DecodingSettings, Finding, Prediction, Score
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ class EvaluationResult:
             `insertions`. There are no `scores` where none exists, as for a slice of silence.
         predictions: One per clip, in the order of the clips; empty where a clip could not be read.
         findings: Clips that could not be read or have no truth, and warnings of the task.
-        details: What the task tells besides: `decoding` (shares of loops, empty texts and invented words), or `classes`
-            and `confusion`; empty when no clip has a truth.
+        details: What the task tells besides: `decoding` (loops, fallbacks, empty texts and invented words), or
+            `classes` and `confusion`; empty when no clip has a truth.
         clips: Number of clips.
         seconds: Wall time of reading, decoding and scoring.
         audio_seconds: Length of all clips.
@@ -88,8 +88,7 @@ def evaluate(
     *,
     batch_seconds: float = 240.0,
     max_clips: int = 64,
-    beam_size: int = 1,
-    max_new_tokens: int | Literal["auto"] | None = "auto",
+    decoding: DecodingSettings = DEFAULT_DECODING,
     bootstrap: int = 1000,
     seed: int = 0,
     duration_edges_s: Sequence[float] = DURATION_EDGES_S,
@@ -107,8 +106,7 @@ def evaluate(
         clips: What to decode. Those that do not say what should come out are decoded and not scored.
         batch_seconds: See `predict_clips`, as for every argument that is not named here.
         max_clips: Most clips in a batch.
-        beam_size: 1 is greedy.
-        max_new_tokens: Limit of a text.
+        decoding: Beams, limits and fallback of texts.
         bootstrap: Resamples for the intervals.
         seed: Seed of the resampling.
         duration_edges_s: Borders of the duration slices, in seconds.
@@ -130,8 +128,7 @@ def evaluate(
         clips,
         batch_seconds=batch_seconds,
         max_clips=max_clips,
-        beam_size=beam_size,
-        max_new_tokens=max_new_tokens,
+        decoding=decoding,
         context=context,
         crew=crew,
         autocast=autocast,
@@ -171,8 +168,7 @@ def predict_clips(
     *,
     batch_seconds: float = 240.0,
     max_clips: int = 64,
-    beam_size: int = 1,
-    max_new_tokens: int | Literal["auto"] | None = "auto",
+    decoding: DecodingSettings = DEFAULT_DECODING,
     context: Context | None = None,
     crew: Crew | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -187,9 +183,7 @@ def predict_clips(
         clips: What to decode; transcripts are not looked at.
         batch_seconds: Padded seconds of one batch.
         max_clips: Most clips in a batch.
-        beam_size: 1 is greedy.
-        max_new_tokens: Limit of a text; `auto` takes it from the longest clip of each batch
-            (`decode.token_limit`), None leaves it to the model.
+        decoding: Beams, limits and fallback of texts.
         context: How much of the model's window is computed; None does as the model was loaded (`loaded.context`).
         crew: Loader processes; they change nothing but the speed. None reads here.
         autocast: Makes the precision context of each batch.
@@ -232,10 +226,8 @@ def predict_clips(
         for place, batch in zip(places, loader, strict=True):
             unheard += batch.findings
             if batch.clips:
-                longest_s = max(clip.duration_s for clip in batch.clips)
-                limit = token_limit(longest_s) if max_new_tokens == "auto" else max_new_tokens
                 with autocast():
-                    predict = partial(task.predict, loaded, beam_size=beam_size, max_new_tokens=limit)
+                    predict = partial(task.predict, loaded, settings=decoding)
                     predicted, parts = _predict(predict, batch, loaded.device)
                 predictions += _checked(predicted, batch.clips)
                 cut += parts > 1

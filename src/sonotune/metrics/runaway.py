@@ -6,6 +6,8 @@ often it happened, which a word error rate alone hides among other insertions.
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,18 @@ MAX_REPEATS = 4
 """A phrase said more often than this in a row, and more often than in the reference, counts as a loop."""
 
 _PHRASE_WORDS = 4  # loops of longer phrases are rare; within the token limit they hardly come round five times
+
+
+_SYLLABLES = re.compile(r"(.{1,8}?)\1{9,}")
+"""Up to eight characters that come ten times or more: how texts without spaces loop."""
+
+_MIN_SYLLABLE_CHARACTERS = 30
+
+
+def compression_ratio(text: str) -> float:
+    """How many times smaller zlib makes the UTF-8 bytes of a text; 0 for an empty one."""
+    data = text.encode("utf-8", "replace")
+    return len(data) / len(zlib.compress(data))
 
 
 def longest_repetition(text: str) -> int:
@@ -34,9 +48,37 @@ def longest_repetition(text: str) -> int:
 
 
 def loops(hypothesis: str, reference: str = "", *, max_repeats: int = MAX_REPEATS) -> bool:
-    """Whether the hypothesis repeats a phrase over and over where the reference does not."""
+    """Whether the hypothesis repeats a phrase, or a few characters, over and over where the reference does not."""
     repeats = longest_repetition(hypothesis)
-    return repeats > max_repeats and repeats > longest_repetition(reference)
+    if repeats > max_repeats and repeats > longest_repetition(reference):
+        return True
+    return _repeats_characters(hypothesis) and not _repeats_characters(reference)
+
+
+def cut_loops(text: str, *, max_repeats: int = MAX_REPEATS) -> str:
+    """The text with every phrase that comes more often than allowed in a row written once.
+
+    Shorter phrases are looked for first, and the rest of a last, incomplete repetition goes as well.
+    """
+    words = _SYLLABLES.sub(_cut_characters, text).split()
+    for size in range(1, _PHRASE_WORDS + 1):
+        index = size
+        while index < len(words):
+            end = index
+            while end < len(words) and words[end] == words[end - size]:
+                end += 1
+            if (end - index) // size + 1 > max_repeats:
+                del words[index:end]
+            index += 1
+    return " ".join(words)
+
+
+def _repeats_characters(text: str) -> bool:
+    return any(len(found[0]) >= _MIN_SYLLABLE_CHARACTERS for found in _SYLLABLES.finditer(text))
+
+
+def _cut_characters(found: re.Match[str]) -> str:
+    return found[1] if len(found[0]) >= _MIN_SYLLABLE_CHARACTERS else found[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +88,13 @@ class DecodingHealth:
     Attributes:
         clips: Clips looked at.
         loops: Share of clips whose text repeats a phrase of up to four words more than `MAX_REPEATS` times in a
-            row, and more often than the reference does.
+            row, and more often than the reference does; or up to eight characters ten times and thirty characters long.
         empty: Share of clips with an empty text although words were said.
         invented: Share of clips with more inserted words than words said.
         insertions: Inserted words per reference word, over all clips; 0 where no words were said.
         loop_ids: The clips that loop.
         invented_ids: The clips with more inserted words than words said.
+        fallbacks: Clips that were decoded again because their first text failed a threshold.
     """
 
     clips: int
@@ -61,12 +104,15 @@ class DecodingHealth:
     insertions: float
     loop_ids: tuple[str, ...]
     invented_ids: tuple[str, ...]
+    fallbacks: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The figures, without the list of clips."""
         return {
             "clips": self.clips,
             "loops": self.loops,
+            "loop_clips": len(self.loop_ids),
+            "fallbacks": self.fallbacks,
             "empty": self.empty,
             "invented": self.invented,
             "insertions": self.insertions,
@@ -82,8 +128,10 @@ class DecodingHealth:
                     self.loop_ids,
                     self.loops,
                     f"{len(self.loop_ids)} of {self.clips} texts repeat a phrase more than {MAX_REPEATS} times in "
-                    "a row. Listen to these clips for noise or silence, and train on such clips with their true "
-                    "transcripts.",
+                    "a row. The clips may be noise or silence; as often it is the model or how it decodes. Try "
+                    "evaluation.no_repeat_ngram_size=5, evaluation.repetition_penalty=1.1, evaluation.beam_size=5, the "
+                    "default evaluation.temperatures (Whisper) and the model.context that the model was trained with, "
+                    "or train on such clips with their true transcripts.",
                 )
             )
         if self.invented_ids:
@@ -100,7 +148,12 @@ class DecodingHealth:
 
 
 def decoding_health(
-    clip_ids: Sequence[str], references: Sequence[str], hypotheses: Sequence[str], edits: Sequence[EditCounts]
+    clip_ids: Sequence[str],
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    edits: Sequence[EditCounts],
+    *,
+    fallbacks: int = 0,
 ) -> DecodingHealth:
     """Look for loops, empty texts and invented words; all lists in the same order, texts in scoring form."""
     rows = list(zip(clip_ids, references, hypotheses, edits, strict=True))
@@ -117,6 +170,7 @@ def decoding_health(
         insertions=sum(edit.insertions for edit in edits) / words if words else 0.0,
         loop_ids=loop_ids,
         invented_ids=invented_ids,
+        fallbacks=fallbacks,
     )
 
 

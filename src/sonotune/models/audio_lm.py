@@ -22,6 +22,8 @@ from torch import Tensor
 
 from sonotune.features.batching import Batch
 from sonotune.models.base import PADDING, TEXT, Losses
+from sonotune.models.decoding import stopping
+from sonotune.types import DEFAULT_DECODING, DecodingSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,23 +124,32 @@ def label_losses(logits_NV: Tensor, labels_BL: Tensor, *, label_smoothing: float
 
 @torch.no_grad()
 def generate(
-    module: Any, rows: Rows, *, max_new_tokens: int, beam_size: int = 1, settings: Any | None = None
+    module: Any,
+    rows: Rows,
+    *,
+    limits: Sequence[int],
+    decoding: DecodingSettings = DEFAULT_DECODING,
+    settings: Any | None = None,
 ) -> list[list[int]]:
     """New tokens of each row, its end token and what follows left out; greedy or beam search with a key-value cache.
 
     Args:
         module: A `transformers` model with a `generate` of its own, which takes `inputs_embeds`.
         rows: Prompts, padded on the left.
-        max_new_tokens: Most tokens to write, the end token included.
-        beam_size: Beams; 1 is greedy.
+        limits: Most tokens to write in each row, the end token included.
+        decoding: Beams and what hinders repetition; a row that loops ends early.
         settings: End and padding tokens; None takes the model's own settings.
     """
     settings = copy.deepcopy(settings or module.generation_config)
     settings.update(
-        max_length=None, max_new_tokens=max_new_tokens, num_beams=beam_size, do_sample=False, temperature=None,
+        max_length=None, max_new_tokens=max(limits), num_beams=decoding.beam_size, do_sample=False, temperature=None,
         top_k=None, top_p=None, return_dict_in_generate=False, use_cache=True,
+        no_repeat_ngram_size=decoding.no_repeat_ngram_size, repetition_penalty=decoding.repetition_penalty,
     )  # fmt: skip
-    written_BU = module.generate(inputs_embeds=rows.embeds, attention_mask=rows.mask.long(), generation_config=settings)
+    written_BU = module.generate(
+        inputs_embeds=rows.embeds, attention_mask=rows.mask.long(), generation_config=settings,
+        stopping_criteria=stopping(limits),
+    )  # fmt: skip
     ends = settings.eos_token_id
-    stop = {ends} if isinstance(ends, int) else set(ends or ())
+    stop = ({ends} if isinstance(ends, int) else set(ends or ())) | {settings.pad_token_id}
     return [list(itertools.takewhile(lambda token: token not in stop, row)) for row in written_BU.tolist()]

@@ -24,7 +24,7 @@ from sonotune.errors import ModelError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import Frontend
 from sonotune.models.thinning import DEFAULT_THINNING, Thinning
-from sonotune.types import Context
+from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
 
 MULTI_LABEL = "multi_label_classification"
 """What `problem_type` in the configuration of a classifier says of clips with several classes."""
@@ -291,9 +291,9 @@ class SpeechFamily(ModelFamily, Protocol):
         ...
 
     def transcribe(
-        self, loaded: LoadedModel, batch: Batch, *, beam_size: int = 1, max_new_tokens: int | None = None
-    ) -> list[str]:
-        """One text per clip, in the order of the batch."""
+        self, loaded: LoadedModel, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING
+    ) -> list[Hypothesis]:
+        """One text per clip, in the order of the batch; no clip's text depends on the others."""
         ...
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sonotune.data.text import Normalizer, get
 from sonotune.features.batching import Batch
 from sonotune.models.base import LoadedModel, Losses
-from sonotune.types import Clip, Finding, Prediction, Score
+from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, Prediction, Score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ class Task(Protocol):
         ...
 
     def predict(
-        self, loaded: LoadedModel, batch: Batch, *, beam_size: int = 1, max_new_tokens: int | None = None
+        self, loaded: LoadedModel, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING
     ) -> list[Prediction]:
         """One prediction a clip, in the order of the batch."""
         ...

@@ -20,7 +20,7 @@ from sonotune.features.batching import Batch
 from sonotune.metrics.classification import class_report, classification_scores, confusion
 from sonotune.models.base import LoadedModel, Losses, ModelFamily
 from sonotune.tasks.base import Prepared, TaskSettings
-from sonotune.types import Clip, Finding, Prediction, Score
+from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, Prediction, Score
 
 _THRESHOLD = 0.5
 
@@ -92,7 +92,7 @@ class Classify:
 
     @torch.no_grad()
     def predict(
-        self, loaded: LoadedModel, batch: Batch, *, beam_size: int = 1, max_new_tokens: int | None = None
+        self, loaded: LoadedModel, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING
     ) -> list[Prediction]:
         """Probability of each class; the settings of text decoding have no meaning here."""
         logits_BC = self.family.logits(loaded, batch).float()

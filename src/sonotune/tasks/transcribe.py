@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from sonotune.errors import TextError
 from sonotune.features.batching import Batch
 from sonotune.metrics.error_rate import edit_counts, error_rate
-from sonotune.metrics.runaway import decoding_health
+from sonotune.metrics.runaway import cut_loops, decoding_health, loops
 from sonotune.models.base import LoadedModel, Losses, SpeechFamily
 from sonotune.tasks.base import Prepared, TaskSettings
-from sonotune.types import Clip, Finding, Prediction, Score
+from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, Prediction, Score
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +75,15 @@ class Transcribe:
         return self.family.loss(loaded, batch, label_smoothing=label_smoothing)
 
     def predict(
-        self, loaded: LoadedModel, batch: Batch, *, beam_size: int = 1, max_new_tokens: int | None = None
+        self, loaded: LoadedModel, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING
     ) -> list[Prediction]:
         """See `Task.predict`."""
         batch = replace(batch, clips=tuple(self._told(loaded, clip) for clip in batch.clips))
-        texts = self.family.transcribe(loaded, batch, beam_size=beam_size, max_new_tokens=max_new_tokens)
-        return [Prediction(clip_id=clip.id, text=text) for clip, text in zip(batch.clips, texts, strict=True)]
+        made = self.family.transcribe(loaded, batch, settings)
+        return [
+            Prediction(clip_id=clip.id, text=one.text, attempts=one.attempts)
+            for clip, one in zip(batch.clips, made, strict=True)
+        ]
 
     def _told(self, loaded: LoadedModel, clip: Clip) -> Clip:
         """The clip with the language the model is told; one that it has no token for is left to detection."""
@@ -101,21 +104,33 @@ class Transcribe:
     def score(
         self, predictions: Sequence[Prediction], clips: Sequence[Clip], *, resamples: int = 1000, seed: int = 0
     ) -> dict[str, Score]:
-        """Word and character error rate over the scoring form of both texts; empty hypotheses count as deletions."""
+        """Word and character error rate over the scoring form of both texts; empty hypotheses count as deletions.
+
+        `wer` says how many texts loop (`detail.loops`). Where some do, `wer_loops_cut` stands beside it: the rate if
+        each of them had said its phrase once.
+        """
         references, hypotheses = self._scored(predictions, clips)
         speakers = [clip.speaker for clip in clips]
         words = edit_counts(references, hypotheses, unit="word")
         characters = edit_counts(references, hypotheses, unit="character")
-        return {
-            name: error_rate(name, counts, speakers=speakers, bootstrap=resamples, seed=seed)
-            for name, counts in (("wer", words), ("cer", characters))
+        counts = {"wer": words, "cer": characters}
+        looping = [loops(text, reference) for reference, text in zip(references, hypotheses, strict=True)]
+        if any(looping):
+            cut = [cut_loops(text) if loop else text for text, loop in zip(hypotheses, looping, strict=True)]
+            counts["wer_loops_cut"] = edit_counts(references, cut, unit="word")
+        scores = {
+            name: error_rate(name, edits, speakers=speakers, bootstrap=resamples, seed=seed)
+            for name, edits in counts.items()
         }
+        wer = scores["wer"]
+        return scores | {"wer": replace(wer, detail={**wer.detail, "loops": sum(looping)})}
 
     def details(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[dict[str, Any], list[Finding]]:
-        """Loops, empty texts and invented words."""
+        """Loops, fallbacks, empty texts and invented words."""
         references, hypotheses = self._scored(predictions, clips)
         edits = edit_counts(references, hypotheses, unit="word")
-        health = decoding_health([clip.id for clip in clips], references, hypotheses, edits)
+        again = sum(prediction.attempts > 1 for prediction in predictions)
+        health = decoding_health([clip.id for clip in clips], references, hypotheses, edits, fallbacks=again)
         inserted = sum(edit.insertions for edit in edits)
         return {"insertions": inserted, "decoding": health.to_json()}, health.findings()
 

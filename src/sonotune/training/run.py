@@ -312,7 +312,7 @@ def _evaluate(session: _Session, clips: Sequence[Clip]) -> EvaluationResult:
     with assembled(session.loaded.module):
         return evaluate(
             session.task, session.loaded, clips, batch_seconds=settings.batch_seconds,
-            max_clips=settings.batch_max_clips, beam_size=settings.beam_size, max_new_tokens=settings.max_new_tokens,
+            max_clips=settings.batch_max_clips, decoding=settings.decoding(),
             bootstrap=settings.bootstrap,
             duration_edges_s=settings.duration_edges_s,
             crew=session.crews.evaluation, autocast=session.accelerator.autocast,

@@ -47,7 +47,7 @@ from sonotune.models.checkpoints import (
 from sonotune.models.ctc_decoding import beam_search, collapse
 from sonotune.models.languages import nothing_to_note
 from sonotune.models.norms import fix_batch_norms
-from sonotune.types import Context
+from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
 
 logger = logging.getLogger(__name__)
 
@@ -256,18 +256,18 @@ class CtcFamily:
 
     @torch.no_grad()
     def transcribe(
-        self, loaded: LoadedModel, batch: Batch, *, beam_size: int = 1, max_new_tokens: int | None = None
-    ) -> list[str]:
-        """Best path (`beam_size=1`) or prefix beam search; the frames bound the length, not `max_new_tokens`."""
+        self, loaded: LoadedModel, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING
+    ) -> list[Hypothesis]:
+        """Best path (`beam_size=1`) or prefix beam search; the frames bound the length. No text is decoded again."""
         scores_BTV, lengths_B = self._scores(loaded, batch)
         blank = loaded.module.config.pad_token_id
         texts = []
         for scores_TV, length in zip(scores_BTV.cpu(), lengths_B.tolist(), strict=True):
-            if beam_size == 1:
+            if settings.beam_size == 1:
                 ids = collapse(scores_TV[:length].argmax(dim=-1).tolist(), blank=blank)
             else:
-                ids = beam_search(scores_TV[:length].numpy(), blank=blank, beam_size=beam_size)
-            texts.append(self.decode_text(loaded, ids).strip())
+                ids = beam_search(scores_TV[:length].numpy(), blank=blank, beam_size=settings.beam_size)
+            texts.append(Hypothesis(text=self.decode_text(loaded, ids).strip()))
         return texts
 
     def _scores(self, loaded: LoadedModel, batch: Batch) -> tuple[Tensor, Tensor]:

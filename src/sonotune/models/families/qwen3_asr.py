@@ -27,6 +27,7 @@ from sonotune.features.batching import Batch
 from sonotune.features.chunked_mel import ChunkedLogMel
 from sonotune.features.frontend import from_feature_extractor
 from sonotune.features.normalization import valid_frames
+from sonotune.models import decoding
 from sonotune.models.audio_lm import Rows, generate, kinds_of_rows, label_logits, label_losses, lay_out, own_targets
 from sonotune.models.base import Component, LoadedModel, Losses, Stream
 from sonotune.models.checkpoints import load_pretrained, load_processor, locate, outline_pretrained, read_config
@@ -43,7 +44,7 @@ from sonotune.models.families.qwen3_asr_text import (
 )
 from sonotune.models.outputs import refuse_new_outputs
 from sonotune.models.speech_encoders import row_kinds
-from sonotune.types import Context
+from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
 
 _CLASS = "Qwen3ASRForConditionalGeneration"
 _EMBEDDINGS, _HEAD = "model.language_model.embed_tokens", "lm_head"
@@ -289,12 +290,12 @@ class Qwen3AsrFamily:
 
     @torch.no_grad()
     def transcribe(
-        self, loaded: LoadedModel, batch: Batch, *, beam_size: int = 1, max_new_tokens: int | None = None
-    ) -> list[str]:
+        self, loaded: LoadedModel, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING
+    ) -> list[Hypothesis]:
         """Greedy (`beam_size=1`) or beam decoding with a key-value cache.
 
         The language of a clip is given to the model; where it is unknown the model writes it itself, and
-        `max_new_tokens` does not count those tokens.
+        the limit does not count those tokens. No text is decoded again.
         """
         tokenizer = loaded.processor.tokenizer
         names = [_name(loaded, clip.language) for clip in batch.clips]
@@ -302,7 +303,7 @@ class Qwen3AsrFamily:
         audio = self._encode(loaded, batch)
         rows = self._rows(loaded, audio, prefixes=prefixes)
         own = _SPARE_TOKENS + _TOKENS_PER_POSITION * max(len(one) for one in audio)
-        limit = own if max_new_tokens is None else max_new_tokens
+        limits = decoding.token_limits(settings, [clip.duration_s for clip in batch.clips], otherwise=own)
         spare = 0 if all(prefixes) else _longest_prefix(tokenizer)
         room = loaded.module.config.text_config.max_position_embeddings - rows.embeds.shape[1]
         if room < 1:
@@ -310,10 +311,11 @@ class Qwen3AsrFamily:
                 f"a clip of this batch fills all positions of {loaded.checkpoint}: {rows.embeds.shape[1]} of "
                 f"{loaded.module.config.text_config.max_position_embeddings}. Cut it with `start_s` and `duration_s`."
             )
-        answers = generate(loaded.module, rows, max_new_tokens=min(limit + spare, room), beam_size=beam_size)
+        bounds = [min(limit + spare, room) for limit in limits]
+        answers = generate(loaded.module, rows, limits=bounds, decoding=settings)
         marker = tokenizer.convert_tokens_to_ids(TEXT_MARKER)
-        cut = [_first_text_tokens(answer, marker, limit) for answer in answers]
-        return [self.decode_text(loaded, answer) for answer in cut]
+        cut = [_first_text_tokens(answer, marker, limit) for answer, limit in zip(answers, limits, strict=True)]
+        return [Hypothesis(text=self.decode_text(loaded, answer)) for answer in cut]
 
 
 def _positions(loaded: LoadedModel, lengths_B: Tensor) -> Tensor:

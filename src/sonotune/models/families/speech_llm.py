@@ -21,7 +21,7 @@ from sonotune.errors import ModelError, TextError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import from_feature_extractor
 from sonotune.features.normalization import valid_frames
-from sonotune.models import composed, speech_encoders
+from sonotune.models import composed, decoding, speech_encoders
 from sonotune.models.audio_lm import Rows, generate, kinds_of_rows, label_logits, label_losses, lay_out, own_targets
 from sonotune.models.base import PADDING, Component, LoadedModel, Losses, Stream
 from sonotune.models.checkpoints import architecture_digest, load_pretrained, load_processor, read_config
@@ -37,7 +37,7 @@ from sonotune.models.composed import (
 from sonotune.models.composing import processor_of_parts, put_together
 from sonotune.models.languages import language_name
 from sonotune.models.outputs import refuse_new_outputs
-from sonotune.types import Context
+from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
 
 _MOST_TOKENS = 448  # of a transcript, where the caller sets no limit: Whisper's, for clips of 30 s
 
@@ -229,9 +229,9 @@ class SpeechLlmFamily:
 
     @torch.no_grad()
     def transcribe(
-        self, loaded: LoadedModel, batch: Batch, *, beam_size: int = 1, max_new_tokens: int | None = None
-    ) -> list[str]:
-        """Greedy (`beam_size=1`) or beam decoding with a key-value cache."""
+        self, loaded: LoadedModel, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING
+    ) -> list[Hypothesis]:
+        """Greedy (`beam_size=1`) or beam decoding with a key-value cache; no text is decoded again."""
         from transformers import GenerationConfig  # noqa: PLC0415  (slow import, decoding only)
 
         tokenizer = loaded.processor.tokenizer
@@ -243,14 +243,14 @@ class SpeechLlmFamily:
                 f"{_positions_of(loaded.module.config)}. Shorten the clips, or compose with a higher downsample."
             )
         pad = tokenizer.pad_token_id
+        limits = decoding.token_limits(settings, [clip.duration_s for clip in batch.clips], otherwise=_MOST_TOKENS)
         answers = generate(
-            loaded.module.language_model, rows, max_new_tokens=min(max_new_tokens or _MOST_TOKENS, room),
-            beam_size=beam_size,
+            loaded.module.language_model, rows, limits=[min(limit, room) for limit in limits], decoding=settings,
             settings=GenerationConfig(
                 eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id if pad is None else pad
             ),
         )  # fmt: skip
-        return [self.decode_text(loaded, answer) for answer in answers]
+        return [Hypothesis(text=self.decode_text(loaded, answer)) for answer in answers]
 
     def _rows(self, loaded: LoadedModel, batch: Batch, *, with_targets: bool) -> Rows:
         """Prompts with what was heard in them, and targets where wanted."""

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from sonotune.errors import TextError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import from_feature_extractor
-from sonotune.models import speech_encoders
+from sonotune.models import decoding, speech_encoders
 from sonotune.models.base import TEXT, Component, LoadedModel, Losses, Stream
 from sonotune.models.checkpoints import is_classifier, load_pretrained, outline_pretrained
 from sonotune.models.languages import find_code, nothing_to_note
 from sonotune.models.outputs import refuse_new_outputs
-from sonotune.types import Context
+from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
 
 logger = logging.getLogger(__name__)
 
@@ -115,11 +115,14 @@ class WhisperFamily:
     ) -> NDArray[np.int64]:
         """`<|startoftranscript|> language task <|notimestamps|> text <|endoftext|>` as (U,) ids.
 
+        The text begins with a space where the tokenizer joins it to the first letters, as in the texts that the
+        published checkpoints were trained on; a character tokenizer, or a script without spaces, has no such token.
+
         Raises:
             TextError: The text is empty of tokens, has characters the tokenizer lacks, or is too long.
         """
         tokenizer = loaded.processor.tokenizer
-        ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+        ids = _text_tokens(tokenizer, text)
         back = tokenizer.decode(ids, skip_special_tokens=True)
         if back.split() != text.split():
             lost = sorted(set(text) - set(back)) or [text]
@@ -201,29 +204,38 @@ class WhisperFamily:
 
     @torch.no_grad()
     def transcribe(
-        self, loaded: LoadedModel, batch: Batch, *, beam_size: int = 1, max_new_tokens: int | None = None
-    ) -> list[str]:
-        """Greedy (`beam_size=1`) or beam decoding with a key-value cache; the language is detected where unknown."""
-        from transformers import GenerationMixin  # noqa: PLC0415  (slow import, decoding only)
-        from transformers.modeling_outputs import BaseModelOutput  # noqa: PLC0415
-
-        module = loaded.module
+        self, loaded: LoadedModel, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING
+    ) -> list[Hypothesis]:
+        """Greedy or beam decoding, then sampling of texts that look wrong; the language is detected where unknown."""
         encoded_BPD = self._encode(loaded, batch)
         languages = self._languages(loaded, batch, encoded_BPD)
         prompt_BU = torch.tensor([self._prompt(loaded, language) for language in languages], device=encoded_BPD.device)
-        room = module.config.max_target_positions - prompt_BU.shape[1]
-        settings = copy.deepcopy(module.generation_config)
-        settings.update(
-            max_length=None, max_new_tokens=min(max_new_tokens or room, room), num_beams=beam_size, do_sample=False,
-            return_dict_in_generate=False, use_cache=True, forced_decoder_ids=None, return_timestamps=False,
-        )  # fmt: skip
-        ids_BU = GenerationMixin.generate(
-            module,
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoded_BPD),
-            decoder_input_ids=prompt_BU,
-            generation_config=settings,
-        )
-        return [self.decode_text(loaded, row) for row in ids_BU[:, prompt_BU.shape[1] :].tolist()]
+        room = loaded.module.config.max_target_positions - prompt_BU.shape[1]
+        limits = decoding.token_limits(settings, [clip.duration_s for clip in batch.clips], otherwise=room)
+        limits = [min(limit, room) for limit in limits]
+        mask = loaded.module.model.decoder.cross_mask
+
+        def candidates(rows: Sequence[int], temperature: float) -> tuple[list[decoding.Candidate], list[float]]:
+            chosen = torch.tensor(list(rows), device=encoded_BPD.device)
+            decoder = _Decoder(loaded, encoded_BPD[chosen], None if mask is None else mask[chosen])
+            written = decoding.write(
+                decoder, prompt_BU[chosen], end=loaded.module.config.eos_token_id, limits=[limits[row] for row in rows],
+                settings=settings, temperature=temperature, clips=[batch.clips[row] for row in rows],
+            )  # fmt: skip
+            made = [decoding.Candidate(self.decode_text(loaded, one.ids), one.mean_logprob) for one in written]
+            return made, decoder.no_speech
+
+        try:
+            if settings.beam_size == 1:
+                first, no_speech = candidates(range(len(limits)), 0.0)
+            else:
+                rows = _beam_search(loaded, encoded_BPD, prompt_BU, limits, settings)
+                means, no_speech = _judge(loaded, encoded_BPD, prompt_BU, rows)
+                texts = [self.decode_text(loaded, row) for row in rows]
+                first = [decoding.Candidate(text, mean) for text, mean in zip(texts, means, strict=True)]
+            return decoding.fall_back(first, no_speech, settings, lambda rows, heat: candidates(rows, heat)[0])
+        finally:
+            loaded.module.model.decoder.cross_mask = mask
 
     def _encode(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Features (B, T, F) -> encoder states (B, P, D); what they stand for is left for the decoder's layers."""
@@ -267,6 +279,117 @@ class WhisperFamily:
         codes = list(known)
         best = loaded.module.proj_out(hidden)[:, [known[code] for code in codes]].argmax(dim=-1).tolist()
         return [given or codes[index] for given, index in zip(languages, best, strict=True)]
+
+
+class _Decoder:
+    """The decoder of a batch's rows with its key-value cache; see `decoding.Decoder`.
+
+    Attributes:
+        no_speech: Probability of `<|nospeech|>` in each row at first.
+    """
+
+    def __init__(self, loaded: LoadedModel, encoded_BPD: Tensor, mask: Tensor | None) -> None:
+        from transformers import DynamicCache, EncoderDecoderCache  # noqa: PLC0415  (slow import, decoding only)
+
+        self._loaded, self._encoded_RPD, self._mask = loaded, encoded_BPD, mask
+        self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self._first = True
+        self.no_speech: list[float] = []
+
+    def next(self, tokens_RU: Tensor) -> Tensor:
+        """See `decoding.Decoder.next`; the tokens that the checkpoint suppresses are -inf."""
+        module = self._loaded.module
+        module.model.decoder.cross_mask = self._mask
+        hidden_RUD = module.model.decoder(
+            input_ids=tokens_RU, encoder_hidden_states=self._encoded_RPD, past_key_values=self._cache, use_cache=True
+        ).last_hidden_state
+        logits_RV: Tensor = module.proj_out(hidden_RUD[:, -1]).float()
+        if self._first:
+            self.no_speech = _no_speech(self._loaded, hidden_RUD)
+        _suppress(self._loaded, logits_RV, first=self._first)
+        self._first = False
+        return logits_RV
+
+    def keep(self, rows_R: Tensor) -> None:
+        """See `decoding.Decoder.keep`."""
+        self._cache.batch_select_indices(rows_R)
+        self._encoded_RPD = self._encoded_RPD[rows_R]
+        self._mask = None if self._mask is None else self._mask[rows_R]
+
+
+def _suppress(loaded: LoadedModel, logits_NV: Tensor, *, first: bool) -> None:
+    """Put -inf where the checkpoint's generation settings allow no token, or none at the start of a text."""
+    settings = loaded.module.generation_config
+    never = [*(settings.suppress_tokens or ()), *((settings.begin_suppress_tokens or ()) if first else ())]
+    if never:
+        logits_NV[:, never] = -torch.inf
+
+
+def _no_speech(loaded: LoadedModel, hidden_BUD: Tensor) -> list[float]:
+    """Probability of `<|nospeech|>` after `<|startoftranscript|>`; checkpoints name the token either way."""
+    tokenizer = loaded.processor.tokenizer
+    vocabulary = tokenizer.get_added_vocab()
+    token = vocabulary.get("<|nospeech|>", vocabulary.get("<|nocaptions|>"))
+    if token is None:
+        return [0.0] * len(hidden_BUD)
+    found: list[float] = loaded.module.proj_out(hidden_BUD[:, 0]).float().softmax(dim=-1)[:, token].tolist()
+    return found
+
+
+def _beam_search(
+    loaded: LoadedModel, encoded_BPD: Tensor, prompt_BU: Tensor, limits: Sequence[int], settings: DecodingSettings
+) -> list[list[int]]:
+    """Text tokens of each clip, by the beam search of `transformers`."""
+    from transformers import GenerationMixin  # noqa: PLC0415  (slow import, decoding only)
+    from transformers.modeling_outputs import BaseModelOutput  # noqa: PLC0415
+
+    chosen = copy.deepcopy(loaded.module.generation_config)
+    chosen.update(
+        max_length=None, max_new_tokens=max(limits), num_beams=settings.beam_size, do_sample=False,
+        return_dict_in_generate=False, use_cache=True, forced_decoder_ids=None, return_timestamps=False,
+        no_repeat_ngram_size=settings.no_repeat_ngram_size, repetition_penalty=settings.repetition_penalty,
+    )  # fmt: skip
+    ids_BU = GenerationMixin.generate(
+        loaded.module,
+        encoder_outputs=BaseModelOutput(last_hidden_state=encoded_BPD),
+        decoder_input_ids=prompt_BU,
+        generation_config=chosen,
+        stopping_criteria=decoding.stopping(limits, prompt=prompt_BU.shape[1]),
+    )
+    ends = {loaded.module.config.eos_token_id, chosen.pad_token_id}
+    return [[one for one in row if one not in ends] for row in ids_BU[:, prompt_BU.shape[1] :].tolist()]
+
+
+def _judge(
+    loaded: LoadedModel, encoded_BPD: Tensor, prompt_BU: Tensor, rows: Sequence[Sequence[int]]
+) -> tuple[list[float], list[float]]:
+    """Mean log-probability of given texts, the end included, and the probability that there is no speech.
+
+    Logits are made of one clip at a time, for those of a whole batch are many.
+    """
+    end, start = loaded.module.config.eos_token_id, prompt_BU.shape[1]
+    width = min(max(len(row) for row in rows) + 1, loaded.module.config.max_target_positions - start)
+    text_BU = torch.tensor([[*row, *[end] * width][:width] for row in rows], device=prompt_BU.device)
+    hidden_BUD = loaded.module.model.decoder(
+        input_ids=torch.cat([prompt_BU, text_BU[:, :-1]], dim=1), encoder_hidden_states=encoded_BPD, use_cache=False
+    ).last_hidden_state
+    means = []
+    for hidden_UD, text_U, row in zip(hidden_BUD[:, start - 1 :], text_BU, rows, strict=True):
+        length = min(len(row) + 1, width)
+        logits_UV = loaded.module.proj_out(hidden_UD[:length]).float()
+        _suppress(loaded, logits_UV, first=False)
+        _suppress(loaded, logits_UV[:1], first=True)
+        means.append(float(-F.cross_entropy(logits_UV, text_U[:length])))
+    return means, _no_speech(loaded, hidden_BUD)
+
+
+def _text_tokens(tokenizer: Any, text: str) -> list[int]:
+    """The text in tokens, with a space in front where the first token takes it in."""
+    plain: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    if not plain or text[0].isspace():
+        return plain
+    spaced: list[int] = tokenizer(f" {text}", add_special_tokens=False).input_ids
+    return plain if spaced[1:] == plain else spaced
 
 
 def _learn_languages(module: Any, tokenizer: Any, checkpoint: str) -> None:

@@ -1,0 +1,287 @@
+"""Autoregressive decoding that does not run away: limits, loops, log-probabilities and temperature fallback.
+
+Encoder-decoder speech models loop on noise and silence ("thank you thank you thank you ..."). A row that loops ends
+early, a text that looks wrong is decoded again by sampling, and neither depends on the other clips of a batch.
+
+Shape letters: B rows, R rows that are still computed, U tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sonotune.metrics.runaway import compression_ratio
+from sonotune.runs.seeds import generator
+from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Hypothesis
+
+CHARACTERS_PER_SECOND = 25.0
+"""Fast English speech has about 20; syllabic scripts and those without vowels have fewer."""
+
+TOKENS_PER_CHARACTER = 3.0
+"""A tokenizer that does not know a letter writes its UTF-8 bytes: three for Georgian, Ethiopic, Thai or Burmese. The
+published multilingual Whisper needs 2.5 tokens for a Georgian or Amharic letter and 2.8 for a Burmese one."""
+
+TOKENS_MARGIN = 16
+"""Room for special tokens, and for words in very short clips."""
+
+NO_SPEECH_PROBABILITY = 0.6
+"""An improbable text of a clip that is more probably silent than this is not decoded again."""
+
+_MAX_PERIOD = 8
+_MIN_CYCLES = 10
+_MIN_LOOP_TOKENS = 30
+
+
+def token_limit(
+    duration_s: float,
+    *,
+    tokens_per_second: float = CHARACTERS_PER_SECOND * TOKENS_PER_CHARACTER,
+    margin: int = TOKENS_MARGIN,
+) -> int:
+    """Most tokens a text of this much audio may have.
+
+    The bound is generous, so that no transcript is cut in any script: loops end by themselves (`loops_at_end`).
+
+    Args:
+        duration_s: Seconds of audio.
+        tokens_per_second: Cap on the rate of speech, in tokens.
+        margin: Tokens allowed on top.
+
+    Raises:
+        ValueError: A negative or non-finite duration.
+    """
+    if not (math.isfinite(duration_s) and duration_s >= 0):
+        raise ValueError(f"duration_s must be a finite number of seconds of at least 0; found {duration_s}.")
+    return math.ceil(duration_s * tokens_per_second) + margin
+
+
+def token_limits(settings: DecodingSettings, durations_s: Sequence[float], *, otherwise: int) -> list[int]:
+    """Most tokens of each clip's text, by its own duration alone; `otherwise` is the model's own bound."""
+    if settings.max_new_tokens == "auto":
+        return [token_limit(duration_s) for duration_s in durations_s]
+    return [settings.max_new_tokens or otherwise] * len(durations_s)
+
+
+def loops_at_end(written_BU: Tensor) -> Tensor:
+    """Whether each row (B,) ends in one to eight tokens that come ten times in a row and fill thirty tokens."""
+    looping_B = torch.zeros(len(written_BU), dtype=torch.bool, device=written_BU.device)
+    for period in range(1, _MAX_PERIOD + 1):
+        span = max(_MIN_LOOP_TOKENS, _MIN_CYCLES * period)
+        if written_BU.shape[1] < span:
+            break
+        tail_BU = written_BU[:, -span:]
+        looping_B |= (tail_BU[:, period:] == tail_BU[:, :-period]).all(dim=1)
+    return looping_B
+
+
+class EndOfRow:
+    """A stopping criterion of `transformers`: a row ends at its own limit, or when it loops.
+
+    Args:
+        limits: Most new tokens of each clip; beam search has several rows for each.
+        prompt: Tokens that every row begins with and that are not counted.
+    """
+
+    def __init__(self, limits: Sequence[int], *, prompt: int = 0) -> None:
+        self._limits_B, self._prompt = torch.tensor(limits), prompt
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        """Whether each row is done (B,)."""
+        written_BU = input_ids[:, self._prompt :]
+        limits_B = self._limits_B.repeat_interleave(len(written_BU) // len(self._limits_B))
+        full_B = written_BU.shape[1] >= limits_B.to(written_BU.device)
+        return full_B | loops_at_end(written_BU)
+
+
+def stopping(limits: Sequence[int], *, prompt: int = 0) -> Any:
+    """The criteria of `generate` that end rows one by one; see `EndOfRow`."""
+    from transformers import StoppingCriteriaList  # noqa: PLC0415  (slow import, decoding only)
+
+    return StoppingCriteriaList([EndOfRow(limits, prompt=prompt)])
+
+
+class Decoder(Protocol):
+    """An autoregressive decoder with a key-value cache over the rows of a batch."""
+
+    def next(self, tokens_RU: Tensor) -> Tensor:
+        """Logits (R, V) of the token after these, which follow those of earlier calls; None may follow -inf."""
+        ...
+
+    def keep(self, rows_R: Tensor) -> None:
+        """Go on with these of the present rows."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a decoder wrote in one row.
+
+    Attributes:
+        ids: The tokens, without the end token.
+        mean_logprob: Mean log-probability of the tokens, the end token included, at temperature 0.
+    """
+
+    ids: list[int]
+    mean_logprob: float
+
+
+@torch.no_grad()
+def write(
+    decoder: Decoder,
+    prompt_BU: Tensor,
+    *,
+    end: int,
+    limits: Sequence[int],
+    settings: DecodingSettings = DEFAULT_DECODING,
+    temperature: float = 0.0,
+    clips: Sequence[Clip] = (),
+) -> list[Written]:
+    """Write a text in each row: greedily, or by sampling at a temperature.
+
+    Rows that are done are left out of the computation once half of them are. Nothing of size U x V is kept.
+
+    Args:
+        decoder: Gives logits.
+        prompt_BU: Tokens that come first.
+        end: Token that ends a text.
+        limits: Most tokens of each row, the end token included.
+        settings: What hinders repetition.
+        temperature: 0 takes the most probable token. Above, each row draws from a generator of its own clip.
+        clips: Of the rows; they seed the draws.
+    """
+    penalties = _penalties(settings)
+    device, rows, longest = prompt_BU.device, len(prompt_BU), max(limits)
+    draws_BU = _draws(clips, longest, temperature).to(device) if temperature > 0 else None
+    limits_B = torch.tensor(limits, device=device)
+    text_BU = prompt_BU.new_full((rows, longest), end)
+    sums_B = torch.zeros(rows, device=device)
+    lengths_B = torch.zeros(rows, dtype=torch.long, device=device)
+    present_R = torch.arange(rows, device=device)  # rows that are still computed
+    open_R = torch.ones(rows, dtype=torch.bool, device=device)  # those of them that are not done
+    tokens_RU = prompt_BU
+    for place in range(longest):
+        logits_RV = decoder.next(tokens_RU).float()
+        scores_RV = logits_RV
+        if penalties:
+            # They write into what they are given, and the log-probability is that without them.
+            before_RU = torch.cat([prompt_BU, text_BU[:, :place]], dim=1)[present_R]  # as `transformers` counts
+            scores_RV = penalties(before_RU, logits_RV.clone())
+        if draws_BU is None:
+            chosen_R = scores_RV.argmax(dim=-1)
+        else:
+            chosen_R = _sample(scores_RV / temperature, draws_BU[present_R, place])
+        logprobs_R = logits_RV.gather(1, chosen_R[:, None])[:, 0] - logits_RV.logsumexp(dim=-1)
+        going_R = present_R[open_R]
+        text_BU[going_R, place] = chosen_R[open_R]
+        sums_B[going_R] += logprobs_R[open_R]
+        lengths_B[going_R] = place + 1
+        open_R = open_R & (chosen_R != end) & (place + 1 < limits_B[present_R])
+        open_R &= ~loops_at_end(text_BU[present_R, : place + 1])
+        left = int(open_R.sum())
+        if left == 0:
+            break
+        tokens_RU = chosen_R[:, None]
+        if left <= len(present_R) // 2:
+            kept_R = open_R.nonzero()[:, 0]
+            decoder.keep(kept_R)
+            present_R, open_R, tokens_RU = present_R[kept_R], open_R[kept_R], tokens_RU[kept_R]
+    means_B = (sums_B / lengths_B.clamp_min(1)).tolist()
+    texts = [row[:length] for row, length in zip(text_BU.tolist(), lengths_B.tolist(), strict=True)]
+    return [Written([one for one in ids if one != end], mean) for ids, mean in zip(texts, means_B, strict=True)]
+
+
+def _penalties(settings: DecodingSettings) -> Any:
+    from transformers.generation import logits_process as made  # noqa: PLC0415  (slow import, decoding only)
+
+    found = made.LogitsProcessorList()
+    if settings.repetition_penalty != 1:
+        found.append(made.RepetitionPenaltyLogitsProcessor(penalty=settings.repetition_penalty))
+    if settings.no_repeat_ngram_size:
+        found.append(made.NoRepeatNGramLogitsProcessor(settings.no_repeat_ngram_size))
+    return found
+
+
+def _draws(clips: Sequence[Clip], count: int, temperature: float) -> Tensor:
+    """Uniform draws (B, U) that each row has of its own clip, whatever else is in the batch."""
+    rows = [generator(0, clip.id, str(clip.start_s), "decode", str(temperature)).random(count) for clip in clips]
+    return torch.from_numpy(np.stack(rows))
+
+
+def _sample(scores_RV: Tensor, draws_R: Tensor) -> Tensor:
+    """The token (R,) at which the cumulated probability passes the draw."""
+    cumulated_RV = scores_RV.double().softmax(dim=-1).cumsum(dim=-1)
+    wanted_R1 = draws_R[:, None] * cumulated_RV[:, -1:]
+    return torch.searchsorted(cumulated_RV, wanted_R1, right=True)[:, 0].clamp_max(scores_RV.shape[1] - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A text and what the fallback judges it by.
+
+    Attributes:
+        text: Without special tokens.
+        mean_logprob: See `Written`.
+    """
+
+    text: str
+    mean_logprob: float
+
+    def compresses(self, settings: DecodingSettings) -> bool:
+        """Whether the text is as repetitive as a loop."""
+        threshold = settings.compression_ratio_threshold
+        return threshold is not None and compression_ratio(self.text) > threshold
+
+    def fails(self, settings: DecodingSettings, no_speech: float) -> bool:
+        """Whether the text should be decoded again; not that of likely silence, which no draw makes better."""
+        threshold = settings.logprob_threshold
+        improbable = threshold is not None and self.mean_logprob < threshold
+        if improbable and no_speech > NO_SPEECH_PROBABILITY:
+            return False
+        return improbable or self.compresses(settings)
+
+
+def fall_back(
+    first: Sequence[Candidate],
+    no_speech: Sequence[float],
+    settings: DecodingSettings,
+    again: Callable[[Sequence[int], float], Sequence[Candidate]],
+) -> list[Hypothesis]:
+    """Decode the texts that fail at rising temperatures, each until it passes.
+
+    Where none passes, the published recipe keeps the last text, which is the most random. Here it is the most probable
+    of those that do not compress like a loop, and the last one where all do.
+
+    Args:
+        first: Texts of the first pass.
+        no_speech: Probability that each clip has no speech.
+        settings: Thresholds and temperatures.
+        again: Decodes the rows of these indices at a temperature.
+
+    Source: Radford et al. 2022, section 4.5.
+    """
+    tried = [[one] for one in first]
+    chosen = [Hypothesis(text=one.text) for one in first]
+    failed = [row for row, one in enumerate(first) if one.fails(settings, no_speech[row])]
+    for temperature in settings.temperatures[1:]:
+        if not failed:
+            break
+        still = []
+        for row, one in zip(failed, again(failed, temperature), strict=True):
+            tried[row].append(one)
+            chosen[row] = Hypothesis(text=one.text, temperature=temperature)
+            if one.fails(settings, no_speech[row]):
+                still.append(row)
+        failed = still
+    for row in failed:
+        usable = [place for place, one in enumerate(tried[row]) if not one.compresses(settings)]
+        if usable:
+            best = max(usable, key=lambda place: tried[row][place].mean_logprob)
+            chosen[row] = Hypothesis(text=tried[row][best].text, temperature=settings.temperatures[best])
+    return [replace(one, attempts=len(attempts)) for one, attempts in zip(chosen, tried, strict=True)]

@@ -1,0 +1,180 @@
+"""Decoding that does not run away: limits, loops, fallback, and rows that do not know each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sonotune.models import decoding
+from sonotune.models.decoding import Candidate, EndOfRow, fall_back, loops_at_end, token_limit, token_limits
+from sonotune.types import Clip, DecodingSettings, Hypothesis
+
+END, VOCABULARY = 0, 12
+
+
+class Table:
+    """A decoder whose logits are a function of the row's last token and of the row, and which counts its work."""
+
+    def __init__(self, logits_BVV: Tensor) -> None:
+        self._logits = logits_BVV
+        self.rows: list[int] = []
+
+    def next(self, tokens_RU: Tensor) -> Tensor:
+        self.rows.append(len(tokens_RU))
+        return self._logits[torch.arange(len(tokens_RU)), tokens_RU[:, -1]].clone()
+
+    def keep(self, rows_R: Tensor) -> None:
+        self._logits = self._logits[rows_R]
+
+
+def table(rows: int = 3) -> Tensor:
+    return torch.randn(rows, VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(3))
+
+
+def clip(name: str) -> Clip:
+    return Clip(id=name, path=Path(f"{name}.wav"), duration_s=1.0)
+
+
+def write(logits_BVV: Tensor, limits: Sequence[int], **options: object) -> list[decoding.Written]:
+    prompt = torch.full((len(logits_BVV), 2), 5)
+    return decoding.write(Table(logits_BVV), prompt, end=END, limits=limits, **options)  # type: ignore[arg-type]
+
+
+def test_the_limit_grows_with_the_audio() -> None:
+    assert token_limit(0.0) == 16
+    assert token_limit(2.0) == 166
+    assert token_limit(1.01, tokens_per_second=10, margin=0) == 11
+    for bad in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="finite"):
+            token_limit(bad)
+
+
+def test_limits_are_of_each_clip() -> None:
+    assert token_limits(DecodingSettings(), [0.0, 2.0], otherwise=7) == [16, 166]
+    assert token_limits(DecodingSettings(max_new_tokens=3), [0.0, 2.0], otherwise=7) == [3, 3]
+    assert token_limits(DecodingSettings(max_new_tokens=None), [0.0, 2.0], otherwise=7) == [7, 7]
+
+
+@pytest.mark.parametrize(("period", "needed"), [(1, 30), (2, 30), (3, 30), (4, 40), (7, 70), (8, 80)])
+def test_a_short_cycle_is_a_loop_once_it_is_long(period: int, needed: int) -> None:
+    cycle = torch.arange(9, 9 + period).repeat(30)
+    row = torch.cat([torch.tensor([1, 2, 3]), cycle[:needed]])
+    assert loops_at_end(row[None]).tolist() == [True]
+    assert loops_at_end(row[None, 4:]).tolist() == [False]
+
+
+def test_what_is_no_loop() -> None:
+    assert loops_at_end(torch.arange(9).repeat(20)[None]).tolist() == [False]  # nine tokens are no short cycle
+    broken = torch.tensor([4] * 40 + [5])
+    assert loops_at_end(torch.stack([broken, torch.full((41,), 4)])).tolist() == [False, True]
+
+
+def test_rows_of_beams_end_by_themselves() -> None:
+    rows = torch.stack([torch.full((33,), 4), torch.arange(33), torch.arange(33), torch.arange(33)])
+    assert EndOfRow([40, 33])(rows, None).tolist() == [True, False, True, True]
+    assert EndOfRow([40, 33], prompt=2)(rows, None).tolist() == [True, False, False, False]
+    assert EndOfRow([40, 33], prompt=4)(rows, None).tolist() == [False, False, False, False]
+
+
+def test_greedy_text_and_its_log_probability() -> None:
+    logits = table(1)
+    [made] = write(logits, [20])
+    token, total, wanted = 5, 0.0, []
+    for _ in range(20):
+        logprobs = logits[0, token].log_softmax(dim=-1)
+        token = int(logprobs.argmax())
+        total += float(logprobs[token])
+        wanted.append(token)
+        if token == END:
+            break
+    assert made.ids == [one for one in wanted if one != END]
+    assert made.mean_logprob == pytest.approx(total / len(wanted), rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_row_does_not_know_the_others(temperature: float) -> None:
+    logits, limits, clips = table(), [4, 25, 60], [clip("a"), clip("b"), clip("c")]
+    together = write(logits, limits, temperature=temperature, clips=clips)
+    backward = write(logits.flip(0), limits[::-1], temperature=temperature, clips=clips[::-1])
+    assert together == backward[::-1]
+    for row in range(3):
+        alone = write(logits[row : row + 1], limits[row : row + 1], temperature=temperature, clips=[clips[row]])
+        assert alone == [together[row]]
+
+
+def test_draws_follow_the_distribution_and_leave_the_global_state_alone() -> None:
+    before = torch.get_rng_state()
+    logits = torch.full((1, VOCABULARY, VOCABULARY), -torch.inf)
+    logits[..., 3:5] = torch.tensor([1.0, 1.0])
+    logits = logits.expand(400, -1, -1)
+    made = write(logits, [1] * 400, temperature=1.0, clips=[clip(str(index)) for index in range(400)])
+    drawn = [one.ids[0] for one in made]
+    assert set(drawn) == {3, 4}
+    assert 150 < drawn.count(3) < 250
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_loop_ends_early_and_done_rows_cost_nothing() -> None:
+    logits = torch.zeros(4, VOCABULARY, VOCABULARY)
+    logits[:, :, END] = 5.0
+    logits[3, :, 7] = 9.0  # the last row says the same token for ever
+    decoder = Table(logits)
+    made = decoding.write(decoder, torch.full((4, 1), 5), end=END, limits=[400] * 4)
+    assert [len(one.ids) for one in made] == [0, 0, 0, 30]
+    assert decoder.rows == [4] + [1] * 29
+
+
+def test_what_hinders_repetition() -> None:
+    logits = torch.zeros(1, VOCABULARY, VOCABULARY)
+    logits[..., 7], logits[..., 8] = 2.0, 1.9
+    assert write(logits, [4])[0].ids == [7, 7, 7, 7]
+    assert write(logits, [3], settings=DecodingSettings(repetition_penalty=1.5))[0].ids == [7, 8, 7]
+    assert write(logits, [3], settings=DecodingSettings(no_repeat_ngram_size=1))[0].ids == [7, 8]  # and the end
+
+
+LOOP = "thank you " * 30
+
+
+def test_texts_that_pass_are_not_decoded_again() -> None:
+    def never(rows: Sequence[int], temperature: float) -> list[Candidate]:
+        raise AssertionError
+
+    first = [Candidate("fine", -0.2), Candidate("", -0.9), Candidate("silence", -3.0)]
+    made = fall_back(first, [0.1, 0.1, 0.7], DecodingSettings(), never)
+    assert made == [Hypothesis(text="fine"), Hypothesis(text=""), Hypothesis(text="silence")]
+    wrong = [Candidate(LOOP, -0.1), Candidate("x", -9.0)]
+    assert len(fall_back(wrong, [0.0, 0.0], DecodingSettings(temperatures=(0.0,)), never)) == 2
+    off = DecodingSettings(compression_ratio_threshold=None, logprob_threshold=None)
+    assert fall_back(wrong, [0.0, 0.0], off, never)[0].text == LOOP
+
+
+def test_each_text_climbs_until_it_passes() -> None:
+    asked: list[tuple[list[int], float]] = []
+
+    def again(rows: Sequence[int], temperature: float) -> list[Candidate]:
+        asked.append((list(rows), temperature))
+        return [Candidate(f"{row} at {temperature}", -0.5 if row == 0 or temperature > 0.3 else -2.0) for row in rows]
+
+    made = fall_back([Candidate(LOOP, -0.1), Candidate("fine", -0.1), Candidate("x", -2.0)], [0.0] * 3,
+                     DecodingSettings(), again)  # fmt: skip
+    assert asked == [([0, 2], 0.2), ([2], 0.4)]
+    assert made == [
+        Hypothesis(text="0 at 0.2", temperature=0.2, attempts=2),
+        Hypothesis(text="fine"),
+        Hypothesis(text="2 at 0.4", temperature=0.4, attempts=3),
+    ]
+
+
+def test_where_none_passes_the_most_probable_text_that_does_not_loop_is_kept() -> None:
+    settings = DecodingSettings(temperatures=(0.0, 0.5, 1.0))
+    answers = {
+        0.5: [Candidate("half", -1.5), Candidate(LOOP, -0.2)],
+        1.0: [Candidate("one", -4.0), Candidate(LOOP, -3.0)],
+    }
+    made = fall_back([Candidate(LOOP, -0.1)] * 2, [0.0, 0.0], settings, lambda _, heat: answers[heat])
+    assert made[0] == Hypothesis(text="half", temperature=0.5, attempts=3)
+    assert made[1] == Hypothesis(text=LOOP, temperature=1.0, attempts=3)
