@@ -20,9 +20,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sonotune.data.windows import within_window
 from sonotune.errors import ManifestError, ResourceError, TextError, out_of_memory
 from sonotune.evaluation.decode import in_clip_order, token_limit
+from sonotune.evaluation.windows import cut_into_windows
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
 from sonotune.features.workers import Crew
 from sonotune.metrics.efficiency import real_time_factor
@@ -181,6 +181,8 @@ def predict_clips(
 ) -> tuple[list[Prediction], list[Finding]]:
     """Decode every clip, without gradients, in batches of similar length.
 
+    A clip longer than the model's window is decoded in windows, and its texts are merged (`evaluation.windows`).
+
     Args:
         task: Turns a batch into predictions.
         loaded: The model; which of its parts are in training mode is restored afterwards.
@@ -194,12 +196,12 @@ def predict_clips(
             loaded (`loaded.context`).
         crew: Loader processes; they change nothing but the speed. None reads here.
         autocast: Makes the precision context of each batch.
-        progress: Called with clips done and clips in all after every batch of this process.
+        progress: Called with windows done and windows in all after every batch of this process; most clips are one.
         processes: Share the batches; each has all predictions in the end.
 
     Returns:
-        One prediction per clip in the order of the clips, empty for a clip that could not be read or is longer than the
-        model's window, and the findings that name those clips.
+        One prediction per clip in the order of the clips, empty for a clip that could not be read, and the findings that
+        name those clips and the clips decoded in windows.
 
     Raises:
         ManifestError: There are no clips, or an id stands twice.
@@ -207,17 +209,16 @@ def predict_clips(
         ValueError: The task broke its promise of one prediction per clip, in order.
     """
     _check_clips(clips)
-    fitting, findings = within_window(
-        clips, loaded.frontend.max_duration_s, check="evaluation.too_long", outcome="counts as unheard"
-    )
-    durations_s = [clip.duration_s for clip in fitting]
+    windows = cut_into_windows(clips, loaded.frontend.max_duration_s)
+    pieces = windows.pieces
+    durations_s = [piece.duration_s for piece in pieces]
     padded = loaded.context == "full" if full_context is None else full_context
     batches = plan_batches(
         durations_s, max_seconds=batch_seconds, max_clips=max_clips, seed=0, epoch=0, shuffle=False, jitter_s=0.0
     )
     dataset = ClipBatches(
-        fitting,
-        [np.zeros(0, dtype=np.int64)] * len(fitting),
+        pieces,
+        [np.zeros(0, dtype=np.int64)] * len(pieces),
         loaded.frontend,
         batches=batches,
         seed=0,
@@ -228,7 +229,7 @@ def predict_clips(
     unheard: list[Finding] = []
     cut = 0
     places = processes.share(range(len(batches)))
-    done = len(clips) - len(fitting)
+    done = 0
     # Closing the loader when something goes wrong ends its workers at once.
     with _inference(loaded.module), closing(batch_loader(dataset, crew, places=places)) as loader:
         for place, batch in zip(places, loader, strict=True):
@@ -243,13 +244,13 @@ def predict_clips(
                 cut += parts > 1
             done += len(batches[place])
             if progress is not None:
-                progress(done, len(clips))
+                progress(done, len(pieces))
     if cut:
         unheard.append(_did_not_fit(cut, len(places), batch_seconds))
     shares = processes.gather((predictions, unheard))
     predictions = [prediction for share, _ in shares for prediction in share]
-    findings += [finding for _, share in shares for finding in share]
-    return in_clip_order([clip.id for clip in clips], predictions, findings)
+    findings = [finding for _, share in shares for finding in share]
+    return windows.merge(clips, *in_clip_order([piece.id for piece in pieces], predictions, findings))
 
 
 def _predict(
