@@ -272,7 +272,7 @@ def _predict(
         [clip] = batch.clips
         raise ResourceError(
             f"out of memory while decoding {clip.id} alone, of {clip.duration_s:.1f} s: {reason[:300]}. Lower "
-            "evaluation.beam_size, take quantization.bits=4, or leave such clips out with data.max_duration_s."
+            "evaluation.beam_size, take quantization.bits=4, or cut the clip with `start_s` and `duration_s`."
         )
     halves = [_predict(predict, half, device) for half in batch.split(2)]
     return [prediction for found, _ in halves for prediction in found], sum(parts for _, parts in halves)
@@ -378,7 +378,7 @@ def _check_clips(clips: Sequence[Clip]) -> None:
     if not clips:
         raise ManifestError(
             "the evaluation set is empty: 0 clips were found after the checks, at least 1 is needed. Look at the "
-            "findings of the data check, and at `data.min_duration_s` and `data.max_duration_s`."
+            "findings of the data check."
         )
     twice = [clip_id for clip_id, times in Counter(clip.id for clip in clips).items() if times > 1]
     if twice:
