@@ -634,7 +634,9 @@ def test_evaluate_scores_clips_of_every_length_whatever_the_limits_of_training(
     soundfile.write(tmp_path / "short.wav", tone(0.3), RATE_HZ)
     lines = [{"id": name, "path": f"{name}.wav", "text": "one", "language": "en"} for name in ("long", "short")]
     words = ["evaluate", f"model={folder / 'run'}", f"data.test={manifest(tmp_path / 'test.jsonl', lines)}"]
-    code, out, err = call(*words, "data.max_duration_s=10", "data.min_duration_s=1", "evaluation.bootstrap=100", "--json")
+    code, out, err = call(
+        *words, "data.max_duration_s=10", "data.min_duration_s=1", "evaluation.bootstrap=100", "--json"
+    )
     assert code == 0, err
     told = json.loads(out)
     assert told["scores"]["wer"]["count"] == told["clips"] == 2
@@ -660,6 +662,21 @@ def test_clips_too_long_to_train_on_are_counted_and_are_not_bad(data: Path):
     assert found["evaluation.windows"]["clip_ids"] == ["long-eval"]
     assert record["scores"]["after"]["wer"]["count"] == 3
     assert told["left_out"] == 1
+
+
+def test_a_language_that_the_model_lacks_stops_training_and_is_detected_where_it_is_scored(
+    finished: tuple[Path, Answer], data: Path
+):
+    code, _, err = call(*train_words(data, "model.language=xx"))
+    assert code == 2
+    assert "does not know the language 'xx'; it knows en, he" in err
+    lines = [line | {"language": "xx"} for line in lines_of(data / "eval.jsonl")]
+    manifest(data / "foreign.jsonl", lines)
+    folder, _ = finished
+    code, out, err = call("evaluate", f"model={folder / 'run'}", f"data.test={data / 'foreign.jsonl'}", "--json")
+    assert code == 0, err
+    assert json.loads(out)["scores"]["wer"]["count"] == 2
+    assert err.count("does not know the language 'xx'") <= 1
 
 
 def test_scores_are_told_though_the_predictions_cannot_be_written(

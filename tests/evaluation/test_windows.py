@@ -105,7 +105,9 @@ def test_pieces_are_never_mistaken_for_clips(tmp_path: Path):
     assert len({piece.id for piece in windows.pieces}) == 3
     texts = iter(["a b c", "b c d", "e"])
     made = [Prediction(clip_id=piece.id, text=next(texts)) for piece in windows.pieces]
-    about_piece = Finding(check="x", severity="note", message="m", clip_ids=(windows.pieces[0].id, windows.pieces[1].id))
+    about_piece = Finding(
+        check="x", severity="note", message="m", clip_ids=(windows.pieces[0].id, windows.pieces[1].id)
+    )
     predictions, findings = windows.merge([long, other], made, [about_piece])
     assert predictions == [Prediction(clip_id="long", text="a b c d"), Prediction(clip_id="long#1", text="e")]
     assert findings[-1].clip_ids == ("long",)

@@ -35,10 +35,17 @@ def build(tmp_path: Path) -> Build:
         config = WhisperConfig.from_pretrained(source)
         config.update(
             {
-                "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
-                "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "init_std": 0.1,
-                "max_source_positions": 1500, **changes,
-            }  # fmt: skip
+                "d_model": 16,
+                "encoder_layers": 1,
+                "decoder_layers": 1,
+                "encoder_attention_heads": 2,
+                "decoder_attention_heads": 2,
+                "encoder_ffn_dim": 32,
+                "decoder_ffn_dim": 32,
+                "init_std": 0.1,
+                "max_source_positions": 1500,
+                **changes,
+            }
         )
         folder = tmp_path / "model"
         with torch.random.fork_rng():
@@ -178,7 +185,9 @@ def test_published_vocabularies_suppress_what_the_published_checkpoints_do(size:
     eos = 50_256 if english else 50_257
     config = WhisperConfig(vocab_size=size, eos_token_id=eos, decoder_start_token_id=eos + 1)
     settings = GenerationConfig.from_model_config(config)
-    complete_generation_config(SimpleNamespace(generation_config=settings, config=config), published_tokenizer(english=english), "x")
+    complete_generation_config(
+        SimpleNamespace(generation_config=settings, config=config), published_tokenizer(english=english), "x"
+    )
     assert settings.begin_suppress_tokens == [220, eos]
     assert len(settings.suppress_tokens) == (90 if english else 88)
     assert settings.suppress_tokens[0] == 1
@@ -217,7 +226,9 @@ def test_a_language_of_the_settings_that_the_model_lacks_is_refused_once(build: 
     loaded = load(build())
     task = Transcribe(FAMILY, TaskSettings(language="xx"))
     with pytest.raises(TextError, match=r"does not know the language 'xx'; it knows en, he") as caught:
-        task.prepare(loaded, [Clip(id=f"{number}", path=Path("x.wav"), duration_s=1.0, text="one") for number in range(3)])
+        task.prepare(
+            loaded, [Clip(id=f"{number}", path=Path("x.wav"), duration_s=1.0, text="one") for number in range(3)]
+        )
     assert caught.value.exit_code == 2
 
 

@@ -119,7 +119,7 @@ def _lengths(config: RunConfig) -> list[tuple[int, int | None]]:
 
 
 def _edges(config: RunConfig) -> list[float]:
-    """Buckets: the edges that scores are told by, up to the longest clip that is trained on; the model's window cuts them."""
+    """Buckets: the edges that scores are told by, up to the longest clip that is trained on."""
     from sonotune.data.windows import training_limit_s
 
     longest = training_limit_s(None, config.data.max_duration_s)

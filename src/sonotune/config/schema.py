@@ -130,8 +130,8 @@ class DataConfig(Section):
     min_duration_s: float = Field(default=0.5, ge=0, le=7200)
     """Shorter clips are not trained on, and counted, in seconds; they are scored all the same."""
     max_duration_s: float | None = Field(default=None, gt=0, le=7200)
-    """Longer clips are not trained on, and counted, in seconds; they are scored all the same. Null takes the model's window,
-    30 s at most."""
+    """Longer clips are not trained on, and counted, in seconds; they are scored all the same. Null takes the model's
+    window, 30 s at most."""
     max_bad_fraction: Share = 0.01
     """Share of unusable clips above which a run stops before it trains."""
     check: Literal["decode", "header"] = "decode"

@@ -217,7 +217,8 @@ def cut_at_pauses(clip: Clip, max_duration_s: float, *, overlap_s: float = 0.0) 
         earliest_s, latest_s = begin_s + max_duration_s / 2, begin_s + max_duration_s
         inside = [(begin, end) for begin, end in pauses if earliest_s <= (begin + end) / 2 <= latest_s]
         if inside:
-            begin_s = sum(max(inside, key=lambda pause: pause[1] - pause[0])) / 2
+            begin, end = max(inside, key=lambda pause: pause[1] - pause[0])
+            begin_s = (begin + end) / 2
             cuts_s.append((begin_s, begin_s))
         else:
             begin_s = latest_s - min(overlap_s, max_duration_s / 2)

@@ -33,7 +33,7 @@ def fit_for_training(
         cut: Cuts a long clip into shorter ones with the text of each; no pieces where it cannot tell.
 
     Returns:
-        The clips that are trained on, in order, and a finding each for those that were left out and those that were cut.
+        The clips that are trained on, in order, and one finding each for those left out and those cut.
     """
     kept: list[Clip] = []
     left_out: list[Clip] = []
@@ -42,21 +42,26 @@ def fit_for_training(
         pieces = [clip] if clip.duration_s <= limit_s + WINDOW_SLACK_S else cut(clip, limit_s)
         if not pieces:
             left_out.append(clip)
-        elif len(pieces) > 1:
+        elif pieces != [clip]:
             divided.append(clip)
         kept += pieces
     findings = []
     for check, found, outcome in (
-        ("data.too_long", left_out, "left out of training; they can be scored. Cut them with `start_s` and `duration_s`"),
+        (
+            "data.too_long",
+            left_out,
+            "left out of training. Cut them with `start_s` and `duration_s`; they can be scored",
+        ),
         ("train.cut_at_words", divided, "cut between their words, each piece with its own text"),
     ):
         if found:
+            hours = sum(clip.duration_s for clip in found) / 3600
             findings.append(
                 Finding(
                     check=check,
                     severity="warning" if found is left_out else "note",
-                    message=f"{len(found)} of {len(clips)} training clips are longer than {limit_s:.4g} s, the most that "
-                    f"is read at a time, and are {outcome} ({sum(clip.duration_s for clip in found) / 3600:.2f} h).",
+                    message=f"{len(found)} of {len(clips)} training clips ({hours:.2f} h) are longer than {limit_s:.4g} s, "
+                    f"the most that is trained on at a time, and are {outcome}.",
                     clip_ids=tuple(clip.id for clip in found),
                     measured=max(clip.duration_s for clip in found),
                     limit=limit_s,

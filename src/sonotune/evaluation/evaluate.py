@@ -200,8 +200,8 @@ def predict_clips(
         processes: Share the batches; each has all predictions in the end.
 
     Returns:
-        One prediction per clip in the order of the clips, empty for a clip that could not be read, and the findings that
-        name those clips and the clips decoded in windows.
+        One prediction per clip in the order of the clips, empty for a clip that could not be read, and the findings
+        that name those clips and the clips decoded in windows.
 
     Raises:
         ManifestError: There are no clips, or an id stands twice.

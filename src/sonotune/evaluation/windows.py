@@ -3,7 +3,7 @@
 Windows are cut in pauses, where no word is. Where nobody pauses, two windows overlap, and both have the words of the
 overlap; the longest sequence of words that both wrote is where one text goes over into the other.
 
-Source: the merge by common sequences is that of the speech pipeline of `transformers`, here for words instead of tokens.
+Source: the merge by common sequences is that of the speech pipeline of `transformers`, for words instead of tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OVERLAP_SHARE: Final = 0.2
 """Overlap of two windows that no pause separates: this share of the window, at most so many seconds."""
 _MIN_COMMON_WORDS: Final = 2  # one word may be common by chance, unless it stands at the very border of both texts
 _RATE_MARGIN: Final = 2.0  # speech in the overlap may be so many times as fast as in its whole window
-# Scripts that put no spaces between words: Thai, Lao, Myanmar, Khmer, Kana, Han. Their words are single characters here.
+# Scripts without spaces between words: Thai, Lao, Myanmar, Khmer, Kana, Han. Their words are single characters here.
 _UNSPACED: Final = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORDS: Final = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 _BOTH_UNSPACED: Final = re.compile(rf"[{_UNSPACED}]{{2}}")

@@ -1,7 +1,7 @@
 """What a Whisper checkpoint may lack and what is put in its place, so that it is served as it is scored.
 
-Fine-tuned checkpoints often come without `generation_config.json` or `preprocessor_config.json`. What stood there follows
-from the tokenizer and from `config.json`; every choice is logged, and an export has the files.
+Fine-tuned checkpoints often come without `generation_config.json` or `preprocessor_config.json`. What stood there
+follows from the tokenizer and from `config.json`; every choice is logged, and an export has the files.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def load_whisper_processor(checkpoint: str, *, revision: str | None, config: Any
             "model's own tokenizer there."
         ) from error
     logger.warning(
-        "%s has no preprocessor_config.json: chose Whisper's own features with %d mel bins and a window of %d s, because "
-        "config.json says so",
+        "%s has no preprocessor_config.json: chose Whisper's own features with %d mel bins and a window of %d s, "
+        "because config.json says so",
         checkpoint, config.num_mel_bins, seconds,
     )  # fmt: skip
     return processor
@@ -59,9 +59,9 @@ def complete_generation_config(module: Any, tokenizer: Any, checkpoint: str) -> 
     """Fill in what the decoding settings lack, in place; what they have stays.
 
     Without `lang_to_id` a multilingual model would be prompted as one that knows English alone; without
-    `no_timestamps_token_id` and `max_length`, `transformers` would serve an export with timestamps, cut after 20 tokens.
-    The tokenizers of English-only checkpoints have the tokens of all languages, so those are told apart by the size of
-    their vocabulary. The prompt is made of language and task; ids that an old checkpoint forces are dropped.
+    `no_timestamps_token_id` and `max_length`, `transformers` would serve an export with timestamps, cut after 20
+    tokens. The tokenizers of English-only checkpoints have the tokens of all languages, so those are told apart by the
+    size of their vocabulary. The prompt is made of language and task; ids that an old checkpoint forces are dropped.
     """
     settings, config = module.generation_config, module.config
     absent = bool(getattr(settings, "_from_model_config", False))
@@ -89,7 +89,8 @@ def complete_generation_config(module: Any, tokenizer: Any, checkpoint: str) -> 
         settings.return_timestamps = False
         settings._from_model_config = False  # else `transformers` may make them anew from config.json
         logger.warning(
-            "%s has no generation_config.json: chose %d languages and %d suppressed tokens, because its tokenizer has them",
+            "%s has no generation_config.json: chose %d languages and %d suppressed tokens, because its tokenizer has "
+            "them",
             checkpoint, len(getattr(settings, "lang_to_id", None) or {}), len(settings.suppress_tokens or ()),
         )  # fmt: skip
 
@@ -109,7 +110,7 @@ def _languages(vocabulary: dict[str, int]) -> dict[str, Any]:
 
 
 def _suppressed(vocabulary: dict[str, int], config: Any) -> dict[str, Any]:
-    """What the published checkpoints never write, where the vocabulary is theirs: signs that are no speech, and prompts."""
+    """What the published checkpoints never write, where the vocabulary is theirs: signs of no speech, and prompts."""
     from transformers.models.whisper import configuration_whisper as published  # noqa: PLC0415
 
     if vocabulary.get("Ġ") != _SPACE_TOKEN:
