@@ -11,7 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
 
 from sonotune.errors import ModelError, TextError
 from sonotune.features.frontend import from_feature_extractor
@@ -254,3 +260,19 @@ def test_a_transcript_beyond_the_decoder_is_a_finding_that_names_the_clip(build:
     assert (finding.check, finding.severity, finding.clip_ids) == ("text.not_encodable", "error", ("longer",))
     assert "'longer'" in finding.message
     assert "can write 448" in finding.message
+
+
+@pytest.mark.realdata
+def test_the_published_decoding_settings_are_found_again(tmp_path: Path):
+    """Whisper base without its `generation_config.json`, from its tokenizer alone."""
+    source = Path(__file__).resolve().parents[3] / "shared" / "data" / "whisper_base"
+    if not source.is_dir():
+        pytest.skip("no ../shared/data/whisper_base")
+    published = GenerationConfig.from_pretrained(source)
+    config = WhisperConfig.from_pretrained(source)
+    settings = GenerationConfig.from_model_config(config)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    complete_generation_config(SimpleNamespace(generation_config=settings, config=config), tokenizer, "x")
+    for name in ("lang_to_id", "task_to_id", "suppress_tokens", "begin_suppress_tokens", "no_timestamps_token_id",
+                 "prev_sot_token_id", "max_length", "is_multilingual", "eos_token_id", "pad_token_id"):  # fmt: skip
+        assert getattr(settings, name) == getattr(published, name), name

@@ -60,8 +60,8 @@ def fit_for_training(
                 Finding(
                     check=check,
                     severity="warning" if found is left_out else "note",
-                    message=f"{len(found)} of {len(clips)} training clips ({hours:.2f} h) are longer than {limit_s:.4g} s, "
-                    f"the most that is trained on at a time, and are {outcome}.",
+                    message=f"{len(found)} of {len(clips)} training clips ({hours:.2f} h) are longer than "
+                    f"{limit_s:.4g} s, the most that is trained on at a time, and are {outcome}.",
                     clip_ids=tuple(clip.id for clip in found),
                     measured=max(clip.duration_s for clip in found),
                     limit=limit_s,
