@@ -626,15 +626,57 @@ def test_a_limit_that_leaves_ctc_no_clip_is_refused(data: Path):
     refused(call(*words), "no clip of data.train is left", "5 of 5 transcripts", "data.max_label_tokens=1")
 
 
-def test_evaluate_says_which_clips_it_did_not_hear(finished: tuple[Path, Answer], tmp_path: Path):
+def test_evaluate_scores_clips_of_every_length_whatever_the_limits_of_training(
+    finished: tuple[Path, Answer], tmp_path: Path
+):
     folder, _ = finished
-    soundfile.write(tmp_path / "long.wav", tone(31), RATE_HZ)
-    line = {"id": "long", "path": "long.wav", "text": "one", "language": "en"}
-    words = ["evaluate", f"model={folder / 'run'}", f"data.test={manifest(tmp_path / 'test.jsonl', [line])}"]
-    code, out, err = call(*words, "data.max_duration_s=60", "evaluation.bootstrap=100")
+    soundfile.write(tmp_path / "long.wav", tone(45), RATE_HZ)
+    soundfile.write(tmp_path / "short.wav", tone(0.3), RATE_HZ)
+    lines = [{"id": name, "path": f"{name}.wav", "text": "one", "language": "en"} for name in ("long", "short")]
+    words = ["evaluate", f"model={folder / 'run'}", f"data.test={manifest(tmp_path / 'test.jsonl', lines)}"]
+    code, out, err = call(
+        *words, "data.max_duration_s=10", "data.min_duration_s=1", "evaluation.bootstrap=100", "--json"
+    )
     assert code == 0, err
-    assert "warning  clip 'long' lasts 31.00 s and the model hears" in out
-    assert "counts as unheard" in out
+    told = json.loads(out)
+    assert told["scores"]["wer"]["count"] == told["clips"] == 2
+    assert told["left_out"] == []
+    [note] = [finding for finding in told["findings"] if finding["check"] == "evaluation.windows"]
+    assert note["severity"] == "note"
+    assert "1 of 2 clips" in note["message"]
+
+
+def test_clips_too_long_to_train_on_are_counted_and_are_not_bad(data: Path):
+    """They are more than data.max_bad_fraction allows of bad clips; the run goes on without them, and scores them."""
+    for name, count, first in (("train", 3, 0), ("eval", 2, 5)):
+        lines = [json.loads(line) for line in corpus(data, name, count, first=first).read_text("utf-8").splitlines()]
+        soundfile.write(data / f"long-{name}.wav", tone(45), RATE_HZ)
+        lines.append({"id": f"long-{name}", "path": f"long-{name}.wav", "text": "one", "language": "en"})
+        manifest(data / f"{name}.jsonl", lines)
+    code, out, err = call(*train_words(data), "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    record = json.loads((data / "run" / "run.json").read_text("utf-8"))
+    found = {finding["check"]: finding for finding in record["findings"]}
+    assert found["data.too_long"]["clip_ids"] == ["long-train"]
+    assert found["evaluation.windows"]["clip_ids"] == ["long-eval"]
+    assert record["scores"]["after"]["wer"]["count"] == 3
+    assert told["left_out"] == 1
+
+
+def test_a_language_that_the_model_lacks_stops_training_and_is_detected_where_it_is_scored(
+    finished: tuple[Path, Answer], data: Path
+):
+    code, _, err = call(*train_words(data, "model.language=xx"))
+    assert code == 2
+    assert "does not know the language 'xx'; it knows en, he" in err
+    lines = [line | {"language": "xx"} for line in lines_of(data / "eval.jsonl")]
+    manifest(data / "foreign.jsonl", lines)
+    folder, _ = finished
+    code, out, err = call("evaluate", f"model={folder / 'run'}", f"data.test={data / 'foreign.jsonl'}", "--json")
+    assert code == 0, err
+    assert json.loads(out)["scores"]["wer"]["count"] == 2
+    assert err.count("does not know the language 'xx'") <= 1
 
 
 def test_scores_are_told_though_the_predictions_cannot_be_written(

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from sonotune.data.chunking import concatenate_plan, cut_at_pauses, join
+from sonotune.data.chunking import concatenate_plan, cut_at_pauses, cut_at_words, join
 from sonotune.data.importers import load
 from sonotune.data.manifest import read_manifest
-from sonotune.data.windows import WINDOW_SLACK_S, within_window
+from sonotune.data.windows import WINDOW_SLACK_S, fit_for_training, training_limit_s
 from sonotune.errors import ManifestError
 from sonotune.types import Clip, Word
 
@@ -182,7 +182,7 @@ def test_no_piece_is_longer_than_the_window_however_times_round(monkeypatch: pyt
         monkeypatch.setattr("sonotune.data.chunking.speech_spans", lambda _, spans=spans: spans)
         whole = Clip(id="x", path=Path("x.wav"), start_s=float(rng.uniform(0, 100)), duration_s=length_s)
         pieces = cut_at_pauses(whole, window_s)
-        assert within_window(pieces, window_s) == (pieces, [])
+        assert fit_for_training(pieces, window_s) == (pieces, [])
         assert sum(piece.duration_s for piece in pieces) == pytest.approx(length_s, abs=WINDOW_SLACK_S + 1e-6)
         if len(pieces) > 1:
             assert max(piece.duration_s for piece in pieces) <= window_s
@@ -192,8 +192,59 @@ def test_no_piece_is_longer_than_the_window_however_times_round(monkeypatch: pyt
 def test_a_clip_is_within_the_window_up_to_rounding() -> None:
     clips = [Clip(id=f"{extra_s}", path=Path("x.wav"), duration_s=4.095 + extra_s) for extra_s in (0.0, 1e-15, 0.009)]
     longer = Clip(id="longer", path=Path("x.wav"), duration_s=4.2)
-    kept, [finding] = within_window([clips[0], longer, *clips[1:]], 4.095, outcome="counts as unheard")
+    kept, [finding] = fit_for_training([clips[0], longer, *clips[1:]], 4.095)
     assert kept == clips
-    assert (finding.check, finding.severity, finding.clip_ids) == ("audio.too_long", "error", ("longer",))
-    assert "'longer' lasts 4.20 s and the model hears 4.095 s at a time; it counts as unheard." in finding.message
-    assert within_window([longer], None) == ([longer], [])
+    assert (finding.check, finding.severity, finding.clip_ids) == ("data.too_long", "warning", ("longer",))
+    assert "1 of 4 training clips (0.00 h) are longer than 4.095 s" in finding.message
+    assert (finding.measured, finding.limit, finding.unit) == (4.2, 4.095, "s")
+
+
+def test_the_longest_training_clip_is_the_setting_or_30_s_and_never_above_the_window() -> None:
+    assert training_limit_s(30.0, None) == 30.0
+    assert training_limit_s(10.255, None) == 10.255
+    assert training_limit_s(1200.0, None) == training_limit_s(None, None) == 30.0
+    assert training_limit_s(1200.0, 60.0) == training_limit_s(None, 60.0) == 60.0
+    assert training_limit_s(30.0, 60.0) == 30.0
+    assert training_limit_s(30.0, 15.0) == 15.0
+
+
+def timed(text: str, times_s: list[tuple[float, float]], duration_s: float) -> Clip:
+    words = tuple(
+        Word(text=word.lower(), start_s=start_s, end_s=end_s)
+        for word, (start_s, end_s) in zip(text.split(), times_s, strict=False)
+    )
+    return Clip(id="x", path=Path("x.wav"), start_s=1.0, duration_s=duration_s, text=text, words=words)
+
+
+def test_a_long_clip_with_timed_words_is_cut_between_them() -> None:
+    whole = timed("One two, three four.", [(0.5, 1.0), (2.0, 2.4), (2.5, 4.0), (6.0, 6.5)], 8.0)
+    pieces, [finding] = fit_for_training([whole], 4.5, cut_at_words)
+    assert [(piece.id, piece.text) for piece in pieces] == [("x#0", "One two,"), ("x#1", "three"), ("x#2", "four.")]
+    assert [piece.start_s for piece in pieces] == pytest.approx([1.0, 3.45, 6.0])
+    assert sum(piece.duration_s for piece in pieces) == pytest.approx(8.0)
+    assert [(word.text, round(word.start_s, 2)) for piece in pieces for word in piece.words] == [
+        ("one", 0.5), ("two,", 2.0), ("three", 0.05), ("four.", 1.0),
+    ]  # fmt: skip
+    assert (finding.check, finding.severity, finding.clip_ids) == ("train.cut_at_words", "note", ("x",))
+
+
+@pytest.mark.parametrize(
+    ("text", "times_s"),
+    [
+        ("one two three", [(0.5, 1.0), (2.0, 2.4)]),  # a word has no time
+        ("one two", [(3.0, 3.5), (2.0, 2.4)]),  # out of order
+        ("one two", [(0.5, 4.0), (4.0, 7.0)]),  # nothing between the words
+        ("one two", [(0.5, 1.0), (2.0, 9.0)]),  # beyond the clip
+        ("one two", []),
+    ],
+)
+def test_a_clip_whose_words_do_not_fit_its_text_is_left_out(text: str, times_s: list[tuple[float, float]]) -> None:
+    clips, [finding] = fit_for_training([timed(text, times_s, 8.0)], 4.5, cut_at_words)
+    assert clips == []
+    assert finding.check == "data.too_long"
+
+
+def test_pieces_overlap_only_where_nobody_pauses(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "long.wav", spoken((7.0, 0.1)), RATE_HZ)
+    pieces = cut_at_pauses(Clip(id="x", path=tmp_path / "long.wav", duration_s=7.0), 3.0, overlap_s=1.0)
+    assert [(piece.start_s, piece.duration_s) for piece in pieces] == [(0.0, 3.0), (2.0, 3.0), (4.0, 3.0)]

@@ -326,7 +326,7 @@ def test_filter_counts_every_drop_once() -> None:
         clip("blank", 1.0, " \t"),
         clip("unknown", 0.0),
     ]
-    kept, findings = filter_clips(clips)
+    kept, findings = filter_clips(clips, max_duration_s=15.0)
     assert [c.id for c in kept] == ["ok", "at_min", "at_max"]
     by_check = {finding.check: finding for finding in findings}
     assert {check: finding.clip_ids for check, finding in by_check.items()} == {
@@ -338,7 +338,8 @@ def test_filter_counts_every_drop_once() -> None:
     assert sum(len(finding.clip_ids) for finding in findings) + len(kept) == len(clips)
     assert by_check["data.too_short"].measured == 0.2
     assert by_check["data.too_short"].message.startswith("2 of 9 clips")
-    assert len(filter_clips(clips, require=None)[0]) == 5
+    assert len(filter_clips(clips, max_duration_s=15.0, require=None)[0]) == 5
+    assert len(filter_clips(clips, require=None)[0]) == 6
 
 
 def test_check_audio_gives_one_finding_a_bad_clip_with_the_reason(tmp_path: Path) -> None:

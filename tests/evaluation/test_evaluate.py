@@ -173,15 +173,22 @@ def test_even_when_no_clip_can_be_read(clips: list[Clip]) -> None:
     assert len({clip_id for finding in result.findings for clip_id in finding.clip_ids}) == 10
 
 
-def test_clips_longer_than_the_window_are_not_cut_in_silence(clips: list[Clip]) -> None:
+def test_clips_longer_than_the_window_are_decoded_in_windows(clips: list[Clip]) -> None:
     loaded = Loaded()
     loaded.frontend.max_duration_s = 2.0
     long = {clip.id for clip in clips if clip.duration_s > 2.0}
     progress: list[tuple[int, int]] = []
-    result = run(clips, loaded=loaded, progress=lambda done, total: progress.append((done, total)))
-    assert {prediction.clip_id for prediction in result.predictions if not prediction.text} == long
-    assert {finding.clip_ids[0] for finding in result.findings if finding.check == "evaluation.too_long"} == long
-    assert progress[-1] == (10, 10)
+    task = ReadsLoudness()
+    result = run(clips, task, loaded=loaded, progress=lambda done, total: progress.append((done, total)))
+    assert [prediction.clip_id for prediction in result.predictions] == [clip.id for clip in clips]
+    # A steady tone has no pause, so the windows overlap, and the one word of each is at the border of both texts.
+    assert [prediction.text for prediction in result.predictions] == list(WORDS)
+    assert result.scores["wer"].count == result.clips == 10
+    [finding] = result.findings
+    assert (finding.check, finding.severity, set(finding.clip_ids)) == ("evaluation.windows", "note", long)
+    windows = sum(len(call["ids"]) for call in task.calls)
+    assert windows > 10
+    assert progress[-1] == (windows, windows)
     assert [done for done, _ in progress] == sorted({done for done, _ in progress})
 
 

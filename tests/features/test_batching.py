@@ -231,10 +231,11 @@ def test_augmentation_belongs_to_clip_and_epoch_not_to_the_batch(make_clips):
     assert not torch.equal(alone.inputs[:, :50], later.inputs[:, :50])
 
 
-def test_a_clip_that_augmentation_made_too_long_is_cut_to_the_window(make_clips):
-    clips, targets = make_clips([20.0])
-    batch = dataset(clips, targets, [(0,)], waveform_augmenter=Grow())[0]
-    assert batch.input_lengths.tolist() == [3000]
+def test_a_clip_that_augmentation_would_make_too_long_stays_as_it_is(make_clips):
+    """Cut at the window, it would lose the audio of its last words."""
+    clips, targets = make_clips([20.0, 10.0])
+    batch = dataset(clips, targets, [(0, 1)], waveform_augmenter=Grow())[0]
+    assert batch.input_lengths.tolist() == [2000, 2000]
     assert batch.findings == ()
 
 

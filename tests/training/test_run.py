@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,7 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
@@ -593,3 +596,62 @@ def test_evaluations_leave_training_alone_even_where_they_fail(
         run(settings(*words, "training.eval_steps=1", folder=tmp_path / "broken"))
     run(settings(*words, "training.eval_steps=1", folder=tmp_path / "broken"))
     assert losses(tmp_path / "never") == losses(tmp_path / "each") == losses(tmp_path / "broken")
+
+
+def test_a_checkpoint_as_it_comes_trains_and_is_exported(settings: Settings, tiny_model: Path, tmp_path: Path):
+    """In 16 bits, in several files, without decoding settings and without a feature extractor."""
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    from sonotune.serving.export import export
+
+    found = tmp_path / "found"
+    module = WhisperForConditionalGeneration.from_pretrained(tiny_model).half()
+    module.save_pretrained(found, max_shard_size="100KB")
+    (found / "generation_config.json").unlink()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / name, found)
+    assert len(list(found.glob("*.safetensors"))) > 1
+    record, folder = run(settings(f"model={found}"))
+    assert record.status == "finished"
+    assert next(event["loss"] for event in events(folder, "step")) < 20
+    export(str(folder), tmp_path / "export")
+    saved = {value.dtype for value in load_file(tmp_path / "export" / "model.safetensors").values()}
+    assert saved == {torch.float16}
+    assert json.loads((tmp_path / "export" / "config.json").read_text("utf-8"))["dtype"] == "float16"
+    told = json.loads((tmp_path / "export" / "generation_config.json").read_text("utf-8"))
+    assert told["lang_to_id"]
+    assert told["no_timestamps_token_id"]
+    assert (
+        WhisperProcessor.from_pretrained(tmp_path / "export").feature_extractor.feature_size
+        == module.config.num_mel_bins
+    )
+
+
+def test_long_clips_are_counted_apart_from_bad_ones(settings: Settings, clips: Callable[..., Path], tmp_path: Path):
+    """With times of their words they are cut between them; without, left out. Neither trips `data.max_bad_fraction`."""
+    manifest = clips(tmp_path / "clips", "train", 4)
+    lines = [json.loads(line) for line in manifest.read_text("utf-8").splitlines()]
+    rng = np.random.default_rng(0)
+    soundfile.write(
+        tmp_path / "clips" / "long.wav", 0.1 * rng.standard_normal(20 * 16_000), 16_000
+    )  # the window is 15 s
+    long = lines[0] | {"path": "long.wav", "text": "one two"}
+    words = [{"text": "one", "start_s": 1.0, "end_s": 9.0}, {"text": "two", "start_s": 11.0, "end_s": 19.0}]
+    lines += [long | {"id": "untimed"}, long | {"id": "timed", "words": words, "path": "other.wav"}]
+    shutil.copy(tmp_path / "clips" / "long.wav", tmp_path / "clips" / "other.wav")
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    trained = trained_clips(settings(f"data.train={manifest}", "data.max_bad_fraction=0", "training.max_epochs=1"))
+    assert trained == {"c0", "c1", "c2", "c3", "timed#0", "timed#1"}
+    found = {finding.check: finding.clip_ids for finding in read_record(tmp_path / "run").findings}
+    assert found["data.too_long"] == ("untimed",)
+    assert found["train.cut_at_words"] == ("timed",)
+
+
+def trained_clips(configuration: LoadedConfig) -> set[str]:
+    """Clips that a run trains on."""
+    from sonotune.training.preparation import gather
+
+    run(configuration)
+    return {
+        clip.id for clip in gather(configuration.config, precision="fp32", device=torch.device("cpu")).prepared.clips
+    }

@@ -434,7 +434,7 @@ _ENTRIES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "language": _TEXT,
     "text_scoring": _TEXT,
     "min_duration_s": _SECONDS,
-    "max_duration_s": _SECONDS,
+    "max_duration_s": (lambda value: value is None or _is_seconds(value), "a number of seconds, or null"),
     "multi_label": _SWITCH,
 }
 """What `sonotune.json` may hold: a test of each entry that is read again, and what it must be."""

@@ -119,8 +119,10 @@ def _lengths(config: RunConfig) -> list[tuple[int, int | None]]:
 
 
 def _edges(config: RunConfig) -> list[float]:
-    """Buckets: the edges that scores are told by, up to the longest clip that is kept."""
-    longest = config.data.max_duration_s
+    """Buckets: the edges that scores are told by, up to the longest clip that is trained on."""
+    from sonotune.data.windows import training_limit_s
+
+    longest = training_limit_s(None, config.data.max_duration_s)
     return [*(edge for edge in config.evaluation.duration_edges_s if edge < longest), longest]
 
 

@@ -143,9 +143,10 @@ class DataConfig(Section):
     allow_outside_root: bool = False
     """Whether a manifest may name audio outside its root."""
     min_duration_s: float = Field(default=0.5, ge=0, le=7200)
-    """Shorter clips are dropped and counted, in seconds."""
-    max_duration_s: float = Field(default=15.0, gt=0, le=7200)
-    """Longer clips are dropped and counted, in seconds."""
+    """Shorter clips are not trained on, and counted, in seconds; they are scored all the same."""
+    max_duration_s: float | None = Field(default=None, gt=0, le=7200)
+    """Longer clips are not trained on, and counted, in seconds; they are scored all the same. Null takes the model's
+    window, 30 s at most."""
     max_bad_fraction: Share = 0.01
     """Share of unusable clips above which a run stops before it trains."""
     check: Literal["decode", "header"] = "decode"
@@ -171,7 +172,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        self._ordered("min_duration_s", "max_duration_s")
+        if self.max_duration_s is not None:
+            self._ordered("min_duration_s", "max_duration_s")
         return self
 
 

@@ -186,12 +186,14 @@ def _agreed(values: Sequence[str | None]) -> str | None:
     return values[0] if len(set(values)) == 1 else None
 
 
-def cut_at_pauses(clip: Clip, max_duration_s: float) -> list[Clip]:
+def cut_at_pauses(clip: Clip, max_duration_s: float, *, overlap_s: float = 0.0) -> list[Clip]:
     """Cut a clip that is too long for a model into pieces that are not, each cut in the middle of a pause.
 
     Args:
         clip: Its text is left behind: nothing says which words are in which piece.
         max_duration_s: Longest piece, in seconds. What is longer by `WINDOW_SLACK_S` at most is not cut.
+        overlap_s: Where nobody pauses, the next piece begins so much before the end of the last; at most half of
+            `max_duration_s`.
 
     Returns:
         The clip itself if it is short enough; otherwise pieces that cover it in order, with `#0`, `#1`, ... after its
@@ -209,12 +211,19 @@ def cut_at_pauses(clip: Clip, max_duration_s: float) -> list[Clip]:
     )
     spans = speech_spans(speech_mask(waveform, SAMPLE_RATE_HZ))
     pauses = [(before[1], after[0]) for before, after in itertools.pairwise(spans)]
-    borders_s = [0.0]
-    while clip.duration_s - borders_s[-1] > longest_s:
-        earliest_s, latest_s = borders_s[-1] + max_duration_s / 2, borders_s[-1] + max_duration_s
+    cuts_s: list[tuple[float, float]] = []  # where a piece ends, and where the next begins
+    begin_s = 0.0
+    while clip.duration_s - begin_s > longest_s:
+        earliest_s, latest_s = begin_s + max_duration_s / 2, begin_s + max_duration_s
         inside = [(begin, end) for begin, end in pauses if earliest_s <= (begin + end) / 2 <= latest_s]
-        begin, end = max(inside, key=lambda pause: pause[1] - pause[0], default=(latest_s, latest_s))
-        borders_s.append((begin + end) / 2)
+        if inside:
+            begin, end = max(inside, key=lambda pause: pause[1] - pause[0])
+            begin_s = (begin + end) / 2
+            cuts_s.append((begin_s, begin_s))
+        else:
+            begin_s = latest_s - min(overlap_s, max_duration_s / 2)
+            cuts_s.append((latest_s, begin_s))
+    begins_s, ends_s = [0.0, *(begin for _, begin in cuts_s)], [*(end for end, _ in cuts_s), clip.duration_s]
     return [
         replace(
             clip,
@@ -224,5 +233,52 @@ def cut_at_pauses(clip: Clip, max_duration_s: float) -> list[Clip]:
             text=None,
             words=(),
         )
-        for number, (begin_s, end_s) in enumerate(zip(borders_s, [*borders_s[1:], clip.duration_s], strict=True))
+        for number, (begin_s, end_s) in enumerate(zip(begins_s, ends_s, strict=True))
+    ]
+
+
+def cut_at_words(clip: Clip, max_duration_s: float) -> list[Clip]:
+    """Cut a clip that is too long to train on between its words, each piece with the text that belongs to it.
+
+    Args:
+        clip: A clip whose `words` are placed in time.
+        max_duration_s: Longest piece, in seconds. What is longer by `WINDOW_SLACK_S` at most is not cut.
+
+    Returns:
+        The clip itself if it is short enough; otherwise pieces with `#0`, `#1`, ... after its id, each cut in the
+        middle of the longest pause between two words of the second half of the longest possible piece. Empty where
+        words and transcript cannot be told to be the same, times are out of order, or no two words are apart there.
+    """
+    longest_s = max_duration_s + WINDOW_SLACK_S
+    if clip.duration_s <= longest_s:
+        return [clip]
+    texts, words = (clip.text or "").split(), clip.words
+    times_s = [time_s for word in words for time_s in (word.start_s, word.end_s)]
+    if not words or len(texts) != len(words) or times_s != sorted(times_s) or times_s[-1] > clip.duration_s + 0.1:
+        return []
+    cuts = [(0.0, 0)]  # where a piece begins, and its first word
+    while clip.duration_s - cuts[-1][0] > longest_s:
+        earliest_s, latest_s = cuts[-1][0] + max_duration_s / 2, cuts[-1][0] + max_duration_s
+        gaps = [
+            (after.start_s - before.end_s, (before.end_s + after.start_s) / 2, place)
+            for place, (before, after) in enumerate(itertools.pairwise(words), 1)
+        ]
+        inside = [gap for gap in gaps if gap[0] > 0 and earliest_s <= gap[1] <= latest_s]
+        if not inside:
+            return []
+        cuts.append(max(inside)[1:])
+    ends = [*cuts[1:], (clip.duration_s, len(words))]
+    return [
+        replace(
+            clip,
+            id=f"{clip.id}#{number}",
+            start_s=clip.start_s + begin_s,
+            duration_s=min(end_s - begin_s, max_duration_s),
+            text=" ".join(texts[first:stop]),
+            words=tuple(
+                replace(word, start_s=word.start_s - begin_s, end_s=word.end_s - begin_s) for word in words[first:stop]
+            ),
+        )
+        for number, ((begin_s, first), (end_s, stop)) in enumerate(zip(cuts, ends, strict=True))
+        if stop > first
     ]

@@ -38,7 +38,7 @@ def load_corpus(
     root: Path | None,
     allow_outside_root: bool,
     min_duration_s: float,
-    max_duration_s: float,
+    max_duration_s: float | None,
     check: Literal["decode", "header"],
     max_bad_fraction: float,
     eval_speakers: Sequence[str],
@@ -50,12 +50,15 @@ def load_corpus(
 ) -> Corpus:
     """Load every split that is named; make the evaluation split by speaker where it is not.
 
+    The limits of length are for training: what is scored is every clip that can be read and says what it is, so that a
+    score does not depend on them.
+
     Args:
         sources: Split name -> manifest or `format:source`.
         root: Folder that audio paths must stay in; None means each manifest's own.
         allow_outside_root: Let paths leave the root.
-        min_duration_s: Shorter clips are left out.
-        max_duration_s: Longer clips are left out.
+        min_duration_s: Shorter clips are not trained on.
+        max_duration_s: Longer clips are not trained on; None sets no limit here, and the model's window does later.
         check: Decode every clip, or read headers only.
         max_bad_fraction: Share of unusable files above which nothing is trained.
         eval_speakers: Speakers held out when no evaluation split is named.
@@ -76,9 +79,8 @@ def load_corpus(
         if not clips:
             raise ManifestError(f"data.{name}={source} has no clips. Check the file, or leave the setting out.")
         kept, dropped = _usable(
-            name, _limited(clips, limit, seed, name), min_duration_s=min_duration_s, max_duration_s=max_duration_s,
-            check=check, max_bad_fraction=max_bad_fraction, require=require,
-        )  # fmt: skip
+            name, _limited(clips, limit, seed, name), check=check, max_bad_fraction=max_bad_fraction, require=require
+        )
         found[name] = kept
         findings += dropped
     if "train" in found and "eval" not in found:
@@ -92,6 +94,10 @@ def load_corpus(
                 f"no evaluation clips could be held out: {error} Or name them with data.eval."
             ) from error
     if "train" in found:
+        found["train"], dropped = _filtered(
+            "train", found["train"], min_duration_s=min_duration_s, max_duration_s=max_duration_s, require=require
+        )
+        findings += dropped
         for other in ("eval", "test"):
             shared = splits.check_leaks(found["train"], found.get(other, []))
             findings += shared
@@ -149,23 +155,34 @@ def _usable(
     name: str,
     clips: list[Clip],
     *,
-    min_duration_s: float,
-    max_duration_s: float,
     check: Literal["decode", "header"],
     max_bad_fraction: float,
     require: Literal["text", "label"] | None,
 ) -> tuple[list[Clip], list[Finding]]:
+    """Clips of any length that can be read and say what they are."""
     sound, bad = manifest.check_audio(clips, mode=check)
     refuse_too_many(name, bad, len(clips), max_bad_fraction=max_bad_fraction)
+    kept, dropped = _filtered(name, sound, min_duration_s=0.0, max_duration_s=None, require=require)
+    return kept, [*bad, *dropped]
+
+
+def _filtered(
+    name: str,
+    clips: list[Clip],
+    *,
+    min_duration_s: float,
+    max_duration_s: float | None,
+    require: Literal["text", "label"] | None,
+) -> tuple[list[Clip], list[Finding]]:
     kept, dropped = manifest.filter_clips(
-        sound, min_duration_s=min_duration_s, max_duration_s=max_duration_s, require=require
+        clips, min_duration_s=min_duration_s, max_duration_s=max_duration_s, require=require
     )
     for finding in dropped:
         logger.info("%s", finding.message)
     if not kept:
-        reasons = "; ".join(finding.message for finding in [*bad, *dropped][:3])
+        reasons = "; ".join(finding.message for finding in dropped[:3])
         raise ManifestError(f"no clip of data.{name} is left after filtering {len(clips)}: {reasons}")
-    return kept, [*bad, *dropped]
+    return kept, dropped
 
 
 def refuse_too_many(split: str, bad: Sequence[Finding], clips: int, *, max_bad_fraction: float) -> None:

@@ -185,7 +185,7 @@ def filter_clips(
     clips: Sequence[Clip],
     *,
     min_duration_s: float = 0.5,
-    max_duration_s: float = 15.0,
+    max_duration_s: float | None = None,
     require: Literal["text", "label"] | None = "text",
 ) -> tuple[list[Clip], list[Finding]]:
     """Leave out clips that are too short, too long or do not say what they are. Every drop is named and counted.
@@ -193,7 +193,7 @@ def filter_clips(
     Args:
         clips: The clips.
         min_duration_s: Shortest clip kept, in seconds.
-        max_duration_s: Longest clip kept, in seconds.
+        max_duration_s: Longest clip kept, in seconds; None sets no limit.
         require: `text` drops clips without a word of transcript, `label` those without a class, None neither.
 
     Returns:
@@ -208,7 +208,7 @@ def filter_clips(
             dropped.setdefault("duration_unknown", []).append(clip)
         elif clip.duration_s < min_duration_s:
             dropped.setdefault("too_short", []).append(clip)
-        elif clip.duration_s > max_duration_s:
+        elif max_duration_s is not None and clip.duration_s > max_duration_s:
             dropped.setdefault("too_long", []).append(clip)
         elif require == "text" and not (clip.text or "").strip():
             dropped.setdefault("no_text", []).append(clip)
@@ -219,7 +219,7 @@ def filter_clips(
     wording = {
         "duration_unknown": ("have no duration, because their file cannot be opened", None),
         "too_short": (f"are shorter than data.min_duration_s={min_duration_s:g}", min_duration_s),
-        "too_long": (f"are longer than data.max_duration_s={max_duration_s:g}", max_duration_s),
+        "too_long": (f"are longer than data.max_duration_s={max_duration_s or 0:g}", max_duration_s),
         "no_text": ("have no transcript", None),
         "no_label": ("have no class", None),
     }

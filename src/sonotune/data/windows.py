@@ -1,8 +1,9 @@
-"""What fits into the span of audio that a model hears at a time."""
+"""What fits into the span of audio that a model reads at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from sonotune.types import Clip, Finding
@@ -10,37 +11,61 @@ from sonotune.types import Clip, Finding
 WINDOW_SLACK_S: Final = 0.01
 """What rounding in a manifest, resampling and differences of times may add to a clip; the end beyond is cut off."""
 
+MAX_TRAINING_S: Final = 30.0
+"""Longest training clip where neither a setting nor a shorter window of the model says otherwise."""
 
-def within_window(
-    clips: Sequence[Clip], window_s: float | None, *, check: str = "audio.too_long", outcome: str = "is left out"
+
+def training_limit_s(window_s: float | None, max_duration_s: float | None) -> float:
+    """Longest clip that is trained on: the setting, or 30 s where it is None, and never more than the window."""
+    return min(MAX_TRAINING_S if max_duration_s is None else max_duration_s, math.inf if window_s is None else window_s)
+
+
+def fit_for_training(
+    clips: Sequence[Clip], limit_s: float, cut: Callable[[Clip, float], list[Clip]] = lambda clip, limit_s: []
 ) -> tuple[list[Clip], list[Finding]]:
-    """Leave out clips longer than a model hears at a time: cut short, they would stand for words never heard.
+    """Leave out clips too long to train on: cut short, they would stand for words that the model never read.
+
+    They are not bad clips, only long ones: evaluation reads them in windows.
 
     Args:
-        clips: The clips.
-        window_s: What the model hears, in seconds; None for a model without limit.
-        check: Name of the check in the findings.
-        outcome: What happens to such a clip, for the message.
+        clips: The training clips.
+        limit_s: Longest clip that is kept, in seconds.
+        cut: Cuts a long clip into shorter ones with the text of each; no pieces where it cannot tell.
 
     Returns:
-        The clips kept, in order, and a finding for each that is not.
+        The clips that are trained on, in order, and one finding each for those left out and those cut.
     """
-    if window_s is None:
-        return list(clips), []
-    limit_s = window_s + WINDOW_SLACK_S
-    findings = [
-        Finding(
-            check=check,
-            severity="error",
-            message=f"clip {clip.id!r} lasts {clip.duration_s:.2f} s and the model hears {window_s:.4g} s at a time; "
-            f"it {outcome}. Cut it with `start_s` and `duration_s`, or set data.max_duration_s.",
-            clip_ids=(clip.id,),
-            path=str(clip.path),
-            measured=clip.duration_s,
-            limit=window_s,
-            unit="s",
-        )
-        for clip in clips
-        if clip.duration_s > limit_s
-    ]
-    return [clip for clip in clips if clip.duration_s <= limit_s], findings
+    kept: list[Clip] = []
+    left_out: list[Clip] = []
+    divided: list[Clip] = []
+    for clip in clips:
+        pieces = [clip] if clip.duration_s <= limit_s + WINDOW_SLACK_S else cut(clip, limit_s)
+        if not pieces:
+            left_out.append(clip)
+        elif pieces != [clip]:
+            divided.append(clip)
+        kept += pieces
+    findings = []
+    for check, found, outcome in (
+        (
+            "data.too_long",
+            left_out,
+            "left out of training. Cut them with `start_s` and `duration_s`; they can be scored",
+        ),
+        ("train.cut_at_words", divided, "cut between their words, each piece with its own text"),
+    ):
+        if found:
+            hours = sum(clip.duration_s for clip in found) / 3600
+            findings.append(
+                Finding(
+                    check=check,
+                    severity="warning" if found is left_out else "note",
+                    message=f"{len(found)} of {len(clips)} training clips ({hours:.2f} h) are longer than "
+                    f"{limit_s:.4g} s, the most that is trained on at a time, and are {outcome}.",
+                    clip_ids=tuple(clip.id for clip in found),
+                    measured=max(clip.duration_s for clip in found),
+                    limit=limit_s,
+                    unit="s",
+                )
+            )
+    return kept, findings

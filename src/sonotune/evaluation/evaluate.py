@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sonotune.data.windows import within_window
 from sonotune.errors import ManifestError, ResourceError, TextError, out_of_memory
 from sonotune.evaluation.decode import in_clip_order
+from sonotune.evaluation.windows import cut_into_windows
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
 from sonotune.features.workers import Crew
 from sonotune.metrics.efficiency import real_time_factor
@@ -177,6 +177,8 @@ def predict_clips(
 ) -> tuple[list[Prediction], list[Finding]]:
     """Decode every clip, without gradients, in batches of similar length.
 
+    A clip longer than the model's window is decoded in windows, and its texts are merged (`evaluation.windows`).
+
     Args:
         task: Turns a batch into predictions.
         loaded: The model; which of its parts are in training mode is restored afterwards.
@@ -187,12 +189,12 @@ def predict_clips(
         context: How much of the model's window is computed; None does as the model was loaded (`loaded.context`).
         crew: Loader processes; they change nothing but the speed. None reads here.
         autocast: Makes the precision context of each batch.
-        progress: Called with clips done and clips in all after every batch of this process.
+        progress: Called with windows done and windows in all after every batch of this process; most clips are one.
         processes: Share the batches; each has all predictions in the end.
 
     Returns:
-        One prediction per clip in the order of the clips, empty for a clip that could not be read or is longer than the
-        model's window, and the findings that name those clips.
+        One prediction per clip in the order of the clips, empty for a clip that could not be read, and the findings
+        that name those clips and the clips decoded in windows.
 
     Raises:
         ManifestError: There are no clips, or an id stands twice.
@@ -200,16 +202,15 @@ def predict_clips(
         ValueError: The task broke its promise of one prediction per clip, in order.
     """
     _check_clips(clips)
-    fitting, findings = within_window(
-        clips, loaded.frontend.max_duration_s, check="evaluation.too_long", outcome="counts as unheard"
-    )
-    durations_s = [clip.duration_s for clip in fitting]
+    windows = cut_into_windows(clips, loaded.frontend.max_duration_s)
+    pieces = windows.pieces
+    durations_s = [piece.duration_s for piece in pieces]
     batches = plan_batches(
         durations_s, max_seconds=batch_seconds, max_clips=max_clips, seed=0, epoch=0, shuffle=False, jitter_s=0.0
     )
     dataset = ClipBatches(
-        fitting,
-        [np.zeros(0, dtype=np.int64)] * len(fitting),
+        pieces,
+        [np.zeros(0, dtype=np.int64)] * len(pieces),
         loaded.frontend,
         batches=batches,
         seed=0,
@@ -220,7 +221,7 @@ def predict_clips(
     unheard: list[Finding] = []
     cut = 0
     places = processes.share(range(len(batches)))
-    done = len(clips) - len(fitting)
+    done = 0
     # Closing the loader when something goes wrong ends its workers at once.
     with _inference(loaded.module), closing(batch_loader(dataset, crew, places=places)) as loader:
         for place, batch in zip(places, loader, strict=True):
@@ -233,13 +234,13 @@ def predict_clips(
                 cut += parts > 1
             done += len(batches[place])
             if progress is not None:
-                progress(done, len(clips))
+                progress(done, len(pieces))
     if cut:
         unheard.append(_did_not_fit(cut, len(places), batch_seconds))
     shares = processes.gather((predictions, unheard))
     predictions = [prediction for share, _ in shares for prediction in share]
-    findings += [finding for _, share in shares for finding in share]
-    return in_clip_order([clip.id for clip in clips], predictions, findings)
+    findings = [finding for _, share in shares for finding in share]
+    return windows.merge(clips, *in_clip_order([piece.id for piece in pieces], predictions, findings))
 
 
 def _predict(
@@ -261,7 +262,7 @@ def _predict(
         [clip] = batch.clips
         raise ResourceError(
             f"out of memory while decoding {clip.id} alone, of {clip.duration_s:.1f} s: {reason[:300]}. Lower "
-            "evaluation.beam_size, take quantization.bits=4, or leave such clips out with data.max_duration_s."
+            "evaluation.beam_size, take quantization.bits=4, or cut the clip with `start_s` and `duration_s`."
         )
     halves = [_predict(predict, half, device) for half in batch.split(2)]
     return [prediction for found, _ in halves for prediction in found], sum(parts for _, parts in halves)
@@ -382,7 +383,7 @@ def _check_clips(clips: Sequence[Clip]) -> None:
     if not clips:
         raise ManifestError(
             "the evaluation set is empty: 0 clips were found after the checks, at least 1 is needed. Look at the "
-            "findings of the data check, and at `data.min_duration_s` and `data.max_duration_s`."
+            "findings of the data check."
         )
     twice = [clip_id for clip_id, times in Counter(clip.id for clip in clips).items() if times > 1]
     if twice:

@@ -315,12 +315,13 @@ class ClipBatches(Dataset[Batch]):
             raise AudioError(
                 "too_long",
                 f"clip {clip.id} lasts {recorded.size / rate_hz:.2f} s; the model's window is {window_s:g} s. "
-                "Cut it with `start_s` and `duration_s`, or lower data.max_duration_s.",
+                "Cut it with `start_s` and `duration_s`.",
             )
         waveform = recorded[:limit]
         if self._augmenter is not None:
             changed = self._augmenter(waveform, rate_hz, seed=self._seed, epoch=self._epoch, clip_id=clip.id)
-            waveform = changed if window_s is None else changed[:limit]
+            # Cut short, a clip that was slowed down or padded would stand for words that the model never read.
+            waveform = changed if window_s is None or changed.size <= limit else waveform
         if waveform.size == 0:
             raise AudioError("no_samples", f"clip {clip.id} has no samples at {clip.start_s} s. Mend its span.")
         if not np.isfinite(waveform).all():

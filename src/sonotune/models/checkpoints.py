@@ -86,6 +86,8 @@ def load_pretrained(
         processor = load_processor(checkpoint, class_name=processor_class, revision=revision)
     source = locate(checkpoint)
     model_class = getattr(transformers, class_name)
+    if isinstance(source, Path) and not random_weights:
+        check_weight_files(source)
     try:
         if random_weights:
             module = model_class(config)
@@ -100,6 +102,43 @@ def load_pretrained(
         raise ModelError(_why(checkpoint, source, error)) from error
     module.eval()
     return module, processor, _identity(source, config, random_weights=random_weights)
+
+
+def check_weight_files(folder: Path) -> None:
+    """Refuse a folder whose index names files that are not there, or whose files are not whole.
+
+    Raises:
+        ModelError: The message names every such file.
+    """
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415
+
+    index = folder / _INDEX
+    # A single file goes before an index, as in `transformers`.
+    names = [_WEIGHTS] if (folder / _WEIGHTS).is_file() else []
+    if not names and index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{index} is damaged: {_first_line(error)}. Copy the file again.") from error
+    missing, damaged = [], []
+    for name in names:
+        try:
+            with safe_open(folder / name, "pt") as opened:  # its header says how long the file must be
+                opened.keys()
+        except FileNotFoundError:
+            missing.append(name)
+        except (OSError, SafetensorError) as error:
+            damaged.append(f"{name} ({_first_line(error)})")
+    if missing:
+        raise ModelError(
+            f"{index} names {len(names)} files of weights, and {len(missing)} are missing in {folder}: "
+            f"{', '.join(missing[:10])}. Copy them there too."
+        )
+    if damaged:
+        raise ModelError(f"{folder}: {', '.join(damaged[:10])} is damaged or cut short. Copy the file again.")
+
+
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def _lacking(checkpoint: str, source: Path | str, told: Mapping[str, Any], new_parameters: str | None) -> set[str]:
@@ -375,7 +414,7 @@ def _why(checkpoint: str, source: Path | str, error: Exception) -> str:
             f"and give its folder as model.checkpoint, or use {_packaged(checkpoint)}."
         )
     missing = [name for name in ("config.json", "preprocessor_config.json") if not (source / name).is_file()]
-    if missing and not (source / "processor_config.json").is_file():
+    if "preprocessor_config.json" in str(error) and not (source / "processor_config.json").is_file():
         return f"{source} is not a model folder: {' and '.join(missing)} missing. Save the model with its processor."
     if not any(source.glob("*.safetensors")):
         return f"{source} has no safetensors weights; pickled weights (.bin, .pt) are refused. Convert it first."

@@ -11,7 +11,6 @@ from typing import Any, Literal
 from sonotune.adapters.saved import Opened, choose_family, open_model
 from sonotune.audio import io
 from sonotune.data import text
-from sonotune.data.chunking import cut_at_pauses
 from sonotune.data.records import AUDIO_SUFFIXES
 from sonotune.errors import AudioError, ManifestError
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate
@@ -19,7 +18,7 @@ from sonotune.models.base import MULTI_LABEL
 from sonotune.models.precision import autocast, choose_precision
 from sonotune.registry import resolve
 from sonotune.tasks.base import Task, TaskSettings
-from sonotune.types import Clip, Finding, Prediction
+from sonotune.types import Clip, Finding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +98,7 @@ class Recognizer:
     def recognize(self, paths: Sequence[Path], **settings: Any) -> EvaluationResult:
         """Transcribe or classify audio files and every audio file in folders, in the order given.
 
-        A file longer than the model's window is cut at its pauses; its texts are joined, and the probabilities of its
-        classes are the mean over its pieces, by their length.
+        A file longer than the model's window is decoded in windows, as everywhere (`evaluation.windows`).
 
         Args:
             paths: Files or folders.
@@ -116,29 +114,11 @@ class Recognizer:
         if not clips:
             reasons = "; ".join(finding.message for finding in findings[:5])
             raise ManifestError(f"nothing to {self.task.name}: {reasons or 'no audio file in the folders given'}.")
-        window_s = self.opened.loaded.frontend.max_duration_s
-        pieces = [[clip] if window_s is None else cut_at_pauses(clip, window_s) for clip in clips]
-        result = self.evaluate([piece for cut in pieces for piece in cut], **settings)
-        made = iter(result.predictions)
-        joined = [
-            _join(clip.id, [(next(made), piece.duration_s) for piece in cut])
-            for clip, cut in zip(clips, pieces, strict=True)
-        ]
-        return replace(result, predictions=joined, clips=len(clips), findings=[*findings, *result.findings])
+        result = self.evaluate(clips, **settings)
+        return replace(result, findings=[*findings, *result.findings])
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.precision, self.opened.loaded.device)
-
-
-def _join(clip_id: str, pieces: Sequence[tuple[Prediction, float]]) -> Prediction:
-    """One prediction of those of a clip's pieces, which come with their seconds."""
-    heard = [(prediction.scores, seconds) for prediction, seconds in pieces if prediction.scores]
-    if not heard:
-        texts = ((prediction.text or "").strip() for prediction, _ in pieces)
-        return Prediction(clip_id=clip_id, text=" ".join(filter(None, texts)))
-    total_s = sum(seconds for _, seconds in heard)
-    means = {label: sum(scores[label] * seconds for scores, seconds in heard) / total_s for label in heard[0][0]}
-    return Prediction(clip_id=clip_id, scores=means)
 
 
 def clips_of(paths: Sequence[Path], *, language: str | None = None) -> tuple[list[Clip], list[Finding]]:

@@ -36,6 +36,7 @@ class Transcribe:
     def __init__(self, family: SpeechFamily, settings: TaskSettings) -> None:
         self.family = family
         self._settings = settings
+        self._unknown: set[str] = set()
 
     def outputs(self, clips: Sequence[Clip]) -> tuple[str, ...]:
         """Every character of the transcripts in training form, spaces left out."""
@@ -44,6 +45,7 @@ class Transcribe:
 
     def prepare(self, loaded: LoadedModel, clips: Sequence[Clip]) -> Prepared:
         """Encode every transcript; what the tokenizer cannot write, or the model cannot hold, becomes a finding."""
+        self._refuse_language(loaded)
         kept, targets, findings = [], [], []
         limit = _Limit(self._settings.max_label_tokens, self.family, loaded)
         for clip in clips:
@@ -64,6 +66,16 @@ class Transcribe:
         findings += self._notes(loaded, {clip.language for clip in kept if clip.language})
         findings += limit.findings(len(clips))
         return Prepared(clips=tuple(kept), targets=tuple(targets), findings=tuple(findings))
+
+    def _refuse_language(self, loaded: LoadedModel) -> None:
+        """Say once that the language of the settings cannot be learned, not once for each clip.
+
+        Raises:
+            TextError: The model does not know it; with the family's own words.
+        """
+        language = self._settings.language
+        if language is not None and not self.family.knows_language(loaded, language):
+            self.family.encode_text(loaded, "", language)
 
     def _notes(self, loaded: LoadedModel, languages: Collection[str]) -> list[Finding]:
         """What the family has to say about a language it can write and was never trained on."""
@@ -90,7 +102,13 @@ class Transcribe:
         if clip.language is None:
             return replace(clip, language=self._settings.language)
         if not self.family.knows_language(loaded, clip.language):
-            logger.warning("clip %r: the model does not know the language %r", clip.id, clip.language)
+            if clip.language not in self._unknown:
+                self._unknown.add(clip.language)
+                logger.warning(
+                    "clip %r and perhaps others: %s does not know the language %r; it is left to the model, which "
+                    "detects one where it can",
+                    clip.id, loaded.checkpoint, clip.language,
+                )  # fmt: skip
             return replace(clip, language=None)
         return clip
 

@@ -18,9 +18,10 @@ from sonotune.adapters.saved import Opened, choose_family, open_model
 from sonotune.adapters.split import Split, decide, measure
 from sonotune.audio.augment import WaveformAugmenter
 from sonotune.config.schema import RunConfig
+from sonotune.data.chunking import cut_at_words
 from sonotune.data.corpus import CORPUS_SETTINGS, Corpus, load_corpus, refuse_too_many
 from sonotune.data.text import get as get_normalizer
-from sonotune.data.windows import within_window
+from sonotune.data.windows import fit_for_training, training_limit_s
 from sonotune.errors import ConfigError, ManifestError
 from sonotune.features.mixup import MixupSettings
 from sonotune.features.specaugment import SpecAugmentSettings
@@ -312,12 +313,14 @@ def _targets(config: RunConfig, corpus: Corpus, task: Task, loaded: LoadedModel)
     """
     for split in ("eval", "test"):
         task.check_truth(loaded, corpus.splits.get(split, ()))
-    clips = corpus.splits["train"]
-    fitting, too_long = within_window(clips, loaded.frontend.max_duration_s)
+    limit_s = training_limit_s(loaded.frontend.max_duration_s, config.data.max_duration_s)
+    fitting, too_long = fit_for_training(
+        corpus.splits["train"], limit_s, *([cut_at_words] if task.truth == "text" else [])
+    )
     prepared = task.prepare(loaded, fitting)
-    dropped = (*too_long, *prepared.dropped)
-    refuse_too_many("train", dropped, len(clips), max_bad_fraction=config.data.max_bad_fraction)
     findings = (*too_long, *prepared.findings)
+    if fitting:
+        refuse_too_many("train", prepared.dropped, len(fitting), max_bad_fraction=config.data.max_bad_fraction)
     if not prepared.clips:
         reasons = "; ".join(finding.message for finding in findings[:3])
         raise ManifestError(f"no clip of data.train is left to learn from: {reasons}")

@@ -12,7 +12,6 @@ Shape letters: B clips, T frames, P encoder positions (two frames each), F mel b
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,13 +28,14 @@ from sonotune.features.frontend import from_feature_extractor
 from sonotune.models import decoding, speech_encoders
 from sonotune.models.base import TEXT, Component, LoadedModel, Losses, Stream
 from sonotune.models.checkpoints import is_classifier, load_pretrained, outline_pretrained
+from sonotune.models.families.whisper_checkpoint import (
+    ENGLISH_VOCABULARY,
+    complete_generation_config,
+    load_whisper_processor,
+)
 from sonotune.models.languages import find_code, nothing_to_note
 from sonotune.models.outputs import refuse_new_outputs
 from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
-
-logger = logging.getLogger(__name__)
-
-_ENGLISH_VOCABULARY = 51_864  # of the published English-only checkpoints; all others have one token more, or two
 
 
 class WhisperFamily:
@@ -62,11 +62,12 @@ class WhisperFamily:
     ) -> LoadedModel:
         """See `ModelFamily.load`; text is written in the checkpoint's own tokens."""
         refuse_new_outputs(self.name, renew_outputs=renew_outputs, tokenizer=tokenizer)
-        module, processor, identity = load_pretrained(
+        module, _, identity = load_pretrained(
             checkpoint, self, class_name="WhisperForConditionalGeneration", revision=revision,
-            random_weights=random_weights, config_changes={"dropout": dropout},
+            random_weights=random_weights, config_changes={"dropout": dropout}, processor_class=None,
         )  # fmt: skip
-        _learn_languages(module, processor.tokenizer, checkpoint)
+        processor = load_whisper_processor(checkpoint, revision=revision, config=module.config)
+        complete_generation_config(module, processor.tokenizer, checkpoint)
         return self._mapped(
             module, checkpoint=checkpoint, revision=identity, processor=processor,
             **speech_encoders.contexts_of(module.config, context),
@@ -101,9 +102,12 @@ class WhisperFamily:
         return loaded
 
     def knows_language(self, loaded: LoadedModel, language: str) -> bool:
-        """Whether the checkpoint has a token for the language; one that knows a single language is told none."""
+        """Whether the checkpoint has a token for the language; one that knows a single language is told none.
+
+        The published English-only checkpoints know English; of any other without languages nothing is known.
+        """
         if not _is_multilingual(loaded):
-            return True
+            return not _is_english(loaded) or find_code(language, ("en",)) is not None
         return find_code(language, _language_tokens(loaded)) is not None
 
     def note_on_language(self, loaded: LoadedModel, language: str) -> str | None:
@@ -254,6 +258,11 @@ class WhisperFamily:
         tokenizer, start = loaded.processor.tokenizer, loaded.module.config.decoder_start_token_id
         no_timestamps = tokenizer.convert_tokens_to_ids("<|notimestamps|>")
         if not _is_multilingual(loaded):
+            if language is not None and not self.knows_language(loaded, language):
+                raise TextError(
+                    f"{loaded.checkpoint} is an English-only checkpoint and the language is {language!r}; it knows en. "
+                    "Take a multilingual checkpoint, or set the language to en."
+                )
             return [start, no_timestamps]
         if language is None:
             raise TextError(
@@ -392,30 +401,12 @@ def _text_tokens(tokenizer: Any, text: str) -> list[int]:
     return plain if spaced[1:] == plain else spaced
 
 
-def _learn_languages(module: Any, tokenizer: Any, checkpoint: str) -> None:
-    """Take the languages from the tokenizer where no `generation_config.json` says which there are.
-
-    Without them a model that knows many languages would be prompted as one that knows English alone. The tokenizers of
-    English-only checkpoints have the same tokens, so those are told apart by the size of their vocabulary.
-    """
-    from transformers.models.whisper.tokenization_whisper import LANGUAGES  # noqa: PLC0415
-
-    settings = module.generation_config
-    absent = getattr(settings, "_from_model_config", False)
-    if not absent or getattr(settings, "lang_to_id", None) or module.config.vocab_size == _ENGLISH_VOCABULARY:
-        return
-    vocabulary = tokenizer.get_vocab()
-    found = {token: vocabulary[token] for code in LANGUAGES if (token := f"<|{code}|>") in vocabulary}
-    known = {token: place for token, place in found.items() if place < module.config.vocab_size}
-    if known:
-        settings.lang_to_id, settings.is_multilingual = known, True
-        logger.warning(
-            "%s has no generation_config.json; its %d languages are taken from its tokenizer", checkpoint, len(known)
-        )
-
-
 def _is_multilingual(loaded: LoadedModel) -> bool:
     return bool(getattr(loaded.module.generation_config, "lang_to_id", None))
+
+
+def _is_english(loaded: LoadedModel) -> bool:
+    return bool(loaded.module.config.vocab_size == ENGLISH_VOCABULARY)
 
 
 def _language_tokens(loaded: LoadedModel) -> dict[str, int]:

@@ -1,0 +1,195 @@
+"""Clips longer than a model's window: decoded in windows, and put together to one prediction each.
+
+Windows are cut in pauses, where no word is. Where nobody pauses, two windows overlap, and both have the words of the
+overlap; the longest sequence of words that both wrote is where one text goes over into the other.
+
+Source: the merge by common sequences is that of the speech pipeline of `transformers`, for words instead of tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from sonotune.data.chunking import cut_at_pauses
+from sonotune.data.windows import WINDOW_SLACK_S
+from sonotune.errors import AudioError
+from sonotune.types import Clip, Finding, Prediction
+
+MAX_OVERLAP_S: Final = 4.0
+OVERLAP_SHARE: Final = 0.2
+"""Overlap of two windows that no pause separates: this share of the window, at most so many seconds."""
+_MIN_COMMON_WORDS: Final = 2  # one word may be common by chance, unless it stands at the very border of both texts
+_RATE_MARGIN: Final = 2.0  # speech in the overlap may be so many times as fast as in its whole window
+# Scripts without spaces between words: Thai, Lao, Myanmar, Khmer, Kana, Han. Their words are single characters here.
+_UNSPACED: Final = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORDS: Final = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+_BOTH_UNSPACED: Final = re.compile(rf"[{_UNSPACED}]{{2}}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Windows:
+    """What is decoded for some clips.
+
+    Attributes:
+        pieces: Clips to decode, each within the window, in the order of the clips.
+        parts: Clip id -> number of its pieces; 0 for a clip whose audio could not be read.
+        findings: The clips that could not be read, and a note on those decoded in windows.
+    """
+
+    pieces: list[Clip]
+    parts: dict[str, int]
+    findings: list[Finding]
+
+    def merge(
+        self, clips: Sequence[Clip], predictions: Sequence[Prediction], findings: Sequence[Finding]
+    ) -> tuple[list[Prediction], list[Finding]]:
+        """One prediction per clip of those of its pieces; findings name clips, not pieces."""
+        owners = dict(zip((piece.id for piece in self.pieces), self._owners(), strict=True))
+        made = iter(zip(self.pieces, predictions, strict=True))
+        merged = [merge_predictions(clip.id, [next(made) for _ in range(self.parts[clip.id])]) for clip in clips]
+        named = [
+            replace(finding, clip_ids=tuple(dict.fromkeys(owners.get(name, name) for name in finding.clip_ids)))
+            for finding in findings
+        ]
+        return merged, [*self.findings, *named]
+
+    def _owners(self) -> Iterator[str]:
+        return itertools.chain.from_iterable(itertools.repeat(name, count) for name, count in self.parts.items())
+
+
+def cut_into_windows(clips: Sequence[Clip], window_s: float | None) -> Windows:
+    """Cut clips that are longer than the window; all others are their only piece.
+
+    Args:
+        clips: The clips, whose ids differ.
+        window_s: What the model reads at a time, in seconds; None for a model without limit.
+    """
+    pieces: list[Clip] = []
+    parts: dict[str, int] = {}
+    findings: list[Finding] = []
+    taken = {clip.id for clip in clips}
+    long: list[str] = []
+    overlapping = 0
+    for clip in clips:
+        cut = [clip]
+        if window_s is not None and clip.duration_s > window_s + WINDOW_SLACK_S:
+            try:
+                overlap_s = min(MAX_OVERLAP_S, OVERLAP_SHARE * window_s)
+                cut = _named_apart(cut_at_pauses(clip, window_s, overlap_s=overlap_s), clip.id, taken)
+                long.append(clip.id)
+                overlapping += sum(_overlap_s(*pair) > 0 for pair in itertools.pairwise(cut))
+            except AudioError as error:
+                cut = []
+                findings.append(
+                    Finding(
+                        check=f"audio.{error.reason}", severity="error", message=str(error), clip_ids=(clip.id,),
+                        path=str(clip.path),
+                    )
+                )  # fmt: skip
+        pieces += cut
+        parts[clip.id] = len(cut)
+    if long:
+        windows = sum(parts[name] for name in long)
+        findings.append(
+            Finding(
+                check="evaluation.windows",
+                severity="note",
+                message=f"{len(long)} of {len(clips)} clips are longer than the {window_s:.4g} s that the model reads "
+                f"at a time: they were decoded in {windows} windows, cut at pauses ({overlapping} cuts found none, and "
+                "the windows overlap there), and the results of each clip merged.",
+                clip_ids=tuple(long),
+                measured=float(len(long)),
+                limit=float(len(clips)),
+                unit="clips",
+            )
+        )
+    return Windows(pieces=pieces, parts=parts, findings=findings)
+
+
+def _named_apart(pieces: Sequence[Clip], clip_id: str, taken: set[str]) -> list[Clip]:
+    """The pieces under ids that no clip has."""
+    mark = "#"
+    while any(f"{clip_id}{mark}{number}" in taken for number in range(len(pieces))):
+        mark += "#"
+    return [replace(piece, id=f"{clip_id}{mark}{number}") for number, piece in enumerate(pieces)]
+
+
+def _overlap_s(before: Clip, after: Clip) -> float:
+    overlap_s = before.start_s + before.duration_s - after.start_s
+    return overlap_s if overlap_s > WINDOW_SLACK_S else 0.0
+
+
+def merge_predictions(clip_id: str, pieces: Sequence[tuple[Clip, Prediction]]) -> Prediction:
+    """One prediction of those of a clip's pieces, in their order.
+
+    Texts are joined; class probabilities are the mean over the pieces, weighted by their length.
+    """
+    if len(pieces) == 1:
+        return replace(pieces[0][1], clip_id=clip_id)
+    weighed: dict[str, float] = defaultdict(float)
+    total_s = math.fsum(piece.duration_s for piece, prediction in pieces if prediction.scores)
+    for piece, prediction in pieces:
+        for label, score in prediction.scores.items():
+            weighed[label] += score * piece.duration_s / total_s
+    if weighed:
+        return Prediction(clip_id=clip_id, scores=dict(weighed))
+    text = ""
+    for number, (piece, prediction) in enumerate(pieces):
+        said = (prediction.text or "").strip()
+        previous = pieces[number - 1][0] if number else piece
+        overlap_s = _overlap_s(previous, piece) if number else 0.0
+        most = 0
+        if overlap_s:
+            count = max(len(_WORDS.findall(pieces[number - 1][1].text or "")), len(_WORDS.findall(said)))
+            most = math.ceil(_RATE_MARGIN * count * overlap_s / min(previous.duration_s, piece.duration_s)) + 1
+        text = merge_texts(text, said, max_words=most)
+    return Prediction(clip_id=clip_id, text=text)
+
+
+def merge_texts(left: str, right: str, *, max_words: int) -> str:
+    """Put the texts of two neighbouring windows together.
+
+    The longest sequence of words common to the end of `left` and the beginning of `right` is kept once; the words after
+    it in `left` and before it in `right` lie at the cut and are half heard. Case and punctuation are not compared.
+    Without a common sequence nothing can be told to be doubled, and both texts stay whole.
+
+    Args:
+        left: The text so far.
+        right: The text of the next window.
+        max_words: Most words that can be of the overlap; 0 where the windows do not overlap.
+    """
+    lefts, rights = list(_WORDS.finditer(left)), list(_WORDS.finditer(right))
+    first = max(0, len(lefts) - max_words)
+    tail, head = [_bare(word[0]) for word in lefts[first:]], [_bare(word[0]) for word in rights[:max_words]]
+    end, begin, length = _common(tail, head)
+    if length:
+        return left[: lefts[first + end - 1].end()] + right[rights[begin - 1].end() :]
+    border = left[-1:] + right[:1]
+    return f"{left}{right}" if _BOTH_UNSPACED.fullmatch(border) else f"{left} {right}".strip()
+
+
+def _bare(word: str) -> str:
+    """A word as it is compared."""
+    return "".join(sign for sign in word.casefold() if not unicodedata.category(sign).startswith("P")) or word
+
+
+def _common(tail: Sequence[str], head: Sequence[str]) -> tuple[int, int, int]:
+    """Ends of the longest common sequence in both, and its length; of equal ones, the one that leaves out least."""
+    best, key = (0, 0, 0), (0, 0)
+    lengths = [0] * (len(head) + 1)
+    for end, left in enumerate(tail, 1):
+        above = lengths
+        lengths = [0] * (len(head) + 1)
+        for begin, right in enumerate(head, 1):
+            length = lengths[begin] = above[begin - 1] + 1 if left == right else 0
+            left_out = len(tail) - end + begin - length
+            if (length >= _MIN_COMMON_WORDS or (length and not left_out)) and (length, -left_out) > key:
+                best, key = (end, begin, length), (length, -left_out)
+    return best
