@@ -301,15 +301,14 @@ def _has_checkpoint(book: RunBook) -> bool:
 
 
 def _evaluate(session: _Session, clips: Sequence[Clip]) -> EvaluationResult:
-    config, settings = session.config, session.config.evaluation
+    settings = session.config.evaluation
     with assembled(session.loaded.module):
         return evaluate(
             session.task, session.loaded, clips, batch_seconds=settings.batch_seconds,
             max_clips=settings.batch_max_clips, beam_size=settings.beam_size, max_new_tokens=settings.max_new_tokens,
             bootstrap=settings.bootstrap,
-            duration_edges_s=settings.duration_edges_s, full_context=config.model.context == "full",
-            crew=session.crews.evaluation, autocast=session.accelerator.autocast,
-            processes=session.processes,
+            duration_edges_s=settings.duration_edges_s, crew=session.crews.evaluation,
+            autocast=session.accelerator.autocast, processes=session.processes,
         )  # fmt: skip
 
 

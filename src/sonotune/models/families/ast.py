@@ -89,6 +89,8 @@ class AstFamily:
                 f"{checkpoint} has no classes of its own, and there are no clips to take them from. "
                 "Give data.train, or a model that was trained to classify."
             )
+        if config.model_type == "whisper":
+            context = "full"  # its class in `transformers` computes the whole window and nothing else
         module, extractor, identity = load_pretrained(
             checkpoint, self, class_name=_class_name(config) or "", revision=revision, random_weights=random_weights,
             processor_class="AutoFeatureExtractor", new_parameters=_HEAD if renew else None,
