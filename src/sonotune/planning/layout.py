@@ -176,7 +176,8 @@ def lay_out(settings: TrainingSettings, *, device: str = "cpu") -> Layout:
     family = choose_family(checkpoint, revision=settings.revision, family=settings.family, task=settings.task)
     base = model_folder(checkpoint)
     loaded = family.outline(base, revision=settings.revision, outputs=settings.num_labels)
-    loaded = loaded.with_(context=settings.context, processor=_processor(base, loaded.family))
+    context = "full" if loaded.context == "full" else settings.context  # where an architecture has no other
+    loaded = loaded.with_(context=context, processor=_processor(base, loaded.family))
     total = sum(parameter.numel() for parameter in loaded.module.parameters())
     stored = storage(
         None, bits=16 if full else settings.bits, double=settings.double,

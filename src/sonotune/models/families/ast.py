@@ -89,8 +89,7 @@ class AstFamily:
                 f"{checkpoint} has no classes of its own, and there are no clips to take them from. "
                 "Give data.train, or a model that was trained to classify."
             )
-        if config.model_type == "whisper":
-            context = "full"  # its class in `transformers` computes the whole window and nothing else
+        context = _possible_context(config, context)
         module, extractor, identity = load_pretrained(
             checkpoint, self, class_name=_class_name(config) or "", revision=revision, random_weights=random_weights,
             processor_class="AutoFeatureExtractor", new_parameters=_HEAD if renew else None,
@@ -115,7 +114,7 @@ class AstFamily:
         )  # fmt: skip
         return self._mapped(
             module, checkpoint=checkpoint, revision=identity, processor=None, frontend=_usual_frontend(config),
-            labels=labels or tuple(config.id2label.values()),
+            labels=labels or tuple(config.id2label.values()), context=_possible_context(config, "dynamic"),
         )  # fmt: skip
 
     def _mapped(self, module: Any, **given: Any) -> LoadedModel:
@@ -249,6 +248,11 @@ def _whole(module: Any, inputs_BTF: Tensor) -> Tensor:
         inputs = inputs_BTF.transpose(1, 2) if module.config.model_type == "whisper" else inputs_BTF
     logits_BC: Tensor = module(**{name: inputs}).logits
     return logits_BC
+
+
+def _possible_context(config: Any, context: Literal["dynamic", "full"]) -> Literal["dynamic", "full"]:
+    """The context that is asked for; the Whisper classifier of `transformers` computes its whole window only."""
+    return "full" if config.model_type == "whisper" else context
 
 
 def _class_name(config: Any) -> str | None:
