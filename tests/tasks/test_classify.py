@@ -40,8 +40,8 @@ def task(*, logits: Tensor = LOGITS, **settings: Any) -> Classify:
     return Classify(Given(logits), TaskSettings(**settings))  # type: ignore[arg-type]
 
 
-def model(labels: Sequence[str] = LABELS) -> Any:
-    return SimpleNamespace(labels=tuple(labels), checkpoint="given")
+def model(labels: Sequence[str] = LABELS, *, new: bool = False) -> Any:
+    return SimpleNamespace(labels=tuple(labels), new_outputs=tuple(labels) if new else (), checkpoint="given")
 
 
 def clip(name: str, *labels: str, speaker: str | None = None) -> Clip:
@@ -290,6 +290,9 @@ def test_a_class_the_model_does_not_know_is_refused_by_name():
         assert "paradiddle, ruff" in message
         assert "drag, flam, roll" in message
         assert "model.outputs=data" in message
+        with pytest.raises(ManifestError, match=r"data\.limit") as caught:
+            call(model(new=True), clips)
+        assert "model.outputs" not in str(caught.value)  # the layer is new already
 
 
 def test_a_clip_that_is_scored_with_two_classes_is_refused_by_name():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sonotune.data.text import get
+from sonotune.errors import MissingExtraError
 from sonotune.models.base import LoadedModel
 from sonotune.models.families.ctc import CtcFamily
 from sonotune.models.families.whisper import WhisperFamily
@@ -168,3 +169,68 @@ def test_texts_that_were_decoded_again_are_counted():
     made = [replace(one, attempts=attempts) for one, attempts in zip(predictions("a", "b"), (1, 3), strict=True)]
     details, _ = task().details(made, spoken("a", "b"))
     assert details["decoding"]["fallbacks"] == 1
+
+
+# --- numbers as words ----------------------------------------------------------------------------
+
+
+def spoken_task(*, language: str | None = "en", verbalize: bool | str = "auto") -> Transcribe:
+    return Transcribe(FAMILY, TaskSettings(language=language, verbalize_numbers=verbalize))  # type: ignore[arg-type]
+
+
+def test_numbers_as_words_stand_beside_the_word_error_rate_and_leave_it_alone():
+    clips = [clip(0, "I have three cats"), clip(1, "20 dogs and a mouse")]
+    made = predictions("I have 3 cats.", "Twenty dogs and the mouse")
+    scores = spoken_task().score(made, clips, resamples=100)
+    without = spoken_task(verbalize=False).score(made, clips, resamples=100)
+    assert list(scores) == ["wer", "cer", "wer_numbers_verbalized"]
+    assert {name: scores[name] for name in without} == without
+    assert scores["wer"].value == pytest.approx(3 / 9)
+    spoken = scores["wer_numbers_verbalized"]
+    assert (spoken.value, spoken.count, spoken.better) == (pytest.approx(1 / 9), 2, "lower")
+    assert spoken.low <= spoken.value <= spoken.high
+    assert spoken.low < spoken.high
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "language", "verbalize", "shown"),
+    [
+        ("three", "3", "en", "auto", True),
+        ("three", "3", "English", "auto", True),
+        ("٣", "ثلاثة", "ar", "auto", True),
+        ("3", "4", "en", "auto", False),  # digits on both sides
+        ("three", "four", "en", "auto", False),
+        ("three", "3", "sw", "auto", False),
+        ("three", "3", None, "auto", False),
+        ("three", "3", "en", False, False),
+        ("three", "four", "en", True, True),
+        ("tatu", "3", "sw", True, False),
+    ],
+)
+def test_when_numbers_as_words_are_scored(
+    reference: str, hypothesis: str, language: str | None, verbalize: bool | str, shown: bool
+):
+    one = spoken_task(language=language, verbalize=verbalize)
+    scores = one.score(predictions(hypothesis), [clip(0, reference)], resamples=100)
+    assert ("wer_numbers_verbalized" in scores) == shown
+    _, findings = one.details(predictions(hypothesis), [clip(0, reference)])
+    told = [finding for finding in findings if finding.check == "text.numbers"]
+    assert len(told) == (verbalize is True and not shown)  # only a language that was asked for and is not known
+    assert all("sw" in finding.message for finding in told)
+
+
+def test_the_language_of_a_clip_decides_how_its_numbers_are_said():
+    clips = [clip(0, "drei", language="de"), clip(1, "tatu", language="sw"), clip(2, "three")]
+    scores = spoken_task(verbalize=True).score(predictions("3", "3", "3"), clips, resamples=100)
+    assert scores["wer_numbers_verbalized"].value == pytest.approx(1 / 3)
+
+
+def test_a_missing_library_is_told_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sonotune.data.numbers.installed", lambda: False)
+    with pytest.raises(MissingExtraError, match=r"pip install 'sonotune\[numbers\]'"):
+        spoken_task(verbalize=True)
+    clips = [clip(0, "three"), clip(1, "four")]
+    assert "wer_numbers_verbalized" not in spoken_task().score(predictions("3", "four"), clips, resamples=100)
+    _, [finding] = spoken_task().details(predictions("3", "four"), clips)
+    assert (finding.check, finding.severity, finding.clip_ids) == ("text.numbers", "note", ("c0",))
+    assert "pip install 'sonotune[numbers]'" in finding.message

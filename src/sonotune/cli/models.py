@@ -64,6 +64,7 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
     lines.append(f"{result.audio_seconds:.0f} s of audio in {result.seconds:.1f} s")
     lines += [f"left out: {finding.message}" for finding in corpus.findings]
     lines += warning_lines([finding for finding in result.findings if finding.severity != "note"], "--json")
+    lines += [f"note: {finding.message}" for finding in result.findings if finding.check == "text.numbers"]
     print_result(body, as_json=as_json, lines=lines)
     if problem is not None:
         print(f"sonotune: {problem}", file=sys.stderr)
@@ -98,6 +99,7 @@ def _recognizer(settings: LoadedConfig) -> Any:
         language=config.model.language,
         multi_label=config.data.multi_label,
         text_scoring=config.data.text_scoring,
+        verbalize_numbers=config.evaluation.verbalize_numbers,
         precision=config.training.precision,
         family=config.model.family,
         revision=config.model.revision,

@@ -479,6 +479,9 @@ class EvaluationConfig(Section):
     nothing."""
     bootstrap: int = Field(default=1000, ge=100, le=1_000_000)
     """Resamples behind each 95 % interval."""
+    verbalize_numbers: Literal["auto"] | bool = "auto"
+    """Give a second word error rate, of texts whose numbers are written as words, beside the usual one; `auto` does so
+    where a clip has digits in its reference or its hypothesis only, and `num2words` knows the language."""
     duration_edges_s: tuple[Annotated[float, Field(gt=0, le=7200)], ...] = (2.0, 5.0, 10.0)
     """Edges between the duration buckets of the scores, in seconds, rising."""
     zero_shot: bool = True

@@ -74,6 +74,7 @@ _LARGE: Final = {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_lay
 PUBLISHED: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "openai/whisper-tiny": _whisper(384, 4, 6),
+        "openai/whisper-base": _whisper(512, 6, 8),
         "openai/whisper-small": _whisper(768, 12, 12),
         "openai/whisper-large-v3": _whisper(1280, 32, 20, vocabulary=51_866, bins=128),
         "facebook/wav2vec2-base": _wav2vec2(768, 12, 12),

@@ -46,6 +46,7 @@ class Recognizer:
         language: str | None = None,
         multi_label: bool = False,
         text_scoring: str = "basic",
+        verbalize_numbers: Literal["auto"] | bool = "auto",
         precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
         device: str | None = None,
         **model_settings: Any,
@@ -60,6 +61,7 @@ class Recognizer:
             language: Of clips that name none; None takes the adapter's, or detects it.
             multi_label: Whether a clip may have several classes; an adapter and a saved model know.
             text_scoring: Normaliser for scoring.
+            verbalize_numbers: See `TaskSettings`.
             precision: Of the matrix products.
             device: `cpu` or `cuda`; None takes CUDA where there is one.
             **model_settings: Further arguments of `adapters.saved.open_model`.
@@ -78,6 +80,7 @@ class Recognizer:
         kind = getattr(opened.loaded.module.config, "problem_type", None)
         settings = TaskSettings(
             scoring_text=text.get(text_scoring),
+            verbalize_numbers=verbalize_numbers,
             language=language or opened.settings.get("language"),
             multi_label=multi_label or opened.settings.get("multi_label", False) or kind == MULTI_LABEL,
         )

@@ -27,6 +27,8 @@ class TaskSettings:
             counted; None sets no limit.
         multi_label: Whether a clip may have any number of classes.
         class_weights: `balanced` lets every class weigh the same, however many clips it has.
+        verbalize_numbers: Whether a second word error rate is given, of texts whose numbers are written as words;
+            `auto` gives it where digits stand on one side of a clip only.
     """
 
     training_text: Normalizer = field(default_factory=lambda: get("basic"))
@@ -35,6 +37,7 @@ class TaskSettings:
     max_label_tokens: int | None = None
     multi_label: bool = False
     class_weights: Literal["none", "balanced"] = "none"
+    verbalize_numbers: Literal["auto"] | bool = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -184,10 +184,15 @@ def _refuse_unknown(loaded: LoadedModel, clips: Sequence[Clip]) -> None:
     """Raises ManifestError where a class is not among the model's."""
     if unknown := sorted({label for clip in clips for label in clip.label} - set(loaded.labels)):
         known = ", ".join(loaded.labels[:8]) + f" and {len(loaded.labels) - 8} more" * (len(loaded.labels) > 8)
+        advice = (
+            "The output layer is made for the classes of the training clips that are used: add clips of the others, "
+            "look at data.limit, or leave them out of the evaluation."
+            if loaded.new_outputs
+            else "Training and evaluation need the same classes; model.outputs=data makes a new output layer."
+        )
         raise ManifestError(
             f"{len(unknown)} classes of the clips are not among the {len(loaded.labels)} that the model knows: "
-            f"{', '.join(unknown[:8])}. It knows {known}. "
-            "Training and evaluation need the same classes; model.outputs=data makes a new output layer."
+            f"{', '.join(unknown[:8])}. It knows {known}. {advice}"
         )
 
 

@@ -10,15 +10,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sonotune.errors import TextError
+from sonotune.data import numbers
+from sonotune.errors import MissingExtraError, TextError
 from sonotune.features.batching import Batch
 from sonotune.metrics.error_rate import edit_counts, error_rate
 from sonotune.metrics.runaway import cut_loops, decoding_health, loops
 from sonotune.models.base import LoadedModel, Losses, SpeechFamily
+from sonotune.models.languages import find_code
 from sonotune.tasks.base import Prepared, TaskSettings
 from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, Prediction, Score
 
 logger = logging.getLogger(__name__)
+
+NUMBERS_VERBALIZED = "wer_numbers_verbalized"
+"""Name of the word error rate of texts whose numbers are written as words."""
 
 
 class Transcribe:
@@ -34,6 +39,11 @@ class Transcribe:
     truth: Literal["text", "label"] | None = "text"
 
     def __init__(self, family: SpeechFamily, settings: TaskSettings) -> None:
+        if settings.verbalize_numbers is True and not numbers.installed():
+            raise MissingExtraError(
+                "evaluation.verbalize_numbers=true needs the package num2words, which is not installed. "
+                f"Install it with {numbers.INSTALL}, or leave the setting at auto."
+            )
         self.family = family
         self._settings = settings
         self._unknown: set[str] = set()
@@ -126,6 +136,8 @@ class Transcribe:
 
         `wer` says how many texts loop (`detail.loops`). Where some do, `wer_loops_cut` stands beside it: the rate if
         each of them had said its phrase once.
+
+        Beside them stands a word error rate with numbers as words, where `TaskSettings.verbalize_numbers` asks for it.
         """
         references, hypotheses = self._scored(predictions, clips)
         speakers = [clip.speaker for clip in clips]
@@ -136,6 +148,8 @@ class Transcribe:
         if any(looping):
             cut = [cut_loops(text) if loop else text for text, loop in zip(hypotheses, looping, strict=True)]
             counts["wer_loops_cut"] = edit_counts(references, cut, unit="word")
+        if self._shows_numbers(references, hypotheses, clips):
+            counts[NUMBERS_VERBALIZED] = edit_counts(*self._verbalized(predictions, clips), unit="word")
         scores = {
             name: error_rate(name, edits, speakers=speakers, bootstrap=resamples, seed=seed)
             for name, edits in counts.items()
@@ -150,7 +164,8 @@ class Transcribe:
         again = sum(prediction.attempts > 1 for prediction in predictions)
         health = decoding_health([clip.id for clip in clips], references, hypotheses, edits, fallbacks=again)
         inserted = sum(edit.insertions for edit in edits)
-        return {"insertions": inserted, "decoding": health.to_json()}, health.findings()
+        findings = [*health.findings(), *self._notes_on_numbers(references, hypotheses, clips)]
+        return {"insertions": inserted, "decoding": health.to_json()}, findings
 
     def row(self, prediction: Prediction, clip: Clip) -> Mapping[str, Any]:
         """The texts as they came, in the form that is compared, and the word errors between them."""
@@ -170,6 +185,68 @@ class Transcribe:
             [scoring(clip.text or "") for clip in clips],
             [scoring(prediction.text or "") for prediction in predictions],
         )
+
+    def _verbalized(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[list[str], list[str]]:
+        """References and hypotheses in scoring form, with numbers as words where the language of the clip has them."""
+        codes = [self._code(clip) for clip in clips]
+        return self._scored(
+            [
+                replace(prediction, text=numbers.verbalize_numbers(prediction.text or "", code or ""))
+                for prediction, code in zip(predictions, codes, strict=True)
+            ],
+            [
+                replace(clip, text=numbers.verbalize_numbers(clip.text or "", code or ""))
+                for clip, code in zip(clips, codes, strict=True)
+            ],
+        )
+
+    def _code(self, clip: Clip) -> str | None:
+        """The language in which numbers of a clip are said; None where it is not known."""
+        language = clip.language or self._settings.language
+        return None if language is None else find_code(language, numbers.LANGUAGES)
+
+    def _shows_numbers(self, references: Sequence[str], hypotheses: Sequence[str], clips: Sequence[Clip]) -> bool:
+        """Whether the score with numbers as words is given."""
+        if self._settings.verbalize_numbers is not True:
+            return bool(self._one_sided(references, hypotheses, clips)) and numbers.installed()
+        return any(self._code(clip) for clip in clips)
+
+    def _one_sided(
+        self, references: Sequence[str], hypotheses: Sequence[str], clips: Sequence[Clip]
+    ) -> tuple[str, ...]:
+        """Clips with digits in one of the two texts only, of languages whose numbers can be said."""
+        if self._settings.verbalize_numbers is False:
+            return ()
+        return tuple(
+            clip.id
+            for clip, reference, hypothesis in zip(clips, references, hypotheses, strict=True)
+            if numbers.has_digits(reference) != numbers.has_digits(hypothesis) and self._code(clip) is not None
+        )
+
+    def _notes_on_numbers(
+        self, references: Sequence[str], hypotheses: Sequence[str], clips: Sequence[Clip]
+    ) -> list[Finding]:
+        """That the library is missing where it would be used, or does not know a language that was asked of it."""
+        notes: dict[str, tuple[str, ...]] = {}
+        if self._settings.verbalize_numbers is True:
+            without = tuple(clip.id for clip in clips if self._code(clip) is None)
+            known = {clip.language or self._settings.language or "no language given" for clip in clips}
+            named = ", ".join(sorted(name for name in known if find_code(name, numbers.LANGUAGES) is None))
+            notes[
+                f"{len(without)} of {len(clips)} clips keep their digits in {NUMBERS_VERBALIZED}: numbers cannot be "
+                f"written as words in their language ({named}). Set model.language where clips name none."
+            ] = without
+        elif not numbers.installed():
+            ids = self._one_sided(references, hypotheses, clips)
+            notes[
+                f"{len(ids)} of {len(clips)} clips have digits in the reference or the hypothesis only, which count as "
+                f"word errors. {numbers.INSTALL} adds a word error rate with numbers as words."
+            ] = ids
+        return [
+            Finding(check="text.numbers", severity="note", message=message, clip_ids=ids,
+                    measured=float(len(ids)), unit="clips")
+            for message, ids in notes.items() if ids
+        ]  # fmt: skip
 
 
 class _Limit:

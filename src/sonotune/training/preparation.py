@@ -263,6 +263,7 @@ def _task(config: RunConfig) -> tuple[ModelFamily, Task]:
             max_label_tokens=config.data.max_label_tokens,
             multi_label=config.data.multi_label,
             class_weights=config.training.class_weights,
+            verbalize_numbers=config.evaluation.verbalize_numbers,
         ),
     )
     return family, task

@@ -314,9 +314,8 @@ def _evaluate(session: _Session, clips: Sequence[Clip]) -> EvaluationResult:
             session.task, session.loaded, clips, batch_seconds=settings.batch_seconds,
             max_clips=settings.batch_max_clips, decoding=settings.decoding(),
             bootstrap=settings.bootstrap,
-            duration_edges_s=settings.duration_edges_s,
-            crew=session.crews.evaluation, autocast=session.accelerator.autocast,
-            processes=session.processes,
+            duration_edges_s=settings.duration_edges_s, crew=session.crews.evaluation,
+            autocast=session.accelerator.autocast, processes=session.processes,
         )  # fmt: skip
 
 

@@ -125,7 +125,7 @@ class AstFamily:
         )  # fmt: skip
         return self._mapped(
             module, checkpoint=checkpoint, revision=identity, processor=None, frontend=_usual_frontend(config),
-            labels=labels or tuple(config.id2label.values()),
+            labels=labels or tuple(config.id2label.values()), **_contexts_of(config, None),
         )  # fmt: skip
 
     def _mapped(self, module: Any, **given: Any) -> LoadedModel:

@@ -100,7 +100,10 @@ class SpeechLlmFamily:
         module.eval()
         frontend = speech_encoders.frontend_of(config.audio_config)
         identity = architecture_digest(config)
-        return self._mapped(module, checkpoint=checkpoint, revision=identity, frontend=frontend, processor=None)
+        return self._mapped(
+            module, checkpoint=checkpoint, revision=identity, frontend=frontend, processor=None,
+            **speech_encoders.contexts_of(config.audio_config, None),
+        )  # fmt: skip
 
     def _config(self, checkpoint: str, revision: str | None) -> Any:
         config = read_config(checkpoint, revision)

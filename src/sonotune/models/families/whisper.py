@@ -80,7 +80,10 @@ class WhisperFamily:
             checkpoint, self, class_name="WhisperForConditionalGeneration", revision=revision
         )  # fmt: skip
         frontend = speech_encoders.frontend_of(module.config)
-        return self._mapped(module, checkpoint=checkpoint, revision=identity, frontend=frontend, processor=None)
+        return self._mapped(
+            module, checkpoint=checkpoint, revision=identity, frontend=frontend, processor=None,
+            **speech_encoders.contexts_of(module.config, None),
+        )  # fmt: skip
 
     def _mapped(self, module: Any, **given: Any) -> LoadedModel:
         loaded = LoadedModel(
