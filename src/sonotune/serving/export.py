@@ -33,10 +33,10 @@ from sonotune.adapters.saved import (
 from sonotune.errors import AdapterError, RunDirectoryError
 from sonotune.models.base import MULTI_LABEL, LoadedModel
 from sonotune.models.checkpoints import as_os_error
+from sonotune.models.decoding_defaults import set_decoding_defaults
 from sonotune.models.precision import DTYPES
 from sonotune.models.probe import probe_logits
 from sonotune.runs import read_record, write_error
-from sonotune.serving.decoding_defaults import set_decoding_defaults
 from sonotune.serving.parity import PARITY_FILE, ParitySettings, check_parity
 
 logger = logging.getLogger(__name__)

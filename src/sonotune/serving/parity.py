@@ -322,18 +322,18 @@ def finding_of(parity: Mapping[str, Any]) -> Finding:
     name, main = next(iter(parity["difference"].items()))
     low, high = main["low"], main["high"]
     between = "" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+    scored, served = (100 * parity[side][name]["value"] for side in ("scored", "served"))
     says = (
-        f"served by {parity['tool']} the export has {name.upper()} {100 * parity['served'][name]['value']:.1f} %, and the "
-        f"run was scored {100 * parity['scored'][name]['value']:.1f} % (context {parity['context']}) on the same "
-        f"{parity['clips']} clips: {100 * main['value']:+.1f} points{between}, "
-        f"{100 * parity['equal']:.0f} % of the answers equal"
+        f"served by {parity['tool']} the export has {name.upper()} {served:.1f} %, and the run is scored {scored:.1f} "
+        f"% (context {parity['context']}) on the same {parity['clips']} clips: {100 * main['value']:+.1f} points"
+        f"{between}, {100 * parity['equal']:.0f} % of the answers equal"
     )
     if parity["passed"]:
         message = says + "."
     else:
         message = (
-            f"what is served is not what was scored: {says}; {100 * parity['tolerance']:.0f} point is allowed. Serve it "
-            "with sonotune, or train and score with model.context=full; parity.json lists clips that differ."
+            f"what is served is not what was scored: {says}; {100 * parity['tolerance']:.0f} point is allowed. Serve "
+            "it with sonotune, or train and score with model.context=full; parity.json lists clips that differ."
         )
     return Finding(
         check=CHECK, severity="note" if parity["passed"] else "warning", message=message,

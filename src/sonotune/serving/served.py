@@ -152,15 +152,17 @@ def _whisper(request: Request) -> Served:
 
 def _ctc(request: Request) -> Served:
     """Clip by clip: some of these models hear the padding of a batch."""
-    place, own = request.place, bool(request.place.outputs)
-    extractor = _processor("AutoFeatureExtractor", place)
-    words = _processor("AutoTokenizer", place, own=own)
-    changes = {"vocab_size": len(words), "pad_token_id": words.pad_token_id} if place.base and own else {}
+    place, changes = request.place, dict[str, Any]()
+    if place.base is not None and place.outputs:  # the adapter brings its vocabulary
+        extractor, words = _processor("AutoFeatureExtractor", place), _processor("AutoTokenizer", place, own=True)
+        changes = {"vocab_size": len(words), "pad_token_id": words.pad_token_id}
+    else:
+        extractor = words = _processor("AutoProcessor", place)
     module = _model("AutoModelForCTC", place, **changes)
     texts = []
     for waveform in request.waveforms:
         inputs = extractor(waveform, sampling_rate=request.sample_rate_hz, return_tensors="pt").to(module.device)
-        texts.append(words.batch_decode(module(**inputs).logits.argmax(dim=-1), skip_special_tokens=True)[0])
+        texts.append(words.batch_decode(module(**inputs).logits.argmax(dim=-1))[0])
     return Served(texts=tuple(texts))
 
 
