@@ -59,7 +59,7 @@ def open_model(
         checkpoint: Packaged, hub or local model, adapter folder, or run directory.
         family: Its architecture; None asks `choose_family`.
         revision: Hub revision of a model.
-        context: Overrides how an adapter was trained; None takes that, or `dynamic`.
+        context: Overrides how an adapter, export or run was trained; None takes that, or `dynamic`.
         bits: Of the frozen weights; for an adapter, `auto` means as it was trained.
         double: Double quantisation.
         skip: Component selectors whose modules stay unquantised.
@@ -80,7 +80,7 @@ def open_model(
     adapter = find_adapter(checkpoint)
     settings = lora.read_side_car(adapter) if adapter else {}
     base = base_of(adapter, settings) if adapter else model_folder(checkpoint)
-    settings = settings if adapter else use_of(checkpoint)
+    settings = settings if adapter else use_of(checkpoint) | _context_of(base)
     family = family or choose_family(checkpoint, revision=revision)
     layer: dict[str, Any] = {"outputs": outputs, "renew_outputs": renew_outputs, "tokenizer": tokenizer}
     if adapter:
@@ -146,6 +146,14 @@ def use_of(checkpoint: str) -> dict[str, Any]:
         described = next((path for name in (EXPORT_MARK, lora.SIDE_CAR) if (path := place / name).is_file()), None)
         found = lora.read_entries(described) if described else {}
     return {name: found[name] for _, name in USED if found.get(name) is not None}
+
+
+def _context_of(model: str) -> dict[str, Any]:
+    """The context that an export or a run's own model is at home in; empty for any other model."""
+    for name in (EXPORT_MARK, lora.SIDE_CAR):
+        if (path := Path(model) / name).is_file():
+            return {"context": found} if (found := lora.read_entries(path).get("context")) else {}
+    return {}
 
 
 def own_output_layer(adapter: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
