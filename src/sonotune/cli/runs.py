@@ -144,7 +144,14 @@ def quickstart(
     as_json: Json = False,
 ) -> None:
     """Run the whole pipeline on packaged data, offline: check, QLoRA-train whisper-nano, score, report, export."""
+    from sonotune.cli.parity import parity_lines, parity_settings, record_parity
     from sonotune.quickstart import quickstart as run_quickstart
 
-    result, lines = run_quickstart(folder, run=lambda settings: _run(settings, quiet=as_json))
+    result, lines = run_quickstart(
+        folder,
+        run=lambda settings: _run(settings, quiet=as_json),
+        parity=lambda place: parity_settings(str(place), manifest=None, clips=50),
+    )
+    record_parity(Path(result["run"]), result["parity"])
+    lines += parity_lines(result["parity"])
     print_result(result, as_json=as_json, lines=lines)
