@@ -2,7 +2,8 @@
 
 It takes the packaged corpus (voices and channels the packaged model never heard), checks it, trains whisper-nano by
 QLoRA (4 bits are set explicitly to show that path; so small a model does not need them), scores it before and after,
-writes the report and exports the merged model. Further steps join it as they are built.
+writes the report, exports the merged model and compares what plain `transformers` makes of it.
+Further steps join it as they are built.
 """
 
 from __future__ import annotations
@@ -10,20 +11,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sonotune.config.load import LoadedConfig, load_run_config
 from sonotune.types import RunRecord
 
+if TYPE_CHECKING:
+    from sonotune.serving.parity import ParitySettings
+
 
 def quickstart(
-    folder: Path | None, *, run: Callable[[LoadedConfig], tuple[RunRecord, Path]]
+    folder: Path | None,
+    *,
+    run: Callable[[LoadedConfig], tuple[RunRecord, Path]],
+    parity: Callable[[Path], ParitySettings],
 ) -> tuple[dict[str, Any], list[str]]:
     """Run it.
 
     Args:
         folder: Run directory; None makes one under `runs/`.
         run: Trains one configuration and writes its report.
+        parity: How the export of a run is compared with it.
 
     Returns:
         The keys `quickstart --json` promises, and the lines a person reads.
@@ -34,7 +42,7 @@ def quickstart(
     place = folder or Path("runs") / time.strftime("quickstart-%Y%m%d-%H%M%S")
     settings = load_run_config(["recipe=quickstart", f"run.dir={place}"], require=("data.train",))
     record, directory = run(settings)
-    exported = export(str(directory), directory / "export", overwrite=True)
+    exported = export(str(directory), directory / "export", overwrite=True, parity=parity(directory))
     before, after = record.scores["before"], record.scores["after"]
     seconds = time.monotonic() - started
     result = {
@@ -43,6 +51,7 @@ def quickstart(
         "after": after,
         "seconds": seconds,
         "export": exported["export"],
+        "parity": exported["parity"],
         "report": str(directory / "report.html"),
     }
     lines = [

@@ -231,3 +231,19 @@ def test_a_place_that_cannot_be_written_is_told_as_that_of_an_export(trained: Tr
     with pytest.raises(RunDirectoryError, match="the folder to export to") as caught:
         export(str(folder), tmp_path / "file" / "export")
     assert "run.dir" not in str(caught.value)
+
+
+@pytest.mark.parametrize("context", ["full", None])
+def test_an_export_is_opened_in_the_context_it_is_at_home_in(trained: Trained, tmp_path: Path, context: Any):
+    folder, loaded = trained(**({} if context is None else {"context": context}))
+    export(str(folder), tmp_path / "export")
+    assert open_model(str(tmp_path / "export")).loaded.context == loaded.context
+    assert open_model(str(tmp_path / "export"), context="full").loaded.context == "full"
+
+
+def test_an_export_carries_the_language_of_its_run(trained: Trained, tmp_path: Path):
+    folder, _ = trained()
+    result = export(str(folder), tmp_path / "export")
+    written = json.loads((tmp_path / "export" / "generation_config.json").read_text("utf-8"))
+    assert (written["language"], written["task"], written["forced_decoder_ids"]) == ("en", "transcribe", None)
+    assert result["decoding"]["language"] == "en"

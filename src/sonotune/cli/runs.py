@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -77,12 +78,16 @@ def _write_report(folder: Path) -> Path:
 
 def write_card(run: Path, folder: Path, kind: Literal["adapter", "model"]) -> None:
     """The model card of what a run made, as `README.md` of a folder."""
+    from sonotune.cli.usage import usage_in
     from sonotune.reports.card import build_card
     from sonotune.runs import atomic_write_text, read_record
 
     record = read_record(run)
     task = "classify" if {"accuracy", "map"} & set(record.scores.get("after", {})) else "transcribe"
-    atomic_write_text(folder / "README.md", build_card(record, kind=kind, task=task))
+    path = folder / "parity.json"
+    parity = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    usage = usage_in(folder, record, kind)
+    atomic_write_text(folder / "README.md", build_card(record, kind=kind, task=task, usage=usage, parity=parity))
 
 
 def _summary(record: RunRecord, folder: Path) -> dict[str, Any]:
@@ -141,7 +146,14 @@ def quickstart(
     as_json: Json = False,
 ) -> None:
     """Run the whole pipeline on packaged data, offline: check, QLoRA-train whisper-nano, score, report, export."""
+    from sonotune.cli.parity import parity_lines, parity_settings, record_parity
     from sonotune.quickstart import quickstart as run_quickstart
 
-    result, lines = run_quickstart(folder, run=lambda settings: _run(settings, quiet=as_json))
+    result, lines = run_quickstart(
+        folder,
+        run=lambda settings: _run(settings, quiet=as_json),
+        parity=lambda place: parity_settings(str(place), manifest=None, clips=50),
+    )
+    record_parity(Path(result["run"]), result["parity"])
+    lines += parity_lines(result["parity"])
     print_result(result, as_json=as_json, lines=lines)

@@ -6,13 +6,12 @@ Front matter as the Hugging Face hub reads it; every number is from the run's re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
+from sonotune.reports.usage import Kind, Usage, usage_lines
 from sonotune.types import RunRecord
-
-Kind = Literal["adapter", "model"]
 
 _TASKS = {"transcribe": "automatic-speech-recognition", "classify": "audio-classification"}
 _MOMENTS = {
@@ -22,14 +21,24 @@ _MOMENTS = {
 }
 
 
-def build_card(record: RunRecord, *, kind: Kind, task: str) -> str:
+def build_card(
+    record: RunRecord,
+    *,
+    kind: Kind,
+    task: str,
+    usage: Usage | None = None,
+    parity: Mapping[str, Any] | None = None,
+) -> str:
     """A `README.md` for an adapter or a model.
 
     Args:
         record: Of the run that trained it.
         kind: What lies beside the card.
         task: Registry name of the task.
+        usage: How it is used; None takes what the record says.
+        parity: What `parity.json` of an export holds.
     """
+    usage = usage or usage_of(record, kind)
     front = yaml.safe_dump(_front_matter(record, kind, task), sort_keys=False, allow_unicode=True, width=120)
     base = _name_of_base(record)
     what = "A LoRA adapter for" if kind == "adapter" else "Fine-tuned from"
@@ -39,12 +48,14 @@ def build_card(record: RunRecord, *, kind: Kind, task: str) -> str:
         f"{what} `{base}`, made by [sonotune]({_HOME}) {record.code.get('version', '')}.",
         "## Scores",
         _scores(record),
+        "## Parity",
+        _parity(parity),
         "## What it was trained on",
         _data(record),
         "## How it was trained",
         _training(record),
         "## How to use it",
-        _use(kind),
+        usage_lines(usage),
         "## Limits",
         _limits(record),
     ]
@@ -135,19 +146,64 @@ def _training(record: RunRecord) -> str:
     return "\n".join(lines)
 
 
-def _use(kind: Kind) -> str:
-    other = {
-        "adapter": "or with PEFT over the base model; `adapter_config.json` names it.",
-        "model": "or with `transformers`, from this folder.",
-    }
-    return f"```bash\nsonotune transcribe model=. speech.wav\n```\n\n{other[kind]}"
+def usage_of(record: RunRecord, kind: Kind) -> Usage:
+    """How a model is used, by the record alone; what only its files say is left at its default."""
+    base, model = str(record.model.get("checkpoint", "")), record.config.get("model", {})
+    return Usage(
+        family=str(record.model.get("family", "")),
+        kind=kind,
+        base=_name_of_base(record),
+        revision=record.model.get("revision"),
+        language=model.get("language"),
+        multilingual=not base.endswith(".en"),
+        multi_label=bool(record.config.get("data", {}).get("multi_label")),
+        bits=_bits(record),
+    )
+
+
+def _bits(record: RunRecord) -> int:
+    """In which the frozen weights were held, by the choice that was made."""
+    said = str(record.choices.get("quantization.bits", "")).partition(":")[0]
+    return int(said) if said.isdigit() else 16
+
+
+def _parity(parity: Mapping[str, Any] | None) -> str:
+    if parity is None:
+        return "What another tool makes of it was not compared with the scores above; `sonotune export` does that."
+    if parity["equal"] is None:
+        return f"What another tool makes of it was not compared with the scores above: {parity['reason']}."
+    rows = []
+    for name, difference in parity["difference"].items():
+        scored, served = (100 * parity[side][name]["value"] for side in ("scored", "served"))
+        between = (
+            "" if difference["low"] is None else f"{100 * difference['low']:+.2f} to {100 * difference['high']:+.2f}"
+        )
+        rows.append(
+            f"| {name.upper()} | {scored:.2f} % | {served:.2f} % | {100 * difference['value']:+.2f} | {between} |"
+        )
+    verdict = "Within" if parity["passed"] else "**More than**"
+    return "\n".join(
+        [
+            f"Scored by sonotune (context {parity['context']}) and served by {parity['tool']} (the whole window), on "
+            f"the same {parity['clips']} development clips; {100 * parity['equal']:.0f} % of the answers are equal. "
+            f"{verdict} the {100 * parity['tolerance']:.0f} point that is allowed.",
+            "",
+            "| score | scored | served | points between | 95 % interval |",
+            "| --- | --- | --- | --- | --- |",
+            *rows,
+        ]
+    )
 
 
 def _limits(record: RunRecord) -> str:
     scores = record.scores.get("test") or record.scores.get("after") or {}
     row = next(iter(scores.values()), None)
     heard = "It was not scored." if row is None else f"It was scored on {_over(row)}, and on nothing else."
-    warnings = [finding.message for finding in record.findings if finding.severity == "warning"]
+    warnings = [
+        finding.message
+        for finding in record.findings
+        if finding.severity == "warning" and finding.check != "export.parity"  # a section of its own
+    ]
     return "\n".join(
         [
             f"{heard} How it does on other voices, rooms, microphones and subjects is not known. Nor is the licence of "

@@ -91,6 +91,9 @@ def build_html(
         worst=worst,
         wrong=wrong,
         num_predictions=len(predictions),
+        alarms=[
+            finding for finding in record.findings if finding.check == "export.parity" and finding.severity == "warning"
+        ],
         findings=sorted(record.findings, key=lambda finding: _SEVERITIES.index(finding.severity)),
         shown_ids=_SHOWN_IDS,
         components=_components(record.model),
@@ -315,6 +318,7 @@ def _tiles(record: RunRecord, names: Sequence[str]) -> list[dict[str, str]]:
             score = (after or before)[name]
             note = f"{_show_score(score, 'low')} to {_show_score(score, 'high')}, {score['count']} clips"
             tiles.append({"name": _NAMES[name], "value": _show_score(score), "note": note})
+    tiles += _parity_tile(record)
     tiles.append({"name": "Wall time", "value": show_seconds(record.seconds), "note": "over all sessions"})
     tiles.append({"name": "Peak memory", "value": show_bytes(record.peak_memory_bytes), "note": "whole process"})
     if record.energy_joules is not None:
@@ -327,6 +331,23 @@ def _tiles(record: RunRecord, names: Sequence[str]) -> list[dict[str, str]]:
         note = f"{_show_count(trainable)} of {_show_count(total)} parameters"
         tiles.append({"name": "Trained", "value": f"{100 * trainable / total:.3g} %", "note": note})
     return tiles
+
+
+def _parity_tile(record: RunRecord) -> list[dict[str, str]]:
+    """What the export scores where it is served, minus what the run is scored; nothing where there is no export."""
+    found = next((finding for finding in record.findings if finding.check == "export.parity"), None)
+    if found is None:
+        return []
+    if found.measured is None:
+        return [{"name": "Export, served − scored", "value": "unknown", "note": "not checked; see the findings"}]
+    note = "as scored" if found.severity == "note" else "what is served is not what was scored"
+    return [
+        {
+            "name": "Export, served − scored",
+            "value": f"{found.measured:+.1f} {found.unit}".replace("-", "−"),
+            "note": f"{note}; {found.limit:g} allowed",
+        }
+    ]
 
 
 def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

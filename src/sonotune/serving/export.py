@@ -5,6 +5,7 @@ An export is written beside its final name and renamed when its proof has passed
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -32,9 +33,11 @@ from sonotune.adapters.saved import (
 from sonotune.errors import AdapterError, RunDirectoryError
 from sonotune.models.base import MULTI_LABEL, LoadedModel
 from sonotune.models.checkpoints import as_os_error
+from sonotune.models.decoding_defaults import set_decoding_defaults
 from sonotune.models.precision import DTYPES
 from sonotune.models.probe import probe_logits
-from sonotune.runs import write_error
+from sonotune.runs import read_record, write_error
+from sonotune.serving.parity import PARITY_FILE, ParitySettings, check_parity
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ def export(
     dtype: ExportDtype = "auto",
     adapter_only: bool = False,
     overwrite: bool = False,
+    parity: ParitySettings | None = None,
 ) -> dict[str, Any]:
     """Write a model that plain `transformers` (or plain PEFT) loads.
 
@@ -61,9 +65,11 @@ def export(
         dtype: Of the saved weights; `auto` takes fp16 where every weight fits its range, else bf16.
         adapter_only: Copy the adapter instead of merging it.
         overwrite: Replace an earlier export; any other folder is refused.
+        parity: How the export is compared with the run by the tool that will serve it; None compares nothing.
 
     Returns:
-        What was written and how far its logits are from the adapted model's.
+        What was written, how far its logits are from the adapted model's, and `parity` (`serving.parity`), which the
+        export holds as `parity.json`.
 
     Raises:
         AdapterError: The merge changed the function.
@@ -81,6 +87,13 @@ def export(
         )
         with _writing(folder, 0):
             (draft / EXPORT_MARK).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        if parity is not None:
+            gc.collect()  # the merged model is not needed beside those that are compared
+            result |= {"parity": check_parity(checkpoint, draft, parity, adapter=adapter_only)}
+        with _writing(folder, 0):
+            if parity is not None:
+                found = json.dumps(result["parity"], indent=2, ensure_ascii=False) + "\n"
+                (draft / PARITY_FILE).write_bytes(found.encode("utf-8", "backslashreplace"))
             if folder.exists():
                 shutil.rmtree(folder)
             draft.rename(folder)
@@ -120,7 +133,7 @@ def _copy_adapter(checkpoint: str, folder: Path) -> dict[str, Any]:
     side_car = lora.read_side_car(adapter)
     lora.read_tensors(adapter)
     with _writing(folder, _size(adapter)):
-        shutil.copytree(adapter, folder)
+        shutil.copytree(adapter, folder, ignore=shutil.ignore_patterns(PARITY_FILE))  # of an earlier export
     return {"kind": "adapter", **side_car, **use_of(checkpoint)}
 
 
@@ -132,6 +145,11 @@ def _merge(checkpoint: str, folder: Path, *, target: MergeTarget, dtype: ExportD
     _check_finite(
         rounded, f"the model in {chosen}", "Take --dtype fp32; where that fails too, the weights are damaged."
     )
+    used = use_of(checkpoint)
+    decoding = set_decoding_defaults(
+        merged.module, getattr(merged.processor, "tokenizer", None), family=opened.family.name,
+        language=used.get("language"), beam_size=_beam_size(checkpoint),
+    )  # fmt: skip
     with _writing(folder, sum(value.numel() * value.element_size() for value in merged.module.parameters())):
         merged.module.save_pretrained(folder, safe_serialization=True)
         merged.processor.save_pretrained(folder)
@@ -144,8 +162,17 @@ def _merge(checkpoint: str, folder: Path, *, target: MergeTarget, dtype: ExportD
         "rounding": asdict(rounded),
         "context": opened.loaded.context,
         "trained_contexts": list(opened.loaded.trained_contexts),
-        **use_of(checkpoint),
+        "decoding": decoding,
+        **used,
     }
+
+
+def _beam_size(checkpoint: str) -> int | None:
+    """Beams that a run is scored with; None for what is no run."""
+    if not (Path(checkpoint) / "run.json").is_file():
+        return None
+    asked = read_record(Path(checkpoint)).config.get("evaluation", {}).get("beam_size")
+    return asked if isinstance(asked, int) else None
 
 
 def merged_model(opened: Opened, checkpoint: str, *, target: MergeTarget) -> tuple[LoadedModel, MergeProof | None]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from sonotune.adapters import lora
 from sonotune.models.base import LoadedModel
 from sonotune.models.checkpoints import as_os_error
+from sonotune.models.decoding_defaults import set_decoding_defaults
 from sonotune.runs import RunDirectory, sync_directory, write_error
 
 
@@ -44,6 +45,10 @@ def keep(
     shutil.rmtree(draft, ignore_errors=True)
     try:
         if loaded.adapter is None:
+            set_decoding_defaults(
+                loaded.module, getattr(loaded.processor, "tokenizer", None), family=loaded.family,
+                language=extra.get("language"),
+            )  # fmt: skip
             loaded.module.save_pretrained(draft, safe_serialization=True, state_dict=weights)
             loaded.processor.save_pretrained(draft)
             lora.write_side_car(loaded, draft, extra=extra)

@@ -1,0 +1,63 @@
+"""How a folder with a model or an adapter is used: what its own files say beside the record of its run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from sonotune.reports.usage import Usage
+    from sonotune.types import RunRecord
+
+
+def usage_in(folder: Path, record: RunRecord, kind: Literal["adapter", "model"]) -> Usage:
+    """How what lies in the folder is used.
+
+    Args:
+        folder: With the model or the adapter.
+        record: Of its run.
+        kind: What lies there.
+    """
+    from sonotune.reports.card import usage_of
+
+    usage = usage_of(record, kind)
+    side_car = _read(folder / "sonotune.json")
+    if kind == "adapter":
+        outputs, bits = bool(side_car.get("outputs")), int(side_car.get("bits", 16))
+        usage = replace(usage, brings_outputs=outputs, bits=bits)
+    if usage.family == "whisper":
+        return _whisper(usage, _decoding(folder, str(record.model.get("checkpoint", "")), kind))
+    return _qwen3_asr(usage) if usage.family == "qwen3_asr" else usage
+
+
+def _whisper(usage: Usage, decoding: dict[str, Any] | None) -> Usage:
+    """The language by its code, where the model is told any."""
+    from sonotune.models.languages import find_code
+
+    if decoding is None:
+        return usage
+    known = {token.strip("<|>") for token in decoding.get("lang_to_id") or {}}
+    code = None if usage.language is None else find_code(usage.language, known)
+    return replace(usage, multilingual=bool(known), language=code)
+
+
+def _qwen3_asr(usage: Usage) -> Usage:
+    """The language by its English name."""
+    from sonotune.models.families.qwen3_asr_text import language_name, trained_languages
+
+    name = None if usage.language is None else language_name(usage.language)
+    return replace(usage, language=name, listed_language=name is None or name in trained_languages().values())
+
+
+def _decoding(folder: Path, base: str, kind: str) -> dict[str, Any] | None:
+    """`generation_config.json` of the model, or of the base where it is on this machine."""
+    from sonotune.registry import is_asset, resolve_asset
+
+    home = folder if kind == "model" else resolve_asset(base) if is_asset(base) else Path(base)
+    return _read(home / "generation_config.json") or None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_text("utf-8"))) if file.is_file() else {}
