@@ -22,7 +22,6 @@ from sonotune.adapters import lora
 from sonotune.adapters.saved import base_of, choose_family
 from sonotune.audio.io import read
 from sonotune.data.corpus import load_corpus
-from sonotune.data.windows import within_window
 from sonotune.errors import ManifestError, SonotuneError
 from sonotune.evaluation.compare import compare
 from sonotune.evaluation.evaluate import write_predictions
@@ -213,13 +212,15 @@ def _clips(settings: ParitySettings, task: Task, window_s: float | None) -> tupl
         )
     corpus = load_corpus(dict(settings.sources), seed=settings.seed, require=task.truth, **settings.corpus)
     clips = corpus.splits[settings.split]
-    fitting, too_long = within_window(clips, min(window_s or LONGEST_S, LONGEST_S))
+    longest_s = min(window_s or LONGEST_S, LONGEST_S)
+    fitting = [clip for clip in clips if clip.duration_s <= longest_s]
+    too_long = len(clips) - len(fitting)
     if not fitting:
-        raise ManifestError(f"all {len(clips)} development clips are longer than the model hears at a time")
+        raise ManifestError(f"all {len(clips)} development clips are longer than {longest_s:g} s")
     if len(fitting) > settings.clips:
         drawn = generator(settings.seed, "parity").choice(len(fitting), size=settings.clips, replace=False)
         fitting = [fitting[index] for index in sorted(drawn.tolist())]
-    return fitting, len(too_long)
+    return fitting, too_long
 
 
 def _adapter_place(folder: Path) -> Place:
