@@ -225,7 +225,8 @@ def test_raw_waveform_equals_wav2vec2(normalize):
     found, lengths = frontend(clips)
     assert found.shape == (3, 16_000, 1)
     np.testing.assert_allclose(found[..., 0].numpy(), wanted["input_values"], atol=1e-4, rtol=0)
-    assert lengths.tolist() == wanted["attention_mask"].sum(axis=1).tolist()
+    # The model itself refuses the clip of one sample; it is padded to 25 ms here.
+    assert lengths.tolist() == [max(size, 400) for size in wanted["attention_mask"].sum(axis=1).tolist()]
 
 
 @pytest.mark.parametrize(
@@ -268,3 +269,14 @@ def test_unknown_extractors_and_states_are_refused():
         from_state({"kind": "fft"})
     with pytest.raises(ModelError, match="mfcc cannot be built"):
         from_state({"kind": "mfcc", "bins": 3})
+
+
+def test_a_waveform_too_short_for_one_position_is_padded_to_it():
+    """Convolutions as wide as those of wav2vec2 refuse less than 25 ms, and scores leave out no length."""
+    rng = np.random.default_rng(0)
+    waveforms = [rng.standard_normal(size).astype(np.float32) for size in (16, 600)]
+    features, lengths = RawWaveform()(waveforms)
+    assert lengths.tolist() == [400, 600]
+    assert features[0, :16].abs().sum() > 0
+    assert features[0, 16:].abs().sum() == 0
+    assert RawWaveform()(waveforms[:1])[0].shape == (1, 400, 1)

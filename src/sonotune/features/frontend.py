@@ -268,6 +268,8 @@ class Mfcc:
 class RawWaveform:
     """The samples themselves as (B, S, 1), each clip at zero mean and unit variance, as wav2vec2 takes them.
 
+    A clip shorter than the 25 ms that its convolutions need for one position is padded with silence to that.
+
     Args:
         sample_rate_hz: Rate of the waveforms.
         normalize: Whether each clip is brought to zero mean and unit variance over its own samples.
@@ -279,6 +281,7 @@ class RawWaveform:
     def __init__(self, *, sample_rate_hz: int = 16_000, normalize: bool = True) -> None:
         self.sample_rate_hz = sample_rate_hz
         self.frames_per_second = float(sample_rate_hz)
+        self._shortest = round(0.025 * sample_rate_hz)
         self._normalize = normalize
 
     def __call__(self, waveforms: Waveforms, *, full_context: bool = False) -> tuple[Tensor, Tensor]:
@@ -289,6 +292,7 @@ class RawWaveform:
                 ((wave - wave.mean(dtype=np.float64)) / np.sqrt(wave.var(dtype=np.float64) + 1e-7)).astype(np.float32)
                 for wave in waveforms
             ]
+        sizes = [max(size, self._shortest) for size in sizes]
         return pad_waveforms(waveforms, max(sizes)).unsqueeze(-1), torch.tensor(sizes, dtype=torch.int64)
 
     def state(self) -> dict[str, Any]:

@@ -135,7 +135,9 @@ def check_weight_files(folder: Path) -> None:
             f"{', '.join(missing[:10])}. Copy them there too."
         )
     if damaged:
-        raise ModelError(f"{folder}: {', '.join(damaged[:10])} is damaged or cut short. Copy the file again.")
+        raise ModelError(
+            f"{folder} could not be loaded: {', '.join(damaged[:10])} is damaged or cut short. Copy the file again."
+        )
 
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
