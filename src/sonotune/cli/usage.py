@@ -27,8 +27,11 @@ def usage_in(folder: Path, record: RunRecord, kind: Literal["adapter", "model"])
     if kind == "adapter":
         outputs, bits = bool(side_car.get("outputs")), int(side_car.get("bits", 16))
         usage = replace(usage, brings_outputs=outputs, bits=bits)
+    home = _home(folder, str(record.model.get("checkpoint", "")), kind)
     if usage.family == "whisper":
-        return _whisper(usage, _decoding(folder, str(record.model.get("checkpoint", "")), kind))
+        return _whisper(usage, _read(home / "generation_config.json") or None)
+    if usage.family == "ctc":
+        return replace(usage, masks_frames=_read(home / "config.json").get("model_type") == "parakeet_ctc")
     return _qwen3_asr(usage) if usage.family == "qwen3_asr" else usage
 
 
@@ -51,12 +54,11 @@ def _qwen3_asr(usage: Usage) -> Usage:
     return replace(usage, language=name, listed_language=name is None or name in trained_languages().values())
 
 
-def _decoding(folder: Path, base: str, kind: str) -> dict[str, Any] | None:
-    """`generation_config.json` of the model, or of the base where it is on this machine."""
+def _home(folder: Path, base: str, kind: str) -> Path:
+    """The folder of the whole model; of an adapter its base, which may not be on this machine."""
     from sonotune.registry import is_asset, resolve_asset
 
-    home = folder if kind == "model" else resolve_asset(base) if is_asset(base) else Path(base)
-    return _read(home / "generation_config.json") or None
+    return folder if kind == "model" else resolve_asset(base) if is_asset(base) else Path(base)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Usage:
         multilingual: Whether a Whisper model is told languages and tasks at all.
         listed_language: Whether the processor of Qwen3-ASR knows the language; another is written into its answer.
         brings_outputs: Whether an adapter has an output layer that its base lacks.
+        masks_frames: Whether a CTC model has a `generate` that leaves out frames beyond the clip (Parakeet).
         multi_label: Whether a clip may have several classes.
         bits: In which the base of an adapter was held.
     """
@@ -43,6 +44,7 @@ class Usage:
     multilingual: bool = False
     listed_language: bool = True
     brings_outputs: bool = False
+    masks_frames: bool = False
     multi_label: bool = False
     bits: int = 16
 
@@ -140,10 +142,10 @@ def _run_whisper(usage: Usage) -> list[str]:
 
 def _run_ctc(usage: Usage) -> list[str]:
     own = usage.kind == "adapter" and usage.brings_outputs
+    forward = ["with torch.no_grad():", "    ids = model(**inputs).logits.argmax(dim=-1)"]
     return [
         f'inputs = {"extractor" if own else "processor"}(audio, sampling_rate=rate, return_tensors="pt")',
-        "with torch.no_grad():",
-        "    ids = model(**inputs).logits.argmax(dim=-1)",
+        *(["ids = model.generate(**inputs)"] if usage.masks_frames else forward),
         f"print({'tokenizer' if own else 'processor'}.batch_decode(ids)[0].strip())",
     ]
 
