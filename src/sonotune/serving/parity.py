@@ -334,7 +334,8 @@ def finding_of(parity: Mapping[str, Any]) -> Finding:
     else:
         message = (
             f"what is served is not what was scored: {says}; {100 * parity['tolerance']:.0f} point is allowed. Serve "
-            "it with sonotune, or train and score with model.context=full; parity.json lists clips that differ."
+            "it with sonotune, or train and score with model.context=thinned or full; parity.json lists the clips that "
+            "differ."
         )
     return Finding(
         check=CHECK, severity="note" if parity["passed"] else "warning", message=message,

@@ -236,8 +236,9 @@ def with_learning_rate(config: RunConfig, loaded: LoadedModel) -> tuple[RunConfi
         reason = f"{rates.weights:g}: all of {size} train"
     else:
         stem = ("stem",) if config.adapter.stem == "train" and not config.training.stages else ()
-        new = {"head", "projector", *loaded.untrained}
-        pretrained = [part for part in (*stem, *config.adapter.unfreeze) if part.partition(".")[0] not in new]
+        in_full = () if config.adapter.split == "measured" else (*stem, *config.adapter.unfreeze)
+        new = {"head", *loaded.untrained}
+        pretrained = [part for part in in_full if not new.intersection((part, part.partition(".")[0]))]
         factors = dict.fromkeys(pretrained, rates.weights / rates.adapters)
         changes = {"learning_rate": rates.adapters, "learning_rates": {**factors, **config.training.learning_rates}}
         reason = f"{rates.adapters:g}: adapters on {size}"

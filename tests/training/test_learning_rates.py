@@ -1,0 +1,73 @@
+"""Learning rates where none is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sonotune.config.load import load_run_config
+from sonotune.models.base import LoadedModel
+from sonotune.training.learning_rates import usual_rates
+from sonotune.training.preparation import with_learning_rate, with_stages
+
+
+def model_of(parameters: int, untrained: tuple[str, ...] = ()) -> LoadedModel:
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.empty(parameters, device="meta"))
+    return LoadedModel(
+        module=module, frontend=None, components=(), linears=(), family="whisper", checkpoint="x", revision="x",  # type: ignore[arg-type]
+        processor=None, untrained=untrained,
+    )  # fmt: skip
+
+
+def chosen(*words: str, parameters: int = 72_593_920, **of_model: Any) -> tuple[float, dict[str, float], str | None]:
+    config = with_stages(load_run_config(["model=whisper_base", "data.train=x.jsonl", *words]).config)
+    config, reason = with_learning_rate(config, model_of(parameters, **of_model))
+    return float(config.training.learning_rate), dict(config.training.learning_rates), reason
+
+
+def test_larger_models_have_lower_rates_and_weights_lower_ones_than_adapters():
+    sizes = [1_000_000, 72_000_000, 600_000_000, 2_000_000_000]
+    rates = [usual_rates(size) for size in sizes]
+    assert all(one.weights <= one.adapters / 5 for one in rates)
+    for field in ("adapters", "weights"):
+        values = [getattr(one, field) for one in rates]
+        assert values == sorted(values, reverse=True)
+
+
+def test_a_rate_that_is_given_is_for_all_alike():
+    assert chosen("training.learning_rate=1e-3") == (1e-3, {}, None)
+
+
+def test_the_stem_learns_at_the_rate_of_pretrained_weights():
+    rates = usual_rates(72_593_920)
+    rate, factors, reason = chosen()
+    assert rate == rates.adapters
+    assert rate * factors["stem"] == pytest.approx(rates.weights)
+    assert reason is not None
+    assert "73 million parameters" in reason
+    assert "stem" in reason
+    assert chosen("adapter.stem=frozen")[1] == chosen("adapter.stem=lora")[1] == {}
+    assert chosen("training.learning_rates={stem: 0.5}")[1] == {"stem": 0.5}
+
+
+def test_full_fine_tuning_learns_at_the_rate_of_pretrained_weights():
+    rate, factors, reason = chosen("adapter=full")
+    assert (rate, factors) == (usual_rates(72_593_920).weights, {})
+    assert reason is not None
+    assert "all of" in reason
+
+
+def test_parts_that_are_new_learn_as_fast_as_adapters():
+    factor = usual_rates(72_593_920).weights / usual_rates(72_593_920).adapters
+    words = ("adapter.stem=frozen", "adapter.unfreeze=[head, encoder.norms, decoder.gates]")
+    assert chosen(*words, untrained=("decoder.gates",))[1] == {"encoder.norms": factor}
+    assert chosen("adapter.stem=frozen", "adapter.unfreeze=[projector]", untrained=("projector",))[1] == {}
+    assert chosen("adapter.stem=frozen", "adapter.unfreeze=[projector]")[1] == {"projector": factor}
+    assert chosen("adapter.split=measured")[1] == {}
+    assert chosen("training.stages=[{name: a, weights: ['decoder.layers[1:]'], max_steps: 3}]")[1] == {
+        "decoder.layers[1:]": factor
+    }
