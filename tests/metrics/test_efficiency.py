@@ -55,6 +55,26 @@ def test_children_count() -> None:
     assert memory.peak_bytes - memory.start_bytes >= 140 * MB
 
 
+def test_reading_children_takes_no_time_worth_mentioning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel walks all pages of a child for it; beside training every 50 ms it took a third of a processor."""
+    calls = []
+
+    def slow(process: object) -> int:
+        calls.append(process)
+        time.sleep(0.05)
+        return 0
+
+    monkeypatch.setattr("sonotune.metrics.efficiency._own_bytes", slow)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"])
+    try:
+        with PeakMemory(interval_s=0.01):
+            time.sleep(1.5)
+    finally:
+        child.kill()
+        child.wait()
+    assert 1 <= len(calls) <= 2  # when the block begins, and in its end at most
+
+
 def test_an_error_inside_the_block_still_ends_the_thread() -> None:
     memory = PeakMemory(interval_s=0.01)
     with pytest.raises(RuntimeError, match="mine"), memory:
