@@ -46,7 +46,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    return WhisperFamily().load("assets:whisper-nano")
+    return WhisperFamily().load("assets:whisper-nano", context="cut")
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ class _Broken(Transcribe):
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("gradients", [False, True])
 def test_the_model_is_left_as_it_was(clips: list[Clip], found: Calibration, fails: bool, gradients: bool) -> None:
-    loaded = WhisperFamily().load("assets:whisper-nano")
+    loaded = WhisperFamily().load("assets:whisper-nano", context="cut")
     loaded.module.train()
     loaded.module.model.encoder.layers[1].eval()
     loaded.module.model.decoder.layers[0].fc1.weight.requires_grad_(False)
@@ -197,7 +197,7 @@ def test_the_model_is_left_as_it_was(clips: list[Clip], found: Calibration, fail
 
 
 def test_modules_that_are_never_reached_are_named(loaded: LoadedModel, clips: list[Clip]) -> None:
-    fresh = WhisperFamily().load("assets:whisper-nano")
+    fresh = WhisperFamily().load("assets:whisper-nano", context="cut")
     fresh.module.model.encoder.layers[0].spare = nn.Linear(8, 8)
     with pytest.raises(AdapterError, match=r"1 of 2 modules are never reached.*encoder\.layers\.0\.spare"):
         collect(fresh, TASK, clips, names=["model.encoder.layers.0.spare", "model.encoder.layers.0.fc1"])
@@ -206,7 +206,7 @@ def test_modules_that_are_never_reached_are_named(loaded: LoadedModel, clips: li
 def test_a_module_that_takes_other_rows_than_said_is_refused(
     clips: list[Clip], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fresh = WhisperFamily().load("assets:whisper-nano")
+    fresh = WhisperFamily().load("assets:whisper-nano", context="cut")
     layer = fresh.module.model.encoder.layers[0]
     plain = layer.fc1.forward
     monkeypatch.setattr(layer.fc1, "forward", lambda x: plain(x))
@@ -218,7 +218,7 @@ def test_a_module_that_takes_other_rows_than_said_is_refused(
 
 def test_a_tensor_changed_in_place_or_made_where_another_was_is_another_input(clips: list[Clip]) -> None:
     """The same object with other values, and new objects at a used address, must not share statistics."""
-    fresh = WhisperFamily().load("assets:whisper-nano")
+    fresh = WhisperFamily().load("assets:whisper-nano", context="cut")
     layer = fresh.module.model.encoder.layers[0]
     layer.spare = nn.Linear(layer.fc1.in_features, 4)
 
@@ -261,7 +261,7 @@ def test_few_tokens_are_warned_of_and_ranks_beyond_them_refused(
 
 
 def test_rows_that_are_not_finite_are_left_out_and_reported(clips: list[Clip]) -> None:
-    fresh = WhisperFamily().load("assets:whisper-nano")
+    fresh = WhisperFamily().load("assets:whisper-nano", context="cut")
 
     def spoil(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         args[0][:, 3] = torch.nan

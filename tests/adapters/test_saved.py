@@ -311,11 +311,13 @@ USE = {"language": "he", "text_scoring": "identity", "min_duration_s": 0.2, "max
 def test_what_holds_for_the_use_of_a_model_goes_with_it(adapted: Fresh, tmp_path: Path):
     trained = adapted()
     lora.save(trained, tmp_path / "adapter", extra=USE)
-    assert use_of(str(tmp_path / "adapter")) == USE
+    contexts = {"context": "cut", "trained_contexts": ["full", "thinned"]}
+    assert use_of(str(tmp_path / "adapter")) == USE | contexts
     (tmp_path / "model").mkdir()
     lora.write_side_car(trained, tmp_path / "model", extra=USE | {"language": None})
-    assert use_of(str(tmp_path / "model")) == {name: value for name, value in USE.items() if name != "language"}
-    assert use_of("assets:whisper-nano") == {}
+    assert use_of(str(tmp_path / "model")) == {name: USE[name] for name in USE if name != "language"} | contexts
+    assert use_of("assets:whisper-nano") == {"context": "cut", "trained_contexts": ["cut"]}
+    assert use_of("assets:ctc-nano") == {}
 
 
 @pytest.mark.parametrize("word", ["model={}", "model.checkpoint={}", "config={}.yaml"])

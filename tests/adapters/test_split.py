@@ -31,7 +31,7 @@ RANK = 3
 
 
 def load() -> LoadedModel:
-    return WhisperFamily().load("assets:whisper-nano")
+    return WhisperFamily().load("assets:whisper-nano", context="cut")
 
 
 @pytest.fixture(scope="module")

@@ -166,7 +166,7 @@ def test_patience_that_ran_out_is_named(settings: Settings):
 
 
 def test_what_was_changed_stays_in_the_record(settings: Settings):
-    stop(settings(), 2)
+    stop(settings("training.learning_rate=1e-3"), 2)
     first = ("training.learning_rate=2e-3", "run.allow_change=training.learning_rate")
     stop(settings(*first), 4)
     stop(settings(*first), 6)

@@ -84,15 +84,16 @@ def open_model(
     settings = lora.read_side_car(adapter) if adapter else {}
     base = base_of(adapter, settings) if adapter else model_folder(checkpoint)
     settings = settings if adapter else use_of(checkpoint)
+    recorded = settings if "context" in settings else use_of(base)  # an adapter of another tool says nothing of it
     family = family or choose_family(checkpoint, revision=revision)
     layer: dict[str, Any] = {"outputs": outputs, "renew_outputs": renew_outputs, "tokenizer": tokenizer}
     if adapter:
         layer |= own_output_layer(adapter, settings)
     loaded = family.load(
-        base, revision=revision, context=context or settings.get("context"),
+        base, revision=revision, context=context or recorded.get("context"),
         random_weights=random_weights, dropout=dropout, **layer,
     )  # fmt: skip
-    if loaded.trained_contexts and (trained := settings.get("trained_contexts") or ALIKE.get(settings.get("context"))):  # type: ignore[arg-type]
+    if loaded.trained_contexts and (trained := recorded.get("trained_contexts") or ALIKE.get(recorded.get("context"))):  # type: ignore[arg-type]
         loaded = loaded.with_(trained_contexts=tuple(trained))
     check_frontend(loaded)
     loaded.module.to(device)
