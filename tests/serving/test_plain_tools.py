@@ -33,8 +33,9 @@ def tuned(fsdd: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, l
     heard = [clip for clip in clips if clip.speaker != "theo"][::25]
     write_manifest(folder / "train.jsonl", heard)
     words = [
-        "model=whisper_nano", "model.context=thinned", "quantization.bits=4", f"data.train={folder / 'train.jsonl'}", f"data.root={fsdd}",
-        "data.eval_speakers=jackson", "training.max_steps=12", "training.eval_steps=never", "run.progress=false",
+        "model=whisper_nano", "model.context=thinned", "quantization.bits=4",
+        f"data.train={folder / 'train.jsonl'}", f"data.root={fsdd}", "data.eval_speakers=jackson",
+        "training.max_steps=12", "training.eval_steps=never", "run.progress=false",
         "training.precision=fp32", "data.loader_workers=0", f"run.dir={folder / 'run'}", "evaluation.bootstrap=100",
     ]  # fmt: skip
     _, place = run(load_run_config(words))
