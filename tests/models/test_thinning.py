@@ -21,10 +21,11 @@ from sonotune.models.families.ast import AstFamily
 from sonotune.models.families.whisper import WhisperFamily
 from sonotune.models.speech_encoders import _stem, _thinned_stem, encode
 from sonotune.models.thinning import ALIKE, Thinning, contexts_of_training
-from sonotune.types import CONTEXTS, Clip, Context
+from sonotune.types import CONTEXTS, Clip, Context, DecodingSettings
 
 FAMILY = WhisperFamily()
 WINDOW = 100  # positions: 2 s
+FEW = DecodingSettings(max_new_tokens=6, temperatures=(0.0, 0.5))
 
 WHISPER = {
     "vocab_size": 51865, "num_mel_bins": 80, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
@@ -168,8 +169,8 @@ def test_a_clip_gives_the_same_logits_alone_and_in_any_batch(context: Context) -
     with torch.no_grad():
         together = FAMILY.logits(loaded, batch([0, 1, 2]))
         alone = torch.cat([FAMILY.logits(loaded, batch([row])) for row in range(3)])
-        written = FAMILY.transcribe(loaded, batch([0, 1, 2]), max_new_tokens=6)
-        apart = [FAMILY.transcribe(loaded, batch([row]), max_new_tokens=6)[0] for row in range(3)]
+        written = FAMILY.transcribe(loaded, batch([0, 1, 2]), FEW)
+        apart = [FAMILY.transcribe(loaded, batch([row]), FEW)[0] for row in range(3)]
     torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-4)
     assert written == apart
 
