@@ -111,7 +111,7 @@ class DecodingSettings:
         no_repeat_ngram_size: No sequence of so many tokens is written twice; 0 sets no limit.
         repetition_penalty: Divides the scores of tokens that were written already; 1 changes nothing.
         temperatures: Of the first pass, which is 0, and of the passes that follow while a text fails a threshold.
-        compression_ratio_threshold: A text whose UTF-8 bytes compress better than this fails; None checks nothing.
+        compression_ratio_threshold: A text whose letters compress better than this fails; None checks nothing.
         logprob_threshold: A text whose tokens have a mean log-probability below this fails; None checks nothing.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import pytest
 
 from sonotune.metrics.error_rate import edit_counts
@@ -85,7 +87,21 @@ def test_loops_are_cut_to_one_occurrence(text: str, expected: str) -> None:
     assert cut_loops(text) == expected
 
 
-def test_the_compression_ratio_is_that_of_the_utf8_bytes() -> None:
+GEORGIAN = (
+    "საქართველო არის ქვეყანა კავკასიაში შავი ზღვის აღმოსავლეთ სანაპიროზე რომელსაც ესაზღვრება რუსეთი აზერბაიჯანი "
+    "სომხეთი და თურქეთი ქვეყნის დედაქალაქი არის თბილისი სადაც მოსახლეობის დაახლოებით მესამედი ცხოვრობს ხოლო სხვა "
+    "დიდი ქალაქებია ბათუმი ქუთაისი რუსთავი გორი ზუგდიდი და ფოთი"
+)
+
+
+def test_scripts_of_several_bytes_a_letter_are_no_loops() -> None:
+    assert len(GEORGIAN.encode()) / len(zlib.compress(GEORGIAN.encode())) > 2.4  # the published ratio would say so
+    assert compression_ratio(GEORGIAN) < 2.0
+    assert compression_ratio(GEORGIAN[:30] * 10) > 2.4
+    assert compression_ratio("".join(chr(0x4E00 + 7 * place) for place in range(400))) < 2.4  # more letters than bytes
+
+
+def test_the_compression_ratio() -> None:
     assert compression_ratio("") == 0
     assert compression_ratio("the cat sat") < 1.2
     assert compression_ratio("thank you " * 20) > 2.4

@@ -177,4 +177,4 @@ def test_where_none_passes_the_most_probable_text_that_does_not_loop_is_kept() -
     }
     made = fall_back([Candidate(LOOP, -0.1)] * 2, [0.0, 0.0], settings, lambda _, heat: answers[heat])
     assert made[0] == Hypothesis(text="half", temperature=0.5, attempts=3)
-    assert made[1] == Hypothesis(text=LOOP, temperature=1.0, attempts=3)
+    assert made[1] == Hypothesis(text=LOOP, temperature=0.0, attempts=3)

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sonotune.adapters.saved import open_model, use_of
-from sonotune.errors import ConfigError
+from sonotune.errors import AdapterError, ConfigError
 from sonotune.features.batching import Batch, pad_targets
 from sonotune.models.base import LoadedModel
 from sonotune.models.families.ast import AstFamily
 from sonotune.models.families.whisper import WhisperFamily
 from sonotune.models.speech_encoders import _stem, _thinned_stem, encode
-from sonotune.models.thinning import ALIKE, Thinning, contexts_of_training
+from sonotune.models.thinning import Thinning, contexts_of_training
 from sonotune.types import CONTEXTS, Clip, Context, DecodingSettings
 
 FAMILY = WhisperFamily()
@@ -224,9 +224,40 @@ def test_a_checkpoint_says_in_which_context_it_was_trained(tmp_path: Path) -> No
 
 
 def test_contexts_after_training() -> None:
-    assert contexts_of_training("thinned") == ALIKE["thinned"]
-    assert contexts_of_training("cut") == ("cut",)
-    assert contexts_of_training("cut", full_context_share=0.1) == ("cut", "full", "thinned")
+    assert contexts_of_training("thinned", thinned_is_full=True) == ("thinned", "full")
+    assert contexts_of_training("full", thinned_is_full=True) == ("full", "thinned")
+    assert contexts_of_training("full", thinned_is_full=False) == ("full",)
+    assert contexts_of_training("cut", thinned_is_full=True) == ("cut",)
+    assert contexts_of_training("cut", thinned_is_full=True, full_context_share=0.1) == ("cut", "full", "thinned")
+
+
+@given(st.floats(0.02, 30), st.integers(0, 100), st.integers(1, 60))
+def test_the_seconds_that_are_computed_are_those_of_the_kept_positions(
+    duration_s: float, margin: int, spacing: int
+) -> None:
+    thinning = Thinning(margin=margin, spacing=spacing)
+    places, _ = thinning.keep(torch.tensor([math.ceil(50 * duration_s)]), 1500)
+    assert thinning.computed_s(duration_s, 30.0) == pytest.approx(len(places) / 50, abs=0.05)
+
+
+def test_batches_are_filled_by_what_is_computed() -> None:
+    loaded = FAMILY.load("assets:whisper-nano", random_weights=True)
+    assert loaded.computed_s(3.0) == pytest.approx(4 + 11 / 30)
+    assert loaded.computed_s(3.0, "full") == loaded.frontend.max_duration_s == 15.0
+    assert loaded.computed_s(3.0, "cut") == 3.0
+    assert open_model("assets:qwen3-asr-nano").loaded.computed_s(3.0) == 3.0
+    assert open_model("assets:ctc-nano").loaded.computed_s(3.0, "full") == 3.0
+
+
+def test_margin_and_spacing_go_with_an_adapter(tmp_path: Path) -> None:
+    (tmp_path / "sonotune_export.json").write_text('{"context": "thinned", "thinning": {"margin": 7, "spacing": 5}}')
+    loaded = FAMILY.load("assets:whisper-nano", random_weights=True)
+    loaded.module.save_pretrained(tmp_path)
+    loaded.processor.save_pretrained(tmp_path)
+    assert open_model(str(tmp_path)).loaded.thinning == Thinning(margin=7, spacing=5)
+    (tmp_path / "sonotune_export.json").write_text('{"context": "thinned", "thinning": {"margin": -7}}')
+    with pytest.raises(AdapterError, match="a margin and a spacing"):
+        open_model(str(tmp_path))
 
 
 def test_a_batch_on_another_device_keeps_its_context() -> None:

@@ -9,17 +9,19 @@ import torch
 from torch import nn
 
 from sonotune.config.load import load_run_config
-from sonotune.models.base import LoadedModel
+from sonotune.models.base import Component, LoadedModel
+from sonotune.models.families.whisper import WhisperFamily
+from sonotune.models.quantize import quantize
 from sonotune.training.learning_rates import usual_rates
 from sonotune.training.preparation import with_learning_rate, with_stages
 
 
-def model_of(parameters: int, untrained: tuple[str, ...] = ()) -> LoadedModel:
+def model_of(parameters: int, untrained: tuple[str, ...] = (), new_outputs: tuple[str, ...] = ()) -> LoadedModel:
     module = nn.Module()
     module.weight = nn.Parameter(torch.empty(parameters, device="meta"))
     return LoadedModel(
-        module=module, frontend=None, components=(), linears=(), family="whisper", checkpoint="x", revision="x",  # type: ignore[arg-type]
-        processor=None, untrained=untrained,
+        module=module, frontend=None, components=(Component(name="encoder", prefixes=("weight",)),), linears=(),  # type: ignore[arg-type]
+        family="whisper", checkpoint="x", revision="x", processor=None, untrained=untrained, new_outputs=new_outputs,
     )  # fmt: skip
 
 
@@ -54,6 +56,25 @@ def test_the_stem_learns_at_the_rate_of_pretrained_weights():
     assert chosen("training.learning_rates={stem: 0.5}")[1] == {"stem": 0.5}
 
 
+def test_an_output_layer_that_is_pretrained_learns_like_the_rest_of_the_weights():
+    factor = usual_rates(72_593_920).weights / usual_rates(72_593_920).adapters
+    words = ("adapter.stem=frozen", "adapter.unfreeze=[head]")
+    assert chosen(*words)[1] == {"head": factor}
+    assert chosen(*words, new_outputs=("a", "b"))[1] == {}
+
+
+def test_weights_in_four_bits_count_as_what_they_stand_for():
+    loaded = quantize(
+        WhisperFamily().load("assets:whisper-nano", random_weights=True), bits=4, keep=set(), double=True,
+        compute_dtype=torch.float32,
+    )  # fmt: skip
+    held = sum(parameter.numel() for parameter in loaded.module.parameters())
+    _, reason = with_learning_rate(load_run_config(["model=whisper_base", "data.train=x.jsonl"]).config, loaded)
+    assert held < 2e6
+    assert reason is not None
+    assert "3 million parameters" in reason
+
+
 def test_full_fine_tuning_learns_at_the_rate_of_pretrained_weights():
     rate, factors, reason = chosen("adapter=full")
     assert (rate, factors) == (usual_rates(72_593_920).weights, {})
@@ -64,7 +85,7 @@ def test_full_fine_tuning_learns_at_the_rate_of_pretrained_weights():
 def test_parts_that_are_new_learn_as_fast_as_adapters():
     factor = usual_rates(72_593_920).weights / usual_rates(72_593_920).adapters
     words = ("adapter.stem=frozen", "adapter.unfreeze=[head, encoder.norms, decoder.gates]")
-    assert chosen(*words, untrained=("decoder.gates",))[1] == {"encoder.norms": factor}
+    assert chosen(*words, untrained=("decoder.gates",))[1] == {"head": factor, "encoder.norms": factor}
     assert chosen("adapter.stem=frozen", "adapter.unfreeze=[projector]", untrained=("projector",))[1] == {}
     assert chosen("adapter.stem=frozen", "adapter.unfreeze=[projector]")[1] == {"projector": factor}
     assert chosen("adapter.split=measured")[1] == {}

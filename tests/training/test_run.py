@@ -374,7 +374,7 @@ def test_a_finished_run_is_not_overwritten(settings: Settings, tmp_path: Path):
 
 def test_changed_settings_are_refused_with_what_differs(settings: Settings):
     with pytest.raises(Interrupted):
-        run(settings(), listeners=[StopAfter(2)])
+        run(settings("training.learning_rate=1e-3"), listeners=[StopAfter(2)])
     with pytest.raises(RunDirectoryError) as caught:
         run(settings("training.learning_rate=2e-3", "adapter.rank=4"))
     assert caught.value.exit_code == 2

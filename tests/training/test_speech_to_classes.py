@@ -132,11 +132,11 @@ def test_it_is_the_encoder_of_the_checkpoint_under_a_new_head(speech_to_text: Pa
         assert torch.equal(weights[name], again.module.get_parameter(name))
     assert float(loaded.module.projector.weight.detach().std()) == pytest.approx(0.02, rel=0.2)
     assert loaded.new_outputs == loaded.labels == CLASSES
-    assert loaded.context == "full"  # `transformers` computes no other
+    assert (loaded.context, loaded.trained_contexts) == ("thinned", ("full", "thinned"))
 
 
 def test_a_run_from_training_to_plain_transformers(classify: Settings, glides: Path, tmp_path: Path):
-    record, folder = run(classify("training.max_epochs=6"))
+    record, folder = run(classify("training.max_epochs=6", "model.context=full"))
     assert record.status == "finished"
     assert record.model["family"] == "ast"
     assert not [finding for finding in record.findings if finding.check == "model.new_outputs"]
@@ -187,7 +187,7 @@ def test_full_fine_tuning_keeps_a_plain_classifier(classify: Settings):
     words = ("adapter.kind=none", "training.learning_rate=1e-3", "training.max_steps=2")
     _, folder = run(classify(*words, head=False))
     plain = transformers.AutoModelForAudioClassification.from_pretrained(folder / "model").eval()
-    opened = open_model(str(folder))
+    opened = open_model(str(folder), context="full")  # `transformers` computes no other
     assert opened.family.name == "ast"
     batch = probe_batch(opened.loaded)
     with torch.no_grad():

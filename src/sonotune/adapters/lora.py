@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from sonotune.adapters.allocation import RankPlan, Scaling, alphas
 from sonotune.adapters.targets import modules_of
 from sonotune.errors import AdapterError, ModelError
 from sonotune.models.base import LoadedModel
+from sonotune.models.thinning import Thinning
 from sonotune.types import CONTEXTS
 
 logger = logging.getLogger(__name__)
@@ -253,7 +255,8 @@ def write_side_car(loaded: LoadedModel, folder: Path, *, extra: Mapping[str, Any
     """Write `sonotune.json`: what a model was made of, and what else is to be known when it is used."""
     side_car = {"schema": 1, "family": loaded.family, "checkpoint": _anywhere(loaded.checkpoint),
                 "revision": loaded.revision, "context": loaded.context,
-                "trained_contexts": list(loaded.trained_contexts), **extra}  # fmt: skip
+                "trained_contexts": list(loaded.trained_contexts),
+                "thinning": asdict(loaded.thinning), **extra}  # fmt: skip
     (folder / SIDE_CAR).write_text(json.dumps(side_car, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -419,6 +422,14 @@ def _is_seconds(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _is_thinning(value: Any) -> bool:
+    try:
+        Thinning(**value)
+    except (TypeError, ValueError):
+        return False
+    return all(isinstance(number, int) for number in value.values())
+
+
 _TEXT, _TEXTS, _SECONDS = (_is_text, "text"), (_is_texts, "a list of texts"), (_is_seconds, "a number of seconds")
 _SWITCH = (lambda value: isinstance(value, bool), "true or false")
 _ENTRIES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
@@ -426,6 +437,7 @@ _ENTRIES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "checkpoint": _TEXT,
     "revision": _TEXT,
     "context": (lambda value: value in (*CONTEXTS, "dynamic"), " or ".join(CONTEXTS)),
+    "thinning": (lambda value: _is_thinning(value), "a margin and a spacing"),
     "trained_contexts": (lambda value: _is_texts(value) and set(value) <= set(CONTEXTS), "a list of contexts"),
     "bits": (lambda value: not isinstance(value, bool) and value in (4, 8, 16), "4, 8 or 16"),
     "double": _SWITCH,

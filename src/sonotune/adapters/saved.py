@@ -15,7 +15,7 @@ from sonotune.models.base import LoadedModel, ModelFamily, select
 from sonotune.models.checkpoints import check_frontend, read_config
 from sonotune.models.precision import DTYPES
 from sonotune.models.quantize import cast_frozen, choose_bits, quantize
-from sonotune.models.thinning import ALIKE
+from sonotune.models.thinning import Thinning, contexts_of_training
 from sonotune.registry import ASSET_PREFIX, in_order, names, resolve, resolve_asset
 from sonotune.runs import read_record
 from sonotune.types import Context
@@ -93,8 +93,11 @@ def open_model(
         base, revision=revision, context=context or recorded.get("context"),
         random_weights=random_weights, dropout=dropout, **layer,
     )  # fmt: skip
-    if loaded.trained_contexts and (trained := recorded.get("trained_contexts") or ALIKE.get(recorded.get("context"))):  # type: ignore[arg-type]
-        loaded = loaded.with_(trained_contexts=tuple(trained))
+    if loaded.trained_contexts and "context" in recorded:
+        trained = contexts_of_training(recorded["context"], thinned_is_full=loaded.thinned_is_full)
+        loaded = loaded.with_(trained_contexts=tuple(recorded.get("trained_contexts") or trained))
+    if "thinning" in recorded:
+        loaded = loaded.with_(thinning=Thinning(**recorded["thinning"]))
     check_frontend(loaded)
     loaded.module.to(device)
     parameters = sum(parameter.numel() for parameter in loaded.module.parameters())
@@ -152,10 +155,12 @@ def use_of(checkpoint: str) -> dict[str, Any]:
         context = record.model.get("context") or record.config.get("model", {}).get("context")
         found["context"] = {"dynamic": "cut", "auto": None}.get(context, context)
         found["trained_contexts"] = record.model.get("trained_contexts")
+        if record.config.get("model", {}).get("full_context_share") and found["trained_contexts"] is None:
+            found["trained_contexts"] = [found["context"], "full"]  # an older record, of both
     else:
         described = next((path for name in (EXPORT_MARK, lora.SIDE_CAR) if (path := place / name).is_file()), None)
         found = lora.read_entries(described) if described else {}
-    wanted = (*(name for _, name in USED), "context", "trained_contexts")
+    wanted = (*(name for _, name in USED), "context", "trained_contexts", "thinning")
     return {name: found[name] for name in wanted if found.get(name) is not None}
 
 

@@ -472,7 +472,7 @@ class EvaluationConfig(Section):
     """Whisper decodes a text that fails a threshold below again by sampling at the next of these temperatures; they
     begin with 0 and rise. `[0]` decodes once."""
     compression_ratio_threshold: Annotated[float, Field(gt=0, le=1000)] | None = 2.4
-    """A text fails whose UTF-8 bytes zlib makes more than so many times smaller, for it repeats itself; null checks
+    """A text fails whose letters zlib makes more than so many times smaller, for it repeats itself; null checks
     nothing."""
     logprob_threshold: Annotated[float, Field(ge=-1000, le=0)] | None = -1.0
     """A text fails whose tokens have a lower mean log-probability, unless the clip is likely silent; null checks

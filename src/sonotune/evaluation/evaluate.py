@@ -204,7 +204,7 @@ def predict_clips(
     _check_clips(clips)
     windows = cut_into_windows(clips, loaded.frontend.max_duration_s)
     pieces = windows.pieces
-    durations_s = [piece.duration_s for piece in pieces]
+    durations_s = [loaded.computed_s(piece.duration_s, context) for piece in pieces]
     batches = plan_batches(
         durations_s, max_seconds=batch_seconds, max_clips=max_clips, seed=0, epoch=0, shuffle=False, jitter_s=0.0
     )
@@ -319,7 +319,8 @@ def _foreign_context(loaded: Any, context: Context) -> list[Finding]:
             check="model.context",
             severity="warning",
             message=f"scored with model.context={context}, and the weights of {loaded.checkpoint} were trained for "
-            f"{' and '.join(trained)}: the score is worse than theirs. Set model.context={trained[0]}.",
+            f"{' and '.join(trained)}: the score may be worse, and other tools give another. Set "
+            f"model.context={trained[0]}.",
         )
     ]
 

@@ -150,7 +150,8 @@ def merge_predictions(clip_id: str, pieces: Sequence[tuple[Clip, Prediction]]) -
             count = max(len(_WORDS.findall(pieces[number - 1][1].text or "")), len(_WORDS.findall(said)))
             most = math.ceil(_RATE_MARGIN * count * overlap_s / min(previous.duration_s, piece.duration_s)) + 1
         text = merge_texts(text, said, max_words=most)
-    return Prediction(clip_id=clip_id, text=text)
+    attempts = max((prediction.attempts for _, prediction in pieces), default=1)
+    return Prediction(clip_id=clip_id, text=text, attempts=attempts)
 
 
 def merge_texts(left: str, right: str, *, max_words: int) -> str:

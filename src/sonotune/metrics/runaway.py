@@ -25,11 +25,17 @@ _SYLLABLES = re.compile(r"(.{1,8}?)\1{9,}")
 """Up to eight characters that come ten times or more: how texts without spaces loop."""
 
 _MIN_SYLLABLE_CHARACTERS = 30
+_BYTE = 256
 
 
 def compression_ratio(text: str) -> float:
-    """How many times smaller zlib makes the UTF-8 bytes of a text; 0 for an empty one."""
-    data = text.encode("utf-8", "replace")
+    """How many times smaller zlib makes a text, written as one byte a character; 0 for an empty one.
+
+    The published ratio is of UTF-8 bytes. Scripts with three bytes a letter compress by 2.5 to 3 there without any
+    repetition, beyond the published threshold of 2.4; Latin text is the same in both.
+    """
+    letters = {letter: place for place, letter in enumerate(dict.fromkeys(text))}
+    data = bytes(letters[letter] for letter in text) if len(letters) <= _BYTE else text.encode("utf-16", "replace")
     return len(data) / len(zlib.compress(data))
 
 

@@ -75,6 +75,7 @@ class LoadedModel:
         trained_contexts: Contexts that the weights were trained for, or compute the same function in; empty where the
             model has no window.
         thinning: How the thinned context leaves positions out.
+        thinned_is_full: Whether the thinned window computes what the whole window computes, but for rounding.
         quantized: Full module name -> bits, for modules whose weights were quantised.
         adapter: The PEFT wrapper once adapters are attached, else None.
         stem_modules: Modules of the stem that train as a whole; empty takes its convolutions one by one.
@@ -100,6 +101,7 @@ class LoadedModel:
     context: Context = "full"
     trained_contexts: tuple[Context, ...] = ()
     thinning: Thinning = DEFAULT_THINNING
+    thinned_is_full: bool = False
     quantized: Mapping[str, int] = field(default_factory=dict)
     adapter: Any | None = None
     stem_modules: tuple[str, ...] = ()
@@ -129,6 +131,18 @@ class LoadedModel:
         """Where the parameters live."""
         device: torch.device = next(iter(self.module.parameters())).device
         return device
+
+    def computed_s(self, duration_s: float, context: Context | None = None) -> float:
+        """Seconds that are computed for a clip of so many: with what its context keeps of the window behind it.
+
+        Args:
+            duration_s: Of the clip.
+            context: How much of the window is computed; None takes the model's.
+        """
+        context, window_s = context or self.context, self.frontend.max_duration_s
+        if not self.trained_contexts or window_s is None or context == "cut":
+            return duration_s
+        return window_s if context == "full" else self.thinning.computed_s(duration_s, window_s)
 
     def with_(self, **changes: Any) -> LoadedModel:
         """A copy with some fields replaced; the module itself is shared."""

@@ -256,7 +256,7 @@ def fall_back(
     """Decode the texts that fail at rising temperatures, each until it passes.
 
     Where none passes, the published recipe keeps the last text, which is the most random. Here it is the most probable
-    of those that do not compress like a loop, and the last one where all do.
+    of those that do not compress like a loop, and the one that compresses least where all do.
 
     Args:
         first: Texts of the first pass.
@@ -283,5 +283,7 @@ def fall_back(
         usable = [place for place, one in enumerate(tried[row]) if not one.compresses(settings)]
         if usable:
             best = max(usable, key=lambda place: tried[row][place].mean_logprob)
-            chosen[row] = Hypothesis(text=tried[row][best].text, temperature=settings.temperatures[best])
+        else:
+            best = min(range(len(tried[row])), key=lambda place: compression_ratio(tried[row][place].text))
+        chosen[row] = Hypothesis(text=tried[row][best].text, temperature=settings.temperatures[best])
     return [replace(one, attempts=len(attempts)) for one, attempts in zip(chosen, tried, strict=True)]

@@ -1,7 +1,8 @@
 """The decoding settings that an export carries, so that another tool decodes it as it is scored.
 
 A tool that is told nothing goes by `generation_config.json`. What sonotune decides by itself when it decodes (the
-prompt, the beams, the limit) must therefore stand there.
+prompt, the beams, the penalties, the limit) must therefore stand there. The fallback of Whisper does not: `generate`
+draws with its own random numbers. What that makes of the score is in the export's `parity.json`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ _UNLIMITED = (None, 20)  # `max_length` that nobody has set
 
 
 def set_decoding_defaults(
-    module: Any, tokenizer: Any, *, family: str, language: str | None, beam_size: int | None = None
+    module: Any,
+    tokenizer: Any,
+    *,
+    family: str,
+    language: str | None,
+    beam_size: int | None = None,
+    no_repeat_ngram_size: int = 0,
+    repetition_penalty: float = 1.0,
 ) -> dict[str, Any]:
     """Write into `module.generation_config`, in place, how the model is scored.
 
@@ -30,6 +38,8 @@ def set_decoding_defaults(
         family: Registry name of its architecture.
         language: The run's; None leaves it to detection.
         beam_size: Beams the run is scored with; None or 1 is greedy.
+        no_repeat_ngram_size: As it is scored; 0 hinders nothing.
+        repetition_penalty: As it is scored; 1 hinders nothing.
 
     Returns:
         The settings that were written.
@@ -38,6 +48,8 @@ def set_decoding_defaults(
     if settings is None or family not in ("whisper", "qwen3_asr"):
         return {}
     written: dict[str, Any] = {"num_beams": beam_size} if beam_size is not None and beam_size > 1 else {}
+    written |= {"no_repeat_ngram_size": no_repeat_ngram_size} if no_repeat_ngram_size else {}
+    written |= {"repetition_penalty": repetition_penalty} if repetition_penalty != 1 else {}
     if family == "whisper":
         written |= _whisper(settings, tokenizer, language)
         for name in ("forced_decoder_ids", "suppress_tokens", "begin_suppress_tokens"):

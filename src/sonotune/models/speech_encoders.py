@@ -26,7 +26,7 @@ from sonotune.features.frontend import Frontend, LogMel, RawWaveform
 from sonotune.features.normalization import valid_frames
 from sonotune.models.base import AUDIO, Component, Stream
 from sonotune.models.norms import fix_batch_norms
-from sonotune.models.thinning import ALIKE, DEFAULT_THINNING, Thinning
+from sonotune.models.thinning import DEFAULT_THINNING, Thinning, contexts_of_training
 from sonotune.types import Context
 
 WAVEFORM_TYPES = ("wav2vec2", "hubert", "wavlm", "wav2vec2-conformer")
@@ -150,10 +150,11 @@ def positions_in(config: Any, duration_s: float) -> int:
 
 
 def contexts_of(config: Any, context: Context | None) -> dict[str, Any]:
-    """Fields of a `LoadedModel` for an encoder with pretrained weights: Whisper's are at home in its whole window."""
+    """Fields of a `LoadedModel` for an encoder with pretrained weights: Whisper's were trained on its whole window."""
     if kind_of(config) != "whisper":
         return {"context": context or "full"}
-    return {"context": context or "thinned", "trained_contexts": ALIKE["full"]}
+    trained = contexts_of_training("full", thinned_is_full=True)
+    return {"context": context or "thinned", "trained_contexts": trained, "thinned_is_full": True}
 
 
 def computed_positions(

@@ -16,13 +16,15 @@ Shape letters: B clips, P kept positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sonotune.types import Context
+
+POSITIONS_PER_SECOND = 50
+"""Of Whisper's encoder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,23 +63,29 @@ class Thinning:
         weights_BP = torch.where(on_grid[places_P], math.log(self.spacing), -math.inf).expand(whole_BP.shape)
         return places_P, weights_BP.masked_fill(whole_BP, 0.0)
 
+    def computed_s(self, duration_s: float, window_s: float) -> float:
+        """Seconds of positions that are kept for a clip of so many seconds."""
+        whole_s = min(duration_s + self.margin / POSITIONS_PER_SECOND, window_s)
+        return whole_s + (window_s - whole_s) / self.spacing
+
 
 DEFAULT_THINNING = Thinning()
 """Chosen on real Whisper-base and real recordings (benchmarks/real_models)."""
 
-ALIKE: Mapping[Context, tuple[Context, ...]] = {
-    "full": ("full", "thinned"),
-    "thinned": ("thinned", "full"),
-    "cut": ("cut",),
-}
-"""Contexts in which weights that were trained in one compute the same function, but for rounding and near ties."""
 
-
-def contexts_of_training(context: Context, *, full_context_share: float = 0.0) -> tuple[Context, ...]:
-    """Contexts that weights may be used in after training.
+def contexts_of_training(
+    context: Context, *, thinned_is_full: bool, full_context_share: float = 0.0
+) -> tuple[Context, ...]:
+    """Contexts that weights may be used in after training, the one they were trained in first.
 
     Args:
         context: Of the training batches.
-        full_context_share: Share of them that had the whole window.
+        thinned_is_full: Whether thinned and whole window are the same function of this architecture.
+        full_context_share: Share of the batches that had the whole window.
     """
-    return tuple(dict.fromkeys((*ALIKE[context], *(ALIKE["full"] if full_context_share > 0 else ()))))
+    trained: list[Context] = [context, *(("full",) if full_context_share > 0 else ())]
+    if thinned_is_full and "full" in trained:
+        trained.append("thinned")
+    if thinned_is_full and "thinned" in trained:
+        trained.append("full")
+    return tuple(dict.fromkeys(trained))

@@ -136,7 +136,9 @@ def _training(record: RunRecord) -> str:
         lines.append(f"- ranks {ranks[0]} to {ranks[-1]} in {len(ranks)} modules (`{allocator}`)")
     lines += [f"- {setting}: {reason}" for setting, reason in record.choices.items()]
     training = record.config.get("training", {})
-    lines.append(f"- learning rate {training.get('learning_rate')}, seed {training.get('seed')}")
+    rate = training.get("learning_rate")
+    given = "" if rate == "auto" else f"learning rate {rate}, "  # why `auto` took which is among the choices
+    lines.append(f"- {given}seed {training.get('seed')}")
     lines.append(f"- {record.seconds / 60:.0f} minutes, peak memory {record.peak_memory_bytes / 2**20:,.0f} MiB")
     if record.energy_joules is not None:
         lines.append(f"- {record.energy_joules / 3600:,.0f} Wh")

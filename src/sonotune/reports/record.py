@@ -92,7 +92,9 @@ def build_html(
         wrong=wrong,
         num_predictions=len(predictions),
         alarms=[
-            finding for finding in record.findings if finding.check == "export.parity" and finding.severity == "warning"
+            finding
+            for finding in record.findings
+            if finding.check in ("export.parity", "model.context") and finding.severity == "warning"
         ],
         findings=sorted(record.findings, key=lambda finding: _SEVERITIES.index(finding.severity)),
         shown_ids=_SHOWN_IDS,

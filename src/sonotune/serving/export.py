@@ -148,7 +148,7 @@ def _merge(checkpoint: str, folder: Path, *, target: MergeTarget, dtype: ExportD
     used = use_of(checkpoint)
     decoding = set_decoding_defaults(
         merged.module, getattr(merged.processor, "tokenizer", None), family=opened.family.name,
-        language=used.get("language"), beam_size=_beam_size(checkpoint),
+        language=used.get("language"), **_scored_with(checkpoint),
     )  # fmt: skip
     with _writing(folder, sum(value.numel() * value.element_size() for value in merged.module.parameters())):
         merged.module.save_pretrained(folder, safe_serialization=True)
@@ -162,17 +162,19 @@ def _merge(checkpoint: str, folder: Path, *, target: MergeTarget, dtype: ExportD
         "rounding": asdict(rounded),
         "context": opened.loaded.context,
         "trained_contexts": list(opened.loaded.trained_contexts),
+        "thinning": asdict(opened.loaded.thinning),
         "decoding": decoding,
         **used,
     }
 
 
-def _beam_size(checkpoint: str) -> int | None:
-    """Beams that a run is scored with; None for what is no run."""
+def _scored_with(checkpoint: str) -> dict[str, Any]:
+    """Decoding settings that a run is scored with and other tools have as well; empty for what is no run."""
     if not (Path(checkpoint) / "run.json").is_file():
-        return None
-    asked = read_record(Path(checkpoint)).config.get("evaluation", {}).get("beam_size")
-    return asked if isinstance(asked, int) else None
+        return {}
+    asked = read_record(Path(checkpoint)).config.get("evaluation", {})
+    names = ("beam_size", "no_repeat_ngram_size", "repetition_penalty")
+    return {name: asked[name] for name in names if isinstance(asked.get(name), int | float)}
 
 
 def merged_model(opened: Opened, checkpoint: str, *, target: MergeTarget) -> tuple[LoadedModel, MergeProof | None]:

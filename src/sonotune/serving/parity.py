@@ -333,14 +333,22 @@ def finding_of(parity: Mapping[str, Any]) -> Finding:
         message = says + "."
     else:
         message = (
-            f"what is served is not what was scored: {says}; {100 * parity['tolerance']:.0f} point is allowed. Serve "
-            "it with sonotune, or train and score with model.context=thinned or full; parity.json lists the clips that "
-            "differ."
+            f"what is served is not what was scored: {says}; {100 * parity['tolerance']:.0f} point is allowed. "
+            f"{_remedy(parity['context'])} parity.json lists the clips that differ."
         )
     return Finding(
         check=CHECK, severity="note" if parity["passed"] else "warning", message=message,
         measured=round(100 * main["value"], 2), limit=100 * parity["tolerance"], unit="points",
     )  # fmt: skip
+
+
+def _remedy(context: str) -> str:
+    if context == "cut":
+        return "Serve it with sonotune, or train and score with model.context=thinned, which others serve alike."
+    return (
+        "Other tools decode greedily, without the fallback of evaluation.temperatures and without penalties, in 16 "
+        "bits: compare with evaluation.temperatures=[0], or serve it with sonotune."
+    )
 
 
 def with_finding(findings: Sequence[Finding], found: Finding) -> tuple[Finding, ...]:

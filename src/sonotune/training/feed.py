@@ -71,8 +71,7 @@ class Feed:
         self._processes, self._guard, self._sharded = processes, guard, is_sharded(loaded.module)
         self._event, self._found, self._spend = event, found, spend
         self._known_bad = set[str]()
-        window_s = loaded.frontend.max_duration_s if loaded.context == "full" else None
-        self._durations = [window_s or clip.duration_s for clip in data.clips]
+        self._durations = [loaded.computed_s(clip.duration_s) for clip in data.clips]
 
     def plan(self, epoch: int) -> list[tuple[int, ...]]:
         """Places of the clips of each micro-batch of an epoch."""

@@ -40,6 +40,7 @@ def identity_of(
         TRAINING_DATA: corpus.digests["train"],
         "evaluation data": corpus.digests.get("eval", "none"),
         "base model": loaded.revision,
+        "context": f"{loaded.context}, {loaded.thinning.margin} and {loaded.thinning.spacing}",
         "outputs": digest_json(list(loaded.new_outputs)),
         "precision": precision,
         "bits of the frozen weights": str(bits),

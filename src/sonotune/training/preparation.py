@@ -25,7 +25,7 @@ from sonotune.data.windows import fit_for_training, training_limit_s
 from sonotune.errors import ConfigError, ManifestError
 from sonotune.features.mixup import MixupSettings
 from sonotune.features.specaugment import SpecAugmentSettings
-from sonotune.models.base import MULTI_LABEL, LoadedModel, ModelFamily
+from sonotune.models.base import MULTI_LABEL, LoadedModel, ModelFamily, count_parameters
 from sonotune.models.precision import Precision
 from sonotune.processes import ALONE, Processes
 from sonotune.registry import resolve
@@ -228,7 +228,7 @@ def with_learning_rate(config: RunConfig, loaded: LoadedModel) -> tuple[RunConfi
     """
     if config.training.learning_rate != "auto":
         return config, None
-    parameters = sum(parameter.numel() for parameter in loaded.module.parameters())
+    parameters = sum(row["parameters"] for row in count_parameters(loaded).values())
     rates = usual_rates(parameters)
     size = f"{parameters / 1e6:.0f} million parameters"
     if config.adapter.kind == "none":
@@ -237,7 +237,7 @@ def with_learning_rate(config: RunConfig, loaded: LoadedModel) -> tuple[RunConfi
     else:
         stem = ("stem",) if config.adapter.stem == "train" and not config.training.stages else ()
         in_full = () if config.adapter.split == "measured" else (*stem, *config.adapter.unfreeze)
-        new = {"head", *loaded.untrained}
+        new = {*loaded.untrained, *(("head",) if loaded.new_outputs else ())}
         pretrained = [part for part in in_full if not new.intersection((part, part.partition(".")[0]))]
         factors = dict.fromkeys(pretrained, rates.weights / rates.adapters)
         changes = {"learning_rate": rates.adapters, "learning_rates": {**factors, **config.training.learning_rates}}

@@ -389,7 +389,7 @@ def _trained(session: _Session) -> _Session:
     loaded, share = session.loaded, session.config.model.full_context_share
     if not loaded.trained_contexts:
         return session
-    contexts = contexts_of_training(loaded.context, full_context_share=share)
+    contexts = contexts_of_training(loaded.context, thinned_is_full=loaded.thinned_is_full, full_context_share=share)
     session.book.write(model={**session.book.record.model, "trained_contexts": list(contexts)})
     return replace(session, loaded=loaded.with_(trained_contexts=contexts))
 

@@ -81,7 +81,7 @@ class SpeechLlmFamily:
         module.config.parts = None  # saved, it has weights of its own
         loaded = self._mapped(
             module, checkpoint=checkpoint, revision=identity, processor=processor,
-            **speech_encoders.contexts_of(module.config.audio_config, context),
+            **_contexts_of(module.config.audio_config, context),
             frontend=from_feature_extractor(processor.feature_extractor),
             untrained=() if random_weights else _untrained(module),
         )  # fmt: skip
@@ -102,7 +102,7 @@ class SpeechLlmFamily:
         identity = architecture_digest(config)
         return self._mapped(
             module, checkpoint=checkpoint, revision=identity, frontend=frontend, processor=None,
-            **speech_encoders.contexts_of(config.audio_config, None),
+            **_contexts_of(config.audio_config, None),
         )  # fmt: skip
 
     def _config(self, checkpoint: str, revision: str | None) -> Any:
@@ -287,6 +287,14 @@ class SpeechLlmFamily:
     def _room(self, loaded: LoadedModel, language: str | None, audio: int) -> int:
         """Tokens that can follow the prompt."""
         return _positions_of(loaded.module.config) - audio - sum(map(len, self._prompt(loaded, language)))
+
+
+def _contexts_of(config: Any, context: Context | None) -> dict[str, Any]:
+    """Fields of a `LoadedModel`: the projector is given the whole window, or the clip alone, which is not the same."""
+    found = speech_encoders.contexts_of(config, context)
+    if "trained_contexts" not in found:
+        return found
+    return {"context": found["context"], "trained_contexts": (found["context"],)}
 
 
 def _projected(config: Any, kinds_BP: Tensor, *, fills_window: bool) -> tuple[tuple[Stream, ...], Tensor, list[int]]:
