@@ -375,7 +375,8 @@ def test_the_side_car_says_what_the_adapter_belongs_to(adapted: Fresh, tmp_path:
     side_car = lora.read_side_car(tmp_path)
     assert side_car == {
         "schema": 1, "family": "whisper", "checkpoint": "assets:whisper-nano", "revision": trained.revision,
-        "context": "cut", "trained_contexts": ["full", "thinned"], "bits": 4, "language": "he",
+        "context": "cut", "trained_contexts": ["full", "thinned"],
+        "thinning": {"margin": 50, "spacing": 30}, "bits": 4, "language": "he",
     }  # fmt: skip
 
 

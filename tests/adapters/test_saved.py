@@ -311,7 +311,9 @@ USE = {"language": "he", "text_scoring": "identity", "min_duration_s": 0.2, "max
 def test_what_holds_for_the_use_of_a_model_goes_with_it(adapted: Fresh, tmp_path: Path):
     trained = adapted()
     lora.save(trained, tmp_path / "adapter", extra=USE)
-    contexts = {"context": "cut", "trained_contexts": ["full", "thinned"]}
+    contexts = {
+        "context": "cut", "trained_contexts": ["full", "thinned"], "thinning": {"margin": 50, "spacing": 30},
+    }  # fmt: skip
     assert use_of(str(tmp_path / "adapter")) == USE | contexts
     (tmp_path / "model").mkdir()
     lora.write_side_car(trained, tmp_path / "model", extra=USE | {"language": None})

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,11 @@ def test_an_export_keeps_the_settings_it_is_to_be_used_with(trained: Trained, tm
         "language": "en", "text_scoring": "identity", "min_duration_s": 0.1, "max_duration_s": 9.0,
         "multi_label": False,
     }  # fmt: skip
-    contexts = {"context": "cut", "trained_contexts": list(loaded.trained_contexts)}
+    contexts = {
+        "context": "cut",
+        "trained_contexts": list(loaded.trained_contexts),
+        "thinning": asdict(loaded.thinning),
+    }
     lora.save(loaded, folder, extra={"bits": 16, **made_with})
     for name, only in (("export", False), ("adapter", True)):
         export(str(folder), tmp_path / name, adapter_only=only)
