@@ -55,7 +55,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         exported = Path(place) / "export"
         export(str(options.run), exported, dtype="fp16")
-        (exported / "sonotune_export.json").unlink()  # says where the run lay, which is nobody else's business
+        said = exported / "sonotune_export.json"  # also where the run lay, which is nobody else's business
+        contexts = {name: json.loads(said.read_text("utf-8"))[name] for name in ("context", "trained_contexts")}
+        said.write_text(json.dumps(contexts, indent=2) + "\n", "utf-8")
         options.folder.mkdir(parents=True, exist_ok=True)
         for file in exported.iterdir():
             shutil.copyfile(file, options.folder / file.name)  # with this folder's permissions: anyone may read them

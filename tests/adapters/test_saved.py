@@ -318,7 +318,7 @@ def test_what_holds_for_the_use_of_a_model_goes_with_it(adapted: Fresh, tmp_path
     (tmp_path / "model").mkdir()
     lora.write_side_car(trained, tmp_path / "model", extra=USE | {"language": None})
     assert use_of(str(tmp_path / "model")) == {name: USE[name] for name in USE if name != "language"} | contexts
-    assert use_of("assets:whisper-nano") == {"context": "cut", "trained_contexts": ["cut"]}
+    assert use_of("assets:whisper-nano") == {"context": "cut", "trained_contexts": ["cut", "full", "thinned"]}
     assert use_of("assets:ctc-nano") == {}
 
 
