@@ -59,6 +59,9 @@ class Loaded:
     trained_contexts: tuple[str, ...] = ()
     checkpoint: str = "loudness"
 
+    def computed_s(self, duration_s: float, context: str | None = None) -> float:
+        return duration_s
+
 
 class ReadsLoudness(Transcribe):
     """Says the word that the mean loudness of a clip's valid frames stands for, and remembers how it was asked."""
