@@ -396,8 +396,8 @@ def test_what_a_preset_brings_along_is_weaker_than_a_recipe_a_preset_and_a_word(
 def test_the_presets_promised_are_there():
     assert set(load.presets()["model"]) == {
         "whisper_nano", "whisper_tiny", "whisper_base", "whisper_small", "whisper_large_v3", "qwen3_asr_nano",
-        "qwen3_asr_0_6b", "qwen3_asr_1_7b", "ctc_nano", "wav2vec2_base", "wav2vec2_large", "wav2vec2_conformer_large", "ast_nano",
-        "ast_base", "speech_llm_nano", "whisper_base_classifier",
+        "qwen3_asr_0_6b", "qwen3_asr_1_7b", "ctc_nano", "wav2vec2_base", "wav2vec2_large", "wav2vec2_conformer_large",
+        "ast_nano", "ast_base", "speech_llm_nano", "whisper_base_classifier",
     }  # fmt: skip
     assert set(load.presets()) == {"adapter", "data", "model", "recipe", "training"}
 
