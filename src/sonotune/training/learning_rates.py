@@ -1,9 +1,9 @@
 """Learning rates where none is given: one for adapters, a lower one for pretrained weights that train themselves.
 
 The larger a pretrained model, the lower a rate its own weights bear; adapters, which start from nothing, bear ten times
-as much. Rates for models of Whisper-base's size were measured on real weights (benchmarks/real_models), those of
-nano models on FSDD (benchmarks/fsdd_folds); those of larger ones are the usual ones of their authors' guides and
-were not measured here.
+as much. Of the rates below, those of nano models were measured (benchmarks/fsdd_folds), and the one of adapters on
+Whisper-base was tried on real recordings (benchmarks/real_models). The others are the usual ones of the field's
+guides, and were not measured here.
 """
 
 from __future__ import annotations
