@@ -154,7 +154,7 @@ def use_of(checkpoint: str) -> dict[str, Any]:
         found = {name: record.config.get(section, {}).get(name) for section, name in USED}
         context = record.model.get("context") or record.config.get("model", {}).get("context")
         found["context"] = {"dynamic": "cut", "auto": None}.get(context, context)
-        found["trained_contexts"] = record.model.get("trained_contexts")
+        found |= {name: record.model.get(name) for name in ("trained_contexts", "thinning")}
         if record.config.get("model", {}).get("full_context_share") and found["trained_contexts"] is None:
             found["trained_contexts"] = [found["context"], "full"]  # an older record, of both
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -249,7 +249,7 @@ def _prepare(config: RunConfig, book: RunBook, crews: _Crews, arithmetic: _Arith
         model={
             "family": loaded.family, "checkpoint": loaded.checkpoint, "revision": loaded.revision,
             "components": count_parameters(loaded), "quantized_linears": len(loaded.quantized),
-            "context": loaded.context,
+            "context": loaded.context, "thinning": asdict(loaded.thinning),
         },
     )  # fmt: skip
     if config.training.shard_weights and processes.count > 1:
