@@ -16,7 +16,7 @@ from sonotune.models.checkpoints import check_frontend, read_config
 from sonotune.models.precision import DTYPES
 from sonotune.models.quantize import cast_frozen, choose_bits, quantize
 from sonotune.models.thinning import Thinning, contexts_of_training
-from sonotune.registry import ASSET_PREFIX, in_order, names, resolve, resolve_asset
+from sonotune.registry import in_order, is_asset, names, resolve, resolve_asset
 from sonotune.runs import read_record
 from sonotune.types import Context
 
@@ -84,7 +84,8 @@ def open_model(
     settings = lora.read_side_car(adapter) if adapter else {}
     base = base_of(adapter, settings) if adapter else model_folder(checkpoint)
     settings = settings if adapter else use_of(checkpoint)
-    recorded = settings if "context" in settings else use_of(base)  # an adapter of another tool says nothing of it
+    # An adapter of another tool says nothing of its context.
+    recorded = use_of(base) if adapter and "context" not in settings else settings
     family = family or choose_family(checkpoint, revision=revision)
     layer: dict[str, Any] = {"outputs": outputs, "renew_outputs": renew_outputs, "tokenizer": tokenizer}
     if adapter:
@@ -147,7 +148,7 @@ def use_of(checkpoint: str) -> dict[str, Any]:
         RunDirectoryError: It is a run whose record is damaged.
         AdapterError: It is an adapter or an export whose description is damaged.
     """
-    place = resolve_asset(checkpoint) if checkpoint.startswith(ASSET_PREFIX) else Path(checkpoint)
+    place = resolve_asset(checkpoint) if is_asset(checkpoint) else Path(checkpoint)
     found: dict[str, Any] = {}
     if (place / "run.json").is_file():
         record = read_record(place)

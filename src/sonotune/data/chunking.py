@@ -225,16 +225,19 @@ def cut_at_pauses(clip: Clip, max_duration_s: float, *, overlap_s: float = 0.0) 
             cuts_s.append((latest_s, begin_s))
     begins_s, ends_s = [0.0, *(begin for _, begin in cuts_s)], [*(end for end, _ in cuts_s), clip.duration_s]
     return [
-        replace(
-            clip,
-            id=f"{clip.id}#{number}",
-            start_s=clip.start_s + begin_s,
-            duration_s=min(end_s - begin_s, max_duration_s),
-            text=None,
-            words=(),
-        )
+        replace(_piece(clip, number, begin_s, end_s, max_duration_s), text=None, words=())
         for number, (begin_s, end_s) in enumerate(zip(begins_s, ends_s, strict=True))
     ]
+
+
+def _piece(clip: Clip, number: int, begin_s: float, end_s: float, max_duration_s: float) -> Clip:
+    """A span of a clip, no longer than allowed, under a number of its own; text and words are still the clip's."""
+    return replace(
+        clip,
+        id=f"{clip.id}#{number}",
+        start_s=clip.start_s + begin_s,
+        duration_s=min(end_s - begin_s, max_duration_s),
+    )
 
 
 def cut_at_words(clip: Clip, max_duration_s: float) -> list[Clip]:
@@ -270,10 +273,7 @@ def cut_at_words(clip: Clip, max_duration_s: float) -> list[Clip]:
     ends = [*cuts[1:], (clip.duration_s, len(words))]
     return [
         replace(
-            clip,
-            id=f"{clip.id}#{number}",
-            start_s=clip.start_s + begin_s,
-            duration_s=min(end_s - begin_s, max_duration_s),
+            _piece(clip, number, begin_s, end_s, max_duration_s),
             text=" ".join(texts[first:stop]),
             words=tuple(
                 replace(word, start_s=word.start_s - begin_s, end_s=word.end_s - begin_s) for word in words[first:stop]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sonotune.models.decoding import token_limit as token_limit
 from sonotune.types import Finding, Prediction
 
 _SHOWN_IDS = 20
