@@ -3,8 +3,8 @@
     python benchmarks/real_models/corpora.py real-data
     python benchmarks/real_models/run.py real-data --model ../shared/data/whisper_base --only 'fsdd/.*'
 
-A cell is one training run (or none, for the untuned model), scored on the test clips in the contexts it lists. A
-finished cell is a file in `results/` and is not run again.
+A cell is one training run (or none, for the untuned model), scored on the test clips in the contexts it lists by plain
+greedy decoding: without fallback, so that loops show. A finished cell is a file in `results/` and is not run again.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _run(cell: Cell, data: Path, model: str, work: Path) -> dict[str, Any]:
         for context in cell.contexts:
             words = [
                 f"model.checkpoint={used}", f"model.context={context}", *(f"{k}={v}" for k, v in cell.model.items()),
-                f"data.test={data / cell.corpus / f'{test}.jsonl'}", *shared,
+                f"data.test={data / cell.corpus / f'{test}.jsonl'}", "evaluation.temperatures=[0]", *shared,
             ]  # fmt: skip
             found = _sonotune("evaluate", words, commands)
             scores[f"{test}/{context}"] = {

@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--rate-usual", type=float, default=1e-3, help="1e-3 is the PEFT guide's.")
     parser.add_argument("--copies", type=int, default=6, help="Points on each curve.")
     parser.add_argument("--context", default="thinned")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--train-limit", type=int, default=None, help="Training clips.")
     parser.add_argument("--limit", type=int, default=None, help="Development clips.")
     parser.add_argument("--side", choices=["ours", "usual"], help="For the processes that this one starts.")
     parser.add_argument("--out", type=Path)
@@ -78,7 +80,7 @@ def rows_of(options: argparse.Namespace, split: str) -> list[dict[str, Any]]:
     path = options.corpus / f"{split}.jsonl"
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     kept = [row | {"path": str(path.parent / row["path"])} for row in rows if row["duration_s"] <= 29.9]
-    return kept[: options.limit] if split == "dev" and options.limit else kept
+    return kept[: options.limit if split == "dev" else options.train_limit]
 
 
 def simple(text: str) -> str:
@@ -152,16 +154,18 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
 
     runs.StageLoop.run = timed  # type: ignore[assignment, method-assign, attr-defined]
     with tempfile.TemporaryDirectory() as folder, Peak() as peak:
+        train_manifest = Path(folder) / "train.jsonl"
+        train_manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
         words = [
             f"model.checkpoint={options.model}", f"model.context={options.context}",
             f"model.language={options.language}",
-            f"data.train={options.corpus / 'train.jsonl'}", f"data.eval={options.corpus / 'dev.jsonl'}",
+            f"data.train={train_manifest}", f"data.eval={options.corpus / 'dev.jsonl'}",
             "data.allow_outside_root=true", f"data.root={options.corpus}", "data.max_duration_s=29.9",
             "data.max_bad_fraction=1", "evaluation.zero_shot=false", "training.eval_steps=never",
             f"training.max_epochs={options.epochs}", f"training.batch_max_clips={options.clips}",
             "training.batch_seconds=10000", f"training.learning_rate={options.rate}", "adapter.targets=q_v",
-            f"adapter.rank={RANK}", "adapter.stem=frozen", "quantization.bits=16", "training.precision=fp32",
-            f"run.dir={folder}/run",
+            f"adapter.rank={RANK}", "adapter.stem=frozen", "quantization.bits=16",
+            f"training.precision={options.precision}", f"run.dir={folder}/run",
         ]  # fmt: skip
         settings = load_run_config(words)
         runs._score = lambda *_, **__: None  # scoring is plain transformers' here
@@ -244,7 +248,8 @@ def usual(options: argparse.Namespace) -> dict[str, Any]:
                     folder, per_device_train_batch_size=options.clips, num_train_epochs=options.epochs,
                     learning_rate=options.rate_usual, warmup_steps=max(1, steps // 20), save_strategy="no",
                     report_to=[], remove_unused_columns=False, label_names=["labels"], use_cpu=True,
-                    disable_tqdm=True, logging_strategy="no", dataloader_num_workers=1,
+                    bf16=options.precision == "bf16", disable_tqdm=True, logging_strategy="no",
+                    dataloader_num_workers=1,
                 ),
                 train_dataset=clips, data_collator=lambda batch: collate(processor, start, batch),
                 processing_class=extractor, callbacks=[Copy()],
@@ -279,7 +284,7 @@ def score(
         for row in rows
     ]
     form = get("basic").scoring
-    module.eval()
+    module.eval().float()  # both sides are scored in fp32
     if hasattr(module.model.decoder, "cross_mask"):
         module.model.decoder.cross_mask = None
     curve = []

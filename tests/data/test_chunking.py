@@ -228,6 +228,14 @@ def test_a_long_clip_with_timed_words_is_cut_between_them() -> None:
     assert (finding.check, finding.severity, finding.clip_ids) == ("train.cut_at_words", "note", ("x",))
 
 
+def test_the_last_piece_is_no_scrap_of_a_word() -> None:
+    whole = timed("one two three", [(0.5, 1.8), (3.0, 3.2), (4.5, 4.6)], 4.7)  # the longest pause is before the last
+    pieces = cut_at_words(whole, 4.5)
+    assert [piece.text for piece in pieces] == ["one", "two three"]
+    later = timed("one two three", [(0.5, 1.0), (2.5, 3.5), (4.5, 4.6)], 4.7)
+    assert cut_at_words(later, 4.5) == []  # the one pause is so near to the end that nothing would be left of the piece
+
+
 @pytest.mark.parametrize(
     ("text", "times_s"),
     [

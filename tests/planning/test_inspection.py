@@ -11,7 +11,7 @@ import torch
 from sonotune.adapters import lora
 from sonotune.adapters.saved import open_model
 from sonotune.cli.models import _size_beside_16_bits
-from sonotune.errors import AdapterError, ModelError
+from sonotune.errors import AdapterError, ConfigError, ModelError
 from sonotune.models.base import LoadedModel, count_parameters
 from sonotune.models.quantize import quantized_bytes
 from sonotune.planning.inspection import Inspection, inspect_model
@@ -100,6 +100,26 @@ def test_a_saved_adapter_brings_its_own_ranks(tmp_path: Path):
     found = inspect_model(str(tmp_path), bits=16, **settings(rank=8))
     assert found.trainable == sum(row["trainable"] for row in count_parameters(real).values())
     assert found.checkpoint == str(tmp_path)
+
+
+def test_what_is_computed_of_the_window_is_said(tmp_path: Path):
+    found = inspect_model("openai/whisper-tiny", **settings()).to_json()["context"]
+    assert (found["used"], found["window_s"]) == ("thinned", 30.0)
+    assert set(found["trained"]) == {"full", "thinned"}
+    assert found["computed_s"]["10"] == pytest.approx(11 + 19 / 30)
+    assert inspect_model("openai/whisper-tiny", context="full", **settings()).computed_s[3.0] == 30.0
+    lora.save(really_adapted(**settings()), tmp_path / "adapter", extra={"context": "cut", "bits": 16})
+    assert inspect_model(str(tmp_path), **settings()).context == "cut"
+    windowless = inspect_model("assets:ctc-nano", **settings(stem="frozen")).to_json()["context"]
+    assert windowless == {"used": None, "trained": [], "window_s": None, "computed_s": {}}
+
+
+@pytest.mark.parametrize("name", ["assets:ctc-nano", "assets:qwen3-asr-nano"])
+def test_a_model_without_a_window_refuses_to_thin_it(name: str):
+    with pytest.raises(ConfigError, match="computes every clip at its own length"):
+        inspect_model(name, context="thinned", **settings(stem="frozen"))
+    with pytest.raises(ConfigError, match="computes every clip at its own length"):
+        open_model(name, context="thinned")
 
 
 def test_no_weight_is_read_or_made(monkeypatch: pytest.MonkeyPatch):

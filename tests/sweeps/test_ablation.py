@@ -228,7 +228,7 @@ def test_a_split_is_measured_against_all_linears(base: list[str]):
 
 
 def test_a_budget_that_an_arm_cannot_spend_stops_it(plan: Planned, sit: Sit, fake):
-    counts = {"adapter": 9000, "trainable": 9000}
+    counts = {"adapter": 9000, "trainable": 9000, "total": 10**6}
     made = plan("uniform,encoder_only", parameters_of=lambda words: counts)
     with pytest.raises(AdapterError, match="encoder_only must have 9,000 parameters in adapters and has 8,900"):
         sit(made, fake(parameters={"encoder_only": 9900}))
@@ -257,7 +257,7 @@ def test_arms_of_the_same_budget_get_the_baselines(base: list[str]):
 
     def parameters_of(words: list[str]) -> dict[str, int]:
         asked.append(words)
-        return {"adapter": 4321, "trainable": 98765}
+        return {"adapter": 4321, "trainable": 98765, "total": 72_593_920}
 
     made = plan_ablation(base, choose_arms("uniform,encoder_only,uniform_large"), parameters_of=parameters_of)
     assert "adapter.allocator=uniform" in asked[0]
@@ -265,6 +265,18 @@ def test_arms_of_the_same_budget_get_the_baselines(base: list[str]):
     assert "adapter.unfreeze=encoder.norms" in asked[1]
     assert "adapter.budget=98765" in made.words(made.schedule.trial("uniform_large", 0, 0))
     assert not any(word.startswith("adapter.budget") for word in made.words(made.schedule.trial("uniform", 0, 0)))
+
+
+def test_a_grid_of_rates_begins_at_the_usual_one_of_the_models_size(base: list[str]):
+    words = [word for word in base if not word.startswith("training.learning_rate")]
+    counts = {"adapter": 9000, "trainable": 9000, "total": 72_593_920}
+    automatic = [*words, "training.learning_rate=auto"]
+    made = plan_ablation(automatic, choose_arms("uniform,full"), parameters_of=lambda words: counts)
+    assert made.schedule.centres == {"uniform": 5e-4, "full": pytest.approx(5e-4 / 10**0.5)}
+    given = plan_ablation(
+        [*words, "training.learning_rate=3e-4"], choose_arms("uniform"), parameters_of=lambda _: counts
+    )
+    assert given.schedule.centres == {"uniform": 3e-4}
 
 
 @pytest.mark.parametrize(
@@ -296,7 +308,7 @@ def test_arms_that_no_run_has_to_show_wrong_are_refused_at_once(base: list[str])
     def parameters_of(words: Sequence[str]) -> dict[str, int]:
         if "adapter.targets=nothing" in words:
             raise AdapterError("no module is called nothing")
-        return {"adapter": 45_440, "trainable": 45_440}
+        return {"adapter": 45_440, "trainable": 45_440, "total": 900_000}
 
     arms = choose_arms("uniform,entropy_half", ["bad: adapter.targets=nothing"])
     with pytest.raises(ConfigError, match="arm bad: no module is called nothing"):

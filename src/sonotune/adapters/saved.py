@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from sonotune.adapters import lora
-from sonotune.errors import ModelError
+from sonotune.errors import ConfigError, ModelError
 from sonotune.models.base import LoadedModel, ModelFamily, select
 from sonotune.models.checkpoints import check_frontend, read_config
 from sonotune.models.precision import DTYPES
@@ -77,6 +77,7 @@ def open_model(
     Raises:
         ModelError: Nothing usable is there.
         AdapterError: The adapter does not fit.
+        ConfigError: The model has no such context.
     """
     if tokenizer is not None:
         _check_tokenizer_folder(tokenizer)
@@ -84,8 +85,7 @@ def open_model(
     settings = lora.read_side_car(adapter) if adapter else {}
     base = base_of(adapter, settings) if adapter else model_folder(checkpoint)
     settings = settings if adapter else use_of(checkpoint)
-    # An adapter of another tool says nothing of its context.
-    recorded = use_of(base) if adapter and "context" not in settings else settings
+    recorded = recorded_contexts(adapter, settings, base)
     family = family or choose_family(checkpoint, revision=revision)
     layer: dict[str, Any] = {"outputs": outputs, "renew_outputs": renew_outputs, "tokenizer": tokenizer}
     if adapter:
@@ -94,11 +94,7 @@ def open_model(
         base, revision=revision, context=context or recorded.get("context"),
         random_weights=random_weights, dropout=dropout, **layer,
     )  # fmt: skip
-    if loaded.trained_contexts and "context" in recorded:
-        trained = contexts_of_training(recorded["context"], thinned_is_full=loaded.thinned_is_full)
-        loaded = loaded.with_(trained_contexts=tuple(recorded.get("trained_contexts") or trained))
-    if "thinning" in recorded:
-        loaded = loaded.with_(thinning=Thinning(**recorded["thinning"]))
+    loaded = with_contexts(loaded, recorded, asked=context)
     check_frontend(loaded)
     loaded.module.to(device)
     parameters = sum(parameter.numel() for parameter in loaded.module.parameters())
@@ -116,6 +112,43 @@ def open_model(
             cast_frozen(loaded, dtype)
     choices = {"quantization.bits": f"{stored.bits}: {stored.reason}"}
     return Opened(loaded=loaded, family=family, choices=choices, settings=settings)
+
+
+def recorded_contexts(adapter: Path | None, settings: Mapping[str, Any], base: str) -> Mapping[str, Any]:
+    """What is written down of contexts: an adapter of another tool says nothing, and its base may.
+
+    Args:
+        adapter: Its folder, or None for a whole model.
+        settings: What the side car says, or `use_of` a whole model.
+        base: What the adapter belongs to.
+    """
+    return use_of(base) if adapter and "context" not in settings else settings
+
+
+def with_contexts(loaded: LoadedModel, recorded: Mapping[str, Any], *, asked: Context | None) -> LoadedModel:
+    """The model in the context that is asked for or recorded, with the contexts that it was trained for.
+
+    Args:
+        loaded: As its architecture usually is.
+        recorded: `context`, `trained_contexts` and `thinning`, each where it is known (`use_of`).
+        asked: How much of the model's window is to be computed; None goes by the record.
+
+    Raises:
+        ConfigError: The thinned window is asked for, and the model has no window.
+    """
+    if asked == "thinned" and not loaded.trained_contexts:
+        raise ConfigError(
+            f"model.context=thinned thins the window behind a clip, and {loaded.checkpoint} ({loaded.family}) has "
+            "none: it computes every clip at its own length. Leave the setting out."
+        )
+    if context := asked or recorded.get("context"):
+        loaded = loaded.with_(context=context)
+    if loaded.trained_contexts and "context" in recorded:
+        trained = contexts_of_training(recorded["context"], thinned_is_full=loaded.thinned_is_full)
+        loaded = loaded.with_(trained_contexts=tuple(recorded.get("trained_contexts") or trained))
+    if "thinning" in recorded:
+        loaded = loaded.with_(thinning=Thinning(**recorded["thinning"]))
+    return loaded
 
 
 def _check_tokenizer_folder(tokenizer: str) -> None:

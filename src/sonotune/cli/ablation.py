@@ -162,7 +162,7 @@ def _parameters(words: Sequence[str]) -> dict[str, int]:
         adapter=config.adapter.model_dump(include=set(ADAPTER_SETTINGS)),
     )  # fmt: skip
     counts = found.to_json()["parameters"]
-    return {name: int(counts[name]) for name in ("adapter", "trainable")}
+    return {name: int(counts[name]) for name in ("adapter", "trainable", "total")}
 
 
 def _print_plan(plan: Plan, session: Session, *, as_json: bool) -> None:

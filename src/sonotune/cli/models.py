@@ -201,6 +201,7 @@ def inspect(words: Words = None, as_json: Json = False) -> None:
         family=config.model.family,
         task=config.model.task,
         num_labels=config.model.num_labels,
+        context=config.model.asked_context,
         revision=config.model.revision,
         bits=config.quantization.bits,
         double=config.quantization.double,
@@ -217,6 +218,14 @@ def inspect(words: Words = None, as_json: Json = False) -> None:
         f"{row['linears']:>9}{row['parameters_per_rank']:>16,}"
         for row in body["components"]
     ]
+    if found.context:
+        computed = ", ".join(
+            f"{computed:.1f} s of a clip of {clip_s:g} s" for clip_s, computed in found.computed_s.items()
+        )
+        lines += [
+            f"context  {found.context}, trained for {' and '.join(found.trained_contexts)}; of a window of "
+            f"{found.window_s:g} s it computes {computed}"
+        ]
     bits = body["bits_per_quantized_parameter"]
     held = f" at {bits:.6f} bits each" if bits else f" ({found.bits[1]})"
     compression = body["compression"]

@@ -249,8 +249,9 @@ def cut_at_words(clip: Clip, max_duration_s: float) -> list[Clip]:
 
     Returns:
         The clip itself if it is short enough; otherwise pieces with `#0`, `#1`, ... after its id, each cut in the
-        middle of the longest pause between two words of the second half of the longest possible piece. Empty where
-        words and transcript cannot be told to be the same, times are out of order, or no two words are apart there.
+        middle of the longest pause between two words of the second half of the longest possible piece, and the last
+        one at least a quarter as long as that. Empty where words and transcript cannot be told to be the same, times
+        are out of order, or no two words are apart there.
     """
     longest_s = max_duration_s + WINDOW_SLACK_S
     if clip.duration_s <= longest_s:
@@ -261,7 +262,9 @@ def cut_at_words(clip: Clip, max_duration_s: float) -> list[Clip]:
         return []
     cuts = [(0.0, 0)]  # where a piece begins, and its first word
     while clip.duration_s - cuts[-1][0] > longest_s:
-        earliest_s, latest_s = cuts[-1][0] + max_duration_s / 2, cuts[-1][0] + max_duration_s
+        begin_s = cuts[-1][0]
+        earliest_s = begin_s + max_duration_s / 2
+        latest_s = min(begin_s + max_duration_s, clip.duration_s - max_duration_s / 4)
         gaps = [
             (after.start_s - before.end_s, (before.end_s + after.start_s) / 2, place)
             for place, (before, after) in enumerate(itertools.pairwise(words), 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -11,11 +11,24 @@ from torch import nn
 
 from sonotune.adapters import lora
 from sonotune.adapters.allocation import matrix_shape, unit_costs
-from sonotune.adapters.saved import base_of, choose_family, find_adapter, kept_unquantized, model_folder, storage
+from sonotune.adapters.saved import (
+    base_of,
+    choose_family,
+    find_adapter,
+    kept_unquantized,
+    model_folder,
+    recorded_contexts,
+    storage,
+    use_of,
+    with_contexts,
+)
 from sonotune.models.base import LoadedModel, carrier, count_parameters
 from sonotune.models.quantize import packed_bytes
 from sonotune.training.adapt import adapt
 from sonotune.training.ranks import RankSettings, plan_uncalibrated
+from sonotune.types import Context
+
+_LENGTHS_S = (3.0, 10.0, 20.0)  # of clips that `Inspection.computed_s` is given for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +46,10 @@ class Inspection:
         quantized_bytes: What those take, scales included.
         components: For each component `name`, `parameters`, `trainable`, `bytes`, `linears` (that can carry an adapter)
             and `parameters_per_rank` (what one unit of rank costs over them).
+        context: How much of the model's window is computed behind a clip; None where the model has no window.
+        trained_contexts: Contexts that the weights were trained for, or compute the same function in.
+        window_s: Seconds of the window, or None.
+        computed_s: Seconds of a clip -> seconds that are computed for it, for a few lengths; empty without a window.
     """
 
     family: str
@@ -44,6 +61,10 @@ class Inspection:
     quantized: int
     quantized_bytes: int
     components: tuple[dict[str, Any], ...]
+    context: Context | None = None
+    trained_contexts: tuple[Context, ...] = ()
+    window_s: float | None = None
+    computed_s: Mapping[float, float] = field(default_factory=dict)
 
     @property
     def weight_bytes(self) -> int:
@@ -67,6 +88,12 @@ class Inspection:
                 "quantized": self.quantized,
             },
             "components": [dict(row) for row in self.components],
+            "context": {
+                "used": self.context,
+                "trained": list(self.trained_contexts),
+                "window_s": self.window_s,
+                "computed_s": {f"{clip_s:g}": computed for clip_s, computed in self.computed_s.items()},
+            },
             "bytes": {"weights": self.weight_bytes, "quantized": self.quantized_bytes},
             "bits_per_quantized_parameter": 8 * self.quantized_bytes / self.quantized if self.quantized else None,
             "compression": {
@@ -87,6 +114,7 @@ def inspect_model(
     device: str = "cpu",
     task: str = "auto",
     num_labels: int | None = None,
+    context: Context | None = None,
     full: bool = False,
     ranks: RankSettings | None = None,
     adapter: Mapping[str, Any] | None = None,
@@ -103,6 +131,7 @@ def inspect_model(
         device: Where it would run, which `bits=auto` depends on.
         task: Registry name, or `auto`.
         num_labels: Size of a new output layer; None takes the checkpoint's.
+        context: How much of the model's window is computed; None takes what the checkpoint says.
         full: Every weight trains.
         ranks: How ranks are chosen. Those that need calibration are counted as uniform ones; they spend the same.
         adapter: Arguments of `training.adapt.adapt`. A saved adapter brings its own instead of all three.
@@ -110,6 +139,7 @@ def inspect_model(
     Raises:
         ModelError: The configuration cannot be read, or a selector matches nothing.
         AdapterError: The targets or ranks are wrong.
+        ConfigError: The model has no such context.
     """
     saved = find_adapter(checkpoint)
     side_car = lora.read_side_car(saved) if saved else None
@@ -118,6 +148,8 @@ def inspect_model(
     loaded = architecture.outline(
         base, revision=revision, outputs=len((side_car or {}).get("outputs", ())) or num_labels
     )
+    recorded = recorded_contexts(saved, side_car if side_car is not None else use_of(checkpoint), base)
+    loaded = with_contexts(loaded, recorded, asked=context)
     total = sum(parameter.numel() for parameter in loaded.module.parameters())
     linears = {name: matrix_shape(loaded, name) for name in loaded.linears}
     costs = unit_costs(loaded, loaded.linears)
@@ -137,6 +169,7 @@ def inspect_model(
             loaded = lora.lay_out(loaded, saved)
         else:
             loaded = adapt(loaded, None if full else plan_uncalibrated(loaded, ranks), **adapter)
+    windowed = bool(loaded.trained_contexts)
     return Inspection(
         family=loaded.family,
         checkpoint=checkpoint,
@@ -147,6 +180,10 @@ def inspect_model(
         quantized=sum(rows * columns for name, (rows, columns) in linears.items() if name in packed),
         quantized_bytes=sum(packed.values()),
         components=_components(loaded, packed, costs),
+        context=loaded.context if windowed else None,
+        trained_contexts=loaded.trained_contexts,
+        window_s=loaded.frontend.max_duration_s if windowed else None,
+        computed_s={clip_s: loaded.computed_s(clip_s) for clip_s in _LENGTHS_S} if windowed else {},
     )
 
 

@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from sonotune.adapters import lora
-from sonotune.adapters.saved import choose_family, find_adapter, kept_unquantized, model_folder, storage, use_of
+from sonotune.adapters.saved import (
+    choose_family,
+    find_adapter,
+    kept_unquantized,
+    model_folder,
+    storage,
+    use_of,
+    with_contexts,
+)
 from sonotune.errors import AdapterError, ModelError
 from sonotune.features.batching import Batch
 from sonotune.models.base import LoadedModel, ModelFamily, Stream, bare_name
@@ -175,8 +183,8 @@ def lay_out(settings: TrainingSettings, *, device: str = "cpu") -> Layout:
     family = choose_family(checkpoint, revision=settings.revision, family=settings.family, task=settings.task)
     base = model_folder(checkpoint)
     loaded = family.outline(base, revision=settings.revision, outputs=settings.num_labels)
-    context = settings.context or use_of(base).get("context") or loaded.context
-    loaded = loaded.with_(context=context, processor=_processor(base, loaded.family))
+    loaded = with_contexts(loaded, use_of(checkpoint), asked=settings.context)
+    loaded = loaded.with_(processor=_processor(base, loaded.family))
     total = sum(parameter.numel() for parameter in loaded.module.parameters())
     stored = storage(
         None, bits=16 if full else settings.bits, double=settings.double,

@@ -14,6 +14,7 @@ from sonotune.sweeps.arms import ARMS, BASELINES, Arm, base_words, trial_words
 from sonotune.sweeps.schedule import STEP, Schedule, Trial
 from sonotune.sweeps.trials import REQUIRED
 from sonotune.sweeps.verdict import EQUAL_SHARE
+from sonotune.training.learning_rates import usual_rates
 
 _OURS = ("run.dir", "training.seed", "run.resume")
 _UNLESS_GIVEN = (
@@ -78,8 +79,8 @@ def plan_ablation(
         finalists: How many arms beside the baseline get them.
         points: Learning rates of each grid; 1 tries the middle alone.
         folder: Directory; None makes one under `runs` whose name follows from the settings.
-        parameters_of: What some settings train (`trainable`) and how much of it in adapters (`adapter`), asked where
-            the budget of an arm follows from another.
+        parameters_of: What a model has (`total`), what some settings train of it (`trainable`) and how much of that in
+            adapters (`adapter`), asked where the budget of an arm follows from another, or a rate from the size.
 
     Raises:
         ConfigError: A word, an arm's setting, a seed or a number of rates is wrong.
@@ -100,7 +101,7 @@ def plan_ablation(
     base = (*words, *(word for word in _UNLESS_GIVEN if word.partition("=")[0] not in given))
     shared = load_run_config(base, require=REQUIRED)
     _check_sources(shared.config.data)
-    centres = _centres(base, arms)
+    centres = _centres(base, arms, parameters_of)
     budgets: dict[str, int] = {}
     models = {"baseline": next(arm for arm in arms if arm.name == chosen), "everything": ARMS["everything"]}
     for spends, model in models.items():
@@ -131,12 +132,17 @@ def plan_ablation(
 
 
 _CENTRE = 1e-3
-"""Middle of the grid of learning rates where none is given; what is best is searched for on both sides of it."""
+"""Middle of the grid of learning rates where none is given and the size of the model is not known."""
 
 
-def _centres(base: Sequence[str], arms: Sequence[Arm]) -> dict[str, float]:
+def _centres(
+    base: Sequence[str], arms: Sequence[Arm], parameters_of: Callable[[Sequence[str]], Mapping[str, int]] | None
+) -> dict[str, float]:
     """Arm -> learning rate of its settings, moved as the arm says; all arms with wrong settings at once."""
     centres, problems = {}, []
+    usual = _CENTRE
+    if parameters_of is not None and load_run_config(base, require=REQUIRED).config.training.learning_rate == "auto":
+        usual = usual_rates(parameters_of(base)["total"]).adapters
     for arm in arms:
         try:
             config = load_run_config([*base_words(base, arm), *arm.words], require=REQUIRED).config
@@ -144,7 +150,7 @@ def _centres(base: Sequence[str], arms: Sequence[Arm]) -> dict[str, float]:
             problems.append(f"arm {arm.name}: {error}")
         else:
             rate = config.training.learning_rate
-            centres[arm.name] = (_CENTRE if rate == "auto" else rate) * STEP**arm.rate_shift
+            centres[arm.name] = (usual if rate == "auto" else rate) * STEP**arm.rate_shift
     if problems:
         raise ConfigError("\n".join(problems))
     return centres
