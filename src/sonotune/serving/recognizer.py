@@ -15,7 +15,7 @@ from sonotune.data.records import AUDIO_SUFFIXES
 from sonotune.errors import AudioError, ManifestError
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate
 from sonotune.models.base import MULTI_LABEL
-from sonotune.models.precision import autocast, choose_precision
+from sonotune.models.precision import autocast, bound_kernel_cache, choose_precision
 from sonotune.registry import resolve
 from sonotune.tasks.base import Task, TaskSettings
 from sonotune.types import Clip, Finding
@@ -71,6 +71,7 @@ class Recognizer:
         """
         import torch  # noqa: PLC0415
 
+        bound_kernel_cache()
         chosen, _ = choose_precision(precision)
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
         architecture = choose_family(checkpoint, revision=revision, family=family, task=task)

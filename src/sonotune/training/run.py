@@ -22,7 +22,7 @@ from sonotune.evaluation.evaluate import EvaluationResult, evaluate, write_predi
 from sonotune.features.workers import Crew
 from sonotune.metrics.efficiency import Energy, PeakMemory
 from sonotune.models.base import LoadedModel, ModelFamily, count_parameters
-from sonotune.models.precision import Precision, choose_precision
+from sonotune.models.precision import Precision, bound_kernel_cache, choose_precision
 from sonotune.models.thinning import contexts_of_training
 from sonotune.processes import Processes
 from sonotune.runs import RunDirectory, torch_seed
@@ -169,6 +169,7 @@ def _arithmetic(config: RunConfig) -> _Arithmetic:
     if config.training.threads != "auto":
         torch.set_num_threads(config.training.threads)
     let_segments_grow()
+    bound_kernel_cache()
     accelerator = accelerator_for(precision)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
