@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from sonotune.adapters.allocation import RankPlan, Scaling, alphas
+from sonotune.adapters.forward import make_lean
 from sonotune.adapters.targets import modules_of
 from sonotune.errors import AdapterError, ModelError
 from sonotune.models.base import LoadedModel
@@ -124,6 +125,7 @@ def attach(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     adapted = loaded.with_(adapter=wrapper)
+    make_lean(lora_layers(adapted).values())
     _begin_at(adapted, plan)
     return adapted
 
@@ -297,7 +299,9 @@ def load(loaded: LoadedModel, folder: Path, *, trainable: bool = False) -> Loade
     with _must_fit(loaded, folder):
         wrapper.load_adapter(str(folder), "default", is_trainable=trainable)
     wrapper.eval()
-    return loaded.with_(adapter=wrapper)
+    adapted = loaded.with_(adapter=wrapper)
+    make_lean(lora_layers(adapted).values())
+    return adapted
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
