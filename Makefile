@@ -27,8 +27,11 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: setup
 	$(BIN)/sonotune quickstart
 
+# As many processes as cores, four at most, with one thread each: the models of the tests are too small for more.
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
+
 test: setup
-	$(BIN)/python -m pytest -m "not gpu and not network"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not gpu and not network"
 
 check: setup
 	$(BIN)/ruff check .

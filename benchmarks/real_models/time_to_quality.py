@@ -76,7 +76,12 @@ def main() -> None:
     print(json.dumps(summary, indent=1))
     if options.out:
         machine = {"processor": platform.processor() or platform.machine(), "cores": psutil.cpu_count()}
-        body = {"options": {k: Path(str(v)).name for k, v in vars(options).items()}, "machine": machine, **summary, **results}
+        body = {
+            "options": {k: Path(str(v)).name for k, v in vars(options).items()},
+            "machine": machine,
+            **summary,
+            **results,
+        }
         options.out.write_text(json.dumps(body, indent=1) + "\n", "utf-8")
 
 
