@@ -14,7 +14,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _KERNEL_CACHE_VARIABLES: Final = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
-_KERNELS_KEPT: Final = 64
+_KERNELS_KEPT: Final = 256
 
 
 def bound_kernel_cache() -> bool:
@@ -22,8 +22,8 @@ def bound_kernel_cache() -> bool:
 
     oneDNN compiles a kernel for each new shape and keeps 1,024 of them with their memory. Batches of clips differ in
     shape from step to step, so that nearly none is used again after its step: training Whisper-base on clips of 1 to
-    5.5 s grew by 25 MB a step, to 2.46 GB after 38 steps where it now takes 1.96 GB, at the same speed
-    (benchmarks/real_models).
+    5.5 s grew by 25 MB a step (benchmarks/real_models). A step of it needs some 70; with 64, layers of one step take
+    each other's place, which costs 5 % of its speed.
 
     Returns:
         Whether it was done; not where the environment has a number of its own.
