@@ -22,8 +22,7 @@ def bound_kernel_cache() -> bool:
 
     oneDNN compiles a kernel for each new shape and keeps 1,024 of them with their memory. Batches of clips differ in
     shape from step to step, so that nearly none is used again after its step: training Whisper-base on clips of 1 to
-    5.5 s grew by 25 MB a step (benchmarks/real_models). A step of it needs some 70; with 64, layers of one step take
-    each other's place, which costs 5 % of its speed.
+    5.5 s grew by 25 MB a step (benchmarks/real_models). With 64 kernels it stays as it is, and is some 5 % slower.
 
     Returns:
         Whether it was done; not where the environment has a number of its own.
