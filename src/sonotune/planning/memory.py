@@ -14,8 +14,8 @@ widths i -> o of a linear:
     attention by distance                  12 H P P       the same, on a GPU c H P P: its bias has a gradient
 
 On a GPU n is 4, m is 1 and b is 4 where the linear is quantised: autocast computes norms in single precision there, and
-bitsandbytes gives back the type it was given. Else all are c. In single precision neighbours share one input.
-Checkpointing keeps the input of each layer and one layer at a time.
+bitsandbytes gives back the type it was given. Else all are c. Neighbours share one input, but on a GPU in half
+precision. Checkpointing keeps the input of each layer and one layer at a time.
 
 Source: saved tensors as traced by `planning.exact`, to which tests compare it; Dettmers et al. 2023 for NF4.
 """
@@ -272,9 +272,10 @@ class _Saved:
         rank = _rank(module)
         heard = bool(_HEARS.search(name))
         if rank or any(parameter.requires_grad for parameter in module.parameters()):
-            # In single precision the input is one tensor for all that take it; the encoder's states are its own.
+            # The input is one tensor for all that take it; the encoder's states are its own. On a GPU norms give single
+            # precision, of which autocast makes a copy for each.
             after_attention = not heard and inputs == outputs
-            if c < 4 or (own and not ((parent, inputs) in shared or after_attention)):
+            if (self._gpu and c < 4) or (own and not ((parent, inputs) in shared or after_attention)):
                 total += c * rows * inputs
             shared.add((parent, inputs))
             total += c * rows * rank
