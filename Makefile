@@ -1,7 +1,8 @@
 # The two commands of the README, and the habits of the people who work here.
 #
 #   make quickstart     set up, then the whole pipeline on packaged data, offline
-#   make test           set up, then every test that needs neither a GPU nor a network
+#   make test           set up, then the tests that need neither a GPU nor a network, but the slow ones
+#   make test-all       the slow ones as well
 #   make bench-gpu      on a machine with a card: tests marked gpu, then predicted and measured memory at true size
 #
 # Set-up uses the newest python3.11 found; PYTHON=... names another. On a machine without a CUDA device the CPU build of
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
-.PHONY: setup quickstart test check format bench bench-gpu docs clean
+.PHONY: setup quickstart test test-all check format bench bench-gpu docs clean
 
 setup: $(STAMP)
 
@@ -30,8 +31,13 @@ quickstart: setup
 # As many processes as cores, four at most, with one thread each: the models of the tests are too small for more.
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not gpu and not network"
+	$(PYTEST) -m "not gpu and not network and not slow"
+
+test-all: setup
+	$(PYTEST) -m "not gpu and not network"
 
 check: setup
 	$(BIN)/ruff check .

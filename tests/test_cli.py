@@ -242,7 +242,6 @@ def test_dumped_settings_give_the_same_settings(tmp_path: Path):
     assert not (tmp_path / "run").exists()  # nothing was begun
 
 
-@pytest.mark.slow
 def test_the_seed_form_of_the_command_line_works():
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), "model=whisper_nano", "data.train=x.jsonl", "training.max_epochs=10",
@@ -501,7 +500,6 @@ def test_a_hub_name_without_network_names_what_works_without(data: Path, monkeyp
     )  # fmt: skip
 
 
-@pytest.mark.slow
 def test_a_hub_name_without_network_ends_at_once_in_a_new_process(data: Path):
     done = subprocess.run(
         [sys.executable, "-m", "sonotune", *train_words(data, "model=whisper_small")],

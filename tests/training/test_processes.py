@@ -89,7 +89,6 @@ def assert_same(one: Path, two: Path, of: Callable[[Path], dict[str, torch.Tenso
     assert [row["id"] for row in predictions(one)] == [row["id"] for row in predictions(two)]
 
 
-@pytest.mark.slow
 def test_two_processes_do_what_one_does(train: Callable[..., tuple[int, str]], tmp_path: Path):
     """Stages, moving ranks, penalties, dropout and augmentation included; odd numbers of micro-batches."""
     words = (*EVERYTHING, STAGES)

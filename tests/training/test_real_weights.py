@@ -19,7 +19,7 @@ from sonotune.data.chunking import join
 from sonotune.data.importers import load_fsdd
 from sonotune.data.manifest import write_manifest
 
-pytestmark = [pytest.mark.realdata, pytest.mark.slow]
+pytestmark = pytest.mark.realdata
 
 STEPS, SAVED_AT = 6, 3
 WAIT_S = 300
