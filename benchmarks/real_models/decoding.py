@@ -3,7 +3,7 @@
     python benchmarks/real_models/decoding.py real-data --model ../shared/data/whisper_base --clips 200
     python benchmarks/real_models/decoding.py real-data --model EXPORT --corpora fsdd --own-length
 
-Both sides load the same folder in the same precision, decode greedily once (no fallback), get the same clips and are
+Both sides load the same folder in the same precision, decode once with as many beams (no fallback), get the same clips and are
 told the language; the pipeline gets waveforms, sonotune reads the files and scores the texts within its time. Sides
 take turns, each in a process of its own; reading the weights and a first clip are not timed. `--own-length` adds the
 thinned window.
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--corpora", nargs="+", default=list(SPLITS))
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--beams", type=int, default=1, help="Of both sides; the pipeline's own default is 5.")
     parser.add_argument("--own-length", action="store_true")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument(
@@ -101,7 +102,7 @@ def compare(options: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]) 
     }  # fmt: skip
     return {
         "clips": len(rows), "audio_s": audio_s, "corpora": options.corpora, "precision": options.precision,
-        "model": Path(options.model).name, "machine": machine, "sides": found,
+        "beams": options.beams, "model": Path(options.model).name, "machine": machine, "sides": found,
         "texts": {side: own[0]["texts"] for side, own in runs.items()},
     }  # fmt: skip
 
@@ -146,7 +147,7 @@ def usual(options: argparse.Namespace) -> tuple[list[str], float, int]:
     seconds = 0.0
     for language in dict.fromkeys(row["language"] for row in rows):
         indices = [index for index, row in enumerate(rows) if row["language"] == language]
-        settings = {"language": language, "task": "transcribe"}
+        settings = {"language": language, "task": "transcribe", "num_beams": options.beams}
         recognise([heard[indices[0]]], generate_kwargs=settings)
         began = time.perf_counter()
         outputs = recognise([heard[index] for index in indices], generate_kwargs=settings)
@@ -171,7 +172,8 @@ def ours(options: argparse.Namespace) -> tuple[list[str], float, int]:
         for index, row in enumerate(rows)
     ]  # fmt: skip
     settings: dict[str, Any] = {
-        "context": options.side, "decoding": DecodingSettings(temperatures=(0.0,)), "max_clips": BATCH,
+        "context": options.side, "decoding": DecodingSettings(temperatures=(0.0,), beam_size=options.beams),
+        "max_clips": BATCH,
         "batch_seconds": 30.0 * BATCH,
     }  # fmt: skip
     recognizer.evaluate(given[:1], **settings)
