@@ -4,9 +4,9 @@
     python benchmarks/real_models/decoding.py real-data --model EXPORT --corpora fsdd --own-length
 
 Both sides load the same folder in the same precision, decode once with as many beams (no fallback; the pipeline takes
-five unless told), get the same clips and are told the language; the pipeline gets waveforms, sonotune reads the files and
-scores the texts within its time. Sides take turns, each in a process of its own; reading the weights and a first clip
-are not timed. `--own-length` adds the thinned window.
+five unless told), get the same clips and are told the language. The pipeline gets waveforms; sonotune reads the files
+and scores the texts within its time. Sides take turns, each in a process of its own; reading the weights and a first
+clip are not timed. `--own-length` adds the thinned window.
 """
 
 from __future__ import annotations
