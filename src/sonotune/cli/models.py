@@ -105,6 +105,8 @@ def _recognizer(settings: LoadedConfig) -> Any:
         revision=config.model.revision,
         context=config.model.asked_context,
         bits=config.quantization.bits,
+        double=config.quantization.double,
+        skip=config.quantization.skip,
         random_weights=config.model.random_weights,
     )
 
