@@ -51,8 +51,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.side:
-        texts, seconds, peak = (usual if options.side == "pipeline" else ours)(options)
-        options.out.write_text(json.dumps({"texts": texts, "seconds": seconds, "peak_bytes": peak}), "utf-8")
+        texts, seconds = (usual if options.side == "pipeline" else ours)(options)
+        options.out.write_text(json.dumps({"texts": texts, "seconds": seconds}), "utf-8")
         return
     sides = ["pipeline", "full", *(["thinned"] if options.own_length else [])]
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
@@ -91,7 +91,7 @@ def compare(options: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]) 
         seconds = [run["seconds"] for run in own]
         found[side] = {
             "seconds": seconds, "audio_seconds_a_second": audio_s / statistics.median(seconds),
-            "times_faster": usual_s / statistics.median(seconds), "peak_bytes": max(run["peak_bytes"] for run in own),
+            "times_faster": usual_s / statistics.median(seconds),
             "wer": jiwer.wer(references, [text or "-" for text in texts]),
             "loops": sum(loops(text, reference) for text, reference in zip(texts, references, strict=True)),
             "same_as_pipeline": sum(a == b for a, b in zip(texts, usual_texts, strict=True)) / len(texts),
@@ -130,7 +130,7 @@ def waveforms(rows: Sequence[dict[str, Any]]) -> list[np.ndarray[Any, Any]]:
     return [read(Path(row["path"]), sample_rate_hz=SAMPLE_RATE_HZ) for row in rows]
 
 
-def usual(options: argparse.Namespace) -> tuple[list[str], float, int]:
+def usual(options: argparse.Namespace) -> tuple[list[str], float]:
     """The pipeline, language by language."""
     import torch
     import transformers
@@ -154,10 +154,10 @@ def usual(options: argparse.Namespace) -> tuple[list[str], float, int]:
         seconds += time.perf_counter() - began
         for index, output in zip(indices, outputs, strict=True):
             texts[index] = output["text"].strip()
-    return texts, seconds, psutil.Process().memory_info().rss
+    return texts, seconds
 
 
-def ours(options: argparse.Namespace) -> tuple[list[str], float, int]:
+def ours(options: argparse.Namespace) -> tuple[list[str], float]:
     """`Recognizer.evaluate`, reading and scoring included."""
     from sonotune.serving.recognizer import Recognizer
     from sonotune.types import Clip, DecodingSettings
@@ -173,15 +173,14 @@ def ours(options: argparse.Namespace) -> tuple[list[str], float, int]:
     ]  # fmt: skip
     settings: dict[str, Any] = {
         "context": options.side, "decoding": DecodingSettings(temperatures=(0.0,), beam_size=options.beams),
-        "max_clips": BATCH,
-        "batch_seconds": 30.0 * BATCH,
+        "max_clips": BATCH, "batch_seconds": 30.0 * BATCH,
     }  # fmt: skip
     recognizer.evaluate(given[:1], **settings)
     began = time.perf_counter()
     result = recognizer.evaluate(given, **settings)
     seconds = time.perf_counter() - began
     by_id = {prediction.clip_id: prediction.text or "" for prediction in result.predictions}
-    return [by_id[clip.id] for clip in given], seconds, psutil.Process().memory_info().rss
+    return [by_id[clip.id] for clip in given], seconds
 
 
 if __name__ == "__main__":

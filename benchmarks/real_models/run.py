@@ -102,20 +102,16 @@ def main() -> None:
     """Run the cells that are asked for and not yet there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="Folder that corpora.py wrote.")
-    parser.add_argument("--model", default="")
+    parser.add_argument("--model", required=True)
     parser.add_argument("--only", default=".*", help="Regular expression over names of cells.")
     parser.add_argument("--work", type=Path, default=Path("runs/real_models"))
     parser.add_argument("--list", action="store_true")
-    parser.add_argument("--table", action="store_true", help="Print what there is as a Markdown table.")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     for cell in cells():
         if not re.fullmatch(options.only, cell.name):
             continue
         file = options.results / f"{cell.name.replace('/', '_')}.json"
-        if options.table:
-            print("\n".join(_rows(json.loads(file.read_text("utf-8"))) if file.is_file() else []), end="")
-            continue
         if options.list or file.is_file():
             print(f"{cell.name:<28} {'there' if file.is_file() else 'to do'}", flush=True)
             continue
@@ -179,19 +175,6 @@ def _line(result: Mapping[str, Any]) -> str:
             f"CER {100 * cer['value']:.1f} loops {found['decoding']['loops']}"
         )
     return "; ".join(parts)
-
-
-def _rows(result: Mapping[str, Any]) -> Iterator[str]:
-    """Lines of a Markdown table: cell, test and context, WER, CER, loops, minutes of training."""
-    minutes = f"{result['trained']['seconds'] / 60:.1f}" if result["trained"] else ""
-    for name, found in result["tests"].items():
-        wer, cer, worded = (found["scores"].get(key) for key in ("wer", "cer", "wer_numbers_verbalized"))
-        words = f"{100 * worded['value']:.1f}" if worded else ""
-        interval = f"[{100 * wer['low']:.1f}, {100 * wer['high']:.1f}]"
-        yield (
-            f"| {result['cell']} | {name} | {100 * wer['value']:.1f} {interval} | "
-            f"{words} | {100 * cer['value']:.1f} | {round(found['decoding']['loops'] * wer['count'])} | {minutes} |\n"
-        )
 
 
 def _commit() -> str:

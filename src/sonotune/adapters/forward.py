@@ -43,9 +43,7 @@ def _forward(layer: Any, inputs: Tensor, *args: Any, **given: Any) -> Tensor:
     if mixes_types or inputs.ndim < 2 or inputs.numel() == 0:
         return _as_peft(layer, inputs)
     outputs: Tensor = layer.base_layer(inputs)
-    hidden = down(layer.lora_dropout["default"](inputs))
-    if outputs.dtype != hidden.dtype:
-        hidden = hidden.to(outputs.dtype)
+    hidden = down(layer.lora_dropout["default"](inputs)).to(outputs.dtype)
     summed = torch.addmm(outputs.flatten(0, -2), hidden.flatten(0, -2), up.t(), alpha=layer.scaling["default"])
     return summed.view(outputs.shape)
 

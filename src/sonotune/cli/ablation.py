@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sonotune.cli.shared import Json, Words, app, print_result
+from sonotune.cli.shared import Json, Words, app, inspected, print_result
 
 if TYPE_CHECKING:
     from sonotune.sweeps.ablation import Session
@@ -148,20 +148,7 @@ def _seeds(option: str, text: str) -> list[int]:
 
 def _parameters(words: Sequence[str]) -> dict[str, int]:
     """What some settings train, in all and in adapters, without reading weights."""
-    from sonotune.config.load import load_run_config
-    from sonotune.planning.inspection import inspect_model
-    from sonotune.training.adapt import ADAPTER_SETTINGS
-    from sonotune.training.ranks import RankSettings
-
-    config = load_run_config(words).config
-    found = inspect_model(
-        config.model.checkpoint, family=config.model.family, task=config.model.task,
-        num_labels=config.model.num_labels, revision=config.model.revision, bits=config.quantization.bits,
-        double=config.quantization.double, skip=config.quantization.skip, full=config.adapter.kind == "none",
-        ranks=RankSettings.of(config.adapter.model_dump(), config.allocation.model_dump()),
-        adapter=config.adapter.model_dump(include=set(ADAPTER_SETTINGS)),
-    )  # fmt: skip
-    counts = found.to_json()["parameters"]
+    counts = inspected(words).to_json()["parameters"]
     return {name: int(counts[name]) for name in ("adapter", "trainable", "total")}
 
 

@@ -11,7 +11,7 @@ import typer
 
 from sonotune.cli.findings import warning_lines
 from sonotune.cli.runs import write_card
-from sonotune.cli.shared import Files, Json, Words, app, loops_note, percent, print_result, score_name
+from sonotune.cli.shared import Files, Json, Words, app, inspected, loops_note, percent, print_result, score_name
 
 if TYPE_CHECKING:
     from sonotune.config.load import LoadedConfig
@@ -192,26 +192,7 @@ def inspect(words: Words = None, as_json: Json = False) -> None:
 
     sonotune inspect model=whisper_large_v3 quantization.bits=4 adapter.rank=16
     """
-    from sonotune.config.load import load_run_config
-    from sonotune.planning.inspection import inspect_model
-    from sonotune.training.adapt import ADAPTER_SETTINGS
-    from sonotune.training.ranks import RankSettings
-
-    config = load_run_config(words or []).config
-    found = inspect_model(
-        config.model.checkpoint,
-        family=config.model.family,
-        task=config.model.task,
-        num_labels=config.model.num_labels,
-        context=config.model.asked_context,
-        revision=config.model.revision,
-        bits=config.quantization.bits,
-        double=config.quantization.double,
-        skip=config.quantization.skip,
-        full=config.adapter.kind == "none",
-        ranks=RankSettings.of(config.adapter.model_dump(), config.allocation.model_dump()),
-        adapter=config.adapter.model_dump(include=set(ADAPTER_SETTINGS)),
-    )
+    found = inspected(words or [])
     body = found.to_json()
     lines = [f"{found.checkpoint}: {found.family}, {found.total:,} parameters, {found.trainable:,} would train"]
     lines += [f"  {'':<11}{'parameters':>15}{'trainable':>13}{'MiB':>10}{'linears':>9}{'a unit of rank':>16}"]

@@ -37,6 +37,30 @@ def print_result(result: Mapping[str, Any], *, as_json: bool, lines: Sequence[st
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def inspected(words: Sequence[str]) -> Any:
+    """What a model of some settings is made of (`planning.inspection.Inspection`); no weights are read."""
+    from sonotune.config.load import load_run_config
+    from sonotune.planning.inspection import inspect_model
+    from sonotune.training.adapt import ADAPTER_SETTINGS
+    from sonotune.training.ranks import RankSettings
+
+    config = load_run_config(words).config
+    return inspect_model(
+        config.model.checkpoint,
+        family=config.model.family,
+        task=config.model.task,
+        num_labels=config.model.num_labels,
+        context=config.model.asked_context,
+        revision=config.model.revision,
+        bits=config.quantization.bits,
+        double=config.quantization.double,
+        skip=config.quantization.skip,
+        full=config.adapter.kind == "none",
+        ranks=RankSettings.of(config.adapter.model_dump(), config.allocation.model_dump()),
+        adapter=config.adapter.model_dump(include=set(ADAPTER_SETTINGS)),
+    )
+
+
 def score_name(name: str) -> str:
     """A score as lines of text name it."""
     return {"wer_loops_cut": "WER with loops cut"}.get(name, name.upper())

@@ -101,7 +101,10 @@ def plan_ablation(
     base = (*words, *(word for word in _UNLESS_GIVEN if word.partition("=")[0] not in given))
     shared = load_run_config(base, require=REQUIRED)
     _check_sources(shared.config.data)
-    centres = _centres(base, arms, parameters_of)
+    usual = _CENTRE
+    if shared.config.training.learning_rate == "auto" and parameters_of is not None:
+        usual = usual_rates(parameters_of(base)["total"]).adapters
+    centres = _centres(base, arms, usual)
     budgets: dict[str, int] = {}
     models = {"baseline": next(arm for arm in arms if arm.name == chosen), "everything": ARMS["everything"]}
     for spends, model in models.items():
@@ -135,14 +138,9 @@ _CENTRE = 1e-3
 """Middle of the grid of learning rates where none is given and the size of the model is not known."""
 
 
-def _centres(
-    base: Sequence[str], arms: Sequence[Arm], parameters_of: Callable[[Sequence[str]], Mapping[str, int]] | None
-) -> dict[str, float]:
-    """Arm -> learning rate of its settings, moved as the arm says; all arms with wrong settings at once."""
+def _centres(base: Sequence[str], arms: Sequence[Arm], usual: float) -> dict[str, float]:
+    """Arm -> learning rate of its settings, or the usual one, moved as the arm says; all wrong settings at once."""
     centres, problems = {}, []
-    usual = _CENTRE
-    if parameters_of is not None and load_run_config(base, require=REQUIRED).config.training.learning_rate == "auto":
-        usual = usual_rates(parameters_of(base)["total"]).adapters
     for arm in arms:
         try:
             config = load_run_config([*base_words(base, arm), *arm.words], require=REQUIRED).config
