@@ -125,7 +125,7 @@ def test_workers_hold_none_of_what_the_main_process_writes_later():
     """The reason for starting them first: a page that is shared at the fork is copied when it is written."""
     early = Crew(1)
     # Pages of its own: what the allocator hands out may have been there before the fork.
-    pages = mmap.mmap(-1, 64_000_000, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages = mmap.mmap(-1, 256_000_000, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     ballast = np.frombuffer(pages, dtype=np.float64)
     ballast += 1.0
     late = Crew(1)
@@ -136,7 +136,8 @@ def test_workers_hold_none_of_what_the_main_process_writes_later():
         early.close()
         late.close()
     assert shared[1] - shared[0] > 0.9 * ballast.nbytes
-    assert shared[0] < 30_000_000
+    # What else it wrote itself: reference counts of all that this process had loaded at the fork.
+    assert shared[0] < 0.5 * ballast.nbytes
 
 
 def test_job_after_a_failed_or_unfinished_one_has_new_workers():
