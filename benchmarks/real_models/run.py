@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,7 +36,6 @@ class Cell:
         name: Of its result.
         corpus: Folder of its manifests.
         training: Settings of `sonotune train`; None scores the untuned model.
-        model: Settings of the model alone, for scoring it untuned.
         contexts: In which it is scored.
         tests: Manifests that it is scored on.
     """
@@ -44,7 +43,6 @@ class Cell:
     name: str
     corpus: str
     training: Mapping[str, str] | None = None
-    model: Mapping[str, str] = field(default_factory=dict)
     contexts: Sequence[str] = CONTEXTS
     tests: Sequence[str] = ("test",)
 
@@ -62,23 +60,12 @@ METHODS: Final = {
     "frozen_stem": {"quantization.bits": "16", "adapter.stem": "frozen"},
     "full": {"adapter.kind": "none", "quantization.bits": "16"},
 }
-BITS: Final = {
-    "nf4": {"quantization.bits": "4"},
-    "nf4_single": {"quantization.bits": "4", "quantization.double": "false"},
-    "int8": {"quantization.bits": "8"},
-    "fp16": {"quantization.bits": "16"},
-}
 
 
 def cells() -> Iterator[Cell]:
     """Every cell, the quickest corpus first."""
     for corpus, steps in STEPS.items():
         yield Cell(name=f"{corpus}/untuned", corpus=corpus, tests=TESTS[corpus])
-        for bits, settings in BITS.items():
-            yield Cell(
-                name=f"{corpus}/untuned-{bits}", corpus=corpus, model=settings, contexts=("thinned",),
-                tests=TESTS[corpus],
-            )  # fmt: skip
         rate = {"training.learning_rate": "1e-3"}
         yield Cell(
             name=f"{corpus}/rate_1e-3-thinned-0", corpus=corpus, training=steps | METHODS["lora"] | rate,
@@ -104,6 +91,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="Folder that corpora.py wrote.")
     parser.add_argument("--model", required=True)
     parser.add_argument("--only", default=".*", help="Regular expression over names of cells.")
+    parser.add_argument("--epochs", type=int, default=None, help="Other than the corpus's own; stands in the name.")
     parser.add_argument("--work", type=Path, default=Path("runs/real_models"))
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -111,6 +99,9 @@ def main() -> None:
     for cell in cells():
         if not re.fullmatch(options.only, cell.name):
             continue
+        if options.epochs and cell.training is not None:
+            settings = {**cell.training, "training.max_epochs": str(options.epochs)}
+            cell = replace(cell, name=f"{cell.name}-{options.epochs}e", training=settings)
         file = options.results / f"{cell.name.replace('/', '_')}.json"
         if options.list or file.is_file():
             print(f"{cell.name:<28} {'there' if file.is_file() else 'to do'}", flush=True)
@@ -139,7 +130,7 @@ def _run(cell: Cell, data: Path, model: str, work: Path) -> dict[str, Any]:
     for test in cell.tests:
         for context in cell.contexts:
             words = [
-                f"model.checkpoint={used}", f"model.context={context}", *(f"{k}={v}" for k, v in cell.model.items()),
+                f"model.checkpoint={used}", f"model.context={context}",
                 f"data.test={data / cell.corpus / f'{test}.jsonl'}", "evaluation.temperatures=[0]", *shared,
             ]  # fmt: skip
             found = _sonotune("evaluate", words, commands)
