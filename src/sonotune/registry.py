@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from sonotune.errors import ConfigError
 
-Kind = Literal["families", "tasks", "normalizers", "importers", "allocators"]
+Kind = Literal["families", "tasks", "normalizers", "importers", "adapters", "allocators", "objectives"]
 
 FAMILIES = MappingProxyType(
     {
@@ -53,19 +53,27 @@ IMPORTERS = MappingProxyType(
         "rudiments": "sonotune.data.rudiments:load_rudiments",
     }
 )
+ADAPTERS = MappingProxyType({"lora": "sonotune.adapters.kinds.lora:LORA", "none": "sonotune.adapters.kinds.none:NONE"})
 ALLOCATORS = MappingProxyType(
     {
-        "uniform": "sonotune.adapters.allocators.uniform:UniformAllocator",
-        "entropy": "sonotune.adapters.allocators.entropy:EntropyAllocator",
-        "gradient": "sonotune.adapters.allocators.gradient:GradientAllocator",
-        "gradient_eva": "sonotune.adapters.allocators.gradient:GradientEvaAllocator",
-        "eva": "sonotune.adapters.allocators.eva:EvaAllocator",
-        "eva_ranks": "sonotune.adapters.allocators.eva:EvaRanksAllocator",
-        "uniform_eva": "sonotune.adapters.allocators.eva:UniformEvaAllocator",
-        "inverse": "sonotune.adapters.allocators.entropy:InverseAllocator",
-        "shuffled": "sonotune.adapters.allocators.controls:ShuffledAllocator",
-        "random": "sonotune.adapters.allocators.controls:RandomAllocator",
-        "adalora": "sonotune.adapters.allocators.adalora:AdaLoraAllocator",
+        "uniform": "sonotune.adapters.ranks.allocators.uniform:UniformAllocator",
+        "entropy": "sonotune.adapters.ranks.allocators.entropy:EntropyAllocator",
+        "gradient": "sonotune.adapters.ranks.allocators.gradient:GradientAllocator",
+        "gradient_eva": "sonotune.adapters.ranks.allocators.gradient:GradientEvaAllocator",
+        "eva": "sonotune.adapters.ranks.allocators.eva:EvaAllocator",
+        "eva_ranks": "sonotune.adapters.ranks.allocators.eva:EvaRanksAllocator",
+        "uniform_eva": "sonotune.adapters.ranks.allocators.eva:UniformEvaAllocator",
+        "inverse": "sonotune.adapters.ranks.allocators.entropy:InverseAllocator",
+        "shuffled": "sonotune.adapters.ranks.allocators.controls:ShuffledAllocator",
+        "random": "sonotune.adapters.ranks.allocators.controls:RandomAllocator",
+        "adalora": "sonotune.adapters.ranks.allocators.adalora:AdaLoraAllocator",
+    }
+)
+
+OBJECTIVES = MappingProxyType(
+    {
+        "task": "sonotune.training.objectives.task:TaskObjective",
+        "ctc_mix": "sonotune.training.objectives.ctc_mix:CtcMix",
     }
 )
 
@@ -75,7 +83,9 @@ TABLES: MappingProxyType[Kind, MappingProxyType[str, str]] = MappingProxyType(
         "tasks": TASKS,
         "normalizers": NORMALIZERS,
         "importers": IMPORTERS,
+        "adapters": ADAPTERS,
         "allocators": ALLOCATORS,
+        "objectives": OBJECTIVES,
     }
 )
 

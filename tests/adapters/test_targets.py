@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from sonotune.adapters.allocation import Budget, Evidence, Site, unit_costs
-from sonotune.adapters.allocators.uniform import UniformAllocator
+from sonotune.adapters.ranks.allocators.uniform import UniformAllocator
+from sonotune.adapters.ranks.plan import Budget, Evidence, Site, unit_costs
 from sonotune.adapters.targets import modules_of, resolve_targets
 from sonotune.errors import AdapterError, ModelError
 from sonotune.models.base import LoadedModel

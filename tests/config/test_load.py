@@ -14,7 +14,8 @@ import pytest
 
 from sonotune.config import load
 from sonotune.config.effects import without_effect
-from sonotune.config.load import dump_yaml, load_run_config, parse_yaml
+from sonotune.config.load import dump_yaml, load_run_config
+from sonotune.config.plain_yaml import parse_yaml
 from sonotune.config.schema import RunConfig
 from sonotune.errors import ConfigError
 from sonotune.types import DecodingSettings

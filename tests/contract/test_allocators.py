@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sonotune.adapters.allocation import Budget, Evidence, Site
+from sonotune.adapters.ranks.plan import Budget, Evidence, Site
 from sonotune.errors import AdapterError
 from sonotune.registry import names, resolve
 

@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sonotune.adapters import lora
-from sonotune.adapters.allocation import RankPlan, unit_costs
+from sonotune.adapters.kinds import lora
 from sonotune.adapters.merge import compare_logits, merge_into
-from sonotune.adapters.saved import choose_family, open_model
+from sonotune.adapters.ranks.plan import RankPlan, unit_costs
 from sonotune.errors import ConfigError
 from sonotune.features.batching import Batch, pad_targets
 from sonotune.features.frontend import from_state
+from sonotune.loading import choose_family, open_model
 from sonotune.models.base import LoadedModel, ModelFamily, count_parameters, parameter_owners, select
 from sonotune.models.probe import probe_logits
 from sonotune.models.quantize import quantize

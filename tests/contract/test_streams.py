@@ -14,9 +14,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from sonotune.adapters.entropy import leading_directions
-from sonotune.adapters.gradients import differentiate
-from sonotune.adapters.listening import channels_last, listen
+from sonotune.adapters.calibration.activations import channels_last, listen
+from sonotune.adapters.calibration.direction_gradients import differentiate
+from sonotune.adapters.calibration.spectrum import leading_directions
 from sonotune.errors import ModelError
 from sonotune.features.batching import Batch
 from sonotune.models.base import AUDIO, PADDING, TEXT, LoadedModel, Stream

@@ -11,10 +11,10 @@ from types import MappingProxyType, ModuleType
 import pytest
 
 from sonotune import registry
-from sonotune.adapters.lora import lora_layers
-from sonotune.adapters.saved import open_model
-from sonotune.training.adapt import adapt
-from sonotune.training.ranks import RankSettings, plan_ranks
+from sonotune.adapters.kinds.lora import lora_layers
+from sonotune.adapters.ranks.choose import RankSettings, plan_ranks
+from sonotune.adapters.trainable import adapt
+from sonotune.loading import open_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "add-an-allocator.md"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sonotune.adapters import lora
-from sonotune.adapters.allocation import Budget, Evidence, sites_of
-from sonotune.adapters.allocators.uniform import UniformAllocator
+from sonotune.adapters.kinds import lora
+from sonotune.adapters.ranks.allocators.uniform import UniformAllocator
+from sonotune.adapters.ranks.plan import Budget, Evidence, sites_of
 from sonotune.models.families.whisper import WhisperFamily
 from sonotune.models.precision import autocast
 from sonotune.models.probe import probe_batch, probe_logits
@@ -46,7 +46,7 @@ def test_a_qlora_step_in_bf16_trains_adapters_and_nothing_else():
     losses = []
     for _ in range(10):
         with autocast("bf16", torch.device("cuda")):
-            result = family.loss(loaded, batch)
+            result = family.forward(loaded, batch).losses()
         loss = result.total / result.count
         loss.backward()
         optimizer.step()

@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
-from sonotune.adapters.saved import open_model
+from sonotune.adapters.kinds.base import AdapterSettings
+from sonotune.adapters.kinds.lora import LORA
+from sonotune.adapters.ranks.choose import RankSettings, plan_ranks
+from sonotune.adapters.trainable import adapt
 from sonotune.errors import AdapterError, ConfigError, ModelError
+from sonotune.loading import open_model
 from sonotune.planning.exact import Peak, measure_step
 from sonotune.planning.layout import TrainingSettings, lay_out
 from sonotune.planning.memory import predict_step, static_memory
 from sonotune.planning.plan import make_plan
-from sonotune.training.adapt import adapt
-from sonotune.training.ranks import RankSettings, plan_ranks
 
 NANO = "assets:whisper-nano"
 
@@ -36,7 +38,7 @@ def exact(checkpoint: str, *, clips: int = 4, clip_s: float = 4.0, tokens: int =
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_weights_are_those_that_a_run_holds(bits: Any, precision: Any):
     loaded = open_model(NANO, bits=bits, precision=precision).loaded
-    real = adapt(loaded, plan_ranks(loaded, RankSettings()), precision=precision)
+    real = adapt(loaded, LORA, plan_ranks(loaded, RankSettings()), AdapterSettings(), precision=precision)
     held = sum(
         value.numel() * value.element_size()
         for tensors in (real.module.parameters(), real.module.buffers(), _scales(real))

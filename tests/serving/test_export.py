@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sonotune.adapters import lora
+from sonotune.adapters.kinds import lora
 from sonotune.adapters.merge import MergeProof
-from sonotune.adapters.saved import open_model, use_of
+from sonotune.adapters.metadata import use_of
 from sonotune.errors import AdapterError, ResourceError, RunDirectoryError
+from sonotune.loading import open_model
 from sonotune.models.base import LoadedModel
 from sonotune.models.families.whisper import WhisperFamily
 from sonotune.models.probe import probe_batch, probe_logits

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Sequence
 
 from sonotune.errors import AdapterError
-from sonotune.models.base import LoadedModel, carrier, names_module, select
+from sonotune.models.base import LoadedModel, names_module, select
 
 _QUERY_VALUE = ("q_proj", "v_proj", "linear_q", "linear_v")
 _SHORTHANDS = {
@@ -84,7 +84,7 @@ def modules_of(loaded: LoadedModel, selectors: Sequence[str]) -> tuple[str, ...]
 
 def _whole_modules(loaded: LoadedModel, parameters: Sequence[str]) -> tuple[str, ...]:
     """The modules that these parameters make up, none within another."""
-    every = [carrier(name) for name, _ in loaded.module.named_parameters()]
+    every = [loaded.names.base_name(name) for name, _ in loaded.module.named_parameters()]
     chosen, modules = set(parameters), dict[str, None]()
     for name in parameters:
         # Weight norm keeps its parameters in a module of its own beneath the one that computes with them.

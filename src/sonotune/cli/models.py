@@ -76,7 +76,7 @@ def _settings_of_use(words: Sequence[str], *, require: Sequence[str]) -> LoadedC
 
     They come from the run, adapter or export that is named.
     """
-    from sonotune.adapters.saved import USED, use_of
+    from sonotune.adapters.metadata import USED, use_of
     from sonotune.config.load import load_run_config
     from sonotune.errors import ConfigError
 
@@ -313,7 +313,7 @@ def compose(
     random_weights, seed.
     """
     from sonotune.config.composition import load_composition
-    from sonotune.models.composing import compose as compose_model
+    from sonotune.models.composed.build import compose as compose_model
 
     asked = load_composition(words)
     module = compose_model(folder, **asked.arguments())

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from sonotune.config.schema import RunConfig
     from sonotune.planning.layout import TrainingSettings
     from sonotune.planning.plan import Plan
-    from sonotune.planning.published import Row
 
 _UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -28,9 +27,6 @@ Devices = Annotated[int, typer.Option(min=1, help="Devices that share the work."
 Hours = Annotated[float | None, typer.Option(help="Hours of training audio, one pass over it.")]
 Exact = Annotated[bool, typer.Option("--exact", help="Run the worst bucket's step on tensors without numbers.")]
 On = Annotated[str, typer.Option(help="cpu, cuda, or auto: what is here. Kernels and types differ.")]
-Published = Annotated[
-    bool, typer.Option("--published", help="Put a published table for Qwen3-ASR-1.7B beside our prediction.")
-]
 
 
 @app.command()
@@ -45,16 +41,12 @@ def plan(
     audio_hours: Hours = None,
     exact: Exact = False,
     device: On = "auto",
-    published: Published = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Predict peak memory by component, stage and bucket, what fits, time and cost; no weights are read.
 
     sonotune plan model=whisper_large_v3 quantization.bits=4 training.precision=bf16 --memory 8GB
     """
-    if published:
-        _print_published(as_json=as_json)
-        return
     from sonotune.config.load import load_run_config
     from sonotune.planning.cost import estimate
     from sonotune.planning.plan import make_plan
@@ -83,16 +75,11 @@ def plan(
 
 def _settings(config: RunConfig, device: Literal["cpu", "cuda"], devices: int) -> TrainingSettings:
     """What of the settings decides memory."""
-    import torch
-
     from sonotune.models.precision import choose_precision
+    from sonotune.optimizers import choose_optimizer
     from sonotune.planning.layout import TrainingSettings
-    from sonotune.training.adapt import ADAPTER_SETTINGS
-    from sonotune.training.optimizer import choose_optimizer
-    from sonotune.training.preparation import wanted_stages, with_stages
-    from sonotune.training.ranks import RankSettings
+    from sonotune.training.adaptation import adapter_settings, rank_settings, wanted_stages
 
-    config = with_stages(config)
     asked = config.training.precision
     on_a_card = "bf16" if asked == "auto" else asked
     precision = on_a_card if device == "cuda" else choose_precision(asked)[0]
@@ -100,19 +87,19 @@ def _settings(config: RunConfig, device: Literal["cpu", "cuda"], devices: int) -
         checkpoint=config.model.checkpoint, family=config.model.family, revision=config.model.revision,
         task=config.model.task, num_labels=config.model.num_labels, multi_label=config.data.multi_label,
         context=config.model.asked_context, bits=config.quantization.bits, double=config.quantization.double,
-        skip=config.quantization.skip, full=config.adapter.kind == "none",
-        ranks=RankSettings.of(config.adapter.model_dump(), config.allocation.model_dump()),
-        adapter=config.adapter.model_dump(include=set(ADAPTER_SETTINGS)), precision=precision,
+        skip=config.quantization.skip, kind=config.adapter.kind,
+        ranks=rank_settings(config),
+        adapter=adapter_settings(config), precision=precision,
         gradient_checkpointing=config.training.gradient_checkpointing, label_smoothing=config.training.label_smoothing,
         stages=wanted_stages(config),
-        optimizer=choose_optimizer(config.training.optimizer, torch.device(device))[0],
+        optimizer=choose_optimizer(config.training.optimizer, device)[0],
         shards=devices if config.training.shard_weights else 1,
     )  # fmt: skip
 
 
 def _lengths(config: RunConfig) -> list[tuple[int, int | None]]:
     """Passes over the clips and steps at most of each stage."""
-    from sonotune.training.preparation import wanted_stages
+    from sonotune.training.adaptation import wanted_stages
 
     whole = [(config.training.max_epochs, config.training.max_steps)]
     return [(stage.max_epochs, stage.max_steps) for stage in wanted_stages(config)] or whole
@@ -219,20 +206,3 @@ def _cost_line(cost: Any) -> str:
 
 def _mib(size: float) -> str:
     return f"{size / 2**20:,.1f}"
-
-
-def _print_published(*, as_json: bool) -> None:
-    from sonotune.planning.published import CHECKPOINT, compare_published
-
-    rows, notes = compare_published()
-    lines = [f"{CHECKPOINT}, GB", f"  {'':<26}{'printed':>9}{'premises':>10}{'ours':>8}"]
-    lines += [_published_line(row) for row in rows]
-    lines += ["inconsistent in the report:", *(f"  {note}" for note in notes)]
-    body = {"checkpoint": CHECKPOINT, "rows": [row.to_json() for row in rows], "inconsistencies": notes}
-    print_result(body, as_json=as_json, lines=lines)
-
-
-def _published_line(row: Row) -> str:
-    cells = ["-" if value is None else f"{value:.2f}" for value in (row.printed, row.premises, row.ours)]
-    note = f"  {row.note}" if row.note else ""
-    return f"  {row.item:<26}{cells[0]:>9}{cells[1]:>10}{cells[2]:>8}{note}"

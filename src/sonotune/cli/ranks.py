@@ -22,13 +22,15 @@ def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = F
 
     Train with them by allocation.file=ranks/ranks.json.
     """
+    from sonotune.adapters.ranks.choose import ranks_text, split_text
     from sonotune.config.load import load_run_config
     from sonotune.errors import RunDirectoryError
-    from sonotune.models.precision import choose_precision
-    from sonotune.reports.ranks import save_pictures
+    from sonotune.reports.rank_heatmap import save_pictures
     from sonotune.runs import atomic_write_json, atomic_write_text, make_folder
-    from sonotune.training.preparation import accelerator_for, choose_ranks, gather, measure_split, with_split
-    from sonotune.training.ranks import ranks_text, split_text
+    from sonotune.training.adaptation import Adaptation
+    from sonotune.training.inputs import load_inputs
+    from sonotune.training.model import choose_ranks, measure_split
+    from sonotune.training.runtime import set_up_compute
     from sonotune.types import Finding
 
     given = list(words or [])
@@ -37,17 +39,17 @@ def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = F
     if target.exists():
         raise RunDirectoryError(f"{target} exists already. Name another folder with --out.")
     make_folder(out, choose="--out")
-    precision, _ = choose_precision(config.training.precision)
-    accelerator = accelerator_for(precision)
+    compute = set_up_compute(config.training.precision, threads=config.training.threads)
+    autocast = compute.accelerator.autocast
     findings: list[Finding] = []
-    material = gather(config, precision=precision, device=accelerator.device, found=findings.extend)
-    split = None
+    inputs = load_inputs(config, compute, finding=findings.extend)
+    adaptation, objective, split = Adaptation.of(config, inputs.opened.loaded), inputs.calibration_objective, None
     if config.adapter.split == "measured":
-        split = measure_split(config, material, autocast=accelerator.autocast)
-        config = with_split(config, split)
-    plan, found = choose_ranks(config, material, autocast=accelerator.autocast)
+        split = measure_split(inputs, adaptation, objective, autocast=autocast)
+        adaptation = adaptation.measured(split)
+    plan, found = choose_ranks(inputs, adaptation, objective, autocast=autocast)
     findings += () if found is None else found.findings
-    text = ranks_text(plan, material.opened.loaded)
+    text = ranks_text(plan, inputs.opened.loaded)
     files = save_pictures(text, out)
     if split is not None:
         atomic_write_text(out / "split.json", split_text(split))
@@ -62,14 +64,12 @@ def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = F
         "ranks": dict(plan.ranks), "parameters": plan.parameters, "budget": plan.budget, "entropy": entropy,
         "allocator": plan.allocator, "file": str(target),
         "pictures": [str(path) for path in files if path.suffix != ".json"],
-        "clips": len(material.prepared.clips), "warnings": [finding.message for finding in warnings],
+        "clips": len(inputs.prepared.clips), "warnings": [finding.message for finding in warnings],
         **({} if found is None else {"calibration": found.summary(), "spectra": found.spectra()}),
         **({} if split is None else {"split": split.to_json()}),
     }  # fmt: skip
     ranks = sorted(plan.ranks.values())
-    heard = (
-        "no clip heard" if found is None else f"{found.clips} of {len(material.prepared.clips)} training clips heard"
-    )
+    heard = "no clip heard" if found is None else f"{found.clips} of {len(inputs.prepared.clips)} training clips heard"
     lines = [
         f"{plan.allocator}: {plan.parameters:,} of {plan.budget:,} parameters in {len(ranks)} modules, "
         f"ranks {ranks[0]} to {ranks[-1]}, median {ranks[len(ranks) // 2]}; {heard}",

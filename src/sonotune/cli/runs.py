@@ -45,7 +45,7 @@ def train(words: Words = None, as_json: Json = False, dump_config: Dump = False)
 def _run(settings: LoadedConfig, *, quiet: bool) -> tuple[RunRecord, Path]:
     """Train and write the report; returns the record and the run's directory."""
     from sonotune.processes import is_main
-    from sonotune.training.progress import ProgressBar
+    from sonotune.training.logging.progress import ProgressBar
     from sonotune.training.run import run
 
     shown = settings.config.run.progress and not quiet and is_main() and sys.stderr.isatty()
@@ -60,7 +60,7 @@ def _run(settings: LoadedConfig, *, quiet: bool) -> tuple[RunRecord, Path]:
 
 
 def _write_report(folder: Path) -> Path:
-    from sonotune.reports.ranks import read_plan
+    from sonotune.reports.rank_heatmap import read_plan
     from sonotune.reports.record import build_html, read_predictions
     from sonotune.runs import atomic_write_text, read_events, read_record
 

@@ -41,8 +41,7 @@ def inspected(words: Sequence[str]) -> Any:
     """What a model of some settings is made of (`planning.inspection.Inspection`); no weights are read."""
     from sonotune.config.load import load_run_config
     from sonotune.planning.inspection import inspect_model
-    from sonotune.training.adapt import ADAPTER_SETTINGS
-    from sonotune.training.ranks import RankSettings
+    from sonotune.training.adaptation import adapter_settings, rank_settings
 
     config = load_run_config(words).config
     return inspect_model(
@@ -55,9 +54,9 @@ def inspected(words: Sequence[str]) -> Any:
         bits=config.quantization.bits,
         double=config.quantization.double,
         skip=config.quantization.skip,
-        full=config.adapter.kind == "none",
-        ranks=RankSettings.of(config.adapter.model_dump(), config.allocation.model_dump()),
-        adapter=config.adapter.model_dump(include=set(ADAPTER_SETTINGS)),
+        kind=config.adapter.kind,
+        ranks=rank_settings(config),
+        adapter=adapter_settings(config),
     )
 
 

@@ -18,6 +18,13 @@ def affects_result(setting: FieldInfo) -> bool:
     return not (isinstance(extra, dict) and extra.get("affects_result") is False)
 
 
+def in_digest(setting: FieldInfo, value: Any) -> bool:
+    """Whether a value of a setting belongs to the digest of a run."""
+    extra = setting.json_schema_extra
+    later = isinstance(extra, dict) and extra.get("in_digest_at_default") is False
+    return affects_result(setting) and not (later and value == setting.default)
+
+
 def alternatives(kind: Any) -> list[Any]:
     """The members of a union, without their bounds and validators."""
     while typing.get_origin(kind) is Annotated:

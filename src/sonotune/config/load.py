@@ -27,7 +27,7 @@ from pydantic.fields import FieldInfo
 
 from sonotune import registry
 from sonotune.config.effects import without_effect
-from sonotune.config.kinds import affects_result, allowed, alternatives, choices, is_text_choice, near
+from sonotune.config.kinds import affects_result, allowed, alternatives, choices, in_digest, is_text_choice, near
 from sonotune.config.plain_yaml import parse_yaml, read_yaml, write_yaml
 from sonotune.config.schema import RunConfig, Section
 from sonotune.errors import ConfigError
@@ -459,7 +459,7 @@ def dump_yaml(config: RunConfig) -> str:
 
 
 def _deciding(config: RunConfig) -> dict[str, Any]:
-    return {name: value for name, value in _effective(config).items() if affects_result(_settings()[name])}
+    return {name: value for name, value in _effective(config).items() if in_digest(_settings()[name], value)}
 
 
 def _effective(config: RunConfig) -> dict[str, Any]:

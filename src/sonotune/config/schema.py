@@ -2,6 +2,8 @@
 
 Sections are frozen and closed to unknown keys. `affects_result=False` marks settings that cannot change the weights,
 scores or predictions of a run; they are left out of the config digest, so a run may be resumed with other values.
+`in_digest_at_default=False` marks settings that came later: at their default they are left out as well, so that the
+digests of older runs stay what they were.
 No setting holds a secret: tokens are read from the environment where they are used.
 """
 
@@ -20,6 +22,7 @@ from sonotune.errors import ConfigError
 from sonotune.types import Context, DecodingSettings
 
 _NO_EFFECT_ON_RESULT: dict[str, Any] = {"affects_result": False}
+_LATER: dict[str, Any] = {"in_digest_at_default": False}
 
 
 def _check_name(kind: registry.Kind) -> Callable[[str], str]:
@@ -63,6 +66,8 @@ Selectors = Annotated[tuple[str, ...], AfterValidator(_check_selectors)]
 FamilyName = Annotated[str, AfterValidator(_check_name("families"))]
 TaskName = Annotated[str, AfterValidator(_check_name("tasks"))]
 NormalizerName = Annotated[str, AfterValidator(_check_name("normalizers"))]
+AdapterKindName = Annotated[str, AfterValidator(_check_name("adapters"))]
+ObjectiveName = Annotated[str, AfterValidator(_check_name("objectives"))]
 AllocatorName = Annotated[str, AfterValidator(_check_name("allocators"))]
 Multiplier = Annotated[float, Field(gt=0, le=1000)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -244,7 +249,7 @@ class AugmentationConfig(Section):
 class AdapterConfig(Section):
     """What trains: low-rank adapters with chosen components beside them, or every weight."""
 
-    kind: Literal["lora", "none"] = "lora"
+    kind: AdapterKindName = "lora"
     """`lora` trains adapters on a frozen model; `none` trains the model itself (full fine-tuning)."""
     rank: int = Field(default=8, ge=1, le=4096)
     """Reference rank; the allocator may give modules more or less."""
@@ -414,6 +419,9 @@ class TrainingConfig(Section):
     """Clips in one micro-batch at most."""
     accumulation_steps: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] = "auto"
     """Micro-batches in one optimiser step, over all processes together; `auto` takes one for each process."""
+    objective: ObjectiveName = Field(default="auto", json_schema_extra=_LATER)
+    """What training lowers: `task`, the loss of the task; `ctc_mix`, that with `model.ctc_share` of CTC; `auto` takes
+    the second where that share is above 0."""
     label_smoothing: Dropout = 0.0
     """Share of each target's probability spread over the vocabulary or the classes."""
     class_weights: Literal["none", "balanced"] = "none"

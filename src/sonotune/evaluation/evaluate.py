@@ -27,7 +27,7 @@ from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_ba
 from sonotune.features.workers import Crew
 from sonotune.metrics.efficiency import real_time_factor
 from sonotune.metrics.slices import DURATION_EDGES_S, Slice, slice_clips
-from sonotune.processes import ALONE, Processes
+from sonotune.processes import SINGLE_PROCESS, Processes
 from sonotune.runs import atomic_write_text
 from sonotune.tasks.base import Task
 from sonotune.types import DEFAULT_DECODING, Clip, Context, DecodingSettings, Finding, Prediction, Score
@@ -96,7 +96,7 @@ def evaluate(
     crew: Crew | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     progress: Callable[[int, int], None] | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> EvaluationResult:
     """Decode every clip and score the predictions.
 
@@ -173,7 +173,7 @@ def predict_clips(
     crew: Crew | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     progress: Callable[[int, int], None] | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> tuple[list[Prediction], list[Finding]]:
     """Decode every clip, without gradients, in batches of similar length.
 
@@ -220,7 +220,7 @@ def predict_clips(
     predictions: list[Prediction] = []
     unheard: list[Finding] = []
     cut = 0
-    places = processes.share(range(len(batches)))
+    places = processes.shard(range(len(batches)))
     done = 0
     # Closing the loader when something goes wrong ends its workers at once.
     with _inference(loaded.module), closing(batch_loader(dataset, crew, places=places)) as loader:
@@ -237,7 +237,7 @@ def predict_clips(
                 progress(done, len(pieces))
     if cut:
         unheard.append(_did_not_fit(cut, len(places), batch_seconds))
-    shares = processes.gather((predictions, unheard))
+    shares = processes.all_gather((predictions, unheard))
     predictions = [prediction for share, _ in shares for prediction in share]
     findings = [finding for _, share in shares for finding in share]
     return windows.merge(clips, *in_clip_order([piece.id for piece in pieces], predictions, findings))

@@ -367,7 +367,7 @@ def read_config(checkpoint: str, revision: str | None, *, published: bool = True
     import transformers  # noqa: PLC0415
     from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415
 
-    import sonotune.models.composed  # noqa: F401, PLC0415  (registers its configuration)
+    import sonotune.models.composed.model  # noqa: F401, PLC0415  (registers its configuration)
 
     if published and checkpoint in PUBLISHED and revision is None and not Path(checkpoint).is_dir():
         return transformers.AutoConfig.for_model(**PUBLISHED[checkpoint])

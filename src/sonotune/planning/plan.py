@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sonotune.adapters.trainable import check_shardable
 from sonotune.errors import ConfigError
 from sonotune.planning.cost import Cost
 from sonotune.planning.exact import measure_step
 from sonotune.planning.layout import Layout, TrainingSettings, lay_out
 from sonotune.planning.memory import KINDS, Memory, predict_step
-from sonotune.training.sharding import check_shardable
 
 LABELS_PER_SECOND = 5.0
 """Tokens of transcript assumed for each second of audio, where nothing is said."""
@@ -178,7 +178,7 @@ def make_plan(
     layout = lay_out(settings, device=device)
     if settings.shards > 1:
         check_shardable(
-            kind="none" if settings.full else "lora", bits=layout.bits[0], precision=settings.precision,
+            kind=settings.kind, bits=layout.bits[0], precision=settings.precision,
             optimizer=settings.optimizer,
         )  # fmt: skip
     window_s = layout.loaded.frontend.max_duration_s

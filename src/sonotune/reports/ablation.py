@@ -10,8 +10,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sonotune.reports.canvas import Palette, Picture, plain_axes
 from sonotune.reports.page import render_page
-from sonotune.reports.picture import Palette, Picture, plain_axes
 from sonotune.reports.record import show_bytes, show_seconds
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonotune.errors import AdapterError
-from sonotune.reports.picture import Palette, Picture, elide, plain_axes, shown
-from sonotune.reports.places import group_titles
+from sonotune.reports.canvas import Palette, Picture, elide, plain_axes, shown
+from sonotune.reports.module_names import group_titles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,7 +21,7 @@ from sonotune.reports.classes import ClassView, view_classes
 from sonotune.reports.figures import Estimate, Series, bars, curve, estimates
 from sonotune.reports.page import render_page
 from sonotune.reports.predictions import text_slices, worst_texts
-from sonotune.reports.ranks import run_pictures
+from sonotune.reports.rank_heatmap import run_pictures
 from sonotune.types import RunRecord
 
 logger = logging.getLogger(__name__)

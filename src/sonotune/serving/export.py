@@ -19,18 +19,11 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
-from sonotune.adapters import lora
+from sonotune.adapters.kinds.base import read_tensors
 from sonotune.adapters.merge import MergeProof, MergeTarget, compare_logits, merge_into
-from sonotune.adapters.saved import (
-    EXPORT_MARK,
-    Opened,
-    find_adapter,
-    model_folder,
-    open_model,
-    own_output_layer,
-    use_of,
-)
+from sonotune.adapters.metadata import EXPORT_MARK, read_metadata, use_of
 from sonotune.errors import AdapterError, RunDirectoryError
+from sonotune.loading import Opened, find_adapter, model_folder, open_model, own_output_layer
 from sonotune.models.base import MULTI_LABEL, LoadedModel
 from sonotune.models.checkpoints import as_os_error
 from sonotune.models.decoding_defaults import set_decoding_defaults
@@ -130,11 +123,11 @@ def _copy_adapter(checkpoint: str, folder: Path) -> dict[str, Any]:
         raise AdapterError(
             f"{checkpoint} has no adapter to export; it was trained in full. Export it without --adapter."
         )
-    side_car = lora.read_side_car(adapter)
-    lora.read_tensors(adapter)
+    metadata = read_metadata(adapter)
+    read_tensors(adapter)
     with _writing(folder, _size(adapter)):
         shutil.copytree(adapter, folder, ignore=shutil.ignore_patterns(PARITY_FILE))  # of an earlier export
-    return {"kind": "adapter", **side_car, **use_of(checkpoint)}
+    return {"kind": "adapter", **metadata, **use_of(checkpoint)}
 
 
 def _merge(checkpoint: str, folder: Path, *, target: MergeTarget, dtype: ExportDtype) -> dict[str, Any]:

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sonotune.adapters import lora
-from sonotune.adapters.saved import base_of, choose_family
+from sonotune.adapters.metadata import read_metadata
 from sonotune.audio.io import read
 from sonotune.data.corpus import load_corpus
 from sonotune.errors import ManifestError, SonotuneError
 from sonotune.evaluation.compare import compare
 from sonotune.evaluation.evaluate import write_predictions
+from sonotune.loading import base_of, choose_family
 from sonotune.metrics.intervals import MIN_BLOCKS
 from sonotune.models.languages import find_code, language_name
 from sonotune.registry import is_asset, resolve_asset
@@ -225,12 +225,12 @@ def _clips(settings: ParitySettings, task: Task, window_s: float | None) -> tupl
 
 def _adapter_place(folder: Path) -> Place:
     """Where plain PEFT finds an adapter and its base."""
-    side_car = lora.read_side_car(folder)
-    base = base_of(folder, side_car)
-    outputs = tuple(side_car.get("outputs", ()))
+    metadata = read_metadata(folder)
+    base = base_of(folder, metadata)
+    outputs = tuple(metadata.get("outputs", ()))
     if is_asset(base):
         return Place(folder=folder, base=str(resolve_asset(base)), outputs=outputs)
-    revision = None if Path(base).is_dir() else side_car.get("revision")
+    revision = None if Path(base).is_dir() else metadata.get("revision")
     return Place(folder=folder, base=base, revision=revision, outputs=outputs)
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sonotune.adapters.saved import Opened, choose_family, open_model
 from sonotune.audio import io
 from sonotune.data import text
 from sonotune.data.records import AUDIO_SUFFIXES
 from sonotune.errors import AudioError, ManifestError
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate
+from sonotune.loading import Opened, choose_family, open_model
 from sonotune.models.base import MULTI_LABEL
 from sonotune.models.precision import autocast, bound_kernel_cache, choose_precision
 from sonotune.registry import resolve

@@ -101,7 +101,7 @@ class Session:
             AdapterError: Arms that must train equally many parameters do not.
             RunDirectoryError: The directory is in use, or holds runs of other settings or other clips.
         """
-        from sonotune.training.signals import stop_on_signals  # noqa: PLC0415  (the room imports torch)
+        from sonotune.training.runtime import stop_on_signals  # noqa: PLC0415  (the room imports torch)
 
         with _locked(self.plan.folder), stop_on_signals() as stop:
             started = self.clock()

@@ -9,12 +9,12 @@ from pathlib import Path
 from sonotune.config.load import load_run_config
 from sonotune.config.schema import DataConfig
 from sonotune.errors import ConfigError, SonotuneError
+from sonotune.optimizers import usual_rates
 from sonotune.registry import is_asset, split_source
 from sonotune.sweeps.arms import ARMS, BASELINES, Arm, base_words, trial_words
 from sonotune.sweeps.schedule import STEP, Schedule, Trial
 from sonotune.sweeps.trials import REQUIRED
 from sonotune.sweeps.verdict import EQUAL_SHARE
-from sonotune.training.learning_rates import usual_rates
 
 _OURS = ("run.dir", "training.seed", "run.resume")
 _UNLESS_GIVEN = (

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from sonotune.data.text import Normalizer, get
 from sonotune.features.batching import Batch
-from sonotune.models.base import LoadedModel, Losses
+from sonotune.models.base import LoadedModel
+from sonotune.models.losses import Losses
 from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, Prediction, Score
 
 
@@ -25,6 +26,7 @@ class TaskSettings:
         language: Of clips that name none.
         max_label_tokens: Most tokens of a transcript that are learned, those that the architecture puts around it not
             counted; None sets no limit.
+        aligned: Whether the loss aligns text with the audio, so that no transcript is learned in part.
         multi_label: Whether a clip may have any number of classes.
         class_weights: `balanced` lets every class weigh the same, however many clips it has.
         verbalize_numbers: Whether a second word error rate is given, of texts whose numbers are written as words;
@@ -35,6 +37,7 @@ class TaskSettings:
     scoring_text: Normalizer = field(default_factory=lambda: get("basic"))
     language: str | None = None
     max_label_tokens: int | None = None
+    aligned: bool = False
     multi_label: bool = False
     class_weights: Literal["none", "balanced"] = "none"
     verbalize_numbers: Literal["auto"] | bool = "auto"

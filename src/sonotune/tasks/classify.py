@@ -18,7 +18,8 @@ from torch import Tensor
 from sonotune.errors import ManifestError
 from sonotune.features.batching import Batch
 from sonotune.metrics.classification import class_report, classification_scores, confusion
-from sonotune.models.base import LoadedModel, Losses, ModelFamily
+from sonotune.models.base import LoadedModel, ModelFamily
+from sonotune.models.losses import Losses
 from sonotune.tasks.base import Prepared, TaskSettings
 from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, Prediction, Score
 

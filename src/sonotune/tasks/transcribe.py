@@ -15,8 +15,9 @@ from sonotune.errors import MissingExtraError, TextError
 from sonotune.features.batching import Batch
 from sonotune.metrics.error_rate import edit_counts, error_rate
 from sonotune.metrics.runaway import cut_loops, decoding_health, loops
-from sonotune.models.base import LoadedModel, Losses, SpeechFamily
+from sonotune.models.base import LoadedModel, SpeechFamily
 from sonotune.models.languages import find_code
+from sonotune.models.losses import Losses
 from sonotune.tasks.base import Prepared, TaskSettings
 from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, Prediction, Score
 
@@ -57,7 +58,7 @@ class Transcribe:
         """Encode every transcript; what the tokenizer cannot write, or the model cannot hold, becomes a finding."""
         self._refuse_language(loaded)
         kept, targets, findings = [], [], []
-        limit = _Limit(self._settings.max_label_tokens, self.family, loaded)
+        limit = _Limit(self._settings.max_label_tokens, self.family, loaded, aligned=self._settings.aligned)
         for clip in clips:
             text = self._settings.training_text.training(clip.text or "")
             language = clip.language or self._settings.language
@@ -94,7 +95,7 @@ class Transcribe:
 
     def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:
         """See `Task.loss`."""
-        return self.family.loss(loaded, batch, label_smoothing=label_smoothing)
+        return self.family.forward(loaded, batch).losses(label_smoothing=label_smoothing)
 
     def predict(
         self, loaded: LoadedModel, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING
@@ -257,8 +258,8 @@ class _Limit:
     audio, as CTC is, have no end to leave out: a part of the text would teach that the rest of the clip is silence.
     """
 
-    def __init__(self, tokens: int | None, family: SpeechFamily, loaded: LoadedModel) -> None:
-        self._tokens, self._family, self._loaded = tokens, family, loaded
+    def __init__(self, tokens: int | None, family: SpeechFamily, loaded: LoadedModel, *, aligned: bool) -> None:
+        self._tokens, self._family, self._loaded, self._aligned = tokens, family, loaded, aligned
         self._around: dict[str | None, int] = {}
         self._cut: list[str] = []
         self._left_out: list[str] = []
@@ -272,7 +273,7 @@ class _Limit:
         around = self._around[language]
         if len(ids) - around <= self._tokens:
             return ids
-        if around == 0 or self._loaded.ctc_share:
+        if around == 0 or self._aligned:
             self._left_out.append(clip_id)
             return None
         self._cut.append(clip_id)

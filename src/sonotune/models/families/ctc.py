@@ -24,7 +24,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -34,7 +33,7 @@ from sonotune.features.frontend import Frontend, RawWaveform, from_feature_extra
 from sonotune.features.normalization import valid_frames
 from sonotune.features.parakeet import NormalizedLogMel
 from sonotune.models import speech_encoders
-from sonotune.models.base import AUDIO, Component, LoadedModel, Losses, Stream
+from sonotune.models.base import AUDIO, Component, LoadedModel, Stream
 from sonotune.models.checkpoints import (
     check_family,
     draw_anew,
@@ -46,6 +45,7 @@ from sonotune.models.checkpoints import (
 )
 from sonotune.models.ctc_decoding import beam_search, collapse
 from sonotune.models.languages import nothing_to_note
+from sonotune.models.losses import FrameOutputs
 from sonotune.models.norms import fix_batch_norms
 from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
 
@@ -208,27 +208,13 @@ class CtcFamily:
         text: str = tokenizer.decode(list(ids), skip_special_tokens=True, **grouping)
         return text.lower() if _upper_case(tokenizer) else text
 
-    def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:
-        """Negative log-probability of each clip's symbols over all their alignments.
-
-        A clip that augmentation has made too short for its transcript counts neither in the sum nor in the count.
-        Smoothing adds the mean cross-entropy to the uniform distribution over the valid frames.
-
-        Source: Graves et al. 2006; smoothing by Kim et al. 2018.
-        """
+    def forward(self, loaded: LoadedModel, batch: Batch) -> FrameOutputs:
+        """Log-probabilities of every frame."""
         scores_BTV, lengths_B = self._scores(loaded, batch)
-        targets_BU = batch.targets.clamp_min(0)
-        sums_B = F.ctc_loss(
-            scores_BTV.transpose(0, 1), targets_BU, lengths_B, batch.target_lengths,
-            blank=loaded.module.config.pad_token_id, reduction="none", zero_infinity=True,
+        return FrameOutputs(
+            log_probs=scores_BTV, lengths=lengths_B, targets=batch.targets, target_lengths=batch.target_lengths,
+            blank=loaded.module.config.pad_token_id,
         )  # fmt: skip
-        if label_smoothing:
-            valid_BT = valid_frames(lengths_B, scores_BTV.shape[1])
-            uniform_B = -(scores_BTV.mean(dim=-1) * valid_BT).sum(dim=1)
-            sums_B = (1 - label_smoothing) * sums_B + label_smoothing * uniform_B
-        repeats_B = ((targets_BU[:, 1:] == targets_BU[:, :-1]) & (batch.targets[:, 1:] >= 0)).sum(dim=1)
-        fits_B = batch.target_lengths + repeats_B <= lengths_B
-        return Losses(sums=sums_B * fits_B, counts=batch.target_lengths.clamp_min(1) * fits_B)
 
     def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
         """See `ModelFamily.streams`."""

@@ -21,11 +21,13 @@ from sonotune.errors import ModelError, TextError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import from_feature_extractor
 from sonotune.features.normalization import valid_frames
-from sonotune.models import composed, decoding, speech_encoders
-from sonotune.models.audio_lm import Rows, generate, kinds_of_rows, label_logits, label_losses, lay_out, own_targets
-from sonotune.models.base import PADDING, Component, LoadedModel, Losses, Stream
+from sonotune.models import decoding, speech_encoders
+from sonotune.models.audio_lm import Rows, generate, kinds_of_rows, label_logits, label_outputs, lay_out, own_targets
+from sonotune.models.base import PADDING, Component, LoadedModel, Stream
 from sonotune.models.checkpoints import architecture_digest, load_pretrained, load_processor, read_config
-from sonotune.models.composed import (
+from sonotune.models.composed import model as composed
+from sonotune.models.composed.build import processor_of_parts, put_together
+from sonotune.models.composed.model import (
     AUDIO_MARK,
     MODEL_TYPE,
     NEW_PARTS,
@@ -34,8 +36,8 @@ from sonotune.models.composed import (
     digest_of_weights,
     digests_of_new_parts,
 )
-from sonotune.models.composing import processor_of_parts, put_together
 from sonotune.models.languages import language_name
+from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
 from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
 
@@ -191,10 +193,10 @@ class SpeechLlmFamily:
         text: str = loaded.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text.strip()
 
-    def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:
-        """Cross-entropy over text and end tokens."""
+    def forward(self, loaded: LoadedModel, batch: Batch) -> LabelOutputs:
+        """Logits of text and end tokens."""
         rows = self._rows(loaded, batch, with_targets=True)
-        return label_losses(self._label_logits(loaded, rows), rows.labels, label_smoothing=label_smoothing)
+        return label_outputs(self._label_logits(loaded, rows), rows.labels)
 
     def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
         """See `ModelFamily.streams`; of a window, the audio positions behind the clip are padding."""

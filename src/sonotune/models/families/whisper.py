@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from sonotune.errors import TextError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import from_feature_extractor
 from sonotune.models import decoding, speech_encoders
-from sonotune.models.base import TEXT, Component, LoadedModel, Losses, Stream
+from sonotune.models.base import TEXT, Component, LoadedModel, Stream
 from sonotune.models.checkpoints import is_classifier, load_pretrained, outline_pretrained
 from sonotune.models.families.whisper_checkpoint import (
     ENGLISH_VOCABULARY,
@@ -34,6 +33,7 @@ from sonotune.models.families.whisper_checkpoint import (
     load_whisper_processor,
 )
 from sonotune.models.languages import find_code, nothing_to_note
+from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
 from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
 
@@ -145,23 +145,21 @@ class WhisperFamily:
         text: str = loaded.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text.strip()
 
-    def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:
-        """Cross-entropy over text and end tokens; with `ctc_share`, a mixture with CTC on the encoder's states.
+    def forward(self, loaded: LoadedModel, batch: Batch) -> LabelOutputs:
+        """Logits of text and end tokens, and CTC on the encoder's states.
 
         The prompt is given at inference, so it is no target. Logits are computed at label positions only.
         """
         labels_BU = batch.targets[:, 1:].clone()
         labels_BU[:, : self._prompt_length(loaded) - 1] = -100
-        wanted = labels_BU >= 0
+        places_BU = labels_BU >= 0
         encoded_BPD = self._encode(loaded, batch)
-        logits_NV = self._logits(loaded, batch, encoded_BPD, wanted)
-        labels_N = labels_BU[wanted]
-        losses_N = F.cross_entropy(logits_NV.float(), labels_N, reduction="none", label_smoothing=label_smoothing)
-        losses = Losses.of_labels(losses_N, wanted)
-        if loaded.ctc_share == 0:
-            return losses
-        ctc_B = self._ctc(loaded, batch, encoded_BPD)
-        return replace(losses, sums=(1 - loaded.ctc_share) * losses.sums + loaded.ctc_share * ctc_B)
+        return LabelOutputs(
+            logits=self._logits(loaded, batch, encoded_BPD, places_BU),
+            labels=labels_BU[places_BU],
+            places=places_BU,
+            ctc=lambda: self._ctc(loaded, batch, encoded_BPD),
+        )
 
     def _ctc(self, loaded: LoadedModel, batch: Batch, encoded_BPD: Tensor) -> Tensor:
         """CTC loss of each clip (B,) from the encoder's states by the output embedding; `<|nospeech|>` is the blank.

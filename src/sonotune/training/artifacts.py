@@ -1,0 +1,63 @@
+"""Keep what was trained: the adapter, or the model after full fine-tuning. A folder that exists is whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from sonotune.adapters.kinds.base import kind_of
+from sonotune.models.base import LoadedModel
+from sonotune.models.checkpoints import as_os_error
+from sonotune.runs import RunDirectory, sync_directory, write_error
+from sonotune.training.sharding import entire, is_sharded
+
+
+def save_artifacts(loaded: LoadedModel, directory: RunDirectory, *, main: bool, extra: dict[str, Any]) -> None:
+    """Write the adapter, or the whole model where there is none, beside its final name and rename it.
+
+    Args:
+        loaded: The trained model.
+        directory: Where `adapter/` or `model/` goes; an older one is replaced.
+        main: Whether this process writes; all have to come here, for the weights may be sharded.
+        extra: Further entries of `sonotune.json`.
+
+    Raises:
+        ResourceError: The disk is full; nothing half written is left.
+        RunDirectoryError: The directory cannot be written.
+    """
+    weights = entire(loaded.module.state_dict()) if is_sharded(loaded.module) else None
+    if not main:
+        return
+    kind = kind_of(loaded)
+    folder = directory.path / kind.folder
+    draft = folder.with_name(f".tmp-{folder.name}")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        kind.save(loaded, draft, extra=extra, weights=weights)
+        if loaded.adapter is not None and loaded.new_outputs and hasattr(loaded.processor, "tokenizer"):
+            loaded.processor.tokenizer.save_pretrained(draft)  # the base has another vocabulary, or none
+        _flush(draft)
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+        sync_directory(directory.path)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise write_error(as_os_error(error), folder, _size(loaded)) from error
+
+
+def _flush(folder: Path) -> None:
+    for file in folder.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _size(loaded: LoadedModel) -> int:
+    kept = [value for value in loaded.module.parameters() if loaded.adapter is None or value.requires_grad]
+    return sum(value.numel() * value.element_size() for value in kept)
