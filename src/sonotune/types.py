@@ -171,6 +171,8 @@ class Score:
         count: Number of clips it was computed on.
         unit: Unit of `value`, `low` and `high`.
         better: Which direction is better.
+        title: What people call it; empty takes the name in capitals.
+        role: `primary` chooses the best weights; `beside` explains another score and is not drawn by itself.
         detail: Parts of the metric, such as substitutions, deletions, insertions and reference words, and how
             the interval was made (`resampled`: speaker or clip).
     """
@@ -182,6 +184,8 @@ class Score:
     count: int
     unit: Literal["fraction", "seconds", "real-time factor", "bytes", "points"] = "fraction"
     better: Literal["lower", "higher"] = "lower"
+    title: str = ""
+    role: Literal["primary", "plain", "beside"] = "plain"
     detail: Mapping[str, float | str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -193,6 +197,8 @@ class Score:
             "count": self.count,
             "unit": self.unit,
             "better": self.better,
+            **({"title": self.title} if self.title else {}),
+            **({"role": self.role} if self.role != "plain" else {}),
             **({"detail": dict(self.detail)} if self.detail else {}),
         }
 

@@ -20,7 +20,7 @@ from sonotune.adapters.kinds.none import NONE
 from sonotune.adapters.metadata import use_of, write_metadata
 from sonotune.adapters.ranks.choose import RankSettings, plan_ranks
 from sonotune.adapters.trainable import adapt
-from sonotune.cli.models import _settings_of_use
+from sonotune.api import settings_of_use
 from sonotune.errors import AdapterError, ConfigError, ModelError
 from sonotune.loading import find_adapter, kept_unquantized, model_folder, open_model
 from sonotune.models.base import LoadedModel
@@ -330,8 +330,8 @@ def test_a_command_that_uses_a_model_inherits_it_unless_told_otherwise(adapted: 
     place = tmp_path / "adapter"
     lora.save(adapted(), place, extra=USE)
     (tmp_path / "adapter.yaml").write_text(f"model:\n  checkpoint: {place}\n", "utf-8")
-    config = _settings_of_use([word.format(place)], require=()).config
+    config = settings_of_use([word.format(place)]).config
     found = {"language": config.model.language, **config.data.model_dump(include=set(USE))}
     assert found == USE
-    told = _settings_of_use([word.format(place), "model.language=en", "data.max_duration_s=9"], require=()).config
+    told = settings_of_use([word.format(place), "model.language=en", "data.max_duration_s=9"]).config
     assert (told.model.language, told.data.max_duration_s, told.data.min_duration_s) == ("en", 9.0, 0.2)

@@ -12,7 +12,7 @@ from sonotune.adapters.kinds import lora
 from sonotune.adapters.kinds.base import AdapterSettings, kind_named
 from sonotune.adapters.ranks.choose import RankSettings, plan_ranks
 from sonotune.adapters.trainable import adapt
-from sonotune.cli.models import _size_beside_16_bits
+from sonotune.cli.inspect import _size_beside_16_bits
 from sonotune.errors import AdapterError, ConfigError, ModelError
 from sonotune.loading import open_model
 from sonotune.models.base import LoadedModel, count_parameters

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sonotune.cli import main
-from sonotune.cli.planning import parse_bytes
+from sonotune.cli.plan import parse_bytes
 from sonotune.errors import ConfigError
 from sonotune.planning.cost import estimate, read_throughput
 from sonotune.planning.layout import TrainingSettings

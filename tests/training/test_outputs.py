@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor
 
 from sonotune import cli
-from sonotune.cli.runs import _run_lines
+from sonotune.cli.train import _run_lines
 from sonotune.config.load import LoadedConfig
 from sonotune.data.manifest import read_manifest
 from sonotune.data.tokenizer import train_tokenizer

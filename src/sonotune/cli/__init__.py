@@ -17,11 +17,41 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from sonotune.cli import ablation, data, models, planning, ranks, runs  # the commands register themselves
+from sonotune.cli import (  # the commands register themselves
+    ablate,
+    allocate,
+    compare,
+    compose,
+    data,
+    evaluate,
+    export,
+    inspect,
+    plan,
+    quickstart,
+    recognize,
+    report,
+    train,
+)
 from sonotune.cli.shared import app
 from sonotune.errors import SonotuneError
 
-__all__ = ["ablation", "app", "data", "main", "models", "planning", "ranks", "runs"]
+__all__ = [
+    "ablate",
+    "allocate",
+    "app",
+    "compare",
+    "compose",
+    "data",
+    "evaluate",
+    "export",
+    "inspect",
+    "main",
+    "plan",
+    "quickstart",
+    "recognize",
+    "report",
+    "train",
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

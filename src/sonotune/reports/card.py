@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from sonotune.metrics.scores import score_title
 from sonotune.reports.usage import Kind, Usage, usage_lines
 from sonotune.types import RunRecord
 
@@ -70,7 +71,8 @@ def _front_matter(record: RunRecord, kind: Kind, task: str) -> dict[str, Any]:
     scores = record.scores.get("test") or record.scores.get("after") or {}
     base = _hub_name(record)
     results = [
-        {"type": name, "value": round(100 * row["value"], 2), "name": name.upper()} for name, row in scores.items()
+        {"type": name, "value": round(100 * row["value"], 2), "name": score_title(name, row)}
+        for name, row in scores.items()
     ]
     return {
         **({"base_model": base} if base else {}),
@@ -107,7 +109,7 @@ def _scores(record: RunRecord) -> str:
         for name, row in record.scores.get(moment, {}).items():
             low, value, high = (100 * row[key] for key in ("low", "value", "high"))
             over = _over(row)
-            rows.append(f"| {name.upper()} | {value:.2f} % | {low:.2f} to {high:.2f} | {about}, {over} |")
+            rows.append(f"| {score_title(name, row)} | {value:.2f} % | {low:.2f} to {high:.2f} | {about}, {over} |")
     if not rows:
         return "Nothing was scored."
     return "\n".join(["| score | value | 95 % interval | of |", "| --- | --- | --- | --- |", *rows])
@@ -181,7 +183,8 @@ def _parity(parity: Mapping[str, Any] | None) -> str:
             "" if difference["low"] is None else f"{100 * difference['low']:+.2f} to {100 * difference['high']:+.2f}"
         )
         rows.append(
-            f"| {name.upper()} | {scored:.2f} % | {served:.2f} % | {100 * difference['value']:+.2f} | {between} |"
+            f"| {score_title(name, parity['scored'][name])} | {scored:.2f} % | {served:.2f} % "
+            f"| {100 * difference['value']:+.2f} | {between} |"
         )
     verdict = "Within" if parity["passed"] else "**More than**"
     return "\n".join(

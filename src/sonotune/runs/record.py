@@ -75,3 +75,9 @@ def _read_schema_1(value: Mapping[str, Any], where: str) -> RunRecord:
 
 
 _READERS: Mapping[int, Callable[[Mapping[str, Any], str], RunRecord]] = {1: _read_schema_1}
+
+
+def task_of(record: RunRecord) -> str:
+    """Registry name of the task of a run; one from before records had it transcribes, unless it was set otherwise."""
+    asked = str(record.config.get("model", {}).get("task", "auto"))
+    return str(record.model.get("task") or ("transcribe" if asked == "auto" else asked))

@@ -26,6 +26,7 @@ from sonotune.evaluation.compare import compare
 from sonotune.evaluation.evaluate import write_predictions
 from sonotune.loading import base_of, choose_family
 from sonotune.metrics.intervals import MIN_BLOCKS
+from sonotune.metrics.scores import score_title
 from sonotune.models.languages import find_code, language_name
 from sonotune.registry import is_asset, resolve_asset
 from sonotune.runs import generator
@@ -287,7 +288,7 @@ def _difference(
 ) -> dict[str, Any]:
     """Served minus scored, the score that decides first; without an interval where the clips are too few for one."""
     if len(scored.clips) < MIN_BLOCKS:
-        name = "wer" if "wer" in first else "accuracy"
+        name = task.primary
         value = second[name]["value"] - first[name]["value"]
         counted = {"count": len(scored.clips), "unit": "fraction", "p": None}
         return {name: {"value": value, "low": None, "high": None, **counted}}
@@ -324,8 +325,9 @@ def finding_of(parity: Mapping[str, Any]) -> Finding:
     low, high = main["low"], main["high"]
     between = "" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
     scored, served = (100 * parity[side][name]["value"] for side in ("scored", "served"))
+    called = score_title(name, parity["scored"][name])
     says = (
-        f"served by {parity['tool']} the export has {name.upper()} {served:.1f} %, and the run is scored {scored:.1f} "
+        f"served by {parity['tool']} the export has {called} {served:.1f} %, and the run is scored {scored:.1f} "
         f"% (context {parity['context']}) on the same {parity['clips']} clips: {100 * main['value']:+.1f} points"
         f"{between}, {100 * parity['equal']:.0f} % of the answers equal"
     )

@@ -127,7 +127,6 @@ def plan_ablation(
             out_of_final=tuple(arm.name for arm in arms if arm.ceiling),
             points=points,
             extensions=2 if points > 1 else 0,
-            lower_is_better=shared.config.model.task != "classify",
         ),
         folder=folder or Path("runs") / f"ablation-{shared.digest[:8]}",
         budgets=budgets,

@@ -10,6 +10,7 @@ from typing import Any
 from sonotune.errors import SonotuneError
 from sonotune.evaluation.compare import compare
 from sonotune.metrics.paired import POWER_FACTOR, holm, least_p, power_factor
+from sonotune.metrics.scores import score_title
 
 LEVEL = 0.05
 EQUAL_SHARE = 0.005
@@ -47,8 +48,6 @@ CLAIMS: Mapping[str, Claim] = {
     ),
 }
 """By arm."""
-
-_NAMES = {"wer": "WER", "cer": "CER", "accuracy": "accuracy"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +159,7 @@ def sentence(row: Mapping[str, Any]) -> str:
     pair = f"{row['arm']} and {row['against']}"
     if "error" in row:
         return f"{pair} could not be compared: {row['error'].rstrip('.')}."
-    name = _NAMES[row["score"]]
+    name = score_title(row["score"], row)
     if row["outcome"] == "no difference" and not row["attainable"]:
         head = f"No difference in {name} between {pair} could be shown by {_plural(row['blocks'], row['resampled'])} "
         head += f"after Holm's correction over {row['comparisons']} comparisons, however large"

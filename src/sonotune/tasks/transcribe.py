@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 NUMBERS_VERBALIZED = "wer_numbers_verbalized"
 """Name of the word error rate of texts whose numbers are written as words."""
+LOOPS_CUT = "wer_loops_cut"
+"""Name of the word error rate of texts whose loops are cut."""
+_BESIDE = {LOOPS_CUT: "WER with loops cut", NUMBERS_VERBALIZED: "WER with numbers as words"}
 
 
 class Transcribe:
@@ -148,15 +151,18 @@ class Transcribe:
         looping = [loops(text, reference) for reference, text in zip(references, hypotheses, strict=True)]
         if any(looping):
             cut = [cut_loops(text) if loop else text for text, loop in zip(hypotheses, looping, strict=True)]
-            counts["wer_loops_cut"] = edit_counts(references, cut, unit="word")
+            counts[LOOPS_CUT] = edit_counts(references, cut, unit="word")
         if self._shows_numbers(references, hypotheses, clips):
             counts[NUMBERS_VERBALIZED] = edit_counts(*self._verbalized(predictions, clips), unit="word")
         scores = {
-            name: error_rate(name, edits, speakers=speakers, bootstrap=resamples, seed=seed)
+            name: error_rate(
+                name, edits, title=_BESIDE.get(name, ""), speakers=speakers, bootstrap=resamples, seed=seed
+            )
             for name, edits in counts.items()
         }
         wer = scores["wer"]
-        return scores | {"wer": replace(wer, detail={**wer.detail, "loops": sum(looping)})}
+        scores["wer"] = replace(wer, role="primary", detail={**wer.detail, "loops": sum(looping)})
+        return {name: replace(one, role="beside") if name in _BESIDE else one for name, one in scores.items()}
 
     def details(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[dict[str, Any], list[Finding]]:
         """Loops, fallbacks, empty texts and invented words."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sonotune.metrics.scores import better_sign
 from sonotune.training import checkpoint
 from sonotune.training.logging.run_log import EventLog
 from sonotune.training.state import TrainingState
@@ -47,7 +48,7 @@ class BestCheckpoint:
             scores = self._evaluate()
         score, final = scores[self._primary], self._final(state.step)
         better, of_stage = (
-            final and (best is None or _sign(score) * score.value < _sign(score) * best)
+            final and (best is None or better_sign(score.better) * score.value < better_sign(score.better) * best)
             for best in (state.best, state.stage_best)
         )
         state.evaluated_step = state.step
@@ -65,7 +66,7 @@ class BestCheckpoint:
             state.best, state.best_step = score.value, state.step
         else:
             others.append(state.step)
-        others.sort(key=lambda step: (_sign(score) * state.scores[str(step)], step))
+        others.sort(key=lambda step: (better_sign(score.better) * state.scores[str(step)], step))
         state.runners_up = [step for step in others if step != state.best_step][: self._average - 1]
 
     def put_best(self, state: TrainingState, put: Callable[[Mapping[str, Tensor]], None]) -> int | None:
@@ -88,14 +89,9 @@ class BestCheckpoint:
         if len(steps) > 1 and self._evaluate is not None:
             put({name: torch.stack([one[name] for one in weights]).mean(0) for name in weights[0]})
             score = self._evaluate()[self._primary]
-            kept = _sign(score) * score.value <= _sign(score) * state.scores[str(best)]
+            kept = better_sign(score.better) * score.value <= better_sign(score.better) * state.scores[str(best)]
             self._log.event("average", step=state.step, steps=steps, score=score.to_json(), kept=kept)
             if kept:
                 return best
         put(weights[0])
         return best
-
-
-def _sign(score: Score) -> int:
-    """What makes the better of two scores the smaller."""
-    return 1 if score.better == "lower" else -1

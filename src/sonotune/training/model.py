@@ -103,7 +103,8 @@ def prepare_model(session: Session, inputs: RunInputs, steps: LoopSettings) -> P
         ranks=dict(plan.ranks) if plan else {},
         stages=tuple(describe(stage, loaded) for stage in stages),
         model={
-            "family": loaded.family, "checkpoint": loaded.checkpoint, "revision": loaded.revision,
+            "task": inputs.task.name, "family": loaded.family, "checkpoint": loaded.checkpoint,
+            "revision": loaded.revision,
             "components": count_parameters(loaded), "quantized_linears": len(loaded.quantized),
             "context": loaded.context, "thinning": asdict(loaded.thinning),
         },

@@ -12,7 +12,7 @@ from sonotune.errors import RunDirectoryError
 from sonotune.runs import torch_seed
 from sonotune.stages import all_stages
 from sonotune.training import checkpoint, checks
-from sonotune.training.adaptation import objective_of, unquantized
+from sonotune.training.adaptation import objective_of
 from sonotune.training.artifacts import save_artifacts
 from sonotune.training.compatibility import TRAINING_DATA, CheckpointPlace, Fingerprint
 from sonotune.training.inputs import RunInputs, load_inputs, loop_settings, training_data
@@ -56,8 +56,7 @@ def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[
             loop = train(session, inputs, model, steps, fingerprint, scoring)
             best_step = loop.load_best() or loop.state.step
             model = scoring.model = trained_model(session, model)
-            save_artifacts(model.loaded, session.log.directory, main=session.compute.processes.main,
-                           extra=_metadata(session, model))  # fmt: skip
+            save_artifacts(session, model)
             scoring.measure_entropy("after", best_step)
             scoring.score("after")
             scoring.score("test")
@@ -140,20 +139,3 @@ def _resume(session: Session, loop: StageLoop, fingerprint: Fingerprint) -> None
         raise RunDirectoryError(f"{log.directory.path} holds no checkpoint to resume, and run.resume is must.")
     if log.directory.resumed:
         log.resume_at(loop.state.step, changed)
-
-
-def _metadata(session: Session, model: PreparedModel) -> dict[str, object]:
-    """What `sonotune.json` says of a run."""
-    config = session.config
-    return {
-        "bits": model.bits,
-        "double": config.quantization.double,
-        "quantization_skip": list(unquantized(config)),
-        "language": config.model.language,
-        "text_scoring": config.data.text_scoring,
-        "min_duration_s": config.data.min_duration_s,
-        "max_duration_s": config.data.max_duration_s,
-        "multi_label": config.data.multi_label,
-        "outputs": list(model.loaded.new_outputs),
-        "run": session.log.record.run_id,
-    }

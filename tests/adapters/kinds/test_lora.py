@@ -377,7 +377,8 @@ def test_the_metadata_says_what_the_adapter_belongs_to(adapted: Fresh, tmp_path:
     lora.save(trained, tmp_path, extra={"bits": 4, "language": "he"})
     metadata = read_metadata(tmp_path)
     assert metadata == {
-        "schema": 1, "adapter": "lora", "family": "whisper", "checkpoint": "assets:whisper-nano", "revision": trained.revision,
+        "schema": 1, "adapter": "lora", "family": "whisper", "checkpoint": "assets:whisper-nano",
+        "revision": trained.revision,
         "context": "cut", "trained_contexts": ["full", "thinned"],
         "thinning": {"margin": 50, "spacing": 30}, "bits": 4, "language": "he",
     }  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from sonotune.metrics.scores import show_value
 from sonotune.types import Score
 
 _SMOOTHING = 0.95
@@ -64,4 +65,6 @@ class ProgressBar:
 
     def evaluated(self, step: int, scores: Mapping[str, Score]) -> None:
         """See `Listener.evaluated`."""
-        self._score = "  ".join(f"{name.upper()} {100 * score.value:.1f} %" for name, score in scores.items())
+        self._score = "  ".join(
+            f"{score.title or name} {show_value(score.to_json())}" for name, score in scores.items()
+        )

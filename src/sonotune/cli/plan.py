@@ -11,7 +11,6 @@ from sonotune.cli.shared import Json, Words, app, print_result
 
 if TYPE_CHECKING:
     from sonotune.config.schema import RunConfig
-    from sonotune.planning.layout import TrainingSettings
     from sonotune.planning.plan import Plan
 
 _UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -47,6 +46,7 @@ def plan(
 
     sonotune plan model=whisper_large_v3 quantization.bits=4 training.precision=bf16 --memory 8GB
     """
+    from sonotune.api import planned_lengths_s, planned_settings
     from sonotune.config.load import load_run_config
     from sonotune.planning.cost import estimate
     from sonotune.planning.plan import make_plan
@@ -65,36 +65,13 @@ def plan(
             devices=devices, price_per_hour=price,
         )  # fmt: skip
     found = make_plan(
-        _settings(config, place, devices), clip_seconds=clip_seconds or _edges(config), within_window=not clip_seconds,
+        planned_settings(config, place, devices), clip_seconds=clip_seconds or planned_lengths_s(config),
+        within_window=not clip_seconds,
         batch_seconds=training.batch_seconds, batch_max_clips=training.batch_max_clips,
         label_tokens=config.data.max_label_tokens if label_tokens is None else label_tokens,
         memory_bytes=memory_bytes, exact=exact, device=place, cost=cost,
     )  # fmt: skip
     print_result(found.to_json(), as_json=as_json, lines=_lines(found))
-
-
-def _settings(config: RunConfig, device: Literal["cpu", "cuda"], devices: int) -> TrainingSettings:
-    """What of the settings decides memory."""
-    from sonotune.models.precision import choose_precision
-    from sonotune.optimizers import choose_optimizer
-    from sonotune.planning.layout import TrainingSettings
-    from sonotune.training.adaptation import adapter_settings, rank_settings, wanted_stages
-
-    asked = config.training.precision
-    on_a_card = "bf16" if asked == "auto" else asked
-    precision = on_a_card if device == "cuda" else choose_precision(asked)[0]
-    return TrainingSettings(
-        checkpoint=config.model.checkpoint, family=config.model.family, revision=config.model.revision,
-        task=config.model.task, num_labels=config.model.num_labels, multi_label=config.data.multi_label,
-        context=config.model.asked_context, bits=config.quantization.bits, double=config.quantization.double,
-        skip=config.quantization.skip, kind=config.adapter.kind,
-        ranks=rank_settings(config),
-        adapter=adapter_settings(config), precision=precision,
-        gradient_checkpointing=config.training.gradient_checkpointing, label_smoothing=config.training.label_smoothing,
-        stages=wanted_stages(config),
-        optimizer=choose_optimizer(config.training.optimizer, device)[0],
-        shards=devices if config.training.shard_weights else 1,
-    )  # fmt: skip
 
 
 def _lengths(config: RunConfig) -> list[tuple[int, int | None]]:
@@ -103,14 +80,6 @@ def _lengths(config: RunConfig) -> list[tuple[int, int | None]]:
 
     whole = [(config.training.max_epochs, config.training.max_steps)]
     return [(stage.max_epochs, stage.max_steps) for stage in wanted_stages(config)] or whole
-
-
-def _edges(config: RunConfig) -> list[float]:
-    """Buckets: the edges that scores are told by, up to the longest clip that is trained on."""
-    from sonotune.data.windows import training_limit_s
-
-    longest = training_limit_s(None, config.data.max_duration_s)
-    return [*(edge for edge in config.evaluation.duration_edges_s if edge < longest), longest]
 
 
 def _device(asked: str) -> Literal["cpu", "cuda"]:

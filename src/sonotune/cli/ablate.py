@@ -1,26 +1,21 @@
-"""Commands that compare: two runs, or the arms of an ablation."""
+"""The command that measures what each part of a recipe is worth: ablate."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sonotune.cli.shared import Json, Words, app, inspected, print_result
+from sonotune.cli.shared import Json, Words, app, print_result
 
 if TYPE_CHECKING:
     from sonotune.sweeps.ablation import Session
     from sonotune.sweeps.plan import Plan
 
-_SHOWN_SLICES = 12
-
-First = Annotated[str, typer.Argument(metavar="A", help="A run, or a file of predictions; several seeds: A1,A2.")]
-Second = Annotated[str, typer.Argument(metavar="B", help="The same of the other system.")]
 Resamples = Annotated[int, typer.Option(min=100, max=1_000_000, help="Bootstrap resamples.")]
-Moment = Annotated[str | None, typer.Option(help="test, after or before; default the first that all runs have.")]
 ArmNames = Annotated[str, typer.Option("--arms", help="Names of arms or groups: standard, ranks, split.")]
 OwnArms = Annotated[list[str] | None, typer.Option("--arm", help='One of your own: "NAME: SETTING=VALUE ...".')]
 Baseline = Annotated[str | None, typer.Option(help="Arm to measure against; default uniform or uniform_share.")]
@@ -32,55 +27,6 @@ Folder = Annotated[Path | None, typer.Option("--dir", help="Directory; default f
 Hours = Annotated[
     float | None, typer.Option(min=0, help="Begin no run that would end later; go on with the same line.")
 ]
-
-
-@app.command()
-def compare(
-    first: First,
-    second: Second,
-    moment: Moment = None,
-    resamples: Resamples = 10_000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the resampling.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Say whether B differs from A on the same clips, how sure that is, and what could have been seen.
-
-    sonotune compare runs/round1 runs/round2
-
-    Differences are B minus A. Speakers are resampled for both together; no model is loaded.
-    """
-    from sonotune.evaluation.compare import compare as compare_runs
-
-    places = [_places(text) for text in (first, second)]
-    found = compare_runs(places[0], places[1], moment=moment, resamples=resamples, seed=seed)
-    body = found.to_json()
-    lines = [f"B minus A on {found.clips} clips, in percentage points"]
-    lines += [f"{name.upper():<9}{_points(row)}" for name, row in body["difference"].items()]
-    primary = found.primary
-    lines.append(f"seen in 80 % of the cases would be {100 * primary.minimum_detectable:.2f} points or more")
-    if found.matched_pairs is not None:
-        pairs = found.matched_pairs
-        lines.append(f"matched segments (speakers taken as alike): z = {pairs.z:.2f}, p = {pairs.p:.4f}")
-    shown = [row for row in body["slices"] if row["difference"] and row["clips"] < found.clips]
-    lines += [
-        f"  {row['by']}={row['value']}: {_points(next(iter(row['difference'].values())))} on {row['clips']} clips"
-        for row in shown[:_SHOWN_SLICES]
-    ]
-    if len(shown) > _SHOWN_SLICES:
-        lines.append(f"  and {len(shown) - _SHOWN_SLICES} more slices (--json)")
-    lines += [f"note: {warning}" for warning in primary.warnings]
-    print_result(body, as_json=as_json, lines=lines)
-
-
-def _places(text: str) -> list[Path]:
-    """Paths with commas between, or one path that has commas in it."""
-    return [Path(text)] if Path(text).exists() else [Path(part.strip()) for part in text.split(",")]
-
-
-def _points(row: Mapping[str, Any]) -> str:
-    low, value, high = (100 * row[key] for key in ("low", "value", "high"))
-    rates = f"{100 * row['first']:.2f} -> {100 * row['second']:.2f} %"
-    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]  p = {row['p']:.4f}  ({rates})"
 
 
 @app.command()
@@ -148,7 +94,9 @@ def _seeds(option: str, text: str) -> list[int]:
 
 def _parameters(words: Sequence[str]) -> dict[str, int]:
     """What some settings train, in all and in adapters, without reading weights."""
-    counts = inspected(words).to_json()["parameters"]
+    from sonotune.api import inspect
+
+    counts = inspect(words).to_json()["parameters"]
     return {name: int(counts[name]) for name in ("adapter", "trainable", "total")}
 
 
