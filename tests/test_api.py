@@ -53,7 +53,7 @@ def test_settings_are_a_mapping_or_words():
 
 
 def test_errors_are_ours():
-    with pytest.raises(sonotune.SonotuneError, match="data.train: required") as caught:
+    with pytest.raises(sonotune.SonotuneError, match=r"data\.train: required") as caught:
         sonotune.train({"model": "whisper_nano"})
     assert caught.value.exit_code == 2
 

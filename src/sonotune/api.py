@@ -1,7 +1,8 @@
 """sonotune from Python: what the commands do, as functions.
 
 Settings are those of the commands, by their dotted names: a mapping (`{"model": "whisper_nano"}`), or words as on the
-command line (`["model=whisper_nano"]`). Every name stands in docs/reference/config.md. Nothing is printed, and errors are `SonotuneError`.
+command line (`["model=whisper_nano"]`). Every name stands in docs/reference/config.md. Nothing is printed, and errors
+are `SonotuneError`.
 
     import sonotune
 
