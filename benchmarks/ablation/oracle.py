@@ -19,7 +19,7 @@ import numpy as np
 import scipy.stats
 
 from sonotune.adapters.calibration.calibrate import collect
-from sonotune.adapters.ranks.choose import adapted_sites, calibration_clips
+from sonotune.adapters.ranks.choose import adapted_modules, calibration_clips
 from sonotune.adapters.ranks.plan import Budget
 from sonotune.config.load import load_run_config
 from sonotune.registry import resolve
@@ -72,7 +72,7 @@ def look(train: Path, model: str, rank: int) -> dict[str, Any]:
     compute = set_up_compute(config.training.precision)
     inputs = load_inputs(config, compute)
     settings, loaded = rank_settings(config), inputs.opened.loaded
-    sites = adapted_sites(loaded, settings)
+    sites = adapted_modules(loaded, settings)
     evidence = collect(
         loaded, inputs.calibration_objective, calibration_clips(inputs.prepared.clips, settings),
         tokens=settings.tokens, autocast=compute.accelerator.autocast,

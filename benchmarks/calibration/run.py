@@ -92,7 +92,7 @@ def hooks(loaded: Any, *, seconds: tuple[float, float], repeats: int) -> dict[st
     """Time listening to clips against computing their loss alone, in turns; features are made beforehand."""
     import torch
 
-    from sonotune.adapters.calibration.activations import listen
+    from sonotune.adapters.calibration.activations import collect_activations
     from sonotune.adapters.calibration.calibrate import measure_sample
     from sonotune.models.families.whisper import WhisperFamily
     from sonotune.tasks.base import TaskSettings
@@ -111,7 +111,7 @@ def hooks(loaded: Any, *, seconds: tuple[float, float], repeats: int) -> dict[st
     samples: list[Any] = []
 
     def listening() -> None:
-        samples[:] = [listen(loaded, TaskObjective(task, ObjectiveSettings()), batches, tokens=TOKENS)]
+        samples[:] = [collect_activations(loaded, TaskObjective(task, ObjectiveSettings()), batches, tokens=TOKENS)]
 
     plain(batches[:4])  # the first pass allocates
     times: dict[str, list[dict[str, float]]] = {"plain": [], "listening": []}

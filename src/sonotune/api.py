@@ -113,7 +113,7 @@ def evaluate(model: Place, manifest: Place, settings: Settings = ()) -> Evaluati
     corpus = load_corpus(
         {"test": str(config.data.test)},
         seed=config.training.seed,
-        require=recognizer.task.truth,
+        require=recognizer.task.reference,
         **config.data.model_dump(include=CORPUS_SETTINGS),
     )
     return recognizer.evaluate(corpus.splits["test"], **evaluation_settings(config))

@@ -12,7 +12,7 @@ from sonotune.adapters.merge import merge_into
 from sonotune.adapters.ranks.choose import RankSettings
 from sonotune.adapters.trainable import adapt_uncalibrated
 from sonotune.loading import open_model
-from sonotune.models.base import LoadedModel, ModelFamily, parameter_owners
+from sonotune.models.base import LoadedModel, ModelFamily, component_of_parameters
 from sonotune.models.probe import probe_logits
 from sonotune.registry import names
 
@@ -49,7 +49,7 @@ def test_attaching_changes_no_output_and_every_parameter_has_an_owner(name: str)
     torch.testing.assert_close(probe_logits(family, made), before, rtol=0, atol=1e-6)
     assert kind_of(made).name == name
     bare = {parameter for parameter, _ in open_model(NANO).loaded.module.named_parameters()}
-    assert set(parameter_owners(made)) == bare
+    assert set(component_of_parameters(made)) == bare
     trains = {key for key, value in made.module.named_parameters() if value.requires_grad}
     assert trains
     if name != "none":

@@ -9,7 +9,7 @@ from sonotune.data.manifest import read_manifest
 from sonotune.features.batching import Batch, ClipBatches
 from sonotune.loading import Opened, open_model
 from sonotune.registry import names, resolve_asset
-from sonotune.tasks.base import Prepared, TaskSettings
+from sonotune.tasks.base import PreparedClips, TaskSettings
 from sonotune.tasks.transcribe import Transcribe
 from sonotune.training.objectives.base import ObjectiveSettings, make_objective
 
@@ -27,12 +27,12 @@ def task(opened: Opened) -> Transcribe:
 
 
 @pytest.fixture(scope="module")
-def prepared(opened: Opened, task: Transcribe) -> Prepared:
+def prepared(opened: Opened, task: Transcribe) -> PreparedClips:
     clips = read_manifest(resolve_asset("assets:quickstart/train.jsonl"))[:3]
     return task.prepare(opened.loaded, clips)
 
 
-def batch_of(opened: Opened, prepared: Prepared, *rows: int) -> Batch:
+def batch_of(opened: Opened, prepared: PreparedClips, *rows: int) -> Batch:
     batches = ClipBatches(
         prepared.clips, prepared.targets, opened.loaded.frontend, batches=[rows], seed=0, epoch=0, context="cut"
     )
@@ -40,7 +40,7 @@ def batch_of(opened: Opened, prepared: Prepared, *rows: int) -> Batch:
 
 
 @pytest.mark.parametrize("name", names("objectives"))
-def test_losses_are_those_of_the_clips_alone(name: str, opened: Opened, task: Transcribe, prepared: Prepared):
+def test_losses_are_those_of_the_clips_alone(name: str, opened: Opened, task: Transcribe, prepared: PreparedClips):
     objective = make_objective(name, task, SETTINGS)
     assert objective.task is task
     opened.loaded.module.eval()
@@ -52,7 +52,7 @@ def test_losses_are_those_of_the_clips_alone(name: str, opened: Opened, task: Tr
 
 
 @pytest.mark.parametrize("name", names("objectives"))
-def test_gradients_reach_the_model(name: str, opened: Opened, task: Transcribe, prepared: Prepared):
+def test_gradients_reach_the_model(name: str, opened: Opened, task: Transcribe, prepared: PreparedClips):
     opened.loaded.module.requires_grad_(True)
     make_objective(name, task, SETTINGS).losses(opened.loaded, batch_of(opened, prepared, 0, 1)).total.backward()
     weight = opened.loaded.module.model.encoder.conv1.weight

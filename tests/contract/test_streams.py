@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from sonotune.adapters.calibration.activations import channels_last, listen
+from sonotune.adapters.calibration.activations import channels_last, collect_activations
 from sonotune.adapters.calibration.direction_gradients import differentiate
 from sonotune.adapters.calibration.spectrum import leading_directions
 from sonotune.errors import ModelError
@@ -172,7 +172,9 @@ def test_architectures_without_a_row_have_streams_as_exact(other: str, tmp_path:
         test_every_linear_takes_the_rows_of_its_stream(case, context)
         test_the_valid_rows_of_a_batch_are_those_of_its_clips_alone(case, context)
     assert (
-        listen(case.loaded, case.task, [case.batch([0], context="thinned" if other == "whisper" else "cut")])
+        collect_activations(
+            case.loaded, case.task, [case.batch([0], context="thinned" if other == "whisper" else "cut")]
+        )
         is not None
     )
 
@@ -212,7 +214,7 @@ def test_kinds_say_which_rows_hold_audio_and_which_text(case: Any) -> None:
 
 
 def sampled(case: Any, batches: list[Batch], **settings: Any) -> Any:
-    sample = listen(case.loaded, case.task, batches, tokens=TOKENS, **settings)
+    sample = collect_activations(case.loaded, case.task, batches, tokens=TOKENS, **settings)
     assert sample is not None
     return sample
 
@@ -265,7 +267,7 @@ def test_projections_of_one_tensor_share_its_statistics(case: Any) -> None:
 def test_the_gradient_along_directions_is_that_of_an_adapter(case: Any) -> None:
     """Against autograd on the weights themselves: dL/dB of an adapter with A = V is G Vᵀ."""
     loaded, clips = case.fresh(), [case.batch([row]) for row in (0, 1)]
-    sample = listen(loaded, case.task, clips, tokens=TOKENS)
+    sample = collect_activations(loaded, case.task, clips, tokens=TOKENS)
     assert sample is not None
     directions = {}
     for item in sample.inputs:
@@ -293,7 +295,7 @@ def test_a_quantised_base_gives_a_sample_and_gradients_and_stays_as_it_was(case:
     kept = {name for name in case.loaded.linears if case.loaded.owner(name) == "head"}
     loaded, clips = quantize(case.fresh(), bits=4, keep=kept), [case.batch([row]) for row in (0, 1)]
     trained = {name for name, parameter in loaded.module.named_parameters() if parameter.requires_grad}
-    sample = listen(loaded, case.task, clips, tokens=TOKENS)
+    sample = collect_activations(loaded, case.task, clips, tokens=TOKENS)
     assert sample is not None
     directions = {
         name: leading_directions(part.rows(item.modules[0]), 5)

@@ -17,7 +17,7 @@ from transformers import AutoProcessor, Qwen3ASRConfig, Qwen3ASRForConditionalGe
 
 from sonotune.errors import ModelError, TextError
 from sonotune.features.batching import Batch, pad_targets
-from sonotune.models.base import LoadedModel, count_parameters, parameter_owners, select
+from sonotune.models.base import LoadedModel, component_of_parameters, count_parameters, select
 from sonotune.models.families import qwen3_asr
 from sonotune.models.families.qwen3_asr import Qwen3AsrFamily
 from sonotune.models.families.qwen3_asr_old import modern_name
@@ -103,7 +103,7 @@ def chat(text: str | None = None) -> list[dict[str, Any]]:
 
 
 def test_every_parameter_belongs_to_exactly_one_component(loaded: LoadedModel):
-    assert set(parameter_owners(loaded).values()) == {"stem", "encoder", "projector", "decoder", "embeddings"}
+    assert set(component_of_parameters(loaded).values()) == {"stem", "encoder", "projector", "decoder", "embeddings"}
     total = sum(row["parameters"] for row in count_parameters(loaded).values())
     assert total == sum(parameter.numel() for parameter in loaded.module.parameters())
     assert loaded.tied == (("model.language_model.embed_tokens.weight", "lm_head.weight"),)

@@ -21,7 +21,7 @@ from sonotune.adapters.merge import merge_into
 from sonotune.adapters.ranks.plan import RankPlan, unit_costs
 from sonotune.errors import ModelError, RunDirectoryError, TextError
 from sonotune.features.batching import Batch, pad_targets
-from sonotune.models.base import LoadedModel, count_parameters, parameter_owners, select
+from sonotune.models.base import LoadedModel, component_of_parameters, count_parameters, select
 from sonotune.models.composed.build import compose, put_together
 from sonotune.models.composed.model import BOUNDS, SpeechLlm, SpeechLlmConfig
 from sonotune.models.composed.projectors import PROJECTORS
@@ -166,7 +166,7 @@ EVERY = list(itertools.product(("whisper", "wav2vec2"), ("qwen2", "llama"), KIND
 def test_the_map_and_batches_of_every_combination(made: Any, encoder: str, language_model: str, kind: str, fusion: str):
     folder = made(encoder, language_model, kind, fusion)
     loaded = open_gates(FAMILY.load(folder))
-    owners = parameter_owners(loaded)
+    owners = component_of_parameters(loaded)
     assert set(owners) == {name for name, _ in loaded.module.named_parameters()}
     tied = language_model == "qwen2"
     names = {"stem", "encoder", "projector", "decoder", "embeddings"} | (set() if tied else {"head"})
@@ -191,7 +191,7 @@ def test_padding_reaches_no_waveform_encoder(tmp_path: Path, parts: dict[str, Pa
     encoder = save_encoder(tmp_path / "encoder", "wav2vec2" if kind == "group" else kind, **changes)
     compose(tmp_path / "made", encoder=str(encoder), language_model=str(parts["llama"]), **SMALL)
     loaded = FAMILY.load(str(tmp_path / "made"))
-    assert set(parameter_owners(loaded)) == {name for name, _ in loaded.module.named_parameters()}
+    assert set(component_of_parameters(loaded)) == {name for name, _ in loaded.module.named_parameters()}
     with torch.no_grad():
         together = FAMILY.logits(loaded, batch_of(loaded, [0, 1, 2]))
         alone = torch.cat([FAMILY.logits(loaded, batch_of(loaded, [row])) for row in range(3)])
@@ -338,7 +338,7 @@ def test_adapters_reach_exactly_the_linears_and_merge(
     folder = made(encoder, language_model, kind, fusion)
     loaded = open_gates(FAMILY.load(folder))
     inside = ("encoder", "projector", "decoder")
-    owners = parameter_owners(loaded)
+    owners = component_of_parameters(loaded)
     found = [name for name, module in loaded.module.named_modules() if isinstance(module, nn.Linear)]
     assert list(loaded.linears) == [name for name in found if owners.get(f"{name}.weight") in inside]
     assert {owners[f"{name}.weight"] for name in loaded.linears} == set(inside)

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from sonotune.errors import ModelError, TextError
 from sonotune.features.batching import Batch, ClipBatches, pad_targets
 from sonotune.models import decoding
-from sonotune.models.base import LoadedModel, count_parameters, parameter_owners, select
+from sonotune.models.base import LoadedModel, component_of_parameters, count_parameters, select
 from sonotune.models.families import whisper
 from sonotune.models.families.whisper import WhisperFamily
 from sonotune.registry import resolve_asset
@@ -51,7 +51,7 @@ def make_batch(loaded: LoadedModel, seconds: list[float], texts: list[str], *, f
 
 
 def test_every_parameter_belongs_to_exactly_one_component(loaded: LoadedModel):
-    owners = parameter_owners(loaded)
+    owners = component_of_parameters(loaded)
     assert set(owners.values()) == {"stem", "encoder", "decoder", "embeddings"}
     total = sum(row["parameters"] for row in count_parameters(loaded).values())
     assert total == sum(parameter.numel() for parameter in loaded.module.parameters())

@@ -17,7 +17,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from sonotune.adapters.ranks.components import FirstStep, Split
-from sonotune.adapters.ranks.plan import sites_of
+from sonotune.adapters.ranks.plan import targets_in
 from sonotune.config.load import LoadedConfig
 from sonotune.errors import AdapterError, Interrupted
 from sonotune.loading import open_model
@@ -104,7 +104,7 @@ def test_ranks_that_moved_are_within_the_budget_and_load_in_plain_peft(settings:
     assert moves
     assert moves[-1]["ranks"] == record.ranks
     loaded = open_model(str(tiny_model)).loaded
-    costs = {site.name: site.cost for site in sites_of(loaded, list(record.ranks))}
+    costs = {site.name: site.cost for site in targets_in(loaded, list(record.ranks))}
     budget = record.config["adapter"]["rank"] * sum(costs.values())
     assert sum(rank * costs[name] for name, rank in record.ranks.items()) <= budget
     trains = {name: row["trainable"] for name, row in record.model["components"].items() if name != "stem"}
@@ -171,7 +171,7 @@ def test_ranks_of_a_file_may_move_within_what_they_cost(settings: Settings, tmp_
     given = read_record(first).ranks
     assert events(folder, "ranks")
     loaded = open_model(read_record(first).model["checkpoint"]).loaded
-    costs = {site.name: site.cost for site in sites_of(loaded, list(given))}
+    costs = {site.name: site.cost for site in targets_in(loaded, list(given))}
     spent = sum(rank * costs[name] for name, rank in record.ranks.items())
     assert spent <= sum(rank * costs[name] for name, rank in given.items())
 

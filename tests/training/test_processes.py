@@ -349,13 +349,13 @@ COUNTS = """
 import sys
 from sonotune.cli import main
 from sonotune.training import model as room
-from sonotune.training.sharding import is_part, local
+from sonotune.training.sharding import is_shard, local
 
 shard = room.shard_layers
 
 def counted(loaded, processes, **options):
     shard(loaded, processes, **options)
-    parts = [value for value in loaded.module.parameters() if is_part(value)]
+    parts = [value for value in loaded.module.parameters() if is_shard(value)]
     print(f"held {sum(local(one).numel() for one in parts)} {sum(one.numel() for one in parts)}\\n", end="", flush=True)
 
 room.shard_layers = counted

@@ -20,7 +20,7 @@ from sonotune.errors import AdapterError, ConfigError, Interrupted, ModelError
 from sonotune.models.base import LoadedModel, select
 from sonotune.runs import read_events, read_record
 from sonotune.stages import ParameterGroup, Stage, StageSettings, all_stages, build_stages, whole_run
-from sonotune.training.lr_schedule import MOST_WARMUP, StageSchedule
+from sonotune.training.lr_schedule import MAX_WARMUP, StageSchedule
 from sonotune.training.run import run
 
 Build = Callable[..., Any]
@@ -176,7 +176,7 @@ def test_a_course_covers_every_step_once_and_its_shares_are_shares(lengths, step
         step = course.end
         assert course.last is (index == len(lengths) - 1)
     assert step == total
-    assert MOST_WARMUP == 500
+    assert MAX_WARMUP == 500
 
 
 def test_layers_further_down_learn_more_slowly(bench: Build):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sonotune.adapters.kinds.base import AdapterKind, AdapterSettings, carries_one
-from sonotune.adapters.ranks.choose import RankSettings, adapted_sites, plan_uncalibrated
+from sonotune.adapters.ranks.choose import RankSettings, adapted_modules, plan_uncalibrated
 from sonotune.adapters.ranks.plan import RankPlan
 from sonotune.errors import AdapterError, ConfigError
 from sonotune.models.base import LoadedModel, select
@@ -202,7 +202,7 @@ def targets_of(loaded: LoadedModel, kind: AdapterKind, ranks: RankSettings) -> t
     Raises:
         AdapterError: A target matches nothing.
     """
-    return () if kind.name == "none" else tuple(site.name for site in adapted_sites(loaded, ranks))
+    return () if kind.name == "none" else tuple(site.name for site in adapted_modules(loaded, ranks))
 
 
 def recompute_activations(loaded: LoadedModel) -> None:

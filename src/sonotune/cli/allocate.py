@@ -22,14 +22,14 @@ def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = F
 
     Train with them by allocation.file=ranks/ranks.json.
     """
-    from sonotune.adapters.ranks.choose import ranks_text, split_text
+    from sonotune.adapters.ranks.choose import components_text, ranks_text
     from sonotune.config.load import load_run_config
     from sonotune.errors import RunDirectoryError
     from sonotune.reports.rank_heatmap import save_pictures
     from sonotune.runs import atomic_write_json, atomic_write_text, make_folder
     from sonotune.training.adaptation import Adaptation
     from sonotune.training.inputs import load_inputs
-    from sonotune.training.model import choose_ranks, measure_split
+    from sonotune.training.model import choose_ranks, measure_components
     from sonotune.training.runtime import set_up_compute
     from sonotune.types import Finding
 
@@ -45,14 +45,14 @@ def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = F
     inputs = load_inputs(config, compute, finding=findings.extend)
     adaptation, objective, split = Adaptation.of(config, inputs.opened.loaded), inputs.calibration_objective, None
     if config.adapter.split == "measured":
-        split = measure_split(inputs, adaptation, objective, autocast=autocast)
+        split = measure_components(inputs, adaptation, objective, autocast=autocast)
         adaptation = adaptation.measured(split)
     plan, found = choose_ranks(inputs, adaptation, objective, autocast=autocast)
     findings += () if found is None else found.findings
     text = ranks_text(plan, inputs.opened.loaded)
     files = save_pictures(text, out)
     if split is not None:
-        atomic_write_text(out / "split.json", split_text(split))
+        atomic_write_text(out / "split.json", components_text(split))
         files = [*files, out / "split.json"]
     if found is not None:
         atomic_write_json(out / "entropy.json", found.spectra())

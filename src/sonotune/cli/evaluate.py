@@ -34,7 +34,7 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
         corpus = load_corpus(
             {"test": str(config.data.test)},
             seed=config.training.seed,
-            require=recognizer.task.truth,
+            require=recognizer.task.reference,
             **config.data.model_dump(include=CORPUS_SETTINGS),
         )
         clips = corpus.splits["test"]

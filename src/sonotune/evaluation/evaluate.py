@@ -121,7 +121,7 @@ def evaluate(
         TextError: There are transcripts, and none has a word after normalisation.
     """
     started_at = time.monotonic()
-    task.check_truth(loaded, clips)
+    task.check_references(loaded, clips)
     predictions, findings = predict_clips(
         task,
         loaded,
@@ -135,7 +135,7 @@ def evaluate(
         progress=progress,
         processes=processes,
     )
-    told = [index for index, clip in enumerate(clips) if task.has_truth(clip)]
+    told = [index for index, clip in enumerate(clips) if task.has_reference(clip)]
     findings += [*_foreign_context(loaded, context or loaded.context), *_untold(clips, told)]
     scores: dict[str, Score] = {}
     slices: list[dict[str, Any]] = []

@@ -330,7 +330,7 @@ class SpeechFamily(ModelFamily, Protocol):
         ...
 
 
-def parameter_owners(loaded: LoadedModel) -> dict[str, ComponentName]:
+def component_of_parameters(loaded: LoadedModel) -> dict[str, ComponentName]:
     """Component of every parameter of the bare model.
 
     Raises:

@@ -97,7 +97,7 @@ def load_pretrained(
                 source, config=config, revision=revision, dtype=torch.float32, use_safetensors=True,
                 output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
-            draw_anew(module, _lacking(checkpoint, source, told, new_parameters))
+            reinitialise(module, _lacking(checkpoint, source, told, new_parameters))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ModelError(_why(checkpoint, source, error)) from error
     module.eval()
@@ -234,7 +234,7 @@ def _chunk_frames(config: Any) -> int | None:
     return None if half is None else 2 * int(half)
 
 
-def draw_anew(module: Any, names: Collection[str]) -> None:
+def reinitialise(module: Any, names: Collection[str]) -> None:
     """Give matrices that no checkpoint has their first values, in place; the same every time.
 
     An adapter holds what was learned over them and not these values themselves, so that whoever opens it must get the

@@ -211,7 +211,7 @@ def _clips(settings: ParitySettings, task: Task, window_s: float | None) -> tupl
         raise ManifestError(
             "no development clips are known: this is no run with data of its own. Name some with --parity MANIFEST."
         )
-    corpus = load_corpus(dict(settings.sources), seed=settings.seed, require=task.truth, **settings.corpus)
+    corpus = load_corpus(dict(settings.sources), seed=settings.seed, require=task.reference, **settings.corpus)
     clips = corpus.splits[settings.split]
     longest_s = min(window_s or LONGEST_S, LONGEST_S)
     fitting = [clip for clip in clips if clip.duration_s <= longest_s]

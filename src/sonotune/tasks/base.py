@@ -44,7 +44,7 @@ class TaskSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
+class PreparedClips:
     """Clips a task can learn from, with their targets.
 
     Attributes:
@@ -69,14 +69,14 @@ class Task(Protocol):
     name: str
     primary: str
     """Name of the score that chooses the best checkpoint."""
-    truth: Literal["text", "label"] | None
+    reference: Literal["text", "label"] | None
     """What a clip must say to be learned from or scored; None where nothing is a truth as well."""
 
     def outputs(self, clips: Sequence[Clip]) -> tuple[str, ...]:
         """Symbols or classes that an output layer needs to learn from these clips, in order."""
         ...
 
-    def prepare(self, loaded: LoadedModel, clips: Sequence[Clip]) -> Prepared:
+    def prepare(self, loaded: LoadedModel, clips: Sequence[Clip]) -> PreparedClips:
         """Encode targets once, before training; what cannot be encoded becomes a finding."""
         ...
 
@@ -90,11 +90,11 @@ class Task(Protocol):
         """One prediction a clip, in the order of the batch."""
         ...
 
-    def has_truth(self, clip: Clip) -> bool:
+    def has_reference(self, clip: Clip) -> bool:
         """Whether the clip says what should come out."""
         ...
 
-    def check_truth(self, loaded: LoadedModel, clips: Sequence[Clip]) -> None:
+    def check_references(self, loaded: LoadedModel, clips: Sequence[Clip]) -> None:
         """Refuse clips whose truth this model can never say, or that cannot be scored; raises ManifestError."""
         ...
 

@@ -18,7 +18,7 @@ from sonotune.metrics.runaway import cut_loops, decoding_health, loops
 from sonotune.models.base import LoadedModel, SpeechFamily
 from sonotune.models.languages import find_code
 from sonotune.models.losses import Losses
-from sonotune.tasks.base import Prepared, TaskSettings
+from sonotune.tasks.base import PreparedClips, TaskSettings
 from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, Prediction, Score
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Transcribe:
 
     name = "transcribe"
     primary = "wer"
-    truth: Literal["text", "label"] | None = "text"
+    reference: Literal["text", "label"] | None = "text"
 
     def __init__(self, family: SpeechFamily, settings: TaskSettings) -> None:
         if settings.verbalize_numbers is True and not numbers.installed():
@@ -57,7 +57,7 @@ class Transcribe:
         texts = (self._settings.training_text.training(clip.text or "") for clip in clips)
         return tuple(sorted({character for text in texts for character in text if not character.isspace()}))
 
-    def prepare(self, loaded: LoadedModel, clips: Sequence[Clip]) -> Prepared:
+    def prepare(self, loaded: LoadedModel, clips: Sequence[Clip]) -> PreparedClips:
         """Encode every transcript; what the tokenizer cannot write, or the model cannot hold, becomes a finding."""
         self._refuse_language(loaded)
         kept, targets, findings = [], [], []
@@ -79,7 +79,7 @@ class Transcribe:
                 kept.append(replace(clip, text=text, language=language))
         findings += self._notes(loaded, {clip.language for clip in kept if clip.language})
         findings += limit.findings(len(clips))
-        return Prepared(clips=tuple(kept), targets=tuple(targets), findings=tuple(findings))
+        return PreparedClips(clips=tuple(kept), targets=tuple(targets), findings=tuple(findings))
 
     def _refuse_language(self, loaded: LoadedModel) -> None:
         """Say once that the language of the settings cannot be learned, not once for each clip.
@@ -126,12 +126,12 @@ class Transcribe:
             return replace(clip, language=None)
         return clip
 
-    def has_truth(self, clip: Clip) -> bool:
-        """See `Task.has_truth`: a transcript, be it empty."""
+    def has_reference(self, clip: Clip) -> bool:
+        """See `Task.has_reference`: a transcript, be it empty."""
         return clip.text is not None
 
-    def check_truth(self, loaded: LoadedModel, clips: Sequence[Clip]) -> None:
-        """See `Task.check_truth`: a character that the model cannot write is an error it makes; nothing is refused."""
+    def check_references(self, loaded: LoadedModel, clips: Sequence[Clip]) -> None:
+        """See `Task`: a character that the model cannot write is an error it makes; nothing is refused."""
 
     def score(
         self, predictions: Sequence[Prediction], clips: Sequence[Clip], *, resamples: int = 1000, seed: int = 0

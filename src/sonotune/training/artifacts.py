@@ -15,7 +15,7 @@ from sonotune.runs import sync_directory, write_error
 from sonotune.training.adaptation import unquantized
 from sonotune.training.model import PreparedModel
 from sonotune.training.session import Session
-from sonotune.training.sharding import entire, is_sharded
+from sonotune.training.sharding import full_tensors, is_sharded
 
 
 def save_artifacts(session: Session, model: PreparedModel) -> None:
@@ -32,7 +32,7 @@ def save_artifacts(session: Session, model: PreparedModel) -> None:
         RunDirectoryError: The directory cannot be written.
     """
     loaded, directory = model.loaded, session.log.directory
-    weights = entire(loaded.module.state_dict()) if is_sharded(loaded.module) else None
+    weights = full_tensors(loaded.module.state_dict()) if is_sharded(loaded.module) else None
     if not session.compute.processes.main:
         return
     kind = kind_of(loaded)

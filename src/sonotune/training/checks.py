@@ -20,7 +20,7 @@ from sonotune.models.base import LoadedModel, ModelFamily
 from sonotune.models.probe import probe_logits
 from sonotune.processes import Processes
 from sonotune.stages import Stage
-from sonotune.training.sharding import is_part, local
+from sonotune.training.sharding import is_shard, local
 
 
 def fingerprint(module: nn.Module, *, exclude: frozenset[str]) -> dict[str, str]:
@@ -52,7 +52,7 @@ def check_agreement(parameters: Mapping[str, Tensor], processes: Processes, *, s
     """
     if processes.world_size == 1:
         return
-    shares = processes.all_gather({name: _digest(value) for name, value in parameters.items() if not is_part(value)})
+    shares = processes.all_gather({name: _digest(value) for name, value in parameters.items() if not is_shard(value)})
     for rank, share in enumerate(shares):
         if differing := [name for name, digest in shares[0].items() if share.get(name) != digest]:
             raise TrainingCheckError(

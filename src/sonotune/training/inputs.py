@@ -23,7 +23,7 @@ from sonotune.models.base import MULTI_LABEL, LoadedModel, ModelFamily
 from sonotune.models.precision import Precision
 from sonotune.optimizers import choose_optimizer
 from sonotune.registry import resolve
-from sonotune.tasks.base import Prepared, Task, TaskSettings
+from sonotune.tasks.base import PreparedClips, Task, TaskSettings
 from sonotune.training.adaptation import objective_of, unquantized
 from sonotune.training.objectives.base import Objective
 from sonotune.training.runtime import ComputeSetup
@@ -46,7 +46,7 @@ class RunInputs:
     corpus: Corpus
     task: Task
     opened: Opened
-    prepared: Prepared
+    prepared: PreparedClips
     calibration_objective: Objective
 
     @property
@@ -109,7 +109,7 @@ def _corpus(config: RunConfig, task: Task) -> Corpus:
     return load_corpus(
         {name: source for name, source in named.items() if source is not None},
         seed=config.training.seed,
-        require=task.truth,
+        require=task.reference,
         **data.model_dump(include=CORPUS_SETTINGS),
     )
 
@@ -135,17 +135,17 @@ def _open(
     return opened
 
 
-def _targets(config: RunConfig, corpus: Corpus, task: Task, loaded: LoadedModel) -> Prepared:
+def _targets(config: RunConfig, corpus: Corpus, task: Task, loaded: LoadedModel) -> PreparedClips:
     """Targets of the training clips; all splits are looked at before anything trains.
 
     Raises:
         ManifestError: Clips have classes that cannot be, too many clips cannot be used, or none is left.
     """
     for split in ("eval", "test"):
-        task.check_truth(loaded, corpus.splits.get(split, ()))
+        task.check_references(loaded, corpus.splits.get(split, ()))
     limit_s = training_limit_s(loaded.frontend.max_duration_s, config.data.max_duration_s)
     fitting, too_long = fit_for_training(
-        corpus.splits["train"], limit_s, *([cut_at_words] if task.truth == "text" else [])
+        corpus.splits["train"], limit_s, *([cut_at_words] if task.reference == "text" else [])
     )
     prepared = task.prepare(loaded, fitting)
     findings = (*too_long, *prepared.findings)
@@ -157,7 +157,7 @@ def _targets(config: RunConfig, corpus: Corpus, task: Task, loaded: LoadedModel)
     return replace(prepared, findings=findings)
 
 
-def training_data(config: RunConfig, prepared: Prepared, crew: Crew | None = None) -> TrainingData:
+def training_data(config: RunConfig, prepared: PreparedClips, crew: Crew | None = None) -> TrainingData:
     """Training clips, how their audio is varied, and who makes their batches."""
     values = config.augmentation.model_dump()
     mixup = MixupSettings(**{name: values.pop(f"mixup_{name}") for name in ("probability", "alpha", "domain")})

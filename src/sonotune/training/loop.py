@@ -38,7 +38,7 @@ from sonotune.training.optimizer import (
     set_learning_rates,
 )
 from sonotune.training.runtime import ComputeSetup, StopRequest
-from sonotune.training.sharding import clip_gradients, entire, fill
+from sonotune.training.sharding import clip_gradients, fill, full_tensors
 from sonotune.training.state import LoopSettings, TrainingData, TrainingState
 from sonotune.training.step import Gradients, MeanLoss, is_spike, record_loss, reset_losses
 from sonotune.types import Finding, Score
@@ -231,7 +231,7 @@ class StageLoop:
         """Write a checkpoint of the present state, once, by the first process."""
         if self._saved_step == self.state.step:
             return
-        weights, moments = entire(self._weights), entire(optimizer_tensors(self._optimizer))
+        weights, moments = full_tensors(self._weights), full_tensors(optimizer_tensors(self._optimizer))
         if self._processes.main:
             self._write_checkpoint(weights, moments)
         self._saved_step = self.state.step

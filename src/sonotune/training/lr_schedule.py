@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from sonotune.stages import Stage
 from sonotune.training.optimizer import Schedule, learning_rate_factor
 
-MOST_WARMUP = 500
+MAX_WARMUP = 500
 """Steps that an automatic warm-up takes at most; it takes 5 % of its stage."""
 
 
@@ -67,7 +67,7 @@ class StageSchedule:
         """
         length, at = self.end - self.begin, step - self.begin
         wanted = self.stage.warmup_steps
-        warmup = min(MOST_WARMUP, max(1, length // 20)) if wanted == "auto" else wanted
+        warmup = min(MAX_WARMUP, max(1, length // 20)) if wanted == "auto" else wanted
         new, trained = (
             learning_rate_factor(at, total_steps=length, warmup_steps=rise, schedule=self._schedule, floor=self._floor)
             for rise in (warmup, 0)

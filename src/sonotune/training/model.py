@@ -11,13 +11,13 @@ from typing import Any, Final
 from sonotune.adapters.calibration.calibrate import Calibration
 from sonotune.adapters.ranks.budget import total_of
 from sonotune.adapters.ranks.choose import (
-    adapted_sites,
+    adapted_modules,
     calibrate,
     calibration_clips,
+    components_text,
     plan_ranks,
     ranks_text,
-    read_split,
-    split_text,
+    read_components,
 )
 from sonotune.adapters.ranks.components import Split, decide, measure
 from sonotune.adapters.ranks.plan import RankPlan
@@ -165,7 +165,7 @@ def choose_ranks(
     return plan, found
 
 
-def measure_split(
+def measure_components(
     inputs: RunInputs,
     adaptation: Adaptation,
     objective: Objective,
@@ -178,7 +178,7 @@ def measure_split(
         AdapterError: There are too few clips, or their gradients agree in nothing.
     """
     settings, loaded = adaptation.ranks, inputs.opened.loaded
-    sites = adapted_sites(loaded, settings)
+    sites = adapted_modules(loaded, settings)
     rank = max(1, round(total_of(sites, settings.bounds_in(loaded)) / sum(site.cost for site in sites)))
     alpha = adaptation.adapters.alpha
     found = measure(
@@ -192,12 +192,12 @@ def _split(session: Session, inputs: RunInputs, adaptation: Adaptation) -> Split
     """Measured once: a run that resumes from a checkpoint finds it in its directory."""
     kept = session.log.directory.path / SPLIT_FILE
     if kept.is_file() and session.has_checkpoint:
-        split = read_split(kept)
+        split = read_components(kept)
     else:
-        split = measure_split(
+        split = measure_components(
             inputs, adaptation, inputs.calibration_objective, autocast=session.compute.accelerator.autocast
         )
-        session.log.directory.write_text(SPLIT_FILE, split_text(split))
+        session.log.directory.write_text(SPLIT_FILE, components_text(split))
     session.log.chose({"adapter.split": split.sentence()})
     return split
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sonotune.errors import CheckpointError
 from sonotune.optimizers import OptimizerKind, moment_bytes
 from sonotune.stages import Stage
-from sonotune.training.sharding import is_part, like, local
+from sonotune.training.sharding import is_shard, like, local
 
 Schedule = Literal["cosine", "linear", "constant"]
 
@@ -51,7 +51,7 @@ def build_optimizer(
     cells: dict[tuple[object, ...], list[str]] = {}
     for name, role in roles.items():
         # Torch steps many tensors at once, and these must be of one kind.
-        cells.setdefault((is_part(parameters[name]), decays[name], *role), []).append(name)
+        cells.setdefault((is_shard(parameters[name]), decays[name], *role), []).append(name)
     groups = [
         {
             "params": [parameters[name] for name in names],

@@ -21,7 +21,7 @@ from sonotune.training.loop import StageLoop
 from sonotune.training.model import PreparedModel, prepare_model, trained_model
 from sonotune.training.scoring import Scoring
 from sonotune.training.session import Session, open_session
-from sonotune.training.sharding import assembled
+from sonotune.training.sharding import unsharded
 from sonotune.training.state import LoopSettings
 from sonotune.types import RunRecord, Score
 
@@ -95,7 +95,7 @@ def train(
         loop.run()
     checks.check_frozen(frozen, loaded.module, exclude=all_stages(*model.stages))
     checks.check_moved(start, loaded.module, model.stages, loaded)
-    with assembled(loaded.module):
+    with unsharded(loaded.module):
         checks.check_applied(inputs.opened.family, loaded, autocast=session.compute.accelerator.autocast)
     log.event("spent", step=loop.state.step, seconds=loop.state.spent)
     return loop

@@ -14,7 +14,7 @@ from sonotune.training.inputs import RunInputs
 from sonotune.training.logging.trackers import Trackers
 from sonotune.training.model import PreparedModel
 from sonotune.training.session import Session
-from sonotune.training.sharding import assembled
+from sonotune.training.sharding import unsharded
 from sonotune.types import Score
 
 EvaluationPoint = Literal["before", "after", "test"]
@@ -69,7 +69,7 @@ class Scoring:
         settings = replace(rank_settings(session.config), clips=session.config.evaluation.entropy_clips)
         if not settings.clips or not self.model.targets:
             return
-        with assembled(loaded.module):
+        with unsharded(loaded.module):
             found = collect(
                 loaded, inputs.calibration_objective, calibration_clips(inputs.prepared.clips, settings),
                 tokens=settings.tokens, seed=settings.seed, autocast=session.compute.accelerator.autocast,
@@ -82,7 +82,7 @@ class Scoring:
 
     def _evaluate(self, split: str) -> EvaluationResult:
         session, settings = self._session, self._session.config.evaluation
-        with assembled(self.model.loaded.module):
+        with unsharded(self.model.loaded.module):
             return evaluate(
                 self._inputs.task, self.model.loaded, self._inputs.corpus.splits[split],
                 batch_seconds=settings.batch_seconds, max_clips=settings.batch_max_clips,

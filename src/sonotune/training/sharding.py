@@ -7,7 +7,7 @@ every process as ever: it is small, and ranks that move replace its tensors. Wit
 Vectors, embeddings, stem and head are in every process.
 
 All processes have to go through the layers equally often, for each time they exchange parts. Outside a step the model
-is `assembled`, so that each may evaluate other clips.
+is `unsharded`, so that each may evaluate other clips.
 
 Source: Zhao et al. 2023 for the idea; `torch.distributed.fsdp.fully_shard`.
 """
@@ -59,7 +59,7 @@ def _sharded(module: nn.Module) -> list[FSDPModule]:
 
 
 @contextmanager
-def assembled(module: nn.Module) -> Iterator[None]:
+def unsharded(module: nn.Module) -> Iterator[None]:
     """All weights in every process, inside; passes through the model exchange nothing there.
 
     Every process has to enter. A module without parts is as it was.
@@ -77,7 +77,7 @@ def assembled(module: nn.Module) -> Iterator[None]:
             layer.reshard()
 
 
-def entire(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def full_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors in one piece each, on the CPU where they had to be put together; every process has to ask for them."""
     with exchanging():
         return {
@@ -99,7 +99,7 @@ def like(target: Tensor, value: Tensor) -> Tensor:
     return distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
 
 
-def is_part(tensor: Tensor) -> bool:
+def is_shard(tensor: Tensor) -> bool:
     """Whether a tensor is in parts."""
     return isinstance(tensor, DTensor)
 
@@ -115,7 +115,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], most: float) -> float:
     Returns:
         The norm as it was; the same in every process.
     """
-    kinds = [[one for one in parameters if is_part(one) is parts] for parts in (False, True)]
+    kinds = [[one for one in parameters if is_shard(one) is parts] for parts in (False, True)]
     norms = [nn.utils.get_total_norm([one.grad for one in kind if one.grad is not None]) for kind in kinds if kind]
     with exchanging():
         whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]

@@ -29,7 +29,7 @@ from sonotune.training.logging.run_log import EventLog
 from sonotune.training.objectives.base import Objective
 from sonotune.training.oom import MemoryGuard
 from sonotune.training.runtime import ComputeSetup
-from sonotune.training.sharding import is_part, is_sharded
+from sonotune.training.sharding import is_shard, is_sharded
 from sonotune.training.state import TrainingState
 
 
@@ -207,7 +207,7 @@ class _Total:
                 parameters[name].grad.mul_(self.divisor / labels)  # type: ignore[union-attr]
         if processes.world_size > 1:
             anywhere = {name for share in shares for name in share[3]}
-            whole = [name for name, value in parameters.items() if name in anywhere and not is_part(value)]
+            whole = [name for name, value in parameters.items() if name in anywhere and not is_shard(value)]
             processes.all_reduce([_gradient(parameters[name]) for name in whole])  # those in parts are summed already
         domains: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(2))
         for share in shares:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sonotune.adapters.calibration import activations as listening
-from sonotune.adapters.calibration.activations import gather
+from sonotune.adapters.calibration.activations import sample_activations
 from sonotune.adapters.calibration.calibrate import Calibration, collect, measure_sample
 from sonotune.adapters.calibration.direction_gradients import gradient_gains
 from sonotune.adapters.calibration.spectrum import measure
@@ -96,7 +96,7 @@ def test_inputs_are_one_for_what_takes_the_same_tensor_and_by_nothing_else(
 def test_what_is_measured_is_the_rows_that_a_plain_hook_sees(loaded: LoadedModel, clips: list[Clip]) -> None:
     """With room for every token the sample is all of them: an independent hook and mask give the same numbers."""
     name = "model.encoder.layers.1.fc2"
-    sample = gather(loaded, OBJECTIVE, clips, tokens=4096, names=[name])
+    sample = sample_activations(loaded, OBJECTIVE, clips, tokens=4096, names=[name])
     rows: list[torch.Tensor] = []
     prepared = TASK.prepare(loaded, clips)
     batches = ClipBatches(
@@ -123,7 +123,7 @@ def test_what_is_measured_is_the_rows_that_a_plain_hook_sees(loaded: LoadedModel
 def test_encoder_rows_are_audio_and_decoder_rows_text(
     found: Calibration, loaded: LoadedModel, clips: list[Clip]
 ) -> None:
-    sample = gather(loaded, OBJECTIVE, clips, tokens=16)
+    sample = sample_activations(loaded, OBJECTIVE, clips, tokens=16)
     kinds = {item.modules[0]: set(sample.parts(item)) for item in sample.inputs}
     assert kinds["model.encoder.layers.0.fc1"] == {"audio"}
     assert kinds["model.decoder.layers.0.fc1"] == {"text"}
@@ -145,13 +145,15 @@ def test_the_result_is_the_same_for_any_order_and_another_for_another_seed(
 
 
 def test_shards_of_the_clips_merge_to_the_whole(loaded: LoadedModel, clips: list[Clip]) -> None:
-    whole = gather(loaded, OBJECTIVE, clips, tokens=32)
-    merged = gather(loaded, OBJECTIVE, clips[5:], tokens=32).merge(gather(loaded, OBJECTIVE, clips[:5], tokens=32))
+    whole = sample_activations(loaded, OBJECTIVE, clips, tokens=32)
+    merged = sample_activations(loaded, OBJECTIVE, clips[5:], tokens=32).merge(
+        sample_activations(loaded, OBJECTIVE, clips[:5], tokens=32)
+    )
     assert merged.clips == whole.clips
     one, other = measure_sample(whole, directions=4), measure_sample(merged, directions=4)
     assert [item.spectra for item in one] == [item.spectra for item in other]
     with pytest.raises(AdapterError, match="only those of the same modules"):
-        whole.merge(gather(loaded, OBJECTIVE, clips[:1], tokens=32, names=loaded.linears[:3]))
+        whole.merge(sample_activations(loaded, OBJECTIVE, clips[:1], tokens=32, names=loaded.linears[:3]))
 
 
 class _Broken(Transcribe):
@@ -232,7 +234,7 @@ def test_a_tensor_changed_in_place_or_made_where_another_was_is_another_input(cl
 
     layer.fc1.register_forward_hook(change)
     names = ["model.encoder.layers.0.fc1", "model.encoder.layers.0.spare"]
-    sample = gather(fresh, OBJECTIVE, clips[:2], tokens=16, names=names)
+    sample = sample_activations(fresh, OBJECTIVE, clips[:2], tokens=16, names=names)
     assert [item.modules for item in sample.inputs] == [(names[0],), (names[1],)]
     first, second = (sample.parts(item)["audio"].rows(item.modules[0]) for item in sample.inputs)
     torch.testing.assert_close(second, first + 1.0)
@@ -283,14 +285,14 @@ def test_rows_that_are_not_finite_are_left_out_and_reported(clips: list[Clip]) -
 def test_large_samples_are_kept_in_16_bits(
     loaded: LoadedModel, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wide = gather(loaded, OBJECTIVE, clips[:3], tokens=16)
+    wide = sample_activations(loaded, OBJECTIVE, clips[:3], tokens=16)
     assert {reservoir.dtype for reservoir in wide.reservoirs.values()} == {torch.float32}
     needed = 4 * 16 * sum(item.channels for item in wide.inputs)
     monkeypatch.setattr(listening, "_MOST_FP32_BYTES", needed)
-    again = gather(loaded, OBJECTIVE, clips[:3], tokens=16)
+    again = sample_activations(loaded, OBJECTIVE, clips[:3], tokens=16)
     assert {part.dtype for part in again.reservoirs.values()} == {torch.float32}
     monkeypatch.setattr(listening, "_MOST_FP32_BYTES", needed - 1)
-    narrow = gather(loaded, OBJECTIVE, clips[:3], tokens=16)
+    narrow = sample_activations(loaded, OBJECTIVE, clips[:3], tokens=16)
     assert {reservoir.dtype for reservoir in narrow.reservoirs.values()} == {torch.bfloat16}
     assert 2 * narrow.nbytes == wide.nbytes
     for one, other in zip(measure_sample(wide), measure_sample(narrow), strict=True):

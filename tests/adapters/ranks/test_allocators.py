@@ -17,25 +17,25 @@ from sonotune.adapters.ranks.allocators.entropy import EntropyAllocator, Inverse
 from sonotune.adapters.ranks.allocators.eva import EvaAllocator, EvaRanksAllocator, UniformEvaAllocator
 from sonotune.adapters.ranks.allocators.gradient import GradientAllocator, GradientEvaAllocator
 from sonotune.adapters.ranks.allocators.uniform import UniformAllocator
-from sonotune.adapters.ranks.plan import Budget, Evidence, RankPlan, Site
+from sonotune.adapters.ranks.plan import Budget, Importance, RankPlan, Target
 from sonotune.errors import AdapterError
 
 KINDS = {"q_proj": (256, 256), "k_proj": (256, 256), "fc1": (512, 256), "fc2": (256, 512)}
 many = settings(max_examples=600, deadline=None)
 
 
-def model(layers: int = 6, groups: tuple[str, ...] = ("encoder", "decoder")) -> list[Site]:
+def model(layers: int = 6, groups: tuple[str, ...] = ("encoder", "decoder")) -> list[Target]:
     return [
-        Site(name=f"{group}.{layer}.{kind}", outputs=outputs, inputs=inputs, group=group, kind=kind)
+        Target(name=f"{group}.{layer}.{kind}", outputs=outputs, inputs=inputs, group=group, kind=kind)
         for group in groups
         for layer in range(layers)
         for kind, (outputs, inputs) in KINDS.items()
     ]
 
 
-def evidence_for(sites: list[Site], seed: int = 0, directions: int = 48) -> Evidence:
+def evidence_for(sites: list[Target], seed: int = 0, directions: int = 48) -> Importance:
     rng = np.random.default_rng(seed)
-    return Evidence(
+    return Importance(
         effective_ranks={site.name: float(np.exp(rng.uniform(0, 5.5))) for site in sites},
         shares={site.name: np.sort(rng.dirichlet(np.full(directions, 0.3)))[::-1] for site in sites},
         directions={
@@ -46,11 +46,18 @@ def evidence_for(sites: list[Site], seed: int = 0, directions: int = 48) -> Evid
     )
 
 
-def run(allocator: Callable[[], object], sites: list[Site], evidence: Evidence, *, seed: int = 0, **given) -> RankPlan:
+def run(
+    allocator: Callable[[], object],
+    sites: list[Target],
+    evidence: Importance,
+    *,
+    seed: int = 0,
+    **given,
+) -> RankPlan:
     return allocator().allocate(sites, Budget(**{"rank": 8, **given}), evidence=evidence, seed=seed)
 
 
-def by_group(sites: list[Site], plan: RankPlan) -> dict[str, int]:
+def by_group(sites: list[Target], plan: RankPlan) -> dict[str, int]:
     found: dict[str, int] = {}
     for site in sites:
         found[site.group] = found.get(site.group, 0) + site.cost * plan.ranks[site.name]
@@ -66,13 +73,13 @@ def order(values: dict[str, float]) -> list[str]:
 
 def test_uniform_ranks_keep_weights_floors_and_bounds_that_are_given():
     sites = model()
-    assert set(run(UniformAllocator, sites, Evidence(), rank=7).ranks.values()) == {7}
+    assert set(run(UniformAllocator, sites, Importance(), rank=7).ranks.values()) == {7}
     for settings_, expected in (
         ({"weights": {"encoder": 3.0}, "step": 1}, {"encoder": 12, "decoder": 4}),
         ({"floors": {"decoder": 12}}, {"encoder": 4, "decoder": 12}),
         ({"most": 4}, {"encoder": 4, "decoder": 4}),
     ):
-        plan = run(UniformAllocator, sites, Evidence(), **settings_)
+        plan = run(UniformAllocator, sites, Importance(), **settings_)
         assert plan.ranks == {site.name: expected[site.group] for site in sites}
         assert plan.budget == 8 * sum(site.cost for site in sites)
 
@@ -100,8 +107,13 @@ def test_entropy_gives_more_to_higher_effective_ranks_and_inverse_gives_less():
 def test_an_effective_rank_caps_what_lies_above_the_reference_rank():
     sites = [site for site in model(groups=("encoder",)) if site.kind == "q_proj"]
     scores = {site.name: value for site, value in zip(sites, (9.5, 9.0, 2.0, 2.0, 2.0, 2.0), strict=True)}
-    free = run(EntropyAllocator, sites, Evidence(effective_ranks={n: 100 * v for n, v in scores.items()}), gamma=2.0)
-    capped = run(EntropyAllocator, sites, Evidence(effective_ranks=scores), gamma=2.0)
+    free = run(
+        EntropyAllocator,
+        sites,
+        Importance(effective_ranks={n: 100 * v for n, v in scores.items()}),
+        gamma=2.0,
+    )
+    capped = run(EntropyAllocator, sites, Importance(effective_ranks=scores), gamma=2.0)
     assert list(free.ranks.values())[:2] == [21, 19]
     assert list(capped.ranks.values())[:2] == [10, 9]
     assert capped.parameters == free.parameters == free.budget
@@ -125,7 +137,7 @@ def test_an_effective_rank_that_is_none_is_refused(allocator: Callable[[], objec
 @many
 def test_random_ranks_are_those_of_entropy_in_other_places(seed: int, calibration: int, rank: int):
     sites = model(layers=3)
-    evidence = Evidence(effective_ranks=evidence_for(sites, calibration, directions=1).effective_ranks)
+    evidence = Importance(effective_ranks=evidence_for(sites, calibration, directions=1).effective_ranks)
     plan = run(EntropyAllocator, sites, evidence, rank=rank)
     found = run(RandomAllocator, sites, evidence, rank=rank, seed=seed)
     assert Counter(found.ranks.values()) == Counter(plan.ranks.values())
@@ -159,7 +171,7 @@ def test_shuffled_scores_stay_within_their_kind(seed: int):
             assert sorted(plan.evidence[name] for name in names) == sorted(
                 evidence.effective_ranks[name] for name in names
             )
-    again = Evidence(effective_ranks=plan.evidence)
+    again = Importance(effective_ranks=plan.evidence)
     assert run(EntropyAllocator, sites, again).ranks == plan.ranks  # it spends as entropy does
 
 
@@ -191,7 +203,7 @@ def test_eva_favours_steep_spectra_where_entropy_favours_flat_ones():
         spectrum = np.exp(-np.arange(48) / (2.0 + 6 * number))
         shares[site.name] = spectrum / spectrum.sum()
     eranks = {name: float(np.exp(-(p * np.log(p)).sum())) for name, p in shares.items()}
-    evidence = Evidence(shares=shares, effective_ranks=eranks)
+    evidence = Importance(shares=shares, effective_ranks=eranks)
     by_variance = list(run(EvaRanksAllocator, sites, evidence, rank=4, most=16).ranks.values())
     by_entropy = list(run(EntropyAllocator, sites, evidence, rank=4, most=16).ranks.values())
     assert by_entropy == sorted(by_entropy)
@@ -218,7 +230,7 @@ def test_the_two_parts_of_eva():
 def test_equal_spectra_of_equal_modules_are_uniform():
     sites = [site for site in model() if site.kind in ("q_proj", "k_proj")]
     for values in (np.full(48, 1 / 48), 0.9 ** np.arange(48)):
-        evidence = Evidence(shares=dict.fromkeys([site.name for site in sites], values))
+        evidence = Importance(shares=dict.fromkeys([site.name for site in sites], values))
         assert set(run(EvaRanksAllocator, sites, evidence).ranks.values()) == {8}
 
 
@@ -237,7 +249,7 @@ def test_directions_of_another_model_are_refused():
 def test_gradient_ranks_follow_the_sum_of_gains():
     sites = [site for site in model(groups=("encoder",)) if site.kind == "q_proj"][:3]
     gains = {site.name: np.full(10, value) for site, value in zip(sites, (1.0, 4.0, 9.0), strict=True)}
-    plan = run(GradientAllocator, sites, Evidence(gains=gains), rank=12, step=1)
+    plan = run(GradientAllocator, sites, Importance(gains=gains), rank=12, step=1)
     assert list(plan.ranks.values()) == [6, 12, 18]
     assert list(plan.evidence.values()) == pytest.approx([10.0, 40.0, 90.0])
 

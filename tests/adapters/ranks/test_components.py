@@ -17,8 +17,8 @@ from sonotune.adapters.kinds import lora
 from sonotune.adapters.kinds.lora import stem_cost
 from sonotune.adapters.ranks import components as split
 from sonotune.adapters.ranks.choose import RankSettings, plan_ranks
-from sonotune.adapters.ranks.components import FREEDOM, FirstStep, Split, decide, full_parts, halves, measure
-from sonotune.adapters.ranks.plan import RankPlan, sites_of
+from sonotune.adapters.ranks.components import MAX_SHARE_RATIO, FirstStep, Split, decide, full_parts, halves, measure
+from sonotune.adapters.ranks.plan import RankPlan, targets_in
 from sonotune.errors import AdapterError
 from sonotune.features.batching import ClipBatches
 from sonotune.models.base import LoadedModel
@@ -72,7 +72,7 @@ def gradients(loaded: LoadedModel, clips: list[Clip]) -> dict[str, torch.Tensor]
 def test_the_gain_is_that_of_real_adapters_and_weights(clips: list[Clip]):
     """What PEFT trains beside stem and norms, with the same A, has the same crossed gradients."""
     loaded = load()
-    sites = sites_of(loaded, loaded.linears)
+    sites = targets_in(loaded, loaded.linears)
     before = {name: value.clone() for name, value in loaded.module.state_dict().items()}
     found = measure(loaded, OBJECTIVE, clips, sites, rank=RANK, scale=2.0, seed=7)
     assert all(torch.equal(value, before[name]) for name, value in loaded.module.state_dict().items())
@@ -103,7 +103,11 @@ def test_the_gain_is_that_of_real_adapters_and_weights(clips: list[Clip]):
 
 def test_what_carries_an_adapter_does_not_train_in_full():
     loaded = load()
-    assert set(full_parts(loaded, sites_of(loaded, loaded.linears))) == {"stem", "encoder.norms", "decoder.norms"}
+    assert set(full_parts(loaded, targets_in(loaded, loaded.linears))) == {
+        "stem",
+        "encoder.norms",
+        "decoder.norms",
+    }
 
 
 def step(**density: float) -> FirstStep:
@@ -165,7 +169,7 @@ def test_the_rule_is_bounded_and_knows_no_unit(gains: list[float], sizes: list[i
             decide(found, gamma=gamma)
         return
     made = decide(found, gamma=gamma)
-    assert all(1 / FREEDOM <= weight <= FREEDOM for weight in made.weights.values())
+    assert all(1 / MAX_SHARE_RATIO <= weight <= MAX_SHARE_RATIO for weight in made.weights.values())
     assert set(made.weights) == set(groups)
     assert all(0 < rate <= 1 for rate in made.rates.values())
     assert set(made.rates) <= {*made.unfreeze, *(["stem"] if made.stem else [])}

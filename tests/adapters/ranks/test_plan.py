@@ -23,13 +23,13 @@ from sonotune.adapters.ranks.allocators.entropy import EntropyAllocator
 from sonotune.adapters.ranks.budget import apportion, bounds_of, divide, make_plan, shares_of, total_of
 from sonotune.adapters.ranks.plan import (
     Budget,
-    Evidence,
+    Importance,
     RankPlan,
-    Site,
+    Target,
     alphas,
     plan_from_json,
     plan_to_json,
-    sites_of,
+    targets_in,
 )
 from sonotune.errors import AdapterError
 from sonotune.models.base import LoadedModel
@@ -40,25 +40,25 @@ WIDE = [shape for shape in SHAPES if min(shape) >= 128]
 many = settings(max_examples=500, deadline=None)
 
 
-def site(number: int, shape: tuple[int, int], group: str = "encoder") -> Site:
-    return Site(name=f"{group}.layers.{number}.fc", outputs=shape[0], inputs=shape[1], group=group, kind="fc")
+def site(number: int, shape: tuple[int, int], group: str = "encoder") -> Target:
+    return Target(name=f"{group}.layers.{number}.fc", outputs=shape[0], inputs=shape[1], group=group, kind="fc")
 
 
-def site_lists(shapes: list[tuple[int, int]] = SHAPES, groups: str = "abc") -> st.SearchStrategy[list[Site]]:
+def site_lists(shapes: list[tuple[int, int]] = SHAPES, groups: str = "abc") -> st.SearchStrategy[list[Target]]:
     row = st.tuples(st.sampled_from(shapes), st.sampled_from(groups))
     return st.lists(row, min_size=1, max_size=12).map(
         lambda rows: [site(number, shape, group) for number, (shape, group) in enumerate(rows)]
     )
 
 
-def scores_for(sites: list[Site]) -> st.SearchStrategy[dict[str, float]]:
+def scores_for(sites: list[Target]) -> st.SearchStrategy[dict[str, float]]:
     """No two alike."""
     numbers = st.lists(st.integers(1, 10**6), min_size=len(sites), max_size=len(sites), unique=True)
     return numbers.map(lambda found: {one.name: value / 997 for one, value in zip(sites, found, strict=True)})
 
 
 @st.composite
-def cases(draw: st.DrawFn, shapes: list[tuple[int, int]] = SHAPES) -> tuple[list[Site], dict[str, float], Budget]:
+def cases(draw: st.DrawFn, shapes: list[tuple[int, int]] = SHAPES) -> tuple[list[Target], dict[str, float], Budget]:
     """Sites, scores and a budget that suffices, with bounds and step given or left to the defaults."""
     sites = draw(site_lists(shapes))
     groups = sorted({one.group for one in sites})
@@ -79,11 +79,11 @@ def cases(draw: st.DrawFn, shapes: list[tuple[int, int]] = SHAPES) -> tuple[list
     return sites, draw(scores_for(sites)), budget
 
 
-def cost(sites: list[Site]) -> int:
+def cost(sites: list[Target]) -> int:
     return sum(one.outputs + one.inputs for one in sites)
 
 
-def least_cost(sites: list[Site], budget: Budget) -> int:
+def least_cost(sites: list[Target], budget: Budget) -> int:
     """What the least ranks cost where step and least rank are given."""
     return sum(
         math.ceil(max(budget.least, budget.floors.get(one.group, 0)) / budget.step) * budget.step * one.cost
@@ -91,7 +91,7 @@ def least_cost(sites: list[Site], budget: Budget) -> int:
     )
 
 
-def used(sites: list[Site], ranks: dict[str, int], group: str | None = None) -> int:
+def used(sites: list[Target], ranks: dict[str, int], group: str | None = None) -> int:
     return sum((one.outputs + one.inputs) * ranks[one.name] for one in sites if group in (None, one.group))
 
 
@@ -175,7 +175,7 @@ def test_only_proportions_of_scores_count(case: Any, factor: float):
 )  # fmt: skip
 @many
 def test_equal_scores_give_the_reference_rank_everywhere(
-    sites: list[Site], rank: int, score: float, caps: float | None, competing: bool, counted: bool
+    sites: list[Target], rank: int, score: float, caps: float | None, competing: bool, counted: bool
 ):
     names = [one.name for one in sites]
     budget = Budget(rank=rank, cross_modality=competing)
@@ -188,7 +188,7 @@ def test_equal_scores_give_the_reference_rank_everywhere(
 @given(sites=site_lists([(128, 128)], groups="a"), budget=st.integers(1, 12_000), score=st.floats(1, 100))
 @many
 def test_equal_scores_differ_by_no_more_than_what_the_budget_could_not_split(
-    sites: list[Site], budget: int, score: float
+    sites: list[Target], budget: int, score: float
 ):
     asked = Budget(rank=8, parameters=budget + cost(sites), step=2, least=1)
     asked = replace(asked, parameters=max(asked.parameters, 2 * cost(sites)))
@@ -292,7 +292,7 @@ def test_scores_that_are_no_numbers_are_refused(scores: dict[str, float]):
         apportion(scores, [site(0, (128, 128))], Budget(rank=8))
 
 
-def whisper_large() -> list[Site]:
+def whisper_large() -> list[Target]:
     sites = []
     for group, layers, kinds in (("encoder", 32, 4), ("decoder", 32, 4), ("decoder.cross_attention", 32, 4)):
         sites += [site(number, (1280, 1280), group) for number in range(layers * kinds)]
@@ -414,7 +414,7 @@ def test_parts_are_in_proportion_within_their_limits_and_sum_up(wants: list[tupl
 
 def test_sites_say_their_group_and_what_they_are_in_their_layer(fresh: Fresh):
     loaded = fresh()
-    found = {one.name: one for one in sites_of(loaded, loaded.linears)}
+    found = {one.name: one for one in targets_in(loaded, loaded.linears)}
     width, inner = loaded.module.config.d_model, loaded.module.config.encoder_ffn_dim
     first = found["model.encoder.layers.0.fc1"]
     assert (first.outputs, first.inputs, first.cost) == (inner, width, inner + width)
@@ -479,10 +479,12 @@ def test_balanced_scales_let_modules_of_all_ranks_change_alike():
     assert change_after_ten_steps(64, 16 / 64) / change_after_ten_steps(4, 16 / 4) < 0.6  # alpha / own rank
 
 
-def uneven(loaded: LoadedModel) -> tuple[list[Site], RankPlan]:
-    sites = list(sites_of(loaded, loaded.linears))
+def uneven(loaded: LoadedModel) -> tuple[list[Target], RankPlan]:
+    sites = list(targets_in(loaded, loaded.linears))
     eranks = {one.name: 2.0 + 7 * (number % 11) ** 2 for number, one in enumerate(sites)}
-    return sites, EntropyAllocator().allocate(sites, Budget(rank=8), evidence=Evidence(effective_ranks=eranks), seed=0)
+    return sites, EntropyAllocator().allocate(
+        sites, Budget(rank=8), evidence=Importance(effective_ranks=eranks), seed=0
+    )
 
 
 def test_peft_gives_every_module_the_rank_and_the_scale_of_the_plan(fresh: Fresh, tmp_path: Path):

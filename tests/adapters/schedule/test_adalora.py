@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sonotune.adapters.kinds import lora
 from sonotune.adapters.ranks.allocators.adalora import AdaLoraAllocator
-from sonotune.adapters.ranks.plan import Budget, Evidence, sites_of
+from sonotune.adapters.ranks.plan import Budget, Importance, targets_in
 from sonotune.adapters.schedule.adalora import AdaLora
 from sonotune.adapters.schedule.entropy_penalty import effective_ranks
 from sonotune.models.base import LoadedModel
@@ -26,8 +26,8 @@ def started(fresh: Callable[..., LoadedModel]) -> Callable[..., tuple[LoadedMode
 
     def start(*, bits: int = 16, rank: int = 4, stem: str = "frozen") -> tuple[LoadedModel, AdaLora, int]:
         loaded = fresh(bits=bits)
-        sites = sites_of(loaded, loaded.linears)
-        plan = AdaLoraAllocator().allocate(sites, Budget(rank=rank), evidence=Evidence(), seed=0)
+        sites = targets_in(loaded, loaded.linears)
+        plan = AdaLoraAllocator().allocate(sites, Budget(rank=rank), evidence=Importance(), seed=0)
         assert plan.pruned_to is not None
         loaded = lora.attach(loaded, plan, rank=rank, alpha=float(rank), stem=stem)  # type: ignore[arg-type]
         loaded.module.eval()
@@ -71,7 +71,7 @@ def test_pruning_ends_at_the_budget_and_stays_there(started):
     layers = lora.lora_layers(loaded)
     alive = {name: int((layer.lora_A["default"].values != 0).sum()) for name, layer in layers.items()}
     assert alive == callback.ranks()
-    costs = {site.name: site.cost for site in sites_of(loaded, loaded.linears)}
+    costs = {site.name: site.cost for site in targets_in(loaded, loaded.linears)}
     spent = sum(costs[name] * rank for name, rank in alive.items())
     assert budget - min(costs.values()) < spent <= budget
     assert len(set(alive.values())) > 1
@@ -98,7 +98,7 @@ def test_a_plain_lora_of_the_same_function_is_left(
     left = {name: layer.r["default"] for name, layer in lora.lora_layers(loaded).items()}
     assert ranks == {name: rank for name, rank in left.items() if name in loaded.linears}
     assert set(left) - set(ranks) == ({"model.encoder.conv1", "model.encoder.conv2"} if stem == "lora" else set())
-    costs = {site.name: site.cost for site in sites_of(loaded, list(ranks))}
+    costs = {site.name: site.cost for site in targets_in(loaded, list(ranks))}
     assert budget - min(costs.values()) < sum(rank * costs[name] for name, rank in ranks.items()) <= budget
     assert not [name for name, _ in loaded.module.named_parameters() if name.endswith(".values")]
     torch.testing.assert_close(logits(loaded), pruned, atol=2e-5, rtol=1e-5)

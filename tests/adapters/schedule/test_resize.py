@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sonotune.adapters.kinds import lora
 from sonotune.adapters.merge import compare_logits, merge_into
 from sonotune.adapters.ranks.budget import bounds_of, shares_of
-from sonotune.adapters.ranks.plan import Budget, Site
+from sonotune.adapters.ranks.plan import Budget, Target
 from sonotune.adapters.schedule.factors import Rows, Slots, lost, resized, selected
 from sonotune.adapters.schedule.reallocation import Reallocation, move_ranks, propose
 from sonotune.adapters.schedule.resize import current_ranks, keep_directions, resize, set_ranks
@@ -602,12 +602,12 @@ def test_dropping_directions_keeps_the_others(adapted: Build, logits: Logits):
 GROUPS = ("encoder", "decoder", "projector")
 
 
-def situation(seed: int) -> tuple[list[Site], dict[str, int], dict[str, float], Budget, float]:
+def situation(seed: int) -> tuple[list[Target], dict[str, int], dict[str, float], Budget, float]:
     """Sites with present ranks, effective ranks, a budget with room for them, and the share that may move."""
     rng = np.random.default_rng(seed)
     rank, step = int(rng.choice([2, 8, 16, 32])), int(rng.choice([1, 2, 4]))
     sites = [
-        Site(name=f"m{index}", outputs=int(rng.choice([16, 64, 96, 256])), inputs=int(rng.choice([16, 64, 512])),
+        Target(name=f"m{index}", outputs=int(rng.choice([16, 64, 96, 256])), inputs=int(rng.choice([16, 64, 512])),
              group=str(rng.choice(GROUPS)), kind="x")
         for index in range(rng.integers(1, 15))
     ]  # fmt: skip
@@ -663,8 +663,8 @@ def test_moved_ranks_keep_every_promise(seed: int):
             assert change >= 0 or spent >= shares[group] / 2
 
 
-def site(name: str, group: str = "encoder", size: int = 64) -> Site:
-    return Site(name=name, outputs=size, inputs=size, group=group, kind="x")
+def site(name: str, group: str = "encoder", size: int = 64) -> Target:
+    return Target(name=name, outputs=size, inputs=size, group=group, kind="x")
 
 
 def test_the_fullest_takes_from_the_emptiest():
@@ -723,9 +723,9 @@ def test_ranks_above_the_budget_are_refused():
         move_ranks(sites, {"a": 16}, {"a": 3.0}, Budget(rank=8))
 
 
-def sites_in(loaded: LoadedModel) -> list[Site]:
+def sites_in(loaded: LoadedModel) -> list[Target]:
     return [
-        Site(name=name, outputs=layer.out_features, inputs=layer.in_features, group=str(loaded.owner(name)), kind="x")
+        Target(name=name, outputs=layer.out_features, inputs=layer.in_features, group=str(loaded.owner(name)), kind="x")
         for name, layer in lora.lora_layers(loaded).items()
     ]
 

@@ -89,7 +89,7 @@ class TokenSample:
     Attributes:
         inputs: Every distinct input.
         reservoirs: (stream, kind) -> tokens of that kind, with their rows by the first module of each input.
-        clips: Ids of the clips that were heard, in alphabetical order.
+        clips: Ids of the clips that were read, in alphabetical order.
         findings: Why others were not.
         seconds: Wall time.
     """
@@ -110,7 +110,7 @@ class TokenSample:
         return {KINDS[kind]: part for (stream, kind), part in self.reservoirs.items() if stream == item.stream}
 
     def merge(self, other: TokenSample) -> TokenSample:
-        """The sample of both sets of clips, as if they had been heard together.
+        """The sample of both sets of clips, as if they had been read together.
 
         Raises:
             AdapterError: They are of different models.
@@ -130,7 +130,7 @@ class TokenSample:
         )  # fmt: skip
 
 
-def gather(
+def sample_activations(
     loaded: LoadedModel,
     objective: Objective,
     clips: Sequence[Clip],
@@ -148,7 +148,7 @@ def gather(
     Args:
         loaded: The model as adapters will find it, quantised if it is to be.
         objective: Gives targets and the loss.
-        clips: What to listen to.
+        clips: What to read.
         tokens: Rows kept of each input, of each kind.
         seed: Of the sample.
         autocast: Makes the precision context of each forward pass.
@@ -160,14 +160,14 @@ def gather(
     """
     findings: list[Finding] = []
     batches = single_clips(loaded, objective, clips, findings)
-    sample = listen(loaded, objective, batches, tokens=tokens, seed=seed, autocast=autocast, names=names)
+    sample = collect_activations(loaded, objective, batches, tokens=tokens, seed=seed, autocast=autocast, names=names)
     if sample is None:
         reasons = "; ".join(finding.message for finding in findings[:3]) or "there are none."
         raise AdapterError(f"calibration could use none of {len(clips)} clips: {reasons} Give it clips of data.train.")
     return replace(sample, findings=tuple(findings))
 
 
-def listen(
+def collect_activations(
     loaded: LoadedModel,
     objective: Objective,
     batches: Iterable[Batch],
@@ -184,22 +184,22 @@ def listen(
     started_s = time.monotonic()
     wanted = tuple(loaded.linears if names is None else names)
     family = family_of(loaded)
-    heard: list[str] = []
-    listener: _Listener | None = None
+    done: list[str] = []
+    collector: _Collector | None = None
     with undisturbed(loaded.module), torch.no_grad(), ExitStack() as hooks:
         for batch in batches:
             streams = streams_of(family, loaded, batch)
             run = partial(_forward, loaded, objective, batch, autocast)
-            if listener is None:
+            if collector is None:
                 inputs = _distinct_inputs(loaded, wanted, streams, run)
-                listener = _Listener(loaded, inputs, streams, size=tokens, seed=seed)
-                hooks.enter_context(_listening(loaded, listener.names, listener.look))
-            listener.listen(batch, streams, run)
-            heard.append(batch.clips[0].id)
-    if listener is None:
+                collector = _Collector(loaded, inputs, streams, size=tokens, seed=seed)
+                hooks.enter_context(_hooked(loaded, collector.names, collector.look))
+            collector.read(batch, streams, run)
+            done.append(batch.clips[0].id)
+    if collector is None:
         return None
     return TokenSample(
-        inputs=listener.inputs, reservoirs=dict(sorted(listener.reservoirs.items())), clips=tuple(sorted(heard)),
+        inputs=collector.inputs, reservoirs=dict(sorted(collector.reservoirs.items())), clips=tuple(sorted(done)),
         seconds=time.monotonic() - started_s,
     )  # fmt: skip
 
@@ -333,7 +333,7 @@ _Look = Callable[[str, nn.Module, Tensor], None]
 
 
 @contextmanager
-def _listening(loaded: LoadedModel, names: Sequence[str], look: _Look) -> Iterator[None]:
+def _hooked(loaded: LoadedModel, names: Sequence[str], look: _Look) -> Iterator[None]:
     """Show what goes into some modules, inside."""
 
     def hook(name: str, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -371,7 +371,7 @@ def _distinct_inputs(
         living[key] = (weakref.ref(given), version, len(found))
         found.append(([name], stream, channels_last(module, given).shape[-1]))
 
-    with _listening(loaded, names, look):
+    with _hooked(loaded, names, look):
         run()
     check_reached(names, calls)
     if repeated := [name for name, count in calls.items() if count > 1]:
@@ -393,7 +393,7 @@ class _Wanted:
     slots: Tensor
 
 
-class _Listener:
+class _Collector:
     """Fills reservoirs, clip by clip.
 
     Args:
@@ -419,7 +419,7 @@ class _Listener:
         self._reached: dict[str, int] = {}
         self._dtype = torch.float32 if fp32_bytes <= _MOST_FP32_BYTES else torch.bfloat16
 
-    def listen(self, batch: Batch, streams: Sequence[Stream], run: Callable[[], None]) -> None:
+    def read(self, batch: Batch, streams: Sequence[Stream], run: Callable[[], None]) -> None:
         """Take in what belongs to the sample of one clip's tokens."""
         self._reached.clear()
         self._wanted = {

@@ -14,18 +14,24 @@ from dataclasses import asdict, dataclass
 from functools import reduce
 from typing import Any
 
-from sonotune.adapters.calibration.activations import Autocast, DistinctInput, Objective, TokenSample, gather
+from sonotune.adapters.calibration.activations import (
+    Autocast,
+    DistinctInput,
+    Objective,
+    TokenSample,
+    sample_activations,
+)
 from sonotune.adapters.calibration.direction_gradients import GradientEvidence, gradient_gains
 from sonotune.adapters.calibration.spectrum import LEAST_ROWS, Directions, Spectrum, leading_directions, measure
 from sonotune.adapters.calibration.token_sample import joint_rows
-from sonotune.adapters.ranks.plan import Evidence
+from sonotune.adapters.ranks.plan import Importance
 from sonotune.errors import AdapterError
 from sonotune.models.base import LoadedModel
 from sonotune.processes import SINGLE_PROCESS, Processes
 from sonotune.runs import torch_seed
 from sonotune.types import Clip, Finding
 
-__all__ = ["Calibration", "MeasuredInput", "collect", "gather", "gradient_gains", "measure_sample"]
+__all__ = ["Calibration", "MeasuredInput", "collect", "gradient_gains", "measure_sample", "sample_activations"]
 
 _ROWS_PER_RANK = 4
 
@@ -62,7 +68,7 @@ class Calibration:
     """
 
     inputs: tuple[MeasuredInput, ...]
-    evidence: Evidence
+    evidence: Importance
     gradient: GradientEvidence | None
     clips: int
     findings: tuple[Finding, ...]
@@ -156,7 +162,7 @@ def collect(
     """
     started_s = time.monotonic()
     shared = len(clips) >= processes.world_size
-    heard = gather(
+    heard = sample_activations(
         loaded, objective, processes.shard(clips) if shared else clips, tokens=tokens, seed=seed, autocast=autocast,
         names=names,
     )  # fmt: skip
@@ -213,9 +219,9 @@ def _measured(sample: TokenSample, item: DistinctInput, directions: int) -> Meas
     )
 
 
-def _evidence(inputs: Sequence[MeasuredInput], gradient: GradientEvidence | None) -> Evidence:
+def _evidence(inputs: Sequence[MeasuredInput], gradient: GradientEvidence | None) -> Importance:
     known = {name: item.directions for item in inputs for name in item.modules if item.directions is not None}
-    return Evidence(
+    return Importance(
         effective_ranks={name: item.spectra["all"].effective_rank for item in inputs for name in item.modules},
         shares={name: found.shares.numpy() for name, found in known.items()},
         directions={name: found.vectors.numpy() for name, found in known.items()},

@@ -20,16 +20,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sonotune.adapters.ranks.plan import Budget, RankPlan, Site
+from sonotune.adapters.ranks.plan import Budget, RankPlan, Target
 from sonotune.errors import AdapterError
 
 Fill = Literal["tight", "prefix"]
 """When the best step does not fit, cheaper ones still may (`tight`), or nothing more is spent (`prefix`)."""
 
-Gain = Callable[[Site, int, int], float]
-"""Site, rank, step -> what each parameter of the next step is worth; never rising with the rank."""
+Gain = Callable[[Target, int, int], float]
+"""Target, rank, step -> what each parameter of the next step is worth; never rising with the rank."""
 
-FREEDOM = 2
+MAX_SHARE_RATIO = 2
 """Groups that compete may spend from the inverse of this times their share up to this times their share."""
 
 
@@ -39,8 +39,8 @@ class Bounds:
 
     Attributes:
         step: All are multiples of it.
-        least: Site -> least rank, such a multiple.
-        most: Site -> largest rank, such a multiple and no smaller.
+        least: Target -> least rank, such a multiple.
+        most: Target -> largest rank, such a multiple and no smaller.
     """
 
     step: int
@@ -48,14 +48,14 @@ class Bounds:
     most: Mapping[str, int]
 
 
-def total_of(sites: Sequence[Site], budget: Budget) -> int:
+def total_of(sites: Sequence[Target], budget: Budget) -> int:
     """Parameters that may be spent."""
     return budget.rank * _per_rank(sites) if budget.parameters is None else budget.parameters
 
 
 def apportion(
     scores: Mapping[str, float],
-    sites: Sequence[Site],
+    sites: Sequence[Target],
     budget: Budget,
     *,
     caps: Mapping[str, float] | None = None,
@@ -70,7 +70,7 @@ def apportion(
         scores: Of every site, not negative; only their proportions count.
         sites: Where adapters go, in model order.
         budget: What may be spent.
-        caps: Site -> rank above the reference rank that it cannot make use of, such as an effective rank.
+        caps: Target -> rank above the reference rank that it cannot make use of, such as an effective rank.
         fill: `tight` spends all that can be spent. With `prefix`, and step and bounds that are given, no rank falls
             when the budget or its own score rises; a group then leaves what its best next step exceeds its share by.
 
@@ -87,7 +87,7 @@ def apportion(
     highest = max((scores[site.name] for site in sites), default=1.0) or 1.0
     worth = {site.name: math.pow(scores[site.name] / highest, budget.gamma) for site in sites}
 
-    def gain(site: Site, rank: int, step: int) -> float:
+    def gain(site: Target, rank: int, step: int) -> float:
         return worth[site.name] * math.log((rank + step) / rank) / step
 
     return spend(gain, sites, budget, caps=caps, fill=fill)
@@ -97,10 +97,10 @@ def by_components(gains: Mapping[str, NDArray[np.float64]]) -> Gain:
     """What steps are worth where every single direction has a gain: the sum over its directions, by cost.
 
     Args:
-        gains: Site -> gains in falling order (P,). Directions beyond them are worth nothing.
+        gains: Target -> gains in falling order (P,). Directions beyond them are worth nothing.
     """
 
-    def gain(site: Site, rank: int, step: int) -> float:
+    def gain(site: Target, rank: int, step: int) -> float:
         return float(gains[site.name][rank : rank + step].sum()) / (step * site.cost)
 
     return gain
@@ -108,7 +108,7 @@ def by_components(gains: Mapping[str, NDArray[np.float64]]) -> Gain:
 
 def spend(
     gain: Gain,
-    sites: Sequence[Site],
+    sites: Sequence[Target],
     budget: Budget,
     *,
     caps: Mapping[str, float] | None = None,
@@ -135,8 +135,8 @@ def spend(
     shares = shares_of(sites, budget, bounds)
     spending = _Spending(gain, sites, bounds, total_of(sites, budget))
     if budget.cross_modality:
-        spending.grow({group: share / FREEDOM for group, share in shares.items()}, "prefix")
-        spending.grow({group: FREEDOM * share for group, share in shares.items()}, fill)
+        spending.grow({group: share / MAX_SHARE_RATIO for group, share in shares.items()}, "prefix")
+        spending.grow({group: MAX_SHARE_RATIO * share for group, share in shares.items()}, fill)
     else:
         spending.grow(shares, fill)
         if fill == "tight":
@@ -154,7 +154,7 @@ class _Spending:
         total: Parameters that may be spent.
     """
 
-    def __init__(self, gain: Gain, sites: Sequence[Site], bounds: Bounds, total: int) -> None:
+    def __init__(self, gain: Gain, sites: Sequence[Target], bounds: Bounds, total: int) -> None:
         self.ranks = dict(bounds.least)
         self._gain, self._sites, self._bounds = gain, sites, bounds
         self._left = total - sum(site.cost * self.ranks[site.name] for site in sites)
@@ -196,7 +196,7 @@ class _Spending:
         return -self._gain(site, rank, self._bounds.step), rank, index
 
 
-def bounds_of(sites: Sequence[Site], budget: Budget, *, caps: Mapping[str, float] | None = None) -> Bounds:
+def bounds_of(sites: Sequence[Target], budget: Budget, *, caps: Mapping[str, float] | None = None) -> Bounds:
     """The ranks that each site may have.
 
     The reference rank of a budget is what it buys at every site. By default the step is 4 from a reference rank of 8 on
@@ -225,7 +225,7 @@ def bounds_of(sites: Sequence[Site], budget: Budget, *, caps: Mapping[str, float
     )
 
 
-def _bounds(sites: Sequence[Site], budget: Budget, total: int, caps: Mapping[str, float]) -> Bounds:
+def _bounds(sites: Sequence[Target], budget: Budget, total: int, caps: Mapping[str, float]) -> Bounds:
     mean = Fraction(total, _per_rank(sites))
     step = _step(mean) if budget.step is None else budget.step
     reference = _up(mean, step)
@@ -253,7 +253,7 @@ def _up(value: float | Fraction, step: int) -> int:
     return math.ceil(value / step) * step
 
 
-def _check(sites: Sequence[Site], budget: Budget) -> None:
+def _check(sites: Sequence[Target], budget: Budget) -> None:
     groups = list(dict.fromkeys(site.group for site in sites))
     for name, given in (("group_weights", budget.weights), ("group_floors", budget.floors)):
         if unknown := [group for group in given if group not in groups]:
@@ -280,7 +280,7 @@ def _check(sites: Sequence[Site], budget: Budget) -> None:
         )
 
 
-def shares_of(sites: Sequence[Site], budget: Budget, bounds: Bounds) -> dict[str, Fraction]:
+def shares_of(sites: Sequence[Target], budget: Budget, bounds: Bounds) -> dict[str, Fraction]:
     """Parameters of each group: what uniform ranks would give it, times its weight, renormalised to the budget.
 
     A group whose bounds cannot be kept with its share gets what they need, and the others share the difference.
@@ -319,7 +319,7 @@ def divide(
     return at(below)
 
 
-def uniform_ranks(sites: Sequence[Site], budget: Budget) -> dict[str, int]:
+def uniform_ranks(sites: Sequence[Target], budget: Budget) -> dict[str, int]:
     """One rank for all: the reference rank, or the largest that the budget affords.
 
     Weights, floors and bounds that are given hold here too; ranks are then equal within each group, up to a step.
@@ -343,7 +343,7 @@ def uniform_ranks(sites: Sequence[Site], budget: Budget) -> dict[str, int]:
 def make_plan(
     allocator: str,
     ranks: Mapping[str, int],
-    sites: Sequence[Site],
+    sites: Sequence[Target],
     budget: Budget,
     *,
     evidence: Mapping[str, float] | None = None,
@@ -362,11 +362,11 @@ def make_plan(
     )
 
 
-def _per_rank(sites: Sequence[Site]) -> int:
+def _per_rank(sites: Sequence[Target]) -> int:
     return sum(site.cost for site in sites)
 
 
-def _by_group(sites: Sequence[Site], ranks: Mapping[str, int]) -> dict[str, int]:
+def _by_group(sites: Sequence[Target], ranks: Mapping[str, int]) -> dict[str, int]:
     """Group -> parameters of these ranks."""
     found: dict[str, int] = {}
     for site in sites:

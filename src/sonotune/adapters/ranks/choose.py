@@ -14,7 +14,15 @@ from sonotune.adapters.calibration.calibrate import Calibration, collect
 from sonotune.adapters.kinds.lora import stem_cost
 from sonotune.adapters.ranks.budget import bounds_of
 from sonotune.adapters.ranks.components import Split
-from sonotune.adapters.ranks.plan import Budget, Evidence, RankPlan, Site, plan_from_json, plan_to_json, sites_of
+from sonotune.adapters.ranks.plan import (
+    Budget,
+    Importance,
+    RankPlan,
+    Target,
+    plan_from_json,
+    plan_to_json,
+    targets_in,
+)
 from sonotune.adapters.targets import modules_of, resolve_targets
 from sonotune.errors import AdapterError
 from sonotune.models.base import LoadedModel
@@ -23,7 +31,7 @@ from sonotune.registry import resolve
 from sonotune.runs import generator
 from sonotune.types import Clip
 
-LEAST_DIRECTIONS = 64
+MIN_DIRECTIONS = 64
 """Leading directions of an input that calibration finds, or as many as the largest rank."""
 GRADIENT_CLIPS = 32
 """Clips whose gradients are looked at; each costs a backward pass."""
@@ -69,14 +77,14 @@ class RankSettings:
         )  # fmt: skip
 
 
-def adapted_sites(loaded: LoadedModel, settings: RankSettings) -> tuple[Site, ...]:
+def adapted_modules(loaded: LoadedModel, settings: RankSettings) -> tuple[Target, ...]:
     """What carries an adapter, in model order; what trains in full precision carries none.
 
     Raises:
         AdapterError: A target matches nothing.
     """
     unfrozen = modules_of(loaded, settings.unfreeze) if settings.unfreeze else ()
-    return sites_of(loaded, [name for name in resolve_targets(loaded, settings.targets) if name not in unfrozen])
+    return targets_in(loaded, [name for name in resolve_targets(loaded, settings.targets) if name not in unfrozen])
 
 
 def calibration_clips(clips: Sequence[Clip], settings: RankSettings) -> list[Clip]:
@@ -98,17 +106,17 @@ def calibrate(
     needs = resolve("allocators", settings.allocator).needs
     if needs == "nothing" or settings.file is not None:
         return None
-    sites = adapted_sites(loaded, settings)
+    sites = adapted_modules(loaded, settings)
     largest = max(bounds_of(sites, settings.bounds_in(loaded)).most.values())
     return collect(
         loaded, objective, calibration_clips(clips, settings), tokens=settings.tokens, seed=settings.seed,
-        autocast=autocast, directions=0 if needs == "activations" else max(LEAST_DIRECTIONS, largest),
+        autocast=autocast, directions=0 if needs == "activations" else max(MIN_DIRECTIONS, largest),
         gradient_clips=GRADIENT_CLIPS if needs == "gradients" else 0, names=[site.name for site in sites],
         processes=processes,
     )  # fmt: skip
 
 
-def plan_ranks(loaded: LoadedModel, settings: RankSettings, evidence: Evidence | None = None) -> RankPlan:
+def plan_ranks(loaded: LoadedModel, settings: RankSettings, evidence: Importance | None = None) -> RankPlan:
     """Ranks within the budget.
 
     Args:
@@ -119,11 +127,11 @@ def plan_ranks(loaded: LoadedModel, settings: RankSettings, evidence: Evidence |
     Raises:
         AdapterError: The budget is too small, evidence is missing, or a file of ranks is for another model.
     """
-    sites = adapted_sites(loaded, settings)
+    sites = adapted_modules(loaded, settings)
     if settings.file is not None:
         return _read(settings.file, sites)
     plan: RankPlan = resolve("allocators", settings.allocator)().allocate(
-        sites, settings.bounds_in(loaded), evidence=evidence or Evidence(), seed=settings.draw
+        sites, settings.bounds_in(loaded), evidence=evidence or Importance(), seed=settings.draw
     )
     return replace(plan, reference=settings.rank)
 
@@ -140,15 +148,15 @@ def plan_uncalibrated(loaded: LoadedModel, settings: RankSettings) -> RankPlan:
 
 def ranks_text(plan: RankPlan, loaded: LoadedModel) -> str:
     """What `ranks.json` holds."""
-    return json.dumps(plan_to_json(plan, sites_of(loaded, list(plan.ranks))), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(plan_to_json(plan, targets_in(loaded, list(plan.ranks))), indent=1, ensure_ascii=False) + "\n"
 
 
-def split_text(split: Split) -> str:
+def components_text(split: Split) -> str:
     """What `split.json` holds."""
     return json.dumps(split.to_json(), indent=1, ensure_ascii=False) + "\n"
 
 
-def read_split(path: Path) -> Split:
+def read_components(path: Path) -> Split:
     """Read a `split.json`.
 
     Raises:
@@ -157,7 +165,7 @@ def read_split(path: Path) -> Split:
     return Split.from_json(_json(path, "a measured split. Remove it, and it is measured anew."))
 
 
-def _read(path: Path, sites: Sequence[Site]) -> RankPlan:
+def _read(path: Path, sites: Sequence[Target]) -> RankPlan:
     return plan_from_json(_json(path, "a file of ranks. Make one with sonotune allocate."), sites)
 
 

@@ -37,7 +37,7 @@ from torch import Tensor
 from sonotune.adapters.calibration.activations import Autocast, Objective
 from sonotune.adapters.calibration.direction_gradients import mean_gradients
 from sonotune.adapters.kinds.lora import full_modules
-from sonotune.adapters.ranks.plan import Site, matrix_shape
+from sonotune.adapters.ranks.plan import Target, matrix_shape
 from sonotune.errors import AdapterError
 from sonotune.models.base import LoadedModel
 from sonotune.runs import torch_seed
@@ -45,7 +45,7 @@ from sonotune.types import Clip
 
 LEAST_RATE = 1e-6
 """A part that trains has at least this share of the learning rate, however much more than the adapters it gains."""
-FREEDOM = 4.0
+MAX_SHARE_RATIO = 4.0
 """A group gets from the inverse of this times what equal ranks would give it up to this times that."""
 
 
@@ -164,7 +164,10 @@ def decide(found: FirstStep, *, gamma: float = 0.5) -> Split:
         stem="stem" in full,
         unfreeze=tuple(part for part in full if part != "stem"),
         rates={part: rate for part, rate in rates.items() if rate < 1},
-        weights={group: float(f"{min(FREEDOM, max(1 / FREEDOM, value)):.3g}") for group, value in worth.items()},
+        weights={
+            group: float(f"{min(MAX_SHARE_RATIO, max(1 / MAX_SHARE_RATIO, value)):.3g}")
+            for group, value in worth.items()
+        },
         first_step=found,
     )
 
@@ -173,7 +176,7 @@ def measure(
     loaded: LoadedModel,
     objective: Objective,
     clips: Sequence[Clip],
-    sites: Sequence[Site],
+    sites: Sequence[Target],
     *,
     rank: int,
     scale: float = 1.0,
@@ -229,7 +232,7 @@ def _first_rows(loaded: LoadedModel, name: str, rank: int, seed: int) -> Tensor:
     return (2 * torch.rand(rank, inputs, generator=generator) - 1) / math.sqrt(inputs)
 
 
-def full_parts(loaded: LoadedModel, sites: Sequence[Site]) -> dict[str, tuple[str, ...]]:
+def full_parts(loaded: LoadedModel, sites: Sequence[Target]) -> dict[str, tuple[str, ...]]:
     """Selector -> parameters, of what could train in full precision beside these adapters: stem and norms."""
     adapted = {site.name for site in sites}
     found: dict[str, tuple[str, ...]] = {}

@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
+class Target:
     """A module that carries an adapter.
 
     Attributes:
@@ -47,7 +47,7 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Importance:
     """What calibration found, by full module name; empty where it was not asked for.
 
     Attributes:
@@ -128,7 +128,7 @@ class RankAllocator(Protocol):
     needs: ClassVar[Needs]
     """What calibration must find out first."""
 
-    def allocate(self, sites: Sequence[Site], budget: Budget, *, evidence: Evidence, seed: int) -> RankPlan:
+    def allocate(self, sites: Sequence[Target], budget: Budget, *, evidence: Importance, seed: int) -> RankPlan:
         """Give every site a rank.
 
         Args:
@@ -144,7 +144,7 @@ class RankAllocator(Protocol):
         ...
 
 
-def sites_of(loaded: LoadedModel, names: Sequence[str]) -> tuple[Site, ...]:
+def targets_in(loaded: LoadedModel, names: Sequence[str]) -> tuple[Target, ...]:
     """Describe modules of a model as sites.
 
     Raises:
@@ -153,7 +153,7 @@ def sites_of(loaded: LoadedModel, names: Sequence[str]) -> tuple[Site, ...]:
     return tuple(_site(loaded, name) for name in names)
 
 
-def _site(loaded: LoadedModel, name: str) -> Site:
+def _site(loaded: LoadedModel, name: str) -> Target:
     outputs, inputs = matrix_shape(loaded, name)
     owner = next((component for component in loaded.components if component.owns(name)), None)
     group: str = "model" if owner is None else owner.name
@@ -161,7 +161,7 @@ def _site(loaded: LoadedModel, name: str) -> Site:
     if owner is not None and (pattern := owner.parts.get("cross_attention")) and re.search(pattern, name + ".weight"):
         group = f"{owner.name}.cross_attention"
     kind = name.removeprefix(layer + ".") if layer else name.rpartition(".")[2]
-    return Site(name=name, outputs=outputs, inputs=inputs, group=group, kind=kind)
+    return Target(name=name, outputs=outputs, inputs=inputs, group=group, kind=kind)
 
 
 def unit_costs(loaded: LoadedModel, names: Sequence[str]) -> dict[str, int]:
@@ -212,11 +212,11 @@ def alphas(ranks: Mapping[str, int], *, rank: int, alpha: float, scaling: Scalin
     return {name: alpha * math.sqrt(own / unit) for name, own in ranks.items()}
 
 
-def evidence_of(found: Mapping[str, _T], sites: Sequence[Site], *, allocator: str, what: str) -> dict[str, _T]:
+def evidence_of(found: Mapping[str, _T], sites: Sequence[Target], *, allocator: str, what: str) -> dict[str, _T]:
     """What calibration found of every site.
 
     Args:
-        found: A table of `Evidence`.
+        found: A table of `Importance`.
         sites: Where adapters go.
         allocator: Registry name of who asks.
         what: What it asks for, in words.
@@ -234,7 +234,7 @@ def evidence_of(found: Mapping[str, _T], sites: Sequence[Site], *, allocator: st
     return {site.name: found[site.name] for site in sites}
 
 
-def gains_of(evidence: Evidence, sites: Sequence[Site], *, allocator: str) -> dict[str, NDArray[np.float64]]:
+def gains_of(evidence: Importance, sites: Sequence[Target], *, allocator: str) -> dict[str, NDArray[np.float64]]:
     """Gains of every site, checked.
 
     Raises:
@@ -253,8 +253,8 @@ def gains_of(evidence: Evidence, sites: Sequence[Site], *, allocator: str) -> di
 
 
 def rows_of(
-    evidence: Evidence,
-    sites: Sequence[Site],
+    evidence: Importance,
+    sites: Sequence[Target],
     ranks: Mapping[str, int],
     *,
     allocator: str,
@@ -267,7 +267,7 @@ def rows_of(
         sites: Where adapters go.
         ranks: Of every site.
         allocator: Registry name of who asks.
-        order: Site -> numbers of its directions from the best on; None takes them as they stand.
+        order: Target -> numbers of its directions from the best on; None takes them as they stand.
 
     Raises:
         AdapterError: They are missing of some site, or of another width.
@@ -286,7 +286,7 @@ def rows_of(
     return rows
 
 
-def plan_to_json(plan: RankPlan, sites: Sequence[Site]) -> dict[str, Any]:
+def plan_to_json(plan: RankPlan, sites: Sequence[Target]) -> dict[str, Any]:
     """What is kept of a plan in `ranks.json`: all but the rows that adapters start from, and parameters by group."""
     groups: dict[str, int] = {}
     for site in sites:
@@ -306,7 +306,7 @@ def plan_to_json(plan: RankPlan, sites: Sequence[Site]) -> dict[str, Any]:
     }
 
 
-def plan_from_json(entries: object, sites: Sequence[Site]) -> RankPlan:
+def plan_from_json(entries: object, sites: Sequence[Target]) -> RankPlan:
     """Read a plan back, for exactly these modules; its ranks may have been edited.
 
     Args:

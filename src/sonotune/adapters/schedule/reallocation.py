@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from sonotune.adapters.kinds.lora import lora_layers
-from sonotune.adapters.ranks.budget import FREEDOM, bounds_of, shares_of, total_of
-from sonotune.adapters.ranks.plan import Budget, RankPlan, Site, sites_of
+from sonotune.adapters.ranks.budget import MAX_SHARE_RATIO, bounds_of, shares_of, total_of
+from sonotune.adapters.ranks.plan import Budget, RankPlan, Target, targets_in
 from sonotune.adapters.schedule.callback import AdapterCallback, Event
 from sonotune.adapters.schedule.entropy_penalty import effective_ranks
 from sonotune.adapters.schedule.factors import ShrinkMode
@@ -72,7 +72,7 @@ class Reallocation:
         self,
         loaded: LoadedModel,
         optimizer: torch.optim.Optimizer,
-        sites: Sequence[Site],
+        sites: Sequence[Target],
         budget: Budget,
         *,
         seed: int,
@@ -89,7 +89,7 @@ class Reallocation:
 
 def propose(
     loaded: LoadedModel,
-    sites: Sequence[Site],
+    sites: Sequence[Target],
     ranks: Mapping[str, int],
     budget: Budget,
     *,
@@ -128,7 +128,7 @@ def propose(
 
 
 def move_ranks(
-    sites: Sequence[Site],
+    sites: Sequence[Target],
     ranks: Mapping[str, int],
     used: Mapping[str, float],
     budget: Budget,
@@ -167,16 +167,16 @@ def move_ranks(
         used = {name: factor * value for name, value in used.items()}
     moves = _Moves(sites, ranks, used, budget, caps=caps, fraction_moved=fraction_moved, shrink_below=shrink_below)
     unserved = set[str]()
-    while takers := [
+    while receivers := [
         site
         for site in moves.sites
         if site.name not in unserved
         and used[site.name] > grow_above * moves.ranks[site.name]
         and moves.larger(site) <= moves.bounds.most[site.name]
     ]:
-        taker = max(takers, key=lambda site: used[site.name] / moves.ranks[site.name])
-        if not moves.serve(taker):
-            unserved.add(taker.name)
+        receiver = max(receivers, key=lambda site: used[site.name] / moves.ranks[site.name])
+        if not moves.serve(receiver):
+            unserved.add(receiver.name)
     return moves.ranks
 
 
@@ -191,7 +191,7 @@ class _Moves:
 
     def __init__(
         self,
-        sites: Sequence[Site],
+        sites: Sequence[Target],
         ranks: Mapping[str, int],
         used: Mapping[str, float],
         budget: Budget,
@@ -212,61 +212,61 @@ class _Moves:
                 f"the adapters hold {total - self._free} parameters, more than the budget of {total}. "
                 "Raise adapter.budget."
             )
-        self._change: dict[str, int] = {}  # what givers gave beyond what was asked, by group
+        self._remainder: dict[str, int] = {}  # what donors gave beyond what was asked, by group
         self._may_give = self._may_take = fraction_moved * total
         self._served = set[str]()  # they give nothing back at once, however empty the step has left them
         self._shares = shares_of(sites, budget, self.bounds) if budget.cross_modality else None
 
-    def larger(self, site: Site) -> int:
+    def larger(self, site: Target) -> int:
         """The next rank above."""
         return (self.ranks[site.name] // self.bounds.step + 1) * self.bounds.step
 
-    def serve(self, taker: Site) -> bool:
+    def serve(self, receiver: Target) -> bool:
         """Take the next step at a site, if the budget and the others allow it."""
-        size = self.larger(taker)
-        price = taker.cost * (size - self.ranks[taker.name])
+        size = self.larger(receiver)
+        price = receiver.cost * (size - self.ranks[receiver.name])
         if price > self._may_take:
             return False
-        if self._shares and self._spent[taker.group] + price > FREEDOM * self._shares[taker.group]:
+        if self._shares and self._spent[receiver.group] + price > MAX_SHARE_RATIO * self._shares[receiver.group]:
             return False
-        purse = "" if self._shares else taker.group
-        at_hand = self._change.get(purse, 0)
-        cuts = self._cuts(taker, wanted=price - self._free - at_hand)
+        pool = "" if self._shares else receiver.group
+        at_hand = self._remainder.get(pool, 0)
+        cuts = self._cuts(receiver, wanted=price - self._free - at_hand)
         won = sum(site.cost * (self.ranks[site.name] - size) for site, size in cuts)
         if won > self._may_give or self._free + at_hand + won < price:
             return False
-        for site, smaller in [*cuts, (taker, size)]:
+        for site, smaller in [*cuts, (receiver, size)]:
             self._spent[site.group] += site.cost * (smaller - self.ranks[site.name])
             self.ranks[site.name] = smaller
         rest = at_hand + won - price
-        self._change[purse], self._free = max(0, rest), self._free + min(0, rest)
+        self._remainder[pool], self._free = max(0, rest), self._free + min(0, rest)
         self._may_take, self._may_give = self._may_take - price, self._may_give - won
-        self._served.add(taker.name)
+        self._served.add(receiver.name)
         return True
 
-    def _cuts(self, taker: Site, *, wanted: int) -> list[tuple[Site, int]]:
+    def _cuts(self, receiver: Target, *, wanted: int) -> list[tuple[Target, int]]:
         """Sites that together give at least what is wanted and the ranks they keep; all there is, if that is less."""
-        left, spent, cut = dict(self.ranks), dict(self._spent), dict[str, Site]()
+        left, spent, cut = dict(self.ranks), dict(self._spent), dict[str, Target]()
         step = self.bounds.step
         while wanted > 0:
-            givers: list[tuple[float, Site, int]] = []
+            donors: list[tuple[float, Target, int]] = []
             for site in self.sites:
                 rank = left[site.name]
                 smaller = (rank - 1) // step * step
                 share, group = self._used[site.name] / rank, site.group
                 if share >= self._shrink_below or smaller < self.bounds.least[site.name] or site.name in self._served:
                     continue
-                if self._shares is None and group != taker.group:
+                if self._shares is None and group != receiver.group:
                     continue
-                if self._shares and spent[group] - site.cost * (rank - smaller) < self._shares[group] / FREEDOM:
+                if self._shares and spent[group] - site.cost * (rank - smaller) < self._shares[group] / MAX_SHARE_RATIO:
                     continue
-                givers.append((share, site, smaller))
-            if not givers:
+                donors.append((share, site, smaller))
+            if not donors:
                 break
-            _, giver, smaller = min(givers, key=lambda found: found[0])
-            won = giver.cost * (left[giver.name] - smaller)
-            wanted, spent[giver.group] = wanted - won, spent[giver.group] - won
-            left[giver.name], cut[giver.name] = smaller, giver
+            _, donor, smaller = min(donors, key=lambda found: found[0])
+            won = donor.cost * (left[donor.name] - smaller)
+            wanted, spent[donor.group] = wanted - won, spent[donor.group] - won
+            left[donor.name], cut[donor.name] = smaller, donor
         return [(site, left[name]) for name, site in cut.items()]
 
 
@@ -285,7 +285,7 @@ class MovingRanks(AdapterCallback):
         self, loaded: LoadedModel, plan: RankPlan, budget: Budget, schedule: Reallocation, *, seed: int
     ) -> None:
         self._loaded, self._budget, self._schedule, self._seed = loaded, budget, schedule, seed
-        self._sites, self._caps = sites_of(loaded, list(plan.ranks)), plan.caps
+        self._sites, self._caps = targets_in(loaded, list(plan.ranks)), plan.caps
         self._moved = False
 
     def after_step(self, step: int, total_steps: int, optimizer: torch.optim.Optimizer) -> Event | None:

@@ -28,11 +28,11 @@ from sonotune.features.normalization import valid_frames
 from sonotune.models.base import AUDIO, LoadedModel, Stream
 from sonotune.models.checkpoints import (
     check_family,
-    draw_anew,
     is_classifier,
     load_pretrained,
     outline_pretrained,
     read_config,
+    reinitialise,
 )
 from sonotune.models.norms import fix_batch_norms
 from sonotune.models.outputs import refuse_new_outputs
@@ -112,7 +112,7 @@ class AstFamily:
         )  # fmt: skip
         if renew:  # also where an old layer of the same size could be loaded: its classes are others
             output = [name for name in loaded.linears if loaded.owner(name) == "head"][-1]
-            draw_anew(module, [name for name, _ in module.named_parameters() if name.startswith(output + ".")])
+            reinitialise(module, [name for name, _ in module.named_parameters() if name.startswith(output + ".")])
         return loaded
 
     def outline(self, checkpoint: str, *, revision: str | None = None, outputs: int | None = None) -> LoadedModel:

@@ -36,12 +36,12 @@ from sonotune.models import speech_encoders
 from sonotune.models.base import AUDIO, Component, LoadedModel, Stream
 from sonotune.models.checkpoints import (
     check_family,
-    draw_anew,
     is_classifier,
     load_pretrained,
     load_processor,
     outline_pretrained,
     read_config,
+    reinitialise,
 )
 from sonotune.models.ctc_decoding import beam_search, collapse
 from sonotune.models.languages import nothing_to_note
@@ -115,7 +115,7 @@ class CtcFamily:
             config_changes=_settings(config, dropout) | (_sizes(words) if words is not None else {}),
         )  # fmt: skip
         if renew:  # also where an old layer of the same size could be loaded: its symbols are others
-            draw_anew(module, [name for name, _ in module.named_parameters() if re.search(_HEAD, name)])
+            reinitialise(module, [name for name, _ in module.named_parameters() if re.search(_HEAD, name)])
         if words is None:
             words = load_processor(checkpoint, class_name="AutoTokenizer", revision=revision)
         loaded = self._mapped(

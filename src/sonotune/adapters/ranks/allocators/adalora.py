@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from sonotune.adapters.ranks.budget import total_of
-from sonotune.adapters.ranks.plan import Budget, Evidence, Needs, RankPlan, Site
+from sonotune.adapters.ranks.plan import Budget, Importance, Needs, RankPlan, Target
 from sonotune.adapters.schedule.adalora import FACTOR
 from sonotune.errors import AdapterError
 
@@ -17,7 +17,7 @@ class AdaLoraAllocator:
 
     needs: ClassVar[Needs] = "nothing"
 
-    def allocate(self, sites: Sequence[Site], budget: Budget, *, evidence: Evidence, seed: int) -> RankPlan:
+    def allocate(self, sites: Sequence[Target], budget: Budget, *, evidence: Importance, seed: int) -> RankPlan:
         """See `RankAllocator.allocate`."""
         per_rank, total = sum(site.cost for site in sites), total_of(sites, budget)
         if total < per_rank:

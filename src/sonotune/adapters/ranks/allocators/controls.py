@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import ClassVar, TypeVar
 
 from sonotune.adapters.ranks.budget import apportion, make_plan
-from sonotune.adapters.ranks.plan import Budget, Evidence, Needs, RankPlan, Site, evidence_of
+from sonotune.adapters.ranks.plan import Budget, Importance, Needs, RankPlan, Target, evidence_of
 from sonotune.runs.seeds import generator
 
 _WHAT = "effective ranks of the inputs"
@@ -25,7 +25,7 @@ class ShuffledAllocator:
 
     needs: ClassVar[Needs] = "activations"
 
-    def allocate(self, sites: Sequence[Site], budget: Budget, *, evidence: Evidence, seed: int) -> RankPlan:
+    def allocate(self, sites: Sequence[Target], budget: Budget, *, evidence: Importance, seed: int) -> RankPlan:
         """See `RankAllocator.allocate`."""
         found = evidence_of(evidence.effective_ranks, sites, allocator="shuffled", what=_WHAT)
         scores = _exchange(found, sites, lambda site: (site.group, site.kind), seed, "shuffled")
@@ -40,7 +40,7 @@ class RandomAllocator:
 
     needs: ClassVar[Needs] = "activations"
 
-    def allocate(self, sites: Sequence[Site], budget: Budget, *, evidence: Evidence, seed: int) -> RankPlan:
+    def allocate(self, sites: Sequence[Target], budget: Budget, *, evidence: Importance, seed: int) -> RankPlan:
         """See `RankAllocator.allocate`."""
         found = evidence_of(evidence.effective_ranks, sites, allocator="random", what=_WHAT)
         ranks = apportion(found, sites, budget, caps=found)
@@ -50,7 +50,11 @@ class RandomAllocator:
 
 
 def _exchange(
-    values: Mapping[str, _T], sites: Sequence[Site], alike: Callable[[Site], Hashable], seed: int, purpose: str
+    values: Mapping[str, _T],
+    sites: Sequence[Target],
+    alike: Callable[[Target], Hashable],
+    seed: int,
+    purpose: str,
 ) -> dict[str, _T]:
     """Permute values among sites that are alike. The draw depends on their names, not on the order they come in."""
     classes: dict[Hashable, list[str]] = {}

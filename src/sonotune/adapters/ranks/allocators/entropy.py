@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from sonotune.adapters.ranks.budget import apportion, make_plan
-from sonotune.adapters.ranks.plan import Budget, Evidence, Needs, RankPlan, Site, evidence_of
+from sonotune.adapters.ranks.plan import Budget, Importance, Needs, RankPlan, Target, evidence_of
 
 _WHAT = "effective ranks of the inputs"
 
@@ -21,7 +21,7 @@ class EntropyAllocator:
 
     needs: ClassVar[Needs] = "activations"
 
-    def allocate(self, sites: Sequence[Site], budget: Budget, *, evidence: Evidence, seed: int) -> RankPlan:
+    def allocate(self, sites: Sequence[Target], budget: Budget, *, evidence: Importance, seed: int) -> RankPlan:
         """See `RankAllocator.allocate`."""
         scores = evidence_of(evidence.effective_ranks, sites, allocator="entropy", what=_WHAT)
         ranks = apportion(scores, sites, budget, caps=scores)
@@ -36,7 +36,7 @@ class InverseAllocator:
 
     needs: ClassVar[Needs] = "activations"
 
-    def allocate(self, sites: Sequence[Site], budget: Budget, *, evidence: Evidence, seed: int) -> RankPlan:
+    def allocate(self, sites: Sequence[Target], budget: Budget, *, evidence: Importance, seed: int) -> RankPlan:
         """See `RankAllocator.allocate`."""
         found = evidence_of(evidence.effective_ranks, sites, allocator="inverse", what=_WHAT)
         scores = {name: 1 / value if value > 0 else float("nan") for name, value in found.items()}

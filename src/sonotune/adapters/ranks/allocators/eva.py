@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonotune.adapters.ranks.budget import by_components, make_plan, spend, uniform_ranks
-from sonotune.adapters.ranks.plan import Budget, Evidence, Needs, RankPlan, Site, evidence_of, rows_of
+from sonotune.adapters.ranks.plan import (
+    Budget,
+    Importance,
+    Needs,
+    RankPlan,
+    Target,
+    evidence_of,
+    rows_of,
+)
 
 
 class EvaAllocator:
@@ -22,7 +30,7 @@ class EvaAllocator:
 
     needs: ClassVar[Needs] = "directions"
 
-    def allocate(self, sites: Sequence[Site], budget: Budget, *, evidence: Evidence, seed: int) -> RankPlan:
+    def allocate(self, sites: Sequence[Target], budget: Budget, *, evidence: Importance, seed: int) -> RankPlan:
         """See `RankAllocator.allocate`."""
         shares = _shares(evidence, sites, "eva")
         ranks = _ranks(shares, sites, budget, evidence)
@@ -35,7 +43,7 @@ class EvaRanksAllocator:
 
     needs: ClassVar[Needs] = "directions"
 
-    def allocate(self, sites: Sequence[Site], budget: Budget, *, evidence: Evidence, seed: int) -> RankPlan:
+    def allocate(self, sites: Sequence[Target], budget: Budget, *, evidence: Importance, seed: int) -> RankPlan:
         """See `RankAllocator.allocate`."""
         shares = _shares(evidence, sites, "eva_ranks")
         ranks = _ranks(shares, sites, budget, evidence)
@@ -47,19 +55,22 @@ class UniformEvaAllocator:
 
     needs: ClassVar[Needs] = "directions"
 
-    def allocate(self, sites: Sequence[Site], budget: Budget, *, evidence: Evidence, seed: int) -> RankPlan:
+    def allocate(self, sites: Sequence[Target], budget: Budget, *, evidence: Importance, seed: int) -> RankPlan:
         """See `RankAllocator.allocate`."""
         ranks = uniform_ranks(sites, budget)
         rows = rows_of(evidence, sites, ranks, allocator="uniform_eva")
         return make_plan("uniform_eva", ranks, sites, budget, initial=rows)
 
 
-def _shares(evidence: Evidence, sites: Sequence[Site], allocator: str) -> dict[str, NDArray[np.float64]]:
+def _shares(evidence: Importance, sites: Sequence[Target], allocator: str) -> dict[str, NDArray[np.float64]]:
     return evidence_of(evidence.shares, sites, allocator=allocator, what="shares of the inputs' variance")
 
 
 def _ranks(
-    shares: dict[str, NDArray[np.float64]], sites: Sequence[Site], budget: Budget, evidence: Evidence
+    shares: dict[str, NDArray[np.float64]],
+    sites: Sequence[Target],
+    budget: Budget,
+    evidence: Importance,
 ) -> dict[str, int]:
     caps = {name: float(len(found)) for name, found in shares.items()}  # not effective ranks: they are the rival's
     return spend(by_components(shares), sites, budget, caps=caps)

@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from sonotune.adapters.ranks.budget import apportion, by_components, make_plan, spend
-from sonotune.adapters.ranks.plan import Budget, Evidence, Needs, RankPlan, Site, gains_of, rows_of
+from sonotune.adapters.ranks.plan import Budget, Importance, Needs, RankPlan, Target, gains_of, rows_of
 
 
 class GradientAllocator:
@@ -21,7 +21,7 @@ class GradientAllocator:
 
     needs: ClassVar[Needs] = "gradients"
 
-    def allocate(self, sites: Sequence[Site], budget: Budget, *, evidence: Evidence, seed: int) -> RankPlan:
+    def allocate(self, sites: Sequence[Target], budget: Budget, *, evidence: Importance, seed: int) -> RankPlan:
         """See `RankAllocator.allocate`."""
         gains = gains_of(evidence, sites, allocator="gradient")
         scores = {name: float(found.sum()) for name, found in gains.items()}
@@ -34,7 +34,7 @@ class GradientEvaAllocator:
 
     needs: ClassVar[Needs] = "gradients"
 
-    def allocate(self, sites: Sequence[Site], budget: Budget, *, evidence: Evidence, seed: int) -> RankPlan:
+    def allocate(self, sites: Sequence[Target], budget: Budget, *, evidence: Importance, seed: int) -> RankPlan:
         """See `RankAllocator.allocate`."""
         gains = gains_of(evidence, sites, allocator="gradient_eva")
         order = {name: np.argsort(-found, kind="stable") for name, found in gains.items()}

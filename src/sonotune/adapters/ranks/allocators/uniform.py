@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from sonotune.adapters.ranks.budget import make_plan, uniform_ranks
-from sonotune.adapters.ranks.plan import Budget, Evidence, Needs, RankPlan, Site
+from sonotune.adapters.ranks.plan import Budget, Importance, Needs, RankPlan, Target
 
 
 class UniformAllocator:
@@ -14,6 +14,6 @@ class UniformAllocator:
 
     needs: ClassVar[Needs] = "nothing"
 
-    def allocate(self, sites: Sequence[Site], budget: Budget, *, evidence: Evidence, seed: int) -> RankPlan:
+    def allocate(self, sites: Sequence[Target], budget: Budget, *, evidence: Importance, seed: int) -> RankPlan:
         """See `RankAllocator.allocate`."""
         return make_plan("uniform", uniform_ranks(sites, budget), sites, budget)
