@@ -244,9 +244,12 @@ def settings_of_use(words: Sequence[str], *, require: Sequence[str] = ()) -> Loa
 
 def open_recognizer(settings: LoadedConfig) -> Recognizer:
     """The model that settings name, ready to recognise."""
+    return _open(settings.config)
+
+
+def _open(config: RunConfig) -> Recognizer:
     from sonotune.serving.recognizer import Recognizer
 
-    config = settings.config
     return Recognizer.open(
         config.model.checkpoint,
         task=config.model.task,
@@ -319,7 +322,6 @@ def parity_settings(checkpoint: str, *, manifest: str | None = None, clips: int 
     """
     from sonotune.data.corpus import CORPUS_SETTINGS
     from sonotune.serving.parity import ParitySettings
-    from sonotune.serving.recognizer import Recognizer
 
     config = _config_of(checkpoint)
     data = config.data
@@ -332,15 +334,7 @@ def parity_settings(checkpoint: str, *, manifest: str | None = None, clips: int 
         corpus |= {"root": None, "limit": None}
 
     def open_scored() -> Recognizer:
-        return Recognizer.open(
-            checkpoint,
-            task=config.model.task,
-            language=config.model.language,
-            multi_label=data.multi_label,
-            text_scoring=data.text_scoring,
-            precision=config.training.precision,
-            family=config.model.family,
-        )
+        return _open(config.model_copy(update={"model": config.model.model_copy(update={"checkpoint": checkpoint})}))
 
     return ParitySettings(
         sources={name: str(source) for name, source in sources.items() if source is not None},

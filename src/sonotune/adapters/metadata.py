@@ -166,6 +166,7 @@ def use_of(checkpoint: str) -> dict[str, Any]:
         context = record.model.get("context") or record.config.get("model", {}).get("context")
         found["context"] = {"dynamic": "cut", "auto": None}.get(context, context)
         found |= {name: record.model.get(name) for name in ("trained_contexts", "thinning")}
+        found["language"] = found["language"] or record.model.get("language")
         if record.config.get("model", {}).get("full_context_share") and found["trained_contexts"] is None:
             found["trained_contexts"] = [found["context"], "full"]  # an older record, of both
     else:

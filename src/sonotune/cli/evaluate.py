@@ -58,7 +58,8 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
         f"  {row['by']}={row['value']}: {called} {show_score(row['scores'].get(decides))} on {row['clips']} clips"
         for row in result.slices
     ]
-    lines.append(f"{result.audio_seconds:.0f} s of audio in {result.seconds:.1f} s")
+    window = f", model.context={result.context}" if result.context else ""
+    lines.append(f"{result.audio_seconds:.0f} s of audio in {result.seconds:.1f} s{window}")
     lines += [f"left out: {finding.message}" for finding in corpus.findings]
     lines += warning_lines([finding for finding in result.findings if finding.severity != "note"], "--json")
     lines += [f"note: {finding.message}" for finding in result.findings if finding.check == "text.numbers"]

@@ -63,8 +63,8 @@ def _recognize(words: Sequence[str], *, task: str) -> tuple[Any, Any]:
     recognizer = open_recognizer(settings)
     result = recognizer.recognize(files, **evaluation_settings(settings.config))
     for finding in result.findings:
-        if finding.severity == "error":
-            print(f"sonotune: {finding.message}", file=sys.stderr)
+        if finding.severity != "note":
+            print(f"sonotune: {'WARNING: ' * (finding.severity == 'warning')}{finding.message}", file=sys.stderr)
     return result, recognizer.task
 
 
@@ -73,5 +73,7 @@ def _told(result: Any) -> dict[str, Any]:
     return {
         "seconds": result.seconds,
         "audio_seconds": result.audio_seconds,
+        "context": result.context,
         "left_out": [finding.message for finding in result.findings if finding.severity == "error"],
+        "warnings": [finding.message for finding in result.findings if finding.severity == "warning"],
     }

@@ -52,6 +52,7 @@ class EvaluationResult:
         seconds: Wall time of reading, decoding and scoring.
         audio_seconds: Length of all clips.
         real_time_factor: Seconds of work per second of audio.
+        context: How much of the model's window was computed; None where it has none.
     """
 
     scores: dict[str, Score]
@@ -63,6 +64,7 @@ class EvaluationResult:
     seconds: float
     audio_seconds: float
     real_time_factor: float
+    context: Context | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The keys that `sonotune evaluate --json` promises, and more beside them."""
@@ -73,6 +75,7 @@ class EvaluationResult:
             "seconds": self.seconds,
             "audio_seconds": self.audio_seconds,
             "real_time_factor": self.real_time_factor,
+            "context": self.context,
             **self.details,
             "findings": [
                 {"check": finding.check, "severity": finding.severity, "message": finding.message}
@@ -158,6 +161,7 @@ def evaluate(
         seconds=seconds,
         audio_seconds=audio_seconds,
         real_time_factor=real_time_factor(seconds, audio_seconds),
+        context=(context or loaded.context) if getattr(loaded, "trained_contexts", ()) else None,
     )
 
 

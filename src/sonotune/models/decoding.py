@@ -238,13 +238,19 @@ class Candidate:
         threshold = settings.compression_ratio_threshold
         return threshold is not None and compression_ratio(self.text) > threshold
 
+    def is_improbable(self, settings: DecodingSettings) -> bool:
+        """Whether the tokens of the text have a low mean log-probability."""
+        return settings.logprob_threshold is not None and self.mean_logprob < settings.logprob_threshold
+
+    def is_silence(self, settings: DecodingSettings, no_speech: float) -> bool:
+        """Whether the clip likely has no speech, and the text is improbable."""
+        return no_speech > NO_SPEECH_PROBABILITY and self.is_improbable(settings)
+
     def fails(self, settings: DecodingSettings, no_speech: float) -> bool:
         """Whether the text should be decoded again; not that of likely silence, which no draw makes better."""
-        threshold = settings.logprob_threshold
-        improbable = threshold is not None and self.mean_logprob < threshold
-        if improbable and no_speech > NO_SPEECH_PROBABILITY:
+        if self.is_silence(settings, no_speech):
             return False
-        return improbable or self.compresses(settings)
+        return self.is_improbable(settings) or self.compresses(settings)
 
 
 def fall_back(
@@ -255,8 +261,9 @@ def fall_back(
 ) -> list[Hypothesis]:
     """Decode the texts that fail at rising temperatures, each until it passes.
 
-    Where none passes, the published recipe keeps the last text, which is the most random. Here it is the most probable
-    of those that do not compress like a loop, and the one that compresses least where all do.
+    Where none passes, the published recipe keeps the last text, which is the most random. Here the first one stays: it
+    is the most probable, and where it loops, it is counted as a loop instead of hidden behind random words. A clip that
+    is likely silent and whose text is improbable gets no text, as in the published recipe.
 
     Args:
         first: Texts of the first pass.
@@ -280,10 +287,8 @@ def fall_back(
                 still.append(row)
         failed = still
     for row in failed:
-        usable = [place for place, one in enumerate(tried[row]) if not one.compresses(settings)]
-        if usable:
-            best = max(usable, key=lambda place: tried[row][place].mean_logprob)
-        else:
-            best = min(range(len(tried[row])), key=lambda place: compression_ratio(tried[row][place].text))
-        chosen[row] = Hypothesis(text=tried[row][best].text, temperature=settings.temperatures[best])
+        chosen[row] = Hypothesis(text=first[row].text)
+    for row, attempts in enumerate(tried):
+        if len(attempts) == 1 and attempts[0].is_silence(settings, no_speech[row]):
+            chosen[row] = Hypothesis(text="")
     return [replace(one, attempts=len(attempts)) for one, attempts in zip(chosen, tried, strict=True)]

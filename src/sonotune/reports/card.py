@@ -12,6 +12,7 @@ import yaml
 
 from sonotune.metrics.scores import score_title
 from sonotune.reports.usage import Kind, Usage, usage_lines
+from sonotune.runs.record import language_of
 from sonotune.types import RunRecord
 
 _TASKS = {"transcribe": "automatic-speech-recognition", "classify": "audio-classification"}
@@ -67,7 +68,7 @@ _HOME = "https://pypi.org/project/sonotune/"
 
 
 def _front_matter(record: RunRecord, kind: Kind, task: str) -> dict[str, Any]:
-    language = record.config.get("model", {}).get("language")
+    language = language_of(record)
     scores = record.scores.get("test") or record.scores.get("after") or {}
     base = _hub_name(record)
     results = [
@@ -152,13 +153,13 @@ def _training(record: RunRecord) -> str:
 
 def usage_of(record: RunRecord, kind: Kind) -> Usage:
     """How a model is used, by the record alone; what only its files say is left at its default."""
-    base, model = str(record.model.get("checkpoint", "")), record.config.get("model", {})
+    base = str(record.model.get("checkpoint", ""))
     return Usage(
         family=str(record.model.get("family", "")),
         kind=kind,
         base=_name_of_base(record),
         revision=record.model.get("revision"),
-        language=model.get("language"),
+        language=language_of(record),
         multilingual=not base.endswith(".en"),
         multi_label=bool(record.config.get("data", {}).get("multi_label")),
         bits=_bits(record),

@@ -77,6 +77,12 @@ def _read_schema_1(value: Mapping[str, Any], where: str) -> RunRecord:
 _READERS: Mapping[int, Callable[[Mapping[str, Any], str], RunRecord]] = {1: _read_schema_1}
 
 
+def language_of(record: RunRecord) -> str | None:
+    """The language of a run: that of its settings, or the one that all of its training clips name."""
+    found: str | None = record.config.get("model", {}).get("language") or record.model.get("language")
+    return found
+
+
 def task_of(record: RunRecord) -> str:
     """Registry name of the task of a run; one from before records had it transcribes, unless it was set otherwise."""
     asked = str(record.config.get("model", {}).get("task", "auto"))

@@ -87,9 +87,12 @@ def export(
             if parity is not None:
                 found = json.dumps(result["parity"], indent=2, ensure_ascii=False) + "\n"
                 (draft / PARITY_FILE).write_bytes(found.encode("utf-8", "backslashreplace"))
+            old = folder.with_name(f".old-{folder.name}")
+            shutil.rmtree(old, ignore_errors=True)
             if folder.exists():
-                shutil.rmtree(folder)
+                folder.rename(old)  # it is deleted when the new one has its name
             draft.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return {"export": str(folder), "bytes": _size(folder), **result}

@@ -33,7 +33,7 @@ from sonotune.runs import generator
 from sonotune.serving.recognizer import Recognizer
 from sonotune.serving.served import Place, Request, Served, recognize_served, tool_of
 from sonotune.tasks.base import Task
-from sonotune.types import Clip, Finding, Prediction
+from sonotune.types import Clip, DecodingSettings, Finding, Prediction
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,10 @@ def check_parity(checkpoint: str, folder: Path, settings: ParitySettings, *, ada
             logger.info("%s failed", tool, exc_info=True)
             return {**found, "reason": f"{tool} failed: {type(error).__name__}: {_first_line(error)}"}
         gc.collect()
-        return {**found, **_compared(scored, served, settings)}
+        found |= _compared(scored, served, settings)
+        if not found["passed"] and scored.task.name == "transcribe":
+            found["as_others_decode"] = _as_others_decode(scored, settings)
+        return found
     except SonotuneError as error:
         return {**found, "reason": _first_line(error)}
 
@@ -109,7 +112,7 @@ def _unchecked(settings: ParitySettings) -> dict[str, Any]:
     return {
         "equal": None, "equal_raw": None, "difference": {}, "scored": {}, "served": {}, "context": None,
         "served_context": "full", "tool": None, "clips": 0, "left_out": 0, "seed": settings.seed,
-        "tolerance": TOLERANCE, "passed": False, "reason": None, "differing": [],
+        "tolerance": TOLERANCE, "passed": False, "reason": None, "differing": [], "as_others_decode": None,
     }  # fmt: skip
 
 
@@ -153,6 +156,21 @@ class _Scored:
         if place.base is None and codes[0] in (None, codes[1]):
             return None  # the export says it
         return codes[0] or codes[1]
+
+
+def _as_others_decode(scored: _Scored, settings: ParitySettings) -> float | None:
+    """The score that decides of the run itself over the whole window, greedy: what context and fallback are worth.
+
+    What is left between it and the score of the export is the rounding of its weights, and the tool.
+    """
+    recognizer = settings.open_scored()
+    decoding = {**settings.decoding, "decoding": DecodingSettings(temperatures=(0.0,))}
+    if recognizer.opened.loaded.trained_contexts:
+        decoding["context"] = "full"
+    result = recognizer.evaluate(scored.clips, **decoding)
+    score = result.scores.get(scored.task.primary)
+    gc.collect()
+    return None if score is None else score.value
 
 
 class _Recordings(Sequence[NDArray[np.float32]]):
@@ -334,23 +352,43 @@ def finding_of(parity: Mapping[str, Any]) -> Finding:
     if parity["passed"]:
         message = says + "."
     else:
-        message = (
-            f"what is served is not what was scored: {says}; {100 * parity['tolerance']:.0f} point is allowed. "
-            f"{_remedy(parity['context'])} parity.json lists the clips that differ."
+        allowed = f"{100 * parity['tolerance']:.0f} point is allowed"
+        surely = low is not None and not low <= 0 <= high
+        head = "what is served is not what was scored" if surely else "parity could not be shown"
+        advice = (
+            _remedy(parity, name)
+            if surely
+            else ("The difference may be chance: compare more clips with --parity-clips or --parity MANIFEST.")
         )
+        message = f"{head}: {says}; {allowed}. {_causes(parity, name)}{advice} parity.json lists the clips that differ."
     return Finding(
         check=CHECK, severity="note" if parity["passed"] else "warning", message=message,
         measured=round(100 * main["value"], 2), limit=100 * parity["tolerance"], unit="points",
     )  # fmt: skip
 
 
-def _remedy(context: str) -> str:
-    if context == "cut":
-        return "Serve it with sonotune, or train and score with model.context=thinned, which others serve alike."
+def _causes(parity: Mapping[str, Any], name: str) -> str:
+    """How much of the difference is how the run was decoded, and how much the weights and the tool."""
+    whole = parity.get("as_others_decode")
+    if whole is None:
+        return ""
+    scored, served = (parity[side][name]["value"] for side in ("scored", "served"))
     return (
-        "Other tools decode greedily, without the fallback of evaluation.temperatures and without penalties, in 16 "
-        "bits: compare with evaluation.temperatures=[0], or serve it with sonotune."
+        f"{100 * (whole - scored):+.1f} points are what the run itself loses over the whole window, decoded greedily; "
+        f"{100 * (served - whole):+.1f} are the rounded weights and the other tool. "
     )
+
+
+def _remedy(parity: Mapping[str, Any], name: str) -> str:
+    whole, scored = parity.get("as_others_decode"), parity["scored"][name]["value"]
+    if parity["context"] == "cut":
+        return "Serve it with sonotune, or train and score with model.context=thinned, which others serve alike."
+    if whole is not None and abs(whole - scored) > parity["tolerance"] and parity["context"] == "thinned":
+        return (
+            "Train and score with model.context=full, give some batches the whole window (model.full_context_share), "
+            "or serve it with sonotune."
+        )
+    return "Export it with --dtype fp32, or serve it with sonotune."
 
 
 def with_finding(findings: Sequence[Finding], found: Finding) -> tuple[Finding, ...]:

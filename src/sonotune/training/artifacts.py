@@ -73,7 +73,7 @@ def _metadata(session: Session, model: PreparedModel) -> dict[str, object]:
         "bits": model.bits,
         "double": config.quantization.double,
         "quantization_skip": list(unquantized(config)),
-        "language": config.model.language,
+        "language": session.log.record.model["language"],
         "text_scoring": config.data.text_scoring,
         "min_duration_s": config.data.min_duration_s,
         "max_duration_s": config.data.max_duration_s,

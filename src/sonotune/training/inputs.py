@@ -50,6 +50,12 @@ class RunInputs:
     calibration_objective: Objective
 
     @property
+    def language(self) -> str | None:
+        """That all training clips name, where they name one and the same."""
+        named = {clip.language for clip in self.prepared.clips}
+        return next(iter(named)) if len(named) == 1 else None
+
+    @property
     def bits(self) -> int:
         """Of the frozen weights."""
         return max(self.opened.loaded.quantized.values(), default=16)

@@ -103,7 +103,8 @@ def prepare_model(session: Session, inputs: RunInputs, steps: LoopSettings) -> P
         ranks=dict(plan.ranks) if plan else {},
         stages=tuple(describe(stage, loaded) for stage in stages),
         model={
-            "task": inputs.task.name, "family": loaded.family, "checkpoint": loaded.checkpoint,
+            "task": inputs.task.name, "language": config.model.language or inputs.language,
+            "family": loaded.family, "checkpoint": loaded.checkpoint,
             "revision": loaded.revision,
             "components": count_parameters(loaded), "quantized_linears": len(loaded.quantized),
             "context": loaded.context, "thinning": asdict(loaded.thinning),
@@ -229,6 +230,8 @@ def _choices(session: Session, inputs: RunInputs, steps: LoopSettings, adaptatio
         choices["training.learning_rate"] = adaptation.rates.reason
     if steps.optimizer != config.training.optimizer:
         choices["training.optimizer"] = f"{steps.optimizer}: {steps.optimizer_reason}"
+    if config.model.language is None and inputs.language is not None:
+        choices["model.language"] = f"{inputs.language}: every training clip names it, and tools are told it"
     if config.training.shard_weights and compute.processes.world_size == 1:
         choices["training.shard_weights"] = "false: there is one process, which holds all weights"
     return choices
