@@ -178,27 +178,42 @@ def spoken(text: str) -> str:
     return " ".join("".join(f" {DIGITS[int(c)]} " if c.isascii() and c.isdigit() else c for c in form).split())
 
 
+TITLES: Final = {"breton": "Breton, spontaneous", "fsdd": "digit strings", "swahili": "Swahili news"}
+
+
 def draw(rows: Sequence[dict[str, Any]], picture: Path) -> None:
-    """A panel for each corpus: WER over kept positions."""
+    """A panel for each corpus: WER of every way to compute the window, with the positions and the loops it had."""
     import matplotlib as mpl
 
     mpl.use("agg")
     import matplotlib.pyplot as plt
 
+    def name(row: dict[str, Any]) -> str:
+        thinned = row["context"] == "thinned"
+        return f"thinned, {row['margin'] / 50:g} s, every {row['spacing']}th" if thinned else row["context"]
+
     corpora = sorted({row["corpus"] for row in rows})
-    figure, panels = plt.subplots(1, len(corpora), figsize=(4.2 * len(corpora), 3.6), squeeze=False)
+    names = list(dict.fromkeys(name(row) for row in rows))
+    figure, panels = plt.subplots(1, len(corpora), figsize=(3.5 * len(corpora) + 1.3, 3.3), sharey=True, squeeze=False)
     colors = {"full": "#222222", "cut": "#c0392b", "thinned": "#1f77b4"}
     for panel, corpus in zip(panels[0], corpora, strict=True):
         own = [row for row in rows if row["corpus"] == corpus]
+        most = 2.2 * sorted(row["wer"] for row in own)[-2]
         for row in own:
-            y = min(100 * row["wer"], 400)
-            panel.scatter(row["positions"], y, color=colors[row["context"]], s=28, zorder=3)
-            label = f"{row['margin'] / 50:g} s, {row['spacing']}" if row["context"] == "thinned" else row["context"]
-            panel.annotate(label, (row["positions"], y), xytext=(4, 3), textcoords="offset points", fontsize=6)
-        panel.set_title(corpus)
-        panel.set_xlabel("positions computed a clip")
-        panel.set_ylabel("WER, % (400 at most)")
-        panel.grid(alpha=0.3)
+            y, x = names.index(name(row)), 100 * min(row["wer"], most)
+            panel.plot([0, x], [y, y], color=colors[row["context"]], linewidth=2, alpha=0.35)
+            panel.plot([x], [y], color=colors[row["context"]], marker="o" if row["wer"] <= most else ">", markersize=6)
+            beyond = "" if row["wer"] <= most else f"{100 * row['wer']:.0f} %, "
+            loops_of = f", {row['loops']} loop{'s' * (row['loops'] != 1)}" if row["loops"] else ""
+            text = f"{beyond}{row['positions']:.0f} positions{loops_of}"
+            panel.annotate(text, (x, y), xytext=(7, 0), textcoords="offset points", va="center", fontsize=7)
+        panel.set_title(f"{TITLES.get(corpus, corpus)}, {own[0]['clips']} clips", fontsize=10)
+        panel.set_yticks(range(len(names)), names, fontsize=8)
+        panel.set_xlim(0, 100 * most * 1.75)
+        panel.set_xlabel("WER, %", fontsize=9)
+        panel.grid(alpha=0.3, axis="x")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0][0].invert_yaxis()
     figure.tight_layout()
     figure.savefig(picture, dpi=150)
 
