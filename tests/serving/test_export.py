@@ -254,3 +254,27 @@ def test_an_export_carries_the_language_of_its_run(trained: Trained, tmp_path: P
     written = json.loads((tmp_path / "export" / "generation_config.json").read_text("utf-8"))
     assert (written["language"], written["task"], written["forced_decoder_ids"]) == ("en", "transcribe", None)
     assert result["decoding"]["language"] == "en"
+
+
+def test_an_export_that_is_replaced_is_there_until_the_new_one_is(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, _ = trained()
+    target = tmp_path / "export"
+    export(str(folder), target)
+    before = (target / "model.safetensors").read_bytes()
+    rename = Path.rename
+
+    def killed(path: Path, to: Path) -> Path:
+        if path.name.startswith(".tmp-"):
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export(str(folder), target, overwrite=True)
+    monkeypatch.undo()
+    [kept] = tmp_path.glob(".old-export")
+    assert (kept / "model.safetensors").read_bytes() == before
+    export(str(folder), target, overwrite=True)
+    assert not list(tmp_path.glob(".old-*"))

@@ -649,3 +649,13 @@ def trained_clips(configuration: LoadedConfig) -> set[str]:
     """Clips that a run trains on."""
     run(configuration)
     return {clip.id for clip in load_inputs(configuration.config, set_up_compute("fp32")).prepared.clips}
+
+
+def test_the_language_that_all_clips_name_goes_with_what_was_trained(settings: Settings, tmp_path: Path):
+    """`model.language` is not set: the tools that serve the model are told what the clips were trained with."""
+    record, folder = run(settings("training.max_steps=1", folder=tmp_path / "one"))
+    assert record.config["model"]["language"] is None
+    assert record.model["language"] == "en"
+    assert record.choices["model.language"].startswith("en: every training clip names it")
+    assert json.loads((folder / "adapter" / "sonotune.json").read_text("utf-8"))["language"] == "en"
+    assert use_of(str(folder))["language"] == use_of(str(folder / "adapter"))["language"] == "en"

@@ -113,9 +113,9 @@ class ModelConfig(Section):
     """Language told to the model, for clips that name none."""
     context: Annotated[Literal["auto", "thinned", "full", "cut"], BeforeValidator(_renamed_context)] = "auto"
     """How much of the model's window is computed behind a clip: `full`, all of it, as in pretraining; `thinned`, a few
-    positions that stand for the rest, to about the same scores at a fraction of the work (Whisper); `cut`, nothing, which
-    weights must be trained for. `auto` takes what the checkpoint was trained in; for pretrained Whisper `thinned`, else
-    `full`."""
+    positions that stand for the rest, to about the same scores at a fraction of the work (Whisper); `cut`, nothing,
+    which weights must be trained for. `auto` takes what the checkpoint was trained in; for pretrained Whisper
+    `thinned`, else `full`."""
     full_context_share: Share = 0.0
     """Share of training batches padded to the whole window, so that the tuned model also works at full context."""
     ctc_share: Share = 0.0

@@ -32,7 +32,9 @@ TOKENS_MARGIN = 16
 """Room for special tokens, and for words in very short clips."""
 
 NO_SPEECH_PROBABILITY = 0.6
-"""An improbable text of a clip that is more probably silent than this is not decoded again."""
+"""An improbable text of a clip that is more probably silent than this is no text."""
+RANDOM_WORDS = 2.0
+"""Times the threshold of the mean log-probability below which a text counts as random words."""
 
 _MAX_PERIOD = 8
 _MIN_CYCLES = 10
@@ -261,9 +263,10 @@ def fall_back(
 ) -> list[Hypothesis]:
     """Decode the texts that fail at rising temperatures, each until it passes.
 
-    Where none passes, the published recipe keeps the last text, which is the most random. Here the first one stays: it
-    is the most probable, and where it loops, it is counted as a loop instead of hidden behind random words. A clip that
-    is likely silent and whose text is improbable gets no text, as in the published recipe.
+    Where none passes, the published recipe keeps the last text, which is the most random. Here it is the most probable
+    of those that do not compress like a loop, unless that is far less probable than the threshold: random words in many
+    scripts do not compress, and would hide a loop from whoever counts them. Then the first text stays, and is counted.
+    A clip that is likely silent and whose text is improbable gets no text, as in the published recipe.
 
     Args:
         first: Texts of the first pass.
@@ -286,8 +289,15 @@ def fall_back(
             if one.fails(settings, no_speech[row]):
                 still.append(row)
         failed = still
+    floor = RANDOM_WORDS * (settings.logprob_threshold or 0.0)
     for row in failed:
-        chosen[row] = Hypothesis(text=first[row].text)
+        usable = [
+            place
+            for place, one in enumerate(tried[row])
+            if not one.compresses(settings) and (settings.logprob_threshold is None or one.mean_logprob >= floor)
+        ]  # fmt: skip
+        best = max(usable, key=lambda place: tried[row][place].mean_logprob, default=0)
+        chosen[row] = Hypothesis(text=tried[row][best].text, temperature=settings.temperatures[best])
     for row, attempts in enumerate(tried):
         if len(attempts) == 1 and attempts[0].is_silence(settings, no_speech[row]):
             chosen[row] = Hypothesis(text="")
