@@ -117,7 +117,7 @@ def test_all_problems_at_once_with_suggestions():
         ("training.clip_norm=.inf", "inf is not allowed"),
         ("training.gradient_checkpointing=yes", "'yes' is not allowed .*true or false"),
         ("quantization.bits=5", "5 is not allowed .*allowed: auto, 4, 8, 16"),
-        ("adapter.kind=full", "'full' is not allowed .*allowed: lora, none"),
+        ("adapter.kind=full", "no such name; known: lora, none"),
         ("adapter.targets=[]", r"\[\] is not allowed .*all_linear, attention, q_v or a list of text"),
         ("adapter.targets=fc1,fc1", "'fc1' stands twice"),
         ("adapter.allocator=unform", "shuffled, uniform"),

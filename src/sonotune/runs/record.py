@@ -84,6 +84,8 @@ def language_of(record: RunRecord) -> str | None:
 
 
 def task_of(record: RunRecord) -> str:
-    """Registry name of the task of a run; one from before records had it transcribes, unless it was set otherwise."""
-    asked = str(record.config.get("model", {}).get("task", "auto"))
-    return str(record.model.get("task") or ("transcribe" if asked == "auto" else asked))
+    """Registry name of the task of a run; one from before records had it classifies where higher scores are better."""
+    if named := record.model.get("task"):
+        return str(named)
+    higher = any(score.get("better") == "higher" for scores in record.scores.values() for score in scores.values())
+    return "classify" if higher else "transcribe"

@@ -160,6 +160,7 @@ def sentence(row: Mapping[str, Any]) -> str:
     if "error" in row:
         return f"{pair} could not be compared: {row['error'].rstrip('.')}."
     name = score_title(row["score"], row)
+    name = name if name[1:] != name[1:].lower() else name.lower()  # WER and mAP stay as they are
     if row["outcome"] == "no difference" and not row["attainable"]:
         head = f"No difference in {name} between {pair} could be shown by {_plural(row['blocks'], row['resampled'])} "
         head += f"after Holm's correction over {row['comparisons']} comparisons, however large"
