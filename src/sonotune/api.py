@@ -182,11 +182,16 @@ def plan(
 
     config = load_run_config(words_of(settings)).config
     return make_plan(
-        planned_settings(config, device, devices), clip_seconds=clip_seconds or planned_lengths_s(config),
-        within_window=not clip_seconds, batch_seconds=config.training.batch_seconds,
-        batch_max_clips=config.training.batch_max_clips, label_tokens=config.data.max_label_tokens,
-        memory_bytes=memory_bytes, exact=exact, device=device,
-    )  # fmt: skip
+        planned_settings(config, device, devices),
+        clip_seconds=clip_seconds or planned_lengths_s(config),
+        within_window=not clip_seconds,
+        batch_seconds=config.training.batch_seconds,
+        batch_max_clips=config.training.batch_max_clips,
+        label_tokens=config.data.max_label_tokens,
+        memory_bytes=memory_bytes,
+        exact=exact,
+        device=device,
+    )
 
 
 def export(source: Place, folder: Place, *, parity_clips: int = 50, **options: Any) -> dict[str, Any]:
@@ -291,17 +296,26 @@ def planned_settings(config: RunConfig, device: Literal["cpu", "cuda"], devices:
     on_a_card = "bf16" if asked == "auto" else asked
     precision = on_a_card if device == "cuda" else choose_precision(asked)[0]
     return TrainingSettings(
-        checkpoint=config.model.checkpoint, family=config.model.family, revision=config.model.revision,
-        task=config.model.task, num_labels=config.model.num_labels, multi_label=config.data.multi_label,
-        context=config.model.asked_context, bits=config.quantization.bits, double=config.quantization.double,
-        skip=config.quantization.skip, kind=config.adapter.kind,
+        checkpoint=config.model.checkpoint,
+        family=config.model.family,
+        revision=config.model.revision,
+        task=config.model.task,
+        num_labels=config.model.num_labels,
+        multi_label=config.data.multi_label,
+        context=config.model.asked_context,
+        bits=config.quantization.bits,
+        double=config.quantization.double,
+        skip=config.quantization.skip,
+        kind=config.adapter.kind,
         ranks=rank_settings(config),
-        adapter=adapter_settings(config), precision=precision,
-        gradient_checkpointing=config.training.gradient_checkpointing, label_smoothing=config.training.label_smoothing,
+        adapter=adapter_settings(config),
+        precision=precision,
+        gradient_checkpointing=config.training.gradient_checkpointing,
+        label_smoothing=config.training.label_smoothing,
         stages=wanted_stages(config),
         optimizer=choose_optimizer(config.training.optimizer, device)[0],
         shards=devices if config.training.shard_weights else 1,
-    )  # fmt: skip
+    )
 
 
 def planned_lengths_s(config: RunConfig) -> list[float]:

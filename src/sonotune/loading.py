@@ -99,17 +99,25 @@ def open_model(
     if adapter:
         layer |= own_output_layer(adapter, settings)
     loaded = family.load(
-        base, revision=revision, context=context or recorded.get("context"),
-        random_weights=random_weights, dropout=dropout, **layer,
-    )  # fmt: skip
+        base,
+        revision=revision,
+        context=context or recorded.get("context"),
+        random_weights=random_weights,
+        dropout=dropout,
+        **layer,
+    )
     loaded = with_contexts(loaded, recorded, asked=context)
     check_frontend(loaded)
     loaded.module.to(device)
     parameters = sum(parameter.numel() for parameter in loaded.module.parameters())
     stored = storage(
-        settings if adapter else None, bits=bits, double=double, skip=skip, parameters=parameters,
+        settings if adapter else None,
+        bits=bits,
+        double=double,
+        skip=skip,
+        parameters=parameters,
         device=torch.device(device).type,
-    )  # fmt: skip
+    )
     dtype = DTYPES[precision]
     if stored.bits in (4, 8):
         keep = kept_unquantized(loaded, stored.skip)
@@ -217,9 +225,11 @@ def storage(
         (int(metadata.get("bits", 16)), "as the adapter was trained") if bits == "auto" else (int(bits), "asked for")
     )
     return Storage(
-        bits=chosen, reason=reason, double=metadata.get("double", double),
+        bits=chosen,
+        reason=reason,
+        double=metadata.get("double", double),
         skip=tuple(metadata.get("quantization_skip", skip)),
-    )  # fmt: skip
+    )
 
 
 def kept_unquantized(loaded: LoadedModel, skip: Sequence[str]) -> set[str]:

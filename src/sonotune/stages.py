@@ -127,9 +127,13 @@ def whole_run(
     if not trainable:
         raise AdapterError("nothing trains: no parameter is marked trainable. Check adapter.targets and adapter.stem.")
     return Stage(
-        name="train", groups=_groups(loaded, trainable, learning_rate, learning_rates, layer_decay),
-        max_epochs=max_epochs, max_steps=max_steps, patience=patience, warmup_steps=warmup_steps,
-    )  # fmt: skip
+        name="train",
+        groups=_groups(loaded, trainable, learning_rate, learning_rates, layer_decay),
+        max_epochs=max_epochs,
+        max_steps=max_steps,
+        patience=patience,
+        warmup_steps=warmup_steps,
+    )
 
 
 def build_stages(
@@ -157,14 +161,20 @@ def build_stages(
         Stage(
             name=stage.name,
             groups=_groups(
-                loaded, _chosen(loaded, stage), stage.learning_rate or learning_rate,
-                {**learning_rates, **stage.learning_rates}, layer_decay,
+                loaded,
+                _chosen(loaded, stage),
+                stage.learning_rate or learning_rate,
+                {**learning_rates, **stage.learning_rates},
+                layer_decay,
             ),
-            max_epochs=stage.max_epochs, max_steps=stage.max_steps, patience=stage.patience,
-            warmup_steps=stage.warmup_steps, dip=stage.dip,
+            max_epochs=stage.max_epochs,
+            max_steps=stage.max_steps,
+            patience=stage.patience,
+            warmup_steps=stage.warmup_steps,
+            dip=stage.dip,
         )
         for stage in wanted
-    )  # fmt: skip
+    )
 
 
 def _chosen(loaded: LoadedModel, stage: StageSettings) -> list[str]:

@@ -26,11 +26,17 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 def write_metadata(loaded: LoadedModel, folder: Path, *, extra: Mapping[str, Any]) -> None:
     """Write `sonotune.json`: what a model was made of, and what else is to be known when it is used."""
-    metadata = {"schema": 1, "family": loaded.family, "checkpoint": absolute_folder(loaded.checkpoint),
-                "revision": loaded.revision, "context": loaded.context,
-                "trained_contexts": list(loaded.trained_contexts),
-                "thinning": asdict(loaded.thinning),
-                **({"adapter": loaded.names.name} if loaded.adapter is not None else {}), **extra}  # fmt: skip
+    metadata = {
+        "schema": 1,
+        "family": loaded.family,
+        "checkpoint": absolute_folder(loaded.checkpoint),
+        "revision": loaded.revision,
+        "context": loaded.context,
+        "trained_contexts": list(loaded.trained_contexts),
+        "thinning": asdict(loaded.thinning),
+        **({"adapter": loaded.names.name} if loaded.adapter is not None else {}),
+        **extra,
+    }
     (folder / METADATA).write_text(json.dumps(metadata, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -137,9 +143,12 @@ _ENTRIES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 USED = (
-    ("model", "language"), ("data", "text_scoring"), ("data", "min_duration_s"), ("data", "max_duration_s"),
+    ("model", "language"),
+    ("data", "text_scoring"),
+    ("data", "min_duration_s"),
+    ("data", "max_duration_s"),
     ("data", "multi_label"),
-)  # fmt: skip
+)
 """Section and name of the settings of a run that hold for the use of what it made, wherever that goes."""
 EXPORT_MARK = "sonotune_export.json"
 """Written into every export: what it was made of, and the settings in `USED`."""

@@ -79,11 +79,15 @@ def new_outputs(loaded: LoadedModel) -> list[Finding]:
     Raises:
         AdapterError: It is new and does not train at all.
     """
-    head = [
-        (name, parameter.requires_grad)
-        for name, parameter in loaded.module.named_parameters()
-        if loaded.component("head").owns(loaded.names.base_name(name))
-    ] if loaded.new_outputs else []  # fmt: skip
+    head = (
+        [
+            (name, parameter.requires_grad)
+            for name, parameter in loaded.module.named_parameters()
+            if loaded.component("head").owns(loaded.names.base_name(name))
+        ]
+        if loaded.new_outputs
+        else []
+    )
     if not head or loaded.adapter is None or any(trains for name, trains in head if not loaded.names.owns(name)):
         return []
     if not any(trains for _, trains in head):

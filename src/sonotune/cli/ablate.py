@@ -44,7 +44,7 @@ def ablate(
     apart: Annotated[bool, typer.Option("--subprocess", help="A process for each run, to tell peak memory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and the expected time, and stop.")] = False,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Compare ways to spend the same adapter budget, each at its own best learning rate, over seeds.
 
     sonotune ablate model=whisper_nano data.train=train.jsonl data.eval=dev.jsonl data.test=test.jsonl
@@ -60,10 +60,16 @@ def ablate(
     from sonotune.sweeps.trials import run_apart, run_here
 
     plan = plan_ablation(
-        words or [], choose_arms(arms, arm or ()), baseline=baseline, seeds=_seeds("--seeds", seeds),
-        final_seeds=_seeds("--final-seeds", final_seeds) if final_seeds else (), finalists=finalists, points=rates,
-        folder=folder, parameters_of=_parameters,
-    )  # fmt: skip
+        words or [],
+        choose_arms(arms, arm or ()),
+        baseline=baseline,
+        seeds=_seeds("--seeds", seeds),
+        final_seeds=_seeds("--final-seeds", final_seeds) if final_seeds else (),
+        finalists=finalists,
+        points=rates,
+        folder=folder,
+        parameters_of=_parameters,
+    )
 
     def told(line: str) -> None:
         print(line, file=sys.stderr if as_json else sys.stdout, flush=True)

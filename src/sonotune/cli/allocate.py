@@ -61,13 +61,18 @@ def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = F
     entropy = {} if found is None else dict(found.evidence.effective_ranks)
     warnings = worth_telling(findings)
     body = {
-        "ranks": dict(plan.ranks), "parameters": plan.parameters, "budget": plan.budget, "entropy": entropy,
-        "allocator": plan.allocator, "file": str(target),
+        "ranks": dict(plan.ranks),
+        "parameters": plan.parameters,
+        "budget": plan.budget,
+        "entropy": entropy,
+        "allocator": plan.allocator,
+        "file": str(target),
         "pictures": [str(path) for path in files if path.suffix != ".json"],
-        "clips": len(inputs.prepared.clips), "warnings": [finding.message for finding in warnings],
+        "clips": len(inputs.prepared.clips),
+        "warnings": [finding.message for finding in warnings],
         **({} if found is None else {"calibration": found.summary(), "spectra": found.spectra()}),
         **({} if split is None else {"split": split.to_json()}),
-    }  # fmt: skip
+    }
     ranks = sorted(plan.ranks.values())
     heard = "no clip heard" if found is None else f"{found.clips} of {len(inputs.prepared.clips)} training clips heard"
     lines = [

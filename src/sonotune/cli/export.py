@@ -29,7 +29,7 @@ def export(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 unless parity is shown.")] = False,
     push: Annotated[str | None, typer.Option(help="Upload it to this OWNER/NAME of the hub (private if new).")] = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Merge a trained adapter into plain weights that `transformers` loads, proving that the function is the same.
 
     Plain `transformers` then recognises development clips of the run from the export, and the difference from what the
@@ -56,9 +56,14 @@ def export(
     place = source.removeprefix("model=")
     compared = None if no_parity else parity_settings(place, manifest=parity, clips=parity_clips)
     result = write_export(
-        place, folder, target=target, dtype=dtype, adapter_only=adapter, overwrite=overwrite,  # type: ignore[arg-type]
+        place,
+        folder,
+        target=target,
+        dtype=dtype,
+        adapter_only=adapter,
+        overwrite=overwrite,  # type: ignore[arg-type]
         parity=compared,
-    )  # fmt: skip
+    )
     lines = [f"export   {result['export']} ({result['bytes'] / 1e6:.1f} MB, {result['kind']})"]
     if merge := result.get("merge"):
         lines.append(f"merge    largest logit difference {merge['largest']:.2g} of {merge['scale']:.3g}")

@@ -41,7 +41,7 @@ def plan(
     exact: Exact = False,
     device: On = "auto",
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Predict peak memory by component, stage and bucket, what fits, time and cost; no weights are read.
 
     sonotune plan model=whisper_large_v3 quantization.bits=4 training.precision=bf16 --memory 8GB
@@ -60,17 +60,25 @@ def plan(
     if throughput is not None and audio_hours is not None:
         micro_batches = devices if training.accumulation_steps == "auto" else training.accumulation_steps
         cost = estimate(
-            audio_hours=audio_hours, stages=_lengths(config),
-            step_seconds=training.batch_seconds * micro_batches, throughput=throughput,
-            devices=devices, price_per_hour=price,
-        )  # fmt: skip
+            audio_hours=audio_hours,
+            stages=_lengths(config),
+            step_seconds=training.batch_seconds * micro_batches,
+            throughput=throughput,
+            devices=devices,
+            price_per_hour=price,
+        )
     found = make_plan(
-        planned_settings(config, place, devices), clip_seconds=clip_seconds or planned_lengths_s(config),
+        planned_settings(config, place, devices),
+        clip_seconds=clip_seconds or planned_lengths_s(config),
         within_window=not clip_seconds,
-        batch_seconds=training.batch_seconds, batch_max_clips=training.batch_max_clips,
+        batch_seconds=training.batch_seconds,
+        batch_max_clips=training.batch_max_clips,
         label_tokens=config.data.max_label_tokens if label_tokens is None else label_tokens,
-        memory_bytes=memory_bytes, exact=exact, device=place, cost=cost,
-    )  # fmt: skip
+        memory_bytes=memory_bytes,
+        exact=exact,
+        device=place,
+        cost=cost,
+    )
     print_result(found.to_json(), as_json=as_json, lines=_lines(found))
 
 

@@ -85,11 +85,15 @@ class Composition(_Part):
 
 
 _ARGUMENTS: Final = {
-    "projector.kind": "projector_kind", "projector.downsample": "downsample",
-    "projector.hidden_size": "projector_hidden_size", "projector.latents": "perceiver_latents",
-    "projector.depth": "perceiver_depth", "projector.heads": "projector_heads",
-    "cross_attention.layers": "cross_attention_layers", "cross_attention.heads": "cross_attention_heads",
-}  # fmt: skip
+    "projector.kind": "projector_kind",
+    "projector.downsample": "downsample",
+    "projector.hidden_size": "projector_hidden_size",
+    "projector.latents": "perceiver_latents",
+    "projector.depth": "perceiver_depth",
+    "projector.heads": "projector_heads",
+    "cross_attention.layers": "cross_attention_layers",
+    "cross_attention.heads": "cross_attention_heads",
+}
 _PERCEIVER: Final = ("projector.latents", "projector.depth", "projector.heads")
 _BLOCKS: Final = ("cross_attention.layers", "cross_attention.heads")
 

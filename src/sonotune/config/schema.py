@@ -583,7 +583,13 @@ _MAY_CHANGE = frozenset(
     | {f"training.{name}" for name in TrainingConfig.model_fields}
 ).difference(_MUST_STAY)
 _DECIDE_STEPS = frozenset(
-    {"data.train", "training.max_epochs", "training.max_steps", "training.batch_seconds", "training.batch_max_clips",
-     "training.accumulation_steps"}
-)  # fmt: skip
+    {
+        "data.train",
+        "training.max_epochs",
+        "training.max_steps",
+        "training.batch_seconds",
+        "training.batch_max_clips",
+        "training.accumulation_steps",
+    }
+)
 """Settings of which a run may be told that they change, and those that say how many steps it makes."""

@@ -115,12 +115,18 @@ def classification_scores(
         made[name] = (float(metric(table, all_1N)[0]), *percentile_interval(metric(table, weights_RN)))
     return {
         name: Score(
-            name=name, value=value, low=min(low, value), high=max(high, value), count=count, better="higher",
-            title=_TITLES[name], role="primary" if name == decides else "plain",
+            name=name,
+            value=value,
+            low=min(low, value),
+            high=max(high, value),
+            count=count,
+            better="higher",
+            title=_TITLES[name],
+            role="primary" if name == decides else "plain",
             detail={"resampled": resampled, "classes": float(table.truth.any(axis=0).sum())},
         )
         for name, (value, low, high) in made.items()
-    }  # fmt: skip
+    }
 
 
 def class_report(

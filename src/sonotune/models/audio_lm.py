@@ -139,14 +139,24 @@ def generate(
     """
     settings = copy.deepcopy(settings or module.generation_config)
     settings.update(
-        max_length=None, max_new_tokens=max(limits), num_beams=decoding.beam_size, do_sample=False, temperature=None,
-        top_k=None, top_p=None, return_dict_in_generate=False, use_cache=True,
-        no_repeat_ngram_size=decoding.no_repeat_ngram_size, repetition_penalty=decoding.repetition_penalty,
-    )  # fmt: skip
+        max_length=None,
+        max_new_tokens=max(limits),
+        num_beams=decoding.beam_size,
+        do_sample=False,
+        temperature=None,
+        top_k=None,
+        top_p=None,
+        return_dict_in_generate=False,
+        use_cache=True,
+        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
+        repetition_penalty=decoding.repetition_penalty,
+    )
     written_BU = module.generate(
-        inputs_embeds=rows.embeds, attention_mask=rows.mask.long(), generation_config=settings,
+        inputs_embeds=rows.embeds,
+        attention_mask=rows.mask.long(),
+        generation_config=settings,
         stopping_criteria=stopping(limits),
-    )  # fmt: skip
+    )
     ends = settings.eos_token_id
     stop = ({ends} if isinstance(ends, int) else set(ends or ())) | {settings.pad_token_id}
     return [list(itertools.takewhile(lambda token: token not in stop, row)) for row in written_BU.tolist()]

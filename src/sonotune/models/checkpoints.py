@@ -94,9 +94,14 @@ def load_pretrained(
             module.generation_config = _generation_config(source, revision, module.generation_config)
         else:
             module, told = model_class.from_pretrained(
-                source, config=config, revision=revision, dtype=torch.float32, use_safetensors=True,
-                output_loading_info=True, ignore_mismatched_sizes=True,
-            )  # fmt: skip
+                source,
+                config=config,
+                revision=revision,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
             reinitialise(module, _lacking(checkpoint, source, told, new_parameters))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ModelError(_why(checkpoint, source, error)) from error
@@ -282,8 +287,13 @@ def load_processor(checkpoint: str, *, class_name: str, revision: str | None) ->
 
 
 _TOKENIZER_FILES = (
-    "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
-)  # fmt: skip
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 def _tokenizer_damage(folder: Path) -> str | None:

@@ -295,7 +295,7 @@ def fall_back(
             place
             for place, one in enumerate(tried[row])
             if not one.compresses(settings) and (settings.logprob_threshold is None or one.mean_logprob >= floor)
-        ]  # fmt: skip
+        ]
         best = max(usable, key=lambda place: tried[row][place].mean_logprob, default=0)
         chosen[row] = Hypothesis(text=tried[row][best].text, temperature=settings.temperatures[best])
     for row, attempts in enumerate(tried):

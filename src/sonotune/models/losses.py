@@ -122,9 +122,14 @@ class FrameOutputs:
         """
         targets_BU = self.targets.clamp_min(0)
         sums_B = F.ctc_loss(
-            self.log_probs.transpose(0, 1), targets_BU, self.lengths, self.target_lengths, blank=self.blank,
-            reduction="none", zero_infinity=True,
-        )  # fmt: skip
+            self.log_probs.transpose(0, 1),
+            targets_BU,
+            self.lengths,
+            self.target_lengths,
+            blank=self.blank,
+            reduction="none",
+            zero_infinity=True,
+        )
         if label_smoothing:
             valid_BT = valid_frames(self.lengths, self.log_probs.shape[1])
             uniform_B = -(self.log_probs.mean(dim=-1) * valid_BT).sum(dim=1)

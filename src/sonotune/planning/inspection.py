@@ -155,9 +155,13 @@ def inspect_model(
     costs = unit_costs(loaded, loaded.linears)
     full, ranks = kind == "none" and not saved, ranks or RankSettings()
     stored = storage(
-        metadata, bits=16 if full else bits, double=double, skip=[*skip, *([] if full else ranks.unfreeze)],
-        parameters=total, device=device,
-    )  # fmt: skip
+        metadata,
+        bits=16 if full else bits,
+        double=double,
+        skip=[*skip, *([] if full else ranks.unfreeze)],
+        parameters=total,
+        device=device,
+    )
     kept = kept_unquantized(loaded, stored.skip) if stored.bits != 16 else set(linears)
     packed = {
         name: packed_bytes(*shape, bits=stored.bits, double=stored.double)

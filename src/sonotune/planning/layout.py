@@ -186,22 +186,37 @@ def lay_out(settings: TrainingSettings, *, device: str = "cpu") -> Layout:
     loaded = loaded.with_(processor=_processor(base, loaded.family))
     total = sum(parameter.numel() for parameter in loaded.module.parameters())
     stored = storage(
-        None, bits=16 if full else settings.bits, double=settings.double,
-        skip=[*settings.skip, *([] if full else settings.ranks.unfreeze)], parameters=total, device=device,
-    )  # fmt: skip
+        None,
+        bits=16 if full else settings.bits,
+        double=settings.double,
+        skip=[*settings.skip, *([] if full else settings.ranks.unfreeze)],
+        parameters=total,
+        device=device,
+    )
     with torch.device("meta"):
         if stored.bits != 16:
             loaded = _quantized(loaded, stored, DTYPES[settings.precision])
         loaded = adapt_uncalibrated(
-            loaded, kind_named(settings.kind), settings.ranks, settings.adapter, precision=settings.precision,
+            loaded,
+            kind_named(settings.kind),
+            settings.ranks,
+            settings.adapter,
+            precision=settings.precision,
             gradient_checkpointing=settings.gradient_checkpointing,
-        )  # fmt: skip
+        )
     task: Task = resolve("tasks", family.task)(family, TaskSettings(multi_label=settings.multi_label))
     stages = _stages(loaded, settings)
     layout = Layout(
-        loaded=loaded, family=family, task=task, settings=settings, device=device, total=total,
-        bits=(stored.bits, "all weights train" if full else stored.reason), stages=stages, held=frozenset(),
-    )  # fmt: skip
+        loaded=loaded,
+        family=family,
+        task=task,
+        settings=settings,
+        device=device,
+        total=total,
+        bits=(stored.bits, "all weights train" if full else stored.reason),
+        stages=stages,
+        held=frozenset(),
+    )
     return layout.enter(0)
 
 
@@ -232,23 +247,34 @@ def _linear_4bit(linear: nn.Linear, double: bool, compute: torch.dtype) -> nn.Mo
     bnb = bitsandbytes()
     rows, columns = linear.out_features, linear.in_features
     module = bnb.nn.Linear4bit(
-        columns, rows, bias=linear.bias is not None, compute_dtype=compute, compress_statistics=double,
-        quant_type="nf4", device="meta",
-    )  # fmt: skip
+        columns,
+        rows,
+        bias=linear.bias is not None,
+        compute_dtype=compute,
+        compress_statistics=double,
+        quant_type="nf4",
+        device="meta",
+    )
     codes = rows * columns // 2
     weight = nn.Parameter(torch.empty(codes, 1, dtype=torch.uint8), requires_grad=False)
     blocks = -(-rows * columns // BLOCK)
     state: dict[str, Any] = {
-        "absmax": torch.empty(blocks, dtype=torch.float32), "shape": torch.Size((rows, columns)),
-        "code": torch.empty(16), "blocksize": BLOCK, "quant_type": "nf4", "dtype": linear.weight.dtype,
-    }  # fmt: skip
+        "absmax": torch.empty(blocks, dtype=torch.float32),
+        "shape": torch.Size((rows, columns)),
+        "code": torch.empty(16),
+        "blocksize": BLOCK,
+        "quant_type": "nf4",
+        "dtype": linear.weight.dtype,
+    }
     if double:
         state["absmax"] = torch.empty(blocks, dtype=torch.uint8)
         state["offset"] = torch.empty(())
         state["state2"] = bnb.functional.QuantState(
-            absmax=torch.empty(-(-blocks // SCALES_PER_BLOCK)), code=torch.empty(256), blocksize=SCALES_PER_BLOCK,
+            absmax=torch.empty(-(-blocks // SCALES_PER_BLOCK)),
+            code=torch.empty(256),
+            blocksize=SCALES_PER_BLOCK,
             dtype=torch.float32,
-        )  # fmt: skip
+        )
     marks = {"quant_state": bnb.functional.QuantState(**state), "quant_type": "nf4", "compress_statistics": double}
     for name, value in (marks | {"bnb_quantized": True}).items():
         setattr(weight, name, value)

@@ -157,9 +157,13 @@ def _rates(curves: Mapping[str, Sequence[tuple[float, float]]], body: Mapping[st
         for arm, points in curves.items():
             index = places[arm]
             axes.plot(
-                [rate for rate, _ in points], [score for _, score in points], label=arm, markersize=4,
-                linestyle=("-", "--", ":")[index // len(palette.series) % 3], **_look(index, palette),
-            )  # fmt: skip
+                [rate for rate, _ in points],
+                [score for _, score in points],
+                label=arm,
+                markersize=4,
+                linestyle=("-", "--", ":")[index // len(palette.series) % 3],
+                **_look(index, palette),
+            )
         _logarithmic(axes)
         axes.set_xlabel("learning rate")
         axes.set_ylabel(f"{_called(body)} on data.eval, %")
@@ -207,9 +211,14 @@ def _costs(rows: Sequence[Mapping[str, Any]], name: str, label: str, body: Mappi
             axes.plot([cost, cost], [min(values), max(values)], color=look["color"], linewidth=1.2, alpha=0.6)
             face = "none" if beaten[index] else look["color"]
             axes.plot(
-                [cost], [100 * row["mean"]], markersize=6, markerfacecolor=face, linestyle="none", label=row["name"],
+                [cost],
+                [100 * row["mean"]],
+                markersize=6,
+                markerfacecolor=face,
+                linestyle="none",
+                label=row["name"],
                 **look,
-            )  # fmt: skip
+            )
         if name == "parameters" and max(row[name] for row in rows) > 3 * min(row[name] for row in rows) > 0:
             _logarithmic(axes)
         axes.set_xlabel(label)

@@ -50,15 +50,21 @@ class Palette:
 
 
 PAGE: Final = Palette(
-    ink="#010204", faint="#010203", line="#040506", card="#070809",
+    ink="#010204",
+    faint="#010203",
+    line="#040506",
+    card="#070809",
     series=("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06"),
-)  # fmt: skip
+)
 """Stand-ins, which become the CSS variables of the page."""
 
 PAPER: Final = Palette(
-    ink="#1b1c21", faint="#5d616d", line="#e2e3e7", card="#ffffff",
+    ink="#1b1c21",
+    faint="#5d616d",
+    line="#e2e3e7",
+    card="#ffffff",
     series=("#8a8fa0", "#3355cc", "#c2641a", "#1d7a46", "#8a3fa8", "#0f7f93"),
-)  # fmt: skip
+)
 """The light colours of the page."""
 
 _VARIABLES = {PAGE.ink: "--ink", PAGE.faint: "--ink-2", PAGE.line: "--line", PAGE.card: "--card"} | {

@@ -82,15 +82,21 @@ def _front_matter(record: RunRecord, kind: Kind, task: str) -> dict[str, Any]:
         "library_name": "peft" if kind == "adapter" else "transformers",
         "pipeline_tag": _TASKS.get(task, "automatic-speech-recognition"),
         "tags": ["sonotune", *(["lora"] if kind == "adapter" else [])],
-        "model-index": [{
-            "name": record.run_id,
-            "results": [{
-                "task": {"type": _TASKS.get(task, "automatic-speech-recognition")},
-                "dataset": {"name": "own clips", "type": "own"},
-                "metrics": results,
-            }] if results else [],
-        }],
-    }  # fmt: skip
+        "model-index": [
+            {
+                "name": record.run_id,
+                "results": [
+                    {
+                        "task": {"type": _TASKS.get(task, "automatic-speech-recognition")},
+                        "dataset": {"name": "own clips", "type": "own"},
+                        "metrics": results,
+                    }
+                ]
+                if results
+                else [],
+            }
+        ],
+    }
 
 
 def _hub_name(record: RunRecord) -> str | None:

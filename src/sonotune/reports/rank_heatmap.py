@@ -300,9 +300,16 @@ def _lay_out(values: Mapping[str, float], unit: str, log: bool | None) -> _Sheet
     letters = max((len(_written(value, decimals)) for value in values.values()), default=1)
     font = max(_SMALLEST_FONT, min(_FONT, (cell - 3) / (letters * _LETTER)))
     return _Sheet(
-        panels=panels, values=values, layers=tuple(layers), unit=unit, scale=_Scale.of(values.values(), log=log),
-        decimals=decimals, margin=margin, cell=cell, font=font,
-    )  # fmt: skip
+        panels=panels,
+        values=values,
+        layers=tuple(layers),
+        unit=unit,
+        scale=_Scale.of(values.values(), log=log),
+        decimals=decimals,
+        margin=margin,
+        cell=cell,
+        font=font,
+    )
 
 
 def _draw_sheet(figure: Figure, palette: Palette, sheet: _Sheet) -> dict[str, str]:
@@ -434,9 +441,15 @@ def _draw_budget(axes: Axes, palette: Palette, rows: Sequence[tuple[str, float]]
         if width > len(share) * _LABEL_FONT * _LETTER + _GAP:
             ink = palette.ink if empty or opacity < _DARK else palette.card
             _write(
-                axes, start + width / 2, top + tall / 2, share, ink, _LABEL_FONT,
-                ha="center", weight="bold",
-            )  # fmt: skip
+                axes,
+                start + width / 2,
+                top + tall / 2,
+                share,
+                ink,
+                _LABEL_FONT,
+                ha="center",
+                weight="bold",
+            )
         start += width
         middle = top + tall + 22 * (index + 1)
         _fill(axes, left, middle - 5, 10, 10, colour, opacity)
@@ -462,6 +475,13 @@ def _write(
     axes: Axes, x: float, y: float, text: str, colour: str, pixels: float, *, ha: str = "left", weight: str = "normal"
 ) -> None:
     axes.text(
-        x, y, text, color=colour, fontsize=points(pixels), ha=ha, va="center_baseline", weight=weight,
+        x,
+        y,
+        text,
+        color=colour,
+        fontsize=points(pixels),
+        ha=ha,
+        va="center_baseline",
+        weight=weight,
         clip_on=False,
-    )  # fmt: skip
+    )

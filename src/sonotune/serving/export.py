@@ -143,9 +143,12 @@ def _merge(checkpoint: str, folder: Path, *, target: MergeTarget, dtype: ExportD
     )
     used = use_of(checkpoint)
     decoding = set_decoding_defaults(
-        merged.module, getattr(merged.processor, "tokenizer", None), family=opened.family.name,
-        language=used.get("language"), **_scored_with(checkpoint),
-    )  # fmt: skip
+        merged.module,
+        getattr(merged.processor, "tokenizer", None),
+        family=opened.family.name,
+        language=used.get("language"),
+        **_scored_with(checkpoint),
+    )
     with _writing(folder, sum(value.numel() * value.element_size() for value in merged.module.parameters())):
         merged.module.save_pretrained(folder, safe_serialization=True)
         merged.processor.save_pretrained(folder)

@@ -110,10 +110,23 @@ def check_parity(checkpoint: str, folder: Path, settings: ParitySettings, *, ada
 
 def _unchecked(settings: ParitySettings) -> dict[str, Any]:
     return {
-        "equal": None, "equal_raw": None, "difference": {}, "scored": {}, "served": {}, "context": None,
-        "served_context": "full", "tool": None, "clips": 0, "left_out": 0, "seed": settings.seed,
-        "tolerance": TOLERANCE, "passed": False, "reason": None, "differing": [], "as_others_decode": None,
-    }  # fmt: skip
+        "equal": None,
+        "equal_raw": None,
+        "difference": {},
+        "scored": {},
+        "served": {},
+        "context": None,
+        "served_context": "full",
+        "tool": None,
+        "clips": 0,
+        "left_out": 0,
+        "seed": settings.seed,
+        "tolerance": TOLERANCE,
+        "passed": False,
+        "reason": None,
+        "differing": [],
+        "as_others_decode": None,
+    }
 
 
 def _first_line(error: Exception) -> str:
@@ -185,9 +198,12 @@ class _Recordings(Sequence[NDArray[np.float32]]):
     def __getitem__(self, index: Any) -> Any:
         clip = self._clips[index]
         return read(
-            clip.path, start_s=clip.start_s, duration_s=clip.duration_s, channel=clip.channel,
+            clip.path,
+            start_s=clip.start_s,
+            duration_s=clip.duration_s,
+            channel=clip.channel,
             sample_rate_hz=self._rate_hz,
-        )  # fmt: skip
+        )
 
 
 def _scored(settings: ParitySettings) -> _Scored:
@@ -362,9 +378,13 @@ def finding_of(parity: Mapping[str, Any]) -> Finding:
         )
         message = f"{head}: {says}; {allowed}. {_causes(parity, name)}{advice} parity.json lists the clips that differ."
     return Finding(
-        check=CHECK, severity="note" if parity["passed"] else "warning", message=message,
-        measured=round(100 * main["value"], 2), limit=100 * parity["tolerance"], unit="points",
-    )  # fmt: skip
+        check=CHECK,
+        severity="note" if parity["passed"] else "warning",
+        message=message,
+        measured=round(100 * main["value"], 2),
+        limit=100 * parity["tolerance"],
+        unit="points",
+    )
 
 
 def _causes(parity: Mapping[str, Any], name: str) -> str:

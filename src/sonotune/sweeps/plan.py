@@ -51,9 +51,13 @@ class Plan:
         """The settings of a trial."""
         arm = next(arm for arm in self.arms if arm.name == trial.arm)
         return trial_words(
-            self.base, arm, rate=trial.rate, seed=trial.seed, folder=self.place(trial),
+            self.base,
+            arm,
+            rate=trial.rate,
+            seed=trial.seed,
+            folder=self.place(trial),
             budget=self.budgets.get(arm.name),
-        )  # fmt: skip
+        )
 
 
 def plan_ablation(
@@ -171,9 +175,7 @@ def _check_budgets(
     """Refuse what no run has to be made for: targets that match nothing, budgets that cannot be kept or spent."""
     problems = []
     for arm in arms:
-        words = trial_words(
-            base, arm, rate=1e-3, seed=0, folder=Path("runs"), budget=budgets.get(arm.name)
-        )  # fmt: skip
+        words = trial_words(base, arm, rate=1e-3, seed=0, folder=Path("runs"), budget=budgets.get(arm.name))
         try:
             adapter = parameters_of(words)["adapter"]
         except SonotuneError as error:

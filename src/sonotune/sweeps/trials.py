@@ -164,9 +164,17 @@ def run_trial(trial: Trial, words: Sequence[str], folder: Path, run: Runner) -> 
     except Exception as error:  # one bad trial must not cost the others
         logger.warning("trial %s failed: %s", trial.name, error, exc_info=not isinstance(error, SonotuneError))
         failure = TrialResult(
-            trial=trial, words=tuple(words), folder=folder, status="failed", scores={}, data={}, code={},
-            seconds=time.monotonic() - started, error=f"{type(error).__name__}: {error}", exit_code=_exit_code(error),
-        )  # fmt: skip
+            trial=trial,
+            words=tuple(words),
+            folder=folder,
+            status="failed",
+            scores={},
+            data={},
+            code={},
+            seconds=time.monotonic() - started,
+            error=f"{type(error).__name__}: {error}",
+            exit_code=_exit_code(error),
+        )
     else:
         return result
     # Outside the handler the traceback, and with it the model of the failed run, is let go.
@@ -188,9 +196,16 @@ def fails_again(row: Mapping[str, Any]) -> bool:
 def failed_earlier(trial: Trial, row: Mapping[str, Any], words: Sequence[str], folder: Path) -> TrialResult:
     """A failure that an earlier session kept."""
     result = TrialResult(
-        trial=trial, words=tuple(words), folder=folder, status="failed", scores={}, data={}, code={},
-        error=str(row.get("error", "")), exit_code=int(row["exit_code"]),
-    )  # fmt: skip
+        trial=trial,
+        words=tuple(words),
+        folder=folder,
+        status="failed",
+        scores={},
+        data={},
+        code={},
+        error=str(row.get("error", "")),
+        exit_code=int(row["exit_code"]),
+    )
     return replace(result, seconds=float(row.get("seconds", 0.0)))
 
 

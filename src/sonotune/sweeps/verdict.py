@@ -139,9 +139,14 @@ def _row(first: Candidate, second: Candidate, score: str, resamples: int, seed: 
         return row | {"error": "the two arms have no seed in common"}
     try:
         found = compare(
-            [first.runs[each] for each in common], [second.runs[each] for each in common],
-            moment="test", same_seeds=True, resamples=resamples, seed=seed, slices=False,
-        )  # fmt: skip
+            [first.runs[each] for each in common],
+            [second.runs[each] for each in common],
+            moment="test",
+            same_seeds=True,
+            resamples=resamples,
+            seed=seed,
+            slices=False,
+        )
     except SonotuneError as error:
         return row | {"error": str(error)}
     return row | found.differences[score].to_json() | {"parameters": [first.parameters, second.parameters]}

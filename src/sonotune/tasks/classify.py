@@ -137,9 +137,15 @@ class Classify:
         """Accuracy, macro F1 and mean average precision."""
         seen = self._aligned(predictions, clips)
         return classification_scores(
-            seen.truths, seen.scores, seen.labels, multi_label=self._many, threshold=_THRESHOLD,
-            groups=[clip.speaker for clip in clips], bootstrap=resamples, seed=seed,
-        )  # fmt: skip
+            seen.truths,
+            seen.scores,
+            seen.labels,
+            multi_label=self._many,
+            threshold=_THRESHOLD,
+            groups=[clip.speaker for clip in clips],
+            bootstrap=resamples,
+            seed=seed,
+        )
 
     def details(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[dict[str, Any], list[Finding]]:
         """Every class by itself and, where a clip has one class, the confusion matrix."""

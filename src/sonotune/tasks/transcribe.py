@@ -121,8 +121,10 @@ class Transcribe:
                 logger.warning(
                     "clip %r and perhaps others: %s does not know the language %r; it is left to the model, which "
                     "detects one where it can",
-                    clip.id, loaded.checkpoint, clip.language,
-                )  # fmt: skip
+                    clip.id,
+                    loaded.checkpoint,
+                    clip.language,
+                )
             return replace(clip, language=None)
         return clip
 
@@ -177,8 +179,13 @@ class Transcribe:
     def row(self, prediction: Prediction, clip: Clip) -> Mapping[str, Any]:
         """The texts as they came, in the form that is compared, and the word errors between them."""
         hypothesis = prediction.text or ""
-        row: dict[str, Any] = {"reference": clip.text, "hypothesis": hypothesis, "scored_reference": None,
-                               "scored_hypothesis": None, "edits": None}  # fmt: skip
+        row: dict[str, Any] = {
+            "reference": clip.text,
+            "hypothesis": hypothesis,
+            "scored_reference": None,
+            "scored_hypothesis": None,
+            "edits": None,
+        }
         if clip.text is not None:
             references, hypotheses = self._scored([prediction], [clip])
             edits = edit_counts(references, hypotheses, unit="word")[0]
@@ -250,10 +257,17 @@ class Transcribe:
                 f"word errors. {numbers.INSTALL} adds a word error rate with numbers as words."
             ] = ids
         return [
-            Finding(check="text.numbers", severity="note", message=message, clip_ids=ids,
-                    measured=float(len(ids)), unit="clips")
-            for message, ids in notes.items() if ids
-        ]  # fmt: skip
+            Finding(
+                check="text.numbers",
+                severity="note",
+                message=message,
+                clip_ids=ids,
+                measured=float(len(ids)),
+                unit="clips",
+            )
+            for message, ids in notes.items()
+            if ids
+        ]
 
 
 class _Limit:
@@ -299,8 +313,13 @@ class _Limit:
                 )
                 found.append(
                     Finding(
-                        check=check, severity="warning", message=message, clip_ids=tuple(ids),
-                        measured=float(len(ids)), limit=float(self._tokens or 0), unit="tokens",
+                        check=check,
+                        severity="warning",
+                        message=message,
+                        clip_ids=tuple(ids),
+                        measured=float(len(ids)),
+                        limit=float(self._tokens or 0),
+                        unit="tokens",
                     )
-                )  # fmt: skip
+                )
         return found

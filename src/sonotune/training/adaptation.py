@@ -102,11 +102,16 @@ class Adaptation:
         if not training.stages:
             return (
                 whole_run(
-                    loaded, learning_rate=rates.peak, learning_rates=rates.factors, layer_decay=training.layer_decay,
-                    max_epochs=training.max_epochs, max_steps=training.max_steps, patience=training.patience,
+                    loaded,
+                    learning_rate=rates.peak,
+                    learning_rates=rates.factors,
+                    layer_decay=training.layer_decay,
+                    max_epochs=training.max_epochs,
+                    max_steps=training.max_steps,
+                    patience=training.patience,
                     warmup_steps=training.warmup_steps,
                 ),
-            )  # fmt: skip
+            )
         return build_stages(
             loaded,
             wanted_stages(config),

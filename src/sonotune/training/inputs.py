@@ -84,9 +84,12 @@ def load_inputs(
     prepared = _targets(config, corpus, task, opened.loaded)
     finding(prepared.findings)
     return RunInputs(
-        corpus=corpus, task=task, opened=opened, prepared=prepared,
+        corpus=corpus,
+        task=task,
+        opened=opened,
+        prepared=prepared,
         calibration_objective=objective_of(config, task, calibrating=True),
-    )  # fmt: skip
+    )
 
 
 def _task(config: RunConfig) -> tuple[ModelFamily, Task]:
@@ -129,12 +132,21 @@ def _open(
         family.task, wanted, mixup_probability=config.augmentation.mixup_probability, num_labels=model.num_labels
     )
     opened = open_model(
-        model.checkpoint, family=family, revision=model.revision, context=model.asked_context,
-        bits=16 if full else config.quantization.bits, double=config.quantization.double, skip=unquantized(config),
-        precision=precision, device=device, random_weights=model.random_weights, dropout=model.dropout,
-        outputs=() if model.outputs == "checkpoint" else tuple(wanted), renew_outputs=model.outputs == "data",
+        model.checkpoint,
+        family=family,
+        revision=model.revision,
+        context=model.asked_context,
+        bits=16 if full else config.quantization.bits,
+        double=config.quantization.double,
+        skip=unquantized(config),
+        precision=precision,
+        device=device,
+        random_weights=model.random_weights,
+        dropout=model.dropout,
+        outputs=() if model.outputs == "checkpoint" else tuple(wanted),
+        renew_outputs=model.outputs == "data",
         tokenizer=None if model.tokenizer is None else str(model.tokenizer),
-    )  # fmt: skip
+    )
     check_plain(opened.loaded)
     if config.data.multi_label:
         opened.loaded.module.config.problem_type = MULTI_LABEL  # saved with the model, and read again there
@@ -180,9 +192,13 @@ def training_data(config: RunConfig, prepared: PreparedClips, crew: Crew | None 
 
 
 _SPEC_AUGMENT = (
-    "frequency_masks", "frequency_mask_bins", "time_masks", "time_mask_frames", "time_mask_fraction",
+    "frequency_masks",
+    "frequency_mask_bins",
+    "time_masks",
+    "time_mask_frames",
+    "time_mask_fraction",
     "time_warp_frames",
-)  # fmt: skip
+)
 
 
 def loop_settings(config: RunConfig, compute: ComputeSetup, *, begun: int | None = None) -> LoopSettings:
@@ -204,9 +220,12 @@ def loop_settings(config: RunConfig, compute: ComputeSetup, *, begun: int | None
         start = f"the run was begun with {begun}" if wanted == "auto" else f"training.accumulation_steps={wanted}"
         raise ConfigError(
             f"{start}: {accumulation_steps} micro-batches of a step cannot be shared by {world_size} processes. "
-            + (f"Start {begun} processes at most." if wanted == "auto" else
-               f"Take auto, or {world_size} with micro-batches of {wanted}/{world_size} of the size.")
-        )  # fmt: skip
+            + (
+                f"Start {begun} processes at most."
+                if wanted == "auto"
+                else f"Take auto, or {world_size} with micro-batches of {wanted}/{world_size} of the size."
+            )
+        )
     return LoopSettings(
         accumulation_steps=accumulation_steps,
         learning_rate_floor=training.min_learning_rate_ratio,
@@ -215,9 +234,18 @@ def loop_settings(config: RunConfig, compute: ComputeSetup, *, begun: int | None
         optimizer_reason=optimizer_reason,
         **training.model_dump(
             include={
-                "seed", "batch_seconds", "batch_max_clips", "schedule",
-                "weight_decay", "betas", "clip_norm", "eval_steps", "save_steps",
-                "keep_checkpoints", "memory_limit_bytes", "average_checkpoints",
+                "seed",
+                "batch_seconds",
+                "batch_max_clips",
+                "schedule",
+                "weight_decay",
+                "betas",
+                "clip_norm",
+                "eval_steps",
+                "save_steps",
+                "keep_checkpoints",
+                "memory_limit_bytes",
+                "average_checkpoints",
             }
         ),
-    )  # fmt: skip
+    )

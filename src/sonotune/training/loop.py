@@ -101,9 +101,13 @@ class StageLoop:
         )
         self._gradients = Gradients(objective, loaded, seed=settings.seed, compute=compute, guard=self._guard, log=log)
         self._best = BestCheckpoint(
-            evaluate, primary=objective.task.primary, average=settings.average_checkpoints, final=self._final,
-            folder=checkpoints.folder, log=log,
-        )  # fmt: skip
+            evaluate,
+            primary=objective.task.primary,
+            average=settings.average_checkpoints,
+            final=self._final,
+            folder=checkpoints.folder,
+            log=log,
+        )
         self._process = psutil.Process()
         self._several_domains = len({clip.domain for clip in data.clips}) > 1
         self._saved_step, self._needs_dry_run = -1, False
@@ -140,11 +144,14 @@ class StageLoop:
         reset_losses(state)
         self._enter_stage(epoch=state.epoch)
         self._log.event(
-            "stage", step=state.step, stage=self.schedule.stage.name, after=done.name,
+            "stage",
+            step=state.step,
+            stage=self.schedule.stage.name,
+            after=done.name,
             because="its steps are done" if before else "its score has stopped improving",
             parameters=sum(parameter.numel() for parameter in self._parameters.values()),
             learning_rates={group.name: group.learning_rate for group in self.schedule.stage.groups},
-        )  # fmt: skip
+        )
 
     def resume(self, saved: checkpoint.Checkpoint) -> frozenset[str]:
         """Go on from a checkpoint of the same run.
@@ -214,9 +221,12 @@ class StageLoop:
         for batch in self.loader.largest(state.epoch):
             self._gradients.dry_run(batch, self._parameters, step=state.step)
             self._log.event(
-                "rehearsal", step=state.step + 1, clips=len(batch.clips), padded_seconds=batch.padded_seconds,
+                "rehearsal",
+                step=state.step + 1,
+                clips=len(batch.clips),
+                padded_seconds=batch.padded_seconds,
                 memory_bytes=self._memory(),
-            )  # fmt: skip
+            )
         del held
 
     def load_best(self) -> int | None:
@@ -319,15 +329,24 @@ class StageLoop:
         elapsed = time.perf_counter() - started
         state.seconds += elapsed
         self._report(
-            group, loss=loss if sound else None, by_domain=by_domain, norm=norm if sound else None, rates=rates,
-            elapsed=elapsed, penalty=penalty,
-        )  # fmt: skip
+            group,
+            loss=loss if sound else None,
+            by_domain=by_domain,
+            norm=norm if sound else None,
+            rates=rates,
+            elapsed=elapsed,
+            penalty=penalty,
+        )
 
     def _accumulate(self, group: MicroBatchGroup) -> MeanLoss:
         return self._gradients.accumulate(
-            group.batches, self._parameters, step=self.state.step, clips=len(group.clip_ids),
-            domains=self._several_domains, idle=group.idle,
-        )  # fmt: skip
+            group.batches,
+            self._parameters,
+            step=self.state.step,
+            clips=len(group.clip_ids),
+            domains=self._several_domains,
+            idle=group.idle,
+        )
 
     def _penalize(self) -> float:
         """Add the gradients of the penalties on the adapters; returns their sum."""

@@ -75,9 +75,12 @@ def prepare_model(session: Session, inputs: RunInputs, steps: LoopSettings) -> P
     adaptation = Adaptation.of(config, inputs.opened.loaded)
     if config.training.shard_weights:
         check_shardable(
-            kind=config.adapter.kind, bits=bits, precision=compute.precision, optimizer=steps.optimizer,
+            kind=config.adapter.kind,
+            bits=bits,
+            precision=compute.precision,
+            optimizer=steps.optimizer,
             memory_limit_bytes=steps.memory_limit_bytes,
-        )  # fmt: skip
+        )
     if adaptation.kind.ranked and config.adapter.split == "measured":
         adaptation = adaptation.measured(_split(session, inputs, adaptation))
     plan = _ranks(session, inputs, adaptation) if adaptation.kind.ranked else None
@@ -93,9 +96,13 @@ def prepare_model(session: Session, inputs: RunInputs, steps: LoopSettings) -> P
     )
     log.finding((*new_outputs(loaded), *untrained_parts(loaded)))
     callbacks = build_callbacks(
-        loaded, plan, adaptation.ranks.bounds_in(loaded), seed=config.training.seed,
-        **config.regularization.model_dump(), **config.reallocation.model_dump(),
-    )  # fmt: skip
+        loaded,
+        plan,
+        adaptation.ranks.bounds_in(loaded),
+        seed=config.training.seed,
+        **config.regularization.model_dump(),
+        **config.reallocation.model_dump(),
+    )
     stages = adaptation.stages(config, loaded)
     log.chose(_choices(session, inputs, steps, adaptation))
     log.write(
@@ -103,13 +110,17 @@ def prepare_model(session: Session, inputs: RunInputs, steps: LoopSettings) -> P
         ranks=dict(plan.ranks) if plan else {},
         stages=tuple(describe(stage, loaded) for stage in stages),
         model={
-            "task": inputs.task.name, "language": config.model.language or inputs.language,
-            "family": loaded.family, "checkpoint": loaded.checkpoint,
+            "task": inputs.task.name,
+            "language": config.model.language or inputs.language,
+            "family": loaded.family,
+            "checkpoint": loaded.checkpoint,
             "revision": loaded.revision,
-            "components": count_parameters(loaded), "quantized_linears": len(loaded.quantized),
-            "context": loaded.context, "thinning": asdict(loaded.thinning),
+            "components": count_parameters(loaded),
+            "quantized_linears": len(loaded.quantized),
+            "context": loaded.context,
+            "thinning": asdict(loaded.thinning),
         },
-    )  # fmt: skip
+    )
     if config.training.shard_weights and compute.processes.world_size > 1:
         shard_layers(loaded, compute.processes, precision=compute.precision)
     return PreparedModel(loaded=loaded, stages=stages, callbacks=callbacks, targets=targets, bits=bits)
@@ -123,9 +134,10 @@ def trained_model(session: Session, model: PreparedModel) -> PreparedModel:
     log, loaded = session.log, model.loaded
     if loaded.trained_contexts:
         contexts = contexts_of_training(
-            loaded.context, thinned_is_full=loaded.thinned_is_full,
+            loaded.context,
+            thinned_is_full=loaded.thinned_is_full,
             full_context_share=session.config.model.full_context_share,
-        )  # fmt: skip
+        )
         log.write(model={**log.record.model, "trained_contexts": list(contexts)})
         loaded = loaded.with_(trained_contexts=contexts)
     for callback in model.callbacks:
@@ -183,9 +195,15 @@ def measure_components(
     rank = max(1, round(total_of(sites, settings.bounds_in(loaded)) / sum(site.cost for site in sites)))
     alpha = adaptation.adapters.alpha
     found = measure(
-        loaded, objective, calibration_clips(inputs.prepared.clips, settings), sites, rank=rank,
-        scale=1.0 if alpha == "auto" else alpha / settings.rank, seed=settings.seed, autocast=autocast,
-    )  # fmt: skip
+        loaded,
+        objective,
+        calibration_clips(inputs.prepared.clips, settings),
+        sites,
+        rank=rank,
+        scale=1.0 if alpha == "auto" else alpha / settings.rank,
+        seed=settings.seed,
+        autocast=autocast,
+    )
     return decide(found, gamma=settings.gamma)
 
 
@@ -212,9 +230,12 @@ def _ranks(session: Session, inputs: RunInputs, adaptation: Adaptation) -> RankP
     if kept.is_file() and session.has_checkpoint:
         return choose_ranks(inputs, adaptation, inputs.calibration_objective, file=kept)[0]
     plan, found = choose_ranks(
-        inputs, adaptation, inputs.calibration_objective, autocast=session.compute.accelerator.autocast,
+        inputs,
+        adaptation,
+        inputs.calibration_objective,
+        autocast=session.compute.accelerator.autocast,
         processes=session.compute.processes,
-    )  # fmt: skip
+    )
     if found is not None:
         session.log.event("calibrated", **found.summary())
         session.log.finding(found.findings)

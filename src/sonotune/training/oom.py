@@ -110,9 +110,13 @@ class MemoryGuard:
         else:
             raise ResourceError(self._advice(failed, reason, "a single clip does not fit"))
         self._log.event(
-            "memory", step=step, rung=rung, reason=reason[:300], clips=len(failed.clips),
+            "memory",
+            step=step,
+            rung=rung,
+            reason=reason[:300],
+            clips=len(failed.clips),
             padded_seconds=failed.padded_seconds,
-        )  # fmt: skip
+        )
 
     def _recompute(self) -> bool:
         module = self._loaded.module

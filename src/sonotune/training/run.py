@@ -82,12 +82,18 @@ def train(
         return scoring.development_scores(loop.state.step)
 
     loop = StageLoop(
-        objective_of(config, inputs.task), loaded, model.stages, settings=steps,
-        data=training_data(config, inputs.prepared, session.training_crew), compute=session.compute,
-        checkpoints=CheckpointPlace(folder=log.directory.checkpoints_dir, fingerprint=fingerprint), log=log,
+        objective_of(config, inputs.task),
+        loaded,
+        model.stages,
+        settings=steps,
+        data=training_data(config, inputs.prepared, session.training_crew),
+        compute=session.compute,
+        checkpoints=CheckpointPlace(folder=log.directory.checkpoints_dir, fingerprint=fingerprint),
+        log=log,
         callbacks=model.callbacks,
-        evaluate=scores if scoring.has_development_clips else None, stop=session.stop,
-    )  # fmt: skip
+        evaluate=scores if scoring.has_development_clips else None,
+        stop=session.stop,
+    )
     frozen = checks.fingerprint(loaded.module, exclude=all_stages(*model.stages))
     start = checks.fingerprint(loaded.module, exclude=frozenset(frozen))
     _resume(session, loop, fingerprint)

@@ -71,22 +71,37 @@ class Scoring:
             return
         with unsharded(loaded.module):
             found = collect(
-                loaded, inputs.calibration_objective, calibration_clips(inputs.prepared.clips, settings),
-                tokens=settings.tokens, seed=settings.seed, autocast=session.compute.accelerator.autocast,
-                names=self.model.targets, processes=session.compute.processes,
-            )  # fmt: skip
+                loaded,
+                inputs.calibration_objective,
+                calibration_clips(inputs.prepared.clips, settings),
+                tokens=settings.tokens,
+                seed=settings.seed,
+                autocast=session.compute.accelerator.autocast,
+                names=self.model.targets,
+                processes=session.compute.processes,
+            )
         session.log.event(
-            "activation_entropy", step=step, moment=point, effective_rank=found.effective_ranks(),
-            **{kind: found.effective_ranks(kind) for kind in ("audio", "text")}, seconds=found.seconds,
-        )  # fmt: skip
+            "activation_entropy",
+            step=step,
+            moment=point,
+            effective_rank=found.effective_ranks(),
+            **{kind: found.effective_ranks(kind) for kind in ("audio", "text")},
+            seconds=found.seconds,
+        )
 
     def _evaluate(self, split: str) -> EvaluationResult:
         session, settings = self._session, self._session.config.evaluation
         with unsharded(self.model.loaded.module):
             return evaluate(
-                self._inputs.task, self.model.loaded, self._inputs.corpus.splits[split],
-                batch_seconds=settings.batch_seconds, max_clips=settings.batch_max_clips,
-                decoding=settings.decoding(), bootstrap=settings.bootstrap,
-                duration_edges_s=settings.duration_edges_s, crew=session.evaluation_crew,
-                autocast=session.compute.accelerator.autocast, processes=session.compute.processes,
-            )  # fmt: skip
+                self._inputs.task,
+                self.model.loaded,
+                self._inputs.corpus.splits[split],
+                batch_seconds=settings.batch_seconds,
+                max_clips=settings.batch_max_clips,
+                decoding=settings.decoding(),
+                bootstrap=settings.bootstrap,
+                duration_edges_s=settings.duration_edges_s,
+                crew=session.evaluation_crew,
+                autocast=session.compute.accelerator.autocast,
+                processes=session.compute.processes,
+            )

@@ -52,9 +52,11 @@ class Session:
     def trackers(self) -> Trackers:
         """The trackers of the run, which hear of its progress from here on; a context that closes them."""
         trackers = Trackers(
-            self.config.run.trackers if self.compute.processes.main else (), folder=self.log.directory.path,
-            config=self.log.record.config, event=self.log.event,
-        )  # fmt: skip
+            self.config.run.trackers if self.compute.processes.main else (),
+            folder=self.log.directory.path,
+            config=self.log.record.config,
+            event=self.log.event,
+        )
         self.log.listeners.append(trackers)
         return trackers
 
@@ -84,14 +86,23 @@ def open_session(settings: LoadedConfig, listeners: Sequence[Listener] = ()) -> 
         Crew(config.data.loader_workers) as for_evaluation,
     ):
         log = RunLog(
-            directory, config=settings.plain(), origin=settings.origin, digest=settings.digest, memory=memory,
-            energy=energy, listeners=listeners,
-        )  # fmt: skip
+            directory,
+            config=settings.plain(),
+            origin=settings.origin,
+            digest=settings.digest,
+            memory=memory,
+            energy=energy,
+            listeners=listeners,
+        )
         try:
             session = Session(
-                config=config, log=log, compute=compute, stop=stop, training_crew=for_training,
+                config=config,
+                log=log,
+                compute=compute,
+                stop=stop,
+                training_crew=for_training,
                 evaluation_crew=for_evaluation,
-            )  # fmt: skip
+            )
             if directory.resumed and session.has_checkpoint:
                 log.hold()
             log.write()
@@ -118,9 +129,12 @@ def _open_directory(settings: LoadedConfig, processes: Processes) -> RunDirector
         return RunDirectory.visit(settings.run_dir())
     try:
         directory = RunDirectory.create_or_open(
-            settings.run_dir(), config_digest=settings.digest, settings=settings.deciding(),
-            resume=settings.config.run.resume, allow_change=settings.config.run.allow_change,
-        )  # fmt: skip
+            settings.run_dir(),
+            config_digest=settings.digest,
+            settings=settings.deciding(),
+            resume=settings.config.run.resume,
+            allow_change=settings.config.run.allow_change,
+        )
     except SonotuneError as error:
         processes.broadcast(str(error))
         raise

@@ -125,9 +125,12 @@ class TokenSample:
         for key, part in other.reservoirs.items():
             merged[key] = merged[key].merge(part) if key in merged else part
         return TokenSample(
-            inputs=self.inputs, reservoirs=dict(sorted(merged.items())), clips=tuple(sorted(self.clips + other.clips)),
-            findings=self.findings + other.findings, seconds=self.seconds + other.seconds,
-        )  # fmt: skip
+            inputs=self.inputs,
+            reservoirs=dict(sorted(merged.items())),
+            clips=tuple(sorted(self.clips + other.clips)),
+            findings=self.findings + other.findings,
+            seconds=self.seconds + other.seconds,
+        )
 
 
 def sample_activations(
@@ -199,9 +202,11 @@ def collect_activations(
     if collector is None:
         return None
     return TokenSample(
-        inputs=collector.inputs, reservoirs=dict(sorted(collector.reservoirs.items())), clips=tuple(sorted(done)),
+        inputs=collector.inputs,
+        reservoirs=dict(sorted(collector.reservoirs.items())),
+        clips=tuple(sorted(done)),
         seconds=time.monotonic() - started_s,
-    )  # fmt: skip
+    )
 
 
 def _forward(loaded: LoadedModel, objective: Objective, batch: Batch, autocast: Autocast) -> None:
@@ -229,9 +234,14 @@ def single_clips(
     prepared = copy.copy(objective.task).prepare(loaded, clips)
     findings += [finding for finding in prepared.findings if finding.severity == "error"]
     dataset = ClipBatches(
-        prepared.clips, prepared.targets, loaded.frontend, batches=[(index,) for index in range(len(prepared.clips))],
-        seed=0, epoch=0, context=loaded.context,
-    )  # fmt: skip
+        prepared.clips,
+        prepared.targets,
+        loaded.frontend,
+        batches=[(index,) for index in range(len(prepared.clips))],
+        seed=0,
+        epoch=0,
+        context=loaded.context,
+    )
     for batch in batch_loader(dataset):
         findings += batch.findings
         if batch.clips:
@@ -446,9 +456,11 @@ class _Collector:
             admitted = reservoir.admit(keys_N[of_kind])
             chosen = of_kind[admitted.tokens]
             rows = Rows(
-                total=kinds_P.size, padded=self._moved(places_N[chosen]), valid=places_N.size,
+                total=kinds_P.size,
+                padded=self._moved(places_N[chosen]),
+                valid=places_N.size,
                 packed=self._moved(chosen),
-            )  # fmt: skip
+            )
             found.append(_Wanted(reservoir=reservoir, rows=rows, slots=torch.from_numpy(admitted.slots)))
         return found
 

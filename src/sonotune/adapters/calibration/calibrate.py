@@ -118,14 +118,21 @@ class Calibration:
         spectra = [item.spectra["all"] for item in self.inputs]
         ranks = sorted(spectrum.effective_rank for spectrum in spectra)
         return {
-            "clips": self.clips, "inputs": len(self.inputs), "modules": sum(len(item.modules) for item in self.inputs),
-            "tokens": {"seen": max(item.seen for item in self.inputs), "least": min(one.rows for one in spectra),
-                       "most": max(one.rows for one in spectra), "dropped": sum(one.dropped for one in spectra)},
+            "clips": self.clips,
+            "inputs": len(self.inputs),
+            "modules": sum(len(item.modules) for item in self.inputs),
+            "tokens": {
+                "seen": max(item.seen for item in self.inputs),
+                "least": min(one.rows for one in spectra),
+                "most": max(one.rows for one in spectra),
+                "dropped": sum(one.dropped for one in spectra),
+            },
             "effective_rank": {"least": ranks[0], "median": ranks[len(ranks) // 2], "largest": ranks[-1]},
             "gradient_clips": 0 if self.gradient is None else self.gradient.clips,
             "findings": [finding.message for finding in self.findings],
-            "seconds": round(self.seconds, 3), "bytes": self.nbytes,
-        }  # fmt: skip
+            "seconds": round(self.seconds, 3),
+            "bytes": self.nbytes,
+        }
 
 
 def collect(
@@ -163,9 +170,14 @@ def collect(
     started_s = time.monotonic()
     shared = len(clips) >= processes.world_size
     heard = sample_activations(
-        loaded, objective, processes.shard(clips) if shared else clips, tokens=tokens, seed=seed, autocast=autocast,
+        loaded,
+        objective,
+        processes.shard(clips) if shared else clips,
+        tokens=tokens,
+        seed=seed,
+        autocast=autocast,
         names=names,
-    )  # fmt: skip
+    )
     sample = reduce(TokenSample.merge, processes.all_gather(heard)) if shared else heard
     nbytes = sample.nbytes
     inputs = measure_sample(sample, directions=directions, keep=False)
@@ -178,10 +190,14 @@ def collect(
         known = {name: item.directions for item in inputs for name in item.modules if item.directions is not None}
         gradient = gradient_gains(loaded, objective, looked_at, known, autocast=autocast)
     return Calibration(
-        inputs=inputs, evidence=_evidence(inputs, gradient), gradient=gradient, clips=len(sample.clips),
-        findings=(*sample.findings, *_warnings(inputs, tokens)), seconds=time.monotonic() - started_s,
+        inputs=inputs,
+        evidence=_evidence(inputs, gradient),
+        gradient=gradient,
+        clips=len(sample.clips),
+        findings=(*sample.findings, *_warnings(inputs, tokens)),
+        seconds=time.monotonic() - started_s,
         nbytes=nbytes,
-    )  # fmt: skip
+    )
 
 
 def measure_sample(sample: TokenSample, *, directions: int = 0, keep: bool = True) -> tuple[MeasuredInput, ...]:

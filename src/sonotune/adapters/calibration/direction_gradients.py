@@ -159,7 +159,7 @@ def _no_gradient(clips: int, findings: Sequence[Finding]) -> str:
 
 def _backward(
     loaded: LoadedModel, objective: Objective, batches: Iterable[Batch], tap: _Tap, autocast: Autocast
-) -> None:  # fmt: skip
+) -> None:
     """Run batches of one clip through the model and back, with the tap on."""
     family = family_of(loaded)
     with undisturbed(loaded.module), torch.enable_grad(), tap.attached():
@@ -232,9 +232,7 @@ class _Tap:
         """Expect a clip."""
         self.reached.clear()
         self._streams = {name: stream_of(self._loaded, name, streams) for name in self._vectors_DP}
-        self._rows = {
-            index: Rows.every(streams[index], self._loaded.device) for index in set(self._streams.values())
-        }  # fmt: skip
+        self._rows = {index: Rows.every(streams[index], self._loaded.device) for index in set(self._streams.values())}
 
     def check(self) -> None:
         """Refuse a forward pass that did not reach every module."""
@@ -291,7 +289,7 @@ class _Tap:
             norms[name] = float(self._norms.get(name, 0.0)) / self.clips
         return GradientEvidence(
             gains=gains, squared_norms=norms, clips=self.clips, labels=self.labels, dropped=int(self._dropped)
-        )  # fmt: skip
+        )
 
 
 def _squared_norm(gradient_NE: Tensor, given_ND: Tensor) -> Tensor:

@@ -171,9 +171,14 @@ def measure(rows_ND: Tensor, *, standardise: bool = True) -> Spectrum:
     values_M = eigenvalues(centred_ND)
     entropy = min(shannon_entropy(values_M), math.log(max(1, min(rows - 1, channels))))
     return Spectrum(
-        rows=rows, dropped=dropped, channels=channels, entropy=entropy, effective_rank=math.exp(entropy),
-        participation=participation_ratio(centred_ND, values_M), coding_rate=coding_rate(values_M, channels),
-    )  # fmt: skip
+        rows=rows,
+        dropped=dropped,
+        channels=channels,
+        entropy=entropy,
+        effective_rank=math.exp(entropy),
+        participation=participation_ratio(centred_ND, values_M),
+        coding_rate=coding_rate(values_M, channels),
+    )
 
 
 def leading_directions(rows_ND: Tensor, most: int) -> Directions:

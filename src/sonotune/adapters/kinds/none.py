@@ -47,9 +47,11 @@ class NoAdapter(PlainNames):
     ) -> None:
         """Write the whole model."""
         set_decoding_defaults(
-            loaded.module, getattr(loaded.processor, "tokenizer", None), family=loaded.family,
+            loaded.module,
+            getattr(loaded.processor, "tokenizer", None),
+            family=loaded.family,
             language=extra.get("language"),
-        )  # fmt: skip
+        )
         loaded.module.save_pretrained(folder, safe_serialization=True, state_dict=weights)
         loaded.processor.save_pretrained(folder)
         write_metadata(loaded, folder, extra=extra)

@@ -268,8 +268,12 @@ def _check(sites: Sequence[Target], budget: Budget) -> None:
             )
     if not 0 <= budget.gamma < math.inf:
         raise AdapterError(f"allocation.gamma is {budget.gamma}; it is 0 (equal ranks) or more.")
-    names = {"adapter.rank": budget.rank, "allocation.rank_step": budget.step, "allocation.min_rank": budget.least,
-             "allocation.max_rank": budget.most}  # fmt: skip
+    names = {
+        "adapter.rank": budget.rank,
+        "allocation.rank_step": budget.step,
+        "allocation.min_rank": budget.least,
+        "allocation.max_rank": budget.most,
+    }
     for name, value in names.items():
         if value is not None and value < 1:
             raise AdapterError(f"{name} is {value}; it is 1 or more.")

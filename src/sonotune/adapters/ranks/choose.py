@@ -72,9 +72,16 @@ class RankSettings:
         if parameters is not None and self.stem == "lora":
             parameters -= stem_cost(loaded) * self.rank
         return Budget(
-            rank=self.rank, parameters=parameters, step=self.rank_step, least=self.min_rank, most=self.max_rank,
-            gamma=self.gamma, weights=self.group_weights, floors=self.group_floors, cross_modality=self.cross_modality,
-        )  # fmt: skip
+            rank=self.rank,
+            parameters=parameters,
+            step=self.rank_step,
+            least=self.min_rank,
+            most=self.max_rank,
+            gamma=self.gamma,
+            weights=self.group_weights,
+            floors=self.group_floors,
+            cross_modality=self.cross_modality,
+        )
 
 
 def adapted_modules(loaded: LoadedModel, settings: RankSettings) -> tuple[Target, ...]:
@@ -109,11 +116,17 @@ def calibrate(
     sites = adapted_modules(loaded, settings)
     largest = max(bounds_of(sites, settings.bounds_in(loaded)).most.values())
     return collect(
-        loaded, objective, calibration_clips(clips, settings), tokens=settings.tokens, seed=settings.seed,
-        autocast=autocast, directions=0 if needs == "activations" else max(MIN_DIRECTIONS, largest),
-        gradient_clips=GRADIENT_CLIPS if needs == "gradients" else 0, names=[site.name for site in sites],
+        loaded,
+        objective,
+        calibration_clips(clips, settings),
+        tokens=settings.tokens,
+        seed=settings.seed,
+        autocast=autocast,
+        directions=0 if needs == "activations" else max(MIN_DIRECTIONS, largest),
+        gradient_clips=GRADIENT_CLIPS if needs == "gradients" else 0,
+        names=[site.name for site in sites],
         processes=processes,
-    )  # fmt: skip
+    )
 
 
 def plan_ranks(loaded: LoadedModel, settings: RankSettings, evidence: Importance | None = None) -> RankPlan:

@@ -110,9 +110,12 @@ class Split:
                 gains=dict(entries["gains"]), parameters=dict(entries["parameters"]), groups=tuple(entries["groups"])
             )
             return cls(
-                stem=bool(entries["stem"]), unfreeze=tuple(entries["unfreeze"]), rates=dict(entries["rates"]),
-                weights=dict(entries["weights"]), first_step=step,
-            )  # fmt: skip
+                stem=bool(entries["stem"]),
+                unfreeze=tuple(entries["unfreeze"]),
+                rates=dict(entries["rates"]),
+                weights=dict(entries["weights"]),
+                first_step=step,
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise AdapterError(f"the split is damaged: {error!r}. Remove it, and it is measured anew.") from error
 
@@ -203,7 +206,7 @@ def measure(
     weights = [name for names in parts.values() for name in names]
     first, second = (
         mean_gradients(loaded, objective, half, rows, weights, autocast=autocast) for half in halves(clips)
-    )  # fmt: skip
+    )
     group_of = {site.name: site.group for site in sites}
     part_of = group_of | {name: part for part, names in parts.items() for name in names}
     gains: dict[str, list[float]] = {part: [] for part in part_of.values()}

@@ -189,9 +189,11 @@ class Slots:
         group, _ = self._places[id(parameter)]
         steps, (fast, slow) = float(state["step"]), group["betas"]
         return Rows(
-            weight=rows(parameter), average=rows(state["exp_avg"]), square=rows(state["exp_avg_sq"]),
+            weight=rows(parameter),
+            average=rows(state["exp_avg"]),
+            square=rows(state["exp_avg_sq"]),
             bound=(1 - fast**steps) / math.sqrt(1 - slow**steps),
-        )  # fmt: skip
+        )
 
     def exchange(self, old: nn.Parameter, rows: Rows, *, transposed: bool) -> nn.Parameter:
         """Make the parameter that takes the place of another, in its group and with its step count."""

@@ -81,9 +81,16 @@ class Reallocation:
     ) -> tuple[Change, ...]:
         """Move ranks by what the adapters have learned so far: `propose`, then `resize`."""
         new_ranks = propose(
-            loaded, sites, current_ranks(loaded), budget, fraction_moved=self.fraction_moved,
-            shrink_below=self.shrink_below, grow_above=self.grow_above, relative=self.relative, caps=caps,
-        )  # fmt: skip
+            loaded,
+            sites,
+            current_ranks(loaded),
+            budget,
+            fraction_moved=self.fraction_moved,
+            shrink_below=self.shrink_below,
+            grow_above=self.grow_above,
+            relative=self.relative,
+            caps=caps,
+        )
         return resize(loaded, optimizer, new_ranks, seed=seed, step=step, mode=self.mode)
 
 
@@ -122,9 +129,16 @@ def propose(
         if value > 0 and layers[name].lora_A["default"].weight.requires_grad
     }
     return move_ranks(
-        sites, ranks, used, budget, fraction_moved=fraction_moved, shrink_below=shrink_below, grow_above=grow_above,
-        relative=relative, caps=caps,
-    )  # fmt: skip
+        sites,
+        ranks,
+        used,
+        budget,
+        fraction_moved=fraction_moved,
+        shrink_below=shrink_below,
+        grow_above=grow_above,
+        relative=relative,
+        caps=caps,
+    )
 
 
 def move_ranks(

@@ -81,9 +81,11 @@ def put_together(
     audio = _audio_config(encoder, encoder_revision)
     text = _text_config(language_model, language_model_revision)
     processor = processor_of_parts(
-        encoder=encoder, language_model=language_model, encoder_revision=encoder_revision,
+        encoder=encoder,
+        language_model=language_model,
+        encoder_revision=encoder_revision,
         language_model_revision=language_model_revision,
-    )  # fmt: skip
+    )
     _check_tokenizer(language_model, processor.tokenizer, chat=bool(settings.get("chat")))
     config = _config(audio, text, settings)
     config.dropout = config.dropout if dropout is None else dropout
@@ -101,9 +103,13 @@ def put_together(
 
 
 def processor_of_parts(
-    *, encoder: str, language_model: str, encoder_revision: str | None = None,
-    language_model_revision: str | None = None, **_: Any,
-) -> SpeechLlmProcessor:  # fmt: skip
+    *,
+    encoder: str,
+    language_model: str,
+    encoder_revision: str | None = None,
+    language_model_revision: str | None = None,
+    **_: Any,
+) -> SpeechLlmProcessor:
     """Feature extractor and tokenizer of the parts; takes the arguments of `put_together`."""
     return SpeechLlmProcessor(
         load_processor(encoder, class_name="AutoFeatureExtractor", revision=encoder_revision),
@@ -199,9 +205,13 @@ def _from_pretrained(class_name: str, checkpoint: str, config: Any, revision: st
 
     try:
         module, told = getattr(transformers, class_name).from_pretrained(
-            locate(checkpoint), config=config, revision=revision, dtype=torch.float32, use_safetensors=True,
+            locate(checkpoint),
+            config=config,
+            revision=revision,
+            dtype=torch.float32,
+            use_safetensors=True,
             output_loading_info=True,
-        )  # fmt: skip
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().partition("\n")[0][:200]
         raise ModelError(

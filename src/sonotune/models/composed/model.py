@@ -213,10 +213,14 @@ class SpeechLlm(PreTrainedModel):  # type: ignore[misc]
         text = config.text_config
         self.audio_encoder: Any = audio_encoder or speech_encoders.build(config.audio_config)
         self.projector = PROJECTORS[config.projector_kind](
-            speech_encoders.width_of(config.audio_config), text.hidden_size, downsample=config.downsample,
-            hidden=config.projector_hidden_size, latents=config.perceiver_latents, depth=config.perceiver_depth,
+            speech_encoders.width_of(config.audio_config),
+            text.hidden_size,
+            downsample=config.downsample,
+            hidden=config.projector_hidden_size,
+            latents=config.perceiver_latents,
+            depth=config.perceiver_depth,
             heads=config.projector_heads,
-        )  # fmt: skip
+        )
         self.language_model: Any = language_model or plain_language_model(_random_language_model(text))
         self.heard: Heard | None = None
         if config.fusion == "cross_attention":
@@ -259,9 +263,11 @@ class SpeechLlm(PreTrainedModel):  # type: ignore[misc]
     def forward(self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
         """Last hidden states (B, L, D) of rows of embeddings; logits are the caller's, where they are needed."""
         hidden_BLD: Tensor = decoder_of(self.language_model)(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask.long(), position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask.long(),
+            position_ids=position_ids,
             use_cache=False,
-        ).last_hidden_state  # fmt: skip
+        ).last_hidden_state
         return hidden_BLD
 
     def audio_positions(self, duration_s: float) -> int:
@@ -270,9 +276,11 @@ class SpeechLlm(PreTrainedModel):  # type: ignore[misc]
             return 0
         positions = speech_encoders.positions_in(self.config.audio_config, duration_s)
         return outputs_of(
-            self.config.projector_kind, positions, downsample=self.config.downsample,
+            self.config.projector_kind,
+            positions,
+            downsample=self.config.downsample,
             latents=self.config.perceiver_latents,
-        )  # fmt: skip
+        )
 
     def _listen(
         self, index: int, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]

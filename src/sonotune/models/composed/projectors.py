@@ -123,9 +123,11 @@ class Attention(nn.Module):
     def forward(self, hidden_BLE: Tensor, keys: Tensor, values: Tensor, mask_BQ: Tensor | None) -> Tensor:
         """Attend to projected keys and values; every row of the mask has a valid position."""
         attended_BHLC = F.scaled_dot_product_attention(
-            self._split(self.q_proj(hidden_BLE)), keys, values,
+            self._split(self.q_proj(hidden_BLE)),
+            keys,
+            values,
             attn_mask=None if mask_BQ is None else mask_BQ[:, None, None, :],
-        )  # fmt: skip
+        )
         attended_BLE: Tensor = self.out_proj(attended_BHLC.transpose(1, 2).flatten(2))
         return attended_BLE
 

@@ -110,19 +110,28 @@ class CtcFamily:
         words = _vocabulary(checkpoint, revision, outputs, tokenizer) if renew else None
         extractor = load_processor(checkpoint, class_name="AutoFeatureExtractor", revision=revision)
         module, _, identity = load_pretrained(
-            checkpoint, self, class_name=_CLASSES.get(config.model_type, ""), revision=revision,
-            random_weights=random_weights, processor_class=None, new_parameters=_HEAD if renew else None,
+            checkpoint,
+            self,
+            class_name=_CLASSES.get(config.model_type, ""),
+            revision=revision,
+            random_weights=random_weights,
+            processor_class=None,
+            new_parameters=_HEAD if renew else None,
             config_changes=_settings(config, dropout) | (_sizes(words) if words is not None else {}),
-        )  # fmt: skip
+        )
         if renew:  # also where an old layer of the same size could be loaded: its symbols are others
             reinitialise(module, [name for name, _ in module.named_parameters() if re.search(_HEAD, name)])
         if words is None:
             words = load_processor(checkpoint, class_name="AutoTokenizer", revision=revision)
         loaded = self._mapped(
-            module, checkpoint=checkpoint, revision=identity, context=context or "full",
-            processor=_processor(config.model_type, extractor, words), frontend=from_feature_extractor(extractor),
+            module,
+            checkpoint=checkpoint,
+            revision=identity,
+            context=context or "full",
+            processor=_processor(config.model_type, extractor, words),
+            frontend=from_feature_extractor(extractor),
             new_outputs=tuple(words.convert_ids_to_tokens(list(range(len(words))))) if renew else (),
-        )  # fmt: skip
+        )
         _check_vocabulary(loaded)
         return loaded
 
@@ -130,9 +139,12 @@ class CtcFamily:
         """See `ModelFamily.outline`."""
         config = read_config(checkpoint, revision)
         module, identity = outline_pretrained(
-            checkpoint, self, class_name=_CLASSES.get(config.model_type, ""), revision=revision,
+            checkpoint,
+            self,
+            class_name=_CLASSES.get(config.model_type, ""),
+            revision=revision,
             config_changes={**_settings(config, None), "vocab_size": outputs},
-        )  # fmt: skip
+        )
         bins = getattr(getattr(config, "encoder_config", None), "num_mel_bins", 80)
         frontend: Frontend = NormalizedLogMel(bins) if config.model_type == "parakeet_ctc" else RawWaveform()
         return self._mapped(module, checkpoint=checkpoint, revision=identity, frontend=frontend, processor=None)
@@ -212,9 +224,12 @@ class CtcFamily:
         """Log-probabilities of every frame."""
         scores_BTV, lengths_B = self._scores(loaded, batch)
         return FrameOutputs(
-            log_probs=scores_BTV, lengths=lengths_B, targets=batch.targets, target_lengths=batch.target_lengths,
+            log_probs=scores_BTV,
+            lengths=lengths_B,
+            targets=batch.targets,
+            target_lengths=batch.target_lengths,
             blank=loaded.module.config.pad_token_id,
-        )  # fmt: skip
+        )
 
     def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
         """See `ModelFamily.streams`."""
@@ -323,8 +338,12 @@ def _constant(module: Any) -> frozenset[str]:
 def _settings(config: Any, dropout: float | None) -> dict[str, Any]:
     """What is changed in a checkpoint's configuration: no random layers, no masks from a global random state."""
     if config.model_type == "parakeet_ctc":
-        return {"encoder_config.layerdrop": 0.0, "encoder_config.dropout": dropout,
-                "encoder_config.attention_dropout": dropout, "encoder_config.activation_dropout": dropout}  # fmt: skip
+        return {
+            "encoder_config.layerdrop": 0.0,
+            "encoder_config.dropout": dropout,
+            "encoder_config.attention_dropout": dropout,
+            "encoder_config.activation_dropout": dropout,
+        }
     return {"apply_spec_augment": False, "layerdrop": 0.0, "hidden_dropout": dropout, "final_dropout": dropout}
 
 
@@ -360,9 +379,13 @@ def character_tokenizer(characters: Sequence[str]) -> Any:
         file = Path(place) / "vocab.json"
         file.write_text(json.dumps({symbol: index for index, symbol in enumerate(symbols)}), "utf-8")
         return transformers.Wav2Vec2CTCTokenizer(
-            str(file), pad_token=BLANK, unk_token=UNKNOWN, word_delimiter_token=WORD_BORDER, bos_token=None,
+            str(file),
+            pad_token=BLANK,
+            unk_token=UNKNOWN,
+            word_delimiter_token=WORD_BORDER,
+            bos_token=None,
             eos_token=None,
-        )  # fmt: skip
+        )
 
 
 def _processor(model_type: str, extractor: Any, tokenizer: Any) -> Any:

@@ -92,15 +92,23 @@ class Qwen3AsrFamily:
             module, identity = load_old_weights(locate(checkpoint), modern, revision)
         else:
             module, processor, identity = load_pretrained(
-                checkpoint, self, class_name=_CLASS, revision=revision, random_weights=random_weights,
+                checkpoint,
+                self,
+                class_name=_CLASS,
+                revision=revision,
+                random_weights=random_weights,
                 config_changes=changes,
-            )  # fmt: skip
+            )
         processor = _modern_processor(processor)
         prompt_of(processor)  # a template that hears nothing is to be found before anything runs
         return self._mapped(
-            module, checkpoint=checkpoint, revision=identity, context=context or "full", processor=processor,
+            module,
+            checkpoint=checkpoint,
+            revision=identity,
+            context=context or "full",
+            processor=processor,
             frontend=from_feature_extractor(processor.feature_extractor),
-        )  # fmt: skip
+        )
 
     def _changes(self, config: Any, *, dropout: float | None = None) -> dict[str, Any]:
         """What must be set in a checkpoint's configuration; `thinker_config` is emptied where it was an old one."""
@@ -354,9 +362,12 @@ def _modern_processor(processor: Any) -> Any:
         return processor
     if type(extractor).__name__ == "WhisperFeatureExtractor":
         extractor = transformers.Qwen3ASRFeatureExtractor(
-            feature_size=extractor.feature_size, sampling_rate=extractor.sampling_rate,
-            hop_length=extractor.hop_length, n_fft=extractor.n_fft, dither=extractor.dither,
-        )  # fmt: skip
+            feature_size=extractor.feature_size,
+            sampling_rate=extractor.sampling_rate,
+            hop_length=extractor.hop_length,
+            n_fft=extractor.n_fft,
+            dither=extractor.dither,
+        )
         template = CHAT_TEMPLATE
     return transformers.Qwen3ASRProcessor(extractor, processor.tokenizer, chat_template=template)
 

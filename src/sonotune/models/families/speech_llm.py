@@ -77,16 +77,24 @@ class SpeechLlmFamily:
             module, identity = _of_parts(config, dropout)
         else:
             module, _, identity = load_pretrained(
-                checkpoint, self, class_name="AutoModel", revision=revision, random_weights=False,
-                config_changes={"dropout": dropout}, processor_class=None,
-            )  # fmt: skip
+                checkpoint,
+                self,
+                class_name="AutoModel",
+                revision=revision,
+                random_weights=False,
+                config_changes={"dropout": dropout},
+                processor_class=None,
+            )
         module.config.parts = None  # saved, it has weights of its own
         loaded = self._mapped(
-            module, checkpoint=checkpoint, revision=identity, processor=processor,
+            module,
+            checkpoint=checkpoint,
+            revision=identity,
+            processor=processor,
             **_contexts_of(module.config.audio_config, context),
             frontend=from_feature_extractor(processor.feature_extractor),
             untrained=() if random_weights else _untrained(module),
-        )  # fmt: skip
+        )
         if not any(self._prompt(loaded, None)) and module.config.fusion == "cross_attention":
             raise ModelError(
                 f"the prompt {module.config.prompt!r} of {checkpoint} has no tokens; with fusion=cross_attention at "
@@ -103,9 +111,13 @@ class SpeechLlmFamily:
         frontend = speech_encoders.frontend_of(config.audio_config)
         identity = architecture_digest(config)
         return self._mapped(
-            module, checkpoint=checkpoint, revision=identity, frontend=frontend, processor=None,
+            module,
+            checkpoint=checkpoint,
+            revision=identity,
+            frontend=frontend,
+            processor=None,
             **_contexts_of(config.audio_config, None),
-        )  # fmt: skip
+        )
 
     def _config(self, checkpoint: str, revision: str | None) -> Any:
         config = read_config(checkpoint, revision)
@@ -202,9 +214,13 @@ class SpeechLlmFamily:
         """See `ModelFamily.streams`; of a window, the audio positions behind the clip are padding."""
         module, config = loaded.module, loaded.module.config
         encoded = speech_encoders.streams_of(
-            module.audio_encoder, "audio_encoder", batch.inputs, batch.input_lengths, context=batch.context,
+            module.audio_encoder,
+            "audio_encoder",
+            batch.inputs,
+            batch.input_lengths,
+            context=batch.context,
             thinning=loaded.thinning,
-        )  # fmt: skip
+        )
         fills = batch.context == "full" and speech_encoders.kind_of(config.audio_config) == "whisper"
         kinds_BP = encoded[-1].kinds
         own_BP = kinds_BP if fills else kinds_BP[:, : int(kinds_BP.ne(PADDING).sum(dim=1).max())]
@@ -250,11 +266,14 @@ class SpeechLlmFamily:
         pad = tokenizer.pad_token_id
         limits = decoding.token_limits(settings, [clip.duration_s for clip in batch.clips], otherwise=_MOST_TOKENS)
         answers = generate(
-            loaded.module.language_model, rows, limits=[min(limit, room) for limit in limits], decoding=settings,
+            loaded.module.language_model,
+            rows,
+            limits=[min(limit, room) for limit in limits],
+            decoding=settings,
             settings=GenerationConfig(
                 eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id if pad is None else pad
             ),
-        )  # fmt: skip
+        )
         return [Hypothesis(text=self.decode_text(loaded, answer)) for answer in answers]
 
     def _rows(self, loaded: LoadedModel, batch: Batch, *, with_targets: bool) -> Rows:

@@ -63,27 +63,39 @@ class WhisperFamily:
         """See `ModelFamily.load`; text is written in the checkpoint's own tokens."""
         refuse_new_outputs(self.name, renew_outputs=renew_outputs, tokenizer=tokenizer)
         module, _, identity = load_pretrained(
-            checkpoint, self, class_name="WhisperForConditionalGeneration", revision=revision,
-            random_weights=random_weights, config_changes={"dropout": dropout}, processor_class=None,
-        )  # fmt: skip
+            checkpoint,
+            self,
+            class_name="WhisperForConditionalGeneration",
+            revision=revision,
+            random_weights=random_weights,
+            config_changes={"dropout": dropout},
+            processor_class=None,
+        )
         processor = load_whisper_processor(checkpoint, revision=revision, config=module.config)
         complete_generation_config(module, processor.tokenizer, checkpoint)
         return self._mapped(
-            module, checkpoint=checkpoint, revision=identity, processor=processor,
+            module,
+            checkpoint=checkpoint,
+            revision=identity,
+            processor=processor,
             **speech_encoders.contexts_of(module.config, context),
             frontend=from_feature_extractor(processor.feature_extractor),
-        )  # fmt: skip
+        )
 
     def outline(self, checkpoint: str, *, revision: str | None = None, outputs: int | None = None) -> LoadedModel:
         """See `ModelFamily.outline`."""
         module, identity = outline_pretrained(
             checkpoint, self, class_name="WhisperForConditionalGeneration", revision=revision
-        )  # fmt: skip
+        )
         frontend = speech_encoders.frontend_of(module.config)
         return self._mapped(
-            module, checkpoint=checkpoint, revision=identity, frontend=frontend, processor=None,
+            module,
+            checkpoint=checkpoint,
+            revision=identity,
+            frontend=frontend,
+            processor=None,
             **speech_encoders.contexts_of(module.config, None),
-        )  # fmt: skip
+        )
 
     def _mapped(self, module: Any, **given: Any) -> LoadedModel:
         loaded = LoadedModel(
@@ -184,9 +196,13 @@ class WhisperFamily:
     def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
         """See `ModelFamily.streams`; cross-attention takes its keys and values from the encoder's rows."""
         heard = speech_encoders.streams_of(
-            loaded.module.model.encoder, "model.encoder", batch.inputs, batch.input_lengths,
-            context=batch.context, thinning=loaded.thinning,
-        )  # fmt: skip
+            loaded.module.model.encoder,
+            "model.encoder",
+            batch.inputs,
+            batch.input_lengths,
+            context=batch.context,
+            thinning=loaded.thinning,
+        )
         # A token is put in for the next one to come out, so the last of each clip is not.
         written_BU = (batch.targets[:, 1:] >= 0).to(torch.int8) * TEXT
         return (
@@ -224,9 +240,14 @@ class WhisperFamily:
             chosen = torch.tensor(list(rows), device=encoded_BPD.device)
             decoder = _Decoder(loaded, encoded_BPD[chosen], None if mask is None else mask[chosen])
             written = decoding.write(
-                decoder, prompt_BU[chosen], end=loaded.module.config.eos_token_id, limits=[limits[row] for row in rows],
-                settings=settings, temperature=temperature, clips=[batch.clips[row] for row in rows],
-            )  # fmt: skip
+                decoder,
+                prompt_BU[chosen],
+                end=loaded.module.config.eos_token_id,
+                limits=[limits[row] for row in rows],
+                settings=settings,
+                temperature=temperature,
+                clips=[batch.clips[row] for row in rows],
+            )
             made = [decoding.Candidate(self.decode_text(loaded, one.ids), one.mean_logprob) for one in written]
             return made, decoder.no_speech
 
@@ -245,9 +266,12 @@ class WhisperFamily:
     def _encode(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Features (B, T, F) -> encoder states (B, P, D); what they stand for is left for the decoder's layers."""
         encoded = speech_encoders.encode(
-            loaded.module.model.encoder, batch.inputs, batch.input_lengths, context=batch.context,
+            loaded.module.model.encoder,
+            batch.inputs,
+            batch.input_lengths,
+            context=batch.context,
             thinning=loaded.thinning,
-        )  # fmt: skip
+        )
         weights_BP = encoded.log_weights
         loaded.module.model.decoder.cross_mask = None if weights_BP is None else weights_BP[:, None, None, :]
         return encoded.states
@@ -355,10 +379,17 @@ def _beam_search(
 
     chosen = copy.deepcopy(loaded.module.generation_config)
     chosen.update(
-        max_length=None, max_new_tokens=max(limits), num_beams=settings.beam_size, do_sample=False,
-        return_dict_in_generate=False, use_cache=True, forced_decoder_ids=None, return_timestamps=False,
-        no_repeat_ngram_size=settings.no_repeat_ngram_size, repetition_penalty=settings.repetition_penalty,
-    )  # fmt: skip
+        max_length=None,
+        max_new_tokens=max(limits),
+        num_beams=settings.beam_size,
+        do_sample=False,
+        return_dict_in_generate=False,
+        use_cache=True,
+        forced_decoder_ids=None,
+        return_timestamps=False,
+        no_repeat_ngram_size=settings.no_repeat_ngram_size,
+        repetition_penalty=settings.repetition_penalty,
+    )
     ids_BU = GenerationMixin.generate(
         loaded.module,
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded_BPD),
@@ -420,7 +451,8 @@ def _components(module: Any) -> tuple[Component, ...]:
     encoder, decoder = "model.encoder", "model.decoder"
     return (
         Component(
-            name="stem", prefixes=(f"{encoder}.conv1", f"{encoder}.conv2", f"{encoder}.embed_positions"),
+            name="stem",
+            prefixes=(f"{encoder}.conv1", f"{encoder}.conv2", f"{encoder}.embed_positions"),
             parts={"convolutions": r"\.conv\d\."},
         ),
         Component(
@@ -441,7 +473,7 @@ def _components(module: Any) -> tuple[Component, ...]:
         ),
         Component(name="embeddings", prefixes=(f"{decoder}.embed_tokens",)),
         Component(name="head", prefixes=("proj_out",)),
-    )  # fmt: skip
+    )
 
 
 def _install_cross_attention_mask(module: Any) -> None:
