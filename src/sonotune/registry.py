@@ -9,7 +9,6 @@ Files that come with the package are named `assets:<path>` wherever a checkpoint
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
 from importlib import metadata, resources
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from sonotune.errors import ConfigError
+from sonotune.errors import ConfigError, suggest
 
 Kind = Literal["families", "tasks", "normalizers", "importers", "adapters", "allocators", "objectives"]
 
@@ -118,10 +117,8 @@ def resolve(kind: Kind, name: str) -> Any:
     """
     table = _table(kind)
     if name not in table:
-        close = difflib.get_close_matches(name, table, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ConfigError(
-            f"{kind}: there is no {name!r}{hint} Known: {', '.join(sorted(table))}. "
+            f"{kind}: there is no {name!r}{suggest(name, table, '.')} Known: {', '.join(sorted(table))}. "
             f"Another package can add one with an entry point in the group 'sonotune.{kind}'."
         )
     module_name, _, attribute = table[name].partition(":")
@@ -162,9 +159,8 @@ def split_source(source: str) -> tuple[str, str]:
         return "auto", source
     name = prefix["importer"]
     if name not in IMPORTERS and name not in names("importers"):
-        close = difflib.get_close_matches(name, names("importers"), n=1)
         raise ConfigError(
-            f"no importer called {name!r}{f'; did you mean {close[0]!r}?' if close else '.'} "
+            f"no importer called {name!r}{suggest(name, names('importers'), '.')} "
             f"Known: {', '.join(names('importers'))}. Write ./ before a path that has a colon in it"
         )
     return name, prefix["rest"]

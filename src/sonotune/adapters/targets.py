@@ -6,10 +6,9 @@ to full module names here and nothing downstream matches patterns again.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
-from sonotune.errors import AdapterError
+from sonotune.errors import AdapterError, suggest
 from sonotune.models.base import LoadedModel, names_module, select
 
 _QUERY_VALUE = ("q_proj", "v_proj", "linear_q", "linear_v")
@@ -38,8 +37,7 @@ def resolve_targets(loaded: LoadedModel, targets: str | Sequence[str]) -> tuple[
         matches = _matches(loaded, entry)
         if not matches:
             endings = sorted({name.rpartition(".")[2] for name in loaded.linears})
-            close = difflib.get_close_matches(entry, [*endings, *_SHORTHANDS, "all_linear"], n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
+            hint = suggest(entry, [*endings, *_SHORTHANDS, "all_linear"], ".")
             raise AdapterError(
                 f"adapter.targets: {entry!r} matches none of the {len(loaded.linears)} adaptable linears{hint} "
                 f"Use all_linear, {', '.join(_SHORTHANDS)}, a component selector or an ending: {', '.join(endings)}."

@@ -58,10 +58,10 @@ def export(
     result = write_export(
         place,
         folder,
-        target=target,
-        dtype=dtype,
+        target=target,  # type: ignore[arg-type]
+        dtype=dtype,  # type: ignore[arg-type]
         adapter_only=adapter,
-        overwrite=overwrite,  # type: ignore[arg-type]
+        overwrite=overwrite,
         parity=compared,
     )
     lines = [f"export   {result['export']} ({result['bytes'] / 1e6:.1f} MB, {result['kind']})"]

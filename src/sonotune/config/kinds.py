@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,12 +41,6 @@ def choices(kinds: Sequence[Any]) -> set[Any]:
 def is_text_choice(kind: Any) -> bool:
     """Whether an alternative is a choice between words."""
     return typing.get_origin(kind) is Literal and all(isinstance(value, str) for value in typing.get_args(kind))
-
-
-def near(word: str, known: Collection[str]) -> str:
-    """The known word that was probably meant, as a question; empty where none is near."""
-    close = difflib.get_close_matches(word, sorted(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}

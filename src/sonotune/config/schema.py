@@ -17,8 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sonotune import registry
-from sonotune.config.kinds import near
-from sonotune.errors import ConfigError
+from sonotune.errors import ConfigError, suggest
 from sonotune.types import Context, DecodingSettings
 
 _NO_EFFECT_ON_RESULT: dict[str, Any] = {"affects_result": False}
@@ -564,7 +563,7 @@ class RunConfig(Section):
             )
         if wrong := sorted(set(self.run.allow_change).difference(_MAY_CHANGE)):
             raise ValueError(
-                f"run.allow_change names {wrong[0]!r}{near(wrong[0], _MAY_CHANGE)}; a run may go on with another "
+                f"run.allow_change names {wrong[0]!r}{suggest(wrong[0], _MAY_CHANGE)}; a run may go on with another "
                 f"data.train and other settings of augmentation and training, but not {', '.join(_MUST_STAY)}"
             )
         moving = bool(self.reallocation.at) or self.adapter.allocator == "adalora"
