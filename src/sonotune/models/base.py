@@ -230,6 +230,12 @@ class ModelFamily(Protocol):
     name: str
     task: str
     """Registry name of the task it does."""
+    packaged: str
+    """Preset of the packaged model of its kind."""
+    published_names: str
+    """Regular expression over lower-case names of published models of its kind; empty where they have none."""
+    label_overhead: int
+    """Tokens that the architecture puts around a transcript, of which there is one label each."""
 
     def handles(self, config: Any) -> bool:
         """Whether a `transformers` configuration is of this family."""

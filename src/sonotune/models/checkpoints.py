@@ -17,7 +17,7 @@ from typing import Any
 from sonotune.errors import ModelError
 from sonotune.models.base import LoadedModel, ModelFamily
 from sonotune.models.published import PUBLISHED
-from sonotune.registry import is_asset, resolve_asset
+from sonotune.registry import in_order, is_asset, resolve, resolve_asset
 from sonotune.runs import digest_file, digest_json, torch_seed
 
 logger = logging.getLogger(__name__)
@@ -440,18 +440,11 @@ def _first_line(error: Exception) -> str:
 def _packaged(checkpoint: str) -> str:
     """The packaged model that is of the kind of one that cannot be had; all of them where the name does not say."""
     known = str(PUBLISHED.get(checkpoint, {}).get("model_type", checkpoint)).lower().replace("_", "-")
-    for hint, name in _PACKAGED:
-        if re.search(hint, known):
-            return f"the packaged model={name}"
+    for name in in_order("families"):
+        family = resolve("families", name)
+        if family.published_names and re.search(family.published_names, known):
+            return f"the packaged model={family.packaged}"
     return "a packaged one: model=whisper_nano, ctc_nano or qwen3_asr_nano to transcribe, ast_nano to classify"
-
-
-_PACKAGED = (
-    (r"qwen3-asr", "qwen3_asr_nano"),
-    (r"(^|[/-])ast([/-]|$)|audio-spectrogram", "ast_nano"),
-    (r"wav2vec2|hubert|wavlm|parakeet|ctc", "ctc_nano"),
-    (r"whisper", "whisper_nano"),
-)
 
 
 def as_os_error(error: Exception) -> OSError:

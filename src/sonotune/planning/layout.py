@@ -161,8 +161,7 @@ class Layout:
         """Ids (B, U), no two neighbours the same, for CTC needs a blank between those."""
         if self.family.task != "transcribe":
             return torch.zeros(clips, 1, dtype=torch.int64)
-        around = {"whisper": 5, "qwen3_asr": 4, "speech_llm": 1}.get(self.loaded.family, 0)
-        return (torch.arange(around + label_tokens) % 2 + 3).repeat(clips, 1)
+        return (torch.arange(self.family.label_overhead + label_tokens) % 2 + 3).repeat(clips, 1)
 
 
 def lay_out(settings: TrainingSettings, *, device: str = "cpu") -> Layout:

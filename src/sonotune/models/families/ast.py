@@ -71,6 +71,9 @@ class AstFamily:
 
     name = "ast"
     task = "classify"
+    packaged = "ast_nano"
+    published_names = r"(^|[/-])ast([/-]|$)|audio-spectrogram"
+    label_overhead = 0
 
     def handles(self, config: Any) -> bool:
         """See `ModelFamily.handles`; a pretrained encoder that has a classifier in `transformers` counts."""

@@ -71,6 +71,9 @@ class CtcFamily:
 
     name = "ctc"
     task = "transcribe"
+    packaged = "ctc_nano"
+    published_names = r"wav2vec2|hubert|wavlm|parakeet|ctc"
+    label_overhead = 0
 
     def handles(self, config: Any) -> bool:
         """See `ModelFamily.handles`; a pretrained encoder without any head counts."""

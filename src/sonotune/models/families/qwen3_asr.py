@@ -58,6 +58,9 @@ class Qwen3AsrFamily:
 
     name = "qwen3_asr"
     task = "transcribe"
+    packaged = "qwen3_asr_nano"
+    published_names = r"qwen3-asr"
+    label_overhead = 4
 
     def handles(self, config: Any) -> bool:
         """See `ModelFamily.handles`; the forced aligner classifies tokens and is no transcriber."""

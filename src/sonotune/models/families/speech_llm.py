@@ -49,6 +49,9 @@ class SpeechLlmFamily:
 
     name = "speech_llm"
     task = "transcribe"
+    packaged = "speech_llm_nano"
+    published_names = r""
+    label_overhead = 1
 
     def handles(self, config: Any) -> bool:
         """See `ModelFamily.handles`."""

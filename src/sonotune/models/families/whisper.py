@@ -43,6 +43,9 @@ class WhisperFamily:
 
     name = "whisper"
     task = "transcribe"
+    packaged = "whisper_nano"
+    published_names = r"whisper"
+    label_overhead = 5
 
     def handles(self, config: Any) -> bool:
         """See `ModelFamily.handles`; Whisper with a classification head is another family's."""
