@@ -56,6 +56,8 @@ class Run:
 
 def words_of(settings: Settings) -> list[str]:
     """Settings as words of the command line."""
+    if isinstance(settings, str):
+        return [settings]
     if not isinstance(settings, Mapping):
         return list(settings)
     return [f"{name}={_word(value)}" for name, value in settings.items()]
@@ -64,7 +66,9 @@ def words_of(settings: Settings) -> list[str]:
 def _word(value: Any) -> str:
     if isinstance(value, str | Path):
         return str(value)
-    return json.dumps(value, ensure_ascii=False, default=list)
+    return json.dumps(
+        value, ensure_ascii=False, default=lambda part: str(part) if isinstance(part, Path) else list(part)
+    )
 
 
 def train(settings: Settings, *, listeners: Sequence[Listener] = ()) -> Run:

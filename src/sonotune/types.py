@@ -2,7 +2,7 @@
 
 Everything here is frozen and free of torch, so that `sonotune --help`, a manifest check or a report never pays for
 importing it. Values that need torch live where they are made: `Batch` in `features.batching`, `Component` and
-`LoadedModel` in `models.base`, `RankPlan` in `adapters.allocation`, `Stage` in `training.stages`.
+`LoadedModel` in `models.base`, `RankPlan` in `adapters.ranks.plan`, `Stage` in `stages`.
 
 Shape letters, the same in every module: B clips, S samples, T frames, F feature bins, U target tokens, C classes,
 D model width, R adapter rank, V vocabulary.

@@ -14,7 +14,7 @@ import torch
 from sonotune.adapters.metadata import read_metadata
 from sonotune.cli import main
 from sonotune.config.load import load_run_config
-from sonotune.errors import Interrupted
+from sonotune.errors import ConfigError, Interrupted
 from sonotune.loading import open_model
 from sonotune.models.probe import probe_logits
 from sonotune.runs import read_record
@@ -81,6 +81,13 @@ def test_a_kind_of_adapter_trains_resumes_is_inspected_planned_for_and_exported(
     assert found["parameters"]["adapter"] == found["parameters"]["trainable"] == biases > 0
     plan = ask(capsys, "plan", "model=whisper_nano", f"adapter.kind={kind}", "--device", "cpu")
     assert plan["stages"][0]["trainable"] > biases
+
+    exported = ask(capsys, "export", str(straight), str(tmp_path / "out"), "--parity-clips", "4")
+    assert exported["kind"] == "merged"
+    assert exported["merge"]["largest"] < 1e-3 * exported["merge"]["scale"]
+
+    with pytest.raises(ConfigError, match=r"reallocation\.at cannot take effect: adapters of the kind 'bias'"):
+        run(load_run_config([*words, "reallocation.at=[0.5]", f"run.dir={tmp_path / 'refused'}"]))
 
     opened = open_model(str(straight))
     frozen = [value for name, value in opened.loaded.module.named_parameters() if not opened.loaded.names.owns(name)]

@@ -184,3 +184,9 @@ def test_random_words_do_not_hide_a_loop() -> None:
     settings = DecodingSettings(temperatures=(0.0, 1.0))
     [made] = fall_back([Candidate(LOOP, -0.1)], [0.0], settings, lambda _, heat: [Candidate("qx zv wj", -5.0)])
     assert made == Hypothesis(text=LOOP, temperature=0.0, attempts=2)
+
+
+def test_a_loop_on_silence_becomes_no_text() -> None:
+    settings = DecodingSettings(temperatures=(0.0, 1.0))
+    [made] = fall_back([Candidate(LOOP, -0.1)], [0.9], settings, lambda _, heat: [Candidate("qx zv wj", -3.0)])
+    assert made.text == ""

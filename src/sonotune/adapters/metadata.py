@@ -122,7 +122,7 @@ def _is_thinning(value: Any) -> bool:
 _TEXT, _TEXTS, _SECONDS = (_is_text, "text"), (_is_texts, "a list of texts"), (_is_seconds, "a number of seconds")
 _SWITCH = (lambda value: isinstance(value, bool), "true or false")
 _ENTRIES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "adapter": _TEXT,
+    "adapter": (lambda value: isinstance(value, str) and value != "none", "the name of a kind of adapter"),
     "family": _TEXT,
     "checkpoint": _TEXT,
     "revision": _TEXT,
@@ -175,7 +175,7 @@ def use_of(checkpoint: str) -> dict[str, Any]:
         context = record.model.get("context") or record.config.get("model", {}).get("context")
         found["context"] = {"dynamic": "cut", "auto": None}.get(context, context)
         found |= {name: record.model.get(name) for name in ("trained_contexts", "thinning")}
-        found["language"] = found["language"] or record.model.get("language")
+        found["language"] = record.model.get("language") or found["language"]
         if record.config.get("model", {}).get("full_context_share") and found["trained_contexts"] is None:
             found["trained_contexts"] = [found["context"], "full"]  # an older record, of both
     else:

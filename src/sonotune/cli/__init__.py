@@ -1,4 +1,4 @@
-"""The command line. Rooms are imported inside commands, so `--help` costs nothing and knows no torch.
+"""The command line. Packages are imported inside commands, so `--help` costs nothing and knows no torch.
 
 Results go to stdout (one JSON object with `--json`), everything else to stderr. Exit codes: 0 done, 1 a bug of ours, 2
 the user's input, 3 a gate said STOP, 4 numeric failure, 5 out of memory or disk, 6 a checkpoint's integrity, 75

@@ -78,7 +78,7 @@ class Composition(_Part):
     """Of what is drawn anew."""
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments of `models.composing.compose`; what follows from the parts is left out."""
+        """Arguments of `models.composed.build.compose`; what follows from the parts is left out."""
         values = dict(_leaves(self.model_dump(mode="json")))
         return {_ARGUMENTS.get(name, name): value for name, value in values.items() if value is not None}
 

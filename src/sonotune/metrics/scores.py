@@ -13,10 +13,25 @@ Scores = Mapping[str, Mapping[str, Any]]
 """Name -> score in JSON form."""
 
 
+_BEFORE_TITLES = {
+    "wer_loops_cut": ("WER with loops cut", "beside"),
+    "wer_numbers_verbalized": ("WER with numbers as words", "beside"),
+    "f1_macro": ("Macro F1", "plain"),
+    "map": ("mAP", "plain"),
+}
+"""Titles and roles in records from before scores had them."""
+
+
+def _role(name: str, score: Mapping[str, Any]) -> str:
+    return str(score.get("role") or ("plain" if "title" in score else _BEFORE_TITLES.get(name, ("", "plain"))[1]))
+
+
 def score_title(name: str, score: Mapping[str, Any] | None = None) -> str:
     """What people call a score; a record from before scores had titles gives the name in capitals."""
     written = (score or {}).get("title")
-    return str(written) if written else name.upper() if len(name) <= 4 else name.replace("_", " ").capitalize()
+    if written or name in _BEFORE_TITLES:
+        return str(written or _BEFORE_TITLES[name][0])
+    return name.upper() if len(name) <= 4 else name.replace("_", " ").capitalize()
 
 
 def in_percent(score: Mapping[str, Any]) -> bool:
@@ -53,12 +68,12 @@ def better_sign(better: str) -> int:
 
 def primary_score(scores: Scores) -> str | None:
     """Name of the score that decides: the one that says so, else, in an older record, the first."""
-    marked = next((name for name, score in scores.items() if score.get("role") == "primary"), None)
+    marked = next((name for name, score in scores.items() if _role(name, score) == "primary"), None)
     return marked or next(iter(scores), None)
 
 
 def drawn_scores(scores: Scores) -> tuple[str, ...]:
     """Names of the scores that reports draw, the one that decides first; what stands beside another is left out."""
     first = primary_score(scores)
-    others = (name for name, score in scores.items() if name != first and score.get("role") != "beside")
+    others = (name for name, score in scores.items() if name != first and _role(name, score) != "beside")
     return () if first is None else (first, *others)

@@ -299,6 +299,6 @@ def fall_back(
         best = max(usable, key=lambda place: tried[row][place].mean_logprob, default=0)
         chosen[row] = Hypothesis(text=tried[row][best].text, temperature=settings.temperatures[best])
     for row, attempts in enumerate(tried):
-        if len(attempts) == 1 and attempts[0].is_silence(settings, no_speech[row]):
+        if attempts[-1].is_silence(settings, no_speech[row]):
             chosen[row] = Hypothesis(text="")
     return [replace(one, attempts=len(attempts)) for one, attempts in zip(chosen, tried, strict=True)]

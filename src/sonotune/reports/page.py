@@ -1,4 +1,4 @@
-"""HTML pages from this room's templates: one style, nothing that cannot be printed."""
+"""HTML pages from this package's templates: one style, nothing that cannot be printed."""
 
 from __future__ import annotations
 

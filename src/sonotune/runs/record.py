@@ -78,8 +78,8 @@ _READERS: Mapping[int, Callable[[Mapping[str, Any], str], RunRecord]] = {1: _rea
 
 
 def language_of(record: RunRecord) -> str | None:
-    """The language of a run: that of its settings, or the one that all of its training clips name."""
-    found: str | None = record.config.get("model", {}).get("language") or record.model.get("language")
+    """The language of a run: the one that all of its training clips name, else that of its settings."""
+    found: str | None = record.model.get("language") or record.config.get("model", {}).get("language")
     return found
 
 

@@ -87,15 +87,25 @@ def export(
             if parity is not None:
                 found = json.dumps(result["parity"], indent=2, ensure_ascii=False) + "\n"
                 (draft / PARITY_FILE).write_bytes(found.encode("utf-8", "backslashreplace"))
-            old = folder.with_name(f".old-{folder.name}")
-            shutil.rmtree(old, ignore_errors=True)
-            if folder.exists():
-                folder.rename(old)  # it is deleted when the new one has its name
-            draft.rename(folder)
-            shutil.rmtree(old, ignore_errors=True)
+            _put_in_place(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return {"export": str(folder), "bytes": _size(folder), **result}
+
+
+def _put_in_place(draft: Path, folder: Path) -> None:
+    """Give an export its name; one that is replaced is there until then, and is put back where that fails."""
+    old = folder.with_name(f".old-{folder.name}")
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    try:
+        draft.rename(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_place(folder: Path, *, overwrite: bool) -> None:

@@ -172,12 +172,23 @@ class _Scored:
 
 
 def _as_others_decode(scored: _Scored, settings: ParitySettings) -> float | None:
-    """The score that decides of the run itself over the whole window, greedy: what context and fallback are worth.
+    """The score that decides of the run itself over the whole window, without fallback: what these two are worth.
 
-    What is left between it and the score of the export is the rounding of its weights, and the tool.
+    What is left between it and the score of the export is the rounding of its weights, and the tool. None where it
+    could not be found out: nothing of this may cost the export.
     """
+    try:
+        return _decoded_as_others(scored, settings)
+    except Exception:
+        logger.info("the run could not be decoded as other tools do", exc_info=True)
+        return None
+
+
+def _decoded_as_others(scored: _Scored, settings: ParitySettings) -> float | None:
     recognizer = settings.open_scored()
-    decoding = {**settings.decoding, "decoding": DecodingSettings(temperatures=(0.0,))}
+    asked: DecodingSettings = settings.decoding.get("decoding", DecodingSettings())
+    plain = replace(asked, temperatures=(0.0,), logprob_threshold=None, compression_ratio_threshold=None)
+    decoding = {**settings.decoding, "decoding": plain}
     if recognizer.opened.loaded.trained_contexts:
         decoding["context"] = "full"
     result = recognizer.evaluate(scored.clips, **decoding)
@@ -322,7 +333,7 @@ def _difference(
 ) -> dict[str, Any]:
     """Served minus scored, the score that decides first; without an interval where the clips are too few for one."""
     if len(scored.clips) < MIN_BLOCKS:
-        name = task.primary
+        name = "accuracy" if "accuracy" in first else task.primary  # as `compare` counts
         value = second[name]["value"] - first[name]["value"]
         counted = {"count": len(scored.clips), "unit": "fraction", "p": None}
         return {name: {"value": value, "low": None, "high": None, **counted}}
@@ -394,7 +405,7 @@ def _causes(parity: Mapping[str, Any], name: str) -> str:
         return ""
     scored, served = (parity[side][name]["value"] for side in ("scored", "served"))
     return (
-        f"{100 * (whole - scored):+.1f} points are what the run itself loses over the whole window, decoded greedily; "
+        f"{100 * (whole - scored):+.1f} points are what the run itself loses over the whole window, without fallback; "
         f"{100 * (served - whole):+.1f} are the rounded weights and the other tool. "
     )
 

@@ -64,7 +64,7 @@ class Recognizer:
             verbalize_numbers: See `TaskSettings`.
             precision: Of the matrix products.
             device: `cpu` or `cuda`; None takes CUDA where there is one.
-            **model_settings: Further arguments of `adapters.saved.open_model`.
+            **model_settings: Further arguments of `loading.open_model`.
 
         Raises:
             ModelError: Nothing usable is there.

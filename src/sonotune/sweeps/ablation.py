@@ -101,7 +101,7 @@ class Session:
             AdapterError: Arms that must train equally many parameters do not.
             RunDirectoryError: The directory is in use, or holds runs of other settings or other clips.
         """
-        from sonotune.training.runtime import stop_on_signals  # noqa: PLC0415  (the room imports torch)
+        from sonotune.training.runtime import stop_on_signals  # noqa: PLC0415  (the package imports torch)
 
         with _locked(self.plan.folder), stop_on_signals() as stop:
             started = self.clock()
@@ -267,7 +267,7 @@ def describe(
     choices = {arm: choice for arm in plan.schedule.arms if (choice := choose(plan.schedule, arm, outcomes))}
     candidates = [_candidate(plan, arm, choice, results) for arm, choice in choices.items()]
     done = [result for result in results.values() if result.status == "finished"]
-    score = (primary_score(done[0].scores["test"]) if done else None) or ""
+    score = (primary_score(done[0].scores["test"]) if done else None) or "score"
     tuned = plan.schedule.points > 1
     # Arms that have not had all their seeds are compared on those they had.
     comparisons = judge(candidates, plan.baseline, score=score, tuned=tuned) if judged else []

@@ -227,7 +227,7 @@ def run_apart(words: Sequence[str]) -> None:
         Interrupted: It, or this process, was asked to stop; its state is saved.
         TrialProcessError: It failed; carries its exit code.
     """
-    from sonotune.training.runtime import stop_on_signals  # noqa: PLC0415  (the room imports torch)
+    from sonotune.training.runtime import stop_on_signals  # noqa: PLC0415  (the package imports torch)
 
     command = [sys.executable, "-m", "sonotune", "train", *words]
     with (

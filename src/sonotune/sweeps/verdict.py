@@ -149,7 +149,10 @@ def _row(first: Candidate, second: Candidate, score: str, resamples: int, seed: 
         )
     except SonotuneError as error:
         return row | {"error": str(error)}
-    return row | found.differences[score].to_json() | {"parameters": [first.parameters, second.parameters]}
+    # Predictions of several classes a clip are compared by accuracy; their mean average precision is no sum over clips.
+    name = score if score in found.differences else next(iter(found.differences))
+    parameters = {"score": name, "parameters": [first.parameters, second.parameters]}
+    return row | found.differences[name].to_json() | parameters
 
 
 def outcome(row: Mapping[str, Any]) -> str:

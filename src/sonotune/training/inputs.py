@@ -103,7 +103,7 @@ def _task(config: RunConfig) -> tuple[ModelFamily, Task]:
             scoring_text=get_normalizer(config.data.text_scoring),
             language=model.language,
             max_label_tokens=config.data.max_label_tokens,
-            aligned=config.model.ctc_share > 0,
+            aligned=config.model.ctc_share > 0 and config.training.objective in ("auto", "ctc_mix"),
             multi_label=config.data.multi_label,
             class_weights=config.training.class_weights,
             verbalize_numbers=config.evaluation.verbalize_numbers,

@@ -45,7 +45,7 @@ class Session:
         return bool(checkpoint.published(self.log.directory.checkpoints_dir))
 
     def micro_batches(self) -> int | None:
-        """Micro-batches of a step of the run that resumes; None for one that begins."""
+        """Micro-batches of a step of the run that resumes; None for one that begins. All processes have to ask."""
         saved = checkpoint.published(self.log.directory.checkpoints_dir)
         return self.compute.processes.broadcast(checkpoint.micro_batches(saved[0]) if saved else None)
 

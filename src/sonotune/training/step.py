@@ -227,23 +227,23 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 # --- loss spikes -------------------------------------------------------------------------------------
 
-WINDOW, FIRST = 32, 16
+SPIKE_WINDOW, SPIKE_FIRST = 32, 16
 """Steps whose losses are remembered, and those at the beginning of a stage in which nothing is a spike."""
-FACTOR, CEILING_FACTOR = 20.0, 2.0
+SPIKE_FACTOR, SPIKE_CEILING = 20.0, 2.0
 
 
 def is_spike(loss: float, state: TrainingState) -> bool:
     """Whether a finite loss is one."""
-    if len(state.recent_losses) < FIRST:
+    if len(state.recent_losses) < SPIKE_FIRST:
         return False
-    return loss > max(FACTOR * statistics.median(state.recent_losses), CEILING_FACTOR * state.first_loss)
+    return loss > max(SPIKE_FACTOR * statistics.median(state.recent_losses), SPIKE_CEILING * state.first_loss)
 
 
 def record_loss(loss: float, state: TrainingState) -> None:
     """Count a loss that was learned from."""
-    if len(state.recent_losses) < FIRST:
+    if len(state.recent_losses) < SPIKE_FIRST:
         state.first_loss = max(state.first_loss, loss)
-    state.recent_losses = [*state.recent_losses, loss][-WINDOW:]
+    state.recent_losses = [*state.recent_losses, loss][-SPIKE_WINDOW:]
 
 
 def reset_losses(state: TrainingState) -> None:

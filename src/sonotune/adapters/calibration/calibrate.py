@@ -1,8 +1,8 @@
 """Calibration: what training clips say of every adaptable linear, as evidence for an allocator.
 
-The clips are heard one by one (`adapters.listening`), a uniform sample of tokens is kept (`adapters.statistics`) and
-its spectrum measured (`adapters.entropy`); where asked for, the loss is differentiated along the leading directions
-(`adapters.gradients`). The result is the same for any order of the clips, and the model is left as it was.
+The clips are heard one by one (`activations`), a uniform sample of tokens is kept (`token_sample`) and
+its spectrum measured (`spectrum`); where asked for, the loss is differentiated along the leading directions
+(`direction_gradients`). The result is the same for any order of the clips, and the model is left as it was.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ from sonotune.types import Clip
 
 LEAST_RATE = 1e-6
 """A part that trains has at least this share of the learning rate, however much more than the adapters it gains."""
-MAX_SHARE_RATIO = 4.0
+MAX_COMPONENT_RATIO = 4.0
 """A group gets from the inverse of this times what equal ranks would give it up to this times that."""
 
 
@@ -168,7 +168,7 @@ def decide(found: FirstStep, *, gamma: float = 0.5) -> Split:
         unfreeze=tuple(part for part in full if part != "stem"),
         rates={part: rate for part, rate in rates.items() if rate < 1},
         weights={
-            group: float(f"{min(MAX_SHARE_RATIO, max(1 / MAX_SHARE_RATIO, value)):.3g}")
+            group: float(f"{min(MAX_COMPONENT_RATIO, max(1 / MAX_COMPONENT_RATIO, value)):.3g}")
             for group, value in worth.items()
         },
         first_step=found,

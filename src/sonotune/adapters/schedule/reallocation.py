@@ -168,7 +168,7 @@ def move_ranks(
         shrink_below: Share of its rank below which an effective rank allows to take.
         grow_above: Share of its rank above which an effective rank asks for more.
         relative: Whether shares are multiplied so that their median is halfway between the two.
-        caps: As in `apportion.bounds_of`.
+        caps: As in `budget.bounds_of`.
 
     Returns:
         A rank for every name in `ranks`; those that moved are multiples of the budget's step.

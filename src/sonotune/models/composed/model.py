@@ -63,7 +63,7 @@ class SpeechLlmConfig(PreTrainedConfig):  # type: ignore[misc]
     Attributes:
         audio_config: Of the encoder.
         text_config: Of the language model.
-        projector_kind: `linear`, `mlp`, `perceiver` or `conv`; see `models.projectors`.
+        projector_kind: `linear`, `mlp`, `perceiver` or `conv`; see `models.composed.projectors`.
         downsample: Encoder positions that become one audio position.
         projector_hidden_size: Width inside the projector; None stands for that of the language model, and in the
             perceiver, whose layers are 16 times its square, for the encoder's.
