@@ -61,7 +61,10 @@ def test_a_kind_of_adapter_trains_resumes_is_inspected_planned_for_and_exported(
     install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     kind = install("add-an-adapter-kind.md", "adapters")
-    words = [*WORDS, f"adapter.kind={kind}", "training.save_steps=1", "training.learning_rate=1e-2"]
+    words = [
+        *WORDS, f"adapter.kind={kind}", "adapter.targets=[fc1,fc2]", "training.save_steps=1",
+        "training.learning_rate=1e-2",
+    ]  # fmt: skip
     record, straight = run(load_run_config([*words, f"run.dir={tmp_path / 'straight'}"]))
     assert record.status == "finished"
     assert read_metadata(straight / "adapter")["adapter"] == kind
@@ -76,7 +79,14 @@ def test_a_kind_of_adapter_trains_resumes_is_inspected_planned_for_and_exported(
     assert again.keys() == once.keys()
     assert all(torch.equal(again[name], once[name]) for name in once)
 
-    found = ask(capsys, "inspect", "model=whisper_nano", f"adapter.kind={kind}", "adapter.stem=frozen")
+    found = ask(
+        capsys,
+        "inspect",
+        "model=whisper_nano",
+        f"adapter.kind={kind}",
+        "adapter.stem=frozen",
+        "adapter.targets=[fc1,fc2]",
+    )
     biases = sum(value.numel() for name, value in once.items() if name.endswith(".adapter_bias"))
     assert found["parameters"]["adapter"] == found["parameters"]["trainable"] == biases > 0
     plan = ask(capsys, "plan", "model=whisper_nano", f"adapter.kind={kind}", "--device", "cpu")

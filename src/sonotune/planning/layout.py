@@ -43,7 +43,7 @@ _AUDIO_TOKEN = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings:
-    """The settings of a run that decide how much memory a step takes; they mean what `adapters.trainable.adapt` says."""
+    """The settings of a run that decide how much memory a step takes; see `adapters.trainable.adapt`."""
 
     checkpoint: str
     family: str = "auto"

@@ -1,7 +1,7 @@
 """Speech language models put together from parts: any known encoder, a projector, any causal language model.
 
-`models.composed.build.compose` makes the folder. The prompt is part of the folder: `<audio>Transcribe:` by default. What
-is trained is the text and the end token behind it, nothing else, and no logit is computed anywhere else.
+`models.composed.build.compose` makes the folder. The prompt is part of the folder: `<audio>Transcribe:` by default.
+What is trained is the text and the end token behind it, nothing else, and no logit is computed anywhere else.
 
 Shape letters: B clips, Q audio positions, U target tokens, L positions of a row, D language model width, V vocabulary,
 N labels of a batch.
