@@ -22,8 +22,8 @@ import pytest
 import soundfile
 
 from sonotune import cli, errors, quickstart, types
+from sonotune.api import open_recognizer
 from sonotune.cli.findings import clips_left_out, warning_lines, worth_telling
-from sonotune.cli.models import _recognizer
 from sonotune.config.load import load_run_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -918,7 +918,7 @@ def test_a_reader_that_closes_early_is_no_failure():
 
 def test_every_setting_of_the_frozen_weights_holds_for_scoring():
     words = ["model=whisper_nano", "quantization.bits=4", "quantization.double=false", "quantization.skip=[decoder]"]
-    loaded = _recognizer(load_run_config(words)).opened.loaded
+    loaded = open_recognizer(load_run_config(words)).opened.loaded
     assert loaded.quantized
     assert not [name for name in loaded.quantized if ".decoder." in name]
     assert not any(loaded.module.get_submodule(name).weight.compress_statistics for name in loaded.quantized)

@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from sonotune.adapters.allocation import Budget
-from sonotune.adapters.calibration import collect
+from sonotune.adapters.calibration.calibrate import collect
+from sonotune.adapters.ranks.choose import adapted_modules, calibration_clips
+from sonotune.adapters.ranks.plan import Budget
 from sonotune.config.load import load_run_config
-from sonotune.models.precision import choose_precision
 from sonotune.registry import resolve
 from sonotune.runs import code_version, environment
-from sonotune.training.preparation import accelerator_for, gather, rank_settings
-from sonotune.training.ranks import adapted_sites, calibration_clips
+from sonotune.training.adaptation import rank_settings
+from sonotune.training.inputs import load_inputs
+from sonotune.training.runtime import set_up_compute
 
 PLANS = {
     "uniform": ("uniform", 0.0),
@@ -68,14 +69,14 @@ def look(train: Path, model: str, rank: int) -> dict[str, Any]:
     """What the gradients of a corpus say."""
     words = [f"model={model}", f"data.train={train}", "data.allow_outside_root=true", f"adapter.rank={rank}"]
     config = load_run_config(words, require=("data.train",)).config
-    precision, _ = choose_precision(config.training.precision)
-    accelerator = accelerator_for(precision)
-    material = gather(config, precision=precision, device=accelerator.device)
-    settings, loaded = rank_settings(config), material.opened.loaded
-    sites = adapted_sites(loaded, settings)
+    compute = set_up_compute(config.training.precision)
+    inputs = load_inputs(config, compute)
+    settings, loaded = rank_settings(config), inputs.opened.loaded
+    sites = adapted_modules(loaded, settings)
     evidence = collect(
-        loaded, material.task, calibration_clips(material.prepared.clips, settings), tokens=settings.tokens,
-        autocast=accelerator.autocast, directions=DIRECTIONS, gradient_clips=GRADIENT_CLIPS,
+        loaded, inputs.calibration_objective, calibration_clips(inputs.prepared.clips, settings),
+        tokens=settings.tokens, autocast=compute.accelerator.autocast,
+        directions=DIRECTIONS, gradient_clips=GRADIENT_CLIPS,
         names=[site.name for site in sites],
     ).evidence  # fmt: skip
     falling = {site.name: np.sort(evidence.gains[site.name])[::-1] for site in sites}

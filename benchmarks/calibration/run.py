@@ -92,11 +92,13 @@ def hooks(loaded: Any, *, seconds: tuple[float, float], repeats: int) -> dict[st
     """Time listening to clips against computing their loss alone, in turns; features are made beforehand."""
     import torch
 
-    from sonotune.adapters.calibration import measure_sample
-    from sonotune.adapters.listening import listen
+    from sonotune.adapters.calibration.activations import collect_activations
+    from sonotune.adapters.calibration.calibrate import measure_sample
     from sonotune.models.families.whisper import WhisperFamily
     from sonotune.tasks.base import TaskSettings
     from sonotune.tasks.transcribe import Transcribe
+    from sonotune.training.objectives.base import ObjectiveSettings
+    from sonotune.training.objectives.task import TaskObjective
 
     task = Transcribe(WhisperFamily(), TaskSettings(language="en"))
     batches = made_clips(loaded, task, seconds)
@@ -109,7 +111,7 @@ def hooks(loaded: Any, *, seconds: tuple[float, float], repeats: int) -> dict[st
     samples: list[Any] = []
 
     def listening() -> None:
-        samples[:] = [listen(loaded, task, batches, tokens=TOKENS)]
+        samples[:] = [collect_activations(loaded, TaskObjective(task, ObjectiveSettings()), batches, tokens=TOKENS)]
 
     plain(batches[:4])  # the first pass allocates
     times: dict[str, list[dict[str, float]]] = {"plain": [], "listening": []}
@@ -164,9 +166,9 @@ def large(repeats: int) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from sonotune.adapters.calibration import measure_sample
-    from sonotune.adapters.listening import DistinctInput, TokenSample
-    from sonotune.adapters.statistics import Reservoir, token_keys
+    from sonotune.adapters.calibration.activations import DistinctInput, TokenSample
+    from sonotune.adapters.calibration.calibrate import measure_sample
+    from sonotune.adapters.calibration.token_sample import Reservoir, token_keys
     from sonotune.models.base import AUDIO, TEXT
 
     del repeats  # a second time would be no different

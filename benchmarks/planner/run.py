@@ -183,15 +183,17 @@ class Training:
         """Seconds of each step."""
         import torch
 
-        from sonotune.adapters.saved import open_model
+        from sonotune.adapters.kinds.base import AdapterSettings
+        from sonotune.adapters.kinds.lora import LORA
+        from sonotune.adapters.ranks.choose import RankSettings, plan_ranks
+        from sonotune.adapters.trainable import adapt
+        from sonotune.loading import open_model
         from sonotune.models.precision import autocast
         from sonotune.registry import resolve
+        from sonotune.stages import whole_run
         from sonotune.tasks.base import TaskSettings
-        from sonotune.training.adapt import adapt
         from sonotune.training.optimizer import build_optimizer, enter_stage
-        from sonotune.training.ranks import RankSettings, plan_ranks
         from sonotune.training.sharding import clip_gradients
-        from sonotune.training.stages import whole_run
 
         precision, device = self.variant["precision"], self.device
         opened = open_model(
@@ -200,7 +202,7 @@ class Training:
         )  # fmt: skip
         checkpointing = self.variant.get("gradient_checkpointing", False)
         loaded = adapt(
-            opened.loaded, plan_ranks(opened.loaded, RankSettings()), precision=precision,
+            opened.loaded, LORA, plan_ranks(opened.loaded, RankSettings()), AdapterSettings(), precision=precision,
             gradient_checkpointing=checkpointing,
         )  # fmt: skip
         task: Any = resolve("tasks", opened.family.task)(opened.family, TaskSettings())
@@ -235,7 +237,7 @@ class Training:
 
 def measure(name: str, checkpoint: str, device: str) -> dict[str, Any]:
     """Peak on the processor."""
-    from sonotune.training.memory import keep_freed_memory
+    from sonotune.training.runtime import keep_freed_memory
 
     if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         keep_freed_memory()
@@ -256,7 +258,7 @@ def measure_on_card(name: str, checkpoint: str, device: str) -> dict[str, Any]:
     """Peak on the card, and seconds of a step."""
     import torch
 
-    from sonotune.training.memory import let_segments_grow
+    from sonotune.training.runtime import let_segments_grow
 
     let_segments_grow()
     train = Training(name, checkpoint, device)

@@ -132,7 +132,9 @@ def trained_parts(module: Any) -> dict[str, Any]:
 def ours(options: argparse.Namespace) -> dict[str, Any]:
     """Train with sonotune's own loop; returns the curve."""
     from sonotune.config.load import load_run_config
-    from sonotune.training import run as runs
+    from sonotune.training.loop import StageLoop
+    from sonotune.training.run import run
+    from sonotune.training.scoring import Scoring
 
     rows = rows_of(options, "train")
     per_epoch = -(-len(rows) // options.clips)
@@ -156,13 +158,13 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
         def evaluated(self, *_: Any) -> None:
             """Nothing is scored while it trains."""
 
-    train = runs.StageLoop.run  # type: ignore[attr-defined]
+    train = StageLoop.run
 
     def timed(loop: Any) -> Any:
         seen["module"] = loop._loaded.module
         return train(loop)
 
-    runs.StageLoop.run = timed  # type: ignore[assignment, method-assign, attr-defined]
+    StageLoop.run = timed  # type: ignore[method-assign, assignment]
     with tempfile.TemporaryDirectory() as folder, Peak() as peak:
         train_manifest = Path(folder) / "train.jsonl"
         train_manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
@@ -178,8 +180,8 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
             f"training.precision={options.precision}", f"run.dir={folder}/run",
         ]  # fmt: skip
         settings = load_run_config(words)
-        runs._score = lambda *_, **__: None  # scoring is plain transformers' here
-        runs.run(settings, listeners=[Copies()])
+        Scoring.score = lambda *_, **__: None  # type: ignore[method-assign]  # scoring is plain transformers' here
+        run(settings, listeners=[Copies()])
         most = peak.most
     module = seen["module"]
     curve = score(module, copies, options)

@@ -22,6 +22,15 @@ Messages have four parts: what is wrong with which thing, what was found, what i
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+
+def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The known name that was probably meant, as the end of a message: `; did you mean 'x'?`; else `otherwise`."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else otherwise
+
 
 class SonotuneError(Exception):
     """Base of every error that is the user's to mend."""

@@ -32,18 +32,18 @@ class Processes:
 
     Args:
         rank: Its number, from 0.
-        count: How many there are.
+        world_size: How many there are.
 
     Attributes:
         rank: Its number; 0 writes what is kept.
-        count: How many there are.
+        world_size: How many there are.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1) -> None:
-        self.rank, self.count = rank, count
+    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
+        self.rank, self.world_size = rank, world_size
 
     @classmethod
-    def joined(cls, count: int) -> Processes:
+    def from_env(cls, count: int) -> Processes:
         """Those that a launcher started and the accelerator joined.
 
         Args:
@@ -64,29 +64,29 @@ class Processes:
         """Whether this is the one that writes what is kept."""
         return self.rank == 0
 
-    def share(self, items: Sequence[Value]) -> Sequence[Value]:
-        """What falls to this process: every `count`-th, from its own number on."""
-        return items[self.rank :: self.count]
+    def shard(self, items: Sequence[Value]) -> Sequence[Value]:
+        """What falls to this process: every `world_size`-th, from its own number on."""
+        return items[self.rank :: self.world_size]
 
-    def gather(self, value: Value) -> list[Value]:
+    def all_gather(self, value: Value) -> list[Value]:
         """The value of every process, in order of their numbers, in every process."""
-        if self.count == 1:
+        if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.count
+        values: list[Any] = [None] * self.world_size
         with exchanging():
             torch.distributed.all_gather_object(values, value)
         return cast("list[Value]", values)
 
-    def from_main(self, value: Value) -> Value:
+    def broadcast(self, value: Value) -> Value:
         """The value of process 0, in every process."""
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         values = [value]
         with exchanging():
             torch.distributed.broadcast_object_list(values, src=0)
         return values[0]
 
-    def agree(self, facts: Mapping[str, str]) -> None:
+    def assert_equal(self, facts: Mapping[str, str]) -> None:
         """See that all processes were started with the same.
 
         Args:
@@ -95,16 +95,16 @@ class Processes:
         Raises:
             ConfigError: Something differs.
         """
-        for rank, theirs in enumerate(self.gather(dict(facts))):
+        for rank, theirs in enumerate(self.all_gather(dict(facts))):
             if other := [name for name, value in facts.items() if theirs.get(name) != value]:
                 raise ConfigError(
                     f"process {rank} was started with other {', '.join(other)} than process {self.rank}. All need the "
                     "same settings, the same clips and the same model."
                 )
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by their sums over all processes; the sums have the same bits in each."""
-        if self.count == 1:
+        if self.world_size == 1:
             return
         for bucket in _buckets(tensors):
             joined = torch.cat([tensor.reshape(-1) for tensor in bucket])
@@ -114,19 +114,19 @@ class Processes:
             for tensor, total in zip(bucket, totals, strict=True):
                 tensor.copy_(total.view_as(tensor))
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Go on when all have come here."""
-        if self.count > 1:
+        if self.world_size > 1:
             with exchanging():
                 torch.distributed.barrier()
 
-    def leave(self) -> None:
+    def destroy(self) -> None:
         """Let the others go; nothing can be shared afterwards."""
-        if self.count > 1 and torch.distributed.is_initialized():
+        if self.world_size > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 """One process."""
 
 _OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sonotune.config.load import LoadedConfig, load_run_config
+from sonotune.metrics.scores import loops_note, show_score
 from sonotune.types import RunRecord
 
 if TYPE_CHECKING:
@@ -57,21 +58,12 @@ def quickstart(
         "report": str(directory / "report.html"),
     }
     lines = [
-        f"zero-shot WER  {_percent(before['wer'])}   on {before['wer']['count']} clips of unseen speakers"
-        + _loops(before["wer"]),
-        f"tuned WER      {_percent(after['wer'])}{_loops(after['wer'])}",
+        f"zero-shot WER  {show_score(before['wer'])}   on {before['wer']['count']} clips of unseen speakers"
+        + loops_note(before["wer"]),
+        f"tuned WER      {show_score(after['wer'])}{loops_note(after['wer'])}",
         f"adapter        {directory / 'adapter'}",
         f"merged model   {exported['export']} ({exported['bytes'] / 1e6:.1f} MB)",
         f"report         {directory / 'report.html'}",
         f"took           {seconds:.0f} s",
     ]
     return result, lines
-
-
-def _loops(score: Any) -> str:
-    count = int(score.get("detail", {}).get("loops", 0))
-    return f", {count} texts loop" if count else ""
-
-
-def _percent(score: Any) -> str:
-    return f"{100 * score['value']:5.1f} % [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"

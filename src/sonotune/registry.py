@@ -9,7 +9,6 @@ Files that come with the package are named `assets:<path>` wherever a checkpoint
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
 from importlib import metadata, resources
@@ -17,9 +16,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from sonotune.errors import ConfigError
+from sonotune.errors import ConfigError, suggest
 
-Kind = Literal["families", "tasks", "normalizers", "importers", "allocators"]
+Kind = Literal["families", "tasks", "normalizers", "importers", "adapters", "allocators", "objectives"]
 
 FAMILIES = MappingProxyType(
     {
@@ -53,19 +52,27 @@ IMPORTERS = MappingProxyType(
         "rudiments": "sonotune.data.rudiments:load_rudiments",
     }
 )
+ADAPTERS = MappingProxyType({"lora": "sonotune.adapters.kinds.lora:LORA", "none": "sonotune.adapters.kinds.none:NONE"})
 ALLOCATORS = MappingProxyType(
     {
-        "uniform": "sonotune.adapters.allocators.uniform:UniformAllocator",
-        "entropy": "sonotune.adapters.allocators.entropy:EntropyAllocator",
-        "gradient": "sonotune.adapters.allocators.gradient:GradientAllocator",
-        "gradient_eva": "sonotune.adapters.allocators.gradient:GradientEvaAllocator",
-        "eva": "sonotune.adapters.allocators.eva:EvaAllocator",
-        "eva_ranks": "sonotune.adapters.allocators.eva:EvaRanksAllocator",
-        "uniform_eva": "sonotune.adapters.allocators.eva:UniformEvaAllocator",
-        "inverse": "sonotune.adapters.allocators.entropy:InverseAllocator",
-        "shuffled": "sonotune.adapters.allocators.controls:ShuffledAllocator",
-        "random": "sonotune.adapters.allocators.controls:RandomAllocator",
-        "adalora": "sonotune.adapters.allocators.adalora:AdaLoraAllocator",
+        "uniform": "sonotune.adapters.ranks.allocators.uniform:UniformAllocator",
+        "entropy": "sonotune.adapters.ranks.allocators.entropy:EntropyAllocator",
+        "gradient": "sonotune.adapters.ranks.allocators.gradient:GradientAllocator",
+        "gradient_eva": "sonotune.adapters.ranks.allocators.gradient:GradientEvaAllocator",
+        "eva": "sonotune.adapters.ranks.allocators.eva:EvaAllocator",
+        "eva_ranks": "sonotune.adapters.ranks.allocators.eva:EvaRanksAllocator",
+        "uniform_eva": "sonotune.adapters.ranks.allocators.eva:UniformEvaAllocator",
+        "inverse": "sonotune.adapters.ranks.allocators.entropy:InverseAllocator",
+        "shuffled": "sonotune.adapters.ranks.allocators.controls:ShuffledAllocator",
+        "random": "sonotune.adapters.ranks.allocators.controls:RandomAllocator",
+        "adalora": "sonotune.adapters.ranks.allocators.adalora:AdaLoraAllocator",
+    }
+)
+
+OBJECTIVES = MappingProxyType(
+    {
+        "task": "sonotune.training.objectives.task:TaskObjective",
+        "ctc_mix": "sonotune.training.objectives.ctc_mix:CtcMix",
     }
 )
 
@@ -75,7 +82,9 @@ TABLES: MappingProxyType[Kind, MappingProxyType[str, str]] = MappingProxyType(
         "tasks": TASKS,
         "normalizers": NORMALIZERS,
         "importers": IMPORTERS,
+        "adapters": ADAPTERS,
         "allocators": ALLOCATORS,
+        "objectives": OBJECTIVES,
     }
 )
 
@@ -108,10 +117,8 @@ def resolve(kind: Kind, name: str) -> Any:
     """
     table = _table(kind)
     if name not in table:
-        close = difflib.get_close_matches(name, table, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ConfigError(
-            f"{kind}: there is no {name!r}{hint} Known: {', '.join(sorted(table))}. "
+            f"{kind}: there is no {name!r}{suggest(name, table, '.')} Known: {', '.join(sorted(table))}. "
             f"Another package can add one with an entry point in the group 'sonotune.{kind}'."
         )
     module_name, _, attribute = table[name].partition(":")
@@ -152,9 +159,8 @@ def split_source(source: str) -> tuple[str, str]:
         return "auto", source
     name = prefix["importer"]
     if name not in IMPORTERS and name not in names("importers"):
-        close = difflib.get_close_matches(name, names("importers"), n=1)
         raise ConfigError(
-            f"no importer called {name!r}{f'; did you mean {close[0]!r}?' if close else '.'} "
+            f"no importer called {name!r}{suggest(name, names('importers'), '.')} "
             f"Known: {', '.join(names('importers'))}. Write ./ before a path that has a colon in it"
         )
     return name, prefix["rest"]

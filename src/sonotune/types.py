@@ -2,7 +2,7 @@
 
 Everything here is frozen and free of torch, so that `sonotune --help`, a manifest check or a report never pays for
 importing it. Values that need torch live where they are made: `Batch` in `features.batching`, `Component` and
-`LoadedModel` in `models.base`, `RankPlan` in `adapters.allocation`, `Stage` in `training.stages`.
+`LoadedModel` in `models.base`, `RankPlan` in `adapters.ranks.plan`, `Stage` in `stages`.
 
 Shape letters, the same in every module: B clips, S samples, T frames, F feature bins, U target tokens, C classes,
 D model width, R adapter rank, V vocabulary.
@@ -171,6 +171,8 @@ class Score:
         count: Number of clips it was computed on.
         unit: Unit of `value`, `low` and `high`.
         better: Which direction is better.
+        title: What people call it; empty takes the name in capitals.
+        role: `primary` chooses the best weights; `beside` explains another score and is not drawn by itself.
         detail: Parts of the metric, such as substitutions, deletions, insertions and reference words, and how
             the interval was made (`resampled`: speaker or clip).
     """
@@ -182,6 +184,8 @@ class Score:
     count: int
     unit: Literal["fraction", "seconds", "real-time factor", "bytes", "points"] = "fraction"
     better: Literal["lower", "higher"] = "lower"
+    title: str = ""
+    role: Literal["primary", "plain", "beside"] = "plain"
     detail: Mapping[str, float | str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -193,6 +197,8 @@ class Score:
             "count": self.count,
             "unit": self.unit,
             "better": self.better,
+            **({"title": self.title} if self.title else {}),
+            **({"role": self.role} if self.role != "plain" else {}),
             **({"detail": dict(self.detail)} if self.detail else {}),
         }
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sonotune.adapters import lora
-from sonotune.adapters.allocation import RankPlan, unit_costs
+from sonotune.adapters.kinds import lora
+from sonotune.adapters.ranks.plan import RankPlan, unit_costs
 from sonotune.adapters.targets import resolve_targets
 from sonotune.models.base import LoadedModel
 from sonotune.models.families.whisper import WhisperFamily

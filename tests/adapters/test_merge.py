@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sonotune.adapters import lora
+from sonotune.adapters.kinds import lora
 from sonotune.adapters.merge import compare_logits, merge_into, merged_state
 from sonotune.errors import AdapterError
 from sonotune.models.base import LoadedModel

@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 import pytest
 
-from sonotune.adapters.allocation import Budget, Evidence, Site, unit_costs
-from sonotune.adapters.allocators.uniform import UniformAllocator
+from sonotune.adapters.ranks.allocators.uniform import UniformAllocator
+from sonotune.adapters.ranks.plan import Budget, Importance, Target, unit_costs
 from sonotune.adapters.targets import modules_of, resolve_targets
 from sonotune.errors import AdapterError, ModelError
 from sonotune.models.base import LoadedModel
 
 Fresh = Callable[..., LoadedModel]
 SITES = (
-    Site(name="a", outputs=40, inputs=60, group="encoder", kind="a"),
-    Site(name="b", outputs=150, inputs=50, group="encoder", kind="b"),
+    Target(name="a", outputs=40, inputs=60, group="encoder", kind="a"),
+    Target(name="b", outputs=150, inputs=50, group="encoder", kind="b"),
 )
 
 
@@ -122,11 +122,11 @@ def test_unit_costs_are_inputs_plus_outputs(fresh: Fresh):
 
 @pytest.mark.parametrize(("budget", "rank"), [(None, 8), (600, 2), (899, 2), (900, 3)])
 def test_the_uniform_allocator_spends_no_more_than_its_budget(budget: int | None, rank: int):
-    found = UniformAllocator().allocate(SITES, Budget(rank=8, parameters=budget), evidence=Evidence(), seed=0)
+    found = UniformAllocator().allocate(SITES, Budget(rank=8, parameters=budget), evidence=Importance(), seed=0)
     assert found.ranks == {"a": rank, "b": rank}
     assert found.parameters == 300 * rank
 
 
 def test_a_budget_below_rank_one_is_refused_with_the_least():
     with pytest.raises(AdapterError, match="the least is 300"):
-        UniformAllocator().allocate(SITES, Budget(rank=8, parameters=299), evidence=Evidence(), seed=0)
+        UniformAllocator().allocate(SITES, Budget(rank=8, parameters=299), evidence=Importance(), seed=0)

@@ -13,13 +13,15 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from sonotune.adapters import lora
-from sonotune.adapters.allocation import RankPlan, matrix_shape, unit_costs
+from sonotune.adapters.kinds import lora
+from sonotune.adapters.kinds.base import AdapterSettings
+from sonotune.adapters.kinds.none import NONE
 from sonotune.adapters.merge import merge_into
-from sonotune.adapters.saved import open_model
+from sonotune.adapters.ranks.plan import RankPlan, matrix_shape, unit_costs
 from sonotune.adapters.targets import modules_of, resolve_targets
 from sonotune.errors import AdapterError
-from sonotune.models.base import Component, LoadedModel, bare_name, carrier, select
+from sonotune.loading import open_model
+from sonotune.models.base import Component, LoadedModel, select
 from sonotune.models.families.ast import AstFamily
 from sonotune.models.families.ctc import CtcFamily, character_tokenizer
 from sonotune.models.families.qwen3_asr import Qwen3AsrFamily
@@ -101,7 +103,7 @@ def move(loaded: LoadedModel) -> None:
 def trained(loaded: LoadedModel) -> set[str]:
     """Bare names of all that trains, without adapters."""
     return {
-        bare_name(name)
+        lora.LORA.unwrapped(name)
         for name, parameter in loaded.module.named_parameters()
         if parameter.requires_grad and ".lora_" not in name
     }
@@ -168,7 +170,7 @@ def test_a_convolution_under_weight_norm_trains_is_kept_and_merges(build: Build,
     loaded = build("ctc")
     before = logits(loaded)
     attached = lora.attach(loaded, plan(loaded, loaded.linears), rank=2, alpha=2.0, stem="frozen", unfreeze=["stem"])
-    wanted = set(select(loaded, ["stem"])) - loaded.constant
+    wanted = set(select(attached, ["stem"])) - loaded.constant
     assert trained(attached) == wanted
     assert any("parametrizations.weight.original1" in name for name in wanted)
     move(attached)
@@ -187,7 +189,7 @@ def test_the_mask_of_pretraining_never_trains(build: Build, name: str):
     assert masks
     assert masks <= loaded.constant
     assert not any(key.removesuffix(".masked_spec_embed") in modules_of(loaded, ["stem"]) for key in masks)
-    full = lora.unfreeze_all(loaded)
+    full = NONE.attach(loaded, (), AdapterSettings(), None)
     assert {key for key, value in full.module.named_parameters() if not value.requires_grad} == loaded.constant
 
 
@@ -249,7 +251,7 @@ def test_what_lies_in_a_selected_module_is_not_named_again():
 def test_exactly_the_named_linears_are_adapted(tmp_path: Path, names: list[str]):
     attached = lora.attach(toy(), plan(toy(), names), rank=2, alpha=2.0, stem="frozen")
     assert set(lora.lora_layers(attached)) == set(names)
-    assert {carrier(name) for name, value in attached.module.named_parameters() if value.requires_grad} == {
+    assert {lora.LORA.base_name(name) for name, value in attached.module.named_parameters() if value.requires_grad} == {
         f"{name}.weight" for name in names
     }
     move(attached)

@@ -8,7 +8,7 @@ import pytest
 
 from sonotune.config.composition import load_composition
 from sonotune.errors import ConfigError
-from sonotune.models.composed import BOUNDS, SpeechLlmConfig
+from sonotune.models.composed.model import BOUNDS, SpeechLlmConfig
 
 PARTS = ["encoder=e", "language_model=l"]
 ALL = [

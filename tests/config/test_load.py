@@ -14,7 +14,8 @@ import pytest
 
 from sonotune.config import load
 from sonotune.config.effects import without_effect
-from sonotune.config.load import dump_yaml, load_run_config, parse_yaml
+from sonotune.config.load import dump_yaml, load_run_config
+from sonotune.config.plain_yaml import parse_yaml
 from sonotune.config.schema import RunConfig
 from sonotune.errors import ConfigError
 from sonotune.types import DecodingSettings
@@ -116,7 +117,7 @@ def test_all_problems_at_once_with_suggestions():
         ("training.clip_norm=.inf", "inf is not allowed"),
         ("training.gradient_checkpointing=yes", "'yes' is not allowed .*true or false"),
         ("quantization.bits=5", "5 is not allowed .*allowed: auto, 4, 8, 16"),
-        ("adapter.kind=full", "'full' is not allowed .*allowed: lora, none"),
+        ("adapter.kind=full", "no such name; known: lora, none"),
         ("adapter.targets=[]", r"\[\] is not allowed .*all_linear, attention, q_v or a list of text"),
         ("adapter.targets=fc1,fc1", "'fc1' stands twice"),
         ("adapter.allocator=unform", "shuffled, uniform"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from sonotune.models.composing import compose
+from sonotune.models.composed.build import compose
 from sonotune.models.families.ctc import character_tokenizer
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "nano"

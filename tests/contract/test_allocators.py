@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sonotune.adapters.allocation import Budget, Evidence, Site
+from sonotune.adapters.ranks.plan import Budget, Importance, Target
 from sonotune.errors import AdapterError
 from sonotune.registry import names, resolve
 
@@ -18,16 +18,16 @@ KNOWN = 40
 
 
 @st.composite
-def site_lists(draw: st.DrawFn, least: int = 1) -> list[Site]:
+def site_lists(draw: st.DrawFn, least: int = 1) -> list[Target]:
     sides, groups = st.integers(least, 96), st.sampled_from(["encoder", "decoder"])
     shapes = draw(st.lists(st.tuples(sides, sides, groups), min_size=1, max_size=10))
     return [
-        Site(name=f"{group}.layers.{number}.fc", outputs=outputs, inputs=inputs, group=group, kind="fc")
+        Target(name=f"{group}.layers.{number}.fc", outputs=outputs, inputs=inputs, group=group, kind="fc")
         for number, (outputs, inputs, group) in enumerate(shapes)
     ]
 
 
-def evidence_of(sites: list[Site]) -> Evidence:
+def evidence_of(sites: list[Target]) -> Importance:
     """All that calibration finds, another for every name, whatever the order of the sites."""
     eranks, shares, directions, gains = {}, {}, {}, {}
     for site in sites:
@@ -37,7 +37,7 @@ def evidence_of(sites: list[Site]) -> Evidence:
         shares[site.name] = np.sort(rng.dirichlet(np.ones(count)))[::-1]
         directions[site.name] = np.linalg.qr(rng.standard_normal((site.inputs, count)))[0].T.astype(np.float32)
         gains[site.name] = rng.exponential(size=count)
-    return Evidence(effective_ranks=eranks, shares=shares, directions=directions, gains=gains)
+    return Importance(effective_ranks=eranks, shares=shares, directions=directions, gains=gains)
 
 
 @pytest.mark.parametrize("name", names("allocators"))
@@ -46,7 +46,7 @@ def evidence_of(sites: list[Site]) -> Evidence:
 )
 @settings(deadline=None)
 def test_a_plan_covers_every_module_and_keeps_the_budget(
-    name: str, sites: list[Site], rank: int, parameters: int | None, seed: int
+    name: str, sites: list[Target], rank: int, parameters: int | None, seed: int
 ):
     allocator = resolve("allocators", name)()
     evidence, budget = evidence_of(sites), Budget(rank=rank, parameters=parameters)
@@ -75,7 +75,7 @@ def test_a_plan_covers_every_module_and_keeps_the_budget(
 @pytest.mark.parametrize("name", names("allocators"))
 @given(sites=site_lists(least=40), rank=st.integers(1, 10), competing=st.booleans(), seed=st.integers(0, 9))
 @settings(deadline=None)
-def test_the_order_of_modules_does_not_matter(name: str, sites: list[Site], rank: int, competing: bool, seed: int):
+def test_the_order_of_modules_does_not_matter(name: str, sites: list[Target], rank: int, competing: bool, seed: int):
     """As long as there is evidence on all that is spent, which there is up to rank 40."""
     allocator, evidence = resolve("allocators", name)(), evidence_of(sites)
     budget = Budget(rank=rank, cross_modality=competing)
@@ -88,12 +88,12 @@ def test_the_order_of_modules_does_not_matter(name: str, sites: list[Site], rank
 def test_no_module_no_rank_and_no_evidence_no_plan(name: str):
     allocator = resolve("allocators", name)()
     for parameters in (None, 1000):
-        plan = allocator.allocate([], Budget(rank=8, parameters=parameters), evidence=Evidence(), seed=0)
+        plan = allocator.allocate([], Budget(rank=8, parameters=parameters), evidence=Importance(), seed=0)
         assert (plan.ranks, plan.parameters) == ({}, 0)
-    sites = [Site(name="a.fc", outputs=64, inputs=64, group="a", kind="fc")]
+    sites = [Target(name="a.fc", outputs=64, inputs=64, group="a", kind="fc")]
     if allocator.needs == "nothing":
-        assert allocator.allocate(sites, Budget(rank=8), evidence=Evidence(), seed=0).ranks["a.fc"] >= 8
+        assert allocator.allocate(sites, Budget(rank=8), evidence=Importance(), seed=0).ranks["a.fc"] >= 8
         return
     assert allocator.needs in ("activations", "directions", "gradients")
     with pytest.raises(AdapterError, match=rf"allocator={name} decides by .* not known of a\.fc .*sonotune allocate"):
-        allocator.allocate(sites, Budget(rank=8), evidence=Evidence(), seed=0)
+        allocator.allocate(sites, Budget(rank=8), evidence=Importance(), seed=0)

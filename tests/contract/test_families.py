@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sonotune.adapters import lora
-from sonotune.adapters.allocation import RankPlan, unit_costs
+from sonotune.adapters.kinds import lora
 from sonotune.adapters.merge import compare_logits, merge_into
-from sonotune.adapters.saved import choose_family, open_model
+from sonotune.adapters.ranks.plan import RankPlan, unit_costs
 from sonotune.errors import ConfigError
 from sonotune.features.batching import Batch, pad_targets
 from sonotune.features.frontend import from_state
-from sonotune.models.base import LoadedModel, ModelFamily, count_parameters, parameter_owners, select
+from sonotune.loading import choose_family, open_model
+from sonotune.models.base import LoadedModel, ModelFamily, component_of_parameters, count_parameters, select
 from sonotune.models.probe import probe_logits
 from sonotune.models.quantize import quantize
 from sonotune.registry import names, resolve
@@ -91,7 +91,7 @@ def test_the_name_is_that_of_the_registry_and_is_found_from_the_checkpoint(case:
 
 
 def test_every_parameter_belongs_to_exactly_one_component(case: Case) -> None:
-    owners = parameter_owners(case.loaded)
+    owners = component_of_parameters(case.loaded)
     assert set(owners) == {name for name, _ in case.loaded.module.named_parameters()}
     rows = count_parameters(case.loaded)
     assert sum(row["parameters"] for row in rows.values()) == sum(p.numel() for p in case.loaded.module.parameters())

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from sonotune.adapters import lora
-from sonotune.adapters.allocation import RankPlan
+from sonotune.adapters.kinds import lora
+from sonotune.adapters.ranks.plan import RankPlan
 from sonotune.models.base import LoadedModel
 from sonotune.models.families.whisper import WhisperFamily
 from sonotune.models.probe import probe_batch
@@ -69,7 +69,7 @@ def gradient_norms(loaded: LoadedModel, precision: str) -> dict[str, float]:
     loaded.module.train()
     loaded.module.zero_grad(set_to_none=True)
     with context(precision):
-        losses = FAMILY.loss(loaded, probe_batch(loaded))
+        losses = FAMILY.forward(loaded, probe_batch(loaded)).losses()
     (losses.total / losses.count).backward()
     trained = {name: value for name, value in loaded.module.named_parameters() if value.requires_grad}
     return {name: 0.0 if value.grad is None else float(value.grad.norm()) for name, value in trained.items()}

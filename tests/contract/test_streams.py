@@ -14,13 +14,15 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from sonotune.adapters.entropy import leading_directions
-from sonotune.adapters.gradients import differentiate
-from sonotune.adapters.listening import channels_last, listen
+from sonotune.adapters.calibration.activations import channels_last, collect_activations
+from sonotune.adapters.calibration.direction_gradients import differentiate
+from sonotune.adapters.calibration.spectrum import leading_directions
 from sonotune.errors import ModelError
 from sonotune.features.batching import Batch
 from sonotune.models.base import AUDIO, PADDING, TEXT, LoadedModel, Stream
 from sonotune.models.quantize import quantize
+from sonotune.training.objectives.base import ObjectiveSettings
+from sonotune.training.objectives.task import TaskObjective
 from sonotune.types import CONTEXTS, Context
 
 
@@ -61,6 +63,10 @@ def inputs_of(loaded: LoadedModel) -> Iterator[dict[str, list[Tensor]]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def objective_of(case: Any) -> TaskObjective:
+    return TaskObjective(case.task, ObjectiveSettings())
 
 
 def computed(case: Any, batch: Batch) -> tuple[dict[str, Tensor], tuple[Stream, ...]]:
@@ -172,7 +178,9 @@ def test_architectures_without_a_row_have_streams_as_exact(other: str, tmp_path:
         test_every_linear_takes_the_rows_of_its_stream(case, context)
         test_the_valid_rows_of_a_batch_are_those_of_its_clips_alone(case, context)
     assert (
-        listen(case.loaded, case.task, [case.batch([0], context="thinned" if other == "whisper" else "cut")])
+        collect_activations(
+            case.loaded, objective_of(case), [case.batch([0], context="thinned" if other == "whisper" else "cut")]
+        )
         is not None
     )
 
@@ -212,7 +220,7 @@ def test_kinds_say_which_rows_hold_audio_and_which_text(case: Any) -> None:
 
 
 def sampled(case: Any, batches: list[Batch], **settings: Any) -> Any:
-    sample = listen(case.loaded, case.task, batches, tokens=TOKENS, **settings)
+    sample = collect_activations(case.loaded, objective_of(case), batches, tokens=TOKENS, **settings)
     assert sample is not None
     return sample
 
@@ -265,14 +273,14 @@ def test_projections_of_one_tensor_share_its_statistics(case: Any) -> None:
 def test_the_gradient_along_directions_is_that_of_an_adapter(case: Any) -> None:
     """Against autograd on the weights themselves: dL/dB of an adapter with A = V is G Vᵀ."""
     loaded, clips = case.fresh(), [case.batch([row]) for row in (0, 1)]
-    sample = listen(loaded, case.task, clips, tokens=TOKENS)
+    sample = collect_activations(loaded, objective_of(case), clips, tokens=TOKENS)
     assert sample is not None
     directions = {}
     for item in sample.inputs:
         if len(part := next(iter(sample.parts(item).values()))) >= 4:
             found = leading_directions(part.rows(item.modules[0]), 5)
             directions |= dict.fromkeys(item.modules, found)
-    evidence = differentiate(loaded, case.task, clips, directions)
+    evidence = differentiate(loaded, objective_of(case), clips, directions)
     assert evidence is not None
     assert (evidence.clips, evidence.dropped) == (2, 0)
     losses = [case.task.loss(loaded, batch, label_smoothing=0.0) for batch in clips]
@@ -293,7 +301,7 @@ def test_a_quantised_base_gives_a_sample_and_gradients_and_stays_as_it_was(case:
     kept = {name for name in case.loaded.linears if case.loaded.owner(name) == "head"}
     loaded, clips = quantize(case.fresh(), bits=4, keep=kept), [case.batch([row]) for row in (0, 1)]
     trained = {name for name, parameter in loaded.module.named_parameters() if parameter.requires_grad}
-    sample = listen(loaded, case.task, clips, tokens=TOKENS)
+    sample = collect_activations(loaded, objective_of(case), clips, tokens=TOKENS)
     assert sample is not None
     directions = {
         name: leading_directions(part.rows(item.modules[0]), 5)
@@ -302,7 +310,7 @@ def test_a_quantised_base_gives_a_sample_and_gradients_and_stays_as_it_was(case:
         if len(part) >= 4
         for name in item.modules
     }
-    evidence = differentiate(loaded, case.task, clips, directions)
+    evidence = differentiate(loaded, objective_of(case), clips, directions)
     assert evidence is not None
     assert all(bool((gains >= 0).all()) for gains in evidence.gains.values())
     assert sum(float(gains.sum()) > 0 for gains in evidence.gains.values()) == len(directions)

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import re
-import sys
-import textwrap
-from pathlib import Path
-from types import MappingProxyType, ModuleType
+from collections.abc import Callable
 
 import pytest
 
-from sonotune import registry
-from sonotune.adapters.lora import lora_layers
-from sonotune.adapters.saved import open_model
-from sonotune.training.adapt import adapt
-from sonotune.training.ranks import RankSettings, plan_ranks
-
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "add-an-allocator.md"
+from sonotune.adapters.kinds.base import AdapterSettings
+from sonotune.adapters.kinds.lora import LORA, lora_layers
+from sonotune.adapters.ranks.choose import RankSettings, plan_ranks
+from sonotune.adapters.trainable import adapt
+from sonotune.loading import open_model
 
 
 @pytest.fixture
-def plugin(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The page's class as an installed plug-in; returns its name."""
-    text = PAGE.read_text("utf-8")
-    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    module = ModuleType("my_package")
-    exec(compile(textwrap.dedent(block), str(PAGE), "exec"), module.__dict__)  # noqa: S102  (our own page)
-    monkeypatch.setitem(sys.modules, "my_package", module)
-    found = re.search(r'^\s*(\w+) = "(my_package:\w+)"$', text, re.MULTILINE)
-    assert found is not None
-    table = MappingProxyType({**registry.ALLOCATORS, found[1]: found[2]})
-    monkeypatch.setattr(registry, "TABLES", MappingProxyType({**registry.TABLES, "allocators": table}))
-    return found[1]
+def plugin(install: Callable[..., str]) -> str:
+    return install("add-an-allocator.md", "allocators")
 
 
 def test_the_plug_in_spends_the_budget_by_its_own_scores(plugin: str):
@@ -42,5 +26,5 @@ def test_the_plug_in_spends_the_budget_by_its_own_scores(plugin: str):
     assert 0.995 * even.parameters < plan.parameters <= even.parameters
     tall, wide = ("model.encoder.layers.0.fc1", "model.encoder.layers.0.fc2")
     assert plan.ranks[tall] > plan.ranks[wide]
-    layers = lora_layers(adapt(loaded, plan, rank=8, stem="frozen"))
+    layers = lora_layers(adapt(loaded, LORA, plan, AdapterSettings(rank=8, stem="frozen")))
     assert {name: layer.r["default"] for name, layer in layers.items()} == plan.ranks

@@ -17,9 +17,11 @@ import typer
 import typer.main
 from typer.testing import CliRunner
 
+import sonotune
 from sonotune.cli import app
 from sonotune.config.load import load_run_config, presets
 from sonotune.errors import ConfigError
+from sonotune.registry import TABLES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -272,7 +274,7 @@ def test_every_name_of_the_code_in_the_pages_exists():
         for dotted in re.findall(r"^sonotune(?:\.\w+)+", code)
     }
     assert len(named) > 40
-    kinds = {"sonotune.families", "sonotune.tasks", "sonotune.normalizers", "sonotune.importers", "sonotune.allocators"}
+    kinds = {*(f"sonotune.{kind}" for kind in TABLES), *(f"sonotune.{name}" for name in sonotune.__all__)}
     named = {row for row in named if row[1] not in kinds and row[1] != "sonotune.json"}
     assert sorted(row for row in named if not exists(row[1])) == []
     assert not exists("sonotune.audio.io.nothing")

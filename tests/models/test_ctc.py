@@ -317,7 +317,7 @@ def test_a_transcript_needs_a_frame_for_each_symbol_and_one_between_repeats(
     smallest = FOUR_FRAMES + 320 * (needed - 4)
     batch = batch_of(loaded, [smallest], [text])
     assert len(FAMILY.logits(loaded, batch)) == needed  # it is the model's own number of frames
-    assert finite_and_positive(FAMILY.loss(loaded, batch).total)
+    assert finite_and_positive(FAMILY.forward(loaded, batch).losses().total)
     assert len(FAMILY.encode_text(loaded, text, "en", duration_s=smallest / RATE_HZ)) == len(text)
     with pytest.raises(TextError, match=rf"needs {needed} frames and a clip of .* has {needed - 1}"):
         FAMILY.encode_text(loaded, text, "en", duration_s=(smallest - 1.5) / RATE_HZ)
@@ -370,7 +370,7 @@ def test_the_task_leaves_out_what_does_not_fit_and_says_why(loaded: LoadedModel)
 def test_a_clip_made_too_short_counts_nothing_and_moves_nothing(loaded: LoadedModel):
     texts = ["abca", "aab", "abc"]
     batch = batch_of(loaded, [FOUR_FRAMES - 1, FOUR_FRAMES - 1, FOUR_FRAMES - 1], texts)
-    losses = FAMILY.loss(loaded, batch, label_smoothing=0.1)
+    losses = FAMILY.forward(loaded, batch).losses(label_smoothing=0.1)
     assert losses.counts.tolist() == [0, 0, 3]  # 3 frames hold `abc` alone
     assert losses.sums[:2].tolist() == [0.0, 0.0]
     assert finite_and_positive(losses.sums[2])
@@ -386,7 +386,7 @@ def test_the_loss_is_that_of_transformers(folder: Path, loaded: LoadedModel, tex
     batch = batch_of(loaded, [9_000], [text])
     with torch.no_grad():
         theirs = plain(input_values=batch.inputs.squeeze(-1), labels=batch.targets).loss
-        ours = FAMILY.loss(loaded, batch)
+        ours = FAMILY.forward(loaded, batch).losses()
     assert ours.count == len(text)
     torch.testing.assert_close(ours.total, theirs, rtol=1e-5, atol=1e-4)
 
@@ -398,7 +398,7 @@ def test_the_loss_of_parakeet_is_that_of_transformers(parakeet: Path, parakeet_l
         theirs = plain(
             input_features=batch.inputs, attention_mask=torch.ones(batch.inputs.shape[:2]), labels=batch.targets
         ).loss
-        ours = FAMILY.loss(parakeet_loaded, batch).total
+        ours = FAMILY.forward(parakeet_loaded, batch).losses().total
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
 
 
@@ -406,8 +406,8 @@ def test_smoothing_adds_the_distance_to_the_uniform_distribution(loaded: LoadedM
     batch = batch_of(loaded, [9_000, 6_000], ["one two", "six"])
     with torch.no_grad():
         rows = FAMILY.logits(loaded, batch).log_softmax(dim=-1)
-        plain = FAMILY.loss(loaded, batch).sums
-        smooth = FAMILY.loss(loaded, batch, label_smoothing=0.2).sums
+        plain = FAMILY.forward(loaded, batch).losses().sums
+        smooth = FAMILY.forward(loaded, batch).losses(label_smoothing=0.2).sums
     frames = [len(FAMILY.logits(loaded, batch_of(loaded, [size], ["a"]))) for size in (9_000, 6_000)]
     for row, part in enumerate(rows.split(frames)):
         alone = F.ctc_loss(
@@ -421,7 +421,7 @@ def test_smoothing_adds_the_distance_to_the_uniform_distribution(loaded: LoadedM
 def test_a_clip_of_silence_teaches_blanks(loaded: LoadedModel):
     batch = batch_of(loaded, [6_000], [""])
     with torch.no_grad():
-        losses = FAMILY.loss(loaded, batch)
+        losses = FAMILY.forward(loaded, batch).losses()
         blanks = FAMILY.logits(loaded, batch).log_softmax(dim=-1)[:, 0]
     torch.testing.assert_close(losses.total, -blanks.sum(), rtol=1e-5, atol=1e-4)
     assert losses.count == 1

@@ -145,7 +145,7 @@ def test_texts_that_pass_are_not_decoded_again() -> None:
 
     first = [Candidate("fine", -0.2), Candidate("", -0.9), Candidate("silence", -3.0)]
     made = fall_back(first, [0.1, 0.1, 0.7], DecodingSettings(), never)
-    assert made == [Hypothesis(text="fine"), Hypothesis(text=""), Hypothesis(text="silence")]
+    assert made == [Hypothesis(text="fine"), Hypothesis(text=""), Hypothesis(text="")]  # silence has no text
     wrong = [Candidate(LOOP, -0.1), Candidate("x", -9.0)]
     assert len(fall_back(wrong, [0.0, 0.0], DecodingSettings(temperatures=(0.0,)), never)) == 2
     off = DecodingSettings(compression_ratio_threshold=None, logprob_threshold=None)
@@ -178,3 +178,15 @@ def test_where_none_passes_the_most_probable_text_that_does_not_loop_is_kept() -
     made = fall_back([Candidate(LOOP, -0.1)] * 2, [0.0, 0.0], settings, lambda _, heat: answers[heat])
     assert made[0] == Hypothesis(text="half", temperature=0.5, attempts=3)
     assert made[1] == Hypothesis(text=LOOP, temperature=0.0, attempts=3)
+
+
+def test_random_words_do_not_hide_a_loop() -> None:
+    settings = DecodingSettings(temperatures=(0.0, 1.0))
+    [made] = fall_back([Candidate(LOOP, -0.1)], [0.0], settings, lambda _, heat: [Candidate("qx zv wj", -5.0)])
+    assert made == Hypothesis(text=LOOP, temperature=0.0, attempts=2)
+
+
+def test_a_loop_on_silence_becomes_no_text() -> None:
+    settings = DecodingSettings(temperatures=(0.0, 1.0))
+    [made] = fall_back([Candidate(LOOP, -0.1)], [0.9], settings, lambda _, heat: [Candidate("qx zv wj", -3.0)])
+    assert made.text == ""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sonotune.adapters import lora
-from sonotune.adapters.allocation import Budget, Evidence, sites_of
-from sonotune.adapters.allocators.uniform import UniformAllocator
+from sonotune.adapters.kinds import lora
+from sonotune.adapters.ranks.allocators.uniform import UniformAllocator
+from sonotune.adapters.ranks.plan import Budget, Importance, targets_in
 from sonotune.models.families.whisper import WhisperFamily
 from sonotune.models.precision import autocast
 from sonotune.models.probe import probe_batch, probe_logits
@@ -37,8 +37,8 @@ def test_a_qlora_step_in_bf16_trains_adapters_and_nothing_else():
     loaded = family.load("assets:whisper-nano")
     loaded.module.to("cuda")
     loaded = quantize(loaded, bits=4, compute_dtype=torch.bfloat16)
-    sites = sites_of(loaded, loaded.linears)
-    plan = UniformAllocator().allocate(sites, Budget(rank=8), evidence=Evidence(), seed=0)
+    sites = targets_in(loaded, loaded.linears)
+    plan = UniformAllocator().allocate(sites, Budget(rank=8), evidence=Importance(), seed=0)
     loaded = lora.attach(loaded, plan, rank=8, alpha=8.0)
     before = probe_logits(family, loaded)
     optimizer = torch.optim.AdamW([p for p in loaded.module.parameters() if p.requires_grad], lr=1e-2, fused=True)
@@ -46,7 +46,7 @@ def test_a_qlora_step_in_bf16_trains_adapters_and_nothing_else():
     losses = []
     for _ in range(10):
         with autocast("bf16", torch.device("cuda")):
-            result = family.loss(loaded, batch)
+            result = family.forward(loaded, batch).losses()
         loss = result.total / result.count
         loss.backward()
         optimizer.step()

@@ -17,13 +17,17 @@ from transformers import AutoProcessor, Qwen3ASRConfig, Qwen3ASRForConditionalGe
 
 from sonotune.errors import ModelError, TextError
 from sonotune.features.batching import Batch, pad_targets
-from sonotune.models.base import LoadedModel, count_parameters, parameter_owners, select
+from sonotune.models.base import LoadedModel, component_of_parameters, count_parameters, select
 from sonotune.models.families import qwen3_asr
 from sonotune.models.families.qwen3_asr import Qwen3AsrFamily
 from sonotune.models.families.qwen3_asr_old import modern_name
 from sonotune.models.families.qwen3_asr_text import language_name, prompt_of, written_text
 from sonotune.models.probe import probe_logits
 from sonotune.registry import resolve_asset
+from sonotune.tasks.base import TaskSettings
+from sonotune.tasks.transcribe import Transcribe
+from sonotune.training.objectives.base import ObjectiveSettings
+from sonotune.training.objectives.ctc_mix import CtcMix
 from sonotune.types import Clip, DecodingSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,7 +103,7 @@ def chat(text: str | None = None) -> list[dict[str, Any]]:
 
 
 def test_every_parameter_belongs_to_exactly_one_component(loaded: LoadedModel):
-    assert set(parameter_owners(loaded).values()) == {"stem", "encoder", "projector", "decoder", "embeddings"}
+    assert set(component_of_parameters(loaded).values()) == {"stem", "encoder", "projector", "decoder", "embeddings"}
     total = sum(row["parameters"] for row in count_parameters(loaded).values())
     assert total == sum(parameter.numel() for parameter in loaded.module.parameters())
     assert loaded.tied == (("model.language_model.embed_tokens.weight", "lm_head.weight"),)
@@ -251,7 +255,7 @@ def test_the_loss_is_that_of_transformers_with_correct_labels(loaded: LoadedMode
         assert torch.equal(made["input_ids"][row, -length - 1 : -1], batch.targets[row, :length])
     with torch.no_grad():
         wanted = loaded.module(**made, labels=labels)
-        losses = FAMILY.loss(loaded, batch)
+        losses = FAMILY.forward(loaded, batch).losses()
         logits = FAMILY.logits(loaded, batch)
     assert losses.count == int((labels >= 0).sum())
     torch.testing.assert_close(losses.total / losses.count, wanted.loss, atol=1e-5, rtol=0)
@@ -261,9 +265,9 @@ def test_the_loss_is_that_of_transformers_with_correct_labels(loaded: LoadedMode
 
 def test_a_clip_gives_the_same_alone_and_in_any_batch(loaded: LoadedModel):
     with torch.no_grad():
-        together = FAMILY.loss(loaded, make_batch(loaded))
+        together = FAMILY.forward(loaded, make_batch(loaded)).losses()
         for row in range(3):
-            alone = FAMILY.loss(loaded, make_batch(loaded, rows=(row,)))
+            alone = FAMILY.forward(loaded, make_batch(loaded, rows=(row,))).losses()
             torch.testing.assert_close(alone.sums[0], together.sums[row], atol=1e-5, rtol=1e-6)
             assert alone.counts[0] == together.counts[row]
 
@@ -286,7 +290,7 @@ def test_longer_padding_changes_nothing(loaded: LoadedModel):
 
 def test_gradients_reach_every_component(loaded: LoadedModel, folder: Path):
     fresh = FAMILY.load(str(folder))
-    FAMILY.loss(fresh, make_batch(fresh)).total.backward()
+    FAMILY.forward(fresh, make_batch(fresh)).losses().total.backward()
     without = [name for name, parameter in fresh.module.named_parameters() if not parameter.grad.abs().sum() > 0]
     assert all("k_proj.bias" in name for name in without)  # softmax does not see what is added to every key
 
@@ -296,9 +300,11 @@ def test_probe_logits(loaded: LoadedModel):
 
 
 def test_a_share_of_ctc_is_mixed_in(loaded: LoadedModel):
-    batch = make_batch(loaded)
+    batch, task = make_batch(loaded), Transcribe(FAMILY, TaskSettings())
     with torch.no_grad():
-        plain, mixed, ctc = (FAMILY.loss(loaded.with_(ctc_share=share), batch).sums for share in (0.0, 0.25, 1.0))
+        plain, mixed, ctc = (
+            CtcMix(task, ObjectiveSettings(ctc_share=share)).losses(loaded, batch).sums for share in (0.0, 0.25, 1.0)
+        )
     assert ctc[0] > 0
     assert ctc[1] == 0  # nine letters do not fit into seven positions
     torch.testing.assert_close(mixed, 0.75 * plain + 0.25 * ctc)
@@ -333,7 +339,7 @@ def test_with_the_real_tokenizer_labels_are_the_target_and_nothing_of_the_prompt
     own = [row[row >= 0] for row in FAMILY._label_logits(real, batch, audio)[1]]
     targets = [FAMILY.encode_text(real, text, "he").tolist() for text in texts]
     assert [row.tolist() for row in own] == targets
-    assert FAMILY.loss(real, batch).counts.tolist() == [len(target) for target in targets]
+    assert FAMILY.forward(real, batch).losses().counts.tolist() == [len(target) for target in targets]
     decoded = [real.processor.tokenizer.decode(row) for row in own]
     assert decoded == [f"language Hebrew<asr_text>{text}<|im_end|>" for text in texts]
     filled = [
@@ -541,7 +547,7 @@ def test_it_learns_two_clips(tmp_path: Path):
     batch = make_batch(nano, rows=(0, 1))
     optimizer = torch.optim.AdamW(nano.module.parameters(), lr=1e-3)
     for _ in range(40):
-        losses = FAMILY.loss(nano, batch)
+        losses = FAMILY.forward(nano, batch).losses()
         (losses.total / losses.count).backward()
         torch.nn.utils.clip_grad_norm_(nano.module.parameters(), 1.0)
         optimizer.step()

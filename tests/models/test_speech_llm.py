@@ -16,17 +16,17 @@ import transformers
 from torch import nn
 
 import sonotune
-from sonotune.adapters import lora
-from sonotune.adapters.allocation import RankPlan, unit_costs
+from sonotune.adapters.kinds import lora
 from sonotune.adapters.merge import merge_into
+from sonotune.adapters.ranks.plan import RankPlan, unit_costs
 from sonotune.errors import ModelError, RunDirectoryError, TextError
 from sonotune.features.batching import Batch, pad_targets
-from sonotune.models.base import LoadedModel, count_parameters, parameter_owners, select
-from sonotune.models.composed import BOUNDS, SpeechLlm, SpeechLlmConfig
-from sonotune.models.composing import compose, put_together
+from sonotune.models.base import LoadedModel, component_of_parameters, count_parameters, select
+from sonotune.models.composed.build import compose, put_together
+from sonotune.models.composed.model import BOUNDS, SpeechLlm, SpeechLlmConfig
+from sonotune.models.composed.projectors import PROJECTORS
 from sonotune.models.families.speech_llm import SpeechLlmFamily
 from sonotune.models.probe import probe_logits
-from sonotune.models.projectors import PROJECTORS
 from sonotune.models.quantize import quantize
 from sonotune.models.speech_encoders import WAVEFORM_TYPES, encode
 from sonotune.types import Clip, DecodingSettings
@@ -166,7 +166,7 @@ EVERY = list(itertools.product(("whisper", "wav2vec2"), ("qwen2", "llama"), KIND
 def test_the_map_and_batches_of_every_combination(made: Any, encoder: str, language_model: str, kind: str, fusion: str):
     folder = made(encoder, language_model, kind, fusion)
     loaded = open_gates(FAMILY.load(folder))
-    owners = parameter_owners(loaded)
+    owners = component_of_parameters(loaded)
     assert set(owners) == {name for name, _ in loaded.module.named_parameters()}
     tied = language_model == "qwen2"
     names = {"stem", "encoder", "projector", "decoder", "embeddings"} | (set() if tied else {"head"})
@@ -179,8 +179,8 @@ def test_the_map_and_batches_of_every_combination(made: Any, encoder: str, langu
     if fusion == "cross_attention":
         assert all(name.startswith("cross_attention.1.") for name in select(loaded, ["decoder.cross_attention"]))
     with torch.no_grad():
-        together = FAMILY.loss(loaded, batch_of(loaded, [0, 1, 2]))
-        alone = [FAMILY.loss(loaded, batch_of(loaded, [row])) for row in range(3)]
+        together = FAMILY.forward(loaded, batch_of(loaded, [0, 1, 2])).losses()
+        alone = [FAMILY.forward(loaded, batch_of(loaded, [row])).losses() for row in range(3)]
     assert together.counts.tolist() == [losses.count for losses in alone]
     torch.testing.assert_close(together.sums, torch.stack([losses.total for losses in alone]), rtol=1e-4, atol=1e-4)
 
@@ -191,7 +191,7 @@ def test_padding_reaches_no_waveform_encoder(tmp_path: Path, parts: dict[str, Pa
     encoder = save_encoder(tmp_path / "encoder", "wav2vec2" if kind == "group" else kind, **changes)
     compose(tmp_path / "made", encoder=str(encoder), language_model=str(parts["llama"]), **SMALL)
     loaded = FAMILY.load(str(tmp_path / "made"))
-    assert set(parameter_owners(loaded)) == {name for name, _ in loaded.module.named_parameters()}
+    assert set(component_of_parameters(loaded)) == {name for name, _ in loaded.module.named_parameters()}
     with torch.no_grad():
         together = FAMILY.logits(loaded, batch_of(loaded, [0, 1, 2]))
         alone = torch.cat([FAMILY.logits(loaded, batch_of(loaded, [row])) for row in range(3)])
@@ -253,7 +253,7 @@ def test_a_composed_model_learns_what_it_hears(made: Any, fusion: str):
     batch = batch_of(loaded, [0, 1, 2])
     optimizer = torch.optim.AdamW(loaded.module.parameters(), lr=1e-2)
     for _ in range(120):
-        losses = FAMILY.loss(loaded, batch)
+        losses = FAMILY.forward(loaded, batch).losses()
         optimizer.zero_grad()
         (losses.total / losses.count).backward()
         optimizer.step()
@@ -338,7 +338,7 @@ def test_adapters_reach_exactly_the_linears_and_merge(
     folder = made(encoder, language_model, kind, fusion)
     loaded = open_gates(FAMILY.load(folder))
     inside = ("encoder", "projector", "decoder")
-    owners = parameter_owners(loaded)
+    owners = component_of_parameters(loaded)
     found = [name for name, module in loaded.module.named_modules() if isinstance(module, nn.Linear)]
     assert list(loaded.linears) == [name for name in found if owners.get(f"{name}.weight") in inside]
     assert {owners[f"{name}.weight"] for name in loaded.linears} == set(inside)
@@ -349,7 +349,7 @@ def test_adapters_reach_exactly_the_linears_and_merge(
     trains = {name for name, parameter in loaded.module.named_parameters() if parameter.requires_grad}
     assert all(".lora_" in name or ".modules_to_save." in name for name in trains)
     loaded.module.train()
-    FAMILY.loss(adapted, batch_of(loaded, [0, 1])).total.backward()
+    FAMILY.forward(adapted, batch_of(loaded, [0, 1])).losses().total.backward()
     loaded.module.eval()
     for name, parameter in loaded.module.named_parameters():
         if parameter.requires_grad and "lora_B" in name:
@@ -399,7 +399,7 @@ def test_gradient_checkpointing_changes_no_gradient(made: Any):
             loaded.module.activation_checkpointing_enable({"use_reentrant": False})
         loaded.module.train()
         loaded.module.zero_grad(set_to_none=True)
-        FAMILY.loss(loaded, batch).total.backward()
+        FAMILY.forward(loaded, batch).losses().total.backward()
         gradients.append({n: p.grad.clone() for n, p in loaded.module.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     assert any(name.startswith("cross_attention") for name in gradients[0])
@@ -429,7 +429,7 @@ def test_quantised_weights_are_called_and_carry_adapters(made: Any, bits: int):
     plan = RankPlan(ranks=dict.fromkeys(small.linears, 2), allocator="test", parameters=total)
     adapted = lora.attach(small, plan, rank=2, alpha=4.0, stem="frozen")
     torch.testing.assert_close(probe_logits(FAMILY, adapted), rough)
-    FAMILY.loss(adapted, batch_of(adapted, [0])).total.backward()
+    FAMILY.forward(adapted, batch_of(adapted, [0])).losses().total.backward()
     trains = {name for name, parameter in adapted.module.named_parameters() if parameter.grad is not None}
     assert {name.split(".lora_")[0] for name in trains if ".lora_B" in name} == set(loaded.linears)
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sonotune.errors import ModelError
-from sonotune.models.base import LoadedModel, parameter_owners
+from sonotune.models.base import LoadedModel, component_of_parameters
 from sonotune.models.structure import find_structure
 
 LABELS = 5
@@ -483,7 +483,7 @@ def test_layers_linears_and_components(name: str) -> None:
     assert list(loaded.linears) == case.linears
     assert loaded.component("stem").prefixes == case.stem
     assert loaded.component("head").prefixes == case.head
-    owners = parameter_owners(loaded)  # raises unless every parameter has exactly one owner
+    owners = component_of_parameters(loaded)  # raises unless every parameter has exactly one owner
     assert set(owners) == {parameter for parameter, _ in loaded.module.named_parameters()}
     assert set(owners.values()) == {"stem", "encoder", "head"}
 

@@ -13,9 +13,10 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sonotune.adapters.saved import open_model, use_of
+from sonotune.adapters.metadata import use_of
 from sonotune.errors import AdapterError, ConfigError
 from sonotune.features.batching import Batch, pad_targets
+from sonotune.loading import open_model
 from sonotune.models.base import LoadedModel
 from sonotune.models.families.ast import AstFamily
 from sonotune.models.families.whisper import WhisperFamily

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from sonotune.errors import ModelError, TextError
 from sonotune.features.batching import Batch, ClipBatches, pad_targets
 from sonotune.models import decoding
-from sonotune.models.base import LoadedModel, count_parameters, parameter_owners, select
+from sonotune.models.base import LoadedModel, component_of_parameters, count_parameters, select
 from sonotune.models.families import whisper
 from sonotune.models.families.whisper import WhisperFamily
 from sonotune.registry import resolve_asset
@@ -51,7 +51,7 @@ def make_batch(loaded: LoadedModel, seconds: list[float], texts: list[str], *, f
 
 
 def test_every_parameter_belongs_to_exactly_one_component(loaded: LoadedModel):
-    owners = parameter_owners(loaded)
+    owners = component_of_parameters(loaded)
     assert set(owners.values()) == {"stem", "encoder", "decoder", "embeddings"}
     total = sum(row["parameters"] for row in count_parameters(loaded).values())
     assert total == sum(parameter.numel() for parameter in loaded.module.parameters())
@@ -104,7 +104,7 @@ def test_logits_at_full_context_are_those_of_transformers(loaded: LoadedModel):
 def test_a_clip_gives_the_same_loss_alone_and_in_any_batch(loaded: LoadedModel):
     seconds, texts = [0.9, 0.5, 1.37, 2.0], ["one", "seven three", "שלום", "zero"]
     with torch.no_grad():
-        together = FAMILY.loss(loaded, make_batch(loaded, seconds, texts))
+        together = FAMILY.forward(loaded, make_batch(loaded, seconds, texts)).losses()
         batch = make_batch(loaded, seconds, texts)
         alone, counts = 0.0, 0
         for row in batch.split(4):
@@ -114,7 +114,7 @@ def test_a_clip_gives_the_same_loss_alone_and_in_any_batch(loaded: LoadedModel):
                 inputs=row.inputs[:, : length + length % 2 + 4],
                 targets=row.targets[:, : int(row.target_lengths[0])],
             )
-            losses = FAMILY.loss(loaded, own)
+            losses = FAMILY.forward(loaded, own).losses()
             alone, counts = alone + float(losses.total), counts + losses.count
     assert together.count == counts
     assert float(together.total) == pytest.approx(alone, rel=1e-5)
@@ -132,7 +132,7 @@ def test_padding_frames_never_change_an_output(loaded: LoadedModel):
 
 
 def test_the_loss_counts_text_and_end_but_not_the_prompt(loaded: LoadedModel):
-    assert FAMILY.loss(loaded, make_batch(loaded, [0.9], ["one"])).count == len("one") + 1
+    assert FAMILY.forward(loaded, make_batch(loaded, [0.9], ["one"])).losses().count == len("one") + 1
 
 
 def test_the_loss_is_that_of_transformers_on_the_same_labels(loaded: LoadedModel):
@@ -140,7 +140,7 @@ def test_the_loss_is_that_of_transformers_on_the_same_labels(loaded: LoadedModel
     labels = batch.targets[:, 1:].clone()
     labels[:, :3] = -100
     with torch.no_grad():
-        ours = FAMILY.loss(loaded, batch)
+        ours = FAMILY.forward(loaded, batch).losses()
         theirs = loaded.module(
             input_features=batch.inputs.transpose(1, 2),
             decoder_input_ids=batch.targets[:, :-1].clamp_min(0),
@@ -229,7 +229,7 @@ def test_gradient_checkpointing_changes_no_gradient(loaded: LoadedModel):
                 layer.dropout = 0.0
             loaded.module.model.encoder.dropout = loaded.module.model.decoder.dropout = 0.0
         loaded.module.zero_grad(set_to_none=True)
-        FAMILY.loss(loaded, batch).total.backward()
+        FAMILY.forward(loaded, batch).losses().total.backward()
         gradients.append({n: p.grad.clone() for n, p in loaded.module.named_parameters() if p.grad is not None})
     loaded.module.activation_checkpointing_disable()
     loaded.module.eval()

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from sonotune.adapters import lora
-from sonotune.adapters.saved import open_model
-from sonotune.cli.models import _size_beside_16_bits
+from sonotune.adapters.kinds import lora
+from sonotune.adapters.kinds.base import AdapterSettings, kind_named
+from sonotune.adapters.ranks.choose import RankSettings, plan_ranks
+from sonotune.adapters.trainable import adapt
+from sonotune.cli.inspect import _size_beside_16_bits
 from sonotune.errors import AdapterError, ConfigError, ModelError
+from sonotune.loading import open_model
 from sonotune.models.base import LoadedModel, count_parameters
 from sonotune.models.quantize import quantized_bytes
 from sonotune.planning.inspection import Inspection, inspect_model
-from sonotune.training.adapt import ADAPTER_SETTINGS, adapt
-from sonotune.training.ranks import RankSettings, plan_ranks
 
 NANO = "assets:whisper-nano"
 
@@ -24,13 +25,16 @@ NANO = "assets:whisper-nano"
 def settings(*, full: bool = False, **changes: Any) -> dict[str, Any]:
     """What `inspect_model` takes of the settings of an adapter."""
     ranks = {name: value for name, value in changes.items() if name in ("rank", "targets", "unfreeze")}
-    adapter = {name: value for name, value in changes.items() if name in ADAPTER_SETTINGS}
-    return {"full": full, "ranks": RankSettings(**ranks), "adapter": adapter}
+    adapter = {name: value for name, value in changes.items() if name in AdapterSettings.__dataclass_fields__}
+    return {
+        "kind": "none" if full else "lora", "ranks": RankSettings(**ranks), "adapter": AdapterSettings(**adapter),
+    }  # fmt: skip
 
 
-def really_adapted(*, full: bool, ranks: RankSettings, adapter: dict[str, Any]) -> LoadedModel:
+def really_adapted(*, kind: str, ranks: RankSettings, adapter: AdapterSettings) -> LoadedModel:
     loaded = open_model(NANO).loaded
-    return adapt(loaded, None if full else plan_ranks(loaded, ranks), **adapter)
+    plan = plan_ranks(loaded, ranks) if kind == "lora" else None
+    return adapt(loaded, kind_named(kind), plan, adapter)
 
 
 def row(found: Inspection, name: str) -> dict[str, Any]:

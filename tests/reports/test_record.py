@@ -62,7 +62,7 @@ def test_scores_stand_with_interval_counts_and_parts(page, run_record) -> None:
     shown = page.flat("scores")
     for key in ("value", "low", "high"):
         assert f"{100 * after[key]:.1f} %" in shown
-    assert re.search(r"after\s*wer\s*41\.2 %.*?6\s*3\s*2\s*2\s*17\s*speaker", " ".join(page.text["scores"].split()))
+    assert re.search(r"after\s*WER\s*41\.2 %.*?6\s*3\s*2\s*2\s*17\s*speaker", " ".join(page.text["scores"].split()))
     assert "123.5 % → 41.2 %" in page.flat("")
     assert "−82.4 points, −67 % relative" in page.flat("")
 
@@ -72,7 +72,7 @@ def test_curves_show_what_the_events_say(page) -> None:
     assert labels == [
         "WER with 95 % intervals",
         "CER with 95 % intervals",
-        "Error rates over steps",
+        "Scores over steps",
         "Training loss over steps",
         "Learning rate over steps",
         "Training throughput over steps",

@@ -13,10 +13,10 @@ import soundfile
 import torch
 
 from sonotune import cli
-from sonotune.adapters import lora
-from sonotune.adapters.allocation import RankPlan
-from sonotune.adapters.saved import choose_family
+from sonotune.adapters.kinds import lora
+from sonotune.adapters.ranks.plan import RankPlan
 from sonotune.data.manifest import read_manifest
+from sonotune.loading import choose_family
 from sonotune.models.base import LoadedModel
 from sonotune.models.families.whisper import WhisperFamily
 from sonotune.models.quantize import quantize

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import soundfile
 
-from sonotune.adapters import lora
+from sonotune.adapters.metadata import read_metadata
 from sonotune.audio.io import read
 from sonotune.cli.usage import usage_in
 from sonotune.reports.card import build_card
@@ -61,7 +61,7 @@ def test_the_lines_print_what_the_model_is_scored_on(
 ):
     family, settings, only = ROWS[row]
     folder, place = adapted(family, **settings), tmp_path / "out"
-    base = str(lora.read_side_car(folder)["checkpoint"])
+    base = str(read_metadata(folder)["checkpoint"])
     export(str(folder), place, dtype="fp32", adapter_only=only)
     kind: Any = "adapter" if only else "model"
     record = record_of(family, base, language=settings.get("language"))

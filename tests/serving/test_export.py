@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sonotune.adapters import lora
+from sonotune.adapters.kinds import lora
 from sonotune.adapters.merge import MergeProof
-from sonotune.adapters.saved import open_model, use_of
+from sonotune.adapters.metadata import use_of
 from sonotune.errors import AdapterError, ResourceError, RunDirectoryError
+from sonotune.loading import open_model
 from sonotune.models.base import LoadedModel
 from sonotune.models.families.whisper import WhisperFamily
 from sonotune.models.probe import probe_batch, probe_logits
@@ -253,3 +254,26 @@ def test_an_export_carries_the_language_of_its_run(trained: Trained, tmp_path: P
     written = json.loads((tmp_path / "export" / "generation_config.json").read_text("utf-8"))
     assert (written["language"], written["task"], written["forced_decoder_ids"]) == ("en", "transcribe", None)
     assert result["decoding"]["language"] == "en"
+
+
+def test_an_export_that_is_replaced_is_there_until_the_new_one_is(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, _ = trained()
+    target = tmp_path / "export"
+    export(str(folder), target)
+    before = (target / "model.safetensors").read_bytes()
+    rename = Path.rename
+
+    def killed(path: Path, to: Path) -> Path:
+        if path.name.startswith(".tmp-"):
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export(str(folder), target, overwrite=True)
+    monkeypatch.undo()
+    assert (target / "model.safetensors").read_bytes() == before
+    export(str(folder), target, overwrite=True)
+    assert not list(tmp_path.glob(".old-*"))

@@ -17,7 +17,7 @@ from sonotune.errors import AdapterError, ConfigError, Interrupted, NumericError
 from sonotune.sweeps.ablation import Session, exit_code, read_ablation
 from sonotune.sweeps.arms import choose_arms
 from sonotune.sweeps.plan import Plan, plan_ablation
-from sonotune.training.signals import stop_on_signals
+from sonotune.training.runtime import stop_on_signals
 
 Planned = Callable[..., Plan]
 Sit = Callable[..., dict[str, Any]]

@@ -14,7 +14,7 @@ import soundfile
 from accelerate.state import AcceleratorState
 from safetensors.numpy import load_file
 
-import sonotune.cli.ablation  # noqa: F401  (registers its commands)
+import sonotune.cli.ablate  # noqa: F401  (registers its commands)
 from sonotune.cli import main
 from sonotune.runs import read_record
 

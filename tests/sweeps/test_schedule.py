@@ -68,9 +68,10 @@ def test_only_the_chosen_rate_gets_the_other_seeds():
     assert choose(plan, "a", outcomes).rate == 0.00316
 
 
-def test_higher_scores_win_where_higher_is_better():
-    plan = schedule(arms=("a",), lower_is_better=False)
-    _, outcomes = run_all(plan, lambda trial: -abs(trial.step))
+def test_outcomes_are_turned_so_that_lower_is_better():
+    """Where a higher score is better, a trial's outcome is its negative (`TrialResult.outcome`)."""
+    plan = schedule(arms=("a",))
+    _, outcomes = run_all(plan, lambda trial: -1 / (1 + abs(trial.step)))
     assert choose(plan, "a", outcomes).step == 0
 
 

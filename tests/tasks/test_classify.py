@@ -265,10 +265,10 @@ def test_several_classes_are_fine_where_they_are_allowed():
 
 
 def test_where_several_are_allowed_none_is_a_truth_to_learn_from():
-    """`data.multi_label` says: any number of classes, none included; `has_truth` scores such clips."""
+    """`data.multi_label` says: any number of classes, none included; `has_reference` scores such clips."""
     clips = clips_of(["roll", "drag"], [])
     made = task(multi_label=True)
-    assert [made.has_truth(one) for one in clips] == [True, True]
+    assert [made.has_reference(one) for one in clips] == [True, True]
     prepared = made.prepare(model(), clips)
     assert prepared.clips == tuple(clips)
     assert [ids.tolist() for ids in prepared.targets] == [[0, 2], []]
@@ -277,12 +277,12 @@ def test_where_several_are_allowed_none_is_a_truth_to_learn_from():
 
 def test_one_class_a_clip_needs_a_class_to_be_scored():
     made = task()
-    assert [made.has_truth(one) for one in clips_of(["roll"], [])] == [True, False]
+    assert [made.has_reference(one) for one in clips_of(["roll"], [])] == [True, False]
 
 
 def test_a_class_the_model_does_not_know_is_refused_by_name():
     clips = clips_of(["roll"], ["ruff"], ["paradiddle"], ["ruff"])
-    for call in (task().prepare, task().check_truth):
+    for call in (task().prepare, task().check_references):
         with pytest.raises(ManifestError) as caught:
             call(model(), clips)
         message = str(caught.value)
@@ -298,10 +298,10 @@ def test_a_class_the_model_does_not_know_is_refused_by_name():
 def test_a_clip_that_is_scored_with_two_classes_is_refused_by_name():
     clips = clips_of(["roll"], [], ["drag", "flam"], ["roll", "drag"])
     with pytest.raises(ManifestError, match="'c2' has the classes drag, flam and 1 more clips have several") as caught:
-        task().check_truth(model(), clips)
+        task().check_references(model(), clips)
     assert "data.multi_label=true" in str(caught.value)
-    task().check_truth(model(), clips[:2])
-    task(multi_label=True).check_truth(model(), clips)
+    task().check_references(model(), clips[:2])
+    task(multi_label=True).check_references(model(), clips)
 
 
 def test_one_class_is_nothing_to_tell_apart():

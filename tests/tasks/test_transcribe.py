@@ -108,8 +108,8 @@ def test_where_text_is_aligned_with_the_audio_a_long_one_is_left_out(loaded: Loa
     clips = [clip(0, "seven"), clip(1, "seven two nine")]
     settings = TaskSettings(training_text=get("basic"), max_label_tokens=5)
     ctc = CtcFamily().load("assets:ctc-nano")
-    hybrid = loaded.with_(ctc_share=0.3)
-    for made, model in ((Transcribe(CtcFamily(), settings), ctc), (task(limit=5), hybrid)):
+    hybrid = Transcribe(FAMILY, replace(settings, aligned=True, language="en"))
+    for made, model in ((Transcribe(CtcFamily(), settings), ctc), (hybrid, loaded)):
         prepared = made.prepare(model, [replace(one, duration_s=5.0) for one in clips])
         assert [kept.id for kept in prepared.clips] == ["c0"]
         [finding] = prepared.findings

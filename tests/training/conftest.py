@@ -16,23 +16,29 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from sonotune.adapters.saved import open_model
+from sonotune.adapters.kinds.base import AdapterSettings, kind_named
+from sonotune.adapters.ranks.choose import RankSettings, plan_ranks
+from sonotune.adapters.trainable import adapt
 from sonotune.config.load import LoadedConfig, load_run_config
 from sonotune.data.manifest import read_manifest
 from sonotune.features.batching import Batch, ClipBatches
 from sonotune.features.workers import Crew
+from sonotune.loading import open_model
 from sonotune.models.base import LoadedModel, ModelFamily
+from sonotune.processes import SINGLE_PROCESS
 from sonotune.registry import resolve_asset
+from sonotune.stages import Stage, whole_run
 from sonotune.tasks.base import TaskSettings
 from sonotune.tasks.transcribe import Transcribe
-from sonotune.training.adapt import adapt
-from sonotune.training.feed import Group
-from sonotune.training.gradients import MeanLoss
+from sonotune.training.batches import MicroBatchGroup
+from sonotune.training.compatibility import CheckpointPlace, Fingerprint
+from sonotune.training.logging.run_log import EventLog
 from sonotune.training.loop import StageLoop
-from sonotune.training.loop_settings import LoopSettings, TrainingData
-from sonotune.training.ranks import RankSettings, plan_ranks
-from sonotune.training.signals import StopRequest
-from sonotune.training.stages import Stage, whole_run
+from sonotune.training.objectives.base import ObjectiveSettings
+from sonotune.training.objectives.task import TaskObjective
+from sonotune.training.runtime import ComputeSetup, StopRequest
+from sonotune.training.state import LoopSettings, TrainingData
+from sonotune.training.step import MeanLoss
 from sonotune.types import Score
 
 RATE_HZ = 16_000
@@ -128,6 +134,17 @@ def settings(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Lo
     return build
 
 
+class ListLog(EventLog):
+    """Keeps events in a list."""
+
+    def __init__(self, events: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self._events = events
+
+    def event(self, kind: str, **fields: Any) -> None:
+        self._events.append({"kind": kind, **fields})
+
+
 @dataclass(kw_only=True)
 class Bench:
     """A stage loop and everything it was given, so that a test can look at all of it."""
@@ -157,14 +174,16 @@ class Bench:
 
     def batch(self, *indices: int) -> Batch:
         """Some training clips as one batch."""
-        data = self.loop._feed._data
+        data = self.loop.loader.data
         return ClipBatches(data.clips, data.targets, self.loaded.frontend, batches=[indices], seed=0, epoch=0)[0]
 
     def accumulate(self, *batches: Batch) -> MeanLoss:
         """Leave the gradient of a step of these micro-batches in the parameters."""
         ids = tuple(clip.id for batch in batches for clip in batch.clips)
         return self.loop._accumulate(
-            Group(batches=dict(enumerate(batches)), size=len(batches), clip_ids=ids, audio_s=0.0, padded_s=0.0)
+            MicroBatchGroup(
+                batches=dict(enumerate(batches)), size=len(batches), clip_ids=ids, audio_s=0.0, padded_s=0.0
+            )
         )
 
 
@@ -188,6 +207,7 @@ def bench(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Bench
         manifest: Path | None = None,
         crew: Crew | None = None,
         warmup_steps: int = 0,
+        label_smoothing: float = 0.0,
         stages: Callable[[LoadedModel], Sequence[Stage]] | None = None,
         unfreeze: Sequence[str] = (),
         **changes: Any,
@@ -196,7 +216,8 @@ def bench(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Bench
         torch.manual_seed(0)
         opened = open_model(str(tiny_model), dropout=dropout)
         plan = plan_ranks(opened.loaded, RankSettings(rank=4, unfreeze=unfreeze)) if kind == "lora" else None
-        loaded = adapt(opened.loaded, plan, rank=4, stem=stem, unfreeze=unfreeze)  # type: ignore[arg-type]
+        settings = AdapterSettings(rank=4, stem=stem, unfreeze=unfreeze)  # type: ignore[arg-type]
+        loaded = adapt(opened.loaded, kind_named(kind), plan, settings)
         task = Transcribe(opened.family, TaskSettings())
         prepared = task.prepare(loaded, read_manifest(manifest or corpus / "train.jsonl"))
         stage = whole_run(
@@ -207,7 +228,7 @@ def bench(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Bench
         values: dict[str, Any] = {
             "seed": 0, "batch_seconds": 60.0, "batch_max_clips": 4, "accumulation_steps": 1, "schedule": "constant",
             "learning_rate_floor": 0.1, "weight_decay": 0.0, "betas": (0.9, 0.999),
-            "clip_norm": 1e6, "label_smoothing": 0.0, "eval_steps": "epoch", "save_steps": "epoch",
+            "clip_norm": 1e6, "eval_steps": "epoch", "save_steps": "epoch",
             "keep_checkpoints": 2, "full_context_share": 0.0,
         }  # fmt: skip
         events: list[dict[str, Any]] = []
@@ -218,13 +239,19 @@ def bench(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Bench
             value = queue.pop(0)
             return {"wer": Score(name="wer", value=value, low=value, high=value, count=1)}
 
+        identity = {"settings": "s" * 64, "training data": "d" * 64, "base model": loaded.revision}
+        fingerprint = Fingerprint(values=identity, may_differ=frozenset())
+        compute = ComputeSetup(
+            accelerator=accelerator or Accelerator(cpu=True), processes=SINGLE_PROCESS, precision="fp32", why=""
+        )
         loop = StageLoop(
-            task=task, loaded=loaded, stages=given, settings=LoopSettings(**{**values, **changes}),
-            data=TrainingData(clips=prepared.clips, targets=prepared.targets, augmenter=None, spec_augment=None),
-            crew=crew, accelerator=accelerator or Accelerator(cpu=True), checkpoints=place,
-            event=lambda kind, **fields: events.append({"kind": kind, **fields}),
-            evaluate=evaluate if scores is not None else None, listeners=(), stop=stop,
-            identity={"settings": "s" * 64, "training data": "d" * 64, "base model": loaded.revision},
+            TaskObjective(task, ObjectiveSettings(label_smoothing=label_smoothing)), loaded, given,
+            settings=LoopSettings(**{**values, **changes}),
+            data=TrainingData(
+                clips=prepared.clips, targets=prepared.targets, augmenter=None, spec_augment=None, crew=crew
+            ),
+            compute=compute, checkpoints=CheckpointPlace(folder=place, fingerprint=fingerprint), log=ListLog(events),
+            evaluate=evaluate if scores is not None else None, stop=stop,
         )  # fmt: skip
         return Bench(
             loop=loop, loaded=loaded, family=opened.family, stage=stage, task=task, folder=place, stop=stop,

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,15 @@ import torch
 
 from sonotune.errors import CheckpointError, ResourceError
 from sonotune.training import checkpoint
+from sonotune.training.compatibility import Fingerprint
 
 IDENTITY = {"settings": "a" * 64, "training data": "b" * 64, "base model": "c" * 16}
+
+
+def wanted(values: Mapping[str, str] = IDENTITY) -> Fingerprint:
+    return Fingerprint(values=values, may_differ=frozenset())
+
+
 FILES = ("weights.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json")
 
 
@@ -310,10 +317,10 @@ def test_a_checkpoint_of_another_run_is_refused_with_everything_that_differs(tmp
     save(tmp_path, 1)
     saved, _ = read_newest(tmp_path)
     assert saved is not None
-    checkpoint.check_identity(saved, IDENTITY, ["a", "b"])
+    checkpoint.check_fingerprint(saved, wanted(), ["a", "b"])
     other = {**IDENTITY, "settings": "x" * 64, "base model": "y" * 16}
     with pytest.raises(CheckpointError) as caught:
-        checkpoint.check_identity(saved, other, ["a", "b", "missing.weight"])
+        checkpoint.check_fingerprint(saved, wanted(other), ["a", "b", "missing.weight"])
     message = str(caught.value)
     assert caught.value.exit_code == 6
     assert f"settings was {'a' * 16} and is now {'x' * 16}" in message
@@ -329,4 +336,4 @@ def test_a_checkpoint_without_a_part_is_refused(tmp_path: Path, part: str):
     del state[part]
     saved = checkpoint.Checkpoint(path=path, step=1, weights={"a": torch.zeros(1)}, optimizer={}, state=state)
     with pytest.raises(CheckpointError, match=part if part == "position" else "not recorded"):
-        checkpoint.check_identity(saved, IDENTITY, ["a"])
+        checkpoint.check_fingerprint(saved, wanted(), ["a"])

@@ -12,8 +12,8 @@ from sonotune.config.load import load_run_config
 from sonotune.models.base import Component, LoadedModel
 from sonotune.models.families.whisper import WhisperFamily
 from sonotune.models.quantize import quantize
-from sonotune.training.learning_rates import usual_rates
-from sonotune.training.preparation import with_learning_rate, with_stages
+from sonotune.optimizers import usual_rates
+from sonotune.training.adaptation import learning_rates
 
 
 def model_of(parameters: int, untrained: tuple[str, ...] = (), new_outputs: tuple[str, ...] = ()) -> LoadedModel:
@@ -26,9 +26,9 @@ def model_of(parameters: int, untrained: tuple[str, ...] = (), new_outputs: tupl
 
 
 def chosen(*words: str, parameters: int = 72_593_920, **of_model: Any) -> tuple[float, dict[str, float], str | None]:
-    config = with_stages(load_run_config(["model=whisper_base", "data.train=x.jsonl", *words]).config)
-    config, reason = with_learning_rate(config, model_of(parameters, **of_model))
-    return float(config.training.learning_rate), dict(config.training.learning_rates), reason
+    config = load_run_config(["model=whisper_base", "data.train=x.jsonl", *words]).config
+    rates = learning_rates(config, model_of(parameters, **of_model))
+    return rates.peak, dict(rates.factors), rates.reason
 
 
 def test_larger_models_have_lower_rates_and_weights_lower_ones_than_adapters():
@@ -69,7 +69,7 @@ def test_weights_in_four_bits_count_as_what_they_stand_for():
         compute_dtype=torch.float32,
     )  # fmt: skip
     held = sum(parameter.numel() for parameter in loaded.module.parameters())
-    _, reason = with_learning_rate(load_run_config(["model=whisper_base", "data.train=x.jsonl"]).config, loaded)
+    reason = learning_rates(load_run_config(["model=whisper_base", "data.train=x.jsonl"]).config, loaded).reason
     assert held < 2e6
     assert reason is not None
     assert "3 million parameters" in reason

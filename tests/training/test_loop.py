@@ -13,11 +13,11 @@ import torch
 
 from sonotune.errors import CheckpointError, Interrupted, ManifestError, NumericError, TrainingCheckError
 from sonotune.features.workers import Crew
-from sonotune.models.base import Losses
+from sonotune.models.losses import Losses
 from sonotune.training import checkpoint
 from sonotune.training.checks import check_frozen, check_gradients, check_moved, fingerprint
-from sonotune.training.loop_settings import Position
-from sonotune.training.spikes import forget, leaps, remember
+from sonotune.training.state import TrainingState
+from sonotune.training.step import is_spike, record_loss, reset_losses
 
 Build = Callable[..., Any]
 
@@ -54,9 +54,9 @@ def test_accumulating_unequal_micro_batches_is_one_big_batch(bench: Build):
 def test_the_loss_is_logged_by_domain_where_there_are_several(bench: Build):
     one, made = bench(max_epochs=1), bench(max_epochs=1)
     domains = ["phone", "studio", None]
-    made.loop._feed._data = replace(
-        made.loop._feed._data,
-        clips=[replace(clip, domain=domains[index % 3]) for index, clip in enumerate(made.loop._feed._data.clips)],
+    made.loop.loader.data = replace(
+        made.loop.loader.data,
+        clips=[replace(clip, domain=domains[index % 3]) for index, clip in enumerate(made.loop.loader.data.clips)],
     )
     made.loop._several_domains = True
     for each in (one, made):
@@ -66,7 +66,7 @@ def test_the_loss_is_logged_by_domain_where_there_are_several(bench: Build):
     assert set(first["loss_by_domain"]) <= {"phone", "studio", "unknown"}
     assert min(first["loss_by_domain"].values()) <= first["loss"] <= max(first["loss_by_domain"].values())
     parts = {}
-    clips = [made.loop._feed._data.clips[index] for index in made.loop._feed.plan(0)[0]]
+    clips = [made.loop.loader.data.clips[index] for index in made.loop.loader.plan(0)[0]]
     for clip in clips:
         labels = len(str(clip.text)) + 1
         parts[clip.domain or "unknown"] = parts.get(clip.domain or "unknown", 0) + labels
@@ -76,7 +76,7 @@ def test_the_loss_is_logged_by_domain_where_there_are_several(bench: Build):
 
 def test_clips_that_have_all_vanished_end_the_run(bench: Build, clips: Callable[..., Path], tmp_path: Path):
     made = bench(manifest=clips(tmp_path / "clips", "train", 6), batch_max_clips=2, max_epochs=2)
-    for clip in made.loop._feed._data.clips:
+    for clip in made.loop.loader.data.clips:
         clip.path.unlink()
     with pytest.raises(ManifestError, match="none of the clips of the last 3 steps could be read"):
         made.loop.run()
@@ -90,11 +90,11 @@ def test_clips_that_vanish_are_left_out_of_the_gradient_and_recorded(
     manifest = clips(tmp_path / "clips", "train", 6)
     whole = bench(folder=tmp_path / "whole", manifest=manifest, batch_max_clips=2, max_epochs=1)
     whole.loop.run()
-    plan = whole.loop._feed.plan(0)
+    plan = whole.loop.loader.plan(0)
     made = bench(manifest=manifest, batch_max_clips=2, max_epochs=1, save_steps=1, keep_checkpoints=9)
     gone = [*plan[1], plan[2][0]]
     for index in gone:
-        made.loop._feed._data.clips[index].path.unlink()
+        made.loop.loader.data.clips[index].path.unlink()
     made.loop.run()
     first, second, third = made.of("step")
     assert first["loss"] == whole.of("step")[0]["loss"]
@@ -176,16 +176,16 @@ def test_the_learning_rate_of_a_step_is_the_schedule_at_that_step(bench: Build):
 def test_steps_are_those_announced(bench: Build, changes: dict[str, int], steps: int):
     made = bench(**changes)
     made.loop.run()
-    assert made.loop.total_steps == len(made.of("step")) == made.loop.position.step == steps
+    assert made.loop.total_steps == len(made.of("step")) == made.loop.state.step == steps
     assert [event["step"] for event in made.of("step")] == list(range(1, steps + 1))
 
 
 def test_every_clip_is_seen_once_an_epoch(bench: Build):
     made = bench(accumulation_steps=3)
     made.loop.run()
-    assert sum(step["clips"] for step in made.of("step")) == 40 == made.loop.position.clips
-    assert made.loop.position.epoch == 2
-    assert made.loop.position.batch == 0
+    assert sum(step["clips"] for step in made.of("step")) == 40 == made.loop.state.clips
+    assert made.loop.state.epoch == 2
+    assert made.loop.state.batch == 0
     by_epoch = [sum(step["clips"] for step in made.of("step")[start : start + 2]) for start in (0, 2)]
     assert by_epoch == [20, 20]
 
@@ -200,8 +200,8 @@ def test_the_loss_falls(bench: Build):
 def test_training_stops_when_scores_get_no_better(bench: Build):
     made = bench(max_epochs=9, scores=[0.9, 0.5, 0.5, 0.7, 0.1], patience=2)
     made.loop.run()
-    assert made.loop.position.step == 20  # the evaluations after steps 15 and 20 were not better than 0.5
-    assert made.loop.position.best == 0.5
+    assert made.loop.state.step == 20  # the evaluations after steps 15 and 20 were not better than 0.5
+    assert made.loop.state.best == 0.5
     assert [event["best"] for event in made.of("evaluation")] == [True, True, False, False]
 
 
@@ -222,7 +222,7 @@ def test_the_best_few_are_averaged_where_that_is_no_worse(bench: Build):
     scores = [0.9, 0.2, 0.5, 0.3, 0.6]
     made = bench(max_epochs=5, scores=[*scores, 0.2], average_checkpoints=3, keep_checkpoints=1)
     made.loop.run()
-    assert (made.loop.position.best_step, made.loop.position.runners_up) == (10, [20, 15])
+    assert (made.loop.state.best_step, made.loop.state.runners_up) == (10, [20, 15])
     assert made.loop.load_best() == 10
     three = [newest_of(made.folder, step).weights for step in (10, 20, 15)]
     for name, value in made.weights().items():
@@ -267,7 +267,7 @@ def test_evaluation_every_few_steps_and_once_at_the_end(bench: Build):
     made = bench(max_epochs=1, eval_steps=2, scores=[0.9, 0.8, 0.7])
     made.loop.run()
     assert [event["step"] for event in made.of("evaluation")] == [2, 4, 5]
-    assert made.loop.position.scores == {"2": 0.9, "4": 0.8, "5": 0.7}
+    assert made.loop.state.scores == {"2": 0.9, "4": 0.8, "5": 0.7}
 
 
 # --- what must not happen ------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def poison(made: Any, steps: set[int], value: float = float("nan")) -> None:
 
     def loss(loaded: Any, batch: Any, *, label_smoothing: float = 0.0) -> Losses:
         losses = honest(loaded, batch, label_smoothing=label_smoothing)
-        if made.loop.position.step in steps:
+        if made.loop.state.step in steps:
             losses = replace(losses, sums=losses.sums * value)
         return losses
 
@@ -298,7 +298,7 @@ def test_a_bad_step_is_skipped_and_recorded(bench: Build, value: float):
     assert event["step"] == 3
     assert len(event["clips"]) == 4
     assert [step["loss"] is None for step in made.of("step")] == [False, False, True, False, False]
-    assert made.loop.position.bad_steps == 0  # the next good step forgives
+    assert made.loop.state.bad_steps == 0  # the next good step forgives
     assert all(bool(torch.isfinite(value).all()) for value in made.weights().values())
 
 
@@ -306,19 +306,19 @@ def test_a_gradient_that_is_not_finite_is_a_bad_step_too(bench: Build):
     made = bench(max_epochs=1)
     name = sorted(made.stage.trainable)[0]
     parameter = dict(made.loaded.module.named_parameters())[name]
-    parameter.register_hook(lambda gradient: gradient * (math.nan if made.loop.position.step == 1 else 1.0))
+    parameter.register_hook(lambda gradient: gradient * (math.nan if made.loop.state.step == 1 else 1.0))
     made.loop.run()
     assert [event["step"] for event in made.of("bad_step")] == [2]
     assert all(bool(torch.isfinite(value).all()) for value in made.weights().values())
 
 
-def test_a_loss_that_leaps_is_skipped_and_one_that_stays_there_ends_the_run(bench: Build):
+def test_a_loss_spike_is_skipped_and_one_that_stays_there_ends_the_run(bench: Build):
     made = bench(max_epochs=9)
-    accumulate, leaps = made.loop._accumulate, {20, 30, 31, 32}
+    accumulate, spikes = made.loop._accumulate, {20, 30, 31, 32}
 
     def leaping(batches: Any) -> Any:
         found = accumulate(batches)
-        return found._replace(loss=1000 * found.loss) if made.loop.position.step in leaps else found
+        return found._replace(loss=1000 * found.loss) if made.loop.state.step in spikes else found
 
     made.loop._accumulate = leaping
     before = made.weights()
@@ -330,14 +330,14 @@ def test_a_loss_that_leaps_is_skipped_and_one_that_stays_there_ends_the_run(benc
 
 
 def test_no_step_of_the_first_is_a_leap_nor_a_hard_clip_of_a_model_that_has_learned():
-    position = Position()
+    position = TrainingState()
     for loss in [5.0] * 15 + [0.001] * 32:
-        assert not leaps(1e6, position) or len(position.recent_losses) >= 16
-        remember(loss, position)
-    assert not leaps(9.0, position)  # thousands of times the median, and what a model that knew nothing had twice
-    assert leaps(10.1, position)
-    forget(position)
-    assert not leaps(1e9, position)
+        assert not is_spike(1e6, position) or len(position.recent_losses) >= 16
+        record_loss(loss, position)
+    assert not is_spike(9.0, position)  # thousands of times the median, and what a model that knew nothing had twice
+    assert is_spike(10.1, position)
+    reset_losses(position)
+    assert not is_spike(1e9, position)
 
 
 def test_three_bad_steps_in_a_row_stop_the_run_and_name_the_clips(bench: Build):
@@ -346,7 +346,7 @@ def test_three_bad_steps_in_a_row_stop_the_run_and_name_the_clips(bench: Build):
     with pytest.raises(NumericError) as caught:
         made.loop.run()
     assert caught.value.exit_code == 4
-    assert made.loop.position.step == 5  # a single one in between did not stop it
+    assert made.loop.state.step == 5  # a single one in between did not stop it
     last = made.of("bad_step")[-1]["clips"]
     assert len(last) == 4
     assert all(clip in str(caught.value) for clip in last)
@@ -405,7 +405,7 @@ def test_a_group_without_gradient_is_an_error_after_three_steps(bench: Build):
             parameter.register_hook(torch.zeros_like)
     with pytest.raises(TrainingCheckError, match="weights"):
         made.loop.run()
-    assert made.loop.position.step == 2
+    assert made.loop.state.step == 2
 
 
 def test_gradients_everywhere_pass(bench: Build):
@@ -425,7 +425,7 @@ def run_until(made: Any, step: int) -> None:
 
     def report(*arguments: Any, **named: Any) -> None:
         honest(*arguments, **named)
-        if made.loop.position.step == step:
+        if made.loop.state.step == step:
             made.stop.ask("SIGTERM")
 
     made.loop._report = report
@@ -455,7 +455,7 @@ def test_a_run_stopped_anywhere_ends_as_if_it_had_not_been(bench: Build, tmp_pat
     first, second = (newest(made.folder) for made in (straight, taken_up))
     assert all(torch.equal(first.optimizer[name], second.optimizer[name]) for name in first.optimizer)
     for field in ("step", "epoch", "batch", "clips", "audio_s", "best", "best_step", "stale", "scores"):
-        assert getattr(straight.loop.position, field) == getattr(taken_up.loop.position, field), field
+        assert getattr(straight.loop.state, field) == getattr(taken_up.loop.state, field), field
     assert straight.loop.load_best() == taken_up.loop.load_best() == 10
     for name, value in straight.weights().items():
         assert torch.equal(value, taken_up.weights()[name]), name
@@ -490,7 +490,9 @@ def test_a_checkpoint_of_other_settings_is_refused(bench: Build):
     done = bench(max_epochs=1)
     done.loop.run()
     other = bench(max_epochs=1)
-    other.loop._identity = {**other.loop._identity, "training data": "x" * 64}
+    place = other.loop._checkpoints
+    values = {**place.fingerprint.values, "training data": "x" * 64}
+    other.loop._checkpoints = replace(place, fingerprint=replace(place.fingerprint, values=values))
     before = other.weights()
     with pytest.raises(CheckpointError, match="training data was dddd"):
         other.loop.resume(newest(done.folder))

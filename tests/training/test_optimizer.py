@@ -10,18 +10,17 @@ import torch
 from torch import nn
 
 from sonotune.errors import CheckpointError
+from sonotune.optimizers import choose_optimizer, moment_bytes
+from sonotune.stages import ParameterGroup, Stage
 from sonotune.training.checks import check_gradients
 from sonotune.training.optimizer import (
     build_optimizer,
-    choose_optimizer,
     enter_stage,
     learning_rate_factor,
-    moment_bytes,
     optimizer_tensors,
     restore_optimizer,
     set_learning_rates,
 )
-from sonotune.training.stages import ParameterGroup, Stage
 
 
 def make(*, seed: int = 0) -> tuple[nn.Module, Stage]:
@@ -212,7 +211,7 @@ def test_moments_take_what_is_predicted():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_a_card_steps_are_those_of_plain_adamw_and_it_is_said(kind):
-    found, reason = choose_optimizer(kind, torch.device("cpu"))
+    found, reason = choose_optimizer(kind, "cpu")
     assert found == "adamw"
     assert kind in reason
-    assert choose_optimizer(kind, torch.device("cuda")) == (kind, "as set")
+    assert choose_optimizer(kind, "cuda") == (kind, "as set")

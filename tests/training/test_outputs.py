@@ -17,13 +17,13 @@ import transformers
 from torch import Tensor
 
 from sonotune import cli
-from sonotune.adapters.saved import open_model
-from sonotune.cli.runs import _run_lines
+from sonotune.cli.train import _run_lines
 from sonotune.config.load import LoadedConfig
 from sonotune.data.manifest import read_manifest
 from sonotune.data.tokenizer import train_tokenizer
 from sonotune.errors import AdapterError, ConfigError, ManifestError
 from sonotune.evaluation.evaluate import evaluate
+from sonotune.loading import open_model
 from sonotune.models.families.ctc import character_tokenizer
 from sonotune.models.probe import probe_batch, probe_logits
 from sonotune.serving.export import export

@@ -14,14 +14,17 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from sonotune.adapters.trainable import check_shardable
 from sonotune.config.load import LoadedConfig
 from sonotune.errors import CheckpointError, ConfigError
-from sonotune.processes import BUCKET_BYTES, Processes, _buckets, started
+from sonotune.processes import BUCKET_BYTES, SINGLE_PROCESS, Processes, _buckets, started
 from sonotune.runs import read_events, read_record
-from sonotune.training.preparation import loop_settings
-from sonotune.training.sharding import check_shardable
+from sonotune.training.compatibility import Fingerprint
+from sonotune.training.inputs import loop_settings
+from sonotune.training.runtime import ComputeSetup
 
 Settings = Callable[..., LoadedConfig]
 
@@ -134,7 +137,7 @@ def stops_after(step: int, name: str) -> str:
 STOPS = """
 import os, signal, sys
 from sonotune.cli import main
-from sonotune.training.progress import ProgressBar
+from sonotune.training.logging.progress import ProgressBar
 
 def stepped(self, values):
     # One process alone gets the signal, as when a scheduler takes away one machine.
@@ -164,14 +167,14 @@ from sonotune.cli import main
 from sonotune.processes import Processes
 
 known = []
-add_up = Processes.add_up
+add_up = Processes.all_reduce
 
 def stale(self, tensors):
     if not known:
         known.append(len(tensors))
     add_up(self, tensors[: known[0]])
 
-Processes.add_up = stale
+Processes.all_reduce = stale
 main(["train", *sys.argv[1:]])
 """
 
@@ -191,7 +194,7 @@ def test_what_is_not_finite_in_one_process_is_skipped_by_all(train: Callable[...
 NOT_A_NUMBER = """
 import os, sys
 from sonotune.cli import main
-from sonotune.training.gradients import Gradients
+from sonotune.training.step import Gradients
 
 add = Gradients._add
 calls = []
@@ -230,7 +233,7 @@ def test_a_process_that_is_killed_ends_the_others_and_the_next_start_goes_on(
 DIES = f"""
 import os, sys
 from sonotune.cli import main
-from sonotune.training.progress import ProgressBar
+from sonotune.training.logging.progress import ProgressBar
 
 def stepped(self, values):
     if values["step"] == 3 and os.environ.get("RANK") == "1":
@@ -345,14 +348,14 @@ def test_weights_in_parts_learn_what_whole_ones_do(
 COUNTS = """
 import sys
 from sonotune.cli import main
-from sonotune.training import run as room
-from sonotune.training.sharding import is_part, local
+from sonotune.training import model as room
+from sonotune.training.sharding import is_shard, local
 
 shard = room.shard_layers
 
 def counted(loaded, processes, **options):
     shard(loaded, processes, **options)
-    parts = [value for value in loaded.module.parameters() if is_part(value)]
+    parts = [value for value in loaded.module.parameters() if is_shard(value)]
     print(f"held {sum(local(one).numel() for one in parts)} {sum(one.numel() for one in parts)}\\n", end="", flush=True)
 
 room.shard_layers = counted
@@ -386,7 +389,7 @@ COPIES = """
 import sys
 import torch
 from sonotune.cli import main
-from sonotune.training.gradients import Gradients
+from sonotune.training.step import Gradients
 
 add = Gradients._add
 
@@ -439,24 +442,28 @@ def test_settings_that_weights_in_parts_do_not_bear_are_refused(changes: dict[st
         check_shardable(**{**settings, **changes})
 
 
+def among(processes: Processes = SINGLE_PROCESS) -> ComputeSetup:
+    return ComputeSetup(accelerator=Accelerator(cpu=True), processes=processes, precision="fp32", why="")
+
+
 def test_a_step_needs_a_micro_batch_for_each_process(settings: Settings):
     config = settings().config
-    assert loop_settings(config).accumulation_steps == 1
-    assert loop_settings(config, Processes(0, 3)).accumulation_steps == 3
+    assert loop_settings(config, among()).accumulation_steps == 1
+    assert loop_settings(config, among(Processes(0, 3))).accumulation_steps == 3
     four = settings("training.accumulation_steps=4").config
-    assert loop_settings(four, Processes(0, 3)).accumulation_steps == 4
+    assert loop_settings(four, among(Processes(0, 3))).accumulation_steps == 4
     with pytest.raises(ConfigError, match="4 micro-batches of a step cannot be shared by 5 processes"):
-        loop_settings(four, Processes(1, 5))
-    assert loop_settings(config, Processes(0, 1), begun=2).accumulation_steps == 2
-    assert loop_settings(four, begun=2).accumulation_steps == 4
+        loop_settings(four, among(Processes(1, 5)))
+    assert loop_settings(config, among(Processes(0, 1)), begun=2).accumulation_steps == 2
+    assert loop_settings(four, among(), begun=2).accumulation_steps == 4
     with pytest.raises(ConfigError, match=r"begun with 2: .* cannot be shared by 3 processes. Start 2 processes"):
-        loop_settings(config, Processes(0, 3), begun=2)
+        loop_settings(config, among(Processes(0, 3)), begun=2)
 
 
 def test_shares_are_apart_and_whole():
     for count in range(1, 5):
         for size in range(9):
-            shares = [Processes(rank, count).share(range(size)) for rank in range(count)]
+            shares = [Processes(rank, count).shard(range(size)) for rank in range(count)]
             assert sorted(item for share in shares for item in share) == list(range(size))
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -478,14 +485,14 @@ class Other(Processes):
     def __init__(self) -> None:
         super().__init__(0, 2)
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         return [value, {**value, "training data": "b" * 64}]
 
 
 def test_processes_that_were_started_with_other_clips_are_refused():
     with pytest.raises(ConfigError, match="process 1 was started with other training data than process 0"):
-        Other().agree({"settings": "s", "training data": "a" * 64})
-    Processes().agree({"settings": "s"})
+        Other().assert_equal({"settings": "s", "training data": "a" * 64})
+    Processes().assert_equal({"settings": "s"})
 
 
 def test_processes_that_did_not_find_each_other_are_refused(monkeypatch: pytest.MonkeyPatch):
@@ -494,7 +501,7 @@ def test_processes_that_did_not_find_each_other_are_refused(monkeypatch: pytest.
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "1")
     with pytest.raises(ConfigError, match="started 2 processes and 1 found each other"):
-        Processes.joined(1)
+        Processes.from_env(1)
 
 
 @pytest.mark.parametrize("count", ["2", "many", "-1", ""])
@@ -512,5 +519,6 @@ def test_a_checkpoint_of_other_steps_is_refused(settings: Settings, tmp_path: Pa
         tmp_path, 1, weights={}, optimizer={},
         state={"position": {}, "identity": {"micro-batches of a step": "2"}},
     )  # fmt: skip
+    wanted = Fingerprint(values={"micro-batches of a step": "1"}, may_differ=frozenset())
     with pytest.raises(CheckpointError, match="micro-batches of a step was 2 and is now 1"):
-        checkpoint.check_identity(checkpoint.read(saved), {"micro-batches of a step": "1"}, ())
+        checkpoint.check_fingerprint(checkpoint.read(saved), wanted, ())

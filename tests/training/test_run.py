@@ -20,7 +20,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from sonotune.adapters.saved import use_of
+from sonotune.adapters.metadata import use_of
 from sonotune.config.load import LoadedConfig
 from sonotune.errors import (
     AdapterError,
@@ -32,12 +32,14 @@ from sonotune.errors import (
     RunDirectoryError,
     TextError,
 )
-from sonotune.models.base import Losses
+from sonotune.models.losses import Losses
+from sonotune.models.precision import choose_precision
 from sonotune.runs import read_events, read_record
 from sonotune.tasks.transcribe import Transcribe
-from sonotune.training import checkpoint
-from sonotune.training import run as room
+from sonotune.training import checkpoint, runtime, scoring
+from sonotune.training.inputs import load_inputs
 from sonotune.training.run import run
+from sonotune.training.runtime import set_up_compute
 
 Settings = Callable[..., LoadedConfig]
 
@@ -114,19 +116,17 @@ def test_a_run_leaves_all_that_the_design_lists(settings: Settings, tmp_path: Pa
         lines = (folder / "predictions" / f"{moment}.jsonl").read_text("utf-8").splitlines()
         assert [json.loads(line)["id"] for line in lines] == ["c20", "c21", "c22", "c23"]
     assert [event["step"] for event in events(folder, "step")] == list(range(1, 11))
-    side_car = json.loads((folder / "adapter" / "sonotune.json").read_text("utf-8"))
-    assert side_car["bits"] == 16
-    assert side_car["checkpoint"] == record.model["checkpoint"]
+    metadata = json.loads((folder / "adapter" / "sonotune.json").read_text("utf-8"))
+    assert metadata["bits"] == 16
+    assert metadata["checkpoint"] == record.model["checkpoint"]
     for name in ("text_scoring", "min_duration_s", "max_duration_s", "multi_label"):
-        assert side_car[name] == record.config["data"][name]
+        assert metadata[name] == record.config["data"][name]
     assert use_of(str(folder / "adapter")) == use_of(str(folder))
 
 
 def test_the_kept_adapter_is_the_best_checkpoint(settings: Settings, monkeypatch: pytest.MonkeyPatch):
-    from sonotune.training import run as module
-
     values = iter([0.9, 0.3, 0.5, 0.3])  # before, two evaluations, after
-    honest = module._evaluate
+    honest = scoring.Scoring._evaluate
 
     def evaluate(*arguments: Any) -> Any:
         result = honest(*arguments)
@@ -134,7 +134,7 @@ def test_the_kept_adapter_is_the_best_checkpoint(settings: Settings, monkeypatch
         object.__setattr__(score, "value", next(values))
         return result
 
-    monkeypatch.setattr(module, "_evaluate", evaluate)
+    monkeypatch.setattr(scoring.Scoring, "_evaluate", evaluate)
     record, folder = run(settings("training.learning_rate=1e-2"))
     best = checkpoint.read(folder / "checkpoints" / "step-000005")
     last = checkpoint.read(folder / "checkpoints" / "step-000010")
@@ -467,7 +467,7 @@ def test_a_full_disk_at_a_checkpoint_ends_with_exit_5_and_can_go_on(
 def test_a_full_disk_while_the_adapter_is_kept_leaves_none_and_can_go_on(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from sonotune.training import keep
+    from sonotune.training import artifacts as keep
 
     def full(_: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -517,13 +517,11 @@ def test_a_clip_that_breaks_while_training_is_in_the_record(
 
 def test_another_precision_does_not_go_on_with_a_run(settings: Settings, monkeypatch: pytest.MonkeyPatch):
     """Under `auto` the settings are the same on a machine with bf16 and on one without; the arithmetic is not."""
-    import sonotune.training.run as story
-
     with pytest.raises(Interrupted):
         run(settings("training.precision=auto"), listeners=[StopAfter(2)])
-    honest = story.choose_precision("auto")[0]
+    honest = choose_precision("auto")[0]
     other = "fp32" if honest == "bf16" else "bf16"
-    monkeypatch.setattr(story, "choose_precision", lambda asked: (other, "for the test"))
+    monkeypatch.setattr(runtime, "choose_precision", lambda asked: (other, "for the test"))
     AcceleratorState._reset_state(reset_partial_state=True)  # another process would begin without it
     with pytest.raises(CheckpointError, match="precision"):
         run(settings("training.precision=auto"))
@@ -534,15 +532,15 @@ def test_a_signal_outside_the_steps_ends_a_run_at_once(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals
 ):
     """While it loads, calibrates or scores there is nothing to finish first."""
-    evaluate, calls = room.evaluate, []
+    evaluate, calls = scoring.evaluate, []
 
-    def scoring(*values: Any, **options: Any) -> Any:
+    def signalled(*values: Any, **options: Any) -> Any:
         calls.append(len(calls))
         if len(calls) == 1:
             os.kill(os.getpid(), number)
         return evaluate(*values, **options)
 
-    monkeypatch.setattr(room, "evaluate", scoring)
+    monkeypatch.setattr(scoring, "evaluate", signalled)
     words = ("training.max_steps=2", "evaluation.zero_shot=true")
     with pytest.raises(Interrupted, match=f"stopped by {number.name} outside the steps of training"):
         run(settings(*words, folder=tmp_path / "run"))
@@ -583,7 +581,7 @@ def test_evaluations_leave_training_alone_even_where_they_fail(
     words = ("training.max_steps=4", "training.save_steps=1", "adapter.dropout=0.2", "evaluation.zero_shot=false")
     run(settings(*words, "training.eval_steps=never", folder=tmp_path / "never"))
     run(settings(*words, "training.eval_steps=1", folder=tmp_path / "each"))
-    evaluate, calls = room.evaluate, []
+    evaluate, calls = scoring.evaluate, []
 
     def failing(*values: Any, **options: Any) -> Any:
         calls.append(len(calls))
@@ -591,7 +589,7 @@ def test_evaluations_leave_training_alone_even_where_they_fail(
             raise OSError("the disk has gone")
         return evaluate(*values, **options)
 
-    monkeypatch.setattr(room, "evaluate", failing)
+    monkeypatch.setattr(scoring, "evaluate", failing)
     with pytest.raises(OSError, match="the disk has gone"):
         run(settings(*words, "training.eval_steps=1", folder=tmp_path / "broken"))
     run(settings(*words, "training.eval_steps=1", folder=tmp_path / "broken"))
@@ -649,9 +647,15 @@ def test_long_clips_are_counted_apart_from_bad_ones(settings: Settings, clips: C
 
 def trained_clips(configuration: LoadedConfig) -> set[str]:
     """Clips that a run trains on."""
-    from sonotune.training.preparation import gather
-
     run(configuration)
-    return {
-        clip.id for clip in gather(configuration.config, precision="fp32", device=torch.device("cpu")).prepared.clips
-    }
+    return {clip.id for clip in load_inputs(configuration.config, set_up_compute("fp32")).prepared.clips}
+
+
+def test_the_language_that_all_clips_name_goes_with_what_was_trained(settings: Settings, tmp_path: Path):
+    """`model.language` is not set: the tools that serve the model are told what the clips were trained with."""
+    record, folder = run(settings("training.max_steps=1", folder=tmp_path / "one"))
+    assert record.config["model"]["language"] is None
+    assert record.model["language"] == "en"
+    assert record.choices["model.language"].startswith("en: every training clip names it")
+    assert json.loads((folder / "adapter" / "sonotune.json").read_text("utf-8"))["language"] == "en"
+    assert use_of(str(folder))["language"] == use_of(str(folder / "adapter"))["language"] == "en"

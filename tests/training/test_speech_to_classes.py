@@ -19,9 +19,9 @@ import transformers
 from safetensors.torch import load_file
 
 from sonotune import cli
-from sonotune.adapters.saved import choose_family, open_model
 from sonotune.config.load import LoadedConfig, load_run_config
 from sonotune.errors import AdapterError, Interrupted
+from sonotune.loading import choose_family, open_model
 from sonotune.models.families.ast import AstFamily
 from sonotune.models.probe import probe_batch, probe_logits
 from sonotune.serving.export import export

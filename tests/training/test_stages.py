@@ -14,13 +14,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sonotune.adapters.kinds.lora import LORA
 from sonotune.config.load import LoadedConfig
 from sonotune.errors import AdapterError, ConfigError, Interrupted, ModelError
-from sonotune.models.base import LoadedModel, carrier, select
+from sonotune.models.base import LoadedModel, select
 from sonotune.runs import read_events, read_record
-from sonotune.training.course import MOST_WARMUP, Course
+from sonotune.stages import ParameterGroup, Stage, StageSettings, all_stages, build_stages, whole_run
+from sonotune.training.lr_schedule import MAX_WARMUP, StageSchedule
 from sonotune.training.run import run
-from sonotune.training.stages import ParameterGroup, Stage, StageSettings, all_stages, build_stages, whole_run
 
 Build = Callable[..., Any]
 Settings = Callable[..., LoadedConfig]
@@ -55,19 +56,19 @@ def test_each_stage_moves_what_it_names_and_nothing_else(bench: Build):
     before, moved = made.weights(), []
     loop = made.loop
     for index in range(3):
-        while loop.position.step < loop._course.end:
+        while loop.state.step < loop.schedule.end:
             loop._run_epoch()
         after = made.weights()
         moved.append({name for name in names if not torch.equal(before[name], after[name])})
-        assert moved[-1] <= loop._course.stage.trainable
+        assert moved[-1] <= loop.schedule.stage.trainable
         before = after
         if index < 2:
             loop._next_stage()
     stem, norms = set(select(made.loaded, ["stem"])), set(select(made.loaded, [NORMS]))
-    assert {carrier(name) for name in moved[0]} <= stem
+    assert {LORA.base_name(name) for name in moved[0]} <= stem
     assert moved[0]
-    assert any(carrier(name) in norms for name in moved[1])
-    assert all(".lora_" in name and "decoder" in name for name in moved[1] if carrier(name) not in norms)
+    assert any(LORA.base_name(name) in norms for name in moved[1])
+    assert all(".lora_" in name and "decoder" in name for name in moved[1] if LORA.base_name(name) not in norms)
     assert all(".lora_" in name for name in moved[2])
     assert any(".encoder." in name for name in moved[2])
 
@@ -81,7 +82,7 @@ def test_going_on_changes_no_output_and_carries_the_moments_over(bench: Build):
         with torch.no_grad():
             return float(made.task.loss(made.loaded, batch, label_smoothing=0.0).total)
 
-    while loop.position.step < loop._course.end:
+    while loop.state.step < loop.schedule.end:
         loop._run_epoch()
     before, optimizer = loss(), loop._optimizer
     moments = {id(p): {k: v.clone() for k, v in s.items()} for p, s in optimizer.state.items()}
@@ -162,7 +163,7 @@ def test_a_course_covers_every_step_once_and_its_shares_are_shares(lengths, step
               dip=dip)
         for index, (epochs, most) in enumerate(lengths)
     ]  # fmt: skip
-    course = Course(stages, schedule="cosine", floor=0.1, steps_of=lambda epoch: steps)
+    course = StageSchedule(stages, schedule="cosine", floor=0.1, steps_of=lambda epoch: steps)
     course.enter(0, step=0, epoch=0)
     total, step = course.total, 0
     for index, (epochs, most) in enumerate(lengths):
@@ -175,7 +176,7 @@ def test_a_course_covers_every_step_once_and_its_shares_are_shares(lengths, step
         step = course.end
         assert course.last is (index == len(lengths) - 1)
     assert step == total
-    assert MOST_WARMUP == 500
+    assert MAX_WARMUP == 500
 
 
 def test_layers_further_down_learn_more_slowly(bench: Build):
@@ -204,7 +205,7 @@ def test_a_stage_whose_score_stalls_gives_way(bench: Build):
     made.loop.run()
     assert [event["stage"] for event in made.of("step")] == ["stage 0"] * 10 + ["stage 1"] * 5
     assert made.of("stage")[0]["because"] == "its score has stopped improving"
-    assert made.loop.position.best_step == 15
+    assert made.loop.state.best_step == 15
 
 
 def test_a_stage_begins_with_a_fresh_pass(bench: Build):
@@ -312,7 +313,7 @@ def test_patience_counts_from_the_best_of_its_own_stage(bench: Build):
     made = bench(stages=stages, scores=[0.2, 0.9, 0.8, 0.7, 0.6], eval_steps="epoch")
     made.loop.run()
     assert len(made.of("evaluation")) == 5
-    assert made.loop.position.best == 0.2
+    assert made.loop.state.best == 0.2
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from sonotune.adapters.saved import open_model
+from sonotune.adapters.kinds.base import AdapterSettings
+from sonotune.adapters.kinds.lora import LORA
+from sonotune.adapters.ranks.choose import RankSettings, plan_ranks
+from sonotune.adapters.trainable import adapt, untrained_parts
 from sonotune.errors import AdapterError
-from sonotune.training.adapt import adapt, untrained_parts
-from sonotune.training.ranks import RankSettings, plan_ranks
+from sonotune.loading import open_model
 
 
 def parts(targets: object, unfreeze: tuple[str, ...] = ()) -> list[str]:
     loaded = open_model("assets:speech-llm-nano").loaded
     settings = RankSettings(rank=2, targets=targets, unfreeze=unfreeze)  # type: ignore[arg-type]
-    loaded = adapt(loaded, plan_ranks(loaded, settings), rank=2, stem="frozen", unfreeze=unfreeze)
+    loaded = adapt(
+        loaded, LORA, plan_ranks(loaded, settings), AdapterSettings(rank=2, stem="frozen", unfreeze=unfreeze)
+    )
     return [finding.message for finding in untrained_parts(loaded)]
 
 
@@ -34,4 +38,4 @@ def test_a_projector_that_trains_is_nothing_to_tell():
 
 def test_a_model_with_nothing_new_has_no_such_part():
     loaded = open_model("assets:whisper-nano").loaded
-    assert untrained_parts(adapt(loaded, plan_ranks(loaded, RankSettings(rank=2)), rank=2)) == []
+    assert untrained_parts(adapt(loaded, LORA, plan_ranks(loaded, RankSettings(rank=2)), AdapterSettings(rank=2))) == []

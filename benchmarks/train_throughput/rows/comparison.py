@@ -26,6 +26,7 @@ from sonotune.data.manifest import write_manifest
 from sonotune.data.text import get as get_normalizer
 from sonotune.features.batching import plan_batches
 from sonotune.runs import generator, torch_seed
+from sonotune.training.logging.run_log import EventLog
 from sonotune.types import Clip, Context
 
 ROOT: Final = Path(__file__).resolve().parents[3]
@@ -173,16 +174,19 @@ def open_ours(
     """As `sonotune.training.run` puts them together, with LoRA and a frozen stem."""
     from accelerate import Accelerator
 
-    from sonotune.adapters.saved import open_model
+    from sonotune.adapters.kinds.base import AdapterSettings
+    from sonotune.adapters.kinds.lora import LORA
+    from sonotune.adapters.ranks.choose import RankSettings, plan_ranks
+    from sonotune.adapters.trainable import adapt
+    from sonotune.loading import open_model
     from sonotune.registry import resolve
     from sonotune.tasks.base import TaskSettings
-    from sonotune.training.adapt import adapt
-    from sonotune.training.ranks import RankSettings, plan_ranks
 
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=True)
     opened = open_model(str(work / "model"), context=context, bits=16, precision=precision)
     plan = plan_ranks(opened.loaded, RankSettings(rank=RANK, targets=targets, unfreeze=unfreeze))
-    loaded = adapt(opened.loaded, plan, rank=RANK, stem="frozen", unfreeze=unfreeze, precision=precision)
+    beside = AdapterSettings(rank=RANK, stem="frozen", unfreeze=unfreeze)
+    loaded = adapt(opened.loaded, LORA, plan, beside, precision=precision)
     draw_adapters(loaded.adapter)
     text = get_normalizer("basic")
     settings = TaskSettings(training_text=text, scoring_text=text, language=LANGUAGE)
@@ -192,7 +196,7 @@ def open_ours(
 
 
 def stage_of(loaded: Any) -> Any:
-    from sonotune.training.stages import whole_run
+    from sonotune.stages import whole_run
 
     return whole_run(
         loaded,
@@ -208,7 +212,7 @@ def stage_of(loaded: Any) -> Any:
 def side_sonotune(row: Row, work: Path, precision: str) -> dict[str, Any]:
     """One pass over the clips by `StageLoop`, at the clips' own length; decoding and features happen on the way."""
     from sonotune.features.workers import Crew
-    from sonotune.training.memory import keep_freed_memory
+    from sonotune.training.runtime import keep_freed_memory
 
     keep_freed_memory()
     with Crew(1) as crew:  # before the model is loaded; both as in `sonotune.training.run`
@@ -216,16 +220,20 @@ def side_sonotune(row: Row, work: Path, precision: str) -> dict[str, Any]:
 
 
 def _train_by_loop(row: Row, work: Path, precision: str, crew: Any) -> dict[str, Any]:
+    from sonotune.processes import SINGLE_PROCESS
+    from sonotune.training.compatibility import CheckpointPlace, Fingerprint
     from sonotune.training.loop import StageLoop
-    from sonotune.training.loop_settings import LoopSettings, TrainingData
-    from sonotune.training.signals import StopRequest
+    from sonotune.training.objectives.base import ObjectiveSettings
+    from sonotune.training.objectives.task import TaskObjective
+    from sonotune.training.runtime import ComputeSetup
+    from sonotune.training.state import LoopSettings, TrainingData
 
     ours = row.open_ours(work, precision, "cut")
     memory = Memory()
     settings = LoopSettings(
         seed=SEED, batch_seconds=1000.0, batch_max_clips=row.batch, accumulation_steps=1, schedule="linear",
         learning_rate_floor=0.0, weight_decay=0.0, betas=(0.9, 0.999), clip_norm=1.0,
-        label_smoothing=0.0, eval_steps="never", save_steps="epoch", keep_checkpoints=1,
+        eval_steps="never", save_steps="epoch", keep_checkpoints=1,
         full_context_share=0.0,
     )  # fmt: skip
     clock, loop, preparation_s = Clock(), None, 0.0
@@ -236,20 +244,29 @@ def _train_by_loop(row: Row, work: Path, precision: str, crew: Any) -> dict[str,
         assert not prepared.findings, prepared.findings
         clock = Clock()
         loop = StageLoop(
-            task=ours.task, loaded=ours.loaded, stages=[stage_of(ours.loaded)], settings=settings,
-            data=TrainingData(clips=prepared.clips, targets=prepared.targets, augmenter=None, spec_augment=None),
-            crew=crew, accelerator=ours.accelerator, checkpoints=work / f"checkpoints-{part}-{os.getpid()}",
-            event=_refuse_findings, evaluate=None, listeners=[clock], identity={}, stop=StopRequest(),
+            TaskObjective(ours.task, ObjectiveSettings()), ours.loaded, [stage_of(ours.loaded)], settings=settings,
+            data=TrainingData(
+                clips=prepared.clips, targets=prepared.targets, augmenter=None, spec_augment=None, crew=crew
+            ),
+            compute=ComputeSetup(
+                accelerator=ours.accelerator, processes=SINGLE_PROCESS, precision="fp32", why="of the comparison"
+            ),
+            checkpoints=CheckpointPlace(
+                folder=work / f"checkpoints-{part}-{os.getpid()}",
+                fingerprint=Fingerprint(values={}, may_differ=frozenset()),
+            ),
+            log=_RefuseFindings([clock]),
         )  # fmt: skip
         loop.run()
     assert loop is not None
-    return report(clock, memory, clips=loop.position.clips, preparation_s=preparation_s) | {
-        "waited_for_data_s": loop.position.spent["data"]
+    return report(clock, memory, clips=loop.state.clips, preparation_s=preparation_s) | {
+        "waited_for_data_s": loop.state.spent["data"]
     }
 
 
-def _refuse_findings(kind: str, **fields: Any) -> None:
-    assert kind not in {"finding", "bad_step"}, fields
+class _RefuseFindings(EventLog):
+    def event(self, kind: str, **fields: Any) -> None:
+        assert kind not in {"finding", "bad_step"}, fields
 
 
 # Side B: transformers and PEFT, as the guides of Hugging Face use them
@@ -371,8 +388,8 @@ def side_breakdown(row: Row, work: Path, precision: str) -> dict[str, Any]:
     import torch
 
     from sonotune.features.batching import Batch, pad_targets
+    from sonotune.stages import parameters_by_name
     from sonotune.training.optimizer import build_optimizer
-    from sonotune.training.stages import parameters_by_name
 
     ours = row.open_ours(work, precision, "cut")
     stage, module = stage_of(ours.loaded), ours.loaded.module

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sonotune.adapters.lora import lora_layers
+from sonotune.adapters.kinds.base import kind_of
 from sonotune.errors import AdapterError
-from sonotune.models.base import LoadedModel, bare_name
+from sonotune.models.base import LoadedModel
 from sonotune.models.quantize import dequantized_weight
 
 MergeTarget = Literal["dequantized", "original"]
@@ -50,41 +50,31 @@ def merged_state(loaded: LoadedModel, original: Mapping[str, Tensor] | None = No
         original: Weights to merge into instead of those the model computes with (`target="original"`).
 
     Raises:
-        AdapterError: An adapter sits on something that is neither a linear nor a convolution.
+        AdapterError: An adapter cannot be folded in.
     """
+    names, kind = loaded.names, kind_of(loaded)
+    updates = kind.merge(loaded)
+    if updates is None:
+        raise AdapterError(f"adapters of the kind {kind.name!r} fold into no plain weights; export them as they are.")
     state: dict[str, Tensor] = {}
     learned: dict[str, Tensor] = {}
     for name, tensor in loaded.module.state_dict().items():
-        if ".lora_" in name or _QUANTIZATION.search(name):
+        if names.owns(name) or _QUANTIZATION.search(name):
             continue
-        if ".modules_to_save." in name:
-            learned[bare_name(name)] = tensor.float()
+        if names.is_copy(name):
+            learned[names.unwrapped(name)] = tensor.float()
         elif tensor.is_floating_point():
-            state[bare_name(name)] = tensor.float()
+            state[names.unwrapped(name)] = tensor.float()
         elif tensor.dtype not in (torch.uint8, torch.int8):
-            state[bare_name(name)] = tensor
+            state[names.unwrapped(name)] = tensor
     for name in loaded.quantized:
         module: Any = loaded.module.get_submodule(name)
         state[f"{name}.weight"] = dequantized_weight(getattr(module, "base_layer", module))
     if original is not None:
         state |= {name: tensor.float() for name, tensor in original.items() if name in state}
-    for name, layer in lora_layers(loaded).items():
-        state[f"{name}.weight"] = state[f"{name}.weight"] + _update(name, layer).to(state[f"{name}.weight"].device)
+    for name, update in updates.items():
+        state[name] = state[name] + update.to(state[name].device)
     return state | learned
-
-
-def _update(name: str, layer: Any) -> Tensor:
-    a, b = layer.lora_A["default"].weight.float(), layer.lora_B["default"].weight.float()
-    scale = layer.scaling["default"]
-    update: Tensor
-    with torch.no_grad():
-        if a.ndim == 2:
-            update = scale * (b @ a)
-            return update
-        if a.ndim in (3, 4):  # a convolution: A holds the kernel, B mixes the rank channels
-            update = scale * torch.einsum("or,r...->o...", b.reshape(b.shape[0], b.shape[1]), a)
-            return update
-    raise AdapterError(f"{name} carries an adapter of {a.ndim} dimensions, which cannot be merged.")
 
 
 def merge_into(loaded: LoadedModel, fresh: LoadedModel, *, target: MergeTarget = "dequantized") -> LoadedModel:

@@ -6,11 +6,10 @@ to full module names here and nothing downstream matches patterns again.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
-from sonotune.errors import AdapterError
-from sonotune.models.base import LoadedModel, carrier, names_module, select
+from sonotune.errors import AdapterError, suggest
+from sonotune.models.base import LoadedModel, names_module, select
 
 _QUERY_VALUE = ("q_proj", "v_proj", "linear_q", "linear_v")
 _SHORTHANDS = {
@@ -38,8 +37,7 @@ def resolve_targets(loaded: LoadedModel, targets: str | Sequence[str]) -> tuple[
         matches = _matches(loaded, entry)
         if not matches:
             endings = sorted({name.rpartition(".")[2] for name in loaded.linears})
-            close = difflib.get_close_matches(entry, [*endings, *_SHORTHANDS, "all_linear"], n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
+            hint = suggest(entry, [*endings, *_SHORTHANDS, "all_linear"], ".")
             raise AdapterError(
                 f"adapter.targets: {entry!r} matches none of the {len(loaded.linears)} adaptable linears{hint} "
                 f"Use all_linear, {', '.join(_SHORTHANDS)}, a component selector or an ending: {', '.join(endings)}."
@@ -84,7 +82,7 @@ def modules_of(loaded: LoadedModel, selectors: Sequence[str]) -> tuple[str, ...]
 
 def _whole_modules(loaded: LoadedModel, parameters: Sequence[str]) -> tuple[str, ...]:
     """The modules that these parameters make up, none within another."""
-    every = [carrier(name) for name, _ in loaded.module.named_parameters()]
+    every = [loaded.names.base_name(name) for name, _ in loaded.module.named_parameters()]
     chosen, modules = set(parameters), dict[str, None]()
     for name in parameters:
         # Weight norm keeps its parameters in a module of its own beneath the one that computes with them.

@@ -1,6 +1,6 @@
 """Open audio files with care: regular files only, header against bytes, limits on rate and channels.
 
-`opened` is the one door to the decoder; `io` is the room behind it.
+`opened` is the one door to the decoder; `io` is the package behind it.
 """
 
 from __future__ import annotations

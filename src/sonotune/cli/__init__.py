@@ -1,4 +1,4 @@
-"""The command line. Rooms are imported inside commands, so `--help` costs nothing and knows no torch.
+"""The command line. Packages are imported inside commands, so `--help` costs nothing and knows no torch.
 
 Results go to stdout (one JSON object with `--json`), everything else to stderr. Exit codes: 0 done, 1 a bug of ours, 2
 the user's input, 3 a gate said STOP, 4 numeric failure, 5 out of memory or disk, 6 a checkpoint's integrity, 75
@@ -17,11 +17,41 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from sonotune.cli import ablation, data, models, planning, ranks, runs  # the commands register themselves
+from sonotune.cli import (  # the commands register themselves
+    ablate,
+    allocate,
+    compare,
+    compose,
+    data,
+    evaluate,
+    export,
+    inspect,
+    plan,
+    quickstart,
+    recognize,
+    report,
+    train,
+)
 from sonotune.cli.shared import app
 from sonotune.errors import SonotuneError
 
-__all__ = ["ablation", "app", "data", "main", "models", "planning", "ranks", "runs"]
+__all__ = [
+    "ablate",
+    "allocate",
+    "app",
+    "compare",
+    "compose",
+    "data",
+    "evaluate",
+    "export",
+    "inspect",
+    "main",
+    "plan",
+    "quickstart",
+    "recognize",
+    "report",
+    "train",
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -35,7 +35,7 @@ def data_import(
     audio_column: Annotated[str | None, typer.Option(help="Column of the audio, where its name says nothing.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the transcript.")] = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Convert a corpus to a manifest."""
     from dataclasses import replace
 
@@ -43,9 +43,14 @@ def data_import(
     from sonotune.data.manifest import statistics, write_manifest
 
     asked = {
-        "split": split, "config": config, "revision": revision, "streaming": streaming or None, "limit": limit,
-        "audio_column": audio_column, "text_column": text_column,
-    }  # fmt: skip
+        "split": split,
+        "config": config,
+        "revision": revision,
+        "streaming": streaming or None,
+        "limit": limit,
+        "audio_column": audio_column,
+        "text_column": text_column,
+    }
     options = {name: value for name, value in asked.items() if value is not None}
     clips = read_source(source, allow_outside_root=True, options=options)
     clips = [replace(clip, language=clip.language or language) for clip in clips]
@@ -95,7 +100,7 @@ def data_split(
     eval_speakers: Speakers = "",
     seed: Annotated[int, typer.Option(help="Decides which speakers go where.")] = 0,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Split a corpus so that no speaker is in two parts."""
     from sonotune.data import splits
     from sonotune.data.corpus import read_source
@@ -114,10 +119,11 @@ def data_split(
     for name, members in parts.items():
         write_manifest(folder / f"{name}.jsonl", members)
         body[name] = {
-            "manifest": str(folder / f"{name}.jsonl"), "clips": len(members),
+            "manifest": str(folder / f"{name}.jsonl"),
+            "clips": len(members),
             "seconds": sum(clip.duration_s for clip in members),
             "speakers": sorted({clip.speaker for clip in members if clip.speaker}),
-        }  # fmt: skip
+        }
     lines = [f"{name}: {part['clips']} clips, {len(part['speakers'])} speakers" for name, part in body.items()]
     root = _root_needed(folder, clips)
     print_result(body | {"root": root}, as_json=as_json, lines=[*lines, *_root_hint(root)])
@@ -135,7 +141,7 @@ def data_tokenizer(
     byte_fallback: Annotated[bool, typer.Option("--byte-fallback", help="bpe: unknown characters as bytes.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier one.")] = False,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Train a subword tokenizer on the transcripts of a corpus; loads in `transformers.AutoTokenizer`."""
     from sonotune.data import text
     from sonotune.data.corpus import read_source
@@ -148,10 +154,16 @@ def data_tokenizer(
         return [prepare(clip.text) for clip in read_source(place, allow_outside_root=True) if clip.text]
 
     report = train_tokenizer(
-        transcripts(source), kind=kind, vocab_size=vocab_size, folder=folder, bos=special, eos=special,
-        byte_fallback=byte_fallback, overwrite=overwrite,
+        transcripts(source),
+        kind=kind,
+        vocab_size=vocab_size,
+        folder=folder,
+        bos=special,
+        eos=special,
+        byte_fallback=byte_fallback,
+        overwrite=overwrite,
         held_out=None if held_out is None else transcripts(held_out),
-    )  # fmt: skip
+    )
     lines = [
         f"{folder}: {report.kind}, {report.vocab_size} of {report.vocab_size_asked} tokens, "
         f"{report.characters} characters",

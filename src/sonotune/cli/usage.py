@@ -23,9 +23,9 @@ def usage_in(folder: Path, record: RunRecord, kind: Literal["adapter", "model"])
     from sonotune.reports.card import usage_of
 
     usage = usage_of(record, kind)
-    side_car = _read(folder / "sonotune.json")
+    metadata = _read(folder / "sonotune.json")
     if kind == "adapter":
-        outputs, bits = bool(side_car.get("outputs")), int(side_car.get("bits", 16))
+        outputs, bits = bool(metadata.get("outputs")), int(metadata.get("bits", 16))
         usage = replace(usage, brings_outputs=outputs, bits=bits)
     home = _home(folder, str(record.model.get("checkpoint", "")), kind)
     if usage.family == "whisper":

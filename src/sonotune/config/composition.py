@@ -6,7 +6,6 @@ it. What nobody sets follows from the parts.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from sonotune.config.kinds import allowed, alternatives, is_text_choice
 from sonotune.config.plain_yaml import parse_yaml, read_yaml
-from sonotune.errors import ConfigError
+from sonotune.errors import ConfigError, suggest
 
 Heads = Annotated[int, Field(ge=1, le=512)]
 
@@ -79,17 +78,21 @@ class Composition(_Part):
     """Of what is drawn anew."""
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments of `models.composing.compose`; what follows from the parts is left out."""
+        """Arguments of `models.composed.build.compose`; what follows from the parts is left out."""
         values = dict(_leaves(self.model_dump(mode="json")))
         return {_ARGUMENTS.get(name, name): value for name, value in values.items() if value is not None}
 
 
 _ARGUMENTS: Final = {
-    "projector.kind": "projector_kind", "projector.downsample": "downsample",
-    "projector.hidden_size": "projector_hidden_size", "projector.latents": "perceiver_latents",
-    "projector.depth": "perceiver_depth", "projector.heads": "projector_heads",
-    "cross_attention.layers": "cross_attention_layers", "cross_attention.heads": "cross_attention_heads",
-}  # fmt: skip
+    "projector.kind": "projector_kind",
+    "projector.downsample": "downsample",
+    "projector.hidden_size": "projector_hidden_size",
+    "projector.latents": "perceiver_latents",
+    "projector.depth": "perceiver_depth",
+    "projector.heads": "projector_heads",
+    "cross_attention.layers": "cross_attention_layers",
+    "cross_attention.heads": "cross_attention_heads",
+}
 _PERCEIVER: Final = ("projector.latents", "projector.depth", "projector.heads")
 _BLOCKS: Final = ("cross_attention.layers", "cross_attention.heads")
 
@@ -104,9 +107,7 @@ def load_composition(words: Sequence[str]) -> Composition:
     values: dict[str, Any] = {}
     for name, value in _pairs(words, problems):
         if name not in _settings():
-            close = difflib.get_close_matches(name, _settings(), n=1)
-            meant = f"; did you mean {close[0]!r}?" if close else ""
-            problems.append(f"{name}: no such setting{meant} Known: {', '.join(_settings())}")
+            problems.append(f"{name}: no such setting{suggest(name, _settings())} Known: {', '.join(_settings())}")
         else:
             values[name] = value
     found = None

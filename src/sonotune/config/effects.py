@@ -12,6 +12,12 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
     sound = config.augmentation
     return [
         (
+            config.training.objective not in ("auto", "ctc_mix"),
+            f"training.objective is {config.training.objective}, which mixes in no CTC",
+            "model",
+            ("ctc_share",),
+        ),
+        (
             full,
             "adapter.kind is none: the whole model trains, without adapters",
             "adapter",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +15,13 @@ def affects_result(setting: FieldInfo) -> bool:
     """Whether a setting can change the weights, scores or predictions of a run."""
     extra = setting.json_schema_extra
     return not (isinstance(extra, dict) and extra.get("affects_result") is False)
+
+
+def in_digest(setting: FieldInfo, value: Any) -> bool:
+    """Whether a value of a setting belongs to the digest of a run."""
+    extra = setting.json_schema_extra
+    later = isinstance(extra, dict) and extra.get("in_digest_at_default") is False
+    return affects_result(setting) and not (later and value == setting.default)
 
 
 def alternatives(kind: Any) -> list[Any]:
@@ -35,12 +41,6 @@ def choices(kinds: Sequence[Any]) -> set[Any]:
 def is_text_choice(kind: Any) -> bool:
     """Whether an alternative is a choice between words."""
     return typing.get_origin(kind) is Literal and all(isinstance(value, str) for value in typing.get_args(kind))
-
-
-def near(word: str, known: Collection[str]) -> str:
-    """The known word that was probably meant, as a question; empty where none is near."""
-    close = difflib.get_close_matches(word, sorted(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}

@@ -27,10 +27,10 @@ from pydantic.fields import FieldInfo
 
 from sonotune import registry
 from sonotune.config.effects import without_effect
-from sonotune.config.kinds import affects_result, allowed, alternatives, choices, is_text_choice, near
+from sonotune.config.kinds import affects_result, allowed, alternatives, choices, in_digest, is_text_choice
 from sonotune.config.plain_yaml import parse_yaml, read_yaml, write_yaml
 from sonotune.config.schema import RunConfig, Section
-from sonotune.errors import ConfigError
+from sonotune.errors import ConfigError, suggest
 
 __all__ = [
     "LoadedConfig",
@@ -231,7 +231,7 @@ def _choose(group: str, name: str, origin: str, draft: _Draft) -> None:
         draft.broken.add(group)
         other = " A folder with a model, an adapter or a run is allowed as well." if group == "model" else ""
         draft.problems.append(
-            f"no {group} preset called {name!r}{near(name, known)} ({origin}); known: {', '.join(known)}.{other}"
+            f"no {group} preset called {name!r}{suggest(name, known)} ({origin}); known: {', '.join(known)}.{other}"
         )
 
 
@@ -406,7 +406,7 @@ def _unknown(name: str, origin: str) -> str:
     if not dot and section in RunConfig.model_fields:
         inside = ", ".join(setting for setting in known if setting.startswith(section + "."))
         return f"{section}: a section, not a setting (set by {origin}); its settings: {inside}"
-    return f"{name}: no such setting{near(name, [*known, *presets(), 'config'])} (set by {origin})"
+    return f"{name}: no such setting{suggest(name, [*known, *presets(), 'config'])} (set by {origin})"
 
 
 # --- the schema, seen as a flat list -------------------------------------------------------------
@@ -459,7 +459,7 @@ def dump_yaml(config: RunConfig) -> str:
 
 
 def _deciding(config: RunConfig) -> dict[str, Any]:
-    return {name: value for name, value in _effective(config).items() if affects_result(_settings()[name])}
+    return {name: value for name, value in _effective(config).items() if in_digest(_settings()[name], value)}
 
 
 def _effective(config: RunConfig) -> dict[str, Any]:

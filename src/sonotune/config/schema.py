@@ -2,6 +2,8 @@
 
 Sections are frozen and closed to unknown keys. `affects_result=False` marks settings that cannot change the weights,
 scores or predictions of a run; they are left out of the config digest, so a run may be resumed with other values.
+`in_digest_at_default=False` marks settings that came later: at their default they are left out as well, so that the
+digests of older runs stay what they were.
 No setting holds a secret: tokens are read from the environment where they are used.
 """
 
@@ -15,11 +17,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sonotune import registry
-from sonotune.config.kinds import near
-from sonotune.errors import ConfigError
+from sonotune.errors import ConfigError, suggest
 from sonotune.types import Context, DecodingSettings
 
 _NO_EFFECT_ON_RESULT: dict[str, Any] = {"affects_result": False}
+_LATER: dict[str, Any] = {"in_digest_at_default": False}
 
 
 def _check_name(kind: registry.Kind) -> Callable[[str], str]:
@@ -63,6 +65,8 @@ Selectors = Annotated[tuple[str, ...], AfterValidator(_check_selectors)]
 FamilyName = Annotated[str, AfterValidator(_check_name("families"))]
 TaskName = Annotated[str, AfterValidator(_check_name("tasks"))]
 NormalizerName = Annotated[str, AfterValidator(_check_name("normalizers"))]
+AdapterKindName = Annotated[str, AfterValidator(_check_name("adapters"))]
+ObjectiveName = Annotated[str, AfterValidator(_check_name("objectives"))]
 AllocatorName = Annotated[str, AfterValidator(_check_name("allocators"))]
 Multiplier = Annotated[float, Field(gt=0, le=1000)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -108,9 +112,9 @@ class ModelConfig(Section):
     """Language told to the model, for clips that name none."""
     context: Annotated[Literal["auto", "thinned", "full", "cut"], BeforeValidator(_renamed_context)] = "auto"
     """How much of the model's window is computed behind a clip: `full`, all of it, as in pretraining; `thinned`, a few
-    positions that stand for the rest, to the same effect at a fraction of the work (Whisper); `cut`, nothing, which
-    weights must be trained for. `auto` takes what the checkpoint was trained in; for pretrained Whisper `thinned`, else
-    `full`."""
+    positions that stand for the rest, to about the same scores at a fraction of the work (Whisper); `cut`, nothing,
+    which weights must be trained for. `auto` takes what the checkpoint was trained in; for pretrained Whisper
+    `thinned`, else `full`."""
     full_context_share: Share = 0.0
     """Share of training batches padded to the whole window, so that the tuned model also works at full context."""
     ctc_share: Share = 0.0
@@ -244,7 +248,7 @@ class AugmentationConfig(Section):
 class AdapterConfig(Section):
     """What trains: low-rank adapters with chosen components beside them, or every weight."""
 
-    kind: Literal["lora", "none"] = "lora"
+    kind: AdapterKindName = "lora"
     """`lora` trains adapters on a frozen model; `none` trains the model itself (full fine-tuning)."""
     rank: int = Field(default=8, ge=1, le=4096)
     """Reference rank; the allocator may give modules more or less."""
@@ -414,6 +418,9 @@ class TrainingConfig(Section):
     """Clips in one micro-batch at most."""
     accumulation_steps: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] = "auto"
     """Micro-batches in one optimiser step, over all processes together; `auto` takes one for each process."""
+    objective: ObjectiveName = Field(default="auto", json_schema_extra=_LATER)
+    """What training lowers: `task`, the loss of the task; `ctc_mix`, that with `model.ctc_share` of CTC; `auto` takes
+    the second where that share is above 0."""
     label_smoothing: Dropout = 0.0
     """Share of each target's probability spread over the vocabulary or the classes."""
     class_weights: Literal["none", "balanced"] = "none"
@@ -556,7 +563,7 @@ class RunConfig(Section):
             )
         if wrong := sorted(set(self.run.allow_change).difference(_MAY_CHANGE)):
             raise ValueError(
-                f"run.allow_change names {wrong[0]!r}{near(wrong[0], _MAY_CHANGE)}; a run may go on with another "
+                f"run.allow_change names {wrong[0]!r}{suggest(wrong[0], _MAY_CHANGE)}; a run may go on with another "
                 f"data.train and other settings of augmentation and training, but not {', '.join(_MUST_STAY)}"
             )
         moving = bool(self.reallocation.at) or self.adapter.allocator == "adalora"
@@ -575,7 +582,13 @@ _MAY_CHANGE = frozenset(
     | {f"training.{name}" for name in TrainingConfig.model_fields}
 ).difference(_MUST_STAY)
 _DECIDE_STEPS = frozenset(
-    {"data.train", "training.max_epochs", "training.max_steps", "training.batch_seconds", "training.batch_max_clips",
-     "training.accumulation_steps"}
-)  # fmt: skip
+    {
+        "data.train",
+        "training.max_epochs",
+        "training.max_steps",
+        "training.batch_seconds",
+        "training.batch_max_clips",
+        "training.accumulation_steps",
+    }
+)
 """Settings of which a run may be told that they change, and those that say how many steps it makes."""

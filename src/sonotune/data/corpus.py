@@ -18,9 +18,17 @@ logger = logging.getLogger(__name__)
 
 # Settings of the data section that `load_corpus` takes, by the same names.
 CORPUS_SETTINGS: Final = {
-    "root", "allow_outside_root", "min_duration_s", "max_duration_s", "check", "max_bad_fraction", "eval_speakers",
-    "eval_fraction", "leaks", "limit",
-}  # fmt: skip
+    "root",
+    "allow_outside_root",
+    "min_duration_s",
+    "max_duration_s",
+    "check",
+    "max_bad_fraction",
+    "eval_speakers",
+    "eval_fraction",
+    "leaks",
+    "limit",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,12 +23,11 @@ from sonotune.data.lines import (
     json_objects,
     require_file,
     show,
-    suggestion,
     text_lines,
 )
 from sonotune.data.manifest import fill_durations, read_manifest
 from sonotune.data.records import AUDIO_SUFFIXES, SYNONYMS, ClipParser
-from sonotune.errors import ManifestError
+from sonotune.errors import ManifestError, suggest
 from sonotune.types import Clip
 
 DIGITS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -62,7 +61,7 @@ def load(source: str | Path, *, format: str = "auto", **options: Any) -> list[Cl
         if word not in known:
             raise ManifestError(
                 f"importing {source} as {name}: found the option {word!r}; allowed are {', '.join(known)}. "
-                f"Remove it{suggestion(word, known)}".rstrip(".")
+                f"Remove it{suggest(word, known)}".rstrip(".")
                 + "."
             )
     clips: list[Clip] = importer(source if name == "hub" else Path(source), **options)

@@ -6,11 +6,10 @@ point at `/etc/passwd`. Each of these becomes one entry, with file and line, of 
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,12 +82,6 @@ def show(value: object, limit: int = 80) -> str:
     """A value as it can stand in a one-line message: quoted, control characters escaped, cut when long."""
     text = ascii(value) if isinstance(value, str) and _SURROGATE.search(value) else repr(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` when a known name is close, else nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def require_file(path: Path) -> None:

@@ -8,7 +8,8 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from sonotune.data.lines import AudioRoot, Problems, RefusedError, json_type, show, suggestion
+from sonotune.data.lines import AudioRoot, Problems, RefusedError, json_type, show
+from sonotune.errors import suggest
 from sonotune.types import Clip, Word
 
 COLUMNS: Final = (
@@ -130,7 +131,7 @@ def _rename_hint(name: str, record: Mapping[str, Any]) -> str:
     if name == "path" and "audio" in record:
         return "This looks like a Qwen manifest: convert it with `sonotune data import`."
     extra = [column for column in record if column not in COLUMNS]
-    return f"Add it to every line{suggestion(name, extra)}".rstrip(".?") + "."
+    return f"Add it to every line{suggest(name, extra)}".rstrip(".?") + "."
 
 
 def _refuse_type(name: str, value: object, allowed: str) -> RefusedError:

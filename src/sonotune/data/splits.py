@@ -12,9 +12,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from sonotune.data.lines import show, suggestion
+from sonotune.data.lines import show
 from sonotune.data.text import BASIC
-from sonotune.errors import ManifestError
+from sonotune.errors import ManifestError, suggest
 from sonotune.runs import digest_file, generator
 from sonotune.types import Clip, Finding, Severity
 
@@ -81,7 +81,7 @@ def _split_named(clips: Sequence[Clip], eval_speakers: Sequence[str]) -> dict[st
             listed = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
             raise ManifestError(
                 f"eval_speakers names {name!r}: found no clip of that speaker; allowed are {listed or 'none here'}. "
-                f"Mend the name{suggestion(name, known)}".rstrip(".?")
+                f"Mend the name{suggest(name, known)}".rstrip(".?")
                 + "."
             )
     chosen = set(eval_speakers)

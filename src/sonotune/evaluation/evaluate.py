@@ -27,7 +27,7 @@ from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_ba
 from sonotune.features.workers import Crew
 from sonotune.metrics.efficiency import real_time_factor
 from sonotune.metrics.slices import DURATION_EDGES_S, Slice, slice_clips
-from sonotune.processes import ALONE, Processes
+from sonotune.processes import SINGLE_PROCESS, Processes
 from sonotune.runs import atomic_write_text
 from sonotune.tasks.base import Task
 from sonotune.types import DEFAULT_DECODING, Clip, Context, DecodingSettings, Finding, Prediction, Score
@@ -52,6 +52,7 @@ class EvaluationResult:
         seconds: Wall time of reading, decoding and scoring.
         audio_seconds: Length of all clips.
         real_time_factor: Seconds of work per second of audio.
+        context: How much of the model's window was computed; None where it has none.
     """
 
     scores: dict[str, Score]
@@ -63,6 +64,7 @@ class EvaluationResult:
     seconds: float
     audio_seconds: float
     real_time_factor: float
+    context: Context | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The keys that `sonotune evaluate --json` promises, and more beside them."""
@@ -73,6 +75,7 @@ class EvaluationResult:
             "seconds": self.seconds,
             "audio_seconds": self.audio_seconds,
             "real_time_factor": self.real_time_factor,
+            "context": self.context,
             **self.details,
             "findings": [
                 {"check": finding.check, "severity": finding.severity, "message": finding.message}
@@ -96,7 +99,7 @@ def evaluate(
     crew: Crew | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     progress: Callable[[int, int], None] | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> EvaluationResult:
     """Decode every clip and score the predictions.
 
@@ -121,7 +124,7 @@ def evaluate(
         TextError: There are transcripts, and none has a word after normalisation.
     """
     started_at = time.monotonic()
-    task.check_truth(loaded, clips)
+    task.check_references(loaded, clips)
     predictions, findings = predict_clips(
         task,
         loaded,
@@ -135,7 +138,7 @@ def evaluate(
         progress=progress,
         processes=processes,
     )
-    told = [index for index, clip in enumerate(clips) if task.has_truth(clip)]
+    told = [index for index, clip in enumerate(clips) if task.has_reference(clip)]
     findings += [*_foreign_context(loaded, context or loaded.context), *_untold(clips, told)]
     scores: dict[str, Score] = {}
     slices: list[dict[str, Any]] = []
@@ -158,6 +161,7 @@ def evaluate(
         seconds=seconds,
         audio_seconds=audio_seconds,
         real_time_factor=real_time_factor(seconds, audio_seconds),
+        context=(context or loaded.context) if getattr(loaded, "trained_contexts", ()) else None,
     )
 
 
@@ -173,7 +177,7 @@ def predict_clips(
     crew: Crew | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     progress: Callable[[int, int], None] | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> tuple[list[Prediction], list[Finding]]:
     """Decode every clip, without gradients, in batches of similar length.
 
@@ -220,7 +224,7 @@ def predict_clips(
     predictions: list[Prediction] = []
     unheard: list[Finding] = []
     cut = 0
-    places = processes.share(range(len(batches)))
+    places = processes.shard(range(len(batches)))
     done = 0
     # Closing the loader when something goes wrong ends its workers at once.
     with _inference(loaded.module), closing(batch_loader(dataset, crew, places=places)) as loader:
@@ -237,7 +241,7 @@ def predict_clips(
                 progress(done, len(pieces))
     if cut:
         unheard.append(_did_not_fit(cut, len(places), batch_seconds))
-    shares = processes.gather((predictions, unheard))
+    shares = processes.all_gather((predictions, unheard))
     predictions = [prediction for share, _ in shares for prediction in share]
     findings = [finding for _, share in shares for finding in share]
     return windows.merge(clips, *in_clip_order([piece.id for piece in pieces], predictions, findings))

@@ -89,10 +89,13 @@ def cut_into_windows(clips: Sequence[Clip], window_s: float | None) -> Windows:
                 cut = []
                 findings.append(
                     Finding(
-                        check=f"audio.{error.reason}", severity="error", message=str(error), clip_ids=(clip.id,),
+                        check=f"audio.{error.reason}",
+                        severity="error",
+                        message=str(error),
+                        clip_ids=(clip.id,),
                         path=str(clip.path),
                     )
-                )  # fmt: skip
+                )
         pieces += cut
         parts[clip.id] = len(cut)
     if long:

@@ -73,9 +73,14 @@ class NormalizedLogMel:
 
     def _bands(self, waveforms_BS: Tensor) -> Tensor:
         spectrum_BNT = torch.stft(
-            waveforms_BS, self._transform, self._hop, win_length=len(self._window), window=self._window,
-            pad_mode="constant", return_complex=True,
-        )  # fmt: skip
+            waveforms_BS,
+            self._transform,
+            self._hop,
+            win_length=len(self._window),
+            window=self._window,
+            pad_mode="constant",
+            return_complex=True,
+        )
         power_BTN = torch.view_as_real(spectrum_BNT).square().sum(dim=-1).transpose(1, 2)
         return (power_BTN @ self._filters_NF + _LOG_GUARD).log()
 

@@ -66,6 +66,9 @@ class _Table:
     heard: NDArray[np.bool_]
 
 
+_TITLES = {"accuracy": "Accuracy", "f1_macro": "Macro F1", "map": "mAP"}
+
+
 def classification_scores(
     truths: Sequence[Collection[str]],
     scores: Sequence[Mapping[str, float]],
@@ -107,16 +110,23 @@ def classification_scores(
     low, high = percentile_interval(weights_RN @ right_N / weights_RN.sum(axis=1))
     if low == high:  # all right or all wrong: resampling says that nothing could be otherwise
         low, high = wilson(float(right_N.sum()), count)
-    made = {"accuracy": (accuracy, low, high)}
+    made, decides = {"accuracy": (accuracy, low, high)}, "map" if multi_label else "accuracy"
     for name, metric in (("f1_macro", _f1_macro), ("map", _mean_average_precision)):
         made[name] = (float(metric(table, all_1N)[0]), *percentile_interval(metric(table, weights_RN)))
     return {
         name: Score(
-            name=name, value=value, low=min(low, value), high=max(high, value), count=count, better="higher",
+            name=name,
+            value=value,
+            low=min(low, value),
+            high=max(high, value),
+            count=count,
+            better="higher",
+            title=_TITLES[name],
+            role="primary" if name == decides else "plain",
             detail={"resampled": resampled, "classes": float(table.truth.any(axis=0).sum())},
         )
         for name, (value, low, high) in made.items()
-    }  # fmt: skip
+    }
 
 
 def class_report(

@@ -175,6 +175,7 @@ def error_rate(
     name: str,
     counts: Sequence[EditCounts],
     *,
+    title: str = "",
     speakers: Sequence[str | None] | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -189,6 +190,7 @@ def error_rate(
 
     Args:
         name: Name of the score.
+        title: What people call it; empty takes the name in capitals.
         counts: Edits of each clip.
         speakers: Speaker of each clip, or None.
         bootstrap: Number of resamples; 0 asks for the Wilson interval.
@@ -218,6 +220,7 @@ def error_rate(
         count=len(counts),
         unit="fraction",
         better="lower",
+        title=title or name.upper(),
         detail={**total.to_json(), "resampled": resampled, "speakers": len(known)},
     )
 

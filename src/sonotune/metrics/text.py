@@ -102,5 +102,6 @@ def _sacrebleu(
         count=len(references),
         unit="points",
         better="higher",
+        title=name.upper(),
         detail={"signature": str(metric.get_signature()), "resampled": "clip" if bootstrap > 0 else "none"},
     )

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sonotune.features.batching import Batch
-from sonotune.models.base import PADDING, TEXT, Losses
+from sonotune.models.base import PADDING, TEXT
 from sonotune.models.decoding import stopping
+from sonotune.models.losses import LabelOutputs
 from sonotune.types import DEFAULT_DECODING, DecodingSettings
 
 
@@ -113,13 +113,10 @@ def label_logits(hidden_BLD: Tensor, labels_BL: Tensor, head: Callable[[Tensor],
     return head(hidden_BLD[labels_BL >= 0])
 
 
-def label_losses(logits_NV: Tensor, labels_BL: Tensor, *, label_smoothing: float = 0.0) -> Losses:
-    """Cross-entropy of each clip, summed over its labels."""
-    wanted_BL = labels_BL >= 0
-    losses_N = F.cross_entropy(
-        logits_NV.float(), labels_BL[wanted_BL], reduction="none", label_smoothing=label_smoothing
-    )
-    return Losses.of_labels(losses_N, wanted_BL)
+def label_outputs(logits_NV: Tensor, labels_BL: Tensor, *, ctc: Callable[[], Tensor] | None = None) -> LabelOutputs:
+    """Logits of `label_logits` with the labels (B, L) that they belong to, -100 where there is none."""
+    places_BL = labels_BL >= 0
+    return LabelOutputs(logits=logits_NV, labels=labels_BL[places_BL], places=places_BL, ctc=ctc)
 
 
 @torch.no_grad()
@@ -142,14 +139,24 @@ def generate(
     """
     settings = copy.deepcopy(settings or module.generation_config)
     settings.update(
-        max_length=None, max_new_tokens=max(limits), num_beams=decoding.beam_size, do_sample=False, temperature=None,
-        top_k=None, top_p=None, return_dict_in_generate=False, use_cache=True,
-        no_repeat_ngram_size=decoding.no_repeat_ngram_size, repetition_penalty=decoding.repetition_penalty,
-    )  # fmt: skip
+        max_length=None,
+        max_new_tokens=max(limits),
+        num_beams=decoding.beam_size,
+        do_sample=False,
+        temperature=None,
+        top_k=None,
+        top_p=None,
+        return_dict_in_generate=False,
+        use_cache=True,
+        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
+        repetition_penalty=decoding.repetition_penalty,
+    )
     written_BU = module.generate(
-        inputs_embeds=rows.embeds, attention_mask=rows.mask.long(), generation_config=settings,
+        inputs_embeds=rows.embeds,
+        attention_mask=rows.mask.long(),
+        generation_config=settings,
         stopping_criteria=stopping(limits),
-    )  # fmt: skip
+    )
     ends = settings.eos_token_id
     stop = ({ends} if isinstance(ends, int) else set(ends or ())) | {settings.pad_token_id}
     return [list(itertools.takewhile(lambda token: token not in stop, row)) for row in written_BU.tolist()]

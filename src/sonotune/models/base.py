@@ -11,7 +11,7 @@ Shape letters: B clips, T frames, F feature bins, U target tokens, D model width
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sonotune.errors import ModelError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import Frontend
+from sonotune.models.losses import Outputs
 from sonotune.models.thinning import DEFAULT_THINNING, Thinning
 from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
 
@@ -55,6 +56,59 @@ class Component:
         return any(parameter == prefix or parameter.startswith(prefix + ".") for prefix in self.prefixes)
 
 
+class ParameterNames(Protocol):
+    """Which parameters of a module belong to its adapters, and what each is called in the plain model."""
+
+    name: str
+    """Of the kind of adapter; `none` without."""
+
+    def owns(self, name: str) -> bool:
+        """Whether a parameter or module was added by adapters."""
+        ...
+
+    def is_copy(self, parameter: str) -> bool:
+        """Whether a parameter is a copy of a base parameter that trains in its place."""
+        ...
+
+    def unwrapped(self, name: str) -> str:
+        """Full name in the plain model of a parameter or module, whatever was wrapped around it."""
+        ...
+
+    def base_name(self, parameter: str) -> str:
+        """The base parameter that a parameter belongs to: one of an adapter belongs to the weight it adapts."""
+        ...
+
+    def modules(self, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        """Modules by their full names in the plain model: a wrapper by the name of what it wraps, no adapters."""
+        ...
+
+
+class PlainNames:
+    """Names in a model without adapters."""
+
+    name = "none"
+
+    def owns(self, name: str) -> bool:
+        """See `ParameterNames`."""
+        return False
+
+    def is_copy(self, parameter: str) -> bool:
+        """See `ParameterNames`."""
+        return False
+
+    def unwrapped(self, name: str) -> str:
+        """See `ParameterNames`."""
+        return name
+
+    def base_name(self, parameter: str) -> str:
+        """See `ParameterNames`."""
+        return parameter
+
+    def modules(self, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        """See `ParameterNames`."""
+        yield from module.named_modules()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
     """A pretrained module and the map a trainer needs to adapt it.
@@ -69,7 +123,6 @@ class LoadedModel:
         revision: Commit of a hub checkpoint, or a digest of the local files.
         processor: The `transformers` processor, saved beside every export.
         tied: Groups of parameter names that share storage, such as embeddings and head.
-        ctc_share: Share of the training loss that is CTC on the encoder's states, where the family has both.
         constant: Full names of parameters that the architecture never trains, such as sinusoidal position tables.
         context: How much of the model's window is computed, where it has one (`types.Context`).
         trained_contexts: Contexts that the weights were trained for, or compute the same function in; empty where the
@@ -77,7 +130,8 @@ class LoadedModel:
         thinning: How the thinned context leaves positions out.
         thinned_is_full: Whether the thinned window computes what the whole window computes, but for rounding.
         quantized: Full module name -> bits, for modules whose weights were quantised.
-        adapter: The PEFT wrapper once adapters are attached, else None.
+        adapter: What the kind of adapter holds on to once adapters are attached (LoRA: PEFT's wrapper), else None.
+        names: Tells parameters of adapters from those of the base; the adapter kind, where there are adapters.
         stem_modules: Modules of the stem that train as a whole; empty takes its convolutions one by one.
         rename: What a module's name in an older release of the model is now, for selectors; others are unchanged.
         labels: Classes in the order of the outputs; empty for a speech model.
@@ -96,7 +150,6 @@ class LoadedModel:
     revision: str
     processor: Any
     tied: tuple[tuple[str, ...], ...] = ()
-    ctc_share: float = 0.0
     constant: frozenset[str] = frozenset()
     context: Context = "full"
     trained_contexts: tuple[Context, ...] = ()
@@ -104,6 +157,7 @@ class LoadedModel:
     thinned_is_full: bool = False
     quantized: Mapping[str, int] = field(default_factory=dict)
     adapter: Any | None = None
+    names: ParameterNames = field(default_factory=PlainNames)
     stem_modules: tuple[str, ...] = ()
     rename: Callable[[str], str] = str
     labels: tuple[str, ...] = ()
@@ -149,41 +203,6 @@ class LoadedModel:
         return replace(self, **changes)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Losses:
-    """The losses of a batch as sums and counts, clip by clip.
-
-    Attributes:
-        sums: Loss of each clip summed over its labels, differentiable (B,).
-        counts: Labels of each clip (B,) int64.
-    """
-
-    sums: Tensor
-    counts: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        """Loss summed over all labels, a scalar."""
-        return self.sums.sum()
-
-    @property
-    def count(self) -> int:
-        """Number of labels."""
-        return int(self.counts.sum())
-
-    @classmethod
-    def of_labels(cls, losses_N: Tensor, wanted_BU: Tensor) -> Losses:
-        """Gather the losses of single labels by clip.
-
-        Args:
-            losses_N: Loss of each label, in row-major order of the places.
-            wanted_BU: Where a batch has labels (B, U) bool, N of them.
-        """
-        rows_N = wanted_BU.nonzero()[:, 0]
-        sums = losses_N.new_zeros(len(wanted_BU)).index_add(0, rows_N, losses_N)
-        return cls(sums=sums, counts=wanted_BU.sum(dim=1))
-
-
 PADDING, AUDIO, TEXT = 0, 1, 2
 """What a row of a module's input is."""
 
@@ -211,6 +230,12 @@ class ModelFamily(Protocol):
     name: str
     task: str
     """Registry name of the task it does."""
+    packaged: str
+    """Preset of the packaged model of its kind."""
+    published_names: str
+    """Regular expression over lower-case names of published models of its kind; empty where they have none."""
+    label_overhead: int
+    """Tokens that the architecture puts around a transcript, of which there is one label each."""
 
     def handles(self, config: Any) -> bool:
         """Whether a `transformers` configuration is of this family."""
@@ -300,8 +325,8 @@ class SpeechFamily(ModelFamily, Protocol):
         """Target ids -> text without special tokens."""
         ...
 
-    def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:
-        """Summed loss and number of labels of each clip, so that accumulation over unequal batches is exact."""
+    def forward(self, loaded: LoadedModel, batch: Batch) -> Outputs:
+        """What the losses of a batch are made of (`models.losses`), in one pass that gradients can go back through."""
         ...
 
     def transcribe(
@@ -311,21 +336,7 @@ class SpeechFamily(ModelFamily, Protocol):
         ...
 
 
-def bare_name(name: str) -> str:
-    """The full name a parameter or module has in the bare model, whatever PEFT wrapped around it."""
-    whole = f"{name}."  # a wrapped module ends in what a parameter's name has in the middle
-    for piece in ("base_layer.", "original_module.", "modules_to_save.default."):
-        whole = whole.replace(f".{piece}", ".")
-    return whole.removesuffix(".").removeprefix("base_model.model.")
-
-
-def carrier(name: str) -> str:
-    """The bare parameter that a parameter belongs to: an adapter belongs to the weight it adapts."""
-    bare = bare_name(name)
-    return bare.split(".lora_")[0] + ".weight" if ".lora_" in bare else bare
-
-
-def parameter_owners(loaded: LoadedModel) -> dict[str, ComponentName]:
+def component_of_parameters(loaded: LoadedModel) -> dict[str, ComponentName]:
     """Component of every parameter of the bare model.
 
     Raises:
@@ -333,7 +344,7 @@ def parameter_owners(loaded: LoadedModel) -> dict[str, ComponentName]:
     """
     owners: dict[str, ComponentName] = {}
     for name, _ in loaded.module.named_parameters():
-        bare = carrier(name)
+        bare = loaded.names.base_name(name)
         matches = [component.name for component in loaded.components if component.owns(bare)]
         if len(matches) != 1:
             found = " and ".join(matches) or "none"
@@ -355,7 +366,7 @@ def select(loaded: LoadedModel, selectors: Iterable[str]) -> tuple[str, ...]:
     Raises:
         ModelError: A selector names an unknown component or part, or matches no parameter.
     """
-    names = list(dict.fromkeys(carrier(name) for name, _ in loaded.module.named_parameters()))
+    names = list(dict.fromkeys(loaded.names.base_name(name) for name, _ in loaded.module.named_parameters()))
     chosen: set[str] = set()
     for selector in selectors:
         matches = _match(loaded, selector, names)
@@ -374,7 +385,7 @@ def _match(loaded: LoadedModel, selector: str, names: Sequence[str]) -> set[str]
     if not part:
         return set(owned)
     if part == "norms":
-        norms = {bare_name(name) for name, module in loaded.module.named_modules() if _is_norm(module)}
+        norms = {loaded.names.unwrapped(name) for name, module in loaded.module.named_modules() if _is_norm(module)}
         return {name for name in owned if name.rpartition(".")[0] in norms}
     if layers := _LAYERS.match(part):
         prefixes = _slice_layers(component.layers, layers, selector)
@@ -388,7 +399,7 @@ def _match(loaded: LoadedModel, selector: str, names: Sequence[str]) -> set[str]
 
 def names_module(loaded: LoadedModel, name: str) -> bool:
     """Whether a selector is the full name of a module, and of no component."""
-    return "." in name and any(bare_name(module) == name for module, _ in loaded.module.named_modules())
+    return "." in name and any(loaded.names.unwrapped(module) == name for module, _ in loaded.module.named_modules())
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -418,10 +429,10 @@ def count_parameters(loaded: LoadedModel) -> dict[str, dict[str, int]]:
     """
     table = {component.name: {"parameters": 0, "trainable": 0, "bytes": 0} for component in loaded.components}
     for name, parameter in loaded.module.named_parameters():
-        owner = next(component.name for component in loaded.components if component.owns(carrier(name)))
+        owner = next(component.name for component in loaded.components if component.owns(loaded.names.base_name(name)))
         logical = _logical_size(parameter)
         row = table[owner]
-        if ".lora_" not in name and ".modules_to_save." not in name:
+        if not loaded.names.owns(name) and not loaded.names.is_copy(name):
             row["parameters"] += logical
         row["trainable"] += logical if parameter.requires_grad else 0
         row["bytes"] += parameter.numel() * parameter.element_size()

@@ -17,7 +17,7 @@ from typing import Any
 from sonotune.errors import ModelError
 from sonotune.models.base import LoadedModel, ModelFamily
 from sonotune.models.published import PUBLISHED
-from sonotune.registry import is_asset, resolve_asset
+from sonotune.registry import in_order, is_asset, resolve, resolve_asset
 from sonotune.runs import digest_file, digest_json, torch_seed
 
 logger = logging.getLogger(__name__)
@@ -94,10 +94,15 @@ def load_pretrained(
             module.generation_config = _generation_config(source, revision, module.generation_config)
         else:
             module, told = model_class.from_pretrained(
-                source, config=config, revision=revision, dtype=torch.float32, use_safetensors=True,
-                output_loading_info=True, ignore_mismatched_sizes=True,
-            )  # fmt: skip
-            draw_anew(module, _lacking(checkpoint, source, told, new_parameters))
+                source,
+                config=config,
+                revision=revision,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+            reinitialise(module, _lacking(checkpoint, source, told, new_parameters))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ModelError(_why(checkpoint, source, error)) from error
     module.eval()
@@ -234,7 +239,7 @@ def _chunk_frames(config: Any) -> int | None:
     return None if half is None else 2 * int(half)
 
 
-def draw_anew(module: Any, names: Collection[str]) -> None:
+def reinitialise(module: Any, names: Collection[str]) -> None:
     """Give matrices that no checkpoint has their first values, in place; the same every time.
 
     An adapter holds what was learned over them and not these values themselves, so that whoever opens it must get the
@@ -282,8 +287,13 @@ def load_processor(checkpoint: str, *, class_name: str, revision: str | None) ->
 
 
 _TOKENIZER_FILES = (
-    "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
-)  # fmt: skip
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 def _tokenizer_damage(folder: Path) -> str | None:
@@ -367,7 +377,7 @@ def read_config(checkpoint: str, revision: str | None, *, published: bool = True
     import transformers  # noqa: PLC0415
     from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415
 
-    import sonotune.models.composed  # noqa: F401, PLC0415  (registers its configuration)
+    import sonotune.models.composed.model  # noqa: F401, PLC0415  (registers its configuration)
 
     if published and checkpoint in PUBLISHED and revision is None and not Path(checkpoint).is_dir():
         return transformers.AutoConfig.for_model(**PUBLISHED[checkpoint])
@@ -430,18 +440,11 @@ def _first_line(error: Exception) -> str:
 def _packaged(checkpoint: str) -> str:
     """The packaged model that is of the kind of one that cannot be had; all of them where the name does not say."""
     known = str(PUBLISHED.get(checkpoint, {}).get("model_type", checkpoint)).lower().replace("_", "-")
-    for hint, name in _PACKAGED:
-        if re.search(hint, known):
-            return f"the packaged model={name}"
+    for name in in_order("families"):
+        family = resolve("families", name)
+        if family.published_names and re.search(family.published_names, known):
+            return f"the packaged model={family.packaged}"
     return "a packaged one: model=whisper_nano, ctc_nano or qwen3_asr_nano to transcribe, ast_nano to classify"
-
-
-_PACKAGED = (
-    (r"qwen3-asr", "qwen3_asr_nano"),
-    (r"(^|[/-])ast([/-]|$)|audio-spectrogram", "ast_nano"),
-    (r"wav2vec2|hubert|wavlm|parakeet|ctc", "ctc_nano"),
-    (r"whisper", "whisper_nano"),
-)
 
 
 def as_os_error(error: Exception) -> OSError:

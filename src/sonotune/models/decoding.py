@@ -32,7 +32,9 @@ TOKENS_MARGIN = 16
 """Room for special tokens, and for words in very short clips."""
 
 NO_SPEECH_PROBABILITY = 0.6
-"""An improbable text of a clip that is more probably silent than this is not decoded again."""
+"""An improbable text of a clip that is more probably silent than this is no text."""
+RANDOM_WORDS = 2.0
+"""Times the threshold of the mean log-probability below which a text counts as random words."""
 
 _MAX_PERIOD = 8
 _MIN_CYCLES = 10
@@ -238,13 +240,19 @@ class Candidate:
         threshold = settings.compression_ratio_threshold
         return threshold is not None and compression_ratio(self.text) > threshold
 
+    def is_improbable(self, settings: DecodingSettings) -> bool:
+        """Whether the tokens of the text have a low mean log-probability."""
+        return settings.logprob_threshold is not None and self.mean_logprob < settings.logprob_threshold
+
+    def is_silence(self, settings: DecodingSettings, no_speech: float) -> bool:
+        """Whether the clip likely has no speech, and the text is improbable."""
+        return no_speech > NO_SPEECH_PROBABILITY and self.is_improbable(settings)
+
     def fails(self, settings: DecodingSettings, no_speech: float) -> bool:
         """Whether the text should be decoded again; not that of likely silence, which no draw makes better."""
-        threshold = settings.logprob_threshold
-        improbable = threshold is not None and self.mean_logprob < threshold
-        if improbable and no_speech > NO_SPEECH_PROBABILITY:
+        if self.is_silence(settings, no_speech):
             return False
-        return improbable or self.compresses(settings)
+        return self.is_improbable(settings) or self.compresses(settings)
 
 
 def fall_back(
@@ -256,7 +264,9 @@ def fall_back(
     """Decode the texts that fail at rising temperatures, each until it passes.
 
     Where none passes, the published recipe keeps the last text, which is the most random. Here it is the most probable
-    of those that do not compress like a loop, and the one that compresses least where all do.
+    of those that do not compress like a loop, unless that is far less probable than the threshold: random words in many
+    scripts do not compress, and would hide a loop from whoever counts them. Then the first text stays, and is counted.
+    A clip that is likely silent and whose text is improbable gets no text, as in the published recipe.
 
     Args:
         first: Texts of the first pass.
@@ -279,11 +289,16 @@ def fall_back(
             if one.fails(settings, no_speech[row]):
                 still.append(row)
         failed = still
+    floor = RANDOM_WORDS * (settings.logprob_threshold or 0.0)
     for row in failed:
-        usable = [place for place, one in enumerate(tried[row]) if not one.compresses(settings)]
-        if usable:
-            best = max(usable, key=lambda place: tried[row][place].mean_logprob)
-        else:
-            best = min(range(len(tried[row])), key=lambda place: compression_ratio(tried[row][place].text))
+        usable = [
+            place
+            for place, one in enumerate(tried[row])
+            if not one.compresses(settings) and (settings.logprob_threshold is None or one.mean_logprob >= floor)
+        ]
+        best = max(usable, key=lambda place: tried[row][place].mean_logprob, default=0)
         chosen[row] = Hypothesis(text=tried[row][best].text, temperature=settings.temperatures[best])
+    for row, attempts in enumerate(tried):
+        if attempts[-1].is_silence(settings, no_speech[row]):
+            chosen[row] = Hypothesis(text="")
     return [replace(one, attempts=len(attempts)) for one, attempts in zip(chosen, tried, strict=True)]

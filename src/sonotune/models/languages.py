@@ -12,8 +12,15 @@ from typing import Final
 
 # Codes of one language: deprecated ones, those of the macro-language, and what the tables of `transformers` write.
 _SAME: Final = (
-    {"he", "iw"}, {"id", "in"}, {"yi", "ji"}, {"jv", "jw"}, {"ro", "mo"}, {"no", "nb"}, {"fil", "tl"}, {"zh", "cmn"},
-)  # fmt: skip
+    {"he", "iw"},
+    {"id", "in"},
+    {"yi", "ji"},
+    {"jv", "jw"},
+    {"ro", "mo"},
+    {"no", "nb"},
+    {"fil", "tl"},
+    {"zh", "cmn"},
+)
 
 
 def find_code(language: str, known: Collection[str]) -> str | None:

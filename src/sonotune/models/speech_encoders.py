@@ -61,9 +61,13 @@ def prepare_config(config: Any) -> Any:
     generator; dropped layers and the adapter behind wav2vec 2.0 (a projector of its own) are left out.
     """
     changes = {
-        "layerdrop": 0.0, "encoder_layerdrop": 0.0, "mask_time_prob": 0.0, "mask_feature_prob": 0.0,
-        "apply_spec_augment": False, "add_adapter": False,
-    }  # fmt: skip
+        "layerdrop": 0.0,
+        "encoder_layerdrop": 0.0,
+        "mask_time_prob": 0.0,
+        "mask_feature_prob": 0.0,
+        "apply_spec_augment": False,
+        "add_adapter": False,
+    }
     for key, value in changes.items():
         if hasattr(config, key):
             setattr(config, key, value)
@@ -396,10 +400,12 @@ def components_of(encoder: Any, prefix: str) -> tuple[Component, Component]:
     return (
         Component(name="stem", prefixes=stem, parts={"convolutions": r"\.conv\d?\.|\.conv_layers\."}),
         Component(
-            name="encoder", prefixes=(f"{inner}.layers", f"{inner}.layer_norm"), layers=layers,
+            name="encoder",
+            prefixes=(f"{inner}.layers", f"{inner}.layer_norm"),
+            layers=layers,
             parts={"attention": r"\.(self_attn|attention)\.", "feed_forward": feed_forward},
         ),
-    )  # fmt: skip
+    )
 
 
 def constants_of(encoder: Any, prefix: str) -> frozenset[str]:

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sonotune.errors import ConfigError
 from sonotune.features.batching import Batch
-from sonotune.models.base import LoadedModel, bare_name, carrier
+from sonotune.models.base import LoadedModel
 from sonotune.models.precision import autocast
 from sonotune.planning.layout import Layout
 from sonotune.planning.memory import convolution_scratch
@@ -112,7 +112,7 @@ def _first_step(optimizer: torch.optim.Optimizer, trainable: Sequence[Tensor]) -
 def _relabel_moments(loaded: LoadedModel, optimizer: torch.optim.Optimizer, ledger: _Ledger) -> None:
     for name, parameter in loaded.module.named_parameters():
         for moment in optimizer.state.get(parameter, {}).values():
-            ledger.relabel(moment, loaded.owner(carrier(name)) or OUTSIDE, "optimizer")
+            ledger.relabel(moment, loaded.owner(loaded.names.base_name(name)) or OUTSIDE, "optimizer")
 
 
 def _step(
@@ -149,7 +149,7 @@ def _materialise(loaded: LoadedModel, ledger: _Ledger, device: str) -> None:
         for name, parameter in list(module._parameters.items()):
             if parameter is None:
                 continue
-            owner = loaded.owner(carrier(f"{path}.{name}" if path else name)) or OUTSIDE
+            owner = loaded.owner(loaded.names.base_name(f"{path}.{name}" if path else name)) or OUTSIDE
             with ledger.labelled(owner, "weights"):
                 if id(parameter) not in made:
                     new = nn.Parameter(fake(parameter.data), requires_grad=parameter.requires_grad)
@@ -159,7 +159,7 @@ def _materialise(loaded: LoadedModel, ledger: _Ledger, device: str) -> None:
                     if name == "weight":
                         _materialise_state(module, new, fake)
                 module._parameters[name] = made[id(parameter)]
-        with ledger.labelled(loaded.owner(bare_name(path) + ".x") or OUTSIDE, "weights"):
+        with ledger.labelled(loaded.owner(loaded.names.unwrapped(path) + ".x") or OUTSIDE, "weights"):
             for name, buffer in list(module._buffers.items()):
                 if buffer is not None and buffer.device.type == "meta":
                     module._buffers[name] = fake(buffer)
@@ -183,7 +183,7 @@ def _watch_components(loaded: LoadedModel, ledger: _Ledger) -> Callable[[], None
         if isinstance(module, nn.ModuleList | nn.ModuleDict):
             owners[path] = owners.get(path.rpartition(".")[0])  # a list is never called
             continue
-        own = loaded.owner(bare_name(path) + ".x") if path else None
+        own = loaded.owner(loaded.names.unwrapped(path) + ".x") if path else None
         owners[path] = own
         if own is not None and own != owners.get(path.rpartition(".")[0]):
             handles.append(module.register_forward_pre_hook(lambda *_, name=own: ledger.enter(name, "activations")))
@@ -194,7 +194,8 @@ def _watch_components(loaded: LoadedModel, ledger: _Ledger) -> Callable[[], None
 def _watch_gradients(loaded: LoadedModel, ledger: _Ledger) -> Callable[[], None]:
     """What a parameter's gradient takes becomes a gradient once it is complete."""
     owners: dict[Tensor, str] = {
-        parameter: loaded.owner(carrier(name)) or OUTSIDE for name, parameter in loaded.module.named_parameters()
+        parameter: loaded.owner(loaded.names.base_name(name)) or OUTSIDE
+        for name, parameter in loaded.module.named_parameters()
     }
 
     def complete(parameter: Tensor) -> None:

@@ -9,9 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from sonotune.adapters import lora
-from sonotune.adapters.allocation import matrix_shape, unit_costs
-from sonotune.adapters.saved import (
+from sonotune.adapters.kinds.base import AdapterSettings, kind_named
+from sonotune.adapters.metadata import read_metadata, use_of
+from sonotune.adapters.ranks.choose import RankSettings
+from sonotune.adapters.ranks.plan import matrix_shape, unit_costs
+from sonotune.adapters.trainable import adapt_uncalibrated
+from sonotune.loading import (
     base_of,
     choose_family,
     find_adapter,
@@ -19,13 +22,10 @@ from sonotune.adapters.saved import (
     model_folder,
     recorded_contexts,
     storage,
-    use_of,
     with_contexts,
 )
-from sonotune.models.base import LoadedModel, carrier, count_parameters
+from sonotune.models.base import LoadedModel, count_parameters
 from sonotune.models.quantize import packed_bytes
-from sonotune.training.adapt import adapt
-from sonotune.training.ranks import RankSettings, plan_uncalibrated
 from sonotune.types import Context
 
 _LENGTHS_S = (3.0, 10.0, 20.0)  # of clips that `Inspection.computed_s` is given for
@@ -115,9 +115,9 @@ def inspect_model(
     task: str = "auto",
     num_labels: int | None = None,
     context: Context | None = None,
-    full: bool = False,
+    kind: str = "lora",
     ranks: RankSettings | None = None,
-    adapter: Mapping[str, Any] | None = None,
+    adapter: AdapterSettings | None = None,
 ) -> Inspection:
     """Lay a model out on the meta device, mark what would train, and count.
 
@@ -132,9 +132,9 @@ def inspect_model(
         task: Registry name, or `auto`.
         num_labels: Size of a new output layer; None takes the checkpoint's.
         context: How much of the model's window is computed; None takes what the checkpoint says.
-        full: Every weight trains.
+        kind: Of adapters (`adapter.kind`); a saved adapter brings its own.
         ranks: How ranks are chosen. Those that need calibration are counted as uniform ones; they spend the same.
-        adapter: Arguments of `training.adapt.adapt`. A saved adapter brings its own instead of all three.
+        adapter: How adapters are attached. A saved adapter brings its own.
 
     Raises:
         ModelError: The configuration cannot be read, or a selector matches nothing.
@@ -142,22 +142,26 @@ def inspect_model(
         ConfigError: The model has no such context.
     """
     saved = find_adapter(checkpoint)
-    side_car = lora.read_side_car(saved) if saved else None
-    base = base_of(saved, side_car) if saved and side_car is not None else model_folder(checkpoint)
+    metadata = read_metadata(saved) if saved else None
+    base = base_of(saved, metadata) if saved and metadata is not None else model_folder(checkpoint)
     architecture = choose_family(checkpoint, revision=revision, family=family, task=task)
     loaded = architecture.outline(
-        base, revision=revision, outputs=len((side_car or {}).get("outputs", ())) or num_labels
+        base, revision=revision, outputs=len((metadata or {}).get("outputs", ())) or num_labels
     )
-    recorded = recorded_contexts(saved, side_car if side_car is not None else use_of(checkpoint), base)
+    recorded = recorded_contexts(saved, metadata if metadata is not None else use_of(checkpoint), base)
     loaded = with_contexts(loaded, recorded, asked=context)
     total = sum(parameter.numel() for parameter in loaded.module.parameters())
     linears = {name: matrix_shape(loaded, name) for name in loaded.linears}
     costs = unit_costs(loaded, loaded.linears)
-    full, ranks, adapter = full and not saved, ranks or RankSettings(), adapter or {}
+    full, ranks = kind == "none" and not saved, ranks or RankSettings()
     stored = storage(
-        side_car, bits=16 if full else bits, double=double, skip=[*skip, *([] if full else ranks.unfreeze)],
-        parameters=total, device=device,
-    )  # fmt: skip
+        metadata,
+        bits=16 if full else bits,
+        double=double,
+        skip=[*skip, *([] if full else ranks.unfreeze)],
+        parameters=total,
+        device=device,
+    )
     kept = kept_unquantized(loaded, stored.skip) if stored.bits != 16 else set(linears)
     packed = {
         name: packed_bytes(*shape, bits=stored.bits, double=stored.double)
@@ -166,9 +170,9 @@ def inspect_model(
     }
     with torch.device("meta"):
         if saved:
-            loaded = lora.lay_out(loaded, saved)
+            loaded = kind_named((metadata or {}).get("adapter", "lora")).outline(loaded, saved)
         else:
-            loaded = adapt(loaded, None if full else plan_uncalibrated(loaded, ranks), **adapter)
+            loaded = adapt_uncalibrated(loaded, kind_named(kind), ranks, adapter or AdapterSettings())
     windowed = bool(loaded.trained_contexts)
     return Inspection(
         family=loaded.family,
@@ -176,7 +180,7 @@ def inspect_model(
         bits=(stored.bits, "all weights train" if full else stored.reason),
         total=total,
         trainable=sum(row["trainable"] for row in count_parameters(loaded).values()),
-        adapter=sum(value.numel() for name, value in loaded.module.named_parameters() if ".lora_" in name),
+        adapter=sum(value.numel() for name, value in loaded.module.named_parameters() if loaded.names.owns(name)),
         quantized=sum(rows * columns for name, (rows, columns) in linears.items() if name in packed),
         quantized_bytes=sum(packed.values()),
         components=_components(loaded, packed, costs),
@@ -194,8 +198,8 @@ def _components(loaded: LoadedModel, packed: dict[str, int], costs: dict[str, in
         linears = [linear for linear in loaded.linears if component.owns(linear + ".weight")]
         held = sum(packed[linear] for linear in linears if linear in packed)
         for parameter, value in loaded.module.named_parameters():
-            bare = carrier(parameter)
-            base_weight = ".lora_" not in parameter and ".modules_to_save." not in parameter
+            bare = loaded.names.base_name(parameter)
+            base_weight = not loaded.names.owns(parameter) and not loaded.names.is_copy(parameter)
             if component.owns(bare) and not (base_weight and bare.removesuffix(".weight") in packed):
                 held += value.numel() * (2 if value.ndim > 1 and not value.requires_grad else 4)
         rows.append(

@@ -8,7 +8,7 @@ Shape letters: B clips, T frames, F feature bins, U target tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,28 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sonotune.adapters import lora
-from sonotune.adapters.saved import (
-    choose_family,
-    find_adapter,
-    kept_unquantized,
-    model_folder,
-    storage,
-    use_of,
-    with_contexts,
-)
+from sonotune.adapters.kinds.base import AdapterSettings, carries_one, kind_named
+from sonotune.adapters.metadata import use_of
+from sonotune.adapters.ranks.choose import RankSettings
+from sonotune.adapters.trainable import adapt_uncalibrated
 from sonotune.errors import AdapterError, ModelError
 from sonotune.features.batching import Batch
-from sonotune.models.base import LoadedModel, ModelFamily, Stream, bare_name
+from sonotune.loading import choose_family, find_adapter, kept_unquantized, model_folder, storage, with_contexts
+from sonotune.models.base import LoadedModel, ModelFamily, Stream
 from sonotune.models.checkpoints import load_processor, locate
 from sonotune.models.precision import DTYPES, Precision
 from sonotune.models.quantize import bitsandbytes
+from sonotune.optimizers import OptimizerKind
 from sonotune.registry import resolve
+from sonotune.stages import Stage, StageSettings, all_stages, build_stages, whole_run
 from sonotune.tasks.base import Task, TaskSettings
-from sonotune.training.adapt import adapt
-from sonotune.training.optimizer import OptimizerKind
-from sonotune.training.ranks import RankSettings, plan_uncalibrated
-from sonotune.training.stages import Stage, StageSettings, all_stages, build_stages, whole_run
 from sonotune.types import Clip, Context
 
 BLOCK, SCALES_PER_BLOCK = 64, 256  # of bitsandbytes: weights that share a scale, scales that share one
@@ -50,7 +43,7 @@ _AUDIO_TOKEN = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings:
-    """The settings of a run that decide how much memory a step takes; `training.adapt.adapt` says what they mean."""
+    """The settings of a run that decide how much memory a step takes; see `adapters.trainable.adapt`."""
 
     checkpoint: str
     family: str = "auto"
@@ -62,9 +55,9 @@ class TrainingSettings:
     bits: Literal["auto"] | int = "auto"
     double: bool = True
     skip: Sequence[str] = ()
-    full: bool = False
+    kind: str = "lora"
     ranks: RankSettings = field(default_factory=RankSettings)
-    adapter: Mapping[str, Any] = field(default_factory=dict)
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
     precision: Precision = "fp32"
     gradient_checkpointing: bool = False
     label_smoothing: float = 0.0
@@ -72,6 +65,11 @@ class TrainingSettings:
     optimizer: OptimizerKind = "adamw"
     shards: int = 1
     """Processes that hold a part each of the layers' weights, one of which is planned for."""
+
+    @property
+    def full(self) -> bool:
+        """Whether every weight trains."""
+        return self.kind == "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +113,8 @@ class Layout:
         whole = frozenset() if self.settings.full else all_stages(*self.stages)
         prefixes = [prefix for component in self.loaded.components for prefix in component.layers]
         parameters = self.loaded.module.named_parameters()
-        bare = {name: bare_name(name) for name, value in parameters if value.ndim > 1 and name not in whole}
+        plain = self.loaded.names.unwrapped
+        bare = {name: plain(name) for name, value in parameters if value.ndim > 1 and name not in whole}
         return {prefix: [name for name in bare if bare[name].startswith(prefix + ".")] for prefix in prefixes}
 
     @property
@@ -162,8 +161,7 @@ class Layout:
         """Ids (B, U), no two neighbours the same, for CTC needs a blank between those."""
         if self.family.task != "transcribe":
             return torch.zeros(clips, 1, dtype=torch.int64)
-        around = {"whisper": 5, "qwen3_asr": 4, "speech_llm": 1}.get(self.loaded.family, 0)
-        return (torch.arange(around + label_tokens) % 2 + 3).repeat(clips, 1)
+        return (torch.arange(self.family.label_overhead + label_tokens) % 2 + 3).repeat(clips, 1)
 
 
 def lay_out(settings: TrainingSettings, *, device: str = "cpu") -> Layout:
@@ -179,7 +177,7 @@ def lay_out(settings: TrainingSettings, *, device: str = "cpu") -> Layout:
     """
     checkpoint, full = settings.checkpoint, settings.full
     if find_adapter(checkpoint):
-        raise AdapterError(lora.carries_one("a plan is of training that starts from plain weights"))
+        raise AdapterError(carries_one("a plan is of training that starts from plain weights"))
     family = choose_family(checkpoint, revision=settings.revision, family=settings.family, task=settings.task)
     base = model_folder(checkpoint)
     loaded = family.outline(base, revision=settings.revision, outputs=settings.num_labels)
@@ -187,22 +185,37 @@ def lay_out(settings: TrainingSettings, *, device: str = "cpu") -> Layout:
     loaded = loaded.with_(processor=_processor(base, loaded.family))
     total = sum(parameter.numel() for parameter in loaded.module.parameters())
     stored = storage(
-        None, bits=16 if full else settings.bits, double=settings.double,
-        skip=[*settings.skip, *([] if full else settings.ranks.unfreeze)], parameters=total, device=device,
-    )  # fmt: skip
+        None,
+        bits=16 if full else settings.bits,
+        double=settings.double,
+        skip=[*settings.skip, *([] if full else settings.ranks.unfreeze)],
+        parameters=total,
+        device=device,
+    )
     with torch.device("meta"):
         if stored.bits != 16:
             loaded = _quantized(loaded, stored, DTYPES[settings.precision])
-        loaded = adapt(
-            loaded, None if full else plan_uncalibrated(loaded, settings.ranks), **settings.adapter,
-            precision=settings.precision, gradient_checkpointing=settings.gradient_checkpointing,
-        )  # fmt: skip
+        loaded = adapt_uncalibrated(
+            loaded,
+            kind_named(settings.kind),
+            settings.ranks,
+            settings.adapter,
+            precision=settings.precision,
+            gradient_checkpointing=settings.gradient_checkpointing,
+        )
     task: Task = resolve("tasks", family.task)(family, TaskSettings(multi_label=settings.multi_label))
     stages = _stages(loaded, settings)
     layout = Layout(
-        loaded=loaded, family=family, task=task, settings=settings, device=device, total=total,
-        bits=(stored.bits, "all weights train" if full else stored.reason), stages=stages, held=frozenset(),
-    )  # fmt: skip
+        loaded=loaded,
+        family=family,
+        task=task,
+        settings=settings,
+        device=device,
+        total=total,
+        bits=(stored.bits, "all weights train" if full else stored.reason),
+        stages=stages,
+        held=frozenset(),
+    )
     return layout.enter(0)
 
 
@@ -233,23 +246,34 @@ def _linear_4bit(linear: nn.Linear, double: bool, compute: torch.dtype) -> nn.Mo
     bnb = bitsandbytes()
     rows, columns = linear.out_features, linear.in_features
     module = bnb.nn.Linear4bit(
-        columns, rows, bias=linear.bias is not None, compute_dtype=compute, compress_statistics=double,
-        quant_type="nf4", device="meta",
-    )  # fmt: skip
+        columns,
+        rows,
+        bias=linear.bias is not None,
+        compute_dtype=compute,
+        compress_statistics=double,
+        quant_type="nf4",
+        device="meta",
+    )
     codes = rows * columns // 2
     weight = nn.Parameter(torch.empty(codes, 1, dtype=torch.uint8), requires_grad=False)
     blocks = -(-rows * columns // BLOCK)
     state: dict[str, Any] = {
-        "absmax": torch.empty(blocks, dtype=torch.float32), "shape": torch.Size((rows, columns)),
-        "code": torch.empty(16), "blocksize": BLOCK, "quant_type": "nf4", "dtype": linear.weight.dtype,
-    }  # fmt: skip
+        "absmax": torch.empty(blocks, dtype=torch.float32),
+        "shape": torch.Size((rows, columns)),
+        "code": torch.empty(16),
+        "blocksize": BLOCK,
+        "quant_type": "nf4",
+        "dtype": linear.weight.dtype,
+    }
     if double:
         state["absmax"] = torch.empty(blocks, dtype=torch.uint8)
         state["offset"] = torch.empty(())
         state["state2"] = bnb.functional.QuantState(
-            absmax=torch.empty(-(-blocks // SCALES_PER_BLOCK)), code=torch.empty(256), blocksize=SCALES_PER_BLOCK,
+            absmax=torch.empty(-(-blocks // SCALES_PER_BLOCK)),
+            code=torch.empty(256),
+            blocksize=SCALES_PER_BLOCK,
             dtype=torch.float32,
-        )  # fmt: skip
+        )
     marks = {"quant_state": bnb.functional.QuantState(**state), "quant_type": "nf4", "compress_statistics": double}
     for name, value in (marks | {"bnb_quantized": True}).items():
         setattr(weight, name, value)

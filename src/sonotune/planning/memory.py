@@ -23,17 +23,18 @@ Source: saved tensors as traced by `planning.exact`, to which tests compare it; 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from sonotune.adapters.kinds.base import kind_of
 from sonotune.features.batching import Batch
-from sonotune.models.base import Component, bare_name, carrier
+from sonotune.models.base import Component
 from sonotune.models.quantize import packed_bytes
+from sonotune.optimizers import moment_bytes
 from sonotune.planning.layout import BLOCK, SCALES_PER_BLOCK, Layout
-from sonotune.training.optimizer import moment_bytes
 
 _CODES, _NESTED_CODES = 4 * 16, 4 * 256 + 4  # of each matrix: its code book; that of its scales, and their mean
 KINDS = ("weights", "gradients", "optimizer", "activations")
@@ -85,11 +86,11 @@ def static_memory(layout: Layout) -> dict[str, dict[str, int]]:
     loaded, rows = layout.loaded, dict[str, dict[str, int]]()
     parts = {name: layout.settings.shards for names in layout.sharded.values() for name in names}
     for name, parameter in loaded.module.named_parameters():
-        owner = loaded.owner(carrier(name)) or OUTSIDE
+        owner = loaded.owner(loaded.names.base_name(name)) or OUTSIDE
         row = rows.setdefault(owner, dict.fromkeys(KINDS, 0))
         size = parameter.numel() * parameter.element_size()
-        module = bare_name(name).removesuffix(".weight")
-        if module in loaded.quantized and ".lora_" not in name and name.endswith("weight"):
+        module = loaded.names.unwrapped(name).removesuffix(".weight")
+        if module in loaded.quantized and not loaded.names.owns(name) and name.endswith("weight"):
             size = _packed(loaded.module, name.removesuffix(".weight"), layout)
         count = parts.get(name, 1)
         row["weights"] += -(-size // count)
@@ -98,7 +99,7 @@ def static_memory(layout: Layout) -> dict[str, dict[str, int]]:
         if name in layout.held:
             row["optimizer"] += -(-moment_bytes(parameter.numel(), layout.settings.optimizer) // count)
     for name, buffer in loaded.module.named_buffers():
-        row = rows.setdefault(loaded.owner(bare_name(name)) or OUTSIDE, dict.fromkeys(KINDS, 0))
+        row = rows.setdefault(loaded.owner(loaded.names.unwrapped(name)) or OUTSIDE, dict.fromkeys(KINDS, 0))
         row["weights"] += buffer.numel() * buffer.element_size()
     return rows
 
@@ -179,12 +180,12 @@ class _Saved:
 
     def __init__(self, layout: Layout, batch: Batch) -> None:
         self._layout, self._batch = layout, batch
-        self._loaded = layout.loaded
+        self._loaded, self._adapters = layout.loaded, kind_of(layout.loaded)
         self._c = layout.compute.itemsize
         self._gpu = layout.device == "cuda"
         self._n = 4 if self._gpu else self._c
         self.convolving = 0  # what the backward pass of the widest convolution of the stem holds at once
-        self._modules = {bare_name(name): module for name, module in _bare_modules(layout.loaded.module)}
+        self._modules: dict[str, Any] = dict(self._loaded.names.modules(self._loaded.module))
         streams = layout.streams(batch)
         self._rows: dict[str, int] = {}
         for name in layout.loaded.linears:
@@ -201,7 +202,7 @@ class _Saved:
             reached = reached or any(
                 value.requires_grad
                 for parameter, value in self._loaded.module.named_parameters()
-                if component.owns(carrier(parameter))
+                if component.owns(self._loaded.names.base_name(parameter))
             )
             if not reached:
                 continue
@@ -245,7 +246,7 @@ class _Saved:
             elif isinstance(module, nn.Conv1d):
                 after = module.out_channels > module.in_channels or module.groups > 1
                 total += self._c * rows * (module.in_channels + (module.out_channels if after else 0))
-            elif isinstance(module, nn.Dropout) and module.p and ".lora_" not in name:
+            elif isinstance(module, nn.Dropout) and module.p:
                 wide = max(_widths(one)[1] for one in linears.values()) if "intermediate" in name else width
                 total += (1 if self._gpu else self._c) * rows * wide
         return total + self._probabilities(rows, by_distance=any(_BY_DISTANCE.search(name) for name in linears))
@@ -269,7 +270,7 @@ class _Saved:
         parent, quantized = name.rpartition(".")[0], name in self._loaded.quantized
         c = self._c
         total = 0
-        rank = _rank(module)
+        rank, dropout = self._adapters.activations(module)
         heard = bool(_HEARS.search(name))
         if rank or any(parameter.requires_grad for parameter in module.parameters()):
             # The input is one tensor for all that take it; the encoder's states are its own. On a GPU norms give single
@@ -279,7 +280,7 @@ class _Saved:
                 total += c * rows * inputs
             shared.add((parent, inputs))
             total += c * rows * rank
-            if _dropout(module):
+            if dropout:
                 total += rows * inputs * (1 if self._gpu else 4)
         if heard:
             total += c * rows * outputs * (2 if _QUERIES.search(name) else 1)
@@ -405,25 +406,8 @@ def convolution_scratch(inputs: float, outputs: float, *, groups: int, backward:
     return int(max(copies * inputs, outputs))
 
 
-def _bare_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Modules under the names of the bare model: an adapter's wrapper under the name of what it wraps."""
-    for name, child in module.named_modules():
-        if ".lora_" not in name and not name.endswith(("base_layer", "original_module", "modules_to_save")):
-            yield name, child
-
-
 def _widths(module: Any) -> tuple[int, int]:
     base = getattr(module, "base_layer", module)
     if hasattr(base, "in_features"):
         return int(base.in_features), int(base.out_features)
     return int(base.in_channels), int(base.out_channels)
-
-
-def _rank(module: Any) -> int:
-    ranks: Mapping[str, int] = getattr(module, "r", {})
-    return int(ranks.get("default", 0)) if isinstance(ranks, dict) else 0
-
-
-def _dropout(module: Any) -> float:
-    layer = getattr(module, "lora_dropout", {})
-    return float(getattr(layer["default"], "p", 0.0)) if layer and "default" in layer else 0.0

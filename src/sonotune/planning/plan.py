@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sonotune.adapters.trainable import check_shardable
 from sonotune.errors import ConfigError
 from sonotune.planning.cost import Cost
 from sonotune.planning.exact import measure_step
 from sonotune.planning.layout import Layout, TrainingSettings, lay_out
 from sonotune.planning.memory import KINDS, Memory, predict_step
-from sonotune.training.sharding import check_shardable
 
 LABELS_PER_SECOND = 5.0
 """Tokens of transcript assumed for each second of audio, where nothing is said."""
@@ -41,9 +41,13 @@ class Bucket:
     def to_json(self) -> dict[str, Any]:
         """One row of `stages[].buckets`."""
         return {
-            "clip_seconds": self.clip_s, "clips": self.clips, "label_tokens": self.label_tokens,
-            "peak_bytes": self.memory.peak_bytes, "exact": self.exact, "largest_clips": self.largest,
-        }  # fmt: skip
+            "clip_seconds": self.clip_s,
+            "clips": self.clips,
+            "label_tokens": self.label_tokens,
+            "peak_bytes": self.memory.peak_bytes,
+            "exact": self.exact,
+            "largest_clips": self.largest,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +73,14 @@ class StagePlan:
         """One row of `stages`."""
         memory = self.worst.memory
         return {
-            "name": self.name, "trainable": self.trainable, "peak_bytes": memory.peak_bytes,
-            "static_bytes": memory.static_bytes, "bytes": {kind: memory.total(kind) for kind in KINDS},
-            "components": component_rows(memory), "buckets": [bucket.to_json() for bucket in self.buckets],
-        }  # fmt: skip
+            "name": self.name,
+            "trainable": self.trainable,
+            "peak_bytes": memory.peak_bytes,
+            "static_bytes": memory.static_bytes,
+            "bytes": {kind: memory.total(kind) for kind in KINDS},
+            "components": component_rows(memory),
+            "buckets": [bucket.to_json() for bucket in self.buckets],
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,10 +119,13 @@ class Plan:
         """The form of `plan --json`; `components` are those of the worst bucket of the worst stage."""
         cost = self.cost
         return {
-            "checkpoint": self.settings.checkpoint, "device": self.device, "bits": self.bits[0],
+            "checkpoint": self.settings.checkpoint,
+            "device": self.device,
+            "bits": self.bits[0],
             "precision": self.settings.precision,
             "gradient_checkpointing": self.settings.gradient_checkpointing,
-            "peak_bytes": self.peak_bytes, "loading_bytes": self.loading_bytes,
+            "peak_bytes": self.peak_bytes,
+            "loading_bytes": self.loading_bytes,
             "components": component_rows(self.worst.worst.memory),
             "stages": [stage.to_json() for stage in self.stages],
             "memory_bytes": self.memory_bytes,
@@ -122,7 +133,7 @@ class Plan:
             "seconds": None if cost is None else cost.seconds,
             "cost": None if cost is None else cost.cost,
             **({} if cost is None else {"throughput": cost.throughput, "throughput_source": cost.throughput_source}),
-        }  # fmt: skip
+        }
 
 
 def component_rows(memory: Memory) -> list[dict[str, Any]]:
@@ -178,9 +189,11 @@ def make_plan(
     layout = lay_out(settings, device=device)
     if settings.shards > 1:
         check_shardable(
-            kind="none" if settings.full else "lora", bits=layout.bits[0], precision=settings.precision,
+            kind=settings.kind,
+            bits=layout.bits[0],
+            precision=settings.precision,
             optimizer=settings.optimizer,
-        )  # fmt: skip
+        )
     window_s = layout.loaded.frontend.max_duration_s
     if within_window and window_s is not None:
         lengths = sorted({min(length, window_s) for length in lengths})
@@ -198,9 +211,14 @@ def make_plan(
         trainable = sum(value.numel() for value in layout.loaded.module.parameters() if value.requires_grad)
         planned.append(StagePlan(name=stage.name, trainable=trainable, buckets=tuple(buckets)))
     return Plan(
-        settings=settings, bits=layout.bits, device=device, loading_bytes=_FULL_PRECISION_BYTES * layout.total,
-        stages=tuple(planned), memory_bytes=memory_bytes, cost=cost,
-    )  # fmt: skip
+        settings=settings,
+        bits=layout.bits,
+        device=device,
+        loading_bytes=_FULL_PRECISION_BYTES * layout.total,
+        stages=tuple(planned),
+        memory_bytes=memory_bytes,
+        cost=cost,
+    )
 
 
 def _bucket(layout: Layout, clip_s: float, clips: int, tokens: int, memory_bytes: int | None) -> Bucket:
@@ -209,9 +227,13 @@ def _bucket(layout: Layout, clip_s: float, clips: int, tokens: int, memory_bytes
 
     memory = predict_step(layout, layout.batch(clips, clip_s, tokens))
     return Bucket(
-        clip_s=clip_s, clips=clips, label_tokens=tokens, memory=memory, exact=False,
+        clip_s=clip_s,
+        clips=clips,
+        label_tokens=tokens,
+        memory=memory,
+        exact=False,
         largest=None if memory_bytes is None else largest_that_fits(peak, memory_bytes),
-    )  # fmt: skip
+    )
 
 
 def _measured(flat: Layout, index: int, bucket: Bucket, memory_bytes: int | None) -> Bucket:
@@ -230,9 +252,13 @@ def _measured(flat: Layout, index: int, bucket: Bucket, memory_bytes: int | None
         return held + scale * (predict_step(flat, batch).peak_bytes - held)
 
     return Bucket(
-        clip_s=bucket.clip_s, clips=bucket.clips, label_tokens=bucket.label_tokens, memory=memory, exact=True,
+        clip_s=bucket.clip_s,
+        clips=bucket.clips,
+        label_tokens=bucket.label_tokens,
+        memory=memory,
+        exact=True,
         largest=None if memory_bytes is None else largest_that_fits(peak, memory_bytes),
-    )  # fmt: skip
+    )
 
 
 def largest_that_fits(peak: Callable[[int], float], memory_bytes: int, *, most: int = 4096) -> int:

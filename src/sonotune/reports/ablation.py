@@ -10,15 +10,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sonotune.metrics.scores import better_sign, score_title
+from sonotune.reports.canvas import Palette, Picture, plain_axes
 from sonotune.reports.page import render_page
-from sonotune.reports.picture import Palette, Picture, plain_axes
 from sonotune.reports.record import show_bytes, show_seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_NAMES = {"wer": "WER", "cer": "CER", "accuracy": "Accuracy"}
 _OUTCOMES = {"no difference": 0, "worse": 2, "better": 3}  # places in the palette: grey, warm, green
 _MARKERS = "osD^vPX*"
 _SAME_TIME = 0.05  # of two runs on a shared machine
@@ -46,7 +46,7 @@ def build_ablation_html(body: Mapping[str, Any]) -> str:
         "ablation.html",
         filters={"seconds": show_seconds, "bytes": show_bytes, "percent": _percent, "count": _count, "points": _points},
         body=body,
-        score=_NAMES[body["score"]],
+        score=_called(body),
         arms=arms,
         comparisons=[row for row in body["comparisons"] if "error" not in row],
         figures={name: Markup(svg) for name, svg in drawn.items()},  # noqa: S704  (our own SVG, text escaped there)
@@ -93,14 +93,27 @@ def arm_table(body: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     for row in rows:
-        row["dominated_by"] = [other["name"] for other in rows if _dominates(other, row, body["score"])]
+        row["dominated_by"] = [other["name"] for other in rows if _dominates(other, row, _sign(body))]
     return rows
 
 
-def _dominates(one: Mapping[str, Any], other: Mapping[str, Any], score: str) -> bool:
+def _score(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The score that is compared, of any finished trial, which says what it is called and which direction is better."""
+    found = (trial["scores"]["test"].get(body["score"]) for trial in body["trials"] if trial["status"] == "finished")
+    return next((score for score in found if score), {})
+
+
+def _called(body: Mapping[str, Any]) -> str:
+    return score_title(body["score"], _score(body))
+
+
+def _sign(body: Mapping[str, Any]) -> int:
+    return better_sign(_score(body).get("better", "lower"))
+
+
+def _dominates(one: Mapping[str, Any], other: Mapping[str, Any], sign: int) -> bool:
     if one["mean"] is None or other["mean"] is None:
         return False
-    sign = -1 if score == "accuracy" else 1
     left, right = ([sign * row["mean"], row["parameters"], row["seconds"]] for row in (one, other))
     if abs(left[2] - right[2]) <= _SAME_TIME * right[2]:
         left[2] = right[2]
@@ -144,16 +157,20 @@ def _rates(curves: Mapping[str, Sequence[tuple[float, float]]], body: Mapping[st
         for arm, points in curves.items():
             index = places[arm]
             axes.plot(
-                [rate for rate, _ in points], [score for _, score in points], label=arm, markersize=4,
-                linestyle=("-", "--", ":")[index // len(palette.series) % 3], **_look(index, palette),
-            )  # fmt: skip
+                [rate for rate, _ in points],
+                [score for _, score in points],
+                label=arm,
+                markersize=4,
+                linestyle=("-", "--", ":")[index // len(palette.series) % 3],
+                **_look(index, palette),
+            )
         _logarithmic(axes)
         axes.set_xlabel("learning rate")
-        axes.set_ylabel(f"{_NAMES[body['score']]} on data.eval, %")
+        axes.set_ylabel(f"{_called(body)} on data.eval, %")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
         return {}
 
-    title = f"{_NAMES[body['score']]} on data.eval over the learning rate"
+    title = f"{_called(body)} on data.eval over the learning rate"
     return Picture(name="rates", title=title, size=(6.4, max(2.9, 0.6 + 0.19 * len(curves))), draw=draw)
 
 
@@ -170,7 +187,7 @@ def _differences(rows: Sequence[Mapping[str, Any]], body: Mapping[str, Any]) -> 
             axes.plot([value], [index], color=colour, marker="o", markersize=6)
         axes.set_yticks(range(len(rows)), [row["arm"] for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlabel(f"{_NAMES[body['score']]} minus that of {body['baseline']}, percentage points")
+        axes.set_xlabel(f"{_called(body)} minus that of {body['baseline']}, percentage points")
         axes.grid(visible=False, axis="y")
         return {}
 
@@ -181,7 +198,7 @@ def _differences(rows: Sequence[Mapping[str, Any]], body: Mapping[str, Any]) -> 
 def _costs(rows: Sequence[Mapping[str, Any]], name: str, label: str, body: Mapping[str, Any]) -> Picture:
     """Score over a cost; arms that another beats in both are hollow."""
     scale = 1e-6 if name == "peak_bytes" else 1.0
-    sign = -1 if body["score"] == "accuracy" else 1
+    sign = _sign(body)
     points = [(sign * row["mean"], row[name]) for row in rows]
     beaten = [any(a <= mine[0] and b <= mine[1] and (a, b) != mine for a, b in points) for mine in points]
 
@@ -194,17 +211,22 @@ def _costs(rows: Sequence[Mapping[str, Any]], name: str, label: str, body: Mappi
             axes.plot([cost, cost], [min(values), max(values)], color=look["color"], linewidth=1.2, alpha=0.6)
             face = "none" if beaten[index] else look["color"]
             axes.plot(
-                [cost], [100 * row["mean"]], markersize=6, markerfacecolor=face, linestyle="none", label=row["name"],
+                [cost],
+                [100 * row["mean"]],
+                markersize=6,
+                markerfacecolor=face,
+                linestyle="none",
+                label=row["name"],
                 **look,
-            )  # fmt: skip
+            )
         if name == "parameters" and max(row[name] for row in rows) > 3 * min(row[name] for row in rows) > 0:
             _logarithmic(axes)
         axes.set_xlabel(label)
-        axes.set_ylabel(f"{_NAMES[body['score']]} on data.test, %")
+        axes.set_ylabel(f"{_called(body)} on data.test, %")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
         return {}
 
-    title = f"{_NAMES[body['score']]} on data.test over {label.partition(',')[0]}"
+    title = f"{_called(body)} on data.test over {label.partition(',')[0]}"
     return Picture(name=f"cost_{name}", title=title, size=(6.4, max(2.9, 0.6 + 0.19 * len(rows))), draw=draw)
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import yaml
 
+from sonotune.metrics.scores import score_title
 from sonotune.reports.usage import Kind, Usage, usage_lines
+from sonotune.runs.record import language_of
 from sonotune.types import RunRecord
 
 _TASKS = {"transcribe": "automatic-speech-recognition", "classify": "audio-classification"}
@@ -66,11 +68,12 @@ _HOME = "https://pypi.org/project/sonotune/"
 
 
 def _front_matter(record: RunRecord, kind: Kind, task: str) -> dict[str, Any]:
-    language = record.config.get("model", {}).get("language")
+    language = language_of(record)
     scores = record.scores.get("test") or record.scores.get("after") or {}
     base = _hub_name(record)
     results = [
-        {"type": name, "value": round(100 * row["value"], 2), "name": name.upper()} for name, row in scores.items()
+        {"type": name, "value": round(100 * row["value"], 2), "name": score_title(name, row)}
+        for name, row in scores.items()
     ]
     return {
         **({"base_model": base} if base else {}),
@@ -79,15 +82,21 @@ def _front_matter(record: RunRecord, kind: Kind, task: str) -> dict[str, Any]:
         "library_name": "peft" if kind == "adapter" else "transformers",
         "pipeline_tag": _TASKS.get(task, "automatic-speech-recognition"),
         "tags": ["sonotune", *(["lora"] if kind == "adapter" else [])],
-        "model-index": [{
-            "name": record.run_id,
-            "results": [{
-                "task": {"type": _TASKS.get(task, "automatic-speech-recognition")},
-                "dataset": {"name": "own clips", "type": "own"},
-                "metrics": results,
-            }] if results else [],
-        }],
-    }  # fmt: skip
+        "model-index": [
+            {
+                "name": record.run_id,
+                "results": [
+                    {
+                        "task": {"type": _TASKS.get(task, "automatic-speech-recognition")},
+                        "dataset": {"name": "own clips", "type": "own"},
+                        "metrics": results,
+                    }
+                ]
+                if results
+                else [],
+            }
+        ],
+    }
 
 
 def _hub_name(record: RunRecord) -> str | None:
@@ -107,7 +116,7 @@ def _scores(record: RunRecord) -> str:
         for name, row in record.scores.get(moment, {}).items():
             low, value, high = (100 * row[key] for key in ("low", "value", "high"))
             over = _over(row)
-            rows.append(f"| {name.upper()} | {value:.2f} % | {low:.2f} to {high:.2f} | {about}, {over} |")
+            rows.append(f"| {score_title(name, row)} | {value:.2f} % | {low:.2f} to {high:.2f} | {about}, {over} |")
     if not rows:
         return "Nothing was scored."
     return "\n".join(["| score | value | 95 % interval | of |", "| --- | --- | --- | --- |", *rows])
@@ -150,13 +159,13 @@ def _training(record: RunRecord) -> str:
 
 def usage_of(record: RunRecord, kind: Kind) -> Usage:
     """How a model is used, by the record alone; what only its files say is left at its default."""
-    base, model = str(record.model.get("checkpoint", "")), record.config.get("model", {})
+    base = str(record.model.get("checkpoint", ""))
     return Usage(
         family=str(record.model.get("family", "")),
         kind=kind,
         base=_name_of_base(record),
         revision=record.model.get("revision"),
-        language=model.get("language"),
+        language=language_of(record),
         multilingual=not base.endswith(".en"),
         multi_label=bool(record.config.get("data", {}).get("multi_label")),
         bits=_bits(record),
@@ -181,7 +190,8 @@ def _parity(parity: Mapping[str, Any] | None) -> str:
             "" if difference["low"] is None else f"{100 * difference['low']:+.2f} to {100 * difference['high']:+.2f}"
         )
         rows.append(
-            f"| {name.upper()} | {scored:.2f} % | {served:.2f} % | {100 * difference['value']:+.2f} | {between} |"
+            f"| {score_title(name, parity['scored'][name])} | {scored:.2f} % | {served:.2f} % "
+            f"| {100 * difference['value']:+.2f} | {between} |"
         )
     verdict = "Within" if parity["passed"] else "**More than**"
     return "\n".join(

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonotune.errors import AdapterError
-from sonotune.reports.picture import Palette, Picture, elide, plain_axes, shown
-from sonotune.reports.places import group_titles
+from sonotune.reports.canvas import Palette, Picture, elide, plain_axes, shown
+from sonotune.reports.module_names import group_titles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,9 +172,13 @@ def _draw_spread(axes: Axes, palette: Palette, numbers: Sequence[float], height:
     axes.plot([middle], [height], color=colour, marker="o", markersize=7, markeredgecolor=palette.card)
     axes.annotate(
         f"{middle:.3g}" if middle < 1000 else f"{middle:.0f}",
-        (1.0, height), xytext=(6, 0), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
-        va="center", fontsize=8,
-    )  # fmt: skip
+        (1.0, height),
+        xytext=(6, 0),
+        xycoords=axes.get_yaxis_transform(),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+    )
 
 
 def _set_scale(axes: Axes, numbers: Sequence[float]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sonotune.reports.picture import PAGE, Palette, Picture, plain_axes
+from sonotune.reports.canvas import PAGE, Palette, Picture, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from sonotune.reports.picture import count_letters
+from sonotune.reports.canvas import count_letters
 
 _WIDTH = 1000  # of the widest card of the page, in CSS pixels; on a telephone the figure scrolls
 _CELL, _SMALLEST_CELL = 34.0, 12.0

@@ -1,4 +1,4 @@
-"""HTML pages from this room's templates: one style, nothing that cannot be printed."""
+"""HTML pages from this package's templates: one style, nothing that cannot be printed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ def render_page(template: str, *, filters: Mapping[str, Callable[..., Any]], **v
     from jinja2 import Environment, FunctionLoader, StrictUndefined  # noqa: PLC0415  (60 ms, only for a report)
 
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
         loader=FunctionLoader(lambda name: files("sonotune.reports").joinpath(name).read_text(encoding="utf-8")),
-    )  # fmt: skip
+    )
     environment.filters |= dict(filters)
     html = environment.get_template(template).render(**values)
     # Control codes and lone surrogates from damaged transcripts have no place in HTML, or cannot even be written.

@@ -16,23 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from sonotune.errors import RunDirectoryError
+from sonotune.metrics.scores import drawn_scores, score_title, show_value
 from sonotune.metrics.slices import DURATION_EDGES_S
-from sonotune.reports.classes import ClassView, view_classes
+from sonotune.reports.classes import view_classes
 from sonotune.reports.figures import Estimate, Series, bars, curve, estimates
 from sonotune.reports.page import render_page
 from sonotune.reports.predictions import text_slices, worst_texts
-from sonotune.reports.ranks import run_pictures
+from sonotune.reports.rank_heatmap import run_pictures
+from sonotune.runs.record import task_of
 from sonotune.types import RunRecord
 
 logger = logging.getLogger(__name__)
 
 _SEVERITIES = ("error", "warning", "note")
 _SHOWN_IDS = 8
-_NAMES = {"wer": "WER", "cer": "CER", "accuracy": "Accuracy", "f1_macro": "Macro F1", "map": "mAP"}
-_TEXT_SCORES = ("wer", "cer")
-_CLASS_SCORES = ("accuracy", "f1_macro", "map")
 _CURVES = (
-    ("steps", "Error rates over steps"),
+    ("steps", "Scores over steps"),
     ("loss", "Loss"),
     ("learning_rate", "Learning rate"),
     ("throughput", "Throughput"),
@@ -65,7 +64,7 @@ def build_html(
     edges_s = record.config.get("evaluation", {}).get("duration_edges_s") or DURATION_EDGES_S
     multi_label = record.config.get("data", {}).get("multi_label")
     classes = view_classes(predictions, edges_s, multi_label=multi_label)
-    names = _shown_scores(record, evaluations, classes, multi_label=multi_label)
+    names = _shown_scores(record, evaluations)
     figures = _figures(record, training, evaluations, phases, names)
     worst, wrong = (classes["worst"], classes["wrong"]) if classes else worst_texts(predictions)
     changed, defaults = _settings(record)
@@ -74,17 +73,21 @@ def build_html(
         filters={
             "seconds": show_seconds,
             "bytes": show_bytes,
-            "score": _show_score,
+            "score": show_value,
             "count": _show_count,
             "percent": _show_percent,
         },
         record=record,
         figures={name: Markup(svg) for name, svg in figures.items()},  # noqa: S704  (our own SVG, text escaped there)
-        estimates=[(name, f"{_NAMES[name]} with 95 % intervals") for name in names if name in figures],
-        curves=[(name, caption) for name, caption in _captions(names) if name in figures],
+        estimates=[
+            (name, f"{score_title(name, score)} with 95 % intervals")
+            for name, score in names.items()
+            if name in figures
+        ],
+        curves=[(name, caption) for name, caption in _CURVES if name in figures],
         tiles=_tiles(record, names),
         scores=_score_rows(record),
-        of_classes=names != _TEXT_SCORES,
+        of_classes=task_of(record) == "classify",
         classes=classes,
         matrix=Markup(classes["matrix"] if classes else ""),  # noqa: S704  (as the figures)
         slices=classes["slices"] if classes else text_slices(predictions, edges_s),
@@ -171,11 +174,6 @@ def _show_percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _show_score(score: Mapping[str, Any], key: str = "value") -> str:
-    value = float(score[key])
-    return _show_percent(value) if score.get("unit", "fraction") == "fraction" else f"{value:.4g}"
-
-
 # --- events and curves ---------------------------------------------------------------------------------------------
 
 
@@ -208,10 +206,10 @@ def _figures(
     training: Sequence[Mapping[str, Any]],
     evaluations: Sequence[Mapping[str, Any]],
     phases: Mapping[str, float],
-    names: Sequence[str],
+    names: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, str]:
     figures: dict[str, str] = {}
-    of_classes = names != _TEXT_SCORES
+    of_classes = task_of(record) == "classify"
     for name in names:
         rows = [
             Estimate(
@@ -224,8 +222,9 @@ def _figures(
             if name in scores
         ]
         if rows:
-            label = f"{_NAMES[name]}, %" + ", higher is better" * of_classes
-            figures[name] = estimates(name, rows, x_label=label, title=f"{_NAMES[name]} with 95 % intervals")
+            called = score_title(name, names[name])
+            label = _axis(called, names[name])
+            figures[name] = estimates(name, rows, x_label=label, title=f"{called} with 95 % intervals")
     if loss := _series("loss", training, "loss"):
         label = "loss per clip" if of_classes else "loss per token"
         figures["loss"] = curve("loss", [loss], y_label=label, title="Training loss over steps")
@@ -238,9 +237,9 @@ def _figures(
             "throughput", [throughput], y_label="samples/s", title="Training throughput over steps", zero=True
         )
     if scored := _score_over_steps(evaluations, names):
-        label = "score, %, higher is better" if of_classes else "error rate, %"
-        title = dict(_captions(names))["steps"]
-        figures["steps"] = curve("steps", scored, y_label=label, title=title, zero=True, markers=True)
+        first = next(iter(names.values()))
+        label = _axis("error rate" if first.get("better", "lower") == "lower" else "score", first)
+        figures["steps"] = curve("steps", scored, y_label=label, title="Scores over steps", zero=True, markers=True)
     if phases:
         figures["phases"] = bars("phases", phases, x_label="seconds", title="Seconds by phase")
     return figures
@@ -262,7 +261,7 @@ def _learning_rates(events: Sequence[Mapping[str, Any]]) -> list[Series]:
     return [Series(label=group, x=[x for x, _ in points], y=[y for _, y in points]) for group, points in groups.items()]
 
 
-def _score_over_steps(evaluations: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Series]:
+def _score_over_steps(evaluations: Sequence[Mapping[str, Any]], names: Mapping[str, Mapping[str, Any]]) -> list[Series]:
     found: list[Series] = []
     for name in names:
         points = [
@@ -273,7 +272,7 @@ def _score_over_steps(evaluations: Sequence[Mapping[str, Any]], names: Sequence[
         if points:
             found.append(
                 Series(
-                    label=_NAMES[name],
+                    label=score_title(name, names[name]),
                     x=[step for step, _ in points],
                     y=[100 * float(score["value"]) for _, score in points],
                     low=[100 * float(score.get("low", score["value"])) for _, score in points],
@@ -283,8 +282,8 @@ def _score_over_steps(evaluations: Sequence[Mapping[str, Any]], names: Sequence[
     return found
 
 
-def _captions(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    return _CURVES if names == _TEXT_SCORES else (("steps", "Scores over steps"), *_CURVES[1:])
+def _axis(called: str, score: Mapping[str, Any]) -> str:
+    return f"{called}, %" + ", higher is better" * (score.get("better") == "higher")
 
 
 def _phase_rows(phases: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -295,31 +294,26 @@ def _phase_rows(phases: Mapping[str, float]) -> list[dict[str, Any]]:
 # --- scores --------------------------------------------------------------------------------------------------------
 
 
-def _shown_scores(
-    record: RunRecord, evaluations: Sequence[Mapping[str, Any]], classes: ClassView | None, *, multi_label: bool | None
-) -> tuple[str, ...]:
-    """Names of the scores of the run's kind, the one that decides first."""
-    named = {name for scores in record.scores.values() for name in scores}
-    named |= {name for event in evaluations for name in event["scores"]}
-    if classes is None and named.isdisjoint(_CLASS_SCORES):
-        return _TEXT_SCORES
-    many = multi_label if classes is None else classes["many"]
-    return _CLASS_SCORES[::-1] if many else _CLASS_SCORES
+def _shown_scores(record: RunRecord, evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The scores that are drawn, the one that decides first: name -> the last that was taken of it."""
+    taken = [*(event["scores"] for event in evaluations), *record.scores.values()]
+    last = {name: score for scores in taken for name, score in scores.items() if isinstance(score, Mapping)}
+    return {name: last[name] for name in drawn_scores(last)}
 
 
-def _tiles(record: RunRecord, names: Sequence[str]) -> list[dict[str, str]]:
+def _tiles(record: RunRecord, names: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
     """The few figures that stand on top."""
     tiles: list[dict[str, str]] = []
     before, after = record.scores.get("before", {}), record.scores.get("after", {})
     for name in names:
         if name in before and name in after:
-            text = f"{_show_score(before[name])} → {_show_score(after[name])}"
+            text = f"{show_value(before[name])} → {show_value(after[name])}"
             note = _change(before[name], after[name])
-            tiles.append({"name": f"{_NAMES[name]}, before → after", "value": text, "note": note})
+            tiles.append({"name": f"{score_title(name, after[name])}, before → after", "value": text, "note": note})
         elif name in (after or before):
             score = (after or before)[name]
-            note = f"{_show_score(score, 'low')} to {_show_score(score, 'high')}, {score['count']} clips"
-            tiles.append({"name": _NAMES[name], "value": _show_score(score), "note": note})
+            note = f"{show_value(score, 'low')} to {show_value(score, 'high')}, {score['count']} clips"
+            tiles.append({"name": score_title(name, score), "value": show_value(score), "note": note})
     tiles += _parity_tile(record)
     tiles.append({"name": "Wall time", "value": show_seconds(record.seconds), "note": "over all sessions"})
     tiles.append({"name": "Peak memory", "value": show_bytes(record.peak_memory_bytes), "note": "whole process"})
@@ -365,7 +359,7 @@ def _score_rows(record: RunRecord) -> list[dict[str, Any]]:
     return [
         {
             "where": where,
-            "name": _NAMES[name] if name in _CLASS_SCORES else name,
+            "name": score_title(name, score),
             "score": score,
             "detail": score.get("detail", {}),
         }

@@ -75,3 +75,17 @@ def _read_schema_1(value: Mapping[str, Any], where: str) -> RunRecord:
 
 
 _READERS: Mapping[int, Callable[[Mapping[str, Any], str], RunRecord]] = {1: _read_schema_1}
+
+
+def language_of(record: RunRecord) -> str | None:
+    """The language of a run: the one that all of its training clips name, else that of its settings."""
+    found: str | None = record.model.get("language") or record.config.get("model", {}).get("language")
+    return found
+
+
+def task_of(record: RunRecord) -> str:
+    """Registry name of the task of a run; one from before records had it classifies where higher scores are better."""
+    if named := record.model.get("task"):
+        return str(named)
+    higher = any(score.get("better") == "higher" for scores in record.scores.values() for score in scores.values())
+    return "classify" if higher else "transcribe"

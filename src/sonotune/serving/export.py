@@ -19,18 +19,11 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
-from sonotune.adapters import lora
+from sonotune.adapters.kinds.base import read_tensors
 from sonotune.adapters.merge import MergeProof, MergeTarget, compare_logits, merge_into
-from sonotune.adapters.saved import (
-    EXPORT_MARK,
-    Opened,
-    find_adapter,
-    model_folder,
-    open_model,
-    own_output_layer,
-    use_of,
-)
+from sonotune.adapters.metadata import EXPORT_MARK, read_metadata, use_of
 from sonotune.errors import AdapterError, RunDirectoryError
+from sonotune.loading import Opened, find_adapter, model_folder, open_model, own_output_layer
 from sonotune.models.base import MULTI_LABEL, LoadedModel
 from sonotune.models.checkpoints import as_os_error
 from sonotune.models.decoding_defaults import set_decoding_defaults
@@ -94,12 +87,25 @@ def export(
             if parity is not None:
                 found = json.dumps(result["parity"], indent=2, ensure_ascii=False) + "\n"
                 (draft / PARITY_FILE).write_bytes(found.encode("utf-8", "backslashreplace"))
-            if folder.exists():
-                shutil.rmtree(folder)
-            draft.rename(folder)
+            _put_in_place(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return {"export": str(folder), "bytes": _size(folder), **result}
+
+
+def _put_in_place(draft: Path, folder: Path) -> None:
+    """Give an export its name; one that is replaced is there until then, and is put back where that fails."""
+    old = folder.with_name(f".old-{folder.name}")
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    try:
+        draft.rename(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_place(folder: Path, *, overwrite: bool) -> None:
@@ -130,11 +136,11 @@ def _copy_adapter(checkpoint: str, folder: Path) -> dict[str, Any]:
         raise AdapterError(
             f"{checkpoint} has no adapter to export; it was trained in full. Export it without --adapter."
         )
-    side_car = lora.read_side_car(adapter)
-    lora.read_tensors(adapter)
+    metadata = read_metadata(adapter)
+    read_tensors(adapter)
     with _writing(folder, _size(adapter)):
         shutil.copytree(adapter, folder, ignore=shutil.ignore_patterns(PARITY_FILE))  # of an earlier export
-    return {"kind": "adapter", **side_car, **use_of(checkpoint)}
+    return {"kind": "adapter", **metadata, **use_of(checkpoint)}
 
 
 def _merge(checkpoint: str, folder: Path, *, target: MergeTarget, dtype: ExportDtype) -> dict[str, Any]:
@@ -147,9 +153,12 @@ def _merge(checkpoint: str, folder: Path, *, target: MergeTarget, dtype: ExportD
     )
     used = use_of(checkpoint)
     decoding = set_decoding_defaults(
-        merged.module, getattr(merged.processor, "tokenizer", None), family=opened.family.name,
-        language=used.get("language"), **_scored_with(checkpoint),
-    )  # fmt: skip
+        merged.module,
+        getattr(merged.processor, "tokenizer", None),
+        family=opened.family.name,
+        language=used.get("language"),
+        **_scored_with(checkpoint),
+    )
     with _writing(folder, sum(value.numel() * value.element_size() for value in merged.module.parameters())):
         merged.module.save_pretrained(folder, safe_serialization=True)
         merged.processor.save_pretrained(folder)

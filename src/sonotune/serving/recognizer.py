@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sonotune.adapters.saved import Opened, choose_family, open_model
 from sonotune.audio import io
 from sonotune.data import text
 from sonotune.data.records import AUDIO_SUFFIXES
 from sonotune.errors import AudioError, ManifestError
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate
+from sonotune.loading import Opened, choose_family, open_model
 from sonotune.models.base import MULTI_LABEL
 from sonotune.models.precision import autocast, bound_kernel_cache, choose_precision
 from sonotune.registry import resolve
@@ -64,7 +64,7 @@ class Recognizer:
             verbalize_numbers: See `TaskSettings`.
             precision: Of the matrix products.
             device: `cpu` or `cuda`; None takes CUDA where there is one.
-            **model_settings: Further arguments of `adapters.saved.open_model`.
+            **model_settings: Further arguments of `loading.open_model`.
 
         Raises:
             ModelError: Nothing usable is there.

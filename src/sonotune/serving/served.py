@@ -178,9 +178,12 @@ def _qwen3_asr(request: Request) -> Served:
             told = {"type": "text", "text": f"language {language}<asr_text>"}
             turns.append({"role": "assistant", "content": [told]})
         inputs = processor.apply_chat_template(
-            [turns], tokenize=True, return_dict=True, add_generation_prompt=language is None,
+            [turns],
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=language is None,
             continue_final_message=language is not None,
-        ).to(module.device)  # fmt: skip
+        ).to(module.device)
         ids = module.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
         texts.append(processor.decode(ids[0], return_format="transcription_only"))
     return Served(texts=tuple(texts))

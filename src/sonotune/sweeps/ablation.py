@@ -19,6 +19,7 @@ from typing import Any, Literal
 from sonotune.config.load import load_run_config
 from sonotune.config.schema import DataConfig
 from sonotune.errors import AdapterError, Interrupted, RunDirectoryError
+from sonotune.metrics.scores import primary_score
 from sonotune.registry import split_source
 from sonotune.runs import (
     atomic_write_json,
@@ -42,7 +43,6 @@ from sonotune.sweeps.schedule import (
 )
 from sonotune.sweeps.trials import (
     REQUIRED,
-    SCORES,
     Runner,
     TrialResult,
     failed_earlier,
@@ -101,7 +101,7 @@ class Session:
             AdapterError: Arms that must train equally many parameters do not.
             RunDirectoryError: The directory is in use, or holds runs of other settings or other clips.
         """
-        from sonotune.training.signals import stop_on_signals  # noqa: PLC0415  (the room imports torch)
+        from sonotune.training.runtime import stop_on_signals  # noqa: PLC0415  (the package imports torch)
 
         with _locked(self.plan.folder), stop_on_signals() as stop:
             started = self.clock()
@@ -139,8 +139,8 @@ class Session:
             )
 
     def outcomes(self) -> Outcomes:
-        """Trial -> score on the development clips."""
-        return {trial: result.score for trial, result in self.results.items()}
+        """See `schedule.Outcomes`."""
+        return {trial: result.outcome for trial, result in self.results.items()}
 
     def look(self) -> None:
         """Read what earlier sessions did, without running anything."""
@@ -263,11 +263,11 @@ def describe(
     plan: Plan, results: Mapping[Trial, TrialResult], *, status: Status, apart: bool, judged: bool
 ) -> dict[str, Any]:
     """The content of `ablation.json`, but for machine and commit."""
-    outcomes = {trial: result.score for trial, result in results.items()}
+    outcomes = {trial: result.outcome for trial, result in results.items()}
     choices = {arm: choice for arm in plan.schedule.arms if (choice := choose(plan.schedule, arm, outcomes))}
     candidates = [_candidate(plan, arm, choice, results) for arm, choice in choices.items()]
     done = [result for result in results.values() if result.status == "finished"]
-    score = next((name for name in SCORES for result in done[:1] if name in result.scores["test"]), SCORES[0])
+    score = (primary_score(done[0].scores["test"]) if done else None) or "score"
     tuned = plan.schedule.points > 1
     # Arms that have not had all their seeds are compared on those they had.
     comparisons = judge(candidates, plan.baseline, score=score, tuned=tuned) if judged else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from sonotune.errors import ConfigError
+from sonotune.errors import ConfigError, suggest
 
 BASELINES = ("uniform", "uniform_share")
 """What the others are measured against where nothing else is said: the first of these that is among the arms."""
@@ -144,10 +143,9 @@ def choose_arms(names: str, own: Sequence[str] = ()) -> tuple[Arm, ...]:
     found: dict[str, Arm] = {}
     for name in filter(None, (part.strip() for part in names.split(","))):
         if name not in GROUPS and name not in ARMS:
-            close = difflib.get_close_matches(name, [*ARMS, *GROUPS], n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
             raise ConfigError(
-                f"--arms: there is no arm {name!r}{hint} Arms: {', '.join(ARMS)}. Groups: {', '.join(GROUPS)}."
+                f"--arms: there is no arm {name!r}{suggest(name, [*ARMS, *GROUPS], '.')} Arms: {', '.join(ARMS)}. "
+                f"Groups: {', '.join(GROUPS)}."
             )
         found |= {member: ARMS[member] for member in GROUPS.get(name, (name,))}
     for text in own:

@@ -9,12 +9,12 @@ from pathlib import Path
 from sonotune.config.load import load_run_config
 from sonotune.config.schema import DataConfig
 from sonotune.errors import ConfigError, SonotuneError
+from sonotune.optimizers import usual_rates
 from sonotune.registry import is_asset, split_source
 from sonotune.sweeps.arms import ARMS, BASELINES, Arm, base_words, trial_words
 from sonotune.sweeps.schedule import STEP, Schedule, Trial
 from sonotune.sweeps.trials import REQUIRED
 from sonotune.sweeps.verdict import EQUAL_SHARE
-from sonotune.training.learning_rates import usual_rates
 
 _OURS = ("run.dir", "training.seed", "run.resume")
 _UNLESS_GIVEN = (
@@ -51,9 +51,13 @@ class Plan:
         """The settings of a trial."""
         arm = next(arm for arm in self.arms if arm.name == trial.arm)
         return trial_words(
-            self.base, arm, rate=trial.rate, seed=trial.seed, folder=self.place(trial),
+            self.base,
+            arm,
+            rate=trial.rate,
+            seed=trial.seed,
+            folder=self.place(trial),
             budget=self.budgets.get(arm.name),
-        )  # fmt: skip
+        )
 
 
 def plan_ablation(
@@ -127,7 +131,6 @@ def plan_ablation(
             out_of_final=tuple(arm.name for arm in arms if arm.ceiling),
             points=points,
             extensions=2 if points > 1 else 0,
-            lower_is_better=shared.config.model.task != "classify",
         ),
         folder=folder or Path("runs") / f"ablation-{shared.digest[:8]}",
         budgets=budgets,
@@ -172,9 +175,7 @@ def _check_budgets(
     """Refuse what no run has to be made for: targets that match nothing, budgets that cannot be kept or spent."""
     problems = []
     for arm in arms:
-        words = trial_words(
-            base, arm, rate=1e-3, seed=0, folder=Path("runs"), budget=budgets.get(arm.name)
-        )  # fmt: skip
+        words = trial_words(base, arm, rate=1e-3, seed=0, folder=Path("runs"), budget=budgets.get(arm.name))
         try:
             adapter = parameters_of(words)["adapter"]
         except SonotuneError as error:

@@ -50,7 +50,6 @@ class Schedule:
         out_of_final: Arms that are never finalists, such as ceilings.
         points: Learning rates of a grid to begin with.
         extensions: Rates that may be added beyond each end of the grid while the best is the outermost.
-        lower_is_better: Of the score on the development clips.
     """
 
     arms: tuple[str, ...]
@@ -61,7 +60,6 @@ class Schedule:
     out_of_final: tuple[str, ...] = ()
     points: int = 3
     extensions: int = 2
-    lower_is_better: bool = True
 
     def trial(self, arm: str, step: int, seed: int) -> Trial:
         """The trial at a place of an arm's grid."""
@@ -86,7 +84,7 @@ class Choice:
 
 
 Outcomes = Mapping[Trial, float | None]
-"""Finished trials -> score on the development clips; None for one that failed."""
+"""Finished trials -> score on the development clips, turned so that lower is better; None for one that failed."""
 
 
 def next_trial(schedule: Schedule, outcomes: Outcomes) -> Trial | None:
@@ -137,13 +135,12 @@ def finalists(schedule: Schedule, outcomes: Outcomes) -> tuple[str, ...]:
     """
     if _before_the_final(schedule, outcomes):
         return ()
-    sign = 1 if schedule.lower_is_better else -1
     means: dict[str, float] = {}
     for arm in schedule.arms:
         trials = [_chosen(schedule, arm, seed, outcomes) for seed in schedule.seeds]
         scores = [score for trial in trials if trial and (score := outcomes[trial]) is not None]
         if len(scores) == len(schedule.seeds):
-            means[arm] = sign * math.fsum(scores)
+            means[arm] = math.fsum(scores)
     first = [arm for arm in schedule.arms[:1] if arm in means]
     others = [arm for arm in means if arm not in (*first, *schedule.out_of_final)]
     return (*first, *sorted(others, key=means.__getitem__)[: schedule.finalists])
@@ -195,9 +192,8 @@ def _allowed(schedule: Schedule, arm: str, step: int) -> bool:
 
 def _best(schedule: Schedule, arm: str, steps: list[int], outcomes: Outcomes) -> int | None:
     """The step with the best score; of equal ones that nearest to the centre, then the lower."""
-    sign = 1 if schedule.lower_is_better else -1
     scored = [
-        (sign * score, abs(step), step)
+        (score, abs(step), step)
         for step in steps
         if (score := outcomes.get(schedule.trial(arm, step, schedule.seeds[0]))) is not None
     ]

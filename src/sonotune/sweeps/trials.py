@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from sonotune.config.load import load_run_config
 from sonotune.errors import Interrupted, RunDirectoryError, SonotuneError, out_of_memory
+from sonotune.metrics.scores import better_sign, primary_score
 from sonotune.runs import read_record
 from sonotune.sweeps.schedule import Trial
 from sonotune.types import RunRecord
@@ -26,9 +27,6 @@ Runner = Callable[[Sequence[str]], None]
 
 REQUIRED = ("data.train", "data.eval", "data.test")
 """Without clips of its own for evaluation, each seed would split off others."""
-SCORES = ("wer", "accuracy")
-"""Of these, the first that a run has chooses the learning rate and is compared."""
-
 _NUMERIC = 4  # exit code: the same line fails again in the same way
 _OUT_OF_MEMORY = 5
 
@@ -42,7 +40,8 @@ class TrialResult:
         words: Its settings.
         folder: Its run directory.
         status: `finished`, or `failed` with `error` and `exit_code`.
-        score: On the development clips; None for a failed trial.
+        score: That decides, on the development clips; None for a failed trial.
+        sign: What makes the better of two such scores the smaller.
         scores: Moment -> score name -> score in JSON form.
         parameters: Trainable parameters.
         adapter_parameters: Those in adapters when training began; AdaLoRA prunes some away until the end.
@@ -59,6 +58,7 @@ class TrialResult:
     folder: Path
     status: Literal["finished", "failed"]
     score: float | None = None
+    sign: int = 1
     scores: Mapping[str, Mapping[str, Mapping[str, Any]]]
     parameters: int = 0
     adapter_parameters: int = 0
@@ -68,6 +68,11 @@ class TrialResult:
     code: Mapping[str, str]
     error: str = ""
     exit_code: int = 0
+
+    @property
+    def outcome(self) -> float | None:
+        """The score turned so that lower is better."""
+        return None if self.score is None else self.sign * self.score
 
     def to_json(self) -> dict[str, Any]:
         """The form kept in `ablation.json`."""
@@ -117,10 +122,10 @@ def read_trial(trial: Trial, words: Sequence[str], folder: Path) -> TrialResult 
 
 def _of_record(trial: Trial, words: Sequence[str], folder: Path, record: RunRecord) -> TrialResult:
     found = record.scores.get("after", {})
-    name = next((name for name in SCORES if name in found), None)
+    name = primary_score(found)
     if name is None or name not in record.scores.get("test", {}):
         raise RunDirectoryError(
-            f"{folder} has no {' or '.join(SCORES)} of both data.eval and data.test, which an ablation compares; "
+            f"{folder} has no score of both data.eval and data.test, which an ablation compares; "
             f"found {', '.join(record.scores) or 'no scores'}."
         )
     components = record.model.get("components", {})
@@ -131,6 +136,7 @@ def _of_record(trial: Trial, words: Sequence[str], folder: Path, record: RunReco
         folder=folder,
         status="finished",
         score=float(found[name]["value"]),
+        sign=better_sign(found[name].get("better", "lower")),
         scores=record.scores,
         parameters=sum(row["trainable"] for row in components.values()),
         adapter_parameters=sum(group["parameters"] for group in groups if group["name"].startswith("adapters")),
@@ -158,9 +164,17 @@ def run_trial(trial: Trial, words: Sequence[str], folder: Path, run: Runner) -> 
     except Exception as error:  # one bad trial must not cost the others
         logger.warning("trial %s failed: %s", trial.name, error, exc_info=not isinstance(error, SonotuneError))
         failure = TrialResult(
-            trial=trial, words=tuple(words), folder=folder, status="failed", scores={}, data={}, code={},
-            seconds=time.monotonic() - started, error=f"{type(error).__name__}: {error}", exit_code=_exit_code(error),
-        )  # fmt: skip
+            trial=trial,
+            words=tuple(words),
+            folder=folder,
+            status="failed",
+            scores={},
+            data={},
+            code={},
+            seconds=time.monotonic() - started,
+            error=f"{type(error).__name__}: {error}",
+            exit_code=_exit_code(error),
+        )
     else:
         return result
     # Outside the handler the traceback, and with it the model of the failed run, is let go.
@@ -182,9 +196,16 @@ def fails_again(row: Mapping[str, Any]) -> bool:
 def failed_earlier(trial: Trial, row: Mapping[str, Any], words: Sequence[str], folder: Path) -> TrialResult:
     """A failure that an earlier session kept."""
     result = TrialResult(
-        trial=trial, words=tuple(words), folder=folder, status="failed", scores={}, data={}, code={},
-        error=str(row.get("error", "")), exit_code=int(row["exit_code"]),
-    )  # fmt: skip
+        trial=trial,
+        words=tuple(words),
+        folder=folder,
+        status="failed",
+        scores={},
+        data={},
+        code={},
+        error=str(row.get("error", "")),
+        exit_code=int(row["exit_code"]),
+    )
     return replace(result, seconds=float(row.get("seconds", 0.0)))
 
 
@@ -206,7 +227,7 @@ def run_apart(words: Sequence[str]) -> None:
         Interrupted: It, or this process, was asked to stop; its state is saved.
         TrialProcessError: It failed; carries its exit code.
     """
-    from sonotune.training.signals import stop_on_signals  # noqa: PLC0415  (the room imports torch)
+    from sonotune.training.runtime import stop_on_signals  # noqa: PLC0415  (the package imports torch)
 
     command = [sys.executable, "-m", "sonotune", "train", *words]
     with (

@@ -10,6 +10,7 @@ from typing import Any
 from sonotune.errors import SonotuneError
 from sonotune.evaluation.compare import compare
 from sonotune.metrics.paired import POWER_FACTOR, holm, least_p, power_factor
+from sonotune.metrics.scores import score_title
 
 LEVEL = 0.05
 EQUAL_SHARE = 0.005
@@ -47,8 +48,6 @@ CLAIMS: Mapping[str, Claim] = {
     ),
 }
 """By arm."""
-
-_NAMES = {"wer": "WER", "cer": "CER", "accuracy": "accuracy"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,12 +139,20 @@ def _row(first: Candidate, second: Candidate, score: str, resamples: int, seed: 
         return row | {"error": "the two arms have no seed in common"}
     try:
         found = compare(
-            [first.runs[each] for each in common], [second.runs[each] for each in common],
-            moment="test", same_seeds=True, resamples=resamples, seed=seed, slices=False,
-        )  # fmt: skip
+            [first.runs[each] for each in common],
+            [second.runs[each] for each in common],
+            moment="test",
+            same_seeds=True,
+            resamples=resamples,
+            seed=seed,
+            slices=False,
+        )
     except SonotuneError as error:
         return row | {"error": str(error)}
-    return row | found.differences[score].to_json() | {"parameters": [first.parameters, second.parameters]}
+    # Predictions of several classes a clip are compared by accuracy; their mean average precision is no sum over clips.
+    name = score if score in found.differences else next(iter(found.differences))
+    parameters = {"score": name, "parameters": [first.parameters, second.parameters]}
+    return row | found.differences[name].to_json() | parameters
 
 
 def outcome(row: Mapping[str, Any]) -> str:
@@ -160,7 +167,8 @@ def sentence(row: Mapping[str, Any]) -> str:
     pair = f"{row['arm']} and {row['against']}"
     if "error" in row:
         return f"{pair} could not be compared: {row['error'].rstrip('.')}."
-    name = _NAMES[row["score"]]
+    name = score_title(row["score"], row)
+    name = name if name[1:] != name[1:].lower() else name.lower()  # WER and mAP stay as they are
     if row["outcome"] == "no difference" and not row["attainable"]:
         head = f"No difference in {name} between {pair} could be shown by {_plural(row['blocks'], row['resampled'])} "
         head += f"after Holm's correction over {row['comparisons']} comparisons, however large"

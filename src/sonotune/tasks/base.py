@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from sonotune.data.text import Normalizer, get
 from sonotune.features.batching import Batch
-from sonotune.models.base import LoadedModel, Losses
+from sonotune.models.base import LoadedModel
+from sonotune.models.losses import Losses
 from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, Prediction, Score
 
 
@@ -25,6 +26,7 @@ class TaskSettings:
         language: Of clips that name none.
         max_label_tokens: Most tokens of a transcript that are learned, those that the architecture puts around it not
             counted; None sets no limit.
+        aligned: Whether the loss aligns text with the audio, so that no transcript is learned in part.
         multi_label: Whether a clip may have any number of classes.
         class_weights: `balanced` lets every class weigh the same, however many clips it has.
         verbalize_numbers: Whether a second word error rate is given, of texts whose numbers are written as words;
@@ -35,13 +37,14 @@ class TaskSettings:
     scoring_text: Normalizer = field(default_factory=lambda: get("basic"))
     language: str | None = None
     max_label_tokens: int | None = None
+    aligned: bool = False
     multi_label: bool = False
     class_weights: Literal["none", "balanced"] = "none"
     verbalize_numbers: Literal["auto"] | bool = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
+class PreparedClips:
     """Clips a task can learn from, with their targets.
 
     Attributes:
@@ -66,14 +69,14 @@ class Task(Protocol):
     name: str
     primary: str
     """Name of the score that chooses the best checkpoint."""
-    truth: Literal["text", "label"] | None
+    reference: Literal["text", "label"] | None
     """What a clip must say to be learned from or scored; None where nothing is a truth as well."""
 
     def outputs(self, clips: Sequence[Clip]) -> tuple[str, ...]:
         """Symbols or classes that an output layer needs to learn from these clips, in order."""
         ...
 
-    def prepare(self, loaded: LoadedModel, clips: Sequence[Clip]) -> Prepared:
+    def prepare(self, loaded: LoadedModel, clips: Sequence[Clip]) -> PreparedClips:
         """Encode targets once, before training; what cannot be encoded becomes a finding."""
         ...
 
@@ -87,11 +90,11 @@ class Task(Protocol):
         """One prediction a clip, in the order of the batch."""
         ...
 
-    def has_truth(self, clip: Clip) -> bool:
+    def has_reference(self, clip: Clip) -> bool:
         """Whether the clip says what should come out."""
         ...
 
-    def check_truth(self, loaded: LoadedModel, clips: Sequence[Clip]) -> None:
+    def check_references(self, loaded: LoadedModel, clips: Sequence[Clip]) -> None:
         """Refuse clips whose truth this model can never say, or that cannot be scored; raises ManifestError."""
         ...
 

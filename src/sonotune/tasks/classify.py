@@ -18,8 +18,9 @@ from torch import Tensor
 from sonotune.errors import ManifestError
 from sonotune.features.batching import Batch
 from sonotune.metrics.classification import class_report, classification_scores, confusion
-from sonotune.models.base import LoadedModel, Losses, ModelFamily
-from sonotune.tasks.base import Prepared, TaskSettings
+from sonotune.models.base import LoadedModel, ModelFamily
+from sonotune.models.losses import Losses
+from sonotune.tasks.base import PreparedClips, TaskSettings
 from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, Prediction, Score
 
 _THRESHOLD = 0.5
@@ -38,7 +39,7 @@ class Classify:
     def __init__(self, family: ModelFamily, settings: TaskSettings) -> None:
         self.family = family
         self.primary = "map" if settings.multi_label else "accuracy"
-        self.truth: Literal["text", "label"] | None = None if settings.multi_label else "label"
+        self.reference: Literal["text", "label"] | None = None if settings.multi_label else "label"
         self._many = settings.multi_label
         self._balanced = settings.class_weights == "balanced"
         self._weights_C: Tensor | None = None
@@ -47,7 +48,7 @@ class Classify:
         """Every class of the clips, in alphabetical order."""
         return tuple(sorted({label for clip in clips for label in clip.label}))
 
-    def prepare(self, loaded: LoadedModel, clips: Sequence[Clip]) -> Prepared:
+    def prepare(self, loaded: LoadedModel, clips: Sequence[Clip]) -> PreparedClips:
         """Number the classes; a clip with none or several becomes a finding where it should have one.
 
         Raises:
@@ -69,7 +70,7 @@ class Classify:
             targets.append(np.array(sorted(index_of[label] for label in clip.label), dtype=np.int64))
         if self._balanced:
             self._weights_C = _balanced_weights(targets, len(loaded.labels))
-        return Prepared(clips=tuple(kept), targets=tuple(targets), findings=tuple(findings))
+        return PreparedClips(clips=tuple(kept), targets=tuple(targets), findings=tuple(findings))
 
     def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:
         """Cross-entropy, or the mean binary cross-entropy over the classes where a clip may have several.
@@ -102,11 +103,11 @@ class Classify:
             for clip, row in zip(batch.clips, scores_BC.tolist(), strict=True)
         ]
 
-    def has_truth(self, clip: Clip) -> bool:
-        """See `Task.has_truth`; where several classes are allowed, none is a truth as well."""
+    def has_reference(self, clip: Clip) -> bool:
+        """See `Task.has_reference`; where several classes are allowed, none is a truth as well."""
         return bool(clip.label) or self._many
 
-    def check_truth(self, loaded: LoadedModel, clips: Sequence[Clip]) -> None:
+    def check_references(self, loaded: LoadedModel, clips: Sequence[Clip]) -> None:
         """Raises ManifestError where a class is not among the model's, or a clip has several where it has one."""
         _refuse_unknown(loaded, clips)
         several = [clip for clip in clips if len(clip.label) > 1]
@@ -136,9 +137,15 @@ class Classify:
         """Accuracy, macro F1 and mean average precision."""
         seen = self._aligned(predictions, clips)
         return classification_scores(
-            seen.truths, seen.scores, seen.labels, multi_label=self._many, threshold=_THRESHOLD,
-            groups=[clip.speaker for clip in clips], bootstrap=resamples, seed=seed,
-        )  # fmt: skip
+            seen.truths,
+            seen.scores,
+            seen.labels,
+            multi_label=self._many,
+            threshold=_THRESHOLD,
+            groups=[clip.speaker for clip in clips],
+            bootstrap=resamples,
+            seed=seed,
+        )
 
     def details(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[dict[str, Any], list[Finding]]:
         """Every class by itself and, where a clip has one class, the confusion matrix."""

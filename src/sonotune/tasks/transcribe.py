@@ -15,15 +15,19 @@ from sonotune.errors import MissingExtraError, TextError
 from sonotune.features.batching import Batch
 from sonotune.metrics.error_rate import edit_counts, error_rate
 from sonotune.metrics.runaway import cut_loops, decoding_health, loops
-from sonotune.models.base import LoadedModel, Losses, SpeechFamily
+from sonotune.models.base import LoadedModel, SpeechFamily
 from sonotune.models.languages import find_code
-from sonotune.tasks.base import Prepared, TaskSettings
+from sonotune.models.losses import Losses
+from sonotune.tasks.base import PreparedClips, TaskSettings
 from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, Prediction, Score
 
 logger = logging.getLogger(__name__)
 
 NUMBERS_VERBALIZED = "wer_numbers_verbalized"
 """Name of the word error rate of texts whose numbers are written as words."""
+LOOPS_CUT = "wer_loops_cut"
+"""Name of the word error rate of texts whose loops are cut."""
+_BESIDE = {LOOPS_CUT: "WER with loops cut", NUMBERS_VERBALIZED: "WER with numbers as words"}
 
 
 class Transcribe:
@@ -36,7 +40,7 @@ class Transcribe:
 
     name = "transcribe"
     primary = "wer"
-    truth: Literal["text", "label"] | None = "text"
+    reference: Literal["text", "label"] | None = "text"
 
     def __init__(self, family: SpeechFamily, settings: TaskSettings) -> None:
         if settings.verbalize_numbers is True and not numbers.installed():
@@ -53,11 +57,11 @@ class Transcribe:
         texts = (self._settings.training_text.training(clip.text or "") for clip in clips)
         return tuple(sorted({character for text in texts for character in text if not character.isspace()}))
 
-    def prepare(self, loaded: LoadedModel, clips: Sequence[Clip]) -> Prepared:
+    def prepare(self, loaded: LoadedModel, clips: Sequence[Clip]) -> PreparedClips:
         """Encode every transcript; what the tokenizer cannot write, or the model cannot hold, becomes a finding."""
         self._refuse_language(loaded)
         kept, targets, findings = [], [], []
-        limit = _Limit(self._settings.max_label_tokens, self.family, loaded)
+        limit = _Limit(self._settings.max_label_tokens, self.family, loaded, aligned=self._settings.aligned)
         for clip in clips:
             text = self._settings.training_text.training(clip.text or "")
             language = clip.language or self._settings.language
@@ -75,7 +79,7 @@ class Transcribe:
                 kept.append(replace(clip, text=text, language=language))
         findings += self._notes(loaded, {clip.language for clip in kept if clip.language})
         findings += limit.findings(len(clips))
-        return Prepared(clips=tuple(kept), targets=tuple(targets), findings=tuple(findings))
+        return PreparedClips(clips=tuple(kept), targets=tuple(targets), findings=tuple(findings))
 
     def _refuse_language(self, loaded: LoadedModel) -> None:
         """Say once that the language of the settings cannot be learned, not once for each clip.
@@ -94,7 +98,7 @@ class Transcribe:
 
     def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:
         """See `Task.loss`."""
-        return self.family.loss(loaded, batch, label_smoothing=label_smoothing)
+        return self.family.forward(loaded, batch).losses(label_smoothing=label_smoothing)
 
     def predict(
         self, loaded: LoadedModel, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING
@@ -117,17 +121,19 @@ class Transcribe:
                 logger.warning(
                     "clip %r and perhaps others: %s does not know the language %r; it is left to the model, which "
                     "detects one where it can",
-                    clip.id, loaded.checkpoint, clip.language,
-                )  # fmt: skip
+                    clip.id,
+                    loaded.checkpoint,
+                    clip.language,
+                )
             return replace(clip, language=None)
         return clip
 
-    def has_truth(self, clip: Clip) -> bool:
-        """See `Task.has_truth`: a transcript, be it empty."""
+    def has_reference(self, clip: Clip) -> bool:
+        """See `Task.has_reference`: a transcript, be it empty."""
         return clip.text is not None
 
-    def check_truth(self, loaded: LoadedModel, clips: Sequence[Clip]) -> None:
-        """See `Task.check_truth`: a character that the model cannot write is an error it makes; nothing is refused."""
+    def check_references(self, loaded: LoadedModel, clips: Sequence[Clip]) -> None:
+        """See `Task`: a character that the model cannot write is an error it makes; nothing is refused."""
 
     def score(
         self, predictions: Sequence[Prediction], clips: Sequence[Clip], *, resamples: int = 1000, seed: int = 0
@@ -147,15 +153,18 @@ class Transcribe:
         looping = [loops(text, reference) for reference, text in zip(references, hypotheses, strict=True)]
         if any(looping):
             cut = [cut_loops(text) if loop else text for text, loop in zip(hypotheses, looping, strict=True)]
-            counts["wer_loops_cut"] = edit_counts(references, cut, unit="word")
+            counts[LOOPS_CUT] = edit_counts(references, cut, unit="word")
         if self._shows_numbers(references, hypotheses, clips):
             counts[NUMBERS_VERBALIZED] = edit_counts(*self._verbalized(predictions, clips), unit="word")
         scores = {
-            name: error_rate(name, edits, speakers=speakers, bootstrap=resamples, seed=seed)
+            name: error_rate(
+                name, edits, title=_BESIDE.get(name, ""), speakers=speakers, bootstrap=resamples, seed=seed
+            )
             for name, edits in counts.items()
         }
         wer = scores["wer"]
-        return scores | {"wer": replace(wer, detail={**wer.detail, "loops": sum(looping)})}
+        scores["wer"] = replace(wer, role="primary", detail={**wer.detail, "loops": sum(looping)})
+        return {name: replace(one, role="beside") if name in _BESIDE else one for name, one in scores.items()}
 
     def details(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[dict[str, Any], list[Finding]]:
         """Loops, fallbacks, empty texts and invented words."""
@@ -170,8 +179,13 @@ class Transcribe:
     def row(self, prediction: Prediction, clip: Clip) -> Mapping[str, Any]:
         """The texts as they came, in the form that is compared, and the word errors between them."""
         hypothesis = prediction.text or ""
-        row: dict[str, Any] = {"reference": clip.text, "hypothesis": hypothesis, "scored_reference": None,
-                               "scored_hypothesis": None, "edits": None}  # fmt: skip
+        row: dict[str, Any] = {
+            "reference": clip.text,
+            "hypothesis": hypothesis,
+            "scored_reference": None,
+            "scored_hypothesis": None,
+            "edits": None,
+        }
         if clip.text is not None:
             references, hypotheses = self._scored([prediction], [clip])
             edits = edit_counts(references, hypotheses, unit="word")[0]
@@ -243,10 +257,17 @@ class Transcribe:
                 f"word errors. {numbers.INSTALL} adds a word error rate with numbers as words."
             ] = ids
         return [
-            Finding(check="text.numbers", severity="note", message=message, clip_ids=ids,
-                    measured=float(len(ids)), unit="clips")
-            for message, ids in notes.items() if ids
-        ]  # fmt: skip
+            Finding(
+                check="text.numbers",
+                severity="note",
+                message=message,
+                clip_ids=ids,
+                measured=float(len(ids)),
+                unit="clips",
+            )
+            for message, ids in notes.items()
+            if ids
+        ]
 
 
 class _Limit:
@@ -257,8 +278,8 @@ class _Limit:
     audio, as CTC is, have no end to leave out: a part of the text would teach that the rest of the clip is silence.
     """
 
-    def __init__(self, tokens: int | None, family: SpeechFamily, loaded: LoadedModel) -> None:
-        self._tokens, self._family, self._loaded = tokens, family, loaded
+    def __init__(self, tokens: int | None, family: SpeechFamily, loaded: LoadedModel, *, aligned: bool) -> None:
+        self._tokens, self._family, self._loaded, self._aligned = tokens, family, loaded, aligned
         self._around: dict[str | None, int] = {}
         self._cut: list[str] = []
         self._left_out: list[str] = []
@@ -272,7 +293,7 @@ class _Limit:
         around = self._around[language]
         if len(ids) - around <= self._tokens:
             return ids
-        if around == 0 or self._loaded.ctc_share:
+        if around == 0 or self._aligned:
             self._left_out.append(clip_id)
             return None
         self._cut.append(clip_id)
@@ -292,8 +313,13 @@ class _Limit:
                 )
                 found.append(
                     Finding(
-                        check=check, severity="warning", message=message, clip_ids=tuple(ids),
-                        measured=float(len(ids)), limit=float(self._tokens or 0), unit="tokens",
+                        check=check,
+                        severity="warning",
+                        message=message,
+                        clip_ids=tuple(ids),
+                        measured=float(len(ids)),
+                        limit=float(self._tokens or 0),
+                        unit="tokens",
                     )
-                )  # fmt: skip
+                )
         return found

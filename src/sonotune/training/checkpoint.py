@@ -29,8 +29,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sonotune.errors import CheckpointError, ResourceError
+from sonotune.processes import Processes
 from sonotune.runs import digest_file
-from sonotune.training.identity import MICRO_BATCHES
+from sonotune.training.compatibility import MICRO_BATCHES, Fingerprint
 
 WEIGHTS, OPTIMIZER, STATE, MANIFEST = "weights.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"
 REQUIRED = (WEIGHTS, OPTIMIZER, STATE)
@@ -120,6 +121,24 @@ def newest(root: Path, *, on_damage: Callable[[Path, str], None]) -> Checkpoint 
     return None
 
 
+def newest_of_all(root: Path, processes: Processes, *, event: Callable[..., None]) -> Checkpoint | None:
+    """The newest whole checkpoint, found by the first process, which sets aside what is damaged, and read by all.
+
+    Args:
+        root: Folder of checkpoints; need not exist.
+        processes: All have to ask.
+        event: Logs what was set aside.
+
+    Raises:
+        CheckpointError: There are checkpoints, and none is whole.
+    """
+    saved = None
+    if processes.main:
+        saved = newest(root, on_damage=lambda path, problem: event("quarantined", path=path.name, problem=problem))
+    path = processes.broadcast(None if saved is None else saved.path)
+    return read(path) if saved is None and path is not None else saved
+
+
 def _set_aside(path: Path) -> Path:
     places = (path.with_name(f"quarantine-{path.name}-{count}") for count in itertools.count(1))
     aside = next(place for place in places if not place.exists())
@@ -169,23 +188,21 @@ def _load(path: Path) -> Checkpoint:
     )
 
 
-def check_identity(
-    saved: Checkpoint, identity: Mapping[str, str], expected: Collection[str], *, may_differ: Collection[str] = ()
-) -> frozenset[str]:
+def check_fingerprint(saved: Checkpoint, wanted: Fingerprint, expected: Collection[str]) -> frozenset[str]:
     """Refuse a checkpoint of another run.
 
     Args:
         saved: What would be resumed.
-        identity: Digests of the configuration, the data and the base model of this run.
+        wanted: The resume fingerprint of this run.
         expected: Names of the parameters that train.
-        may_differ: Keys of the identity that need not be the same.
 
     Returns:
-        Those that are not.
+        Keys of the fingerprint that differ, and may.
 
     Raises:
         CheckpointError: A digest differs or a part is missing; the message lists all of them.
     """
+    identity, may_differ = wanted.values, wanted.may_differ
     known = saved.state.get("identity", {})
     differing = frozenset(key for key in identity.keys() | known.keys() if known.get(key) != identity.get(key))
     problems = [

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sonotune.adapters.lora import update_norms
+from sonotune.adapters.kinds.base import kind_of
 from sonotune.errors import TrainingCheckError
 from sonotune.models.base import LoadedModel, ModelFamily
 from sonotune.models.probe import probe_logits
 from sonotune.processes import Processes
-from sonotune.training.sharding import is_part, local
-from sonotune.training.stages import Stage
+from sonotune.stages import Stage
+from sonotune.training.sharding import is_shard, local
 
 
 def fingerprint(module: nn.Module, *, exclude: frozenset[str]) -> dict[str, str]:
@@ -50,9 +50,9 @@ def check_agreement(parameters: Mapping[str, Tensor], processes: Processes, *, s
     Raises:
         TrainingCheckError: Some differ: their gradients were not added up, or they began with other weights.
     """
-    if processes.count == 1:
+    if processes.world_size == 1:
         return
-    shares = processes.gather({name: _digest(value) for name, value in parameters.items() if not is_part(value)})
+    shares = processes.all_gather({name: _digest(value) for name, value in parameters.items() if not is_shard(value)})
     for rank, share in enumerate(shares):
         if differing := [name for name, digest in shares[0].items() if share.get(name) != digest]:
             raise TrainingCheckError(
@@ -101,8 +101,8 @@ def check_moved(before: Mapping[str, str], module: nn.Module, stages: Sequence[S
             raise TrainingCheckError(
                 f"group {group.name!r} did not move: {len(group.parameters)} tensors are as before."
             )
-    if any(".lora_" in name for stage in stages for name in stage.trainable):
-        norms = update_norms(loaded)
+    if any(loaded.names.owns(name) for stage in stages for name in stage.trainable):
+        norms = kind_of(loaded).update_norms(loaded)
         if norms and not any(norms.values()):
             raise TrainingCheckError(f"all {len(norms)} adapters are still zero after training.")
 
@@ -124,7 +124,7 @@ def check_applied(
         return
     with autocast():
         on = probe_logits(family, loaded)
-        with loaded.adapter.disable_adapter():
+        with kind_of(loaded).disabled(loaded):
             off = probe_logits(family, loaded)
     if torch.equal(on, off):
         raise TrainingCheckError("the adapter is not applied: outputs are the same with it on and off.")

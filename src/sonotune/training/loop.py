@@ -1,4 +1,4 @@
-"""Stage after stage: batches in, steps out, position always known.
+"""Stage after stage: batches in, steps out, the state always known.
 
 Every draw is a function of (seed, step) or (seed, epoch, clip), so a checkpoint needs no generator state: a run that
 was killed and resumed makes the same draws as one that was not.
@@ -8,30 +8,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
-from sonotune.adapters.dynamics import Dynamics
+from sonotune.adapters.schedule.callback import AdapterCallback
 from sonotune.errors import ConfigError, Interrupted, ManifestError, NumericError
-from sonotune.features.workers import Crew
 from sonotune.models.base import LoadedModel
-from sonotune.processes import ALONE, Processes
-from sonotune.tasks.base import Task
+from sonotune.stages import Stage, all_stages, parameters_by_name
 from sonotune.training import checkpoint
+from sonotune.training.batches import MicroBatchGroup, StepLoader
+from sonotune.training.best_checkpoint import BestCheckpoint
 from sonotune.training.checks import check_agreement, check_gradients
-from sonotune.training.course import Course
-from sonotune.training.feed import Feed, Group
-from sonotune.training.gradients import Gradients, MeanLoss
-from sonotune.training.identity import DECIDE_BATCHES
-from sonotune.training.loop_settings import Listener, LoopSettings, Position, TrainingData
-from sonotune.training.memory_guard import MemoryGuard
+from sonotune.training.compatibility import DECIDE_BATCHES, CheckpointPlace
+from sonotune.training.logging.run_log import EventLog
+from sonotune.training.lr_schedule import StageSchedule
+from sonotune.training.objectives.base import Objective
+from sonotune.training.oom import MemoryGuard
 from sonotune.training.optimizer import (
     build_optimizer,
     enter_stage,
@@ -40,16 +37,15 @@ from sonotune.training.optimizer import (
     restore_optimizer,
     set_learning_rates,
 )
-from sonotune.training.selection import Selection
-from sonotune.training.sharding import clip_gradients, entire, fill
-from sonotune.training.signals import StopRequest
-from sonotune.training.spikes import forget, leaps, remember
-from sonotune.training.stages import Stage, all_stages, parameters_by_name
+from sonotune.training.runtime import ComputeSetup, StopRequest
+from sonotune.training.sharding import clip_gradients, fill, full_tensors
+from sonotune.training.state import LoopSettings, TrainingData, TrainingState
+from sonotune.training.step import Gradients, MeanLoss, is_spike, record_loss, reset_losses
 from sonotune.types import Finding, Score
 
 logger = logging.getLogger(__name__)
 
-_DYNAMICS = "dynamics"
+_CALLBACKS = "dynamics"  # in checkpoints
 _FIRST_STEPS = 3  # by then the B matrices have moved, so that gradients reach the A matrices as well
 
 
@@ -57,113 +53,105 @@ class StageLoop:
     """Runs the stages to their end, to a stop request or to a numeric failure.
 
     Args:
-        task: Gives the loss and names the primary score.
+        objective: Gives the loss; its task names the primary score.
         loaded: The model, with all that any stage trains marked trainable.
         stages: What trains, one after the other.
         settings: How it steps.
-        data: Training clips.
-        crew: Makes the batches.
-        accelerator: Device, precision, gradient scaling.
-        checkpoints: Folder of checkpoints.
-        event: Writes one line of `events.jsonl`.
+        data: Training clips, and who makes their batches.
+        compute: Device, precision, gradient scaling, and the processes that share the micro-batches of each step.
+        checkpoints: Where they go, and what a checkpoint must share with the run that resumes from it.
+        log: Events, findings, timings and listeners.
+        callbacks: What happens to the adapters beside the gradient of the loss.
         evaluate: Scores the development clips, or None where there are none.
-        listeners: See progress.
-        identity: Digests that a checkpoint must share with the run that resumes it.
-        may_differ: Keys of those that it need not share.
         stop: Set by SIGTERM, SIGUSR1 and SIGINT.
-        processes: Share the micro-batches of each step; the first one writes.
-        dynamics: What happens to the adapters beside the gradient of the loss.
-        found: Keeps clips that turn out to be unusable in the run's record.
+
+    Attributes:
+        state: Where the run stands; all of it is in every checkpoint.
+        loader: Gives the micro-batches of each step.
+        schedule: Where stages begin and end, in steps.
     """
 
     def __init__(
         self,
-        *,
-        task: Task,
+        objective: Objective,
         loaded: LoadedModel,
         stages: Sequence[Stage],
+        *,
         settings: LoopSettings,
         data: TrainingData,
-        crew: Crew | None,
-        accelerator: Accelerator,
-        checkpoints: Path,
-        event: Callable[..., None],
-        evaluate: Callable[[], Mapping[str, Score]] | None,
-        listeners: Sequence[Listener],
-        identity: Mapping[str, str],
-        stop: StopRequest,
-        may_differ: Collection[str] = (),
-        processes: Processes = ALONE,
-        dynamics: Sequence[Dynamics] = (),
-        found: Callable[[Sequence[Finding]], None] = lambda findings: None,
+        compute: ComputeSetup,
+        checkpoints: CheckpointPlace,
+        log: EventLog,
+        callbacks: Sequence[AdapterCallback] = (),
+        evaluate: Callable[[], Mapping[str, Score]] | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
-        self.position = Position()
-        self._loaded, self._settings = loaded, settings
-        self._accelerator, self._checkpoints, self._event, self._processes = accelerator, checkpoints, event, processes
-        self._listeners, self._stop, self._found = listeners, stop, found
-        self._identity, self._may_differ = dict(identity), may_differ
-        self._dynamics = tuple(dynamics)
+        self.state = TrainingState(spent=log.spent)
+        self._loaded, self._settings, self._checkpoints, self._log = loaded, settings, checkpoints, log
+        self._accelerator, self._processes = compute.accelerator, compute.processes
+        self._callbacks, self._stop = tuple(callbacks), stop or StopRequest()
         self._stages, self._every_stage = tuple(stages), all_stages(*stages)
         self._optimizer = build_optimizer(
             loaded.module, stages, weight_decay=settings.weight_decay, betas=settings.betas, kind=settings.optimizer
         )
-        self._guard = MemoryGuard(loaded, self.position, limit_bytes=settings.memory_limit_bytes, event=event)
-        self._feed = Feed(
-            loaded, data, settings, crew=crew, processes=processes, guard=self._guard, event=event, found=found,
-            spend=self._spend,
-        )  # fmt: skip
-        self._course = Course(
-            stages, schedule=settings.schedule, floor=settings.learning_rate_floor, steps_of=self._feed.steps
+        self._guard = MemoryGuard(loaded, self.state, limit_bytes=settings.memory_limit_bytes, log=log)
+        self.loader = StepLoader(loaded, data, settings, processes=self._processes, guard=self._guard, log=log)
+        self.schedule = StageSchedule(
+            stages, schedule=settings.schedule, floor=settings.learning_rate_floor, steps_of=self.loader.steps
         )
-        self._gradients = Gradients(
-            task, loaded, label_smoothing=settings.label_smoothing, seed=settings.seed, accelerator=accelerator,
-            guard=self._guard, processes=processes, spend=self._spend,
-        )  # fmt: skip
-        self._selection = Selection(
-            evaluate, primary=task.primary, average=settings.average_checkpoints, settled=self._settled,
-            checkpoints=checkpoints, event=event, listeners=listeners, spend=self._spend,
-        )  # fmt: skip
+        self._gradients = Gradients(objective, loaded, seed=settings.seed, compute=compute, guard=self._guard, log=log)
+        self._best = BestCheckpoint(
+            evaluate,
+            primary=objective.task.primary,
+            average=settings.average_checkpoints,
+            final=self._final,
+            folder=checkpoints.folder,
+            log=log,
+        )
         self._process = psutil.Process()
         self._several_domains = len({clip.domain for clip in data.clips}) > 1
-        self._saved_step, self._to_rehearse = -1, False
+        self._saved_step, self._needs_dry_run = -1, False
         self._enter_stage(epoch=0)
 
     @property
     def total_steps(self) -> int:
         """Steps of the whole run, if no stage ends early."""
-        return self._course.total
+        return self.schedule.total
 
     def _enter_stage(self, *, epoch: int) -> None:
-        """Mark what trains in the stage of the present position, which began with an epoch."""
-        position = self.position
-        enter_stage(self._optimizer, position.stage)
-        self._course.enter(position.stage, step=position.stage_step, epoch=epoch, counted=position.counted)
+        """Mark what trains in the present stage, which began with an epoch."""
+        state = self.state
+        enter_stage(self._optimizer, state.stage)
+        self.schedule.enter(state.stage, step=state.stage_step, epoch=epoch, counted=state.counted)
         self._steps_here = 0
-        self._look_up()
+        self._refresh_parameters()
 
-    def _look_up(self) -> None:
+    def _refresh_parameters(self) -> None:
         """Find the tensors that train now, and all that any stage trains: adapters may have been given others."""
-        self._parameters = parameters_by_name(self._loaded.module, self._course.stage.trainable)
+        self._parameters = parameters_by_name(self._loaded.module, self.schedule.stage.trainable)
         self._weights = parameters_by_name(self._loaded.module, self._every_stage)
-        self._adapting = any(".lora_" in name for name in self._parameters)
+        self._adapting = any(self._loaded.names.owns(name) for name in self._parameters)
 
     def _next_stage(self) -> None:
         """Go on to the next stage, with a fresh pass over the clips."""
-        position, done = self.position, self._course.stage
-        before = position.step >= self._course.end
-        if position.batch:
-            position.epoch, position.batch = position.epoch + 1, 0
-        position.stage, position.stage_step = position.stage + 1, position.step
-        position.stage_best, position.stale, position.counted = None, 0, None
-        position.stage_epoch = position.epoch
-        forget(position)
-        self._enter_stage(epoch=position.epoch)
-        self._event(
-            "stage", step=position.step, stage=self._course.stage.name, after=done.name,
+        state, done = self.state, self.schedule.stage
+        before = state.step >= self.schedule.end
+        if state.batch:
+            state.epoch, state.batch = state.epoch + 1, 0
+        state.stage, state.stage_step = state.stage + 1, state.step
+        state.stage_best, state.stale, state.counted = None, 0, None
+        state.stage_epoch = state.epoch
+        reset_losses(state)
+        self._enter_stage(epoch=state.epoch)
+        self._log.event(
+            "stage",
+            step=state.step,
+            stage=self.schedule.stage.name,
+            after=done.name,
             because="its steps are done" if before else "its score has stopped improving",
             parameters=sum(parameter.numel() for parameter in self._parameters.values()),
-            learning_rates={group.name: group.learning_rate for group in self._course.stage.groups},
-        )  # fmt: skip
+            learning_rates={group.name: group.learning_rate for group in self.schedule.stage.groups},
+        )
 
     def resume(self, saved: checkpoint.Checkpoint) -> frozenset[str]:
         """Go on from a checkpoint of the same run.
@@ -172,29 +160,30 @@ class StageLoop:
         there. What did not fit is found out again.
 
         Returns:
-            Keys of the identity that differ.
+            Keys of the resume fingerprint that differ.
 
         Raises:
             ConfigError: Something differs, and nothing is left to train.
             CheckpointError: It is of another configuration, other data or another base model, or is incomplete.
         """
-        for index, dynamics in enumerate(self._dynamics):
-            dynamics.restore(_below(saved.optimizer, f"{_DYNAMICS}/{index}/"), self._optimizer)
-        self._look_up()
-        differing = checkpoint.check_identity(saved, self._identity, self._weights, may_differ=self._may_differ)
+        for index, callback in enumerate(self._callbacks):
+            callback.restore(_below(saved.optimizer, f"{_CALLBACKS}/{index}/"), self._optimizer)
+        self._refresh_parameters()
+        differing = checkpoint.check_fingerprint(saved, self._checkpoints.fingerprint, self._weights)
         self._put(saved.weights)
         restore_optimizer(self._optimizer, dict(saved.optimizer), required=saved.state.get("optimizer", self._weights))
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(saved.state["scaler"])
-        self.position = Position(**saved.state["position"])
+        self.state = TrainingState(**saved.state["position"])
+        self._log.spent = self.state.spent
         self._saved_step = -1 if differing else saved.step
         if not differing.isdisjoint(DECIDE_BATCHES):
-            self.position.batch, self.position.counted = 0, (self.position.step, self.position.epoch)
+            self.state.batch, self.state.counted = 0, (self.state.step, self.state.epoch)
         if differing:
-            self.position.largest_s, self.position.recompute, self._to_rehearse = None, False, True
-        self._guard.heed(self.position)
-        self._enter_stage(epoch=self.position.stage_epoch)
-        if differing and self._course.last and (saved.step >= self.total_steps or self._out_of_patience()):
+            self.state.largest_s, self.state.recompute, self._needs_dry_run = None, False, True
+        self._guard.apply(self.state)
+        self._enter_stage(epoch=self.state.stage_epoch)
+        if differing and self.schedule.last and (saved.step >= self.total_steps or self._out_of_patience()):
             raise ConfigError(
                 f"nothing is left to train: {saved.step} steps are made, and with these settings the run ends after "
                 f"{min(saved.step, self.total_steps)}. Raise training.max_epochs or training.max_steps, or "
@@ -210,119 +199,120 @@ class StageLoop:
             NumericError: The loss stayed NaN or infinite.
             ManifestError: No clip of several steps in a row could be read.
         """
-        for listener in self._listeners:
-            listener.started(self.total_steps, self.position.step)
-        check_agreement(self._weights, self._processes, step=self.position.step)
+        self._log.started(self.total_steps, self.state.step)
+        check_agreement(self._weights, self._processes, step=self.state.step)
         while True:
-            if self._to_rehearse or self.position.step == self._course.begin:
-                self._rehearse()
-            while self.position.step < self._course.end and not self._out_of_patience():
+            if self._needs_dry_run or self.state.step == self.schedule.begin:
+                self._dry_run()
+            while self.state.step < self.schedule.end and not self._out_of_patience():
                 self._run_epoch()
-            if self._course.last:
+            if self.schedule.last:
                 break
             self._next_stage()
         self.save()
 
-    def _rehearse(self) -> None:
+    def _dry_run(self) -> None:
         """Where memory can run out, find out how much fits before the first step of a stage, not hours into it."""
-        position, device, self._to_rehearse = self.position, self._accelerator.device, False
+        state, device, self._needs_dry_run = self.state, self._accelerator.device, False
         if device.type != "cuda" and self._settings.memory_limit_bytes is None:
             return
         moments = moments_to_come(self._optimizer, self._settings.optimizer) if device.type == "cuda" else 0
         held = torch.empty(moments, dtype=torch.uint8, device=device)  # the first step makes them
-        for batch in self._feed.largest(position.epoch):
-            self._gradients.rehearse(batch, self._parameters, step=position.step)
-            self._event(
-                "rehearsal", step=position.step + 1, clips=len(batch.clips), padded_seconds=batch.padded_seconds,
+        for batch in self.loader.largest(state.epoch):
+            self._gradients.dry_run(batch, self._parameters, step=state.step)
+            self._log.event(
+                "rehearsal",
+                step=state.step + 1,
+                clips=len(batch.clips),
+                padded_seconds=batch.padded_seconds,
                 memory_bytes=self._memory(),
-            )  # fmt: skip
+            )
         del held
 
     def load_best(self) -> int | None:
-        """Put the best weights in place; see `Selection.put_best`."""
-        return self._selection.put_best(self.position, self._put)
+        """Put the best weights in place; see `BestCheckpoint.put_best`."""
+        return self._best.put_best(self.state, self._put)
 
     def _put(self, weights: Mapping[str, Tensor]) -> None:
         for name, parameter in self._weights.items():
             fill(parameter, weights[name])
 
     def save(self) -> None:
-        """Write a checkpoint of the present position, once, by the first process."""
-        if self._saved_step == self.position.step:
+        """Write a checkpoint of the present state, once, by the first process."""
+        if self._saved_step == self.state.step:
             return
-        weights, moments = entire(self._weights), entire(optimizer_tensors(self._optimizer))
+        weights, moments = full_tensors(self._weights), full_tensors(optimizer_tensors(self._optimizer))
         if self._processes.main:
             self._write_checkpoint(weights, moments)
-        self._saved_step = self.position.step
-        self._processes.wait()
+        self._saved_step = self.state.step
+        self._processes.barrier()
 
     def _write_checkpoint(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
         started = time.perf_counter()
         scaler = self._accelerator.scaler
         state = {
-            "position": asdict(self.position),
-            "identity": self._identity,
-            "stage": self._course.stage.name,
+            "position": asdict(self.state),
+            "identity": self._checkpoints.fingerprint.values,
+            "stage": self.schedule.stage.name,
             "optimizer": sorted({name.rpartition("/")[0] for name in moments}),
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
         path = checkpoint.save(
-            self._checkpoints,
-            self.position.step,
+            self._checkpoints.folder,
+            self.state.step,
             weights=weights,
-            optimizer={**moments, **self._dynamics_tensors()},
+            optimizer={**moments, **self._callback_tensors()},
             state=state,
         )
-        kept = self.position.best_steps
-        checkpoint.prune(self._checkpoints, keep=self._settings.keep_checkpoints, protect=kept)
-        self._event("checkpoint", step=self.position.step, path=path.name, seconds=time.perf_counter() - started)
+        kept = self.state.best_steps
+        checkpoint.prune(self._checkpoints.folder, keep=self._settings.keep_checkpoints, protect=kept)
+        self._log.event("checkpoint", step=self.state.step, path=path.name, seconds=time.perf_counter() - started)
 
-    def _dynamics_tensors(self) -> dict[str, Tensor]:
+    def _callback_tensors(self) -> dict[str, Tensor]:
         return {
-            f"{_DYNAMICS}/{index}/{name}": value.contiguous()
-            for index, dynamics in enumerate(self._dynamics)
-            for name, value in dynamics.tensors().items()
+            f"{_CALLBACKS}/{index}/{name}": value.contiguous()
+            for index, callback in enumerate(self._callbacks)
+            for name, value in callback.tensors().items()
         }
 
     def _run_epoch(self) -> None:
-        batches = self._feed.plan(self.position.epoch)
-        loader = self._feed.loader(batches, self.position)
+        batches = self.loader.plan(self.state.epoch)
+        loader = self.loader.loader(batches, self.state)
         try:
-            while self.position.batch < len(batches) and self.position.step < self._course.end:
-                size = min(self._settings.accumulation_steps, len(batches) - self.position.batch)
-                group = self._feed.next_group(loader, size, self.position)
+            while self.state.batch < len(batches) and self.state.step < self.schedule.end:
+                size = min(self._settings.accumulation_steps, len(batches) - self.state.batch)
+                group = self.loader.next_group(loader, size, self.state)
                 self._step(group)
-                self.position.batch += group.size
-                last_of_epoch = self.position.batch >= len(batches)
+                self.state.batch += group.size
+                last_of_epoch = self.state.batch >= len(batches)
                 if last_of_epoch:
-                    self.position.epoch, self.position.batch = self.position.epoch + 1, 0
+                    self.state.epoch, self.state.batch = self.state.epoch + 1, 0
                 self._after_step(last_of_epoch=last_of_epoch)
                 if last_of_epoch or self._out_of_patience():
                     return
         finally:
             loader.close()
 
-    def _step(self, group: Group) -> None:
-        position = self.position
-        factor, of_trained = self._course.factors(position.step)
+    def _step(self, group: MicroBatchGroup) -> None:
+        state = self.state
+        factor, of_trained = self.schedule.factors(state.step)
         rates = set_learning_rates(self._optimizer, factor, of_trained=of_trained)
         started = time.perf_counter()
         loss, count, by_domain = self._accumulate(group)
         penalty = self._penalize() if count else 0.0
         norm = self._clip() if count else 0.0
         finite = count > 0 and np.isfinite(loss) and np.isfinite(norm)
-        sound = finite and not leaps(loss, position)
+        sound = finite and not is_spike(loss, state)
         if sound:
-            before = time.perf_counter()
-            for dynamics in self._acting():
-                dynamics.observe(position.step, self.total_steps)
-            self._optimizer.step()
-            self._spend("optimizer", before)
-            position.bad_steps = 0
-            remember(loss, position)
+            with self._log.timed("optimizer"):
+                for callback in self._acting():
+                    callback.on_gradients(state.step, self.total_steps)
+                self._optimizer.step()
+            state.bad_steps = 0
+            record_loss(loss, state)
             self._steps_here += 1
             if self._steps_here == 1:
-                check_agreement(self._weights, self._processes, step=position.step + 1)
+                check_agreement(self._weights, self._processes, step=state.step + 1)
             if self._steps_here == _FIRST_STEPS:
                 check_gradients(self._optimizer)
         elif not group.clip_ids:
@@ -333,51 +323,60 @@ class StageLoop:
             self._accelerator.scaler.update()
         self._change_adapters()
         self._optimizer.zero_grad(set_to_none=True)
-        position.step += 1
-        position.clips += len(group.clip_ids)
-        position.audio_s += group.audio_s
+        state.step += 1
+        state.clips += len(group.clip_ids)
+        state.audio_s += group.audio_s
         elapsed = time.perf_counter() - started
-        position.seconds += elapsed
+        state.seconds += elapsed
         self._report(
-            group, loss=loss if sound else None, by_domain=by_domain, norm=norm if sound else None, rates=rates,
-            elapsed=elapsed, penalty=penalty,
-        )  # fmt: skip
+            group,
+            loss=loss if sound else None,
+            by_domain=by_domain,
+            norm=norm if sound else None,
+            rates=rates,
+            elapsed=elapsed,
+            penalty=penalty,
+        )
 
-    def _accumulate(self, group: Group) -> MeanLoss:
+    def _accumulate(self, group: MicroBatchGroup) -> MeanLoss:
         return self._gradients.accumulate(
-            group.batches, self._parameters, step=self.position.step, clips=len(group.clip_ids),
-            domains=self._several_domains, idle=group.idle,
-        )  # fmt: skip
+            group.batches,
+            self._parameters,
+            step=self.state.step,
+            clips=len(group.clip_ids),
+            domains=self._several_domains,
+            idle=group.idle,
+        )
 
     def _penalize(self) -> float:
         """Add the gradients of the penalties on the adapters; returns their sum."""
         total = 0.0
-        for dynamics in self._acting():
-            penalty = dynamics.penalty(self.position.step, self.total_steps)
+        for callback in self._acting():
+            penalty = callback.penalty(self.state.step, self.total_steps)
             if penalty is not None:
                 self._accelerator.backward(penalty)
                 total += float(penalty.detach())
         return total
 
-    def _settled(self, step: int) -> bool:
+    def _final(self, step: int) -> bool:
         """Whether the adapters have the ranks that they are kept with."""
-        return all(dynamics.settled(step, self.total_steps) for dynamics in self._dynamics)
+        return all(callback.final(step, self.total_steps) for callback in self._callbacks)
 
-    def _acting(self) -> tuple[Dynamics, ...]:
+    def _acting(self) -> tuple[AdapterCallback, ...]:
         """What happens to the adapters, in a stage that trains any."""
-        return self._dynamics if self._adapting else ()
+        return self._callbacks if self._adapting else ()
 
     def _change_adapters(self) -> None:
-        for dynamics in self._acting():
-            step = self.position.step + 1
-            event = dynamics.after_step(step, self.total_steps, self._optimizer)
+        for callback in self._acting():
+            step = self.state.step + 1
+            event = callback.after_step(step, self.total_steps, self._optimizer)
             if event is None:
                 continue
             kind, fields = event
-            self._look_up()
-            self._event(kind, step=step, **fields)
+            self._refresh_parameters()
+            self._log.event(kind, step=step, **fields)
             if kind == "finding":
-                self._found([Finding(**fields)])
+                self._log.finding([Finding(**fields)])
 
     def _clip(self) -> float:
         scaler = self._accelerator.scaler
@@ -390,49 +389,49 @@ class StageLoop:
         scaler = self._accelerator.scaler
         if scaler is None or not np.isfinite(loss) or scaler.get_scale() <= 1.0:
             return False
-        self._event("scale_lowered", step=self.position.step + 1, scale=scaler.get_scale())
+        self._log.event("scale_lowered", step=self.state.step + 1, scale=scaler.get_scale())
         return True
 
-    def _bad_step(self, group: Group, loss: float, norm: float) -> None:
-        self.position.bad_steps += 1
+    def _bad_step(self, group: MicroBatchGroup, loss: float, norm: float) -> None:
+        self.state.bad_steps += 1
         clips = list(group.clip_ids)
-        self._event("bad_step", step=self.position.step + 1, loss=str(loss), gradient_norm=str(norm), clips=clips)
-        logger.warning("step %d skipped: loss %s, gradient norm %s", self.position.step + 1, loss, norm)
-        if self.position.bad_steps >= self._settings.max_bad_steps:
+        self._log.event("bad_step", step=self.state.step + 1, loss=str(loss), gradient_norm=str(norm), clips=clips)
+        logger.warning("step %d skipped: loss %s, gradient norm %s", self.state.step + 1, loss, norm)
+        if self.state.bad_steps >= self._settings.max_bad_steps:
             raise NumericError(
-                f"{self.position.bad_steps} steps in a row gave a loss or gradient that is not finite, or a loss far "
+                f"{self.state.bad_steps} steps in a row gave a loss or gradient that is not finite, or a loss far "
                 f"beyond those before (the last was {loss:g}); the last clips were {', '.join(clips[:8])}. Lower "
                 "training.learning_rate, or use training.precision=fp32."
             )
 
     def _empty_step(self) -> None:
-        self.position.bad_steps += 1
-        if self.position.bad_steps >= self._settings.max_bad_steps:
+        self.state.bad_steps += 1
+        if self.state.bad_steps >= self._settings.max_bad_steps:
             raise ManifestError(
-                f"none of the clips of the last {self.position.bad_steps} steps could be read; events.jsonl names "
+                f"none of the clips of the last {self.state.bad_steps} steps could be read; events.jsonl names "
                 "them, and why. Are the files still where the manifest says?"
             )
 
     def _after_step(self, *, last_of_epoch: bool) -> None:
-        position, settings = self.position, self._settings
-        done = position.step >= self._course.end
-        due = last_of_epoch if settings.eval_steps == "epoch" else _every(position.step, settings.eval_steps)
+        state, settings = self.state, self._settings
+        done = state.step >= self.schedule.end
+        due = last_of_epoch if settings.eval_steps == "epoch" else _every(state.step, settings.eval_steps)
         if settings.eval_steps != "never" and (due or done):
-            self._selection.score(position)
-        save_due = last_of_epoch if settings.save_steps == "epoch" else _every(position.step, settings.save_steps)
+            self._best.score(state)
+        save_due = last_of_epoch if settings.save_steps == "epoch" else _every(state.step, settings.save_steps)
         # One process may get the signal a step before the others.
-        reason = next((reason for reason in self._processes.gather(self._stop.reason) if reason), None)
-        if save_due or position.step in position.best_steps or reason:
+        reason = next((reason for reason in self._processes.all_gather(self._stop.reason) if reason), None)
+        if save_due or state.step in state.best_steps or reason:
             self.save()
-        if reason and not (done and self._course.last):
+        if reason and not (done and self.schedule.last):
             raise Interrupted(
-                f"stopped by {reason} after step {position.step} of {self.total_steps}; "
+                f"stopped by {reason} after step {state.step} of {self.total_steps}; "
                 "the state is saved. Run the same command again to go on."
             )
 
     def _report(
         self,
-        group: Group,
+        group: MicroBatchGroup,
         *,
         loss: float | None,
         by_domain: Mapping[str, float],
@@ -443,9 +442,9 @@ class StageLoop:
     ) -> None:
         clips = len(group.clip_ids)
         values = {
-            "step": self.position.step,
-            "epoch": self.position.epoch,
-            "stage": self._course.stage.name,
+            "step": self.state.step,
+            "epoch": self.state.epoch,
+            "stage": self.schedule.stage.name,
             "loss": loss,
             **({"loss_by_domain": dict(by_domain)} if by_domain and loss is not None else {}),
             **({"penalty": penalty} if penalty else {}),
@@ -458,21 +457,16 @@ class StageLoop:
             "memory_bytes": self._memory(),
             "seconds": elapsed,
         }
-        self._event("step", **values)
-        for listener in self._listeners:
-            listener.stepped(values)
+        self._log.stepped(values)
 
     def _memory(self) -> int:
         if self._accelerator.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated())
         return int(self._process.memory_info().rss)
 
-    def _spend(self, what: str, started: float) -> None:
-        self.position.spent[what] = self.position.spent.get(what, 0.0) + time.perf_counter() - started
-
     def _out_of_patience(self) -> bool:
-        patience = self._course.stage.patience
-        return patience is not None and self.position.stale >= patience
+        patience = self.schedule.stage.patience
+        return patience is not None and self.state.stale >= patience
 
 
 def _every(step: int, interval: int | str) -> bool:

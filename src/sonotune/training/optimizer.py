@@ -15,18 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from sonotune.errors import CheckpointError
-from sonotune.training.sharding import is_part, like, local
-from sonotune.training.stages import Stage
+from sonotune.optimizers import OptimizerKind, moment_bytes
+from sonotune.stages import Stage
+from sonotune.training.sharding import is_shard, like, local
 
 Schedule = Literal["cosine", "linear", "constant"]
-OptimizerKind = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
-
-
-def choose_optimizer(kind: OptimizerKind, device: torch.device) -> tuple[OptimizerKind, str]:
-    """What can be had on a device, and why."""
-    if kind == "adamw" or device.type == "cuda":
-        return kind, "as set"
-    return "adamw", f"{kind} is for memory on a CUDA card, and this run has none; steps are those of plain AdamW"
 
 
 def build_optimizer(
@@ -58,7 +51,7 @@ def build_optimizer(
     cells: dict[tuple[object, ...], list[str]] = {}
     for name, role in roles.items():
         # Torch steps many tensors at once, and these must be of one kind.
-        cells.setdefault((is_part(parameters[name]), decays[name], *role), []).append(name)
+        cells.setdefault((is_shard(parameters[name]), decays[name], *role), []).append(name)
     groups = [
         {
             "params": [parameters[name] for name in names],
@@ -142,19 +135,6 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 _TABLES = ("qmap1", "qmap2")  # what codes of 8 bits mean: the same for all, and always
-
-
-def moment_bytes(numel: int, kind: OptimizerKind) -> int:
-    """Bytes on the device of what the optimiser keeps of a parameter, for long.
-
-    Source: `bitsandbytes.optim.optimizer.Optimizer2State.init_state`: blocks of 256 codes have a scale each, tensors
-    below 4096 numbers stay in fp32, and those below 100,000 are not paged.
-    """
-    if kind.startswith("paged") and numel >= 100_000:
-        return 0
-    if kind.endswith("8bit") and numel >= 4096:
-        return 2 * (numel + 4 * -(-numel // 256))
-    return 8 * numel
 
 
 def moments_to_come(optimizer: torch.optim.Optimizer, kind: OptimizerKind) -> int:

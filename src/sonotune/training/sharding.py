@@ -7,7 +7,7 @@ every process as ever: it is small, and ranks that move replace its tensors. Wit
 Vectors, embeddings, stem and head are in every process.
 
 All processes have to go through the layers equally often, for each time they exchange parts. Outside a step the model
-is `assembled`, so that each may evaluate other clips.
+is `unsharded`, so that each may evaluate other clips.
 
 Source: Zhao et al. 2023 for the idea; `torch.distributed.fsdp.fully_shard`.
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,43 +23,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from sonotune.errors import ConfigError
-from sonotune.models.base import LoadedModel, bare_name
+from sonotune.models.base import LoadedModel
 from sonotune.models.precision import DTYPES, Precision
 from sonotune.processes import Processes, exchanging
-
-
-def check_shardable(
-    *,
-    kind: Literal["lora", "none"],
-    bits: int,
-    precision: Precision,
-    optimizer: str,
-    memory_limit_bytes: int | None = None,
-) -> None:
-    """See that weights can be cut with the other settings of a run.
-
-    Args:
-        kind: Of adapters; none trains the model itself.
-        bits: Of the frozen weights.
-        precision: Arithmetic of the forward pass.
-        optimizer: As it will be.
-        memory_limit_bytes: Of a micro-batch.
-
-    Raises:
-        ConfigError: They cannot.
-    """
-    problem = None
-    if kind == "lora" and bits != 16:
-        problem = f"quantization.bits={bits} packs the weights already. Take 16, or leave them whole"
-    elif memory_limit_bytes is not None:
-        problem = "training.memory_limit_bytes cuts micro-batches in one process and not in another"
-    elif kind == "none" and precision == "fp16":
-        problem = "fp16 scales losses by what one process sees. Take training.precision=bf16 or fp32"
-    elif kind == "none" and optimizer != "adamw":
-        problem = f"training.optimizer={optimizer} knows no parts of tensors. Take adamw"
-    if problem is not None:
-        raise ConfigError(f"training.shard_weights cuts the weights of the layers, and {problem}.")
 
 
 def shard_layers(loaded: LoadedModel, processes: Processes, *, precision: Precision) -> None:
@@ -71,13 +36,13 @@ def shard_layers(loaded: LoadedModel, processes: Processes, *, precision: Precis
         processes: Each takes a part.
         precision: Arithmetic of the forward pass.
     """
-    mesh = init_device_mesh(loaded.device.type, (processes.count,))
+    mesh = init_device_mesh(loaded.device.type, (processes.world_size,))
     adapters = loaded.adapter is not None
     whole = {value for value in loaded.module.parameters() if value.ndim < 2 or (adapters and value.requires_grad)}
     policy = MixedPrecisionPolicy(param_dtype=DTYPES[precision], reduce_dtype=torch.float32, cast_forward_inputs=False)
     layers = {name for component in loaded.components for name in component.layers}
     for name, module in loaded.module.named_modules():
-        if bare_name(name) in layers:
+        if loaded.names.unwrapped(name) in layers:
             fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=whole)
     for layer in _sharded(loaded.module):
         layer.set_gradient_divide_factor(1.0)
@@ -94,7 +59,7 @@ def _sharded(module: nn.Module) -> list[FSDPModule]:
 
 
 @contextmanager
-def assembled(module: nn.Module) -> Iterator[None]:
+def unsharded(module: nn.Module) -> Iterator[None]:
     """All weights in every process, inside; passes through the model exchange nothing there.
 
     Every process has to enter. A module without parts is as it was.
@@ -112,7 +77,7 @@ def assembled(module: nn.Module) -> Iterator[None]:
             layer.reshard()
 
 
-def entire(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def full_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors in one piece each, on the CPU where they had to be put together; every process has to ask for them."""
     with exchanging():
         return {
@@ -134,7 +99,7 @@ def like(target: Tensor, value: Tensor) -> Tensor:
     return distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
 
 
-def is_part(tensor: Tensor) -> bool:
+def is_shard(tensor: Tensor) -> bool:
     """Whether a tensor is in parts."""
     return isinstance(tensor, DTensor)
 
@@ -150,7 +115,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], most: float) -> float:
     Returns:
         The norm as it was; the same in every process.
     """
-    kinds = [[one for one in parameters if is_part(one) is parts] for parts in (False, True)]
+    kinds = [[one for one in parameters if is_shard(one) is parts] for parts in (False, True)]
     norms = [nn.utils.get_total_norm([one.grad for one in kind if one.grad is not None]) for kind in kinds if kind]
     with exchanging():
         whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]

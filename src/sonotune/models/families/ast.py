@@ -28,11 +28,11 @@ from sonotune.features.normalization import valid_frames
 from sonotune.models.base import AUDIO, LoadedModel, Stream
 from sonotune.models.checkpoints import (
     check_family,
-    draw_anew,
     is_classifier,
     load_pretrained,
     outline_pretrained,
     read_config,
+    reinitialise,
 )
 from sonotune.models.norms import fix_batch_norms
 from sonotune.models.outputs import refuse_new_outputs
@@ -71,6 +71,9 @@ class AstFamily:
 
     name = "ast"
     task = "classify"
+    packaged = "ast_nano"
+    published_names = r"(^|[/-])ast([/-]|$)|audio-spectrogram"
+    label_overhead = 0
 
     def handles(self, config: Any) -> bool:
         """See `ModelFamily.handles`; a pretrained encoder that has a classifier in `transformers` counts."""
@@ -101,18 +104,28 @@ class AstFamily:
                 "Give data.train, or a model that was trained to classify."
             )
         module, extractor, identity = load_pretrained(
-            checkpoint, self, class_name=_class_name(config) or "", revision=revision, random_weights=random_weights,
-            processor_class="AutoFeatureExtractor", new_parameters=_HEAD if renew else None,
+            checkpoint,
+            self,
+            class_name=_class_name(config) or "",
+            revision=revision,
+            random_weights=random_weights,
+            processor_class="AutoFeatureExtractor",
+            new_parameters=_HEAD if renew else None,
             config_changes=_settings(dropout) | (_sizes(labels) if renew else {}),
-        )  # fmt: skip
+        )
         loaded = self._mapped(
-            module, checkpoint=checkpoint, revision=identity, processor=extractor,
+            module,
+            checkpoint=checkpoint,
+            revision=identity,
+            processor=extractor,
             **_contexts_of(module.config, context),
-            frontend=from_feature_extractor(extractor), labels=labels, new_outputs=labels if renew else (),
-        )  # fmt: skip
+            frontend=from_feature_extractor(extractor),
+            labels=labels,
+            new_outputs=labels if renew else (),
+        )
         if renew:  # also where an old layer of the same size could be loaded: its classes are others
             output = [name for name in loaded.linears if loaded.owner(name) == "head"][-1]
-            draw_anew(module, [name for name, _ in module.named_parameters() if name.startswith(output + ".")])
+            reinitialise(module, [name for name, _ in module.named_parameters() if name.startswith(output + ".")])
         return loaded
 
     def outline(self, checkpoint: str, *, revision: str | None = None, outputs: int | None = None) -> LoadedModel:
@@ -120,13 +133,21 @@ class AstFamily:
         config = read_config(checkpoint, revision)
         labels = tuple(f"class {index}" for index in range(outputs)) if outputs else _own_labels(config)
         module, identity = outline_pretrained(
-            checkpoint, self, class_name=_class_name(config) or "", revision=revision,
+            checkpoint,
+            self,
+            class_name=_class_name(config) or "",
+            revision=revision,
             config_changes=_settings(None) | (_sizes(labels) if outputs else {}),
-        )  # fmt: skip
+        )
         return self._mapped(
-            module, checkpoint=checkpoint, revision=identity, processor=None, frontend=_usual_frontend(config),
-            labels=labels or tuple(config.id2label.values()), **_contexts_of(config, None),
-        )  # fmt: skip
+            module,
+            checkpoint=checkpoint,
+            revision=identity,
+            processor=None,
+            frontend=_usual_frontend(config),
+            labels=labels or tuple(config.id2label.values()),
+            **_contexts_of(config, None),
+        )
 
     def _mapped(self, module: Any, **given: Any) -> LoadedModel:
         fix_batch_norms(module)
@@ -258,9 +279,7 @@ def _tokens(embeddings: Any, config: Any, batch: Batch, *, silence: float) -> tu
 def _of_whisper(loaded: LoadedModel, batch: Batch) -> Tensor:
     """Logits (B, C) of a Whisper encoder: the mean over positions counts each for as many as it stands for."""
     module = loaded.module
-    encoded = encode(
-        module.encoder, batch.inputs, batch.input_lengths, context=batch.context, thinning=loaded.thinning
-    )  # fmt: skip
+    encoded = encode(module.encoder, batch.inputs, batch.input_lengths, context=batch.context, thinning=loaded.thinning)
     projected_BPD = module.projector(encoded.states)
     if encoded.log_weights is None:
         pooled_BD = projected_BPD.mean(dim=1)
@@ -317,8 +336,14 @@ def _own_labels(config: Any) -> tuple[str, ...]:
 
 def _settings(dropout: float | None) -> dict[str, Any]:
     """What is changed in a checkpoint's configuration: no random layers, no masks from a global random state."""
-    return {"apply_spec_augment": False, "layerdrop": 0.0, "encoder_layerdrop": 0.0,
-            "hidden_dropout_prob": dropout, "hidden_dropout": dropout, "dropout": dropout}  # fmt: skip
+    return {
+        "apply_spec_augment": False,
+        "layerdrop": 0.0,
+        "encoder_layerdrop": 0.0,
+        "hidden_dropout_prob": dropout,
+        "hidden_dropout": dropout,
+        "dropout": dropout,
+    }
 
 
 def _sizes(labels: Sequence[str]) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -34,18 +33,19 @@ from sonotune.features.frontend import Frontend, RawWaveform, from_feature_extra
 from sonotune.features.normalization import valid_frames
 from sonotune.features.parakeet import NormalizedLogMel
 from sonotune.models import speech_encoders
-from sonotune.models.base import AUDIO, Component, LoadedModel, Losses, Stream
+from sonotune.models.base import AUDIO, Component, LoadedModel, Stream
 from sonotune.models.checkpoints import (
     check_family,
-    draw_anew,
     is_classifier,
     load_pretrained,
     load_processor,
     outline_pretrained,
     read_config,
+    reinitialise,
 )
 from sonotune.models.ctc_decoding import beam_search, collapse
 from sonotune.models.languages import nothing_to_note
+from sonotune.models.losses import FrameOutputs
 from sonotune.models.norms import fix_batch_norms
 from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
 
@@ -71,6 +71,9 @@ class CtcFamily:
 
     name = "ctc"
     task = "transcribe"
+    packaged = "ctc_nano"
+    published_names = r"wav2vec2|hubert|wavlm|parakeet|ctc"
+    label_overhead = 0
 
     def handles(self, config: Any) -> bool:
         """See `ModelFamily.handles`; a pretrained encoder without any head counts."""
@@ -110,19 +113,28 @@ class CtcFamily:
         words = _vocabulary(checkpoint, revision, outputs, tokenizer) if renew else None
         extractor = load_processor(checkpoint, class_name="AutoFeatureExtractor", revision=revision)
         module, _, identity = load_pretrained(
-            checkpoint, self, class_name=_CLASSES.get(config.model_type, ""), revision=revision,
-            random_weights=random_weights, processor_class=None, new_parameters=_HEAD if renew else None,
+            checkpoint,
+            self,
+            class_name=_CLASSES.get(config.model_type, ""),
+            revision=revision,
+            random_weights=random_weights,
+            processor_class=None,
+            new_parameters=_HEAD if renew else None,
             config_changes=_settings(config, dropout) | (_sizes(words) if words is not None else {}),
-        )  # fmt: skip
+        )
         if renew:  # also where an old layer of the same size could be loaded: its symbols are others
-            draw_anew(module, [name for name, _ in module.named_parameters() if re.search(_HEAD, name)])
+            reinitialise(module, [name for name, _ in module.named_parameters() if re.search(_HEAD, name)])
         if words is None:
             words = load_processor(checkpoint, class_name="AutoTokenizer", revision=revision)
         loaded = self._mapped(
-            module, checkpoint=checkpoint, revision=identity, context=context or "full",
-            processor=_processor(config.model_type, extractor, words), frontend=from_feature_extractor(extractor),
+            module,
+            checkpoint=checkpoint,
+            revision=identity,
+            context=context or "full",
+            processor=_processor(config.model_type, extractor, words),
+            frontend=from_feature_extractor(extractor),
             new_outputs=tuple(words.convert_ids_to_tokens(list(range(len(words))))) if renew else (),
-        )  # fmt: skip
+        )
         _check_vocabulary(loaded)
         return loaded
 
@@ -130,9 +142,12 @@ class CtcFamily:
         """See `ModelFamily.outline`."""
         config = read_config(checkpoint, revision)
         module, identity = outline_pretrained(
-            checkpoint, self, class_name=_CLASSES.get(config.model_type, ""), revision=revision,
+            checkpoint,
+            self,
+            class_name=_CLASSES.get(config.model_type, ""),
+            revision=revision,
             config_changes={**_settings(config, None), "vocab_size": outputs},
-        )  # fmt: skip
+        )
         bins = getattr(getattr(config, "encoder_config", None), "num_mel_bins", 80)
         frontend: Frontend = NormalizedLogMel(bins) if config.model_type == "parakeet_ctc" else RawWaveform()
         return self._mapped(module, checkpoint=checkpoint, revision=identity, frontend=frontend, processor=None)
@@ -208,27 +223,16 @@ class CtcFamily:
         text: str = tokenizer.decode(list(ids), skip_special_tokens=True, **grouping)
         return text.lower() if _upper_case(tokenizer) else text
 
-    def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:
-        """Negative log-probability of each clip's symbols over all their alignments.
-
-        A clip that augmentation has made too short for its transcript counts neither in the sum nor in the count.
-        Smoothing adds the mean cross-entropy to the uniform distribution over the valid frames.
-
-        Source: Graves et al. 2006; smoothing by Kim et al. 2018.
-        """
+    def forward(self, loaded: LoadedModel, batch: Batch) -> FrameOutputs:
+        """Log-probabilities of every frame."""
         scores_BTV, lengths_B = self._scores(loaded, batch)
-        targets_BU = batch.targets.clamp_min(0)
-        sums_B = F.ctc_loss(
-            scores_BTV.transpose(0, 1), targets_BU, lengths_B, batch.target_lengths,
-            blank=loaded.module.config.pad_token_id, reduction="none", zero_infinity=True,
-        )  # fmt: skip
-        if label_smoothing:
-            valid_BT = valid_frames(lengths_B, scores_BTV.shape[1])
-            uniform_B = -(scores_BTV.mean(dim=-1) * valid_BT).sum(dim=1)
-            sums_B = (1 - label_smoothing) * sums_B + label_smoothing * uniform_B
-        repeats_B = ((targets_BU[:, 1:] == targets_BU[:, :-1]) & (batch.targets[:, 1:] >= 0)).sum(dim=1)
-        fits_B = batch.target_lengths + repeats_B <= lengths_B
-        return Losses(sums=sums_B * fits_B, counts=batch.target_lengths.clamp_min(1) * fits_B)
+        return FrameOutputs(
+            log_probs=scores_BTV,
+            lengths=lengths_B,
+            targets=batch.targets,
+            target_lengths=batch.target_lengths,
+            blank=loaded.module.config.pad_token_id,
+        )
 
     def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
         """See `ModelFamily.streams`."""
@@ -337,8 +341,12 @@ def _constant(module: Any) -> frozenset[str]:
 def _settings(config: Any, dropout: float | None) -> dict[str, Any]:
     """What is changed in a checkpoint's configuration: no random layers, no masks from a global random state."""
     if config.model_type == "parakeet_ctc":
-        return {"encoder_config.layerdrop": 0.0, "encoder_config.dropout": dropout,
-                "encoder_config.attention_dropout": dropout, "encoder_config.activation_dropout": dropout}  # fmt: skip
+        return {
+            "encoder_config.layerdrop": 0.0,
+            "encoder_config.dropout": dropout,
+            "encoder_config.attention_dropout": dropout,
+            "encoder_config.activation_dropout": dropout,
+        }
     return {"apply_spec_augment": False, "layerdrop": 0.0, "hidden_dropout": dropout, "final_dropout": dropout}
 
 
@@ -374,9 +382,13 @@ def character_tokenizer(characters: Sequence[str]) -> Any:
         file = Path(place) / "vocab.json"
         file.write_text(json.dumps({symbol: index for index, symbol in enumerate(symbols)}), "utf-8")
         return transformers.Wav2Vec2CTCTokenizer(
-            str(file), pad_token=BLANK, unk_token=UNKNOWN, word_delimiter_token=WORD_BORDER, bos_token=None,
+            str(file),
+            pad_token=BLANK,
+            unk_token=UNKNOWN,
+            word_delimiter_token=WORD_BORDER,
+            bos_token=None,
             eos_token=None,
-        )  # fmt: skip
+        )
 
 
 def _processor(model_type: str, extractor: Any, tokenizer: Any) -> Any:

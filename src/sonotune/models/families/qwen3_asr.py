@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,8 +27,8 @@ from sonotune.features.chunked_mel import ChunkedLogMel
 from sonotune.features.frontend import from_feature_extractor
 from sonotune.features.normalization import valid_frames
 from sonotune.models import decoding
-from sonotune.models.audio_lm import Rows, generate, kinds_of_rows, label_logits, label_losses, lay_out, own_targets
-from sonotune.models.base import Component, LoadedModel, Losses, Stream
+from sonotune.models.audio_lm import Rows, generate, kinds_of_rows, label_logits, label_outputs, lay_out, own_targets
+from sonotune.models.base import Component, LoadedModel, Stream
 from sonotune.models.checkpoints import load_pretrained, load_processor, locate, outline_pretrained, read_config
 from sonotune.models.families.qwen3_asr_old import is_old, load_old_weights, modern_config, modern_name
 from sonotune.models.families.qwen3_asr_text import (
@@ -42,6 +41,7 @@ from sonotune.models.families.qwen3_asr_text import (
     trained_languages,
     written_text,
 )
+from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
 from sonotune.models.speech_encoders import row_kinds
 from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
@@ -58,6 +58,9 @@ class Qwen3AsrFamily:
 
     name = "qwen3_asr"
     task = "transcribe"
+    packaged = "qwen3_asr_nano"
+    published_names = r"qwen3-asr"
+    label_overhead = 4
 
     def handles(self, config: Any) -> bool:
         """See `ModelFamily.handles`; the forced aligner classifies tokens and is no transcriber."""
@@ -92,15 +95,23 @@ class Qwen3AsrFamily:
             module, identity = load_old_weights(locate(checkpoint), modern, revision)
         else:
             module, processor, identity = load_pretrained(
-                checkpoint, self, class_name=_CLASS, revision=revision, random_weights=random_weights,
+                checkpoint,
+                self,
+                class_name=_CLASS,
+                revision=revision,
+                random_weights=random_weights,
                 config_changes=changes,
-            )  # fmt: skip
+            )
         processor = _modern_processor(processor)
         prompt_of(processor)  # a template that hears nothing is to be found before anything runs
         return self._mapped(
-            module, checkpoint=checkpoint, revision=identity, context=context or "full", processor=processor,
+            module,
+            checkpoint=checkpoint,
+            revision=identity,
+            context=context or "full",
+            processor=processor,
             frontend=from_feature_extractor(processor.feature_extractor),
-        )  # fmt: skip
+        )
 
     def _changes(self, config: Any, *, dropout: float | None = None) -> dict[str, Any]:
         """What must be set in a checkpoint's configuration; `thinker_config` is emptied where it was an old one."""
@@ -195,18 +206,11 @@ class Qwen3AsrFamily:
         """Ids -> what was said, without the language and without special tokens."""
         return written_text(loaded.processor.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:
-        """Cross-entropy over language, text and end token; with `ctc_share`, a mixture with CTC on the audio.
-
-        Logits are computed at label positions only.
-        """
+    def forward(self, loaded: LoadedModel, batch: Batch) -> LabelOutputs:
+        """Logits of language, text and end token, at label positions only, and CTC on the audio."""
         audio = self._encode(loaded, batch)
         logits_NV, labels_BL = self._label_logits(loaded, batch, audio)
-        losses = label_losses(logits_NV, labels_BL, label_smoothing=label_smoothing)
-        if loaded.ctc_share == 0:
-            return losses
-        ctc_B = self._ctc(loaded, batch, audio)
-        return replace(losses, sums=(1 - loaded.ctc_share) * losses.sums + loaded.ctc_share * ctc_B)
+        return label_outputs(logits_NV, labels_BL, ctc=lambda: self._ctc(loaded, batch, audio))
 
     def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
         """See `ModelFamily.streams`; encoder and projector take their rows packed."""
@@ -361,9 +365,12 @@ def _modern_processor(processor: Any) -> Any:
         return processor
     if type(extractor).__name__ == "WhisperFeatureExtractor":
         extractor = transformers.Qwen3ASRFeatureExtractor(
-            feature_size=extractor.feature_size, sampling_rate=extractor.sampling_rate,
-            hop_length=extractor.hop_length, n_fft=extractor.n_fft, dither=extractor.dither,
-        )  # fmt: skip
+            feature_size=extractor.feature_size,
+            sampling_rate=extractor.sampling_rate,
+            hop_length=extractor.hop_length,
+            n_fft=extractor.n_fft,
+            dither=extractor.dither,
+        )
         template = CHAT_TEMPLATE
     return transformers.Qwen3ASRProcessor(extractor, processor.tokenizer, chat_template=template)
 

@@ -1,7 +1,7 @@
 """Speech language models put together from parts: any known encoder, a projector, any causal language model.
 
-`models.composing.compose` makes the folder. The prompt is part of the folder: `<audio>Transcribe:` by default. What is
-trained is the text and the end token behind it, nothing else, and no logit is computed anywhere else.
+`models.composed.build.compose` makes the folder. The prompt is part of the folder: `<audio>Transcribe:` by default.
+What is trained is the text and the end token behind it, nothing else, and no logit is computed anywhere else.
 
 Shape letters: B clips, Q audio positions, U target tokens, L positions of a row, D language model width, V vocabulary,
 N labels of a batch.
@@ -21,11 +21,13 @@ from sonotune.errors import ModelError, TextError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import from_feature_extractor
 from sonotune.features.normalization import valid_frames
-from sonotune.models import composed, decoding, speech_encoders
-from sonotune.models.audio_lm import Rows, generate, kinds_of_rows, label_logits, label_losses, lay_out, own_targets
-from sonotune.models.base import PADDING, Component, LoadedModel, Losses, Stream
+from sonotune.models import decoding, speech_encoders
+from sonotune.models.audio_lm import Rows, generate, kinds_of_rows, label_logits, label_outputs, lay_out, own_targets
+from sonotune.models.base import PADDING, Component, LoadedModel, Stream
 from sonotune.models.checkpoints import architecture_digest, load_pretrained, load_processor, read_config
-from sonotune.models.composed import (
+from sonotune.models.composed import model as composed
+from sonotune.models.composed.build import processor_of_parts, put_together
+from sonotune.models.composed.model import (
     AUDIO_MARK,
     MODEL_TYPE,
     NEW_PARTS,
@@ -34,8 +36,8 @@ from sonotune.models.composed import (
     digest_of_weights,
     digests_of_new_parts,
 )
-from sonotune.models.composing import processor_of_parts, put_together
 from sonotune.models.languages import language_name
+from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
 from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
 
@@ -47,6 +49,9 @@ class SpeechLlmFamily:
 
     name = "speech_llm"
     task = "transcribe"
+    packaged = "speech_llm_nano"
+    published_names = r""
+    label_overhead = 1
 
     def handles(self, config: Any) -> bool:
         """See `ModelFamily.handles`."""
@@ -75,16 +80,24 @@ class SpeechLlmFamily:
             module, identity = _of_parts(config, dropout)
         else:
             module, _, identity = load_pretrained(
-                checkpoint, self, class_name="AutoModel", revision=revision, random_weights=False,
-                config_changes={"dropout": dropout}, processor_class=None,
-            )  # fmt: skip
+                checkpoint,
+                self,
+                class_name="AutoModel",
+                revision=revision,
+                random_weights=False,
+                config_changes={"dropout": dropout},
+                processor_class=None,
+            )
         module.config.parts = None  # saved, it has weights of its own
         loaded = self._mapped(
-            module, checkpoint=checkpoint, revision=identity, processor=processor,
+            module,
+            checkpoint=checkpoint,
+            revision=identity,
+            processor=processor,
             **_contexts_of(module.config.audio_config, context),
             frontend=from_feature_extractor(processor.feature_extractor),
             untrained=() if random_weights else _untrained(module),
-        )  # fmt: skip
+        )
         if not any(self._prompt(loaded, None)) and module.config.fusion == "cross_attention":
             raise ModelError(
                 f"the prompt {module.config.prompt!r} of {checkpoint} has no tokens; with fusion=cross_attention at "
@@ -101,9 +114,13 @@ class SpeechLlmFamily:
         frontend = speech_encoders.frontend_of(config.audio_config)
         identity = architecture_digest(config)
         return self._mapped(
-            module, checkpoint=checkpoint, revision=identity, frontend=frontend, processor=None,
+            module,
+            checkpoint=checkpoint,
+            revision=identity,
+            frontend=frontend,
+            processor=None,
             **_contexts_of(config.audio_config, None),
-        )  # fmt: skip
+        )
 
     def _config(self, checkpoint: str, revision: str | None) -> Any:
         config = read_config(checkpoint, revision)
@@ -191,18 +208,22 @@ class SpeechLlmFamily:
         text: str = loaded.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text.strip()
 
-    def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:
-        """Cross-entropy over text and end tokens."""
+    def forward(self, loaded: LoadedModel, batch: Batch) -> LabelOutputs:
+        """Logits of text and end tokens."""
         rows = self._rows(loaded, batch, with_targets=True)
-        return label_losses(self._label_logits(loaded, rows), rows.labels, label_smoothing=label_smoothing)
+        return label_outputs(self._label_logits(loaded, rows), rows.labels)
 
     def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
         """See `ModelFamily.streams`; of a window, the audio positions behind the clip are padding."""
         module, config = loaded.module, loaded.module.config
         encoded = speech_encoders.streams_of(
-            module.audio_encoder, "audio_encoder", batch.inputs, batch.input_lengths, context=batch.context,
+            module.audio_encoder,
+            "audio_encoder",
+            batch.inputs,
+            batch.input_lengths,
+            context=batch.context,
             thinning=loaded.thinning,
-        )  # fmt: skip
+        )
         fills = batch.context == "full" and speech_encoders.kind_of(config.audio_config) == "whisper"
         kinds_BP = encoded[-1].kinds
         own_BP = kinds_BP if fills else kinds_BP[:, : int(kinds_BP.ne(PADDING).sum(dim=1).max())]
@@ -248,11 +269,14 @@ class SpeechLlmFamily:
         pad = tokenizer.pad_token_id
         limits = decoding.token_limits(settings, [clip.duration_s for clip in batch.clips], otherwise=_MOST_TOKENS)
         answers = generate(
-            loaded.module.language_model, rows, limits=[min(limit, room) for limit in limits], decoding=settings,
+            loaded.module.language_model,
+            rows,
+            limits=[min(limit, room) for limit in limits],
+            decoding=settings,
             settings=GenerationConfig(
                 eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id if pad is None else pad
             ),
-        )  # fmt: skip
+        )
         return [Hypothesis(text=self.decode_text(loaded, answer)) for answer in answers]
 
     def _rows(self, loaded: LoadedModel, batch: Batch, *, with_targets: bool) -> Rows:

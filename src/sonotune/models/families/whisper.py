@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from sonotune.errors import TextError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import from_feature_extractor
 from sonotune.models import decoding, speech_encoders
-from sonotune.models.base import TEXT, Component, LoadedModel, Losses, Stream
+from sonotune.models.base import TEXT, Component, LoadedModel, Stream
 from sonotune.models.checkpoints import is_classifier, load_pretrained, outline_pretrained
 from sonotune.models.families.whisper_checkpoint import (
     ENGLISH_VOCABULARY,
@@ -34,6 +33,7 @@ from sonotune.models.families.whisper_checkpoint import (
     load_whisper_processor,
 )
 from sonotune.models.languages import find_code, nothing_to_note
+from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
 from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
 
@@ -43,6 +43,9 @@ class WhisperFamily:
 
     name = "whisper"
     task = "transcribe"
+    packaged = "whisper_nano"
+    published_names = r"whisper"
+    label_overhead = 5
 
     def handles(self, config: Any) -> bool:
         """See `ModelFamily.handles`; Whisper with a classification head is another family's."""
@@ -63,27 +66,39 @@ class WhisperFamily:
         """See `ModelFamily.load`; text is written in the checkpoint's own tokens."""
         refuse_new_outputs(self.name, renew_outputs=renew_outputs, tokenizer=tokenizer)
         module, _, identity = load_pretrained(
-            checkpoint, self, class_name="WhisperForConditionalGeneration", revision=revision,
-            random_weights=random_weights, config_changes={"dropout": dropout}, processor_class=None,
-        )  # fmt: skip
+            checkpoint,
+            self,
+            class_name="WhisperForConditionalGeneration",
+            revision=revision,
+            random_weights=random_weights,
+            config_changes={"dropout": dropout},
+            processor_class=None,
+        )
         processor = load_whisper_processor(checkpoint, revision=revision, config=module.config)
         complete_generation_config(module, processor.tokenizer, checkpoint)
         return self._mapped(
-            module, checkpoint=checkpoint, revision=identity, processor=processor,
+            module,
+            checkpoint=checkpoint,
+            revision=identity,
+            processor=processor,
             **speech_encoders.contexts_of(module.config, context),
             frontend=from_feature_extractor(processor.feature_extractor),
-        )  # fmt: skip
+        )
 
     def outline(self, checkpoint: str, *, revision: str | None = None, outputs: int | None = None) -> LoadedModel:
         """See `ModelFamily.outline`."""
         module, identity = outline_pretrained(
             checkpoint, self, class_name="WhisperForConditionalGeneration", revision=revision
-        )  # fmt: skip
+        )
         frontend = speech_encoders.frontend_of(module.config)
         return self._mapped(
-            module, checkpoint=checkpoint, revision=identity, frontend=frontend, processor=None,
+            module,
+            checkpoint=checkpoint,
+            revision=identity,
+            frontend=frontend,
+            processor=None,
             **speech_encoders.contexts_of(module.config, None),
-        )  # fmt: skip
+        )
 
     def _mapped(self, module: Any, **given: Any) -> LoadedModel:
         loaded = LoadedModel(
@@ -145,23 +160,21 @@ class WhisperFamily:
         text: str = loaded.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text.strip()
 
-    def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:
-        """Cross-entropy over text and end tokens; with `ctc_share`, a mixture with CTC on the encoder's states.
+    def forward(self, loaded: LoadedModel, batch: Batch) -> LabelOutputs:
+        """Logits of text and end tokens, and CTC on the encoder's states.
 
         The prompt is given at inference, so it is no target. Logits are computed at label positions only.
         """
         labels_BU = batch.targets[:, 1:].clone()
         labels_BU[:, : self._prompt_length(loaded) - 1] = -100
-        wanted = labels_BU >= 0
+        places_BU = labels_BU >= 0
         encoded_BPD = self._encode(loaded, batch)
-        logits_NV = self._logits(loaded, batch, encoded_BPD, wanted)
-        labels_N = labels_BU[wanted]
-        losses_N = F.cross_entropy(logits_NV.float(), labels_N, reduction="none", label_smoothing=label_smoothing)
-        losses = Losses.of_labels(losses_N, wanted)
-        if loaded.ctc_share == 0:
-            return losses
-        ctc_B = self._ctc(loaded, batch, encoded_BPD)
-        return replace(losses, sums=(1 - loaded.ctc_share) * losses.sums + loaded.ctc_share * ctc_B)
+        return LabelOutputs(
+            logits=self._logits(loaded, batch, encoded_BPD, places_BU),
+            labels=labels_BU[places_BU],
+            places=places_BU,
+            ctc=lambda: self._ctc(loaded, batch, encoded_BPD),
+        )
 
     def _ctc(self, loaded: LoadedModel, batch: Batch, encoded_BPD: Tensor) -> Tensor:
         """CTC loss of each clip (B,) from the encoder's states by the output embedding; `<|nospeech|>` is the blank.
@@ -186,9 +199,13 @@ class WhisperFamily:
     def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
         """See `ModelFamily.streams`; cross-attention takes its keys and values from the encoder's rows."""
         heard = speech_encoders.streams_of(
-            loaded.module.model.encoder, "model.encoder", batch.inputs, batch.input_lengths,
-            context=batch.context, thinning=loaded.thinning,
-        )  # fmt: skip
+            loaded.module.model.encoder,
+            "model.encoder",
+            batch.inputs,
+            batch.input_lengths,
+            context=batch.context,
+            thinning=loaded.thinning,
+        )
         # A token is put in for the next one to come out, so the last of each clip is not.
         written_BU = (batch.targets[:, 1:] >= 0).to(torch.int8) * TEXT
         return (
@@ -226,9 +243,14 @@ class WhisperFamily:
             chosen = torch.tensor(list(rows), device=encoded_BPD.device)
             decoder = _Decoder(loaded, encoded_BPD[chosen], None if mask is None else mask[chosen])
             written = decoding.write(
-                decoder, prompt_BU[chosen], end=loaded.module.config.eos_token_id, limits=[limits[row] for row in rows],
-                settings=settings, temperature=temperature, clips=[batch.clips[row] for row in rows],
-            )  # fmt: skip
+                decoder,
+                prompt_BU[chosen],
+                end=loaded.module.config.eos_token_id,
+                limits=[limits[row] for row in rows],
+                settings=settings,
+                temperature=temperature,
+                clips=[batch.clips[row] for row in rows],
+            )
             made = [decoding.Candidate(self.decode_text(loaded, one.ids), one.mean_logprob) for one in written]
             return made, decoder.no_speech
 
@@ -247,9 +269,12 @@ class WhisperFamily:
     def _encode(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Features (B, T, F) -> encoder states (B, P, D); what they stand for is left for the decoder's layers."""
         encoded = speech_encoders.encode(
-            loaded.module.model.encoder, batch.inputs, batch.input_lengths, context=batch.context,
+            loaded.module.model.encoder,
+            batch.inputs,
+            batch.input_lengths,
+            context=batch.context,
             thinning=loaded.thinning,
-        )  # fmt: skip
+        )
         weights_BP = encoded.log_weights
         loaded.module.model.decoder.cross_mask = None if weights_BP is None else weights_BP[:, None, None, :]
         return encoded.states
@@ -357,10 +382,17 @@ def _beam_search(
 
     chosen = copy.deepcopy(loaded.module.generation_config)
     chosen.update(
-        max_length=None, max_new_tokens=max(limits), num_beams=settings.beam_size, do_sample=False,
-        return_dict_in_generate=False, use_cache=True, forced_decoder_ids=None, return_timestamps=False,
-        no_repeat_ngram_size=settings.no_repeat_ngram_size, repetition_penalty=settings.repetition_penalty,
-    )  # fmt: skip
+        max_length=None,
+        max_new_tokens=max(limits),
+        num_beams=settings.beam_size,
+        do_sample=False,
+        return_dict_in_generate=False,
+        use_cache=True,
+        forced_decoder_ids=None,
+        return_timestamps=False,
+        no_repeat_ngram_size=settings.no_repeat_ngram_size,
+        repetition_penalty=settings.repetition_penalty,
+    )
     ids_BU = GenerationMixin.generate(
         loaded.module,
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded_BPD),
@@ -422,7 +454,8 @@ def _components(module: Any) -> tuple[Component, ...]:
     encoder, decoder = "model.encoder", "model.decoder"
     return (
         Component(
-            name="stem", prefixes=(f"{encoder}.conv1", f"{encoder}.conv2", f"{encoder}.embed_positions"),
+            name="stem",
+            prefixes=(f"{encoder}.conv1", f"{encoder}.conv2", f"{encoder}.embed_positions"),
             parts={"convolutions": r"\.conv\d\."},
         ),
         Component(
@@ -443,7 +476,7 @@ def _components(module: Any) -> tuple[Component, ...]:
         ),
         Component(name="embeddings", prefixes=(f"{decoder}.embed_tokens",)),
         Component(name="head", prefixes=("proj_out",)),
-    )  # fmt: skip
+    )
 
 
 def _install_cross_attention_mask(module: Any) -> None:

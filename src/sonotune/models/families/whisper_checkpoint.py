@@ -21,8 +21,13 @@ _MULTILINGUAL_VOCABULARIES: Final = (51_865, 51_866)
 _LIBRARY_MAX_LENGTH: Final = 20  # what `transformers` generates where nothing is said
 _SPACE_TOKEN: Final = 220
 _NEVER_WRITTEN: Final = (
-    "<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|nocaptions|>",
-)  # fmt: skip
+    "<|translate|>",
+    "<|transcribe|>",
+    "<|startoflm|>",
+    "<|startofprev|>",
+    "<|nospeech|>",
+    "<|nocaptions|>",
+)
 
 
 def load_whisper_processor(checkpoint: str, *, revision: str | None, config: Any) -> Any:
@@ -50,8 +55,10 @@ def load_whisper_processor(checkpoint: str, *, revision: str | None, config: Any
     logger.warning(
         "%s has no preprocessor_config.json: chose Whisper's own features with %d mel bins and a window of %d s, "
         "because config.json says so",
-        checkpoint, config.num_mel_bins, seconds,
-    )  # fmt: skip
+        checkpoint,
+        config.num_mel_bins,
+        seconds,
+    )
     return processor
 
 
@@ -91,8 +98,10 @@ def complete_generation_config(module: Any, tokenizer: Any, checkpoint: str) -> 
         logger.warning(
             "%s has no generation_config.json: chose %d languages and %d suppressed tokens, because its tokenizer has "
             "them",
-            checkpoint, len(getattr(settings, "lang_to_id", None) or {}), len(settings.suppress_tokens or ()),
-        )  # fmt: skip
+            checkpoint,
+            len(getattr(settings, "lang_to_id", None) or {}),
+            len(settings.suppress_tokens or ()),
+        )
 
 
 def _may_know_languages(settings: Any, config: Any, *, absent: bool) -> bool:

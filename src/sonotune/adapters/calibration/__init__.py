@@ -1,0 +1,1 @@
+"""What is measured on training clips before ranks are chosen."""

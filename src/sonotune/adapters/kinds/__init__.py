@@ -1,0 +1,1 @@
+"""Kinds of adapters: how each is attached, saved, loaded, resized and merged."""

@@ -1,0 +1,1 @@
+"""Which rank each adapted module gets within a budget of parameters."""

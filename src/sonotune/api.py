@@ -1,0 +1,385 @@
+"""sonotune from Python: what the commands do, as functions.
+
+Settings are those of the commands, by their dotted names: a mapping (`{"model": "whisper_nano"}`), or words as on the
+command line (`["model=whisper_nano"]`). Every name stands in docs/reference/config.md. Nothing is printed, and errors
+are `SonotuneError`.
+
+    import sonotune
+
+    run = sonotune.train({"model": "whisper_nano", "data": "quickstart", "training.max_steps": 20})
+    print(run.scores["after"]["wer"]["value"])
+    print(sonotune.transcribe(run.folder, ["clip.wav"])[0].text)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from sonotune.config.load import LoadedConfig
+    from sonotune.config.schema import RunConfig
+    from sonotune.evaluation.compare import Comparison
+    from sonotune.evaluation.evaluate import EvaluationResult
+    from sonotune.planning.inspection import Inspection
+    from sonotune.planning.layout import TrainingSettings
+    from sonotune.planning.plan import Plan
+    from sonotune.serving.parity import ParitySettings
+    from sonotune.serving.recognizer import Recognizer
+    from sonotune.training.logging.run_log import Listener
+    from sonotune.types import Prediction, RunRecord
+
+Settings = Mapping[str, Any] | Sequence[str]
+Place = str | Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        record: All that is kept of it, as in `run.json`.
+        folder: Its directory.
+    """
+
+    record: RunRecord
+    folder: Path
+
+    @property
+    def scores(self) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+        """`before`, `after` and `test` -> score name -> score in JSON form."""
+        return self.record.scores
+
+
+def words_of(settings: Settings) -> list[str]:
+    """Settings as words of the command line."""
+    if isinstance(settings, str):
+        return [settings]
+    if not isinstance(settings, Mapping):
+        return list(settings)
+    return [f"{name}={_word(value)}" for name, value in settings.items()]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, str | Path):
+        return str(value)
+    return json.dumps(
+        value, ensure_ascii=False, default=lambda part: str(part) if isinstance(part, Path) else list(part)
+    )
+
+
+def train(settings: Settings, *, listeners: Sequence[Listener] = ()) -> Run:
+    """Train, or resume where the run directory holds a checkpoint of the same settings (`sonotune train`).
+
+    Args:
+        settings: At least `model` and `data.train`.
+        listeners: See progress as it happens.
+
+    Raises:
+        SonotuneError: With an `exit_code` that says what went wrong.
+    """
+    from sonotune.config.load import load_run_config
+    from sonotune.training.run import run
+
+    record, folder = run(load_run_config(words_of(settings), require=("data.train",)), listeners=listeners)
+    return Run(record=record, folder=folder)
+
+
+def load(model: Place, settings: Settings = ()) -> Recognizer:
+    """Open a model for use: a packaged, hub or local model, an adapter, an export or a run.
+
+    Args:
+        model: What `model.checkpoint` may be.
+        settings: Further ones; those of its own run hold where nothing is said.
+
+    Returns:
+        A recogniser with `recognize(paths)` and `evaluate(clips)`.
+    """
+    return open_recognizer(settings_of_use([f"model.checkpoint={model}", *words_of(settings)]))
+
+
+def evaluate(model: Place, manifest: Place, settings: Settings = ()) -> EvaluationResult:
+    """Score a model on a manifest, whole and in slices (`sonotune evaluate`).
+
+    Args:
+        model: As for `load`.
+        manifest: Clips with transcripts or labels; what `data.test` may be.
+        settings: Further ones.
+    """
+    from sonotune.data.corpus import CORPUS_SETTINGS, load_corpus
+
+    words = [f"model.checkpoint={model}", f"data.test={manifest}", *words_of(settings)]
+    loaded = settings_of_use(words, require=("data.test",))
+    config, recognizer = loaded.config, open_recognizer(loaded)
+    corpus = load_corpus(
+        {"test": str(config.data.test)},
+        seed=config.training.seed,
+        require=recognizer.task.reference,
+        **config.data.model_dump(include=CORPUS_SETTINGS),
+    )
+    return recognizer.evaluate(corpus.splits["test"], **evaluation_settings(config))
+
+
+def transcribe(model: Place, files: Sequence[Place], settings: Settings = ()) -> list[Prediction]:
+    """Texts of audio files and of every audio file in folders, in order (`sonotune transcribe`)."""
+    return _recognize(model, files, settings, task="transcribe")
+
+
+def classify(model: Place, files: Sequence[Place], settings: Settings = ()) -> list[Prediction]:
+    """Class probabilities of audio files and of every audio file in folders (`sonotune classify`)."""
+    return _recognize(model, files, settings, task="classify")
+
+
+def _recognize(model: Place, files: Sequence[Place], settings: Settings, *, task: str) -> list[Prediction]:
+    loaded = settings_of_use([f"model.checkpoint={model}", *words_of(settings), f"model.task={task}"])
+    paths = [Path(file) for file in files]
+    return open_recognizer(loaded).recognize(paths, **evaluation_settings(loaded.config)).predictions
+
+
+def inspect(settings: Settings) -> Inspection:
+    """What a model is made of, what would train and what it weighs; no weights are read (`sonotune inspect`)."""
+    from sonotune.config.load import load_run_config
+    from sonotune.planning.inspection import inspect_model
+    from sonotune.training.adaptation import adapter_settings, rank_settings
+
+    config = load_run_config(words_of(settings)).config
+    return inspect_model(
+        config.model.checkpoint,
+        family=config.model.family,
+        task=config.model.task,
+        num_labels=config.model.num_labels,
+        context=config.model.asked_context,
+        revision=config.model.revision,
+        bits=config.quantization.bits,
+        double=config.quantization.double,
+        skip=config.quantization.skip,
+        kind=config.adapter.kind,
+        ranks=rank_settings(config),
+        adapter=adapter_settings(config),
+    )
+
+
+def plan(
+    settings: Settings,
+    *,
+    clip_seconds: Sequence[float] = (),
+    memory_bytes: int | None = None,
+    exact: bool = False,
+    device: Literal["cpu", "cuda"] = "cpu",
+    devices: int = 1,
+) -> Plan:
+    """Predicted peak memory of a run by component, stage and clip length; no weights are read (`sonotune plan`).
+
+    Args:
+        settings: Of the run; no data are needed.
+        clip_seconds: Lengths of clips to plan for; empty takes the usual buckets.
+        memory_bytes: What it should fit into, to say how many clips do.
+        exact: Run the largest step on fake tensors instead of the formula.
+        device: Whose kernels are assumed.
+        devices: Processes that train together.
+    """
+    from sonotune.config.load import load_run_config
+    from sonotune.planning.plan import make_plan
+
+    config = load_run_config(words_of(settings)).config
+    return make_plan(
+        planned_settings(config, device, devices),
+        clip_seconds=clip_seconds or planned_lengths_s(config),
+        within_window=not clip_seconds,
+        batch_seconds=config.training.batch_seconds,
+        batch_max_clips=config.training.batch_max_clips,
+        label_tokens=config.data.max_label_tokens,
+        memory_bytes=memory_bytes,
+        exact=exact,
+        device=device,
+    )
+
+
+def export(source: Place, folder: Place, *, parity_clips: int = 50, **options: Any) -> dict[str, Any]:
+    """Merge a trained adapter into plain weights, and compare what they serve with what was scored (`sonotune export`).
+
+    Args:
+        source: A run, an adapter or a model folder.
+        folder: Where to write.
+        parity_clips: Development clips to compare on; 0 compares nothing.
+        **options: `target`, `dtype`, `adapter_only` and `overwrite` of `serving.export.export`.
+    """
+    from sonotune.serving.export import export as write_export
+
+    parity = parity_settings(str(source), clips=parity_clips) if parity_clips else None
+    return write_export(str(source), Path(folder), parity=parity, **options)
+
+
+def compare(first: Place, second: Place, **options: Any) -> Comparison:
+    """Whether the second of two runs, or files of predictions, differs from the first on the same clips.
+
+    See `evaluation.compare.compare` for the options.
+    """
+    from sonotune.evaluation.compare import compare as compare_predictions
+
+    return compare_predictions([Path(first)], [Path(second)], **options)
+
+
+def read_run(folder: Place) -> Run:
+    """A run that was made earlier, whatever its status."""
+    from sonotune.runs import read_record
+
+    return Run(record=read_record(Path(folder)), folder=Path(folder))
+
+
+# --- what commands share with these functions --------------------------------------------------------
+
+
+def settings_of_use(words: Sequence[str], *, require: Sequence[str] = ()) -> LoadedConfig:
+    """Settings for using a model: the language, normaliser and limits it was made with, where nothing says otherwise.
+
+    They come from the run, adapter or export that is named.
+    """
+    from sonotune.adapters.metadata import USED, use_of
+    from sonotune.config.load import load_run_config
+    from sonotune.errors import ConfigError
+
+    naming = [word for word in words if word.startswith(("model=", "model.checkpoint=", "config="))]
+    try:
+        found = use_of(load_run_config(naming).config.model.checkpoint) if naming else {}
+    except ConfigError:
+        found = {}  # told below, together with what is wrong in the other words
+    inherited = {f"{section}.{name}": found[name] for section, name in USED if name in found}
+    return load_run_config(words, require=require, inherited=inherited)
+
+
+def open_recognizer(settings: LoadedConfig) -> Recognizer:
+    """The model that settings name, ready to recognise."""
+    return _open(settings.config)
+
+
+def _open(config: RunConfig) -> Recognizer:
+    from sonotune.serving.recognizer import Recognizer
+
+    return Recognizer.open(
+        config.model.checkpoint,
+        task=config.model.task,
+        language=config.model.language,
+        multi_label=config.data.multi_label,
+        text_scoring=config.data.text_scoring,
+        verbalize_numbers=config.evaluation.verbalize_numbers,
+        precision=config.training.precision,
+        family=config.model.family,
+        revision=config.model.revision,
+        context=config.model.asked_context,
+        bits=config.quantization.bits,
+        double=config.quantization.double,
+        skip=config.quantization.skip,
+        random_weights=config.model.random_weights,
+    )
+
+
+def evaluation_settings(config: Any) -> dict[str, Any]:
+    """How clips are decoded and scored, as `evaluation.evaluate.evaluate` takes it."""
+    decoding = config.evaluation
+    return {
+        "batch_seconds": decoding.batch_seconds,
+        "max_clips": decoding.batch_max_clips,
+        "decoding": decoding.decoding(),
+        "bootstrap": decoding.bootstrap,
+        "duration_edges_s": decoding.duration_edges_s,
+    }
+
+
+def planned_settings(config: RunConfig, device: Literal["cpu", "cuda"], devices: int = 1) -> TrainingSettings:
+    """What of the settings decides memory."""
+    from sonotune.models.precision import choose_precision
+    from sonotune.optimizers import choose_optimizer
+    from sonotune.planning.layout import TrainingSettings
+    from sonotune.training.adaptation import adapter_settings, rank_settings, wanted_stages
+
+    asked = config.training.precision
+    on_a_card = "bf16" if asked == "auto" else asked
+    precision = on_a_card if device == "cuda" else choose_precision(asked)[0]
+    return TrainingSettings(
+        checkpoint=config.model.checkpoint,
+        family=config.model.family,
+        revision=config.model.revision,
+        task=config.model.task,
+        num_labels=config.model.num_labels,
+        multi_label=config.data.multi_label,
+        context=config.model.asked_context,
+        bits=config.quantization.bits,
+        double=config.quantization.double,
+        skip=config.quantization.skip,
+        kind=config.adapter.kind,
+        ranks=rank_settings(config),
+        adapter=adapter_settings(config),
+        precision=precision,
+        gradient_checkpointing=config.training.gradient_checkpointing,
+        label_smoothing=config.training.label_smoothing,
+        stages=wanted_stages(config),
+        optimizer=choose_optimizer(config.training.optimizer, device)[0],
+        shards=devices if config.training.shard_weights else 1,
+    )
+
+
+def planned_lengths_s(config: RunConfig) -> list[float]:
+    """Buckets: the edges that scores are told by, up to the longest clip that is trained on."""
+    from sonotune.data.windows import training_limit_s
+
+    longest = training_limit_s(None, config.data.max_duration_s)
+    return [*(edge for edge in config.evaluation.duration_edges_s if edge < longest), longest]
+
+
+def parity_settings(checkpoint: str, *, manifest: str | None = None, clips: int = 50) -> ParitySettings:
+    """How an export of this is compared: with the settings that the run was scored with.
+
+    Args:
+        checkpoint: A run, an adapter, or a model folder.
+        manifest: Clips to take instead of the run's development clips.
+        clips: How many.
+    """
+    from sonotune.data.corpus import CORPUS_SETTINGS
+    from sonotune.serving.parity import ParitySettings
+
+    config = _config_of(checkpoint)
+    data = config.data
+    named = {"train": data.train, "eval": data.eval}
+    sources = {"eval": str(data.eval)} if data.eval is not None else named
+    # The run has checked its clips; reading all of them again to recognise fifty would take as long as the check did.
+    corpus = data.model_dump(include=CORPUS_SETTINGS) | {"check": "header", "max_bad_fraction": 1.0}
+    if manifest is not None:
+        sources = {"eval": manifest}
+        corpus |= {"root": None, "limit": None}
+
+    def open_scored() -> Recognizer:
+        return _open(config.model_copy(update={"model": config.model.model_copy(update={"checkpoint": checkpoint})}))
+
+    return ParitySettings(
+        sources={name: str(source) for name, source in sources.items() if source is not None},
+        corpus=corpus,
+        open_scored=open_scored,
+        decoding=evaluation_settings(config),
+        language=config.model.language,
+        clips=clips,
+        seed=config.training.seed,
+    )
+
+
+def _config_of(checkpoint: str) -> Any:
+    """The settings a run was made with; those of its use, for anything else."""
+    from pydantic import ValidationError
+
+    from sonotune.config.schema import RunConfig
+    from sonotune.runs import read_record
+
+    if (run := run_of(Path(checkpoint))) is not None:
+        try:
+            return RunConfig.model_validate(read_record(run).config)
+        except ValidationError:
+            pass  # an older version's; the settings it is used with are there in any case
+    return settings_of_use([f"model.checkpoint={checkpoint}"]).config
+
+
+def run_of(place: Path) -> Path | None:
+    """The run directory that this is, or is the adapter or model of."""
+    return next((folder for folder in (place, place.absolute().parent) if (folder / "run.json").is_file()), None)

@@ -1,0 +1,68 @@
+"""The command that compares two systems on the same clips: compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sonotune.cli.shared import Json, app, print_result
+from sonotune.metrics.scores import score_title
+
+_SHOWN_SLICES = 12
+
+First = Annotated[str, typer.Argument(metavar="A", help="A run, or a file of predictions; several seeds: A1,A2.")]
+Second = Annotated[str, typer.Argument(metavar="B", help="The same of the other system.")]
+Resamples = Annotated[int, typer.Option(min=100, max=1_000_000, help="Bootstrap resamples.")]
+Moment = Annotated[str | None, typer.Option(help="test, after or before; default the first that all runs have.")]
+
+
+@app.command()
+def compare(
+    first: First,
+    second: Second,
+    moment: Moment = None,
+    resamples: Resamples = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resampling.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Say whether B differs from A on the same clips, how sure that is, and what could have been seen.
+
+    sonotune compare runs/round1 runs/round2
+
+    Differences are B minus A. Speakers are resampled for both together; no model is loaded.
+    """
+    from sonotune.evaluation.compare import compare as compare_runs
+
+    places = [_places(text) for text in (first, second)]
+    found = compare_runs(places[0], places[1], moment=moment, resamples=resamples, seed=seed)
+    body = found.to_json()
+    lines = [f"B minus A on {found.clips} clips, in percentage points"]
+    lines += [f"{score_title(name, row):<9}{_points(row)}" for name, row in body["difference"].items()]
+    primary = found.primary
+    lines.append(f"seen in 80 % of the cases would be {100 * primary.minimum_detectable:.2f} points or more")
+    if found.matched_pairs is not None:
+        pairs = found.matched_pairs
+        lines.append(f"matched segments (speakers taken as alike): z = {pairs.z:.2f}, p = {pairs.p:.4f}")
+    shown = [row for row in body["slices"] if row["difference"] and row["clips"] < found.clips]
+    lines += [
+        f"  {row['by']}={row['value']}: {_points(next(iter(row['difference'].values())))} on {row['clips']} clips"
+        for row in shown[:_SHOWN_SLICES]
+    ]
+    if len(shown) > _SHOWN_SLICES:
+        lines.append(f"  and {len(shown) - _SHOWN_SLICES} more slices (--json)")
+    lines += [f"note: {warning}" for warning in primary.warnings]
+    print_result(body, as_json=as_json, lines=lines)
+
+
+def _places(text: str) -> list[Path]:
+    """Paths with commas between, or one path that has commas in it."""
+    return [Path(text)] if Path(text).exists() else [Path(part.strip()) for part in text.split(",")]
+
+
+def _points(row: Mapping[str, Any]) -> str:
+    low, value, high = (100 * row[key] for key in ("low", "value", "high"))
+    rates = f"{100 * row['first']:.2f} -> {100 * row['second']:.2f} %"
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]  p = {row['p']:.4f}  ({rates})"

@@ -1,0 +1,69 @@
+"""The command that scores a model: evaluate."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sonotune.api import evaluation_settings, open_recognizer, settings_of_use
+from sonotune.cli.findings import warning_lines
+from sonotune.cli.shared import Json, Words, app, print_result
+from sonotune.metrics.scores import loops_note, score_title, show_score
+
+Predictions = Annotated[Path | None, typer.Option(help="Write every prediction to this JSONL file.")]
+
+
+@app.command()
+def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None) -> None:
+    """Score a model, adapter or run on a manifest, whole and by domain, duration, speaker and language.
+
+    sonotune evaluate model=runs/x data.test=test.jsonl
+    """
+    from sonotune.data.corpus import CORPUS_SETTINGS, load_corpus
+    from sonotune.errors import SonotuneError
+    from sonotune.evaluation.evaluate import write_predictions
+    from sonotune.features.workers import Crew
+
+    settings = settings_of_use(words or [], require=("data.test",))
+    config = settings.config
+    with Crew(config.data.loader_workers) as crew:
+        recognizer = open_recognizer(settings)
+        corpus = load_corpus(
+            {"test": str(config.data.test)},
+            seed=config.training.seed,
+            require=recognizer.task.reference,
+            **config.data.model_dump(include=CORPUS_SETTINGS),
+        )
+        clips = corpus.splits["test"]
+        result = recognizer.evaluate(clips, crew=crew, **evaluation_settings(config))
+    body = result.to_json() | {"left_out": [finding.message for finding in corpus.findings]}
+    problem: SonotuneError | None = None
+    if out is not None:
+        try:
+            write_predictions(out, recognizer.task, result.predictions, clips)
+        except SonotuneError as error:  # the scores have cost more than the file
+            problem, body = error, body | {"error": str(error), "exit_code": error.exit_code}
+    lines = [
+        f"{score_title(name, score):<5} {show_score(score)}  on {score['count']} clips{loops_note(score)}"
+        for name, score in body["scores"].items()
+    ]
+    if fallbacks := result.details.get("decoding", {}).get("fallbacks"):
+        lines.append(f"{fallbacks} of {result.clips} clips were decoded again, because the first text looked wrong")
+    decides = recognizer.task.primary
+    called = score_title(decides, body["scores"].get(decides))
+    lines += [
+        f"  {row['by']}={row['value']}: {called} {show_score(row['scores'].get(decides))} on {row['clips']} clips"
+        for row in result.slices
+    ]
+    window = f", model.context={result.context}" if result.context else ""
+    lines.append(f"{result.audio_seconds:.0f} s of audio in {result.seconds:.1f} s{window}")
+    lines += [f"left out: {finding.message}" for finding in corpus.findings]
+    lines += warning_lines([finding for finding in result.findings if finding.severity != "note"], "--json")
+    lines += [f"note: {finding.message}" for finding in result.findings if finding.check == "text.numbers"]
+    print_result(body, as_json=as_json, lines=lines)
+    if problem is not None:
+        print(f"sonotune: {problem}", file=sys.stderr)
+        raise typer.Exit(problem.exit_code)

@@ -1,0 +1,88 @@
+"""The command that hands a model on: export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sonotune.cli.report import write_card
+from sonotune.cli.shared import Json, app, print_result
+
+Target = Annotated[str, typer.Option(help="`dequantized` (the function that was trained) or `original`.")]
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="A run, an adapter or a model folder; or model=PLACE.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write.")],
+    target: Target = "dequantized",
+    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    adapter: Annotated[bool, typer.Option("--adapter", help="The adapter only, in PEFT format.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")] = False,
+    parity: Annotated[
+        str | None, typer.Option(help="Clips to compare with; default are the run's development clips.")
+    ] = None,
+    parity_clips: Annotated[int, typer.Option(min=1, help="How many of them, drawn by the run's seed.")] = 50,
+    no_parity: Annotated[bool, typer.Option("--no-parity", help="Do not compare the export with the run.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 unless parity is shown.")] = False,
+    push: Annotated[str | None, typer.Option(help="Upload it to this OWNER/NAME of the hub (private if new).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Merge a trained adapter into plain weights that `transformers` loads, proving that the function is the same.
+
+    Plain `transformers` then recognises development clips of the run from the export, and the difference from what the
+    run is scored on is written to `parity.json`. More than one point of word error rate (or accuracy) is a warning,
+    and with --strict exit code 4; so are clips that could not be compared.
+    """
+    from sonotune.api import parity_settings
+    from sonotune.cli.parity import parity_lines, record_parity
+    from sonotune.errors import ConfigError, NumericError
+    from sonotune.serving.export import export as write_export
+    from sonotune.serving.hub import check_name
+    from sonotune.serving.hub import push as push_folder
+
+    for name, value, allowed in (
+        ("--target", target, ("dequantized", "original")),
+        ("--dtype", dtype, ("auto", "fp32", "bf16", "fp16")),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{name} {value!r} is not known; take one of {', '.join(allowed)}.")
+    if no_parity and (strict or parity is not None):
+        raise ConfigError("--no-parity compares nothing, which leaves no meaning to --strict and --parity.")
+    if push is not None:
+        check_name(push)
+    place = source.removeprefix("model=")
+    compared = None if no_parity else parity_settings(place, manifest=parity, clips=parity_clips)
+    result = write_export(
+        place,
+        folder,
+        target=target,  # type: ignore[arg-type]
+        dtype=dtype,  # type: ignore[arg-type]
+        adapter_only=adapter,
+        overwrite=overwrite,
+        parity=compared,
+    )
+    lines = [f"export   {result['export']} ({result['bytes'] / 1e6:.1f} MB, {result['kind']})"]
+    if merge := result.get("merge"):
+        lines.append(f"merge    largest logit difference {merge['largest']:.2g} of {merge['scale']:.3g}")
+    elif result["kind"] == "model":
+        lines.append("merge    there was no adapter to merge; the weights are the model's own")
+    if rounding := result.get("rounding"):
+        lines.append(
+            f"{result['dtype']}     largest logit difference {rounding['largest']:.2g}, "
+            f"best token the same at {100 * rounding['agreement']:.1f} % of positions"
+        )
+    if compared is not None:
+        lines += parity_lines(result["parity"])
+        record_parity(Path(place), result["parity"])
+    if (Path(place) / "run.json").is_file():
+        write_card(Path(place), Path(result["export"]), "adapter" if adapter else "model")
+    if strict and not result["parity"]["passed"]:
+        print_result(result, as_json=as_json, lines=lines)
+        raise typer.Exit(NumericError.exit_code)
+    if push is not None:
+        result["pushed"] = push_folder(Path(result["export"]), push)
+        lines.append(f"pushed   {result['pushed']}")
+    print_result(result, as_json=as_json, lines=lines)

@@ -1,0 +1,47 @@
+"""The command that looks into a model: inspect."""
+
+from __future__ import annotations
+
+from sonotune.cli.shared import Json, Words, app, print_result
+
+
+@app.command()
+def inspect(words: Words = None, as_json: Json = False) -> None:
+    """Say what a model is made of, what would train and what it weighs; no weights are read.
+
+    sonotune inspect model=whisper_large_v3 quantization.bits=4 adapter.rank=16
+    """
+    from sonotune.api import inspect as inspect_settings
+
+    found = inspect_settings(words or [])
+    body = found.to_json()
+    lines = [f"{found.checkpoint}: {found.family}, {found.total:,} parameters, {found.trainable:,} would train"]
+    lines += [f"  {'':<11}{'parameters':>15}{'trainable':>13}{'MiB':>10}{'linears':>9}{'a unit of rank':>16}"]
+    lines += [
+        f"  {row['name']:<11}{row['parameters']:>15,}{row['trainable']:>13,}{row['bytes'] / 2**20:>10.1f}"
+        f"{row['linears']:>9}{row['parameters_per_rank']:>16,}"
+        for row in body["components"]
+    ]
+    if found.context:
+        computed = ", ".join(
+            f"{computed:.1f} s of a clip of {clip_s:g} s" for clip_s, computed in found.computed_s.items()
+        )
+        lines += [
+            f"context  {found.context}, trained for {' and '.join(found.trained_contexts)}; of a window of "
+            f"{found.window_s:g} s it computes {computed}"
+        ]
+    bits = body["bits_per_quantized_parameter"]
+    held = f" at {bits:.6f} bits each" if bits else f" ({found.bits[1]})"
+    compression = body["compression"]
+    lines += [
+        f"weights  {found.weight_bytes / 2**20:.1f} MiB; {found.quantized:,} quantised{held}",
+        _size_beside_16_bits(compression["size"])
+        + (f"; one of {compression['parameters']:.1f} parameters trains" if compression["parameters"] else ""),
+    ]
+    print_result(body, as_json=as_json, lines=lines)
+
+
+def _size_beside_16_bits(size: float) -> str:
+    """Smaller or larger, whichever it is."""
+    word, times = ("smaller ", size) if size >= 1 else ("larger  ", 1 / size)
+    return f"{word} {times:.2f} times than in 16 bits"

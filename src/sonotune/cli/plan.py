@@ -1,0 +1,185 @@
+"""The command that predicts memory, time and money: plan."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from sonotune.cli.shared import Json, Words, app, print_result
+
+if TYPE_CHECKING:
+    from sonotune.config.schema import RunConfig
+    from sonotune.planning.plan import Plan
+
+_UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+Clips = Annotated[list[float] | None, typer.Option(help="Seconds of the clips of a bucket; repeat it for several.")]
+Labels = Annotated[int | None, typer.Option(help="Tokens of each transcript; else 5 for each second are assumed.")]
+Memory = Annotated[str | None, typer.Option(help="What there is, such as 8GB or 24GiB: says what fits.")]
+Throughput = Annotated[
+    str | None, typer.Option(help="Seconds of audio that one device trains on in a second, or a run to measure it by.")
+]
+Price = Annotated[float | None, typer.Option(help="Price of one device for an hour.")]
+Devices = Annotated[int, typer.Option(min=1, help="Devices that share the work.")]
+Hours = Annotated[float | None, typer.Option(help="Hours of training audio, one pass over it.")]
+Exact = Annotated[bool, typer.Option("--exact", help="Run the worst bucket's step on tensors without numbers.")]
+On = Annotated[str, typer.Option(help="cpu, cuda, or auto: what is here. Kernels and types differ.")]
+
+
+@app.command()
+def plan(
+    words: Words = None,
+    clip_seconds: Clips = None,
+    label_tokens: Labels = None,
+    memory: Memory = None,
+    throughput: Throughput = None,
+    price: Price = None,
+    devices: Devices = 1,
+    audio_hours: Hours = None,
+    exact: Exact = False,
+    device: On = "auto",
+    as_json: Json = False,
+) -> None:
+    """Predict peak memory by component, stage and bucket, what fits, time and cost; no weights are read.
+
+    sonotune plan model=whisper_large_v3 quantization.bits=4 training.precision=bf16 --memory 8GB
+    """
+    from sonotune.api import planned_lengths_s, planned_settings
+    from sonotune.config.load import load_run_config
+    from sonotune.planning.cost import estimate
+    from sonotune.planning.plan import make_plan
+
+    config = load_run_config(words or []).config
+    place = _device(device)
+    memory_bytes = None if memory is None else parse_bytes(memory)
+    _check_together(throughput=throughput, audio_hours=audio_hours, price=price)
+    training = config.training
+    cost = None
+    if throughput is not None and audio_hours is not None:
+        micro_batches = devices if training.accumulation_steps == "auto" else training.accumulation_steps
+        cost = estimate(
+            audio_hours=audio_hours,
+            stages=_lengths(config),
+            step_seconds=training.batch_seconds * micro_batches,
+            throughput=throughput,
+            devices=devices,
+            price_per_hour=price,
+        )
+    found = make_plan(
+        planned_settings(config, place, devices),
+        clip_seconds=clip_seconds or planned_lengths_s(config),
+        within_window=not clip_seconds,
+        batch_seconds=training.batch_seconds,
+        batch_max_clips=training.batch_max_clips,
+        label_tokens=config.data.max_label_tokens if label_tokens is None else label_tokens,
+        memory_bytes=memory_bytes,
+        exact=exact,
+        device=place,
+        cost=cost,
+    )
+    print_result(found.to_json(), as_json=as_json, lines=_lines(found))
+
+
+def _lengths(config: RunConfig) -> list[tuple[int, int | None]]:
+    """Passes over the clips and steps at most of each stage."""
+    from sonotune.training.adaptation import wanted_stages
+
+    whole = [(config.training.max_epochs, config.training.max_steps)]
+    return [(stage.max_epochs, stage.max_steps) for stage in wanted_stages(config)] or whole
+
+
+def _device(asked: str) -> Literal["cpu", "cuda"]:
+    from sonotune.errors import ConfigError
+
+    if asked == "auto":
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "cpu":
+        return "cpu"
+    if asked == "cuda":
+        return "cuda"
+    raise ConfigError(f"--device {asked!r} is not known; take one of auto, cpu, cuda.")
+
+
+def _check_together(*, throughput: str | None, audio_hours: float | None, price: float | None) -> None:
+    from sonotune.errors import ConfigError
+
+    if (throughput is None) != (audio_hours is None) or (price is not None and throughput is None):
+        given = [
+            name
+            for name, value in (("--throughput", throughput), ("--audio-hours", audio_hours), ("--price", price))
+            if value is not None
+        ]
+        raise ConfigError(
+            f"time and cost need --throughput and --audio-hours together, found {' and '.join(given)} alone. "
+            "--price may come with them. Give all of these, or none."
+        )
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as `8GB` (powers of ten) or `24GiB` (powers of two).
+
+    Raises:
+        ConfigError: It is none, or not above 0.
+    """
+    from sonotune.errors import ConfigError
+
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = _UNITS.get(found[2].upper()) if found else None
+    size = int(float(found[1]) * unit) if found and unit else 0
+    if size <= 0:
+        raise ConfigError(f"--memory {text!r} is no size. Write a number above 0 and a unit, such as 8GB or 24GiB.")
+    return size
+
+
+def _lines(plan: Plan) -> list[str]:
+    from sonotune.planning.plan import advice
+
+    stage = plan.worst
+    worst = stage.worst
+    how = "step run on fake tensors" if worst.exact else "formula"
+    settings = plan.settings
+    lines = [
+        f"{settings.checkpoint} on {plan.device}: {plan.bits[0]} bits, {settings.precision}, "
+        f"{stage.trainable:,} parameters train"
+        + (", checkpointing" if settings.gradient_checkpointing else "")
+        + (f", layers in {settings.shards} parts" if settings.shards > 1 else ""),
+        f"peak     {_mib(plan.peak_bytes)} MiB: training {_mib(worst.memory.peak_bytes)} ({how}), "
+        f"loading in fp32 {_mib(plan.loading_bytes)}",
+        f"  {'MiB at the peak':<16}{'weights':>10}{'gradients':>11}{'optimizer':>11}{'activations':>13}{'all':>10}",
+    ]
+    for name, row in worst.memory.components.items():
+        kinds = [row[kind] for kind in ("weights", "gradients", "optimizer", "activations")]
+        widths = zip(kinds, (10, 11, 11, 13), strict=True)
+        cells = "".join(f"{_mib(size):>{width}}" for size, width in widths)
+        lines.append(f"  {name:<16}{cells}{_mib(sum(kinds)):>10}")
+    for one in plan.stages:
+        lines.append(f"stage {one.name}, by length of clips:")
+        for bucket in one.buckets:
+            largest = "" if bucket.largest is None else f"; at most {bucket.largest} clips fit"
+            lines.append(
+                f"  {bucket.clips} clips of {bucket.clip_s:g} s, {bucket.label_tokens} tokens: "
+                f"{_mib(bucket.memory.peak_bytes)} MiB{largest}"
+            )
+    if plan.memory_bytes is not None:
+        fits = "fits" if plan.peak_bytes <= plan.memory_bytes else "does not fit"
+        lines.append(f"memory   {_mib(plan.memory_bytes)} MiB: {fits}; tensors alone are counted")
+        lines += [f"  try {line}" for line in advice(plan)]
+    if plan.cost is not None:
+        lines.append(_cost_line(plan.cost))
+    return lines
+
+
+def _cost_line(cost: Any) -> str:
+    money = "" if cost.cost is None else f", {cost.cost:.2f} at {cost.price_per_hour:g} an hour and device"
+    return (
+        f"time     {cost.seconds / 3600:.2f} h on {cost.devices} device{'s' * (cost.devices > 1)}{money} "
+        f"({cost.throughput:g} s of audio a second and device, {cost.throughput_source})"
+    )
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.1f}"

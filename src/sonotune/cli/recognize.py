@@ -1,0 +1,79 @@
+"""Commands that use a model on audio files: transcribe, classify."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sonotune.api import evaluation_settings, open_recognizer, settings_of_use
+from sonotune.cli.shared import Files, Json, app, print_result
+
+
+@app.command()
+def transcribe(
+    words: Files,
+    as_json: Json = False,
+) -> None:
+    """Write what is said in audio files.
+
+    sonotune transcribe model=runs/x recordings/ note.mp3
+    """
+    result, _ = _recognize(words, task="transcribe")
+    texts = [{"path": prediction.clip_id, "text": prediction.text} for prediction in result.predictions]
+    lines = [f"{item['path']}\t{item['text']}" for item in texts]
+    print_result({"transcripts": texts, **_told(result)}, as_json=as_json, lines=lines)
+
+
+@app.command()
+def classify(
+    words: Files,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to print, best first.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Say which classes audio files belong to.
+
+    sonotune classify model=runs/x recordings/ hit.wav
+    """
+    result, task = _recognize(words, task="classify")
+    labels = [
+        {"path": prediction.clip_id, "labels": task.decide(prediction), "scores": dict(prediction.scores)}
+        for prediction in result.predictions
+    ]
+    lines = []
+    for item in labels:
+        best = sorted(item["scores"].items(), key=lambda pair: -pair[1])[:top]
+        shown = "  ".join(f"{label} {100 * score:.0f} %" for label, score in best)
+        lines.append(f"{item['path']}\t{', '.join(item['labels']) or '-'}\t{shown}")
+    print_result({"predictions": labels, **_told(result)}, as_json=as_json, lines=lines)
+
+
+def _recognize(words: Sequence[str], *, task: str) -> tuple[Any, Any]:
+    """Predictions of the files among the words, by the model that the others name; and the task that made them."""
+    from sonotune.errors import ManifestError
+
+    files = [Path(word) for word in words if "=" not in word or Path(word).exists()]
+    others = [word for word in words if Path(word) not in files]
+    settings = settings_of_use([*others, f"model.task={task}"])
+    if missing := [path for path in files if not path.exists()]:
+        raise ManifestError(f"{missing[0]} does not exist.")
+    recognizer = open_recognizer(settings)
+    result = recognizer.recognize(files, **evaluation_settings(settings.config))
+    for finding in result.findings:
+        if finding.severity != "note":
+            print(f"sonotune: {'WARNING: ' * (finding.severity == 'warning')}{finding.message}", file=sys.stderr)
+    return result, recognizer.task
+
+
+def _told(result: Any) -> dict[str, Any]:
+    """What `transcribe --json` and `classify --json` say beside the predictions."""
+    return {
+        "seconds": result.seconds,
+        "audio_seconds": result.audio_seconds,
+        "context": result.context,
+        "left_out": [finding.message for finding in result.findings if finding.severity == "error"],
+        "warnings": [finding.message for finding in result.findings if finding.severity == "warning"],
+    }

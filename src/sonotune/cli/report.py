@@ -1,0 +1,55 @@
+"""The command that (re)builds a report: report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from sonotune.cli.shared import Json, app, print_result
+from sonotune.runs.record import task_of
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_json: Json = False) -> None:
+    """(Re)build the HTML report of a run."""
+    from sonotune.errors import RunDirectoryError
+
+    if not (run / "run.json").is_file():
+        raise RunDirectoryError(f"{run} is not a run directory: run.json is missing.")
+    target = write_report(run)
+    print_result({"report": str(target)}, as_json=as_json, lines=[str(target)])
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` of a run; returns where."""
+    from sonotune.reports.rank_heatmap import read_plan
+    from sonotune.reports.record import build_html, read_predictions
+    from sonotune.runs import atomic_write_text, read_events, read_record
+
+    record = read_record(folder / "run.json")
+    predictions: list[dict[str, Any]] = []
+    for moment in ("test", "after"):
+        if (path := folder / "predictions" / f"{moment}.jsonl").is_file():
+            predictions = read_predictions(path)
+            break
+    ranks, target = folder / "ranks.json", folder / "report.html"
+    plan = read_plan(ranks.read_text("utf-8")) if ranks.is_file() else None
+    atomic_write_text(target, build_html(record, read_events(folder / "events.jsonl"), predictions, plan))
+    return target
+
+
+def write_card(run: Path, folder: Path, kind: Literal["adapter", "model"]) -> None:
+    """The model card of what a run made, as `README.md` of a folder."""
+    from sonotune.cli.usage import usage_in
+    from sonotune.reports.card import build_card
+    from sonotune.runs import atomic_write_text, read_record
+
+    record = read_record(run)
+    task = task_of(record)
+    path = folder / "parity.json"
+    parity = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    usage = usage_in(folder, record, kind)
+    atomic_write_text(folder / "README.md", build_card(record, kind=kind, task=task, usage=usage, parity=parity))

@@ -1,0 +1,99 @@
+"""The command that makes a run: train."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from sonotune.cli.findings import clips_left_out, warning_lines, worth_telling
+from sonotune.cli.report import write_card, write_report
+from sonotune.cli.shared import Json, Words, app, print_result
+from sonotune.metrics.scores import loops_note, score_title, show_score
+
+if TYPE_CHECKING:
+    from sonotune.config.load import LoadedConfig
+    from sonotune.types import RunRecord
+
+KINDS: tuple[Literal["adapter"], Literal["model"]] = ("adapter", "model")
+"""Folders of a run that hold what was trained."""
+Dump = Annotated[bool, typer.Option("--dump-config", help="Print the resolved settings as YAML and stop.")]
+
+
+@app.command()
+def train(words: Words = None, as_json: Json = False, dump_config: Dump = False) -> None:
+    """Fine-tune a model.
+
+    sonotune train model=whisper_nano data.train=train.jsonl data.eval=dev.jsonl
+
+    The same line again goes on where a stopped run left off. Ctrl-C stops after the step in hand with the state saved.
+    """
+    from sonotune.config.load import dump_yaml, load_run_config
+
+    settings = load_run_config(words or [], require=("data.train",))
+    if dump_config:
+        print(dump_yaml(settings.config), end="")
+        return
+    from sonotune.processes import is_main
+
+    record, folder = run_and_report(settings, quiet=as_json)
+    if is_main():
+        print_result(_summary(record, folder), as_json=as_json, lines=_run_lines(record, folder))
+
+
+def run_and_report(settings: LoadedConfig, *, quiet: bool) -> tuple[RunRecord, Path]:
+    """Train and write the report; returns the record and the run's directory."""
+    from sonotune.processes import is_main
+    from sonotune.training.logging.progress import ProgressBar
+    from sonotune.training.run import run
+
+    shown = settings.config.run.progress and not quiet and is_main() and sys.stderr.isatty()
+    with ProgressBar(enabled=shown) as progress:
+        record, folder = run(settings, listeners=[progress])
+    if is_main():
+        write_report(folder)
+        for kind in KINDS:
+            if (folder / kind).is_dir():
+                write_card(folder, folder / kind, kind)
+    return record, folder
+
+
+def _summary(record: RunRecord, folder: Path) -> dict[str, Any]:
+    """The keys `train --json` promises, and more beside them."""
+    last = record.scores.get("test") or record.scores.get("after") or {}
+    return {
+        "run": str(folder),
+        "status": record.status,
+        "scores": last,
+        "before": record.scores.get("before", {}),
+        "after": record.scores.get("after", {}),
+        "seconds": record.seconds,
+        "peak_bytes": record.peak_memory_bytes,
+        "findings": len(record.findings),
+        "left_out": clips_left_out(record.findings),
+        "warnings": [finding.message for finding in worth_telling(record.findings)],
+    }
+
+
+def _run_lines(record: RunRecord, folder: Path) -> list[str]:
+    lines = [f"run      {folder}"]
+    if changed := record.choices.get("run.allow_change"):
+        lines.append(f"changed  {changed}")
+    for moment in ("before", "after", "test"):
+        if scores := record.scores.get(moment):
+            shown = "   ".join(
+                f"{score_title(name, score)} {show_score(score)}{loops_note(score)}" for name, score in scores.items()
+            )
+            lines.append(f"{moment:<8} {shown}")
+    trainable = sum(row["trainable"] for row in record.model.get("components", {}).values())
+    total = sum(row["parameters"] for row in record.model.get("components", {}).values())
+    if total:
+        lines.append(f"trained  {trainable:,} parameters beside {total:,}")
+    lines.append(f"took     {record.seconds:.0f} s, peak memory {record.peak_memory_bytes / 2**20:.0f} MiB")
+    if left_out := clips_left_out(record.findings):
+        lines.append(f"left out {left_out} clip{'s' * (left_out > 1)}; run.json says why")
+    lines += warning_lines(worth_telling(record.findings), "run.json")
+    lines.append(f"report   {folder / 'report.html'}")
+    return lines

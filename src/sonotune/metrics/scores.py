@@ -1,0 +1,79 @@
+"""Scores in words: the one place that turns the JSON form of a score (`types.Score.to_json`) into text.
+
+A score says of itself what it is called, in which unit it is, which direction is better and whether it decides; nothing
+is guessed from its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Scores = Mapping[str, Mapping[str, Any]]
+"""Name -> score in JSON form."""
+
+
+_BEFORE_TITLES = {
+    "wer_loops_cut": ("WER with loops cut", "beside"),
+    "wer_numbers_verbalized": ("WER with numbers as words", "beside"),
+    "f1_macro": ("Macro F1", "plain"),
+    "map": ("mAP", "plain"),
+}
+"""Titles and roles in records from before scores had them."""
+
+
+def _role(name: str, score: Mapping[str, Any]) -> str:
+    return str(score.get("role") or ("plain" if "title" in score else _BEFORE_TITLES.get(name, ("", "plain"))[1]))
+
+
+def score_title(name: str, score: Mapping[str, Any] | None = None) -> str:
+    """What people call a score; a record from before scores had titles gives the name in capitals."""
+    written = (score or {}).get("title")
+    if written or name in _BEFORE_TITLES:
+        return str(written or _BEFORE_TITLES[name][0])
+    return name.upper() if len(name) <= 4 else name.replace("_", " ").capitalize()
+
+
+def in_percent(score: Mapping[str, Any]) -> bool:
+    """Whether it is a fraction, which is shown in per cent."""
+    return bool(score.get("unit", "fraction") == "fraction")
+
+
+def show_value(score: Mapping[str, Any], key: str = "value", *, digits: int = 1) -> str:
+    """A score, or an end of its interval, with its unit."""
+    if in_percent(score):
+        return f"{100 * float(score[key]):.{digits}f} %"
+    return f"{float(score[key]):.{digits}f} {score['unit']}"
+
+
+def show_score(score: Mapping[str, Any] | None, *, digits: int = 1) -> str:
+    """A score with its interval, and how many texts loop where some do: `12.3 % [10.0, 14.5]`."""
+    if score is None:
+        return "-"
+    scale = 100 if in_percent(score) else 1
+    low, high = (f"{scale * float(score[end]):.{digits}f}" for end in ("low", "high"))
+    return f"{show_value(score, digits=digits)} [{low}, {high}]"
+
+
+def loops_note(score: Mapping[str, Any]) -> str:
+    """How many texts of a rate loop, for the end of its line; nothing where none does."""
+    count = int(score.get("detail", {}).get("loops", 0))
+    return f", {count} of {score['count']} texts loop ({100 * count / score['count']:.1f} %)" if count else ""
+
+
+def better_sign(better: str) -> int:
+    """What makes the better of two scores the smaller: 1 where lower is better, -1 where higher is."""
+    return 1 if better == "lower" else -1
+
+
+def primary_score(scores: Scores) -> str | None:
+    """Name of the score that decides: the one that says so, else, in an older record, the first."""
+    marked = next((name for name, score in scores.items() if _role(name, score) == "primary"), None)
+    return marked or next(iter(scores), None)
+
+
+def drawn_scores(scores: Scores) -> tuple[str, ...]:
+    """Names of the scores that reports draw, the one that decides first; what stands beside another is left out."""
+    first = primary_score(scores)
+    others = (name for name, score in scores.items() if name != first and _role(name, score) != "beside")
+    return () if first is None else (first, *others)

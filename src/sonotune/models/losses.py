@@ -1,0 +1,143 @@
+"""What a speech-to-text model gives to losses, and losses as sums and counts of each clip.
+
+A family computes `Outputs` in one forward pass; an objective (`training.objectives`) makes losses of them.
+
+Shape letters: B clips, T frames, U target tokens, V vocabulary, N labels of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from sonotune.features.normalization import valid_frames
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """The losses of a batch as sums and counts, clip by clip.
+
+    Attributes:
+        sums: Loss of each clip summed over its labels, differentiable (B,).
+        counts: Labels of each clip (B,) int64.
+    """
+
+    sums: Tensor
+    counts: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """Loss summed over all labels, a scalar."""
+        return self.sums.sum()
+
+    @property
+    def count(self) -> int:
+        """Number of labels."""
+        return int(self.counts.sum())
+
+    @classmethod
+    def of_labels(cls, losses_N: Tensor, wanted_BU: Tensor) -> Losses:
+        """Gather the losses of single labels by clip.
+
+        Args:
+            losses_N: Loss of each label, in row-major order of the places.
+            wanted_BU: Where a batch has labels (B, U) bool, N of them.
+        """
+        rows_N = wanted_BU.nonzero()[:, 0]
+        sums = losses_N.new_zeros(len(wanted_BU)).index_add(0, rows_N, losses_N)
+        return cls(sums=sums, counts=wanted_BU.sum(dim=1))
+
+
+class Outputs(Protocol):
+    """What a family computes of a batch for its losses."""
+
+    def losses(self, *, label_smoothing: float = 0.0) -> Losses:
+        """The loss that the architecture is trained with, clip by clip.
+
+        Args:
+            label_smoothing: Share of each target's probability that is spread over the vocabulary.
+        """
+        ...
+
+    def ctc_losses(self) -> Tensor | None:
+        """CTC loss of each clip (B,) on the encoder's states of the same pass; None where the family has none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelOutputs:
+    """Logits at the positions that have a label, of a model that predicts the next token.
+
+    Attributes:
+        logits: (N, V).
+        labels: Token that each of them should predict (N,) int64.
+        places: Where a batch has labels (B, U) bool, N of them.
+        ctc: Gives `Outputs.ctc_losses`.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    places: Tensor
+    ctc: Callable[[], Tensor] | None = None
+
+    def losses(self, *, label_smoothing: float = 0.0) -> Losses:
+        """Cross-entropy of each clip, summed over its labels."""
+        losses_N = F.cross_entropy(self.logits.float(), self.labels, reduction="none", label_smoothing=label_smoothing)
+        return Losses.of_labels(losses_N, self.places)
+
+    def ctc_losses(self) -> Tensor | None:
+        """See `Outputs.ctc_losses`."""
+        return None if self.ctc is None else self.ctc()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameOutputs:
+    """Log-probabilities of every frame, of a CTC model.
+
+    Attributes:
+        log_probs: (B, T, V).
+        lengths: Valid frames of each clip (B,).
+        targets: Symbols (B, U) int64, negative behind the last.
+        target_lengths: (B,).
+        blank: Id of the blank.
+    """
+
+    log_probs: Tensor
+    lengths: Tensor
+    targets: Tensor
+    target_lengths: Tensor
+    blank: int
+
+    def losses(self, *, label_smoothing: float = 0.0) -> Losses:
+        """Negative log-probability of each clip's symbols over all their alignments.
+
+        A clip that augmentation has made too short for its transcript counts neither in the sum nor in the count.
+        Smoothing adds the mean cross-entropy to the uniform distribution over the valid frames.
+
+        Source: Graves et al. 2006; smoothing by Kim et al. 2018.
+        """
+        targets_BU = self.targets.clamp_min(0)
+        sums_B = F.ctc_loss(
+            self.log_probs.transpose(0, 1),
+            targets_BU,
+            self.lengths,
+            self.target_lengths,
+            blank=self.blank,
+            reduction="none",
+            zero_infinity=True,
+        )
+        if label_smoothing:
+            valid_BT = valid_frames(self.lengths, self.log_probs.shape[1])
+            uniform_B = -(self.log_probs.mean(dim=-1) * valid_BT).sum(dim=1)
+            sums_B = (1 - label_smoothing) * sums_B + label_smoothing * uniform_B
+        repeats_B = ((targets_BU[:, 1:] == targets_BU[:, :-1]) & (self.targets[:, 1:] >= 0)).sum(dim=1)
+        fits_B = self.target_lengths + repeats_B <= self.lengths
+        return Losses(sums=sums_B * fits_B, counts=self.target_lengths.clamp_min(1) * fits_B)
+
+    def ctc_losses(self) -> Tensor | None:
+        """The loss is CTC already."""
+        return None

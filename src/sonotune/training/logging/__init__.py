@@ -1,0 +1,1 @@
+"""What a run tells: its record and events, trackers, a progress bar."""

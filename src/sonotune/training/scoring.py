@@ -1,0 +1,107 @@
+"""Evaluations of a run: before, while and after it trains, and the entropy of activations at the same points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+from sonotune.adapters.calibration.calibrate import collect
+from sonotune.adapters.ranks.choose import calibration_clips
+from sonotune.evaluation.evaluate import EvaluationResult, evaluate, write_predictions
+from sonotune.training.adaptation import rank_settings
+from sonotune.training.inputs import RunInputs
+from sonotune.training.logging.trackers import Trackers
+from sonotune.training.model import PreparedModel
+from sonotune.training.session import Session
+from sonotune.training.sharding import unsharded
+from sonotune.types import Score
+
+EvaluationPoint = Literal["before", "after", "test"]
+
+
+class Scoring:
+    """Scores the clips of a run with its model as it is at the time.
+
+    Args:
+        session: The run.
+        inputs: Its clips and task.
+        model: Changes in place while it trains.
+        trackers: Hear of the scores.
+    """
+
+    def __init__(self, session: Session, inputs: RunInputs, model: PreparedModel, trackers: Trackers) -> None:
+        self.model = model
+        self._session, self._inputs, self._trackers = session, inputs, trackers
+
+    @property
+    def has_development_clips(self) -> bool:
+        """Whether there are clips to score while it trains."""
+        return bool(self._inputs.corpus.splits.get("eval"))
+
+    def score(self, point: EvaluationPoint, *, once: bool = False) -> None:
+        """Score the development clips, or those of the test, and keep scores and predictions.
+
+        Args:
+            point: Of the run.
+            once: Leave the scores of an earlier session alone.
+        """
+        log, task = self._session.log, self._inputs.task
+        split = "test" if point == "test" else "eval"
+        clips = self._inputs.corpus.splits.get(split)
+        if not clips or (once and point in log.record.scores):
+            return
+        result = self._evaluate(split)
+        if self._session.compute.processes.main:
+            write_predictions(log.directory.predictions_dir / f"{point}.jsonl", task, result.predictions, clips)
+        log.finding([replace(found, message=f"{point}: {found.message}") for found in result.findings])
+        log.scored(point, result.scores)
+        self._trackers.scored(point, result.scores)
+
+    def development_scores(self, step: int) -> Mapping[str, Score]:
+        """Scores of the development clips, for choosing the best weights."""
+        self.measure_entropy("during", step)
+        return self._evaluate("eval").scores
+
+    def measure_entropy(self, point: str, step: int) -> None:
+        """Log the entropy of activations, where that is asked for."""
+        session, inputs, loaded = self._session, self._inputs, self.model.loaded
+        settings = replace(rank_settings(session.config), clips=session.config.evaluation.entropy_clips)
+        if not settings.clips or not self.model.targets:
+            return
+        with unsharded(loaded.module):
+            found = collect(
+                loaded,
+                inputs.calibration_objective,
+                calibration_clips(inputs.prepared.clips, settings),
+                tokens=settings.tokens,
+                seed=settings.seed,
+                autocast=session.compute.accelerator.autocast,
+                names=self.model.targets,
+                processes=session.compute.processes,
+            )
+        session.log.event(
+            "activation_entropy",
+            step=step,
+            moment=point,
+            effective_rank=found.effective_ranks(),
+            **{kind: found.effective_ranks(kind) for kind in ("audio", "text")},
+            seconds=found.seconds,
+        )
+
+    def _evaluate(self, split: str) -> EvaluationResult:
+        session, settings = self._session, self._session.config.evaluation
+        with unsharded(self.model.loaded.module):
+            return evaluate(
+                self._inputs.task,
+                self.model.loaded,
+                self._inputs.corpus.splits[split],
+                batch_seconds=settings.batch_seconds,
+                max_clips=settings.batch_max_clips,
+                decoding=settings.decoding(),
+                bootstrap=settings.bootstrap,
+                duration_edges_s=settings.duration_edges_s,
+                crew=session.evaluation_crew,
+                autocast=session.compute.accelerator.autocast,
+                processes=session.compute.processes,
+            )

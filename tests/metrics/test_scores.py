@@ -1,0 +1,51 @@
+"""Scores in words say what they say of themselves; older records, without titles, are read as well."""
+
+from __future__ import annotations
+
+import pytest
+
+from sonotune.metrics.scores import (
+    better_sign,
+    drawn_scores,
+    loops_note,
+    primary_score,
+    score_title,
+    show_score,
+    show_value,
+)
+from sonotune.types import Score
+
+
+def of(name: str, **changes: object) -> dict[str, object]:
+    return Score(name=name, value=0.123, low=0.1, high=0.15, count=8, **changes).to_json()  # type: ignore[arg-type]
+
+
+def test_a_score_is_shown_with_its_unit_and_interval():
+    assert show_score(of("wer")) == "12.3 % [10.0, 15.0]"
+    assert show_score(of("bleu", unit="points")) == "0.1 points [0.1, 0.1]"
+    assert show_value(of("wer"), "high", digits=2) == "15.00 %"
+    assert show_score(None) == "-"
+
+
+def test_titles_are_its_own_and_older_records_have_theirs():
+    assert score_title("f1_macro", of("f1_macro", title="Macro F1")) == "Macro F1"
+    assert score_title("wer", of("wer")) == "WER"
+    assert score_title("map", of("map")) == "mAP"
+    assert score_title("wer_loops_cut") == "WER with loops cut"
+    assert score_title("balanced_accuracy") == "Balanced accuracy"
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["now", "before titles"])
+def test_what_decides_comes_first_and_what_explains_it_is_not_drawn(written: bool):
+    roles = ("plain", "primary", "beside") if written else ("plain",) * 3
+    names = ("cer", "wer", "wer_loops_cut") if written else ("wer", "cer", "wer_loops_cut")
+    scores = {name: of(name, role=role) for name, role in zip(names, roles, strict=True)}
+    assert primary_score(scores) == "wer"
+    assert drawn_scores(scores) == ("wer", "cer")
+    assert drawn_scores({}) == ()
+
+
+def test_loops_are_counted_and_directions_known():
+    assert loops_note(of("wer", detail={"loops": 2})) == ", 2 of 8 texts loop (25.0 %)"
+    assert loops_note(of("wer")) == ""
+    assert (better_sign("lower"), better_sign("higher")) == (1, -1)
