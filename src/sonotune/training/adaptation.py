@@ -70,6 +70,23 @@ class Adaptation:
             rates=learning_rates(config, loaded),
         )
 
+    def check_kind(self, config: RunConfig) -> None:
+        """Refuse what adapters without ranks cannot have; raises ConfigError."""
+        if self.kind.ranked or self.kind.name == "none":
+            return
+        asked = {
+            "adapter.split=measured": config.adapter.split == "measured",
+            "reallocation.at": bool(config.reallocation.at),
+            "regularization.entropy": config.regularization.entropy != "off",
+            "adapter.budget": config.adapter.budget is not None,
+            f"adapter.allocator={config.adapter.allocator}": config.adapter.allocator != "uniform",
+        }
+        if wrong := [setting for setting, there in asked.items() if there]:
+            raise ConfigError(
+                f"{', '.join(wrong)} cannot take effect: adapters of the kind {self.kind.name!r} have no ranks. "
+                "Leave it out, or take adapter.kind=lora."
+            )
+
     def measured(self, split: Split) -> Adaptation:
         """With what was measured in the place of what was given; rates that were given stay.
 

@@ -24,8 +24,6 @@ from sonotune.adapters.ranks.plan import RankPlan
 from sonotune.adapters.schedule.build import build_callbacks
 from sonotune.adapters.schedule.callback import AdapterCallback
 from sonotune.adapters.trainable import adapt, check_shardable, new_outputs, targets_of, untrained_parts
-from sonotune.config.schema import RunConfig
-from sonotune.errors import ConfigError
 from sonotune.models.base import LoadedModel, count_parameters
 from sonotune.models.thinning import contexts_of_training
 from sonotune.processes import SINGLE_PROCESS, Processes
@@ -83,7 +81,7 @@ def prepare_model(session: Session, inputs: RunInputs, steps: LoopSettings) -> P
             optimizer=steps.optimizer,
             memory_limit_bytes=steps.memory_limit_bytes,
         )
-    _check_kind(config, adaptation)
+    adaptation.check_kind(config)
     if adaptation.kind.ranked and config.adapter.split == "measured":
         adaptation = adaptation.measured(_split(session, inputs, adaptation))
     plan = _ranks(session, inputs, adaptation) if adaptation.kind.ranked else None
@@ -127,24 +125,6 @@ def prepare_model(session: Session, inputs: RunInputs, steps: LoopSettings) -> P
     if config.training.shard_weights and compute.processes.world_size > 1:
         shard_layers(loaded, compute.processes, precision=compute.precision)
     return PreparedModel(loaded=loaded, stages=stages, callbacks=callbacks, targets=targets, bits=bits)
-
-
-def _check_kind(config: RunConfig, adaptation: Adaptation) -> None:
-    """Refuse what adapters without ranks cannot have; raises ConfigError."""
-    if adaptation.kind.ranked or adaptation.kind.name == "none":
-        return
-    asked = {
-        "adapter.split=measured": config.adapter.split == "measured",
-        "reallocation.at": bool(config.reallocation.at),
-        "regularization.entropy": config.regularization.entropy != "off",
-        "adapter.budget": config.adapter.budget is not None,
-        f"adapter.allocator={config.adapter.allocator}": config.adapter.allocator != "uniform",
-    }
-    if wrong := [setting for setting, there in asked.items() if there]:
-        raise ConfigError(
-            f"{', '.join(wrong)} cannot take effect: adapters of the kind {adaptation.kind.name!r} have no ranks. "
-            "Leave it out, or take adapter.kind=lora."
-        )
 
 
 def trained_model(session: Session, model: PreparedModel) -> PreparedModel:
