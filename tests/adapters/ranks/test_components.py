@@ -17,7 +17,15 @@ from sonotune.adapters.kinds import lora
 from sonotune.adapters.kinds.lora import stem_cost
 from sonotune.adapters.ranks import components as split
 from sonotune.adapters.ranks.choose import RankSettings, plan_ranks
-from sonotune.adapters.ranks.components import MAX_SHARE_RATIO, FirstStep, Split, decide, full_parts, halves, measure
+from sonotune.adapters.ranks.components import (
+    MAX_COMPONENT_RATIO,
+    FirstStep,
+    Split,
+    decide,
+    full_parts,
+    halves,
+    measure,
+)
 from sonotune.adapters.ranks.plan import RankPlan, targets_in
 from sonotune.errors import AdapterError
 from sonotune.features.batching import ClipBatches
@@ -169,7 +177,7 @@ def test_the_rule_is_bounded_and_knows_no_unit(gains: list[float], sizes: list[i
             decide(found, gamma=gamma)
         return
     made = decide(found, gamma=gamma)
-    assert all(1 / MAX_SHARE_RATIO <= weight <= MAX_SHARE_RATIO for weight in made.weights.values())
+    assert all(1 / MAX_COMPONENT_RATIO <= weight <= MAX_COMPONENT_RATIO for weight in made.weights.values())
     assert set(made.weights) == set(groups)
     assert all(0 < rate <= 1 for rate in made.rates.values())
     assert set(made.rates) <= {*made.unfreeze, *(["stem"] if made.stem else [])}
