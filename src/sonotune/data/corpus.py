@@ -207,7 +207,14 @@ def refuse_too_many(split: str, bad: Sequence[Finding], clips: int, *, max_bad_f
     """
     if len(bad) <= max_bad_fraction * clips and len(bad) < clips:
         return
-    first = "\n".join(f"  - {finding.message}" for finding in bad[:5])
+    shared: dict[str, list[Finding]] = {}  # a reason -> the findings that give it
+    for finding in bad:
+        name = f"clip {finding.clip_ids[0]!r}" if finding.clip_ids else ""
+        shared.setdefault(finding.message.removeprefix(name), []).append(finding)
+    first = "\n".join(
+        f"  - {same[0].message}{f' The same holds for {len(same) - 1} more.' if len(same) > 1 else ''}"
+        for same in list(shared.values())[:5]
+    )
     raise ManifestError(
         f"{len(bad)} of {clips} clips of data.{split} cannot be used; at most "
         f"{max_bad_fraction:.0%} may be bad (data.max_bad_fraction). The first:\n{first}"

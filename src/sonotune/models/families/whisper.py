@@ -301,7 +301,10 @@ class WhisperFamily:
         code = find_code(language, known)
         if code is None:
             codes = ", ".join(sorted(known))
-            raise TextError(f"{loaded.checkpoint} does not know the language {language!r}; it knows {codes}.")
+            raise TextError(
+                f"{loaded.checkpoint} does not know the language {language!r}; it knows {codes}. To teach it another, "
+                "give the clips the code of a related one."
+            )
         return [start, known[code], tokenizer.convert_tokens_to_ids("<|transcribe|>"), no_timestamps]
 
     def _languages(self, loaded: LoadedModel, batch: Batch, encoded_BPD: Tensor) -> list[str | None]:
