@@ -51,6 +51,17 @@ def test_the_front_matter_is_what_the_hub_reads(record: RunRecord):
     assert merged["pipeline_tag"] == "audio-classification"
 
 
+def test_a_card_names_the_kind_of_adapter(record: RunRecord):
+    card = build_card(record, kind="adapter", task="transcribe")
+    assert front(card)["tags"] == ["sonotune", "lora"]
+    assert "A LoRA adapter for `openai/whisper-large-v3`" in card
+    other = replace(record, config={**record.config, "adapter": {"kind": "biases"}})
+    card = build_card(other, kind="adapter", task="transcribe")
+    assert front(card)["tags"] == ["sonotune", "biases"]
+    assert "An adapter (`biases`) for `openai/whisper-large-v3`" in card
+    assert front(build_card(other, kind="model", task="transcribe"))["tags"] == ["sonotune"]
+
+
 def test_scores_stand_with_their_intervals_and_on_what_they_were_taken(record: RunRecord):
     card = build_card(record, kind="adapter", task="transcribe")
     assert "| WER | 25.00 % | 24.00 to 26.00 | test clips, 40 clips of 3 speakers |" in card

@@ -43,7 +43,9 @@ def build_card(
     usage = usage or usage_of(record, kind)
     front = yaml.safe_dump(_front_matter(record, kind, task), sort_keys=False, allow_unicode=True, width=120)
     base = _name_of_base(record)
-    what = "A LoRA adapter for" if kind == "adapter" else "Fine-tuned from"
+    what = "Fine-tuned from"
+    if kind == "adapter":
+        what = "A LoRA adapter for" if (method := _adapter_of(record)) == "lora" else f"An adapter (`{method}`) for"
     parts = [
         f"---\n{front}---",
         f"# {record.run_id}",
@@ -81,7 +83,7 @@ def _front_matter(record: RunRecord, kind: Kind, task: str) -> dict[str, Any]:
         **({"language": [language]} if language else {}),
         "library_name": "peft" if kind == "adapter" else "transformers",
         "pipeline_tag": _TASKS.get(task, "automatic-speech-recognition"),
-        "tags": ["sonotune", *(["lora"] if kind == "adapter" else [])],
+        "tags": ["sonotune", *([_adapter_of(record)] if kind == "adapter" else [])],
         "model-index": [
             {
                 "name": record.run_id,
@@ -97,6 +99,11 @@ def _front_matter(record: RunRecord, kind: Kind, task: str) -> dict[str, Any]:
             }
         ],
     }
+
+
+def _adapter_of(record: RunRecord) -> str:
+    """Registry name of the kind of adapter that was trained."""
+    return str(record.config.get("adapter", {}).get("kind", "lora"))
 
 
 def _hub_name(record: RunRecord) -> str | None:
