@@ -155,7 +155,29 @@ def record(**changes: Any) -> RunRecord:
             ),
         ),
         "scores": {"before": before, "after": after},
-        "stages": ({"name": "main", "trains": {"encoder": "adapters", "stem": "weights"}, "steps": 500},),
+        "stages": (
+            {
+                "name": "train",
+                "max_epochs": 5,
+                "max_steps": None,
+                "groups": [
+                    {
+                        "name": "adapters",
+                        "learning_rate": 1e-3,
+                        "decay": True,
+                        "parameters": 98_304,
+                        "tensors": [f"model.encoder.layers.{layer}.fc1.lora_A" for layer in range(8)],
+                    },
+                    {
+                        "name": "weights:stem",
+                        "learning_rate": 1e-4,
+                        "decay": False,
+                        "parameters": 1024,
+                        "tensors": ["model.encoder.conv1.bias"],
+                    },
+                ],
+            },
+        ),
         "choices": {"quantization.bits": "4 because the command line asked for it"},
         "peak_memory_bytes": 812_000_000,
         "seconds": 143.2,

@@ -32,6 +32,18 @@ def test_every_element_is_closed_and_every_section_is_there(page) -> None:
     assert sections == [*training, "model", "time", "settings", "environment"]
 
 
+def test_a_stage_is_a_row_for_each_group_and_its_tensors_are_folded(html: str, run_record) -> None:
+    stage = html.split("Stage 1: train</h3>")[1].split("</section>")[0]
+    shown, folded = stage.split("<details>")
+    assert '<td>adapters</td><td class="n">0.001</td><td>yes</td><td class="n">98\u202f304</td>' in shown
+    assert "max_steps" not in shown  # without a limit
+    assert "All 9 tensors" in folded
+    for group in run_record.stages[0]["groups"]:
+        for tensor in group["tensors"]:
+            assert tensor in folded
+            assert tensor not in shown
+
+
 def test_the_same_run_gives_the_same_bytes(html: str, run_record, run_events, run_predictions) -> None:
     assert build_html(run_record, iter(run_events), run_predictions) == html
 
