@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/arabic_commands"))
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", default="auto", help="As `training.learning_rate`; of all that trains.")
     parser.add_argument("--context", help="`model.context` of every run; what the settings give where it is left out.")
     parser.add_argument("--train-clips", type=int, help="So many of train.jsonl, the same number of each class.")
     parser.add_argument("--eval-clips", type=int, help="So many of val.jsonl and of test.jsonl, likewise.")
@@ -55,9 +55,12 @@ def main() -> None:
         rows.append(run_arm(arm, manifests, options) | {"code": code_version()})
         print(json.dumps(rows[-1]), flush=True)
         result = {
-            "command": " ".join(sys.argv), "settings": options.words, "threads": os.environ.get("OMP_NUM_THREADS"),
-            "environment": environment(), "rows": rows,
-        }  # fmt: skip
+            "command": " ".join(map(bare, sys.argv)),
+            "settings": options.words,
+            "threads": os.environ.get("OMP_NUM_THREADS"),
+            "environment": environment(),
+            "rows": rows,
+        }
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     print(table(rows))
@@ -119,8 +122,14 @@ def run_arm(arm: str, manifests: dict[str, Path], options: argparse.Namespace) -
         "minutes": round((time.monotonic() - started) / 60, 2),
         "peak_bytes": body["peak_bytes"],
         "load": os.getloadavg(),  # above the number of threads, other work ran beside it
-        "words": words,
+        "words": [bare(word) for word in words],
     }
+
+
+def bare(word: str) -> str:
+    """A word of a command line with a path cut to its last part: no result tells of the machine's folders."""
+    name, equals, value = word.rpartition("=")
+    return f"{name}{equals}{Path(value).name if value.startswith('/') else value}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
