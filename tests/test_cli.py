@@ -918,7 +918,7 @@ def test_a_reader_that_closes_early_is_no_failure():
 
 def test_every_setting_of_the_frozen_weights_holds_for_scoring():
     words = ["model=whisper_nano", "quantization.bits=4", "quantization.double=false", "quantization.skip=[decoder]"]
-    loaded = open_recognizer(load_run_config(words)).opened.loaded
+    loaded = open_recognizer(load_run_config(words).config).opened.loaded
     assert loaded.quantized
     assert not [name for name in loaded.quantized if ".decoder." in name]
     assert not any(loaded.module.get_submodule(name).weight.compress_statistics for name in loaded.quantized)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from sonotune.config.load import LoadedConfig
     from sonotune.config.schema import RunConfig
+    from sonotune.data.corpus import Corpus
     from sonotune.evaluation.compare import Comparison
     from sonotune.evaluation.evaluate import EvaluationResult
     from sonotune.planning.inspection import Inspection
@@ -98,7 +99,7 @@ def load(model: Place, settings: Settings = ()) -> Recognizer:
     Returns:
         A recogniser with `recognize(paths)` and `evaluate(clips)`.
     """
-    return open_recognizer(settings_of_use([f"model.checkpoint={model}", *words_of(settings)]))
+    return open_recognizer(settings_of_use([f"model.checkpoint={model}", *words_of(settings)]).config)
 
 
 def evaluate(model: Place, manifest: Place, settings: Settings = ()) -> EvaluationResult:
@@ -109,18 +110,11 @@ def evaluate(model: Place, manifest: Place, settings: Settings = ()) -> Evaluati
         manifest: Clips with transcripts or labels; what `data.test` may be.
         settings: Further ones.
     """
-    from sonotune.data.corpus import CORPUS_SETTINGS, load_corpus
-
     words = [f"model.checkpoint={model}", f"data.test={manifest}", *words_of(settings)]
-    loaded = settings_of_use(words, require=("data.test",))
-    config, recognizer = loaded.config, open_recognizer(loaded)
-    corpus = load_corpus(
-        {"test": str(config.data.test)},
-        seed=config.training.seed,
-        require=recognizer.task.reference,
-        **config.data.model_dump(include=CORPUS_SETTINGS),
-    )
-    return recognizer.evaluate(corpus.splits["test"], **evaluation_settings(config))
+    config = settings_of_use(words, require=("data.test",)).config
+    recognizer = open_recognizer(config)
+    clips = corpus_to_score(config, recognizer).splits["test"]
+    return recognizer.evaluate(clips, **evaluation_settings(config))
 
 
 def transcribe(model: Place, files: Sequence[Place], settings: Settings = ()) -> list[Prediction]:
@@ -134,9 +128,9 @@ def classify(model: Place, files: Sequence[Place], settings: Settings = ()) -> l
 
 
 def _recognize(model: Place, files: Sequence[Place], settings: Settings, *, task: str) -> list[Prediction]:
-    loaded = settings_of_use([f"model.checkpoint={model}", *words_of(settings), f"model.task={task}"])
+    config = settings_of_use([f"model.checkpoint={model}", *words_of(settings), f"model.task={task}"]).config
     paths = [Path(file) for file in files]
-    return open_recognizer(loaded).recognize(paths, **evaluation_settings(loaded.config)).predictions
+    return open_recognizer(config).recognize(paths, **evaluation_settings(config)).predictions
 
 
 def inspect(settings: Settings) -> Inspection:
@@ -251,12 +245,8 @@ def settings_of_use(words: Sequence[str], *, require: Sequence[str] = ()) -> Loa
     return load_run_config(words, require=require, inherited=inherited)
 
 
-def open_recognizer(settings: LoadedConfig) -> Recognizer:
+def open_recognizer(config: RunConfig) -> Recognizer:
     """The model that settings name, ready to recognise."""
-    return _open(settings.config)
-
-
-def _open(config: RunConfig) -> Recognizer:
     from sonotune.serving.recognizer import Recognizer
 
     return Recognizer.open(
@@ -277,7 +267,19 @@ def _open(config: RunConfig) -> Recognizer:
     )
 
 
-def evaluation_settings(config: Any) -> dict[str, Any]:
+def corpus_to_score(config: RunConfig, recognizer: Recognizer) -> Corpus:
+    """The clips of `data.test`, as the split `test`, with what was found in them."""
+    from sonotune.data.corpus import CORPUS_SETTINGS, load_corpus
+
+    return load_corpus(
+        {"test": str(config.data.test)},
+        seed=config.training.seed,
+        require=recognizer.task.reference,
+        **config.data.model_dump(include=CORPUS_SETTINGS),
+    )
+
+
+def evaluation_settings(config: RunConfig) -> dict[str, Any]:
     """How clips are decoded and scored, as `evaluation.evaluate.evaluate` takes it."""
     decoding = config.evaluation
     return {
@@ -352,7 +354,9 @@ def parity_settings(checkpoint: str, *, manifest: str | None = None, clips: int 
         corpus |= {"root": None, "limit": None}
 
     def open_scored() -> Recognizer:
-        return _open(config.model_copy(update={"model": config.model.model_copy(update={"checkpoint": checkpoint})}))
+        return open_recognizer(
+            config.model_copy(update={"model": config.model.model_copy(update={"checkpoint": checkpoint})})
+        )
 
     return ParitySettings(
         sources={name: str(source) for name, source in sources.items() if source is not None},

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sonotune.api import evaluation_settings, open_recognizer, settings_of_use
+from sonotune.api import corpus_to_score, evaluation_settings, open_recognizer, settings_of_use
 from sonotune.cli.findings import warning_lines
 from sonotune.cli.shared import Json, Words, app, print_result
 from sonotune.metrics.scores import loops_note, score_title, show_score
@@ -22,21 +22,14 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
 
     sonotune evaluate model=runs/x data.test=test.jsonl
     """
-    from sonotune.data.corpus import CORPUS_SETTINGS, load_corpus
     from sonotune.errors import SonotuneError
     from sonotune.evaluation.evaluate import write_predictions
     from sonotune.features.workers import Crew
 
-    settings = settings_of_use(words or [], require=("data.test",))
-    config = settings.config
+    config = settings_of_use(words or [], require=("data.test",)).config
     with Crew(config.data.loader_workers) as crew:
-        recognizer = open_recognizer(settings)
-        corpus = load_corpus(
-            {"test": str(config.data.test)},
-            seed=config.training.seed,
-            require=recognizer.task.reference,
-            **config.data.model_dump(include=CORPUS_SETTINGS),
-        )
+        recognizer = open_recognizer(config)
+        corpus = corpus_to_score(config, recognizer)
         clips = corpus.splits["test"]
         result = recognizer.evaluate(clips, crew=crew, **evaluation_settings(config))
     body = result.to_json() | {"left_out": [finding.message for finding in corpus.findings]}

@@ -57,11 +57,11 @@ def _recognize(words: Sequence[str], *, task: str) -> tuple[Any, Any]:
 
     files = [Path(word) for word in words if "=" not in word or Path(word).exists()]
     others = [word for word in words if Path(word) not in files]
-    settings = settings_of_use([*others, f"model.task={task}"])
+    config = settings_of_use([*others, f"model.task={task}"]).config
     if missing := [path for path in files if not path.exists()]:
         raise ManifestError(f"{missing[0]} does not exist.")
-    recognizer = open_recognizer(settings)
-    result = recognizer.recognize(files, **evaluation_settings(settings.config))
+    recognizer = open_recognizer(config)
+    result = recognizer.recognize(files, **evaluation_settings(config))
     for finding in result.findings:
         if finding.severity != "note":
             print(f"sonotune: {'WARNING: ' * (finding.severity == 'warning')}{finding.message}", file=sys.stderr)

@@ -10,7 +10,6 @@ V vocabulary, N labels of a batch.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from sonotune.features.batching import Batch
 from sonotune.models.base import PADDING, TEXT
-from sonotune.models.decoding import stopping
+from sonotune.models.decoding import generation_settings, stopping
 from sonotune.models.losses import LabelOutputs
 from sonotune.types import DEFAULT_DECODING, DecodingSettings
 
@@ -137,19 +136,8 @@ def generate(
         decoding: Beams and what hinders repetition; a row that loops ends early.
         settings: End and padding tokens; None takes the model's own settings.
     """
-    settings = copy.deepcopy(settings or module.generation_config)
-    settings.update(
-        max_length=None,
-        max_new_tokens=max(limits),
-        num_beams=decoding.beam_size,
-        do_sample=False,
-        temperature=None,
-        top_k=None,
-        top_p=None,
-        return_dict_in_generate=False,
-        use_cache=True,
-        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
-        repetition_penalty=decoding.repetition_penalty,
+    settings = generation_settings(
+        settings or module.generation_config, limits, decoding, temperature=None, top_k=None, top_p=None
     )
     written_BU = module.generate(
         inputs_embeds=rows.embeds,

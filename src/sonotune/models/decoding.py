@@ -8,6 +8,7 @@ Shape letters: B rows, R rows that are still computed, U tokens, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -107,6 +108,30 @@ def stopping(limits: Sequence[int], *, prompt: int = 0) -> Any:
     from transformers import StoppingCriteriaList  # noqa: PLC0415  (slow import, decoding only)
 
     return StoppingCriteriaList([EndOfRow(limits, prompt=prompt)])
+
+
+def generation_settings(own: Any, limits: Sequence[int], decoding: DecodingSettings, **further: Any) -> Any:
+    """A copy of a model's `GenerationConfig` for greedy or beam search; `own` stays as it is.
+
+    Args:
+        own: Settings that say what ends and pads a text.
+        limits: Most tokens to write in each row.
+        decoding: Beams and what hinders repetition.
+        **further: Other settings of the copy.
+    """
+    settings = copy.deepcopy(own)
+    settings.update(
+        max_length=None,
+        max_new_tokens=max(limits),
+        num_beams=decoding.beam_size,
+        do_sample=False,
+        return_dict_in_generate=False,
+        use_cache=True,
+        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
+        repetition_penalty=decoding.repetition_penalty,
+        **further,
+    )
+    return settings
 
 
 class Decoder(Protocol):

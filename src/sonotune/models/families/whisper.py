@@ -11,7 +11,6 @@ Shape letters: B clips, T frames, P encoder positions (two frames each), F mel b
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -383,18 +382,8 @@ def _beam_search(
     from transformers import GenerationMixin  # noqa: PLC0415  (slow import, decoding only)
     from transformers.modeling_outputs import BaseModelOutput  # noqa: PLC0415
 
-    chosen = copy.deepcopy(loaded.module.generation_config)
-    chosen.update(
-        max_length=None,
-        max_new_tokens=max(limits),
-        num_beams=settings.beam_size,
-        do_sample=False,
-        return_dict_in_generate=False,
-        use_cache=True,
-        forced_decoder_ids=None,
-        return_timestamps=False,
-        no_repeat_ngram_size=settings.no_repeat_ngram_size,
-        repetition_penalty=settings.repetition_penalty,
+    chosen = decoding.generation_settings(
+        loaded.module.generation_config, limits, settings, forced_decoder_ids=None, return_timestamps=False
     )
     ids_BU = GenerationMixin.generate(
         loaded.module,
