@@ -19,8 +19,8 @@ from typing import Any
 from sonotune.runs import code_version, environment
 
 ARMS = {
-    "lora": ["adapter.unfreeze=[head]"],
-    "lora, stem frozen": ["adapter.unfreeze=[head]", "adapter.stem=frozen"],
+    "lora": [],
+    "lora, stem frozen": ["adapter.stem=frozen"],
     # The smallest adapters there are, which no stage trains: they stay at zero, and the encoder is the checkpoint's.
     "head only": ["adapter.rank=1", "adapter.targets=q_v"],
 }

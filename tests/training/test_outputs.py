@@ -117,7 +117,7 @@ def classify(settings: Settings, ast_model: Path, tones: Path) -> Settings:
         given = {word.partition("=")[0] for word in words}
         common = (
             f"model={ast_model}", f"data.train={place / 'train.jsonl'}", f"data.eval={place / 'eval.jsonl'}",
-            "training.learning_rate=1e-2", *(() if "adapter.kind=none" in words else ("adapter.unfreeze=[head]",)),
+            "training.learning_rate=1e-2",
         )  # fmt: skip
         return settings(*(word for word in common if word.partition("=")[0] not in given), *words)
 
@@ -147,6 +147,10 @@ def reopened(folder: Path) -> tuple[Any, Tensor]:
 # --- CTC with symbols of the data ----------------------------------------------------------------
 
 
+STEM_IN_FULL = "training.stages=[{name: all, weights: [stem], max_epochs: 2}]"
+"""Stages say what trains, so that no new layer does by itself."""
+
+
 @pytest.fixture(params=["encoder", "other", "subwords"])
 def ctc_words(
     request: pytest.FixtureRequest, ctc_models: Path, tmp_path: Path
@@ -165,8 +169,9 @@ def test_a_new_vocabulary_is_trained_kept_reopened_and_exported(
     settings: Settings, ctc_words: tuple[list[str], tuple[str, ...] | None], corpus: Path, tmp_path: Path
 ):
     words, expected = ctc_words
-    record, folder = run(settings(*words, "adapter.unfreeze=[head]", "training.learning_rate=1e-2"))
+    record, folder = run(settings(*words, "training.learning_rate=1e-2"))
     assert record.model["family"] == "ctc"
+    assert record.choices["adapter.unfreeze"] == "head: new, so its random weights train in full"
     assert not [finding for finding in record.findings if finding.check == "model.new_outputs"]
     assert "lm_head" not in record.ranks
     kept = json.loads((folder / "adapter" / "sonotune.json").read_text("utf-8"))
@@ -202,7 +207,7 @@ def test_a_new_layer_that_trains_as_an_adapter_is_the_same_when_reopened(
     settings: Settings, ctc_models: Path, corpus: Path
 ):
     """What the adapter lies on was drawn in the run, and is in no checkpoint."""
-    record, folder = run(settings(f"model={ctc_models / 'encoder'}", "training.learning_rate=1e-2"))
+    record, folder = run(settings(f"model={ctc_models / 'encoder'}", "training.learning_rate=1e-2", STEM_IN_FULL))
     [finding] = [finding for finding in record.findings if finding.check == "model.new_outputs"]
     assert finding.severity == "warning"
     assert "adapter.unfreeze=[head]" in finding.message
@@ -216,7 +221,7 @@ def test_a_new_layer_that_trains_as_an_adapter_is_the_same_when_reopened(
 
 def test_a_new_layer_that_would_not_train_is_refused(settings: Settings, ctc_models: Path):
     with pytest.raises(AdapterError, match=r"the output layer is new \(\d+ outputs\) and would not train"):
-        run(settings(f"model={ctc_models / 'encoder'}", "adapter.targets=[encoder]"))
+        run(settings(f"model={ctc_models / 'encoder'}", "adapter.targets=[encoder]", STEM_IN_FULL))
 
 
 def test_a_new_vocabulary_of_full_fine_tuning_is_a_plain_model(settings: Settings, ctc_models: Path):
@@ -311,7 +316,7 @@ def test_full_fine_tuning_of_several_classes_says_so(classify: Settings, tones: 
 
 
 def test_a_new_classifier_that_trains_as_an_adapter_is_the_same_when_reopened(classify: Settings, tones: Path):
-    record, folder = run(classify("adapter.unfreeze=[]", "training.max_steps=4"))
+    record, folder = run(classify(STEM_IN_FULL))
     assert any(finding.check == "model.new_outputs" for finding in record.findings)
     assert any(line.startswith("warning  the output layer is new") for line in _run_lines(record, folder))
     _, logits = reopened(folder)

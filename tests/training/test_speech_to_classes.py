@@ -74,12 +74,11 @@ def glides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def classify(settings: Settings, speech_to_text: Path, glides: Path) -> Settings:
     """Settings of a short run on the glides."""
 
-    def build(*words: str, folder: Path | None = None, head: bool = True) -> LoadedConfig:
+    def build(*words: str, folder: Path | None = None) -> LoadedConfig:
         given = {word.partition("=")[0] for word in words}
         common = (
             f"model={speech_to_text}", "model.task=classify", f"data.train={glides / 'train.jsonl'}",
             f"data.eval={glides / 'eval.jsonl'}", "training.learning_rate=1e-2",
-            *(["adapter.unfreeze=[head]"] if head else []),
         )  # fmt: skip
         return settings(*(word for word in common if word.partition("=")[0] not in given), *words, folder=folder)
 
@@ -185,7 +184,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(classify: Settings, t
 
 def test_full_fine_tuning_keeps_a_plain_classifier(classify: Settings):
     words = ("adapter.kind=none", "training.learning_rate=1e-3", "training.max_steps=2")
-    _, folder = run(classify(*words, head=False))
+    _, folder = run(classify(*words))
     plain = transformers.AutoModelForAudioClassification.from_pretrained(folder / "model").eval()
     opened = open_model(str(folder), context="full")  # `transformers` computes no other
     assert opened.family.name == "ast"
@@ -197,7 +196,7 @@ def test_full_fine_tuning_keeps_a_plain_classifier(classify: Settings):
 
 def test_a_head_alone_on_a_frozen_encoder(classify: Settings, speech_to_text: Path):
     stage = "training.stages=[{name: head, weights: [head], adapters: none, max_epochs: 2}]"
-    record, folder = run(classify(stage, "adapter.rank=1", head=False))
+    record, folder = run(classify(stage, "adapter.rank=1"))
     [trained] = record.stages
     assert {tensor.partition(".")[0] for group in trained["groups"] for tensor in group["tensors"]} == set(HEAD)
     opened = open_model(str(folder))
@@ -208,16 +207,17 @@ def test_a_head_alone_on_a_frozen_encoder(classify: Settings, speech_to_text: Pa
 
 
 def test_a_head_that_is_not_trained_in_full_is_told_and_one_that_is_frozen_refused(classify: Settings, tmp_path: Path):
-    record, _ = run(classify("training.max_steps=1", head=False))
+    stem = "training.stages=[{name: all, weights: [stem], max_steps: 1}]"
+    record, _ = run(classify(stem))
     [finding] = [finding for finding in record.findings if finding.check == "model.new_outputs"]
     assert "adapter.unfreeze=[head]" in finding.message
     with pytest.raises(AdapterError, match=r"adapter\.unfreeze=\[head\]"):
-        run(classify("adapter.targets=[encoder]", "training.max_steps=1", folder=tmp_path / "frozen", head=False))
+        run(classify("adapter.targets=[encoder]", stem, folder=tmp_path / "frozen"))
 
 
 def test_the_preset_trains_the_head_in_full():
     config = load_run_config(["model=whisper_base_classifier", "data.train=train.jsonl"]).config
-    assert (config.model.task, config.model.family, config.adapter.unfreeze) == ("classify", "ast", ("head",))
+    assert (config.model.task, config.model.family) == ("classify", "ast")
     code, out, err = call("inspect", "model=whisper_base_classifier", "model.num_labels=10", "--json")
     assert code == 0, err
     found = {part["name"]: part for part in json.loads(out)["components"]}

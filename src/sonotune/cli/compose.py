@@ -34,11 +34,9 @@ def compose(
     module = compose_model(folder, **asked.arguments())
     rows = {name: sum(p.numel() for p in part.parameters()) for name, part in module.named_children()}
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    new = "projector,decoder.cross_attention" if asked.fusion == "cross_attention" else "projector"
     lines = [
         f"{folder}: {parameters:,} parameters ({', '.join(f'{name} {size:,}' for name, size in rows.items())})",
-        f"train    sonotune train model.checkpoint={folder} 'adapter.unfreeze=[{new}]' "
-        "'adapter.targets=[encoder, decoder]' data.train=train.jsonl",
+        f"train    sonotune train model.checkpoint={folder} data.train=train.jsonl",
     ]
     body = {"model": str(folder), "parameters": parameters, "parts": rows, "settings": asked.arguments()}
     print_result(body, as_json=as_json, lines=lines)

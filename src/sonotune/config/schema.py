@@ -264,7 +264,8 @@ class AdapterConfig(Section):
     stem: Literal["train", "lora", "frozen"] = "train"
     """The convolutional stem: trained in full precision, adapted, or frozen. A channel shift enters there."""
     unfreeze: Selectors = ()
-    """Component selectors trained in full precision beside the adapters, such as `encoder.norms`."""
+    """Component selectors trained in full precision beside the adapters, such as `encoder.norms`. A new output layer
+    and untrained parts of a composed model are, without being named."""
     split: Literal["given", "measured"] = "given"
     """What decides which of stem and norms train, how fast, and how components share the budget: the settings, or the
     gradients of `allocation.clips` training clips."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import torch
@@ -176,6 +176,11 @@ class LoadedModel:
         known = ", ".join(component.name for component in self.components)
         raise ModelError(f"{self.family} has no component {name!r}; it has {known}.")
 
+    @property
+    def new_parts(self) -> tuple[str, ...]:
+        """Selectors of what has random weights: an output layer made for the data, and `untrained`."""
+        return (*(("head",) if self.new_outputs else ()), *self.untrained)
+
     def owner(self, module: str) -> str | None:
         """Name of the component that a module lies in; None for one that spans several."""
         return next((component.name for component in self.components if component.owns(module)), None)
@@ -202,6 +207,9 @@ class LoadedModel:
         """A copy with some fields replaced; the module itself is shared."""
         return replace(self, **changes)
 
+
+NEW: Final = "new"
+"""Selector of the parts of a model whose weights are random."""
 
 PADDING, AUDIO, TEXT = 0, 1, 2
 """What a row of a module's input is."""
@@ -360,15 +368,15 @@ def select(loaded: LoadedModel, selectors: Iterable[str]) -> tuple[str, ...]:
 
     Args:
         loaded: The model.
-        selectors: Such as `stem`, `encoder.norms`, `encoder.layers[-8:]`, `decoder.cross_attention`, or the full name
-            of a module.
+        selectors: Such as `stem`, `encoder.norms`, `encoder.layers[-8:]`, `decoder.cross_attention`, the full name of
+            a module, or `new`: `LoadedModel.new_parts`, of which there may be none.
 
     Raises:
         ModelError: A selector names an unknown component or part, or matches no parameter.
     """
     names = list(dict.fromkeys(loaded.names.base_name(name) for name, _ in loaded.module.named_parameters()))
     chosen: set[str] = set()
-    for selector in selectors:
+    for selector in (one for given in selectors for one in (loaded.new_parts if given == NEW else (given,))):
         matches = _match(loaded, selector, names)
         if not matches:
             raise ModelError(f"selector {selector!r} matches no parameter of {loaded.family} ({loaded.checkpoint}).")

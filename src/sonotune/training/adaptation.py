@@ -15,7 +15,7 @@ from sonotune.adapters.ranks.choose import RankSettings
 from sonotune.adapters.ranks.components import Split
 from sonotune.config.schema import RunConfig
 from sonotune.errors import ConfigError
-from sonotune.models.base import LoadedModel, count_parameters
+from sonotune.models.base import NEW, LoadedModel, count_parameters
 from sonotune.optimizers import usual_rates
 from sonotune.stages import Stage, StageSettings, build_stages, whole_run
 from sonotune.tasks.base import Task
@@ -139,7 +139,9 @@ class Adaptation:
 
 
 def adapter_settings(config: RunConfig) -> AdapterSettings:
-    """How adapters are attached, and what trains beside them: with stages, what any of them trains, and nothing else.
+    """How adapters are attached, and what trains beside them: what is given, and what is new in the model.
+
+    With stages it is what any of them trains, and nothing else.
 
     Raises:
         ConfigError: Two stages have one name, or the components are to be measured as well.
@@ -147,7 +149,7 @@ def adapter_settings(config: RunConfig) -> AdapterSettings:
     given = AdapterSettings(**{field.name: getattr(config.adapter, field.name) for field in fields(AdapterSettings)})
     stages = config.training.stages
     if not stages:
-        return given
+        return replace(given, unfreeze=(NEW, *given.unfreeze))
     names = [stage.name for stage in stages]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(
@@ -201,7 +203,7 @@ def _pretrained_in_full(config: RunConfig, loaded: LoadedModel) -> list[str]:
         return []
     adapters = adapter_settings(config)
     in_full = (*(["stem"] if adapters.stem == "train" else []), *adapters.unfreeze)
-    new = {*loaded.untrained, *(("head",) if loaded.new_outputs else ())}
+    new = {NEW, *loaded.new_parts}
     return [part for part in in_full if not new.intersection((part, part.partition(".")[0]))]
 
 

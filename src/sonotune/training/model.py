@@ -24,7 +24,7 @@ from sonotune.adapters.ranks.plan import RankPlan
 from sonotune.adapters.schedule.build import build_callbacks
 from sonotune.adapters.schedule.callback import AdapterCallback
 from sonotune.adapters.trainable import adapt, check_shardable, new_outputs, targets_of, untrained_parts
-from sonotune.models.base import LoadedModel, count_parameters
+from sonotune.models.base import NEW, LoadedModel, count_parameters
 from sonotune.models.thinning import contexts_of_training
 from sonotune.processes import SINGLE_PROCESS, Processes
 from sonotune.stages import Stage, describe
@@ -250,6 +250,9 @@ def _choices(session: Session, inputs: RunInputs, steps: LoopSettings, adaptatio
     choices = {**inputs.opened.choices, "training.precision": f"{compute.precision}: {compute.why}"}
     if adaptation.rates.reason is not None:
         choices["training.learning_rate"] = adaptation.rates.reason
+    new = inputs.opened.loaded.new_parts if NEW in adaptation.adapters.unfreeze else ()
+    if new and adaptation.kind.name != "none":
+        choices["adapter.unfreeze"] = f"{', '.join(new)}: new, so its random weights train in full"
     if steps.optimizer != config.training.optimizer:
         choices["training.optimizer"] = f"{steps.optimizer}: {steps.optimizer_reason}"
     if config.model.language is None and inputs.language is not None:

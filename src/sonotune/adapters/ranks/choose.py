@@ -88,10 +88,17 @@ def adapted_modules(loaded: LoadedModel, settings: RankSettings) -> tuple[Target
     """What carries an adapter, in model order; what trains in full precision carries none.
 
     Raises:
-        AdapterError: A target matches nothing.
+        AdapterError: A target matches nothing, or all of them train in full precision.
     """
     unfrozen = modules_of(loaded, settings.unfreeze) if settings.unfreeze else ()
-    return targets_in(loaded, [name for name in resolve_targets(loaded, settings.targets) if name not in unfrozen])
+    targets = [name for name in resolve_targets(loaded, settings.targets) if name not in unfrozen]
+    if not targets:
+        raise AdapterError(
+            f"adapter.targets names {settings.targets} alone, which trains in full: it is new, or stands in "
+            "adapter.unfreeze. Name what else is to carry adapters. To train nothing else, write a stage with "
+            "adapters: none."
+        )
+    return targets_in(loaded, targets)
 
 
 def calibration_clips(clips: Sequence[Clip], settings: RankSettings) -> list[Clip]:

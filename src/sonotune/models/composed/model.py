@@ -170,14 +170,18 @@ def _check_settings(config: Any) -> None:
         )
 
 
+def new_parts_of(module: nn.Module) -> tuple[str, ...]:
+    """Selectors of the parts that composing makes."""
+    return tuple(selector for selector in NEW_PARTS if _of_new_part(module, selector))
+
+
 def digests_of_new_parts(module: nn.Module) -> dict[str, str]:
     """Selector of each part that composing makes -> digest of its weights as they are."""
-    digests = {}
-    for selector, pattern in NEW_PARTS.items():
-        own = [(name, value) for name, value in module.named_parameters() if re.search(pattern, name)]
-        if own:
-            digests[selector] = digest_of_weights(own)
-    return digests
+    return {selector: digest_of_weights(_of_new_part(module, selector)) for selector in new_parts_of(module)}
+
+
+def _of_new_part(module: nn.Module, selector: str) -> list[tuple[str, Tensor]]:
+    return [(name, value) for name, value in module.named_parameters() if re.search(NEW_PARTS[selector], name)]
 
 
 def digest_of_weights(parameters: Iterable[tuple[str, Tensor]]) -> str:

@@ -131,7 +131,9 @@ class AstFamily:
     def outline(self, checkpoint: str, *, revision: str | None = None, outputs: int | None = None) -> LoadedModel:
         """See `ModelFamily.outline`."""
         config = read_config(checkpoint, revision)
-        labels = tuple(f"class {index}" for index in range(outputs)) if outputs else _own_labels(config)
+        own = _own_labels(config)
+        labels = tuple(f"class {index}" for index in range(outputs)) if outputs else own
+        labels = labels or tuple(config.id2label.values())
         module, identity = outline_pretrained(
             checkpoint,
             self,
@@ -145,7 +147,8 @@ class AstFamily:
             revision=identity,
             processor=None,
             frontend=_usual_frontend(config),
-            labels=labels or tuple(config.id2label.values()),
+            labels=labels,
+            new_outputs=() if labels == own else labels,
             **_contexts_of(config, None),
         )
 

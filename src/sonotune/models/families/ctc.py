@@ -108,8 +108,7 @@ class CtcFamily:
         """
         config = read_config(checkpoint, revision, published=False)
         check_family(checkpoint, config, self)
-        own = any(name.endswith("ForCTC") for name in config.architectures or ())
-        renew = renew_outputs or tokenizer is not None or not own
+        renew = renew_outputs or tokenizer is not None or not _has_outputs(config)
         words = _vocabulary(checkpoint, revision, outputs, tokenizer) if renew else None
         extractor = load_processor(checkpoint, class_name="AutoFeatureExtractor", revision=revision)
         module, _, identity = load_pretrained(
@@ -150,7 +149,15 @@ class CtcFamily:
         )
         bins = getattr(getattr(config, "encoder_config", None), "num_mel_bins", 80)
         frontend: Frontend = NormalizedLogMel(bins) if config.model_type == "parakeet_ctc" else RawWaveform()
-        return self._mapped(module, checkpoint=checkpoint, revision=identity, frontend=frontend, processor=None)
+        symbols = tuple(f"symbol {index}" for index in range(module.config.vocab_size))
+        return self._mapped(
+            module,
+            checkpoint=checkpoint,
+            revision=identity,
+            frontend=frontend,
+            processor=None,
+            new_outputs=symbols if outputs or not _has_outputs(config) else (),
+        )
 
     def _mapped(self, module: Any, **given: Any) -> LoadedModel:
         if hasattr(module, "ctc_head"):
@@ -311,6 +318,11 @@ def _upper_case(tokenizer: Any) -> bool:
 
 def _head(module: Any) -> Any:
     return module.ctc_head if hasattr(module, "ctc_head") else module.lm_head
+
+
+def _has_outputs(config: Any) -> bool:
+    """Whether the checkpoint was trained for CTC."""
+    return any(name.endswith("ForCTC") for name in config.architectures or ())
 
 
 def _components(module: Any) -> tuple[Component, ...]:

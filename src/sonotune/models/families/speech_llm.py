@@ -35,6 +35,7 @@ from sonotune.models.composed.model import (
     SpeechLlmProcessor,
     digest_of_weights,
     digests_of_new_parts,
+    new_parts_of,
 )
 from sonotune.models.languages import language_name
 from sonotune.models.losses import LabelOutputs
@@ -120,6 +121,7 @@ class SpeechLlmFamily:
             frontend=frontend,
             processor=None,
             **_contexts_of(config.audio_config, None),
+            untrained=new_parts_of(module) if config.parts else tuple(config.untrained or ()),  # as far as it is known
         )
 
     def _config(self, checkpoint: str, revision: str | None) -> Any:
