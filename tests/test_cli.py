@@ -73,9 +73,14 @@ def corpus(folder: Path, name: str, count: int, *, first: int = 0, speaker: str 
     for index in range(first, first + count):
         soundfile.write(folder / f"{index}.wav", tone(0.5 + 0.05 * (index % 5)), RATE_HZ)
         lines.append(
-            {"id": f"c{index}", "path": f"{index}.wav", "text": "one two", "speaker": f"{speaker}{index % 3}",
-             "language": "en"}
-        )  # fmt: skip
+            {
+                "id": f"c{index}",
+                "path": f"{index}.wav",
+                "text": "one two",
+                "speaker": f"{speaker}{index % 3}",
+                "language": "en",
+            }
+        )
     return manifest(folder / f"{name}.jsonl", lines)
 
 
@@ -104,10 +109,17 @@ def _surroundings() -> Iterator[None]:
 
 
 QUICK = (
-    "model=whisper_nano", "data.loader_workers=0", "training.precision=fp32", "training.max_steps=2",
-    "training.eval_steps=never", "training.batch_max_clips=4", "evaluation.bootstrap=100",
-    "evaluation.max_new_tokens=3", "adapter.rank=2", "adapter.targets=q_v",
-)  # fmt: skip
+    "model=whisper_nano",
+    "data.loader_workers=0",
+    "training.precision=fp32",
+    "training.max_steps=2",
+    "training.eval_steps=never",
+    "training.batch_max_clips=4",
+    "evaluation.bootstrap=100",
+    "evaluation.max_new_tokens=3",
+    "adapter.rank=2",
+    "adapter.targets=q_v",
+)
 
 
 def train_words(folder: Path, *more: str) -> list[str]:
@@ -229,10 +241,16 @@ def test_all_wrong_settings_are_listed_at_once():
 
 def test_dumped_settings_give_the_same_settings(tmp_path: Path):
     words = [
-        "model=whisper_nano", "data.train=a b.jsonl", "adapter.targets=[encoder, fc1]", "training.learning_rate=3e-4",
-        "training.learning_rates={stem: 0.5}", "quantization.bits=4", "augmentation.speed_probability=0.5",
-        "data.eval_speakers=no,on", "run.dir=" + str(tmp_path / "run"),
-    ]  # fmt: skip
+        "model=whisper_nano",
+        "data.train=a b.jsonl",
+        "adapter.targets=[encoder, fc1]",
+        "training.learning_rate=3e-4",
+        "training.learning_rates={stem: 0.5}",
+        "quantization.bits=4",
+        "augmentation.speed_probability=0.5",
+        "data.eval_speakers=no,on",
+        "run.dir=" + str(tmp_path / "run"),
+    ]
     code, first, _ = call("train", *words, "--dump-config")
     assert code == 0
     file = tmp_path / "run.yaml"
@@ -246,10 +264,19 @@ def test_dumped_settings_give_the_same_settings(tmp_path: Path):
 
 def test_the_seed_form_of_the_command_line_works():
     done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "model=whisper_nano", "data.train=x.jsonl", "training.max_epochs=10",
-         "--dump-config"],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(ROOT / "train.py"),
+            "model=whisper_nano",
+            "data.train=x.jsonl",
+            "training.max_epochs=10",
+            "--dump-config",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "max_epochs: 10" in done.stdout
 
@@ -260,14 +287,24 @@ def test_the_seed_form_of_the_command_line_works():
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (errors.ConfigError("x"), 2), (errors.ManifestError("x"), 2), (errors.AudioError("empty", "x"), 2),
-        (errors.TextError("x"), 2), (errors.ModelError("x"), 2), (errors.AdapterError("x"), 2),
-        (errors.MissingExtraError("x"), 2), (errors.RunDirectoryError("x"), 2), (errors.GateError("x"), 3),
-        (errors.NumericError("x"), 4), (errors.TrainingCheckError("x"), 4), (errors.ResourceError("x"), 5),
-        (errors.CheckpointError("x"), 6), (errors.Interrupted("x"), 75), (MemoryError(), 5),
+        (errors.ConfigError("x"), 2),
+        (errors.ManifestError("x"), 2),
+        (errors.AudioError("empty", "x"), 2),
+        (errors.TextError("x"), 2),
+        (errors.ModelError("x"), 2),
+        (errors.AdapterError("x"), 2),
+        (errors.MissingExtraError("x"), 2),
+        (errors.RunDirectoryError("x"), 2),
+        (errors.GateError("x"), 3),
+        (errors.NumericError("x"), 4),
+        (errors.TrainingCheckError("x"), 4),
+        (errors.ResourceError("x"), 5),
+        (errors.CheckpointError("x"), 6),
+        (errors.Interrupted("x"), 75),
+        (MemoryError(), 5),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
-)  # fmt: skip
+)
 def test_every_error_has_its_exit_code_and_no_traceback(
     monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
 ):
@@ -498,15 +535,21 @@ def test_a_hub_name_without_network_names_what_works_without(data: Path, monkeyp
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     refused(
         call(*train_words(data, "model=whisper_small", "model.language=en")),
-        "'openai/whisper-small'", "Without network", "model=whisper_nano",
-    )  # fmt: skip
+        "'openai/whisper-small'",
+        "Without network",
+        "model=whisper_nano",
+    )
 
 
 def test_a_hub_name_without_network_ends_at_once_in_a_new_process(data: Path):
     done = subprocess.run(
         [sys.executable, "-m", "sonotune", *train_words(data, "model=whisper_small")],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     refused((done.returncode, done.stdout, done.stderr), "whisper-small", "model=whisper_nano")
 
 
@@ -597,8 +640,11 @@ def test_clips_left_out_are_counted_and_warnings_told():
     assert clips_left_out(found) == 4
     told = worth_telling(found)
     assert [item.check for item in told] == [
-        "text.truncated", "model.new_outputs", "leak.speaker", "evaluation.too_long",
-    ]  # fmt: skip
+        "text.truncated",
+        "model.new_outputs",
+        "leak.speaker",
+        "evaluation.too_long",
+    ]
     assert warning_lines(told, "run.json")[1] == "warning  about model.new_outputs"
     many = warning_lines([finding("evaluation.too_long", "error", f"{number}") for number in range(400)], "run.json")
     assert len(many) == 11
@@ -799,9 +845,16 @@ def test_corpora_are_imported_described_and_split(data: Path):
     assert code == 0, err
     assert only_json(out)["speakers"] == {"s0": 2, "s1": 2, "s2": 1}
     code, out, err = call(
-        "data", "split", str(data / "train.jsonl"), str(data / "parts"), "--eval-fraction", "0.3", "--test-fraction",
-        "0.3", "--json",
-    )  # fmt: skip
+        "data",
+        "split",
+        str(data / "train.jsonl"),
+        str(data / "parts"),
+        "--eval-fraction",
+        "0.3",
+        "--test-fraction",
+        "0.3",
+        "--json",
+    )
     assert code == 0, err
     parts = {name: part for name, part in only_json(out).items() if name != "root"}
     assert set(parts) == {"train", "eval", "test"}
@@ -847,9 +900,16 @@ def test_the_quickstart_leaves_what_it_promises(tmp_path: Path, monkeypatch: pyt
 def test_a_tokenizer_is_trained_on_the_transcripts(tmp_path: Path):
     source = corpus(tmp_path / "clips", "all", 6)
     code, out, err = call(
-        "data", "tokenizer", str(source), str(tmp_path / "words"), "--kind", "characters", "--held-out", str(source),
+        "data",
+        "tokenizer",
+        str(source),
+        str(tmp_path / "words"),
+        "--kind",
+        "characters",
+        "--held-out",
+        str(source),
         "--json",
-    )  # fmt: skip
+    )
     assert code == 0, err
     found = only_json(out)
     assert found["kind"] == "characters"
@@ -910,9 +970,13 @@ def test_a_reader_that_closes_early_is_no_failure():
     os.close(reading)
     with os.fdopen(writing, "w") as closed:
         done = subprocess.run(
-            [sys.executable, "-m", "sonotune", "inspect", "model=whisper_nano"], stdout=closed, stderr=subprocess.PIPE,
-            text=True, timeout=120, check=False,
-        )  # fmt: skip
+            [sys.executable, "-m", "sonotune", "inspect", "model=whisper_nano"],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            check=False,
+        )
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -74,11 +74,15 @@ def look(train: Path, model: str, rank: int) -> dict[str, Any]:
     settings, loaded = rank_settings(config), inputs.opened.loaded
     sites = adapted_modules(loaded, settings)
     evidence = collect(
-        loaded, inputs.calibration_objective, calibration_clips(inputs.prepared.clips, settings),
-        tokens=settings.tokens, autocast=compute.accelerator.autocast,
-        directions=DIRECTIONS, gradient_clips=GRADIENT_CLIPS,
+        loaded,
+        inputs.calibration_objective,
+        calibration_clips(inputs.prepared.clips, settings),
+        tokens=settings.tokens,
+        autocast=compute.accelerator.autocast,
+        directions=DIRECTIONS,
+        gradient_clips=GRADIENT_CLIPS,
         names=[site.name for site in sites],
-    ).evidence  # fmt: skip
+    ).evidence
     falling = {site.name: np.sort(evidence.gains[site.name])[::-1] for site in sites}
     reach = {}
     for name, (allocator, gamma) in PLANS.items():

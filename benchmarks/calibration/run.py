@@ -52,9 +52,13 @@ def main() -> None:
         }
         print(json.dumps({part: rows[part]}), flush=True)
         result = {
-            "command": " ".join(sys.argv), "code": code_version(), "environment": environment(),
-            "threads": os.environ.get("OMP_NUM_THREADS"), "processors": os.cpu_count(), "parts": rows,
-        }  # fmt: skip
+            "command": " ".join(sys.argv),
+            "code": code_version(),
+            "environment": environment(),
+            "threads": os.environ.get("OMP_NUM_THREADS"),
+            "processors": os.cpu_count(),
+            "parts": rows,
+        }
         options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 
@@ -74,9 +78,15 @@ def small(repeats: int) -> dict[str, Any]:
     nano_model = WhisperFamily().load("assets:whisper-nano")
     config = nano_model.module.config
     for key, value in {
-        "d_model": 768, "encoder_layers": 12, "decoder_layers": 12, "encoder_attention_heads": 12,
-        "decoder_attention_heads": 12, "encoder_ffn_dim": 3072, "decoder_ffn_dim": 3072, "num_hidden_layers": 12,
-    }.items():  # fmt: skip
+        "d_model": 768,
+        "encoder_layers": 12,
+        "decoder_layers": 12,
+        "encoder_attention_heads": 12,
+        "decoder_attention_heads": 12,
+        "encoder_ffn_dim": 3072,
+        "decoder_ffn_dim": 3072,
+        "num_hidden_layers": 12,
+    }.items():
         setattr(config, key, value)
     folder = Path(tempfile.mkdtemp())
     try:
@@ -124,13 +134,19 @@ def hooks(loaded: Any, *, seconds: tuple[float, float], repeats: int) -> dict[st
     ratios = [one["processor_s"] / other["processor_s"] for one, other in pairs]
     walls = [one["wall_s"] / other["wall_s"] for one, other in zip(times["listening"], times["plain"], strict=True)]
     return {
-        "clips": len(batches), "audio_s": sum(batch.seconds for batch in batches), "tokens": TOKENS,
-        "modules": len(loaded.linears), "inputs": len(samples[0].inputs), "runs": times,
+        "clips": len(batches),
+        "audio_s": sum(batch.seconds for batch in batches),
+        "tokens": TOKENS,
+        "modules": len(loaded.linears),
+        "inputs": len(samples[0].inputs),
+        "runs": times,
         "processor_ratio": {"median": statistics.median(ratios), "all": ratios},
         "wall_ratio": {"median": statistics.median(walls), "all": walls},
-        "sample_bytes": samples[0].nbytes, "measure": measured, "measure_with_directions": directed,
+        "sample_bytes": samples[0].nbytes,
+        "measure": measured,
+        "measure_with_directions": directed,
         "peak_bytes": peak_bytes(),
-    }  # fmt: skip
+    }
 
 
 def made_clips(loaded: Any, task: Any, seconds: tuple[float, float]) -> list[Any]:
@@ -154,10 +170,13 @@ def made_clips(loaded: Any, task: Any, seconds: tuple[float, float]) -> list[Any
         targets, target_lengths = pad_targets(prepared.targets)
         batches.append(
             Batch(
-                inputs=inputs, input_lengths=lengths, targets=targets, target_lengths=target_lengths,
+                inputs=inputs,
+                input_lengths=lengths,
+                targets=targets,
+                target_lengths=target_lengths,
                 clips=prepared.clips,
             )
-        )  # fmt: skip
+        )
     return batches
 
 
@@ -195,10 +214,13 @@ def large(repeats: int) -> dict[str, Any]:
     after_measuring = peak_bytes()
     directed = timed(lambda: measure_sample(sample, directions=DIRECTIONS))
     return {
-        "inputs": len(inputs), "tokens": TOKENS, "sample_bytes": sample.nbytes, "measure": measured,
+        "inputs": len(inputs),
+        "tokens": TOKENS,
+        "sample_bytes": sample.nbytes,
+        "measure": measured,
         "measure_with_directions": directed,
         "peak_bytes": {"imports": baseline, "filled": filled, "measured": after_measuring, "all": peak_bytes()},
-    }  # fmt: skip
+    }
 
 
 PARTS: dict[str, Callable[[int], dict[str, Any]]] = {"nano": nano, "small": small, "large": large}

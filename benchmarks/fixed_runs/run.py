@@ -26,15 +26,22 @@ STAGES: Final = (
 RUNS: Final = {
     "lora": ("model=whisper_nano", *SPEECH),
     "qlora, entropy ranks, reallocation": (
-        "model=whisper_nano", *SPEECH, "quantization.bits=4", "adapter.allocator=entropy", "allocation.clips=12",
-        "reallocation.at=[0.2,0.5]", "regularization.entropy=concentrate",
+        "model=whisper_nano",
+        *SPEECH,
+        "quantization.bits=4",
+        "adapter.allocator=entropy",
+        "allocation.clips=12",
+        "reallocation.at=[0.2,0.5]",
+        "regularization.entropy=concentrate",
     ),
     "full fine-tuning": ("model=whisper_nano", *SPEECH, "adapter.kind=none", "quantization.bits=16"),
     "stages": (
-        "model=whisper_nano", *(word for word in SPEECH if "max_steps" not in word), f"training.stages={STAGES}",
+        "model=whisper_nano",
+        *(word for word in SPEECH if "max_steps" not in word),
+        f"training.stages={STAGES}",
     ),
     "classes": ("model=ast_nano", *CLASSES),
-}  # fmt: skip
+}
 SHARED: Final = ("training.precision=fp32", "training.threads=1", "run.progress=false", "training.seed=3")
 
 
@@ -73,9 +80,12 @@ def digests(words: list[str]) -> dict[str, str]:
     kept = next(path for path in (*folder.glob("adapter/*.safetensors"), *folder.glob("model/*.safetensors")))
     tensors = {name: digest(value.numpy().tobytes()) for name, value in sorted(load_file(kept).items())}
     return {
-        "settings": settings.digest[:16], "losses": digest(losses), "scores": digest(_plain(record.scores)),
-        "weights": digest(tensors), "ranks": digest(dict(record.ranks)),
-    }  # fmt: skip
+        "settings": settings.digest[:16],
+        "losses": digest(losses),
+        "scores": digest(_plain(record.scores)),
+        "weights": digest(tensors),
+        "ranks": digest(dict(record.ranks)),
+    }
 
 
 def digest(value: Any) -> str:

@@ -80,10 +80,18 @@ def run_fold(
     folder = options.work / f"{arm.replace(', ', '-').replace(' ', '-')}-{speaker}-{int(time.time())}"
     rate = options.full_learning_rate if arm == "full" else options.learning_rate
     words = [
-        "model=whisper_nano", f"data.train={train}", f"data.eval={held_out}", "data.allow_outside_root=true",
-        f"training.max_steps={options.steps}", "training.max_epochs=1000", "training.eval_steps=never",
-        f"training.learning_rate={rate}", f"run.dir={folder}", *ARMS[arm], *options.words,
-    ]  # fmt: skip
+        "model=whisper_nano",
+        f"data.train={train}",
+        f"data.eval={held_out}",
+        "data.allow_outside_root=true",
+        f"training.max_steps={options.steps}",
+        "training.max_epochs=1000",
+        "training.eval_steps=never",
+        f"training.learning_rate={rate}",
+        f"run.dir={folder}",
+        *ARMS[arm],
+        *options.words,
+    ]
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "sonotune", "train", *words, "--json"], stdout=subprocess.PIPE, text=True, check=True

@@ -48,9 +48,13 @@ def main() -> None:
             rows.append(run_arm(model, arm, options))
             print(json.dumps(rows[-1]), flush=True)
             result = {
-                "command": " ".join(sys.argv), "code": code_version(), "environment": environment(),
-                "held_out": options.held_out, "steps": options.steps, "rows": rows,
-            }  # fmt: skip
+                "command": " ".join(sys.argv),
+                "code": code_version(),
+                "environment": environment(),
+                "held_out": options.held_out,
+                "steps": options.steps,
+                "rows": rows,
+            }
             options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     print(table(rows))
 
@@ -65,9 +69,15 @@ def run_arm(model: str, arm: str, options: argparse.Namespace) -> dict[str, Any]
     )
     rate = "training.learning_rate=" + ("5e-4" if arm == "full" else "2e-3")
     words = [
-        f"model={model}", *data, f"training.max_steps={options.steps}", "training.max_epochs=1000",
-        "training.eval_steps=never", rate, f"run.dir={folder}", *ARMS[arm],
-    ]  # fmt: skip
+        f"model={model}",
+        *data,
+        f"training.max_steps={options.steps}",
+        "training.max_epochs=1000",
+        "training.eval_steps=never",
+        rate,
+        f"run.dir={folder}",
+        *ARMS[arm],
+    ]
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "sonotune", "train", *words, "--json"], stdout=subprocess.PIPE, text=True, check=True

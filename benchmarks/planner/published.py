@@ -54,32 +54,76 @@ def compare_published() -> tuple[list[Row], list[str]]:
     weights = _weights_gb()
     activations = _activations_gb()
     rows = [
-        Row(item="audio tower", reported=1.2, derived=24 * 50e6 * 2 / GB, predicted=weights["audio"],
-            note="24 layers x 50 M are 2.4 GB in bf16; its own parameter table has 524 M, which are 1.05 GB"),
+        Row(
+            item="audio tower",
+            reported=1.2,
+            derived=24 * 50e6 * 2 / GB,
+            predicted=weights["audio"],
+            note="24 layers x 50 M are 2.4 GB in bf16; its own parameter table has 524 M, which are 1.05 GB",
+        ),
         Row(item="projector", reported=0.008, derived=4e6 * 2 / GB, predicted=weights["projector"]),
-        Row(item="LLM decoder", reported=1.9, derived=28 * 60e6 * 2 / GB, predicted=weights["decoder"],
-            note="28 layers x 60 M are 3.4 GB in bf16; its own parameter table has 1 137 M, which are 2.3 GB"),
-        Row(item="LM head", reported=0.32, derived=321e6 * 2 / GB, predicted=weights["head"],
-            note="321 M parameters are 0.64 GB in bf16; the layer is the embeddings, which the table leaves out"),
-        Row(item="optimiser, two moments", reported=3.4, derived=2 * TRAINABLE * 4 / GB,
+        Row(
+            item="LLM decoder",
+            reported=1.9,
+            derived=28 * 60e6 * 2 / GB,
+            predicted=weights["decoder"],
+            note="28 layers x 60 M are 3.4 GB in bf16; its own parameter table has 1 137 M, which are 2.3 GB",
+        ),
+        Row(
+            item="LM head",
+            reported=0.32,
+            derived=321e6 * 2 / GB,
+            predicted=weights["head"],
+            note="321 M parameters are 0.64 GB in bf16; the layer is the embeddings, which the table leaves out",
+        ),
+        Row(
+            item="optimiser, two moments",
+            reported=3.4,
+            derived=2 * TRAINABLE * 4 / GB,
             predicted=2 * TRAINABLE * 4 / GB,
-            note="printed in 2 bytes; AdamW over fp32 weights keeps its moments in 4"),
-        Row(item="master weights", reported=1.7, derived=TRAINABLE * 4 / GB, predicted=TRAINABLE * 4 / GB,
-            note="called an fp32 copy of 936 M parameters, which is 3.7 GB; ours are the only copy of what trains"),
-        Row(item="gradients", reported=1.7, derived=TRAINABLE * 2 / GB, predicted=TRAINABLE * 4 / GB,
-            note="ours are in fp32, like the weights they belong to"),
-        Row(item="activations", reported=6.4, derived=4.5 + 6.2 - 4.3, predicted=activations,
-            note="ours: 2 clips of 15 s, checkpointed, logits at label positions alone"),
-        Row(item="CUDA, framework, buffers", reported=2.5, derived=1.2 + 0.8 + 0.5, predicted=None,
-            note="not tensors; we do not predict it"),
-    ]  # fmt: skip
+            note="printed in 2 bytes; AdamW over fp32 weights keeps its moments in 4",
+        ),
+        Row(
+            item="master weights",
+            reported=1.7,
+            derived=TRAINABLE * 4 / GB,
+            predicted=TRAINABLE * 4 / GB,
+            note="called an fp32 copy of 936 M parameters, which is 3.7 GB; ours are the only copy of what trains",
+        ),
+        Row(
+            item="gradients",
+            reported=1.7,
+            derived=TRAINABLE * 2 / GB,
+            predicted=TRAINABLE * 4 / GB,
+            note="ours are in fp32, like the weights they belong to",
+        ),
+        Row(
+            item="activations",
+            reported=6.4,
+            derived=4.5 + 6.2 - 4.3,
+            predicted=activations,
+            note="ours: 2 clips of 15 s, checkpointed, logits at label positions alone",
+        ),
+        Row(
+            item="CUDA, framework, buffers",
+            reported=2.5,
+            derived=1.2 + 0.8 + 0.5,
+            predicted=None,
+            note="not tensors; we do not predict it",
+        ),
+    ]
     reported = sum(row.reported for row in rows)
     total = sum(row.predicted or 0.0 for row in rows) - TRAINABLE * 2 / GB  # what trains is held once, in fp32
     rows.append(
-        Row(item="total", reported=19.1, derived=reported, predicted=total,
+        Row(
+            item="total",
+            reported=19.1,
+            derived=reported,
+            predicted=total,
             note="the 19.1 GB called strategy B are the sum of strategy A's optimiser; ours hold what trains in fp32 "
-            "only, and leave out the 2.5 GB that are no tensors")
-    )  # fmt: skip
+            "only, and leave out the 2.5 GB that are no tensors",
+        )
+    )
     return rows, inconsistencies()
 
 

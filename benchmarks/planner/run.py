@@ -35,12 +35,18 @@ ROWS: dict[str, dict[str, Any]] = {
     "ctc": {"checkpoint": "assets:ctc-nano", "clips": 32, "clip_s": 10.0},
     "ast": {"checkpoint": "assets:ast-nano", "clips": 128, "clip_s": 4.0},
     "whisper_large": {
-        "checkpoint": "openai/whisper-large-v3", "written": "assets:whisper-nano", "clips": 8, "clip_s": 10.0
+        "checkpoint": "openai/whisper-large-v3",
+        "written": "assets:whisper-nano",
+        "clips": 8,
+        "clip_s": 10.0,
     },
     "qwen3_asr_1_7b": {
-        "checkpoint": "Qwen/Qwen3-ASR-1.7B-hf", "written": "assets:qwen3-asr-nano", "clips": 8, "clip_s": 10.0
+        "checkpoint": "Qwen/Qwen3-ASR-1.7B-hf",
+        "written": "assets:qwen3-asr-nano",
+        "clips": 8,
+        "clip_s": 10.0,
     },
-}  # fmt: skip
+}
 """`written` has the files that a geometry lacks: tokenizer, prompt, decoding."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "fp32": {"precision": "fp32"},
@@ -54,14 +60,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
 # On a processor: families x checkpointing x precision, each value of each met with each of the others.
 DEFAULT = {
     "cpu": (
-        "whisper/fp32", "whisper/bf16-checkpointing", "qwen3_asr/bf16", "qwen3_asr/fp32-checkpointing", "ctc/fp32",
-        "ctc/bf16-checkpointing", "ast/bf16", "ast/fp32-checkpointing",
+        "whisper/fp32",
+        "whisper/bf16-checkpointing",
+        "qwen3_asr/bf16",
+        "qwen3_asr/fp32-checkpointing",
+        "ctc/fp32",
+        "ctc/bf16-checkpointing",
+        "ast/bf16",
+        "ast/fp32-checkpointing",
     ),
     "cuda": (
-        "whisper_large/nf4", "whisper_large/nf4-checkpointing", "whisper_large/nf4-paged", "whisper_large/bf16",
-        "qwen3_asr_1_7b/nf4", "qwen3_asr_1_7b/nf4-checkpointing", "qwen3_asr_1_7b/nf4-paged", "qwen3_asr_1_7b/bf16",
+        "whisper_large/nf4",
+        "whisper_large/nf4-checkpointing",
+        "whisper_large/nf4-paged",
+        "whisper_large/bf16",
+        "qwen3_asr_1_7b/nf4",
+        "qwen3_asr_1_7b/nf4-checkpointing",
+        "qwen3_asr_1_7b/nf4-paged",
+        "qwen3_asr_1_7b/bf16",
     ),
-}  # fmt: skip
+}
 LABELS = 40
 
 
@@ -197,14 +215,21 @@ class Training:
 
         precision, device = self.variant["precision"], self.device
         opened = open_model(
-            self.checkpoint, bits=self.variant["bits"], precision=precision, device=device,
+            self.checkpoint,
+            bits=self.variant["bits"],
+            precision=precision,
+            device=device,
             random_weights="written" in self.row,
-        )  # fmt: skip
+        )
         checkpointing = self.variant.get("gradient_checkpointing", False)
         loaded = adapt(
-            opened.loaded, LORA, plan_ranks(opened.loaded, RankSettings()), AdapterSettings(), precision=precision,
+            opened.loaded,
+            LORA,
+            plan_ranks(opened.loaded, RankSettings()),
+            AdapterSettings(),
+            precision=precision,
             gradient_checkpointing=checkpointing,
-        )  # fmt: skip
+        )
         task: Any = resolve("tasks", opened.family.task)(opened.family, TaskSettings())
         batch = self.planned.batch(clips, clip_s, labels)
         fields = {field: getattr(batch, field) for field in batch.__dataclass_fields__ if field != "inputs"}
@@ -250,8 +275,12 @@ def measure(name: str, checkpoint: str, device: str) -> dict[str, Any]:
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
     before = status("VmRSS")
     train(train.row["clips"], train.row["clip_s"], LABELS, STEPS)
-    return {"tensors": status("VmHWM") - before, "process_before": before, "trimmed": held - before,
-            "load": os.getloadavg()[0]}  # fmt: skip
+    return {
+        "tensors": status("VmHWM") - before,
+        "process_before": before,
+        "trimmed": held - before,
+        "load": os.getloadavg()[0],
+    }
 
 
 def measure_on_card(name: str, checkpoint: str, device: str) -> dict[str, Any]:
@@ -268,10 +297,12 @@ def measure_on_card(name: str, checkpoint: str, device: str) -> dict[str, Any]:
     before = torch.cuda.memory_allocated()
     times = train(train.row["clips"], train.row["clip_s"], LABELS, 5 * STEPS)
     return {
-        "tensors": torch.cuda.max_memory_allocated() - before, "process": torch.cuda.max_memory_reserved(),
-        "process_before": before, "step_s": statistics.median(times[STEPS:]),
+        "tensors": torch.cuda.max_memory_allocated() - before,
+        "process": torch.cuda.max_memory_reserved(),
+        "process_before": before,
+        "step_s": statistics.median(times[STEPS:]),
         "card": torch.cuda.get_device_name(),
-    }  # fmt: skip
+    }
 
 
 def status(key: str) -> int:
@@ -288,9 +319,11 @@ def machine() -> dict[str, Any]:
     changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
     return {
         "command": " ".join(["python", "benchmarks/planner/run.py", *sys.argv[1:]]),
-        "commit": commit, "tree": "changed" if changed else "clean",
-        "threads": os.environ.get("OMP_NUM_THREADS"), "environment": environment(),
-    }  # fmt: skip
+        "commit": commit,
+        "tree": "changed" if changed else "clean",
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "environment": environment(),
+    }
 
 
 if __name__ == "__main__":

@@ -98,12 +98,23 @@ def run_arm(arm: str, manifests: dict[str, Path], options: argparse.Namespace) -
     folder = options.work / f"{arm.replace(', ', '-').replace(' ', '-')}-{options.seed}-{int(time.time())}"
     length = _HEAD_ONLY.format(epochs=options.epochs) if arm == "head only" else f"training.max_epochs={options.epochs}"
     words = [
-        f"model.checkpoint={options.checkpoint}", "model.task=classify", f"data.train={manifests['train']}",
-        f"data.eval={manifests['val']}", f"data.test={manifests['test']}", f"data.root={options.corpus}",
-        "data.leaks=stop", "evaluation.zero_shot=false", f"training.learning_rate={options.learning_rate}",
-        f"training.seed={options.seed}", "run.progress=false", f"run.dir={folder}", length, *ARMS[arm],
-        *([] if options.context is None else [f"model.context={options.context}"]), *options.words,
-    ]  # fmt: skip
+        f"model.checkpoint={options.checkpoint}",
+        "model.task=classify",
+        f"data.train={manifests['train']}",
+        f"data.eval={manifests['val']}",
+        f"data.test={manifests['test']}",
+        f"data.root={options.corpus}",
+        "data.leaks=stop",
+        "evaluation.zero_shot=false",
+        f"training.learning_rate={options.learning_rate}",
+        f"training.seed={options.seed}",
+        "run.progress=false",
+        f"run.dir={folder}",
+        length,
+        *ARMS[arm],
+        *([] if options.context is None else [f"model.context={options.context}"]),
+        *options.words,
+    ]
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "sonotune", "train", *words, "--json"], stdout=subprocess.PIPE, text=True, check=True

@@ -46,11 +46,20 @@ def main() -> None:
             manifest.write_text("".join(json.dumps(clip) + "\n" for clip in clips), "utf-8")
             for bits, words in BITS.items():
                 predictions = Path(folder) / f"{corpus}-{bits}.jsonl"
-                found = _sonotune([
-                    "evaluate", f"model.checkpoint={Path(options.model).resolve()}", f"model.context={options.context}",
-                    f"data.test={manifest}", f"data.root={place}", "data.allow_outside_root=true",
-                    "evaluation.temperatures=[0]", *words, "--out", str(predictions),
-                ])  # fmt: skip
+                found = _sonotune(
+                    [
+                        "evaluate",
+                        f"model.checkpoint={Path(options.model).resolve()}",
+                        f"model.context={options.context}",
+                        f"data.test={manifest}",
+                        f"data.root={place}",
+                        "data.allow_outside_root=true",
+                        "evaluation.temperatures=[0]",
+                        *words,
+                        "--out",
+                        str(predictions),
+                    ]
+                )
                 row = {"corpus": corpus, "bits": bits, "clips": found["clips"], "seconds": found["seconds"]}
                 row |= {"scores": found["scores"], "decoding": found["decoding"]}
                 if bits != "fp16":

@@ -68,11 +68,16 @@ def _read(path: Path) -> list[Clip]:
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
     return [
         Clip(
-            id=row["id"], path=path.parent / row["audio"], duration_s=row["duration_s"], text=row["text"],
-            language=row["language"], domain=row.get("domain"), speaker=row.get("speaker"),
+            id=row["id"],
+            path=path.parent / row["audio"],
+            duration_s=row["duration_s"],
+            text=row["text"],
+            language=row["language"],
+            domain=row.get("domain"),
+            speaker=row.get("speaker"),
         )
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 def _write(path: Path, clips: Sequence[Clip]) -> None:

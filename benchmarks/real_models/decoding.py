@@ -90,21 +90,30 @@ def compare(options: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]) 
         texts = [form(text) for text in own[0]["texts"]]
         seconds = [run["seconds"] for run in own]
         found[side] = {
-            "seconds": seconds, "audio_seconds_a_second": audio_s / statistics.median(seconds),
+            "seconds": seconds,
+            "audio_seconds_a_second": audio_s / statistics.median(seconds),
             "times_faster": usual_s / statistics.median(seconds),
             "wer": jiwer.wer(references, [text or "-" for text in texts]),
             "loops": sum(loops(text, reference) for text, reference in zip(texts, references, strict=True)),
             "same_as_pipeline": sum(a == b for a, b in zip(texts, usual_texts, strict=True)) / len(texts),
-        }  # fmt: skip
+        }
     machine = {
-        "processor": platform.processor() or platform.machine(), "cores": psutil.cpu_count(),
-        "torch": torch.__version__, "transformers": transformers.__version__,
-    }  # fmt: skip
+        "processor": platform.processor() or platform.machine(),
+        "cores": psutil.cpu_count(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
     return {
-        "clips": len(rows), "audio_s": audio_s, "corpora": options.corpora, "precision": options.precision,
-        "beams": options.beams, "model": Path(options.model).name, "machine": machine, "sides": found,
+        "clips": len(rows),
+        "audio_s": audio_s,
+        "corpora": options.corpora,
+        "precision": options.precision,
+        "beams": options.beams,
+        "model": Path(options.model).name,
+        "machine": machine,
+        "sides": found,
         "texts": {side: own[0]["texts"] for side, own in runs.items()},
-    }  # fmt: skip
+    }
 
 
 def clips(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -140,9 +149,12 @@ def usual(options: argparse.Namespace) -> tuple[list[str], float]:
     rows = clips(options)
     heard = waveforms(rows)
     recognise = transformers.pipeline(
-        "automatic-speech-recognition", model=options.model, batch_size=BATCH,
-        dtype=torch.float32 if options.precision == "fp32" else torch.bfloat16, device="cpu",
-    )  # fmt: skip
+        "automatic-speech-recognition",
+        model=options.model,
+        batch_size=BATCH,
+        dtype=torch.float32 if options.precision == "fp32" else torch.bfloat16,
+        device="cpu",
+    )
     texts = [""] * len(rows)
     seconds = 0.0
     for language in dict.fromkeys(row["language"] for row in rows):
@@ -166,15 +178,20 @@ def ours(options: argparse.Namespace) -> tuple[list[str], float]:
     recognizer = Recognizer.open(options.model, precision=options.precision)
     given = [
         Clip(
-            id=str(index), path=Path(row["path"]), duration_s=row["duration_s"], text=row["text"],
+            id=str(index),
+            path=Path(row["path"]),
+            duration_s=row["duration_s"],
+            text=row["text"],
             language=row["language"],
         )
         for index, row in enumerate(rows)
-    ]  # fmt: skip
+    ]
     settings: dict[str, Any] = {
-        "context": options.side, "decoding": DecodingSettings(temperatures=(0.0,), beam_size=options.beams),
-        "max_clips": BATCH, "batch_seconds": 30.0 * BATCH,
-    }  # fmt: skip
+        "context": options.side,
+        "decoding": DecodingSettings(temperatures=(0.0,), beam_size=options.beams),
+        "max_clips": BATCH,
+        "batch_seconds": 30.0 * BATCH,
+    }
     recognizer.evaluate(given[:1], **settings)
     began = time.perf_counter()
     result = recognizer.evaluate(given, **settings)

@@ -68,9 +68,12 @@ def cells() -> Iterator[Cell]:
         yield Cell(name=f"{corpus}/untuned", corpus=corpus, tests=TESTS[corpus])
         rate = {"training.learning_rate": "1e-3"}
         yield Cell(
-            name=f"{corpus}/rate_1e-3-thinned-0", corpus=corpus, training=steps | METHODS["lora"] | rate,
-            contexts=("thinned",), tests=TESTS[corpus],
-        )  # fmt: skip
+            name=f"{corpus}/rate_1e-3-thinned-0",
+            corpus=corpus,
+            training=steps | METHODS["lora"] | rate,
+            contexts=("thinned",),
+            tests=TESTS[corpus],
+        )
         for seed in (0, 1, 2):
             for context in CONTEXTS:
                 settings = steps | METHODS["lora"] | {"model.context": context, "training.seed": str(seed)}
@@ -80,9 +83,12 @@ def cells() -> Iterator[Cell]:
             for method in ("qlora", "frozen_stem", "full"):
                 settings = steps | METHODS[method] | {"training.seed": str(seed)}
                 yield Cell(
-                    name=f"{corpus}/{method}-thinned-{seed}", corpus=corpus, training=settings,
-                    contexts=("thinned", "full"), tests=TESTS[corpus],
-                )  # fmt: skip
+                    name=f"{corpus}/{method}-thinned-{seed}",
+                    corpus=corpus,
+                    training=settings,
+                    contexts=("thinned", "full"),
+                    tests=TESTS[corpus],
+                )
 
 
 def main() -> None:
@@ -120,29 +126,40 @@ def _run(cell: Cell, data: Path, model: str, work: Path) -> dict[str, Any]:
         place = work / cell.name
         shutil.rmtree(place, ignore_errors=True)
         words = [
-            f"model.checkpoint={model}", *(f"{name}={value}" for name, value in cell.training.items()),
-            f"data.train={data / cell.corpus / 'train.jsonl'}", f"data.eval={data / cell.corpus / 'dev.jsonl'}",
-            "evaluation.zero_shot=false", f"run.dir={place}", *shared,
-        ]  # fmt: skip
+            f"model.checkpoint={model}",
+            *(f"{name}={value}" for name, value in cell.training.items()),
+            f"data.train={data / cell.corpus / 'train.jsonl'}",
+            f"data.eval={data / cell.corpus / 'dev.jsonl'}",
+            "evaluation.zero_shot=false",
+            f"run.dir={place}",
+            *shared,
+        ]
         trained = _sonotune("train", words, commands)
         used = str(place)
     scores: dict[str, Any] = {}
     for test in cell.tests:
         for context in cell.contexts:
             words = [
-                f"model.checkpoint={used}", f"model.context={context}",
-                f"data.test={data / cell.corpus / f'{test}.jsonl'}", "evaluation.temperatures=[0]", *shared,
-            ]  # fmt: skip
+                f"model.checkpoint={used}",
+                f"model.context={context}",
+                f"data.test={data / cell.corpus / f'{test}.jsonl'}",
+                "evaluation.temperatures=[0]",
+                *shared,
+            ]
             found = _sonotune("evaluate", words, commands)
             scores[f"{test}/{context}"] = {
-                name: found[name] for name in ("scores", "decoding", "seconds", "audio_seconds", "clips", "insertions")
+                name: found[name]
+                for name in ("scores", "decoding", "seconds", "audio_seconds", "clips", "insertions")
                 if name in found
-            }  # fmt: skip
+            }
     return {
-        "cell": cell.name, "commands": commands, "commit": _commit(), "machine": _machine(),
+        "cell": cell.name,
+        "commands": commands,
+        "commit": _commit(),
+        "machine": _machine(),
         "trained": trained and {key: trained[key] for key in ("scores", "seconds", "peak_bytes", "status")},
         "tests": scores,
-    }  # fmt: skip
+    }
 
 
 def _sonotune(command: str, words: Sequence[str], commands: list[str]) -> Any:
@@ -177,9 +194,12 @@ def _machine() -> dict[str, Any]:
     import transformers
 
     return {
-        "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": transformers.__version__,
-    }  # fmt: skip
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 if __name__ == "__main__":

@@ -79,14 +79,18 @@ def measure(corpus: Path, model: str, language: str, number: int, longest: float
         kept = [n + (1500 - n) // spacing if context == "thinned" else n for n in sums]
         found.append(
             {
-                "context": context, "margin": margin, "spacing": spacing, "clips": len(clips),
-                "wer": jiwer.wer(references, texts), "cer": jiwer.cer(references, texts),
+                "context": context,
+                "margin": margin,
+                "spacing": spacing,
+                "clips": len(clips),
+                "wer": jiwer.wer(references, texts),
+                "cer": jiwer.cer(references, texts),
                 "loops": sum(loops(text, reference) for text, reference in zip(texts, references, strict=True)),
                 "against_full": jiwer.wer(whole, texts),
                 "positions": 1500 if context == "full" else sum(kept) / len(kept),
                 "seconds": time.perf_counter() - began,
             }
-        )  # fmt: skip
+        )
     return found
 
 
@@ -114,13 +118,16 @@ def measure_pauses(corpus: Path, model: str, language: str, number: int, longest
         plain_texts = plain_texts if pause else texts
         found.append(
             {
-                "pause": pause, "clips": len(clips), "wer": jiwer.wer(references, texts),
+                "pause": pause,
+                "clips": len(clips),
+                "wer": jiwer.wer(references, texts),
                 "cer": jiwer.cer(references, texts),
                 "loops": sum(loops(text, reference) for text, reference in zip(texts, references, strict=True)),
                 "same_text": sum(a == b for a, b in zip(texts, plain_texts, strict=True)) / len(texts),
-                "positions": sum(kept) / len(kept), "seconds": time.perf_counter() - began,
+                "positions": sum(kept) / len(kept),
+                "seconds": time.perf_counter() - began,
             }
-        )  # fmt: skip
+        )
     return found
 
 

@@ -68,11 +68,13 @@ def main() -> None:
         for side, result in results.items()
     }
     summary = {
-        "goal_wer": goal, "usual_seconds": reached["usual"], "ours_seconds": reached["ours"],
+        "goal_wer": goal,
+        "usual_seconds": reached["usual"],
+        "ours_seconds": reached["ours"],
         "times_faster": reached["ours"] and reached["usual"] / reached["ours"],
         "memory": results["ours"]["peak_bytes"] / results["usual"]["peak_bytes"],
         "samples_per_second": results["ours"]["samples_per_second"] / results["usual"]["samples_per_second"],
-    }  # fmt: skip
+    }
     print(json.dumps(summary, indent=1))
     if options.out:
         machine = {"processor": platform.processor() or platform.machine(), "cores": psutil.cpu_count()}
@@ -169,16 +171,28 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
         train_manifest = Path(folder) / "train.jsonl"
         train_manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
         words = [
-            f"model.checkpoint={options.model}", f"model.context={options.context}",
+            f"model.checkpoint={options.model}",
+            f"model.context={options.context}",
             f"model.language={options.language}",
-            f"data.train={train_manifest}", f"data.eval={options.corpus / 'dev.jsonl'}",
-            "data.allow_outside_root=true", f"data.root={options.corpus}", "data.max_duration_s=29.9",
-            "data.max_bad_fraction=1", "evaluation.zero_shot=false", "training.eval_steps=never",
-            f"training.max_epochs={options.epochs}", f"training.batch_max_clips={options.clips}",
-            "training.batch_seconds=10000", f"training.learning_rate={options.rate}", "adapter.targets=q_v",
-            f"adapter.rank={RANK}", "adapter.stem=frozen", "quantization.bits=16",
-            f"training.precision={options.precision}", f"run.dir={folder}/run",
-        ]  # fmt: skip
+            f"data.train={train_manifest}",
+            f"data.eval={options.corpus / 'dev.jsonl'}",
+            "data.allow_outside_root=true",
+            f"data.root={options.corpus}",
+            "data.max_duration_s=29.9",
+            "data.max_bad_fraction=1",
+            "evaluation.zero_shot=false",
+            "training.eval_steps=never",
+            f"training.max_epochs={options.epochs}",
+            f"training.batch_max_clips={options.clips}",
+            "training.batch_seconds=10000",
+            f"training.learning_rate={options.rate}",
+            "adapter.targets=q_v",
+            f"adapter.rank={RANK}",
+            "adapter.stem=frozen",
+            "quantization.bits=16",
+            f"training.precision={options.precision}",
+            f"run.dir={folder}/run",
+        ]
         settings = load_run_config(words)
         Scoring.score = lambda *_, **__: None  # type: ignore[method-assign]  # scoring is plain transformers' here
         run(settings, listeners=[Copies()])
@@ -215,12 +229,13 @@ def usual(options: argparse.Namespace) -> dict[str, Any]:
                         read(Path(row["path"]), sample_rate_hz=16_000), sampling_rate=16_000
                     ).input_features[0],
                     "labels": [
-                        *ids, *tokenizer(simple(row["text"]), add_special_tokens=False).input_ids,
+                        *ids,
+                        *tokenizer(simple(row["text"]), add_special_tokens=False).input_ids,
                         tokenizer.eos_token_id,
                     ],
                 }
                 for row in rows
-            ]  # fmt: skip
+            ]
 
         def __len__(self) -> int:
             return len(self.rows)
@@ -257,23 +272,36 @@ def usual(options: argparse.Namespace) -> dict[str, Any]:
             trainer = transformers.Seq2SeqTrainer(
                 model=wrapped,
                 args=transformers.Seq2SeqTrainingArguments(
-                    folder, per_device_train_batch_size=options.clips, num_train_epochs=options.epochs,
-                    learning_rate=options.rate_usual, warmup_steps=max(1, steps // 20), save_strategy="no",
-                    report_to=[], remove_unused_columns=False, label_names=["labels"], use_cpu=True,
-                    bf16=options.precision == "bf16", disable_tqdm=True, logging_strategy="no",
+                    folder,
+                    per_device_train_batch_size=options.clips,
+                    num_train_epochs=options.epochs,
+                    learning_rate=options.rate_usual,
+                    warmup_steps=max(1, steps // 20),
+                    save_strategy="no",
+                    report_to=[],
+                    remove_unused_columns=False,
+                    label_names=["labels"],
+                    use_cpu=True,
+                    bf16=options.precision == "bf16",
+                    disable_tqdm=True,
+                    logging_strategy="no",
                     dataloader_num_workers=1,
                 ),
-                train_dataset=clips, data_collator=lambda batch: collate(processor, start, batch),
-                processing_class=extractor, callbacks=[Copy()],
-            )  # fmt: skip
+                train_dataset=clips,
+                data_collator=lambda batch: collate(processor, start, batch),
+                processing_class=extractor,
+                callbacks=[Copy()],
+            )
             trainer.train()
         most = peak.most
     seconds = copies[-1][1]
     curve = score(wrapped.base_model.model, copies, options, owner=wrapped)
     return {
-        "curve": curve, "peak_bytes": most, "samples_per_second": len(rows) * options.epochs / seconds,
+        "curve": curve,
+        "peak_bytes": most,
+        "samples_per_second": len(rows) * options.epochs / seconds,
         "preparation_s": preparation,
-    }  # fmt: skip
+    }
 
 
 def score(
@@ -308,9 +336,13 @@ def score(
             texts: list[str] = []
             for start in range(0, len(rows), 20):
                 out = transformers.WhisperForConditionalGeneration.generate(
-                    module, torch.cat(features[start : start + 20]), language=options.language, task="transcribe",
-                    max_new_tokens=MOST_TOKENS, do_sample=False,
-                )  # fmt: skip
+                    module,
+                    torch.cat(features[start : start + 20]),
+                    language=options.language,
+                    task="transcribe",
+                    max_new_tokens=MOST_TOKENS,
+                    do_sample=False,
+                )
                 texts += processor.batch_decode(out, skip_special_tokens=True)
         wer = jiwer.wer([form(row["text"]) for row in rows], [form(text) or "-" for text in texts])
         curve.append({"step": step, "seconds": seconds, "wer": wer})

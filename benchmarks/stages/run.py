@@ -82,18 +82,34 @@ def one_run(
             return row
     folder = options.work / f"{arm.replace(', ', '-').replace(' ', '-')}-lr{rate:g}-seed{seed}-{int(time.time())}"
     words = [
-        "model=qwen3_asr_nano", *(f"data.{key}={manifest(options, split)}" for key, split in SPLITS.items()),
-        "data.allow_outside_root=true", "quantization.bits=16", "training.batch_max_clips=16",
-        "training.eval_steps=never", "evaluation.zero_shot=false", "evaluation.bootstrap=1000",
-        f"training.learning_rate={rate}", f"training.seed={seed}", f"run.dir={folder}", *ARMS[arm], *options.words,
-    ]  # fmt: skip
+        "model=qwen3_asr_nano",
+        *(f"data.{key}={manifest(options, split)}" for key, split in SPLITS.items()),
+        "data.allow_outside_root=true",
+        "quantization.bits=16",
+        "training.batch_max_clips=16",
+        "training.eval_steps=never",
+        "evaluation.zero_shot=false",
+        "evaluation.bootstrap=1000",
+        f"training.learning_rate={rate}",
+        f"training.seed={seed}",
+        f"run.dir={folder}",
+        *ARMS[arm],
+        *options.words,
+    ]
     body = sonotune("train", *words)
     events = (folder / "events.jsonl").read_text("utf-8").splitlines()
     row = {
-        "arm": arm, "learning_rate": rate, "seed": seed, "dev": body["after"]["wer"], "test": body["scores"]["wer"],
-        "source": wer(f"model={folder}", options.source), "seconds": body["seconds"], "peak_bytes": body["peak_bytes"],
-        "steps": sum(json.loads(line)["kind"] == "step" for line in events), "code": code_version(),
-    }  # fmt: skip
+        "arm": arm,
+        "learning_rate": rate,
+        "seed": seed,
+        "dev": body["after"]["wer"],
+        "test": body["scores"]["wer"],
+        "source": wer(f"model={folder}", options.source),
+        "seconds": body["seconds"],
+        "peak_bytes": body["peak_bytes"],
+        "steps": sum(json.loads(line)["kind"] == "step" for line in events),
+        "code": code_version(),
+    }
     rows.append(row)
     print(json.dumps(row), flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -77,7 +77,12 @@ def processor_seconds() -> float:
 def report(clock: Clock, memory: Memory, *, clips: int, preparation_s: float) -> dict[str, Any]:
     """What a side tells."""
     return {
-        "clips": clips, "seconds": clock.seconds, "preparation_s": preparation_s, "losses": clock.losses,
-        "samples_per_s": clips / clock.seconds, "one_epoch_samples_per_s": clips / (clock.seconds + preparation_s),
-        "memory": memory.stop(), "processor_s": clock.processor_s,
-    }  # fmt: skip
+        "clips": clips,
+        "seconds": clock.seconds,
+        "preparation_s": preparation_s,
+        "losses": clock.losses,
+        "samples_per_s": clips / clock.seconds,
+        "one_epoch_samples_per_s": clips / (clock.seconds + preparation_s),
+        "memory": memory.stop(),
+        "processor_s": clock.processor_s,
+    }

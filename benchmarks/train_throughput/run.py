@@ -46,11 +46,15 @@ def in_process(row: str, work: Path, side: str, given: str) -> dict[str, Any]:
     out = work / "out.json"
     out.unlink(missing_ok=True)
     quiet = {
-        "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(work / "cache"),
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(work / "cache"),
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONWARNINGS": "ignore",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-    }  # fmt: skip
+    }
     command = [sys.executable, "-m", "benchmarks.train_throughput.sides", row, side, given, str(work)]
     began, busy, ours = time.perf_counter(), _busy_seconds(), _children_seconds()
     done = subprocess.run(command, env=os.environ | quiet, capture_output=True, text=True, check=False, timeout=600)
@@ -120,7 +124,9 @@ def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     }
     return table | {
         "ratio": {
-            "samples_per_s": statistics.median(rates), "lowest": min(rates), "highest": max(rates),
+            "samples_per_s": statistics.median(rates),
+            "lowest": min(rates),
+            "highest": max(rates),
             "of_fastest": max(a["samples_per_s"] for a in ours) / max(b["samples_per_s"] for b in theirs),
             "processor_s": statistics.median(b["processor_s"] / a["processor_s"] for a, b in pairs),
             "one_epoch_samples_per_s": statistics.median(
@@ -129,7 +135,7 @@ def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
             "peak": statistics.median(a["memory"]["peak"] / b["memory"]["peak"] for a, b in pairs),
             "above": statistics.median(a["memory"]["above"] / b["memory"]["above"] for a, b in pairs),
         }
-    }  # fmt: skip
+    }
 
 
 def markdown(row: Row, results: Mapping[str, Any]) -> str:
@@ -216,14 +222,21 @@ def measure(
             for side in ("sonotune", "trainer"):
                 runs[precision][side].append(undisturbed(name, work, side, precision, tries=tries))
     results = {
-        "benchmark": "train_throughput", "row": name, "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "benchmark": "train_throughput",
+        "row": name,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", "benchmarks/train_throughput/run.py", *sys.argv[1:]]),
-        "code": code_version(), "machine": environment(), "corpus": corpus, "steps": steps, "repeats": repeats,
-        "against": row.usual, "check": check,
+        "code": code_version(),
+        "machine": environment(),
+        "corpus": corpus,
+        "steps": steps,
+        "repeats": repeats,
+        "against": row.usual,
+        "check": check,
         "summary": {precision: compare(of) for precision, of in runs.items()},
         "breakdown": {one: undisturbed(name, work, "breakdown", one, tries=tries) for one in chosen},
         "runs": runs,
-    }  # fmt: skip
+    }
     if name == "whisper":  # of the package, not of a row; once is enough
         results["start"] = start_times(7)
     others = [run["others"] for of in runs.values() for side in of.values() for run in side]

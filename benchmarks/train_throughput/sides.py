@@ -20,9 +20,12 @@ from benchmarks.train_throughput.rows.whisper import ROW as WHISPER
 
 ROWS: Final = {"whisper": WHISPER, "qwen3_asr": QWEN3_ASR, "ctc": CTC, "ast": AST}
 PARTS: Final = {
-    "prepare": comparison.prepare, "sonotune": comparison.side_sonotune, "trainer": comparison.side_usual,
-    "check": comparison.side_check, "breakdown": comparison.side_breakdown,
-}  # fmt: skip
+    "prepare": comparison.prepare,
+    "sonotune": comparison.side_sonotune,
+    "trainer": comparison.side_usual,
+    "check": comparison.side_check,
+    "breakdown": comparison.side_breakdown,
+}
 
 if __name__ == "__main__":
     row, part, given, folder = sys.argv[1:]

@@ -50,9 +50,15 @@ def adapted(fresh: Callable[..., LoadedModel], plan: Callable[..., RankPlan]) ->
     """A model whose adapter and unfrozen weights are far from where they began, as after training."""
 
     def build(
-        *, bits: int = 16, context: str = "cut", targets: Any = "all_linear", ranks: dict[str, int] | None = None,
-        keep: set[str] | None = None, double: bool = True, **settings: Any,
-    ) -> LoadedModel:  # fmt: skip
+        *,
+        bits: int = 16,
+        context: str = "cut",
+        targets: Any = "all_linear",
+        ranks: dict[str, int] | None = None,
+        keep: set[str] | None = None,
+        double: bool = True,
+        **settings: Any,
+    ) -> LoadedModel:
         loaded = fresh(bits=bits, context=context, keep=keep, double=double)
         torch.manual_seed(5)  # where the A matrices start
         attached = lora.attach(loaded, plan(loaded, targets, **(ranks or {})), **{"rank": 4, "alpha": 8.0, **settings})

@@ -315,8 +315,10 @@ def test_what_holds_for_the_use_of_a_model_goes_with_it(adapted: Fresh, tmp_path
     trained = adapted()
     lora.save(trained, tmp_path / "adapter", extra=USE)
     contexts = {
-        "context": "cut", "trained_contexts": ["full", "thinned"], "thinning": {"margin": 50, "spacing": 30},
-    }  # fmt: skip
+        "context": "cut",
+        "trained_contexts": ["full", "thinned"],
+        "thinning": {"margin": 50, "spacing": 30},
+    }
     assert use_of(str(tmp_path / "adapter")) == USE | contexts
     (tmp_path / "model").mkdir()
     write_metadata(trained, tmp_path / "model", extra=USE | {"language": None})

@@ -86,8 +86,9 @@ def test_merging_into_the_original_weights_is_another_function(adapted: Fresh, f
     loaded = adapted(bits=4)
     into_original = merge_into(loaded, fresh(), target="original")
     assert {type(module).__module__.split(".")[0] for module in into_original.module.modules()} <= {
-        "torch", "transformers"
-    }  # fmt: skip
+        "torch",
+        "transformers",
+    }
     name = "model.encoder.layers.0.fc1"
     layer = lora.lora_layers(loaded)[name]
     update = 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight

@@ -30,11 +30,20 @@ from sonotune.models.quantize import quantize
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "nano"
 WAVEFORM = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
-    "conv_dim": (16, 16, 16), "conv_kernel": (10, 8, 4), "conv_stride": (5, 8, 8), "num_feat_extract_layers": 3,
-    "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "conv_depthwise_kernel_size": 7,
-    "id2label": {0: "flam", 1: "drag", 2: "roll"}, "label2id": {"flam": 0, "drag": 1, "roll": 2},
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "conv_dim": (16, 16, 16),
+    "conv_kernel": (10, 8, 4),
+    "conv_stride": (5, 8, 8),
+    "num_feat_extract_layers": 3,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "conv_depthwise_kernel_size": 7,
+    "id2label": {0: "flam", 1: "drag", 2: "roll"},
+    "label2id": {"flam": 0, "drag": 1, "roll": 2},
+}
 AST_BODY = "audio_spectrogram_transformer"
 Build = Callable[[str], LoadedModel]
 
@@ -44,9 +53,15 @@ def save(name: str, place: Path) -> Any:
     torch.manual_seed(3)
     if name == "ast":
         config = transformers.ASTConfig(
-            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, num_mel_bins=32,
-            max_length=256, id2label=WAVEFORM["id2label"], label2id=WAVEFORM["label2id"],
-        )  # fmt: skip
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=48,
+            num_mel_bins=32,
+            max_length=256,
+            id2label=WAVEFORM["id2label"],
+            label2id=WAVEFORM["label2id"],
+        )
         transformers.ASTForAudioClassification(config).save_pretrained(place)
         transformers.ASTFeatureExtractor(num_mel_bins=32, max_length=256).save_pretrained(place)
         return AstFamily()
@@ -125,9 +140,7 @@ def test_an_unfrozen_stem_of_ast_trains_whole_is_kept_and_merges(build: Build, t
     loaded = build("ast")
     before = logits(loaded)
     wanted = set(select(loaded, ["stem"]))
-    attached = lora.attach(
-        loaded, plan(loaded, loaded.linears), rank=2, alpha=2.0, stem=stem, unfreeze=["stem"]
-    )  # fmt: skip
+    attached = lora.attach(loaded, plan(loaded, loaded.linears), rank=2, alpha=2.0, stem=stem, unfreeze=["stem"])
     assert trained(attached) == wanted
     assert f"{AST_BODY}.embeddings.cls_token" in wanted
     names = [name for name, parameter in attached.module.named_parameters() if parameter.requires_grad]
@@ -222,14 +235,19 @@ class Toy(nn.Module):
 def toy() -> LoadedModel:
     torch.manual_seed(0)
     return LoadedModel(
-        module=Toy(), frontend=None,  # type: ignore[arg-type]
+        module=Toy(),
+        frontend=None,  # type: ignore[arg-type]
         components=(
             Component(name="stem", prefixes=("body.token", "body.norm")),
             Component(name="encoder", prefixes=("body.out", "deep"), layers=("deep.body",)),
             Component(name="head", prefixes=("out",)),
         ),
-        linears=("out", "body.out", "deep.body.out"), family="toy", checkpoint="toy", revision="0", processor=None,
-    )  # fmt: skip
+        linears=("out", "body.out", "deep.body.out"),
+        family="toy",
+        checkpoint="toy",
+        revision="0",
+        processor=None,
+    )
 
 
 def test_a_loose_parameter_is_refused_where_its_module_is_not_selected_whole():
@@ -301,10 +319,12 @@ def test_a_pointwise_convolution_costs_what_a_linear_does(build: Build):
 def test_pointwise_in_two_dimensions_and_what_is_not_pointwise():
     module: Any = nn.ModuleDict(
         {
-            "flat": nn.Conv2d(3, 5, 1), "wide": nn.Conv1d(3, 5, 3), "apart": nn.Conv1d(6, 6, 1, groups=6),
+            "flat": nn.Conv2d(3, 5, 1),
+            "wide": nn.Conv1d(3, 5, 3),
+            "apart": nn.Conv1d(6, 6, 1, groups=6),
             "norm": nn.LayerNorm(3),
         }
-    )  # fmt: skip
+    )
     loaded = toy().with_(module=module)
     assert unit_costs(loaded, ["flat"]) == {"flat": 8}
     for name in ("wide", "apart", "norm"):
@@ -346,11 +366,23 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     place = tmp_path_factory.mktemp("qwen") / "model"
     recipe.build(
         place,
-        audio_config={"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64,
-                      "downsample_hidden_size": 8},
-        text_config={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-                     "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 512},
-    )  # fmt: skip
+        audio_config={
+            "d_model": 32,
+            "encoder_layers": 2,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 64,
+            "downsample_hidden_size": 8,
+        },
+        text_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "max_position_embeddings": 512,
+        },
+    )
     return Qwen3AsrFamily().load(str(place))
 
 

@@ -12,10 +12,19 @@ from sonotune.models.composed.model import BOUNDS, SpeechLlmConfig
 
 PARTS = ["encoder=e", "language_model=l"]
 ALL = [
-    *PARTS, "projector.kind=perceiver", "projector.downsample=2", "projector.hidden_size=32", "projector.latents=16",
-    "projector.depth=1", "projector.heads=4", "fusion=cross_attention", "cross_attention.layers=1,3",
-    "cross_attention.heads=2", "prompt=say: it", "chat=true",
-]  # fmt: skip
+    *PARTS,
+    "projector.kind=perceiver",
+    "projector.downsample=2",
+    "projector.hidden_size=32",
+    "projector.latents=16",
+    "projector.depth=1",
+    "projector.heads=4",
+    "fusion=cross_attention",
+    "cross_attention.layers=1,3",
+    "cross_attention.heads=2",
+    "prompt=say: it",
+    "chat=true",
+]
 
 
 def test_every_setting_of_a_composed_model_can_be_said():

@@ -302,9 +302,13 @@ def test_the_digest_covers_what_can_change_the_result():
     assert digest("training.seed=1") != base
     assert digest("training.learning_rates={a: 1, b: 2}") != digest("training.learning_rates={b: 2, a: 1}")
     for word in (
-        "run.dir=x", "run.resume=must", "run.progress=false", "data.loader_workers=4", "training.save_steps=7",
+        "run.dir=x",
+        "run.resume=must",
+        "run.progress=false",
+        "data.loader_workers=4",
+        "training.save_steps=7",
         "training.keep_checkpoints=9",
-    ):  # fmt: skip
+    ):
         assert digest(word) == base, word
 
 
@@ -396,10 +400,23 @@ def test_what_a_preset_brings_along_is_weaker_than_a_recipe_a_preset_and_a_word(
 
 def test_the_presets_promised_are_there():
     assert set(load.presets()["model"]) == {
-        "whisper_nano", "whisper_tiny", "whisper_base", "whisper_small", "whisper_large_v3", "qwen3_asr_nano",
-        "qwen3_asr_0_6b", "qwen3_asr_1_7b", "ctc_nano", "wav2vec2_base", "wav2vec2_large", "wav2vec2_conformer_large",
-        "ast_nano", "ast_base", "speech_llm_nano", "whisper_base_classifier",
-    }  # fmt: skip
+        "whisper_nano",
+        "whisper_tiny",
+        "whisper_base",
+        "whisper_small",
+        "whisper_large_v3",
+        "qwen3_asr_nano",
+        "qwen3_asr_0_6b",
+        "qwen3_asr_1_7b",
+        "ctc_nano",
+        "wav2vec2_base",
+        "wav2vec2_large",
+        "wav2vec2_conformer_large",
+        "ast_nano",
+        "ast_base",
+        "speech_llm_nano",
+        "whisper_base_classifier",
+    }
     assert set(load.presets()) == {"adapter", "data", "model", "recipe", "training"}
 
 

@@ -19,10 +19,18 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "nano"
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz", *map(chr, range(ord("א"), ord("ת") + 1))]
 LABELS = dict(enumerate(["flam", "drag", "roll", "tap"]))
 WAVEFORM = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
-    "conv_dim": (16, 16, 16), "conv_kernel": (10, 8, 4), "conv_stride": (5, 8, 8), "num_feat_extract_layers": 3,
-    "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "conv_depthwise_kernel_size": 7,
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "conv_dim": (16, 16, 16),
+    "conv_kernel": (10, 8, 4),
+    "conv_stride": (5, 8, 8),
+    "num_feat_extract_layers": 3,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "conv_depthwise_kernel_size": 7,
+}
 LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 
 
@@ -54,17 +62,29 @@ def save_classifier(folder: Path, config: Any, class_name: str, extractor: Any) 
 
 def tiny_ast() -> Any:
     return transformers.ASTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, num_mel_bins=32,
-        max_length=256, frequency_stride=10, time_stride=10,
-    )  # fmt: skip
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        num_mel_bins=32,
+        max_length=256,
+        frequency_stride=10,
+        time_stride=10,
+    )
 
 
 def language_model(folder: Path) -> Path:
     tokenizer = recipe("qwen3_asr_base").build_tokenizer()
     config = transformers.Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        intermediate_size=48, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=48,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -113,18 +133,22 @@ BUILDERS: dict[str, tuple[str, Callable[[Path], Any] | str]] = {
     "ast": (
         "ast",
         lambda f: save_classifier(
-            f, tiny_ast(), "ASTForAudioClassification",
+            f,
+            tiny_ast(),
+            "ASTForAudioClassification",
             transformers.ASTFeatureExtractor(num_mel_bins=32, max_length=256),
         ),
     ),
     "wav2vec2-classifier": (
         "ast",
         lambda f: save_classifier(
-            f, transformers.Wav2Vec2Config(**WAVEFORM, **LAYER_NORM), "Wav2Vec2ForSequenceClassification",
+            f,
+            transformers.Wav2Vec2Config(**WAVEFORM, **LAYER_NORM),
+            "Wav2Vec2ForSequenceClassification",
             transformers.Wav2Vec2FeatureExtractor(),
         ),
     ),
-}  # fmt: skip
+}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

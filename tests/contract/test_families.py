@@ -52,9 +52,13 @@ class Case:
     def clip(self, row: int) -> Clip:
         label = (self.loaded.labels[row % len(self.loaded.labels)],) if self.loaded.labels else ()
         return Clip(
-            id=f"c{row}", path=Path("x.wav"), duration_s=0.5 + row * 1733 / 16000, text=TEXTS[row], language="en",
+            id=f"c{row}",
+            path=Path("x.wav"),
+            duration_s=0.5 + row * 1733 / 16000,
+            text=TEXTS[row],
+            language="en",
             label=label,
-        )  # fmt: skip
+        )
 
     def batch(self, rows: list[int], *, context: Context = "cut") -> Batch:
         inputs, lengths = self.loaded.frontend([self.waveform(row) for row in rows], full_context=context == "full")
@@ -62,9 +66,13 @@ class Case:
         assert not prepared.findings
         targets, target_lengths = pad_targets(prepared.targets)
         return Batch(
-            inputs=inputs, input_lengths=lengths, targets=targets, target_lengths=target_lengths,
-            clips=prepared.clips, context=context,
-        )  # fmt: skip
+            inputs=inputs,
+            input_lengths=lengths,
+            targets=targets,
+            target_lengths=target_lengths,
+            clips=prepared.clips,
+            context=context,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -243,8 +251,10 @@ def test_saved_and_loaded_it_is_the_same(case: Case, tmp_path: Path) -> None:
     again = case.family.load(str(tmp_path / "model"))
     assert torch.equal(probe_logits(case.family, again), before)
     assert (again.components, again.linears, again.labels) == (
-        case.loaded.components, case.loaded.linears, case.loaded.labels,
-    )  # fmt: skip
+        case.loaded.components,
+        case.loaded.linears,
+        case.loaded.labels,
+    )
 
 
 def test_a_saved_adapter_is_the_same_again(case: Case, tmp_path: Path) -> None:
@@ -261,9 +271,11 @@ def test_a_new_output_layer_is_kept_with_its_adapter(case: Case, tmp_path: Path)
         pytest.skip("this family writes with the checkpoint's own tokens")
     loaded = case.family.load(case.checkpoint, outputs=wanted, renew_outputs=True)
     assert loaded.new_outputs
-    attached = lora.attach(loaded, plan(loaded), rank=3, alpha=3.0, stem="frozen", unfreeze=()) if (
-        any(loaded.owner(name) == "head" for name in loaded.linears)
-    ) else lora.attach(loaded, plan(loaded), rank=3, alpha=3.0, stem="frozen", unfreeze=["head"])  # fmt: skip
+    attached = (
+        lora.attach(loaded, plan(loaded), rank=3, alpha=3.0, stem="frozen", unfreeze=())
+        if (any(loaded.owner(name) == "head" for name in loaded.linears))
+        else lora.attach(loaded, plan(loaded), rank=3, alpha=3.0, stem="frozen", unfreeze=["head"])
+    )
     with torch.no_grad():
         for parameter in attached.module.parameters():
             if parameter.requires_grad:

@@ -123,7 +123,9 @@ OTHERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     name: (
         "ast",
         lambda folder, config=config, head=head: models.save_classifier(
-            folder, getattr(transformers, config)(**(models.WAVEFORM | extra(config))), head,
+            folder,
+            getattr(transformers, config)(**(models.WAVEFORM | extra(config))),
+            head,
             transformers.Wav2Vec2FeatureExtractor(),
         ),
     )
@@ -136,7 +138,7 @@ OTHERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
         ("wav2vec2-conformer", "Wav2Vec2ConformerConfig", "Wav2Vec2ConformerForSequenceClassification"),
         ("sew", "SEWConfig", "SEWForSequenceClassification"),
     )
-}  # fmt: skip
+}
 
 
 def extra(config: str) -> dict[str, Any]:
@@ -149,10 +151,21 @@ def extra(config: str) -> dict[str, Any]:
 
 def tiny_whisper_classifier(folder: Path) -> None:
     config = transformers.WhisperConfig(
-        d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=48, num_mel_bins=80,
-        classifier_proj_size=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=48,
-        pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=0, vocab_size=8,
-    )  # fmt: skip
+        d_model=32,
+        encoder_layers=2,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=48,
+        num_mel_bins=80,
+        classifier_proj_size=16,
+        decoder_layers=1,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=48,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+        decoder_start_token_id=0,
+        vocab_size=8,
+    )
     models.save_classifier(
         folder, config, "WhisperForAudioClassification", transformers.WhisperFeatureExtractor(feature_size=80)
     )

@@ -223,8 +223,11 @@ def test_a_long_clip_with_timed_words_is_cut_between_them() -> None:
     assert [piece.start_s for piece in pieces] == pytest.approx([1.0, 3.45, 6.0])
     assert sum(piece.duration_s for piece in pieces) == pytest.approx(8.0)
     assert [(word.text, round(word.start_s, 2)) for piece in pieces for word in piece.words] == [
-        ("one", 0.5), ("two,", 2.0), ("three", 0.05), ("four.", 1.0),
-    ]  # fmt: skip
+        ("one", 0.5),
+        ("two,", 2.0),
+        ("three", 0.05),
+        ("four.", 1.0),
+    ]
     assert (finding.check, finding.severity, finding.clip_ids) == ("train.cut_at_words", "note", ("x",))
 
 

@@ -19,10 +19,17 @@ from sonotune.runs.files import to_plain
 TEXTS = [
     unicodedata.normalize("NFC", text)
     for text in (
-        "שָׁלוֹם עוֹלָם", "בית־ספר גדול, צה״ל", "مرحبا بالعالم", "hello world it's 1,234.5", "שלום hello مرحبا 12",
-        "x\u0301 q\u0307\u0323 café", "hello hello world", "שלום שלום עולם", "wait ( what ) ? n't !",
+        "שָׁלוֹם עוֹלָם",
+        "בית־ספר גדול, צה״ל",
+        "مرحبا بالعالم",
+        "hello world it's 1,234.5",
+        "שלום hello مرحبا 12",
+        "x\u0301 q\u0307\u0323 café",
+        "hello hello world",
+        "שלום שלום עולם",
+        "wait ( what ) ? n't !",
     )
-]  # fmt: skip
+]
 FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -110,10 +117,19 @@ def test_the_same_texts_give_the_same_bytes(tmp_path: Path, variant) -> None:
 def test_the_report_counts(tmp_path: Path) -> None:
     report = train(tmp_path, ["ab ab", "a c", " "], kind="characters", vocab_size=50)
     assert to_plain(report) == {
-        "folder": str(tmp_path), "kind": "characters", "vocab_size": 8, "vocab_size_asked": 50, "texts": 2, "words": 4,
-        "characters": 3, "tokens_per_word": 2.0, "tokens_per_character": 1.0, "whole_words": 0.5,
-        "held_out_characters": None, "unknown_characters": {},
-    }  # fmt: skip
+        "folder": str(tmp_path),
+        "kind": "characters",
+        "vocab_size": 8,
+        "vocab_size_asked": 50,
+        "texts": 2,
+        "words": 4,
+        "characters": 3,
+        "tokens_per_word": 2.0,
+        "tokens_per_character": 1.0,
+        "whole_words": 0.5,
+        "held_out_characters": None,
+        "unknown_characters": {},
+    }
     json.dumps(to_plain(report), allow_nan=False)
 
 

@@ -21,10 +21,17 @@ from sonotune.runs import read_record
 from sonotune.training.run import run
 
 WORDS = (
-    "model=whisper_nano", "data=quickstart", "data.limit=16", "training.max_steps=4", "training.batch_max_clips=4",
-    "evaluation.zero_shot=false", "evaluation.bootstrap=100", "run.progress=false", "data.loader_workers=0",
+    "model=whisper_nano",
+    "data=quickstart",
+    "data.limit=16",
+    "training.max_steps=4",
+    "training.batch_max_clips=4",
+    "evaluation.zero_shot=false",
+    "evaluation.bootstrap=100",
+    "run.progress=false",
+    "data.loader_workers=0",
     "training.precision=fp32",
-)  # fmt: skip
+)
 Install = Callable[..., str]
 
 
@@ -62,9 +69,12 @@ def test_a_kind_of_adapter_trains_resumes_is_inspected_planned_for_and_exported(
 ):
     kind = install("add-an-adapter-kind.md", "adapters")
     words = [
-        *WORDS, f"adapter.kind={kind}", "adapter.targets=[fc1,fc2]", "training.save_steps=1",
+        *WORDS,
+        f"adapter.kind={kind}",
+        "adapter.targets=[fc1,fc2]",
+        "training.save_steps=1",
         "training.learning_rate=1e-2",
-    ]  # fmt: skip
+    ]
     record, straight = run(load_run_config([*words, f"run.dir={tmp_path / 'straight'}"]))
     assert record.status == "finished"
     assert read_metadata(straight / "adapter")["adapter"] == kind

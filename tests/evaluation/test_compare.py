@@ -31,11 +31,15 @@ def write(tmp_path: Path) -> Write:
     def build(name: str, hypotheses: Sequence[str], *, run: bool = False, **changes: Any) -> Path:
         clips = [
             Clip(
-                id=f"c{index}", path=Path("x.wav"), duration_s=1.0 + index % 4, text=text, speaker=f"s{index % 7}",
+                id=f"c{index}",
+                path=Path("x.wav"),
+                duration_s=1.0 + index % 4,
+                text=text,
+                speaker=f"s{index % 7}",
                 domain=("phone", "studio")[index % 2],
             )
             for index, text in enumerate(changes.get("references", REFERENCES))
-        ]  # fmt: skip
+        ]
         predictions = [Prediction(clip_id=clip.id, text=text) for clip, text in zip(clips, hypotheses, strict=True)]
         path = tmp_path / name / "predictions" / "test.jsonl" if run else tmp_path / f"{name}.jsonl"
         write_predictions(path, Transcribe(None, TaskSettings()), predictions, clips)  # type: ignore[arg-type]
@@ -109,10 +113,16 @@ def test_classes_are_compared_by_accuracy(tmp_path: Path):
     def write_classes(name: str, wrong: int) -> Path:
         path = tmp_path / f"{name}.jsonl"
         rows = [
-            {"id": f"c{i}", "labels": ["x"], "decided": ["y" if i % wrong == 0 else "x"], "scores": {"x": 0.5},
-             "duration_s": 1.0, "speaker": f"s{i % 10}"}
+            {
+                "id": f"c{i}",
+                "labels": ["x"],
+                "decided": ["y" if i % wrong == 0 else "x"],
+                "scores": {"x": 0.5},
+                "duration_s": 1.0,
+                "speaker": f"s{i % 10}",
+            }
             for i in range(60)
-        ]  # fmt: skip
+        ]
         rows[59] |= {"decided": [], "scores": {}}  # could not be read
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
         return path

@@ -147,9 +147,14 @@ def test_a_clip_above_the_limit_is_alone():
 
 @pytest.mark.parametrize(
     ("durations_s", "wrong"),
-    [([1.0, float("nan")], {}), ([-1.0], {}), ([1.0], {"max_seconds": 0}), ([1.0], {"max_clips": 0}),
-     ([1.0], {"jitter_s": -1})],
-)  # fmt: skip
+    [
+        ([1.0, float("nan")], {}),
+        ([-1.0], {}),
+        ([1.0], {"max_seconds": 0}),
+        ([1.0], {"max_clips": 0}),
+        ([1.0], {"jitter_s": -1}),
+    ],
+)
 def test_impossible_plans_are_refused(durations_s, wrong):
     with pytest.raises(ValueError, match="must be"):
         plan_batches(durations_s, **{"max_seconds": 10, "max_clips": 2, "seed": 0, "epoch": 0, **wrong})

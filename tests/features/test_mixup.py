@@ -81,10 +81,16 @@ def test_every_other_clip_is_as_likely_a_partner():
 
 def test_alpha_decides_how_much_is_mixed():
     means = [
-        float(np.mean([draw_mix(IDS, seed=0, epoch=e, settings=MixupSettings(probability=1, alpha=a)).shares
-                       for e in range(20)]))
+        float(
+            np.mean(
+                [
+                    draw_mix(IDS, seed=0, epoch=e, settings=MixupSettings(probability=1, alpha=a)).shares
+                    for e in range(20)
+                ]
+            )
+        )
         for a in (0.1, 0.4, 5.0)
-    ]  # fmt: skip
+    ]
     assert means[0] < means[1] < means[2] < 0.5
     assert means[0] == pytest.approx(0.065, abs=0.03)  # folded Beta(0.1, 0.1)
     assert means[2] == pytest.approx(0.38, abs=0.03)  # folded Beta(5, 5)
@@ -143,9 +149,11 @@ BATCHES = [(0, 1, 2), (3, 4), (5,)]
 
 def dataset(clips: list[Clip], *, mixup: MixupSettings | None = ALWAYS, targets: Any = None, **given: Any) -> Any:
     return ClipBatches(
-        clips, TARGETS if targets is None else targets, given.pop("frontend", RawWaveform(normalize=False)),
+        clips,
+        TARGETS if targets is None else targets,
+        given.pop("frontend", RawWaveform(normalize=False)),
         **{"batches": BATCHES, "seed": 1, "epoch": 2, "mixup": mixup, **given},
-    )  # fmt: skip
+    )
 
 
 def assert_same(first: Batch, second: Batch) -> None:

@@ -60,8 +60,13 @@ def test_a_class_that_the_test_set_lacks_is_absent_and_not_zero():
     assert (rows["roll"].support, rows["roll"].predicted, rows["roll"].f1, rows["roll"].recall) == (0, 1, None, None)
     assert rows["roll"].precision == 0.0
     assert rows["diddle"].to_json() == {
-        "label": "diddle", "support": 0, "predicted": 0, "precision": None, "recall": None, "f1": None,
-    }  # fmt: skip
+        "label": "diddle",
+        "support": 0,
+        "predicted": 0,
+        "precision": None,
+        "recall": None,
+        "f1": None,
+    }
     assert rows["flam"].recall == 0.5
     assert rows["flam"].f1 == pytest.approx(2 / 3)
     assert classification_scores(truths, scores, LABELS)["f1_macro"].value == pytest.approx((2 / 3 + 1) / 2)

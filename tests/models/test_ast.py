@@ -25,10 +25,17 @@ FAMILY = AstFamily()
 RATE_HZ = 16_000
 LABELS = ("flam", "drag", "roll", "tap")
 WAVEFORM = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
-    "conv_dim": (16, 16, 16), "conv_kernel": (10, 8, 4), "conv_stride": (5, 8, 8), "num_feat_extract_layers": 3,
-    "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2,
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "conv_dim": (16, 16, 16),
+    "conv_kernel": (10, 8, 4),
+    "conv_stride": (5, 8, 8),
+    "num_feat_extract_layers": 3,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+}
 WINDOW = 256  # frames
 EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
@@ -42,9 +49,16 @@ def numbered(labels: Sequence[str]) -> dict[str, Any]:
 
 def save_ast(folder: Path, *, time_stride: int = 10, **settings: Any) -> Path:
     config = transformers.ASTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, num_mel_bins=32,
-        max_length=WINDOW, frequency_stride=10, time_stride=time_stride, **settings,
-    )  # fmt: skip
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        num_mel_bins=32,
+        max_length=WINDOW,
+        frequency_stride=10,
+        time_stride=time_stride,
+        **settings,
+    )
     torch.manual_seed(7)
     module = transformers.ASTForAudioClassification(config)
     with torch.no_grad():  # as after pretraining: tokens, places and biases are zeros in a new model
@@ -88,10 +102,13 @@ def batch_of(loaded: LoadedModel, sizes: Sequence[int], *, full_context: bool = 
     inputs, lengths = loaded.frontend(waves, full_context=full_context)
     targets, target_lengths = pad_targets([np.zeros(1, dtype=np.int64)] * len(sizes))
     return Batch(
-        inputs=inputs, input_lengths=lengths, targets=targets, target_lengths=target_lengths,
+        inputs=inputs,
+        input_lengths=lengths,
+        targets=targets,
+        target_lengths=target_lengths,
         clips=tuple(Clip(id=f"c{row}", path=Path("x.wav"), duration_s=1.0) for row in range(len(sizes))),
         context="full" if full_context else "cut",
-    )  # fmt: skip
+    )
 
 
 @torch.no_grad()

@@ -33,11 +33,20 @@ def transcripts(*arguments: Any) -> list[str]:
 
 RATE_HZ = 16_000
 WAVEFORM = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
-    "conv_dim": (16, 16, 16), "conv_kernel": (10, 8, 4), "conv_stride": (5, 8, 8), "num_feat_extract_layers": 3,
-    "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "feat_extract_norm": "layer",
-    "do_stable_layer_norm": True, "conv_bias": True,
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "conv_dim": (16, 16, 16),
+    "conv_kernel": (10, 8, 4),
+    "conv_stride": (5, 8, 8),
+    "num_feat_extract_layers": 3,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "conv_bias": True,
+}
 FOUR_FRAMES = 1125  # samples: (((4 - 1) * 8 + 4 - 1) * 8 + 8 - 1) * 5 + 10
 ENGLISH = [*"abcdefghijklmnopqrstuvwxyz"]
 HEBREW = [*map(chr, range(ord("א"), ord("ת") + 1))]
@@ -83,10 +92,16 @@ def parakeet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("ctc-parakeet") / "model"
     tokenizer = character_tokenizer(ENGLISH)
     parts = {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
-        "intermediate_size": 48, "conv_kernel_size": 7, "subsampling_factor": 4, "subsampling_conv_channels": 8,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "intermediate_size": 48,
+        "conv_kernel_size": 7,
+        "subsampling_factor": 4,
+        "subsampling_conv_channels": 8,
         "num_mel_bins": 80,
-    }  # fmt: skip
+    }
     torch.manual_seed(3)
     module = transformers.ParakeetForCTC(
         transformers.ParakeetCTCConfig(
@@ -119,9 +134,12 @@ def batch_of(loaded: LoadedModel, sizes: Sequence[int], texts: Sequence[str]) ->
     inputs, lengths = loaded.frontend([waveform(size, seed=row) for row, size in enumerate(sizes)])
     targets, target_lengths = pad_targets([FAMILY.encode_text(loaded, text, "en") for text in texts])
     return Batch(
-        inputs=inputs, input_lengths=lengths, targets=targets, target_lengths=target_lengths,
+        inputs=inputs,
+        input_lengths=lengths,
+        targets=targets,
+        target_lengths=target_lengths,
         clips=tuple(clip(f"c{row}", size / RATE_HZ, texts[row]) for row, size in enumerate(sizes)),
-    )  # fmt: skip
+    )
 
 
 def clip(name: str, duration_s: float, text: str) -> Clip:
@@ -411,9 +429,12 @@ def test_smoothing_adds_the_distance_to_the_uniform_distribution(loaded: LoadedM
     frames = [len(FAMILY.logits(loaded, batch_of(loaded, [size], ["a"]))) for size in (9_000, 6_000)]
     for row, part in enumerate(rows.split(frames)):
         alone = F.ctc_loss(
-            part.unsqueeze(1), batch.targets[row : row + 1, : batch.target_lengths[row]], torch.tensor([len(part)]),
-            batch.target_lengths[row : row + 1], reduction="sum",
-        )  # fmt: skip
+            part.unsqueeze(1),
+            batch.targets[row : row + 1, : batch.target_lengths[row]],
+            torch.tensor([len(part)]),
+            batch.target_lengths[row : row + 1],
+            reduction="sum",
+        )
         torch.testing.assert_close(plain[row], alone, rtol=1e-5, atol=1e-4)
         torch.testing.assert_close(smooth[row], 0.8 * alone - 0.2 * part.mean(dim=1).sum(), rtol=1e-5, atol=1e-4)
 

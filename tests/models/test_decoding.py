@@ -159,8 +159,9 @@ def test_each_text_climbs_until_it_passes() -> None:
         asked.append((list(rows), temperature))
         return [Candidate(f"{row} at {temperature}", -0.5 if row == 0 or temperature > 0.3 else -2.0) for row in rows]
 
-    made = fall_back([Candidate(LOOP, -0.1), Candidate("fine", -0.1), Candidate("x", -2.0)], [0.0] * 3,
-                     DecodingSettings(), again)  # fmt: skip
+    made = fall_back(
+        [Candidate(LOOP, -0.1), Candidate("fine", -0.1), Candidate("x", -2.0)], [0.0] * 3, DecodingSettings(), again
+    )
     assert asked == [([0, 2], 0.2), ([2], 0.4)]
     assert made == [
         Hypothesis(text="0 at 0.2", temperature=0.2, attempts=2),

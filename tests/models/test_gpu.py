@@ -54,5 +54,7 @@ def test_a_qlora_step_in_bf16_trains_adapters_and_nothing_else():
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
     assert not torch.equal(before, probe_logits(family, loaded))
-    assert all(parameter.requires_grad == (".lora_" in name or "modules_to_save" in name)
-               for name, parameter in loaded.module.named_parameters())  # fmt: skip
+    assert all(
+        parameter.requires_grad == (".lora_" in name or "modules_to_save" in name)
+        for name, parameter in loaded.module.named_parameters()
+    )

@@ -12,14 +12,32 @@ KNOWN = ("en", "he", "id", "yi", "zh", "yue", "jw", "no", "ro", "tl")
 @pytest.mark.parametrize(
     ("given", "code", "name"),
     [
-        ("he", "he", "Hebrew"), ("he-IL", "he", "Hebrew"), ("he_IL", "he", "Hebrew"), (" HE_il ", "he", "Hebrew"),
-        ("he_IL.UTF-8", "he", "Hebrew"), ("iw", "he", "Hebrew"), ("iw-IL", "he", "Hebrew"), ("in", "id", "Indonesian"),
-        ("ji", "yi", "Yiddish"), ("Hebrew", "he", "Hebrew"), ("ENGLISH", "en", "English"), ("en-GB", "en", "English"),
-        ("zh-Hans-CN", "zh", "Chinese"), ("cmn", "zh", "Chinese"), ("zh-yue", "yue", "Cantonese"),
-        ("Mandarin", "zh", "Chinese"), ("jv", "jw", "Javanese"), ("nb-NO", "no", "Norwegian"), ("mo", "ro", "Romanian"),
-        ("fil", "tl", "Tagalog"), ("xx", None, None), ("xx_YY", None, None), ("Englsh", None, None), ("", None, None),
+        ("he", "he", "Hebrew"),
+        ("he-IL", "he", "Hebrew"),
+        ("he_IL", "he", "Hebrew"),
+        (" HE_il ", "he", "Hebrew"),
+        ("he_IL.UTF-8", "he", "Hebrew"),
+        ("iw", "he", "Hebrew"),
+        ("iw-IL", "he", "Hebrew"),
+        ("in", "id", "Indonesian"),
+        ("ji", "yi", "Yiddish"),
+        ("Hebrew", "he", "Hebrew"),
+        ("ENGLISH", "en", "English"),
+        ("en-GB", "en", "English"),
+        ("zh-Hans-CN", "zh", "Chinese"),
+        ("cmn", "zh", "Chinese"),
+        ("zh-yue", "yue", "Cantonese"),
+        ("Mandarin", "zh", "Chinese"),
+        ("jv", "jw", "Javanese"),
+        ("nb-NO", "no", "Norwegian"),
+        ("mo", "ro", "Romanian"),
+        ("fil", "tl", "Tagalog"),
+        ("xx", None, None),
+        ("xx_YY", None, None),
+        ("Englsh", None, None),
+        ("", None, None),
     ],
-)  # fmt: skip
+)
 def test_one_language_has_one_code_and_one_name(given: str, code: str | None, name: str | None):
     assert find_code(given, KNOWN) == code
     assert language_name(given) == name

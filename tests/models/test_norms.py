@@ -67,9 +67,15 @@ def test_it_is_still_a_batch_normalisation(kind: Any):
     fix_batch_norms(model)
     assert isinstance(model[0], kind)
     loaded = LoadedModel(
-        module=model, frontend=None, components=(Component(name="encoder", prefixes=("0",)),), linears=(),  # type: ignore[arg-type]
-        family="test", checkpoint="none", revision="0", processor=None,
-    )  # fmt: skip
+        module=model,
+        frontend=None,
+        components=(Component(name="encoder", prefixes=("0",)),),
+        linears=(),  # type: ignore[arg-type]
+        family="test",
+        checkpoint="none",
+        revision="0",
+        processor=None,
+    )
     assert select(loaded, ["encoder.norms"]) == ("0.weight", "0.bias")
     copied = copy.deepcopy(model)
     assert type(copied[0]) is type(model[0])

@@ -40,14 +40,22 @@ def transcripts(*arguments: Any) -> list[str]:
 
 TINY = {
     "audio_config": {
-        "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64,
+        "d_model": 32,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
         "downsample_hidden_size": 8,
     },
     "text_config": {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 512,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
     },
-}  # fmt: skip
+}
 TEXTS = ["seven", "שבע שתיים", "one two three"]
 SECONDS = [0.9, 0.4, 2.3]
 
@@ -198,11 +206,22 @@ def test_prompt_and_target_are_the_chat_template(loaded: LoadedModel, text: str)
 @pytest.mark.parametrize(
     ("given", "name"),
     [
-        ("en", "English"), ("en-US", "English"), ("EN_gb", "English"), ("english", "English"), ("he", "Hebrew"),
-        ("iw", "Hebrew"), ("he-IL", "Hebrew"), ("Hebrew", "Hebrew"), ("yue", "Cantonese"), ("zh-CN", "Chinese"),
-        ("tl", "Filipino"), ("fa", "Persian"), ("xx", None), ("Englsh", None),
+        ("en", "English"),
+        ("en-US", "English"),
+        ("EN_gb", "English"),
+        ("english", "English"),
+        ("he", "Hebrew"),
+        ("iw", "Hebrew"),
+        ("he-IL", "Hebrew"),
+        ("Hebrew", "Hebrew"),
+        ("yue", "Cantonese"),
+        ("zh-CN", "Chinese"),
+        ("tl", "Filipino"),
+        ("fa", "Persian"),
+        ("xx", None),
+        ("Englsh", None),
     ],
-)  # fmt: skip
+)
 def test_names_of_languages(loaded: LoadedModel, given: str, name: str | None):
     assert language_name(given) == name
     assert FAMILY.knows_language(loaded, given) is (name is not None)
@@ -279,9 +298,11 @@ def test_longer_padding_changes_nothing(loaded: LoadedModel):
         wanted = FAMILY._encode(loaded, batch)
         padded = Batch(
             inputs=torch.where(torch.arange(longer.shape[1])[:, None] < batch.inputs.shape[1], longer, 0.0),
-            input_lengths=batch.input_lengths, targets=batch.targets, target_lengths=batch.target_lengths,
+            input_lengths=batch.input_lengths,
+            targets=batch.targets,
+            target_lengths=batch.target_lengths,
             clips=batch.clips,
-        )  # fmt: skip
+        )
         found = FAMILY._encode(loaded, padded)
     assert [len(one) for one in wanted] == [12, 7, 30]
     for one, other in zip(wanted, found, strict=True):
@@ -405,9 +426,12 @@ def test_the_language_is_given_or_written_and_the_limit_is_on_the_text(
     batch = make_batch(loaded)
     clips = (batch.clips[0], *(_without_language(clip) for clip in batch.clips[1:]))
     batch = Batch(
-        inputs=batch.inputs, input_lengths=batch.input_lengths, targets=batch.targets,
-        target_lengths=batch.target_lengths, clips=clips,
-    )  # fmt: skip
+        inputs=batch.inputs,
+        input_lengths=batch.input_lengths,
+        targets=batch.targets,
+        target_lengths=batch.target_lengths,
+        clips=clips,
+    )
     assert transcripts(loaded, batch, DecodingSettings(max_new_tokens=5)) == ["seven", "seven", "langu"]
     assert asked == [[5 + len(tokenizer("language Macedonian<asr_text>").input_ids)] * 3]
 
@@ -466,9 +490,15 @@ def old_folder(folder: Path, loaded: LoadedModel, tmp_path_factory: pytest.TempP
     audio.pop("max_position_embeddings", None)
     nested = {"audio_config": audio, "text_config": text, "audio_token_id": config["audio_token_id"]}
     (place / "config.json").write_text(
-        json.dumps({"model_type": "qwen3_asr", "thinker_config": nested, "support_languages": ["English"],
-                    "architectures": ["Qwen3ASRForConditionalGeneration"]})
-    )  # fmt: skip
+        json.dumps(
+            {
+                "model_type": "qwen3_asr",
+                "thinker_config": nested,
+                "support_languages": ["English"],
+                "architectures": ["Qwen3ASRForConditionalGeneration"],
+            }
+        )
+    )
     (place / "generation_config.json").write_text((folder / "generation_config.json").read_text("utf-8"))
     loaded.processor.tokenizer.save_pretrained(place)
     WhisperFeatureExtractor(feature_size=80, return_attention_mask=True).save_pretrained(place)

@@ -52,9 +52,11 @@ def tiny_tokenizer() -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|end|>", "<|pad|>"], show_progress=False,
+        vocab_size=300,
+        special_tokens=["<|end|>", "<|pad|>"],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator(["one two three Transcribe: the English audio"], trainer)
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -66,17 +68,39 @@ def tiny_tokenizer() -> Any:
 def encoder_config(kind: str, **changes: Any) -> Any:
     if kind == "whisper":
         return transformers.WhisperConfig(
-            d_model=16, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
-            encoder_ffn_dim=32, decoder_ffn_dim=32, num_mel_bins=80, vocab_size=64, init_std=0.3,
-            max_source_positions=1500, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
-            begin_suppress_tokens=None, suppress_tokens=None,
-        )  # fmt: skip
+            d_model=16,
+            encoder_layers=2,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=32,
+            decoder_ffn_dim=32,
+            num_mel_bins=80,
+            vocab_size=64,
+            init_std=0.3,
+            max_source_positions=1500,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            decoder_start_token_id=1,
+            begin_suppress_tokens=None,
+            suppress_tokens=None,
+        )
     settings = {
-        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
-        "conv_dim": (8, 8, 8), "conv_kernel": (10, 8, 4), "conv_stride": (5, 8, 8), "feat_extract_norm": "layer",
-        "do_stable_layer_norm": True, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "vocab_size": 8,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "conv_dim": (8, 8, 8),
+        "conv_kernel": (10, 8, 4),
+        "conv_stride": (5, 8, 8),
+        "feat_extract_norm": "layer",
+        "do_stable_layer_norm": True,
+        "num_conv_pos_embeddings": 8,
+        "num_conv_pos_embedding_groups": 2,
+        "vocab_size": 8,
         "num_feat_extract_layers": 3,
-    } | changes  # fmt: skip
+    } | changes
     return transformers.AutoConfig.for_model(kind, **settings)
 
 
@@ -84,10 +108,19 @@ def text_config(kind: str) -> Any:
     if kind == "gpt2":
         return transformers.GPT2Config(vocab_size=300, n_embd=16, n_layer=2, n_head=2, n_positions=128)
     return transformers.AutoConfig.for_model(
-        kind, vocab_size=300, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=128, tie_word_embeddings=kind == "qwen2",
-        bos_token_id=0, eos_token_id=0, pad_token_id=1,
-    )  # fmt: skip
+        kind,
+        vocab_size=300,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        tie_word_embeddings=kind == "qwen2",
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
 
 
 def save_encoder(folder: Path, kind: str, **changes: Any) -> Path:
@@ -126,9 +159,14 @@ def made(parts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> An
         if key not in known:
             prompt = "<audio>Transcribe:" if fusion == "prompt" else "Transcribe:"
             compose(
-                root / key, encoder=str(parts[encoder]), language_model=str(parts[language_model]),
-                projector_kind=kind, fusion=fusion, prompt=prompt, **SMALL,
-            )  # fmt: skip
+                root / key,
+                encoder=str(parts[encoder]),
+                language_model=str(parts[language_model]),
+                projector_kind=kind,
+                fusion=fusion,
+                prompt=prompt,
+                **SMALL,
+            )
             known[key] = str(root / key)
         return known[key]
 
@@ -154,9 +192,13 @@ def batch_of(loaded: LoadedModel, rows: list[int], *, full: bool = False) -> Bat
         Clip(id=f"c{row}", path=Path("x.wav"), duration_s=SECONDS[row], text=TEXTS[row], language="en") for row in rows
     )
     return Batch(
-        inputs=inputs, input_lengths=lengths, targets=targets, target_lengths=target_lengths, clips=clips,
+        inputs=inputs,
+        input_lengths=lengths,
+        targets=targets,
+        target_lengths=target_lengths,
+        clips=clips,
         context="full" if full else "cut",
-    )  # fmt: skip
+    )
 
 
 EVERY = list(itertools.product(("whisper", "wav2vec2"), ("qwen2", "llama"), KINDS, ("prompt", "cross_attention")))

@@ -76,9 +76,13 @@ class MobileNet(nn.Module):
         )
         # Far larger than the blocks, as in the narrow models of EfficientAT.
         self.classifier = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 256), nn.Hardswish(), nn.Dropout(0.2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(32, 256),
+            nn.Hardswish(),
+            nn.Dropout(0.2),
             nn.Linear(256, LABELS),
-        )  # fmt: skip
+        )
 
     def forward(self, inputs_B1FT: Tensor) -> Tensor:
         return self.classifier(self.features(inputs_B1FT))
@@ -288,9 +292,15 @@ def _transformers(name: str, config: str, **settings: Any) -> nn.Module:
 
 _TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 _WAVES = {
-    **_TINY, "conv_dim": (8, 8), "conv_stride": (5, 4), "conv_kernel": (10, 8), "num_feat_extract_layers": 2,
-    "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 12,
-}  # fmt: skip
+    **_TINY,
+    "conv_dim": (8, 8),
+    "conv_stride": (5, 4),
+    "conv_kernel": (10, 8),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "classifier_proj_size": 12,
+}
 _IMAGE = (2, 1, 16, 16)
 _WAVE_STEM = ("masked_spec_embed", "feature_extractor", "feature_projection", "encoder.pos_conv_embed")
 _WAVE_LINEARS = (
@@ -323,10 +333,12 @@ def _mobilenet(squeeze: Callable[[int], nn.Module], fc: str) -> Case:
         linears=[
             "features.1.block.1.0",
             *_each(["features.2.block", "features.3.block"], "0.0", f"2.{fc}fc1", f"2.{fc}fc2", "3.0"),
-            "features.4.0", "classifier.2", "classifier.5",
+            "features.4.0",
+            "classifier.2",
+            "classifier.5",
         ],
         head=("classifier",),
-    )  # fmt: skip
+    )
 
 
 def _wave(name: str, prefix: str, linears: Iterable[str], **settings: Any) -> Case:
@@ -363,8 +375,10 @@ CASES = {
         stem=("absolute_pos_embed", "bn0", "patch_embed"),
         layers=["layers.0.blocks.0", "layers.1.blocks.0"],
         linears=[
-            *_each(["layers.0.blocks.0"], *_SWIN), "layers.0.downsample.reduction",
-            *_each(["layers.1.blocks.0"], *_SWIN), "head",
+            *_each(["layers.0.blocks.0"], *_SWIN),
+            "layers.0.downsample.reduction",
+            *_each(["layers.1.blocks.0"], *_SWIN),
+            "head",
         ],
         head=("head",),
     ),
@@ -376,23 +390,25 @@ CASES = {
         linears=[
             *_each(
                 _numbered("encoder.layers", 3),
-                *_each(["self_attn"], "k_proj", "v_proj", "q_proj", "out_proj", "grep_linear"), "fc1", "fc2",
+                *_each(["self_attn"], "k_proj", "v_proj", "q_proj", "out_proj", "grep_linear"),
+                "fc1",
+                "fc2",
             ),
             "predictor",
         ],
         head=("predictor",),
     ),
     "ast": Case(
-        build=lambda: _transformers(
-            "ASTForAudioClassification", "ASTConfig", max_length=48, num_mel_bins=32, **_TINY
-        ),
+        build=lambda: _transformers("ASTForAudioClassification", "ASTConfig", max_length=48, num_mel_bins=32, **_TINY),
         shape=(2, 48, 32),
         stem=(f"{_AST}.embeddings",),
         layers=_numbered(f"{_AST}.layers"),
         linears=[
             *_each(
                 _numbered(f"{_AST}.layers"),
-                *_each(["attention"], "q_proj", "k_proj", "v_proj", "o_proj"), "mlp.fc1", "mlp.fc2",
+                *_each(["attention"], "q_proj", "k_proj", "v_proj", "o_proj"),
+                "mlp.fc1",
+                "mlp.fc2",
             ),
             "classifier.dense",
         ],
@@ -408,21 +424,32 @@ CASES = {
     ),
     "wav2vec2-bert": Case(
         build=lambda: _transformers(
-            "Wav2Vec2BertForSequenceClassification", "Wav2Vec2BertConfig",
-            feature_projection_input_dim=20, classifier_proj_size=12, **_TINY,
+            "Wav2Vec2BertForSequenceClassification",
+            "Wav2Vec2BertConfig",
+            feature_projection_input_dim=20,
+            classifier_proj_size=12,
+            **_TINY,
         ),
         shape=(2, 12, 20),
         stem=("wav2vec2_bert.masked_spec_embed", "wav2vec2_bert.feature_projection"),
         layers=_numbered("wav2vec2_bert.encoder.layers"),
         linears=[
-            *_each(_numbered("wav2vec2_bert.encoder.layers"), *_FFN1, *_SELF, *_POINTWISE, *_FFN2), *_HEAD,
+            *_each(_numbered("wav2vec2_bert.encoder.layers"), *_FFN1, *_SELF, *_POINTWISE, *_FFN2),
+            *_HEAD,
         ],
         head=_HEAD,
     ),
     "whisper": Case(
         build=lambda: _transformers(
-            "WhisperForAudioClassification", "WhisperConfig", d_model=16, encoder_layers=2, encoder_attention_heads=2,
-            encoder_ffn_dim=32, classifier_proj_size=12, max_source_positions=8, num_mel_bins=20,
+            "WhisperForAudioClassification",
+            "WhisperConfig",
+            d_model=16,
+            encoder_layers=2,
+            encoder_attention_heads=2,
+            encoder_ffn_dim=32,
+            classifier_proj_size=12,
+            max_source_positions=8,
+            num_mel_bins=20,
         ),
         shape=(2, 20, 16),
         stem=("encoder.conv1", "encoder.conv2", "encoder.embed_positions"),
@@ -430,21 +457,29 @@ CASES = {
         linears=[
             *_each(
                 _numbered("encoder.layers"),
-                *_each(["self_attn"], "k_proj", "v_proj", "q_proj", "out_proj"), "fc1", "fc2",
+                *_each(["self_attn"], "k_proj", "v_proj", "q_proj", "out_proj"),
+                "fc1",
+                "fc2",
             ),
             *_HEAD,
         ],
         head=_HEAD,
     ),
-}  # fmt: skip
+}
 
 
 def _loaded(module: nn.Module) -> LoadedModel:
     found = find_structure(module, num_labels=LABELS)
     return LoadedModel(
-        module=module, frontend=None, components=found.components, linears=found.linears, family="found",  # type: ignore[arg-type]
-        checkpoint="", revision="", processor=None,
-    )  # fmt: skip
+        module=module,
+        frontend=None,
+        components=found.components,
+        linears=found.linears,
+        family="found",  # type: ignore[arg-type]
+        checkpoint="",
+        revision="",
+        processor=None,
+    )
 
 
 def _adapt(module: nn.Module, names: Iterable[str], rank: int = 2) -> Any:

@@ -29,10 +29,18 @@ WINDOW = 100  # positions: 2 s
 FEW = DecodingSettings(max_new_tokens=6, temperatures=(0.0, 0.5))
 
 WHISPER = {
-    "vocab_size": 51865, "num_mel_bins": 80, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
-    "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
-    "max_source_positions": WINDOW, "dropout": 0.0,
-}  # fmt: skip
+    "vocab_size": 51865,
+    "num_mel_bins": 80,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_source_positions": WINDOW,
+    "dropout": 0.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +186,15 @@ def test_a_clip_gives_the_same_logits_alone_and_in_any_batch(context: Context) -
 
 def save_classifier(folder: Path) -> str:
     config = transformers.WhisperConfig(
-        **WHISPER | {"vocab_size": 8}, classifier_proj_size=16, pad_token_id=0, bos_token_id=0, eos_token_id=0,
-        decoder_start_token_id=0, id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1},
-    )  # fmt: skip
+        **WHISPER | {"vocab_size": 8},
+        classifier_proj_size=16,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+        decoder_start_token_id=0,
+        id2label={0: "a", 1: "b"},
+        label2id={"a": 0, "b": 1},
+    )
     torch.manual_seed(1)
     transformers.WhisperForAudioClassification(config).save_pretrained(folder)
     transformers.WhisperFeatureExtractor(feature_size=80, chunk_length=WINDOW // 50).save_pretrained(folder)
@@ -195,9 +209,13 @@ def test_a_whisper_classifier_pools_each_position_for_as_many_as_it_stands_for(t
     for context, spacing in (("full", 30), ("thinned", 1), ("thinned", 9)):
         inputs, lengths = loaded.frontend([wave], full_context=context == "full")
         batch = Batch(
-            inputs=inputs, input_lengths=lengths, targets=torch.zeros(1, 1), target_lengths=torch.ones(1),
-            clips=(Clip(id="a", path=Path("x"), duration_s=0.5),), context=context,  # type: ignore[arg-type]
-        )  # fmt: skip
+            inputs=inputs,
+            input_lengths=lengths,
+            targets=torch.zeros(1, 1),
+            target_lengths=torch.ones(1),
+            clips=(Clip(id="a", path=Path("x"), duration_s=0.5),),
+            context=context,  # type: ignore[arg-type]
+        )
         with torch.no_grad():
             found[spacing] = AstFamily().logits(loaded.with_(thinning=Thinning(margin=10, spacing=spacing)), batch)
     torch.testing.assert_close(found[1], found[30], atol=1e-5, rtol=1e-4)
@@ -264,7 +282,11 @@ def test_margin_and_spacing_go_with_an_adapter(tmp_path: Path) -> None:
 
 def test_a_batch_on_another_device_keeps_its_context() -> None:
     batch = Batch(
-        inputs=torch.zeros(1, 2, 3), input_lengths=torch.ones(1), targets=torch.zeros(1, 1),
-        target_lengths=torch.ones(1), clips=(), context="thinned",
-    )  # fmt: skip
+        inputs=torch.zeros(1, 2, 3),
+        input_lengths=torch.ones(1),
+        targets=torch.zeros(1, 1),
+        target_lengths=torch.ones(1),
+        clips=(),
+        context="thinned",
+    )
     assert batch.to("cpu").context == replace(batch).context == "thinned"

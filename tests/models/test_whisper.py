@@ -45,9 +45,13 @@ def make_batch(loaded: LoadedModel, seconds: list[float], texts: list[str], *, f
         for index, (length, text) in enumerate(zip(seconds, texts, strict=True))
     )
     return Batch(
-        inputs=inputs, input_lengths=lengths, targets=targets, target_lengths=target_lengths, clips=clips,
+        inputs=inputs,
+        input_lengths=lengths,
+        targets=targets,
+        target_lengths=target_lengths,
+        clips=clips,
         context="full" if full else "cut",
-    )  # fmt: skip
+    )
 
 
 def test_every_parameter_belongs_to_exactly_one_component(loaded: LoadedModel):
@@ -334,9 +338,14 @@ def test_real_weights_write_what_transformers_writes(whisper_base: Path, fsdd: P
     paths = [fsdd / "7_jackson_0.wav", fsdd / "3_theo_1.wav"]
     clips = [Clip(id=path.stem, path=path, duration_s=soundfile.info(path).duration, language="en") for path in paths]
     [batch] = ClipBatches(
-        clips, [np.zeros(0, dtype=np.int64)] * 2, loaded.frontend, batches=[[0, 1]], seed=0, epoch=0,
+        clips,
+        [np.zeros(0, dtype=np.int64)] * 2,
+        loaded.frontend,
+        batches=[[0, 1]],
+        seed=0,
+        epoch=0,
         full_context_share=1.0,
-    )  # fmt: skip
+    )
     settings = DecodingSettings()
     with torch.no_grad():
         encoded = FAMILY._encode(loaded, batch)

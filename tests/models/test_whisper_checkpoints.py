@@ -168,8 +168,17 @@ def test_a_missing_generation_config_serves_what_is_scored(build: Build, tmp_pat
     (folder / "generation_config.json").unlink()
     load(folder).module.save_pretrained(tmp_path / "kept")
     kept = json.loads((tmp_path / "kept" / "generation_config.json").read_text("utf-8"))
-    same = ("no_timestamps_token_id", "prev_sot_token_id", "max_length", "task_to_id", "is_multilingual",
-            "decoder_start_token_id", "eos_token_id", "suppress_tokens", "begin_suppress_tokens")  # fmt: skip
+    same = (
+        "no_timestamps_token_id",
+        "prev_sot_token_id",
+        "max_length",
+        "task_to_id",
+        "is_multilingual",
+        "decoder_start_token_id",
+        "eos_token_id",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+    )
     assert {name: kept[name] for name in same} == {name: whole[name] for name in same}
     assert kept["lang_to_id"].items() >= whole["lang_to_id"].items()
     assert not kept.get("_from_model_config")
@@ -273,6 +282,16 @@ def test_the_published_decoding_settings_are_found_again(tmp_path: Path):
     settings = GenerationConfig.from_model_config(config)
     tokenizer = AutoTokenizer.from_pretrained(source)
     complete_generation_config(SimpleNamespace(generation_config=settings, config=config), tokenizer, "x")
-    for name in ("lang_to_id", "task_to_id", "suppress_tokens", "begin_suppress_tokens", "no_timestamps_token_id",
-                 "prev_sot_token_id", "max_length", "is_multilingual", "eos_token_id", "pad_token_id"):  # fmt: skip
+    for name in (
+        "lang_to_id",
+        "task_to_id",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "no_timestamps_token_id",
+        "prev_sot_token_id",
+        "max_length",
+        "is_multilingual",
+        "eos_token_id",
+        "pad_token_id",
+    ):
         assert getattr(settings, name) == getattr(published, name), name

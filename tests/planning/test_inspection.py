@@ -27,8 +27,10 @@ def settings(*, full: bool = False, **changes: Any) -> dict[str, Any]:
     ranks = {name: value for name, value in changes.items() if name in ("rank", "targets", "unfreeze")}
     adapter = {name: value for name, value in changes.items() if name in AdapterSettings.__dataclass_fields__}
     return {
-        "kind": "none" if full else "lora", "ranks": RankSettings(**ranks), "adapter": AdapterSettings(**adapter),
-    }  # fmt: skip
+        "kind": "none" if full else "lora",
+        "ranks": RankSettings(**ranks),
+        "adapter": AdapterSettings(**adapter),
+    }
 
 
 def really_adapted(*, kind: str, ranks: RankSettings, adapter: AdapterSettings) -> LoadedModel:
@@ -67,11 +69,14 @@ def test_nothing_is_allocated(name: str):
 @pytest.mark.parametrize(
     "changes",
     [
-        {}, {"stem": "lora"}, {"stem": "frozen", "targets": "q_v"}, {"unfreeze": ("encoder.norms",), "rank": 3},
+        {},
+        {"stem": "lora"},
+        {"stem": "frozen", "targets": "q_v"},
+        {"unfreeze": ("encoder.norms",), "rank": 3},
         {"full": True},
     ],
     ids=["default", "stem adapted", "q and v", "norms", "full"],
-)  # fmt: skip
+)
 def test_what_would_train_is_what_trains(changes: dict[str, Any]):
     real = really_adapted(**settings(**changes))
     found = inspect_model(NANO, **settings(**changes))

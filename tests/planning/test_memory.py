@@ -66,11 +66,14 @@ def _scales(loaded: Any) -> list[Any]:
 @pytest.mark.parametrize(
     "changes",
     [
-        {}, {"precision": "bf16"}, {"precision": "bf16", "bits": 4},
-        {"precision": "bf16", "gradient_checkpointing": True}, {"kind": "none"},
+        {},
+        {"precision": "bf16"},
+        {"precision": "bf16", "bits": 4},
+        {"precision": "bf16", "gradient_checkpointing": True},
+        {"kind": "none"},
     ],
     ids=["fp32", "bf16", "4 bits", "checkpointing", "full"],
-)  # fmt: skip
+)
 def test_formula_and_step_agree_for_whisper_tiny(changes: dict[str, Any]):
     size: dict[str, Any] = {"clips": 6, "clip_s": 6.0}
     found = exact("openai/whisper-tiny", **size, **changes)
@@ -205,7 +208,10 @@ print(backward / (x.nbytes + convolution_scratch(x.nbytes, y.nbytes, groups=1, b
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_convolution_takes_what_is_planned_beside_its_tensors():
     done = subprocess.run(
-        [sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", MEASURED],
+        capture_output=True,
+        text=True,
+        check=True,
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
-    )  # fmt: skip
+    )
     assert [float(line) for line in done.stdout.split()] == pytest.approx([1, 1], rel=0.1)

@@ -27,9 +27,22 @@ def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str,
 
 def test_json_has_what_is_promised(capsys: pytest.CaptureFixture[str]):
     code, body = ask(
-        capsys, "model=whisper_nano", "training.max_epochs=3", "--device", "cpu", "--throughput", "50",
-        "--audio-hours", "10", "--price", "2", "--devices", "2", "--memory", "1GB",
-    )  # fmt: skip
+        capsys,
+        "model=whisper_nano",
+        "training.max_epochs=3",
+        "--device",
+        "cpu",
+        "--throughput",
+        "50",
+        "--audio-hours",
+        "10",
+        "--price",
+        "2",
+        "--devices",
+        "2",
+        "--memory",
+        "1GB",
+    )
     assert code == 0
     stage = body["stages"][0]
     assert body["peak_bytes"] == max(body["loading_bytes"], stage["peak_bytes"])
@@ -101,9 +114,13 @@ def test_what_fits_fits_and_one_more_does_not():
 
 def test_the_worst_bucket_is_run_and_the_others_are_not():
     plan = make_plan(
-        TrainingSettings(checkpoint=NANO), clip_seconds=[2.0, 4.0], batch_seconds=16, batch_max_clips=4, exact=True,
+        TrainingSettings(checkpoint=NANO),
+        clip_seconds=[2.0, 4.0],
+        batch_seconds=16,
+        batch_max_clips=4,
+        exact=True,
         memory_bytes=10**9,
-    )  # fmt: skip
+    )
     assert sorted(bucket.exact for bucket in plan.worst.buckets) == [False, True]
     assert plan.worst.worst.largest is not None
 
@@ -111,9 +128,12 @@ def test_the_worst_bucket_is_run_and_the_others_are_not():
 def test_advice_is_what_is_left_to_do():
     def told(**changes: Any) -> str:
         plan = make_plan(
-            TrainingSettings(checkpoint=NANO, **changes), clip_seconds=[10.0], batch_seconds=300, batch_max_clips=30,
+            TrainingSettings(checkpoint=NANO, **changes),
+            clip_seconds=[10.0],
+            batch_seconds=300,
+            batch_max_clips=30,
             memory_bytes=60_000_000,
-        )  # fmt: skip
+        )
         return "; ".join(advice(plan))
 
     assert "gradient_checkpointing=true" in told()
@@ -137,8 +157,11 @@ def test_throughput_of_a_run_leaves_its_first_step_out(tmp_path: Path):
 
 def test_steps_end_a_run_before_its_epochs():
     given: dict[str, Any] = {
-        "audio_hours": 1.0, "step_seconds": 60.0, "throughput": "10", "price_per_hour": None,
-    }  # fmt: skip
+        "audio_hours": 1.0,
+        "step_seconds": 60.0,
+        "throughput": "10",
+        "price_per_hour": None,
+    }
     assert estimate(stages=[(2, None)], devices=1, **given).seconds == 720
     assert estimate(stages=[(2, 10)], devices=1, **given).seconds == 60
     assert estimate(stages=[(2, 10)], devices=2, **given).seconds == 30

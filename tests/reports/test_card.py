@@ -13,26 +13,48 @@ from sonotune.types import Finding, RunRecord
 
 
 def score(value: float, **detail: Any) -> dict[str, Any]:
-    return {"value": value, "low": value - 0.01, "high": value + 0.01, "count": 40, "unit": "fraction",
-            "better": "lower", "detail": detail}  # fmt: skip
+    return {
+        "value": value,
+        "low": value - 0.01,
+        "high": value + 0.01,
+        "count": 40,
+        "unit": "fraction",
+        "better": "lower",
+        "detail": detail,
+    }
 
 
 @pytest.fixture
 def record() -> RunRecord:
     return RunRecord(
-        schema=1, run_id="עברית one", status="finished",
-        config={"model": {"language": "he"}, "adapter": {"allocator": "entropy"},
-                "training": {"learning_rate": 1e-3, "seed": 4}, "data": {"train": "/home/somebody/train.jsonl"}},
-        config_origin={}, config_digest="c" * 64, data_digest={"train": "a" * 64, "test": "b" * 64},
+        schema=1,
+        run_id="עברית one",
+        status="finished",
+        config={
+            "model": {"language": "he"},
+            "adapter": {"allocator": "entropy"},
+            "training": {"learning_rate": 1e-3, "seed": 4},
+            "data": {"train": "/home/somebody/train.jsonl"},
+        },
+        config_origin={},
+        config_digest="c" * 64,
+        data_digest={"train": "a" * 64, "test": "b" * 64},
         code={"version": "0.1.0", "commit": "0123456789abcdef", "tree": "clean"},
         environment={"packages": {"torch": "2.13.0", "peft": "0.21.2"}, "platform": "secret"},
-        model={"checkpoint": "openai/whisper-large-v3", "family": "whisper",
-               "components": {"encoder": {"parameters": 1000, "trainable": 10}}},
-        ranks={"a": 2, "b": 8}, findings=(Finding(check="x", severity="warning", message="few clips"),),
+        model={
+            "checkpoint": "openai/whisper-large-v3",
+            "family": "whisper",
+            "components": {"encoder": {"parameters": 1000, "trainable": 10}},
+        },
+        ranks={"a": 2, "b": 8},
+        findings=(Finding(check="x", severity="warning", message="few clips"),),
         scores={"before": {"wer": score(0.9)}, "after": {"wer": score(0.5)}, "test": {"wer": score(0.25, speakers=3)}},
-        stages=(), choices={"quantization.bits": "4: large"}, peak_memory_bytes=2**31, seconds=600.0,
+        stages=(),
+        choices={"quantization.bits": "4: large"},
+        peak_memory_bytes=2**31,
+        seconds=600.0,
         energy_joules=7200.0,
-    )  # fmt: skip
+    )
 
 
 def front(card: str) -> dict[str, Any]:

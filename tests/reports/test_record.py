@@ -165,9 +165,21 @@ def test_model_and_environment_are_complete(page) -> None:
 
 def test_an_empty_run_has_a_report_too(run_record, read_page) -> None:
     bare = replace(
-        run_record, status="failed", scores={}, findings=(), model={}, ranks={}, stages=(), choices={}, config={},
-        environment={}, code={}, config_origin={}, data_digest={}, energy_joules=7200.0,
-    )  # fmt: skip
+        run_record,
+        status="failed",
+        scores={},
+        findings=(),
+        model={},
+        ranks={},
+        stages=(),
+        choices={},
+        config={},
+        environment={},
+        code={},
+        config_origin={},
+        data_digest={},
+        energy_joules=7200.0,
+    )
     page = read_page(build_html(bare))
     assert page.open == []
     assert "The record has no scores" in page.flat("scores")

@@ -103,12 +103,26 @@ def short_run(digits: tuple[Path, list[Clip]], tmp_path_factory: pytest.TempPath
     manifest, _ = digits
     folder = tmp_path_factory.mktemp("short") / "run"
     words = [
-        "model=whisper_nano", f"data.train={manifest.with_name('train.jsonl')}", f"data.eval={manifest}",
-        "data.limit=8", "model.context=full", "model.language=en", "training.max_steps=1", "evaluation.zero_shot=false",
-        "training.eval_steps=never", "training.batch_max_clips=2", "training.precision=fp32", "adapter.rank=2",
-        "data.loader_workers=0", "data.check=header", "run.progress=false", f"run.dir={folder}",
-        "evaluation.bootstrap=100", "training.learning_rate=1e-6", "quantization.bits=16",
-    ]  # fmt: skip
+        "model=whisper_nano",
+        f"data.train={manifest.with_name('train.jsonl')}",
+        f"data.eval={manifest}",
+        "data.limit=8",
+        "model.context=full",
+        "model.language=en",
+        "training.max_steps=1",
+        "evaluation.zero_shot=false",
+        "training.eval_steps=never",
+        "training.batch_max_clips=2",
+        "training.precision=fp32",
+        "adapter.rank=2",
+        "data.loader_workers=0",
+        "data.check=header",
+        "run.progress=false",
+        f"run.dir={folder}",
+        "evaluation.bootstrap=100",
+        "training.learning_rate=1e-6",
+        "quantization.bits=16",
+    ]
     code, _, err = call("train", *words)
     assert code == 0, err
     return folder

@@ -36,10 +36,24 @@ ROWS = {
 
 def record_of(family: str, base: str, **model: Any) -> RunRecord:
     return RunRecord(
-        schema=1, run_id="card", status="finished", config={"model": model, "data": {}}, config_origin={},
-        config_digest="", data_digest={}, code={}, environment={}, model={"checkpoint": base, "family": family},
-        ranks={}, findings=(), scores={}, stages=(), choices={}, peak_memory_bytes=0, seconds=0.0,
-    )  # fmt: skip
+        schema=1,
+        run_id="card",
+        status="finished",
+        config={"model": model, "data": {}},
+        config_origin={},
+        config_digest="",
+        data_digest={},
+        code={},
+        environment={},
+        model={"checkpoint": base, "family": family},
+        ranks={},
+        findings=(),
+        scores={},
+        stages=(),
+        choices={},
+        peak_memory_bytes=0,
+        seconds=0.0,
+    )
 
 
 def blocks(card: str, language: str) -> list[str]:

@@ -51,9 +51,7 @@ def test_the_export_loads_in_plain_transformers_and_is_the_same_function(
 ):
     folder, loaded = trained(bits=bits, stem=stem)
     result = export(str(folder), tmp_path / "export", dtype="fp32")
-    torch.testing.assert_close(
-        plain_logits(tmp_path / "export", loaded), our_logits(loaded), atol=1e-3, rtol=1e-3
-    )  # fmt: skip
+    torch.testing.assert_close(plain_logits(tmp_path / "export", loaded), our_logits(loaded), atol=1e-3, rtol=1e-3)
     assert result["merge"]["largest"] < 1e-3 * max(1.0, result["merge"]["scale"])
     assert result["rounding"]["largest"] == 0.0
     assert result["dtype"] == "fp32"
@@ -180,9 +178,12 @@ def test_a_full_disk_leaves_nothing_half_written(trained: Trained, tmp_path: Pat
 def test_an_export_keeps_the_settings_it_is_to_be_used_with(trained: Trained, tmp_path: Path):
     folder, loaded = trained()
     made_with = {
-        "language": "en", "text_scoring": "identity", "min_duration_s": 0.1, "max_duration_s": 9.0,
+        "language": "en",
+        "text_scoring": "identity",
+        "min_duration_s": 0.1,
+        "max_duration_s": 9.0,
         "multi_label": False,
-    }  # fmt: skip
+    }
     contexts = {
         "context": "cut",
         "trained_contexts": list(loaded.trained_contexts),
@@ -199,9 +200,7 @@ def test_an_export_keeps_the_settings_it_is_to_be_used_with(trained: Trained, tm
     assert use_of(str(tmp_path / "again")) == made_with | contexts
 
 
-def test_logits_that_are_no_numbers_prove_nothing(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):  # fmt: skip
+def test_logits_that_are_no_numbers_prove_nothing(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder, _ = trained()
     monkeypatch.setattr(module, "compare_logits", lambda *_: MergeProof(largest=math.nan, scale=1.0, agreement=0.0))
     with pytest.raises(AdapterError, match=r"the merged model gives no numbers: .* nan of 1"):

@@ -41,7 +41,7 @@ def compare_with(checkpoint: Path | str, manifest: Path | None, *, clips: int = 
         decoding={"bootstrap": 100},
         language=changes.get("language"),
         clips=clips,
-    )  # fmt: skip
+    )
 
 
 # --- by construction -------------------------------------------------------------------------------

@@ -33,11 +33,20 @@ def tuned(fsdd: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, l
     heard = [clip for clip in clips if clip.speaker != "theo"][::25]
     write_manifest(folder / "train.jsonl", heard)
     words = [
-        "model=whisper_nano", "model.context=thinned", "quantization.bits=4",
-        f"data.train={folder / 'train.jsonl'}", f"data.root={fsdd}", "data.eval_speakers=jackson",
-        "training.max_steps=12", "training.eval_steps=never", "run.progress=false",
-        "training.precision=fp32", "data.loader_workers=0", f"run.dir={folder / 'run'}", "evaluation.bootstrap=100",
-    ]  # fmt: skip
+        "model=whisper_nano",
+        "model.context=thinned",
+        "quantization.bits=4",
+        f"data.train={folder / 'train.jsonl'}",
+        f"data.root={fsdd}",
+        "data.eval_speakers=jackson",
+        "training.max_steps=12",
+        "training.eval_steps=never",
+        "run.progress=false",
+        "training.precision=fp32",
+        "data.loader_workers=0",
+        f"run.dir={folder / 'run'}",
+        "evaluation.bootstrap=100",
+    ]
     _, place = run(load_run_config(words))
     return place, [clip for clip in clips if clip.speaker == "theo"][::20]
 
@@ -72,9 +81,11 @@ def test_the_merged_export_says_the_same_in_plain_transformers(tuned: tuple[Path
 def test_the_adapter_says_the_same_in_plain_peft(tuned: tuple[Path, list[Clip]]):
     place, clips = tuned
     four_bits = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32,
-    )  # fmt: skip
+    )
     base = WhisperForConditionalGeneration.from_pretrained(
         resolve_asset("assets:whisper-nano"), quantization_config=four_bits, dtype=torch.float32
     )

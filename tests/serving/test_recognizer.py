@@ -41,9 +41,11 @@ def test_what_is_no_usable_audio_is_named_and_the_rest_goes_on(recordings: Path)
     assert {clip.language for clip in clips} == {"he"}
     found = {Path(str(finding.path)).name: finding.check for finding in findings}
     assert found == {
-        "empty.wav": "audio.empty", "page.mp3": "audio.not_audio", "cut.wav": "audio.truncated",
+        "empty.wav": "audio.empty",
+        "page.mp3": "audio.not_audio",
+        "cut.wav": "audio.truncated",
         "absent.wav": "audio.missing",
-    }  # fmt: skip
+    }
 
 
 def test_transcripts_come_in_the_order_of_the_files_whatever_the_batches(recognizer: Recognizer, recordings: Path):

@@ -55,15 +55,31 @@ class FakeRuns:
         if (folder / "run.json").is_file():
             self.resumed.append(self.calls[-1])
         record = RunRecord(
-            schema=1, run_id=folder.name, status="running", config=settings.plain(), config_origin={},
-            config_digest=settings.digest, data_digest={"train": "t", "eval": "e", "test": self.data},
-            code={"version": "0", "commit": self.commit}, environment={},
+            schema=1,
+            run_id=folder.name,
+            status="running",
+            config=settings.plain(),
+            config_origin={},
+            config_digest=settings.digest,
+            data_digest={"train": "t", "eval": "e", "test": self.data},
+            code={"version": "0", "commit": self.commit},
+            environment={},
             model={"components": {"encoder": {"parameters": 100_000, "trainable": self.parameters.get(arm, 10_000)}}},
-            ranks={}, findings=(), scores={},
-            stages=({"groups": [{"name": "adapters", "parameters": self.parameters.get(arm, 10_000) - 1000},
-                                {"name": "weights", "parameters": 1000}]},),
-            choices={}, peak_memory_bytes=10**9, seconds=60.0,
-        )  # fmt: skip
+            ranks={},
+            findings=(),
+            scores={},
+            stages=(
+                {
+                    "groups": [
+                        {"name": "adapters", "parameters": self.parameters.get(arm, 10_000) - 1000},
+                        {"name": "weights", "parameters": 1000},
+                    ]
+                },
+            ),
+            choices={},
+            peak_memory_bytes=10**9,
+            seconds=60.0,
+        )
         atomic_write_json(folder / "run.json", record_to_json(record))
         if len(self.calls) == self.stop_at:
             raise Interrupted("stopped by SIGTERM")
@@ -84,11 +100,14 @@ class FakeRuns:
         said = " ".join(["word"] * WORDS)
         rows = [
             {
-                "id": f"c{clip}", "scored_reference": said, "duration_s": 2.0, "speaker": f"s{clip % SPEAKERS}",
+                "id": f"c{clip}",
+                "scored_reference": said,
+                "duration_s": 2.0,
+                "speaker": f"s{clip % SPEAKERS}",
                 "scored_hypothesis": " ".join(["word"] * (WORDS - self.errors_of(arm, seed, clip))),
             }
             for clip in range(CLIPS)
-        ]  # fmt: skip
+        ]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         atomic_write_text(folder / "predictions" / "test.jsonl", text)
 
@@ -99,9 +118,13 @@ def base(tmp_path: Path) -> list[str]:
     for name in ("train", "dev", "test"):
         (tmp_path / f"{name}.jsonl").write_text(name, "utf-8")
     return [
-        "model=whisper_nano", f"data.train={tmp_path}/train.jsonl", f"data.eval={tmp_path}/dev.jsonl",
-        f"data.test={tmp_path}/test.jsonl", "training.learning_rate=1e-3", "adapter.rank=4",
-    ]  # fmt: skip
+        "model=whisper_nano",
+        f"data.train={tmp_path}/train.jsonl",
+        f"data.eval={tmp_path}/dev.jsonl",
+        f"data.test={tmp_path}/test.jsonl",
+        "training.learning_rate=1e-3",
+        "adapter.rank=4",
+    ]
 
 
 @pytest.fixture

@@ -239,8 +239,11 @@ def test_finalists_get_further_seeds(plan: Planned, sit: Sit, fake):
     runs = fake(rate_of=lambda arm, rate, seed: {"eva": 0.1, "full": 0.05}.get(arm, 0.3))
     body = sit(made, runs)
     assert [call for call in runs.calls if call.endswith(("seed7", "seed8"))] == [
-        "uniform/lr0.001-seed7", "eva/lr0.001-seed7", "uniform/lr0.001-seed8", "eva/lr0.001-seed8",
-    ]  # fmt: skip
+        "uniform/lr0.001-seed7",
+        "eva/lr0.001-seed7",
+        "uniform/lr0.001-seed8",
+        "eva/lr0.001-seed8",
+    ]
     assert body["finalists"] == ["uniform", "eva"]
     seeds = {row["arm"]: row["seeds"][0] for row in body["comparisons"]}
     assert seeds == {"entropy_half": 2, "eva": 4, "full": 2}

@@ -44,17 +44,31 @@ def words(tmp_path: Path) -> list[str]:
             tone_S = 0.3 * np.sin(2 * np.pi * (200 + 150 * (index % 4)) * time_S)
             soundfile.write(tmp_path / f"{index}.wav", tone_S + 0.02 * rng.standard_normal(time_S.size), RATE_HZ)
             lines.append(
-                {"id": f"c{index}", "path": f"{index}.wav", "text": TEXTS[index % 4], "speaker": f"{split}{index % 6}",
-                 "language": "en"}
-            )  # fmt: skip
+                {
+                    "id": f"c{index}",
+                    "path": f"{index}.wav",
+                    "text": TEXTS[index % 4],
+                    "speaker": f"{split}{index % 6}",
+                    "language": "en",
+                }
+            )
         manifest = tmp_path / f"{split}.jsonl"
         manifest.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
         made.append(f"data.{split}={manifest}")
     return [
-        "model=whisper_nano", *made, "adapter.rank=4", "training.max_steps=2", "training.batch_max_clips=4",
-        "training.precision=fp32", "training.eval_steps=never", "data.loader_workers=0", "run.progress=false",
-        "evaluation.bootstrap=100", "evaluation.max_new_tokens=4", "training.threads=1",
-    ]  # fmt: skip
+        "model=whisper_nano",
+        *made,
+        "adapter.rank=4",
+        "training.max_steps=2",
+        "training.batch_max_clips=4",
+        "training.precision=fp32",
+        "training.eval_steps=never",
+        "data.loader_workers=0",
+        "run.progress=false",
+        "evaluation.bootstrap=100",
+        "evaluation.max_new_tokens=4",
+        "training.threads=1",
+    ]
 
 
 @pytest.fixture
@@ -73,8 +87,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 @pytest.mark.slow
 def test_an_ablation_of_two_arms_and_two_rates(command: Command, words: list[str], tmp_path: Path):
     folder = tmp_path / "ablation"
-    line = ["ablate", *words, "--arms", "uniform,inverse", "--seeds", "3",
-            "--rates", "2", "--dir", str(folder)]  # fmt: skip
+    line = ["ablate", *words, "--arms", "uniform,inverse", "--seeds", "3", "--rates", "2", "--dir", str(folder)]
     code, planned, _ = command(*line, "--dry-run")
     assert code == 0
     assert planned["expected_runs"] == len(planned["runs"]) == 4
@@ -114,8 +127,10 @@ def test_an_ablation_of_two_arms_and_two_rates(command: Command, words: list[str
     again = shlex.split(first["line"])[1:]
     code, _, err = command(*again, f"run.dir={tmp_path / 'again'}")
     assert code == 0, err
-    weights = [load_file(place / "adapter" / "adapter_model.safetensors") for place in
-               (folder / "trials" / first["run"], tmp_path / "again")]  # fmt: skip
+    weights = [
+        load_file(place / "adapter" / "adapter_model.safetensors")
+        for place in (folder / "trials" / first["run"], tmp_path / "again")
+    ]
     assert weights[0].keys() == weights[1].keys()
     assert all(np.array_equal(value, weights[1][name]) for name, value in weights[0].items())
 

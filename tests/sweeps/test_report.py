@@ -55,9 +55,11 @@ def body(plan, sit, fake, tmp_path: Path) -> dict[str, Any]:
         return 2 - (arm == "entropy_half" and clip % 4 > 0) + (arm == "inverse") + (clip % 11 == seed)
 
     runs = fake(
-        errors_of=errors, rate_of=lambda arm, rate, seed: 0.2 + abs(rate - 1e-3), parameters={"full": 100_000},
+        errors_of=errors,
+        rate_of=lambda arm, rate, seed: 0.2 + abs(rate - 1e-3),
+        parameters={"full": 100_000},
         fail={("inverse", 0.00316): ValueError("<script>alert(1)</script>")},
-    )  # fmt: skip
+    )
     sit(plan("uniform,entropy_half,inverse,full", own=["small: adapter.rank=2"]), runs, apart=True)
     read: dict[str, Any] = json.loads((tmp_path / "ablation" / "ablation.json").read_text("utf-8"))
     return read

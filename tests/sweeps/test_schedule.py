@@ -38,9 +38,17 @@ def run_all(plan: Schedule, score: Callable[[Trial], float | None]) -> tuple[lis
 def test_every_arm_shows_itself_first_then_grids_then_seeds():
     order, _ = run_all(schedule(), lambda trial: 0.2 + 0.1 * abs(trial.step))
     assert [(trial.arm, trial.step, trial.seed) for trial in order] == [
-        ("a", 0, 0), ("b", 0, 0), ("a", -1, 0), ("a", 1, 0), ("b", -1, 0), ("b", 1, 0),
-        ("a", 0, 1), ("b", 0, 1), ("a", 0, 2), ("b", 0, 2),
-    ]  # fmt: skip
+        ("a", 0, 0),
+        ("b", 0, 0),
+        ("a", -1, 0),
+        ("a", 1, 0),
+        ("b", -1, 0),
+        ("b", 1, 0),
+        ("a", 0, 1),
+        ("b", 0, 1),
+        ("a", 0, 2),
+        ("b", 0, 2),
+    ]
 
 
 def test_rates_are_half_decades_apart_and_short_to_write():
@@ -120,8 +128,13 @@ def test_what_is_expected_comes_to_pass_where_no_grid_grows():
 
 
 def test_finalists_are_the_first_arm_and_the_best_of_the_others():
-    plan = schedule(arms=("a", "b", "c", "d"), centres=dict.fromkeys("abcd", 1e-3), final_seeds=(8, 9), finalists=1,
-                    out_of_final=("d",))  # fmt: skip
+    plan = schedule(
+        arms=("a", "b", "c", "d"),
+        centres=dict.fromkeys("abcd", 1e-3),
+        final_seeds=(8, 9),
+        finalists=1,
+        out_of_final=("d",),
+    )
     value = {"a": 5.0, "b": 3.0, "c": 2.0, "d": 1.0}
     order, outcomes = run_all(plan, lambda trial: value[trial.arm] + abs(trial.step) + (trial.arm == "c") * trial.seed)
     assert finalists(plan, outcomes) == ("a", "b")  # c has the best first seed, and not the best mean
@@ -137,9 +150,13 @@ def test_any_landscape_is_finished_and_any_stop_goes_on_alike(
 ):
     names = tuple("abc"[:arms])
     plan = schedule(
-        arms=names, centres=dict.fromkeys(names, 1e-3), points=points, seeds=tuple(range(seeds)),
-        final_seeds=tuple(range(10, 10 + final)), finalists=1,
-    )  # fmt: skip
+        arms=names,
+        centres=dict.fromkeys(names, 1e-3),
+        points=points,
+        seeds=tuple(range(seeds)),
+        final_seeds=tuple(range(10, 10 + final)),
+        finalists=1,
+    )
 
     def score(trial: Trial) -> float | None:
         value = hash((salt, trial.arm, trial.step)) % 7

@@ -11,12 +11,27 @@ from sonotune.sweeps.verdict import outcome, sentence
 
 def row(**changes: Any) -> dict[str, Any]:
     return {
-        "arm": "entropy_half", "against": "uniform", "score": "wer", "value": -0.012, "low": -0.02, "high": -0.004,
-        "p": 0.004, "p_holm": 0.012, "comparisons": 3, "tuned": True, "better": "lower", "attainable": True,
-        "minimum_detectable_holm": 0.009, "resampled": "speaker", "blocks": 6, "speakers": 6, "count": 300,
-        "seeds": [3, 3], "parameters": [100_000, 100_200],
+        "arm": "entropy_half",
+        "against": "uniform",
+        "score": "wer",
+        "value": -0.012,
+        "low": -0.02,
+        "high": -0.004,
+        "p": 0.004,
+        "p_holm": 0.012,
+        "comparisons": 3,
+        "tuned": True,
+        "better": "lower",
+        "attainable": True,
+        "minimum_detectable_holm": 0.009,
+        "resampled": "speaker",
+        "blocks": 6,
+        "speakers": 6,
+        "count": 300,
+        "seeds": [3, 3],
+        "parameters": [100_000, 100_200],
         **changes,
-    }  # fmt: skip
+    }
 
 
 def told(**changes: Any) -> str:

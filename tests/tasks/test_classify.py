@@ -56,10 +56,14 @@ def batch_of(*targets: Sequence[int], mixed: Sequence[Sequence[int]] = (), share
     ids, sizes = pad_targets([np.array(own, dtype=np.int64) for own in targets])
     others = pad_targets([np.array(own, dtype=np.int64) for own in mixed])[0] if mixed else None
     return Batch(
-        inputs=torch.zeros(len(targets), 4, 2), input_lengths=torch.full((len(targets),), 4), targets=ids,
-        target_lengths=sizes, clips=tuple(clip(f"c{row}") for row in range(len(targets))), mixed_targets=others,
+        inputs=torch.zeros(len(targets), 4, 2),
+        input_lengths=torch.full((len(targets),), 4),
+        targets=ids,
+        target_lengths=sizes,
+        clips=tuple(clip(f"c{row}") for row in range(len(targets))),
+        mixed_targets=others,
         mixed_shares=torch.tensor(shares) if mixed else None,
-    )  # fmt: skip
+    )
 
 
 def log_softmax(row: Tensor) -> list[float]:
@@ -339,8 +343,12 @@ def said(name: str, *scores: float) -> Prediction:
 
 def test_scores_by_hand():
     clips = clips_of(["drag"], ["drag"], ["roll"], ["roll"])
-    predictions = [said("c0", 0.8, 0.1, 0.1), said("c1", 0.2, 0.7, 0.1), said("c2", 0.1, 0.0, 0.9),
-                   said("c3", 0.3, 0.3, 0.4)]  # fmt: skip
+    predictions = [
+        said("c0", 0.8, 0.1, 0.1),
+        said("c1", 0.2, 0.7, 0.1),
+        said("c2", 0.1, 0.0, 0.9),
+        said("c3", 0.3, 0.3, 0.4),
+    ]
     scores = task().score(predictions, clips, resamples=100)
     assert set(scores) == {"accuracy", "f1_macro", "map"}
     assert scores["accuracy"].value == pytest.approx(3 / 4)
@@ -361,8 +369,12 @@ def test_a_clip_that_could_not_be_read_is_wrong():
 
 def test_several_classes_are_right_where_the_whole_set_is():
     clips = clips_of(["drag", "flam"], ["roll"], [], ["drag"])
-    predictions = [said("c0", 0.9, 0.6, 0.1), said("c1", 0.1, 0.5, 0.9), said("c2", 0.1, 0.2, 0.3),
-                   said("c3", 0.49, 0.1, 0.1)]  # fmt: skip
+    predictions = [
+        said("c0", 0.9, 0.6, 0.1),
+        said("c1", 0.1, 0.5, 0.9),
+        said("c2", 0.1, 0.2, 0.3),
+        said("c3", 0.49, 0.1, 0.1),
+    ]
     made = task(multi_label=True)
     assert made.primary == "map"
     assert made.score(predictions, clips, resamples=100)["accuracy"].value == 0.5
@@ -401,8 +413,10 @@ def test_what_is_kept_of_a_clip():
     clips = clips_of(["drag"], ["roll"])
     made = task()
     assert made.row(said("c0", 0.2, 0.7, 0.1), clips[0]) == {
-        "labels": ["drag"], "decided": ["flam"], "scores": {"drag": 0.2, "flam": 0.7, "roll": 0.1},
-    }  # fmt: skip
+        "labels": ["drag"],
+        "decided": ["flam"],
+        "scores": {"drag": 0.2, "flam": 0.7, "roll": 0.1},
+    }
     assert made.row(said("c1"), clips[1]) == {"labels": ["roll"], "decided": [], "scores": {}}
 
 

@@ -44,10 +44,16 @@ from sonotune.types import Score
 RATE_HZ = 16_000
 TEXTS = ("one", "two", "three seven", "nine", "six")
 AUGMENTED = (
-    "augmentation.speed_probability=0.5", "augmentation.gain_probability=0.5", "augmentation.noise_probability=0.5",
-    "augmentation.pad_probability=0.5", "augmentation.frequency_masks=1", "augmentation.time_masks=1",
-    "augmentation.time_warp_frames=5", "adapter.dropout=0.1", "model.dropout=0.1",
-)  # fmt: skip
+    "augmentation.speed_probability=0.5",
+    "augmentation.gain_probability=0.5",
+    "augmentation.noise_probability=0.5",
+    "augmentation.pad_probability=0.5",
+    "augmentation.frequency_masks=1",
+    "augmentation.time_masks=1",
+    "augmentation.time_warp_frames=5",
+    "adapter.dropout=0.1",
+    "model.dropout=0.1",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -67,10 +73,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny"
     config = WhisperConfig.from_pretrained(source)
     changes = {
-        "d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2,
-        "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_source_positions": 750,
-        "dropout": 0.1, "init_std": 0.1,
-    }  # fmt: skip
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "max_source_positions": 750,
+        "dropout": 0.1,
+        "init_std": 0.1,
+    }
     config.update(changes)
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -91,9 +104,14 @@ def write_clips(folder: Path, name: str, count: int, *, first: int = 0, speaker:
         tone_S = 0.3 * np.sin(2 * np.pi * (200 + 150 * (index % 5)) * time_S)
         soundfile.write(folder / f"{index}.wav", tone_S + 0.02 * rng.standard_normal(time_S.size), RATE_HZ)
         lines.append(
-            {"id": f"c{index}", "path": f"{index}.wav", "text": TEXTS[index % 5], "speaker": f"{speaker}{index % 3}",
-             "language": "en"}
-        )  # fmt: skip
+            {
+                "id": f"c{index}",
+                "path": f"{index}.wav",
+                "text": TEXTS[index % 5],
+                "speaker": f"{speaker}{index % 3}",
+                "language": "en",
+            }
+        )
     manifest = folder / f"{name}.jsonl"
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     return manifest
@@ -121,11 +139,18 @@ def settings(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Lo
     def build(*words: str, folder: Path | None = None, augmented: bool = False) -> LoadedConfig:
         common = {
             "model": str(tiny_model),
-            "data.train": str(corpus / "train.jsonl"), "data.eval": str(corpus / "eval.jsonl"),
-            "run.dir": str(folder or tmp_path / "run"), "run.progress": "false", "data.loader_workers": "0",
-            "training.precision": "fp32", "training.batch_max_clips": "4", "training.max_epochs": "2",
-            "evaluation.bootstrap": "100", "evaluation.max_new_tokens": "4", "training.threads": "1",
-        }  # fmt: skip
+            "data.train": str(corpus / "train.jsonl"),
+            "data.eval": str(corpus / "eval.jsonl"),
+            "run.dir": str(folder or tmp_path / "run"),
+            "run.progress": "false",
+            "data.loader_workers": "0",
+            "training.precision": "fp32",
+            "training.batch_max_clips": "4",
+            "training.max_epochs": "2",
+            "evaluation.bootstrap": "100",
+            "evaluation.max_new_tokens": "4",
+            "training.threads": "1",
+        }
         given = dict(word.split("=", 1) for word in (*(AUGMENTED if augmented else ()), *words))
         if "training.stages" in given:
             del common["training.max_epochs"]
@@ -221,16 +246,30 @@ def bench(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Bench
         task = Transcribe(opened.family, TaskSettings())
         prepared = task.prepare(loaded, read_manifest(manifest or corpus / "train.jsonl"))
         stage = whole_run(
-            loaded, learning_rate=learning_rate, learning_rates=learning_rates or {}, max_epochs=max_epochs,
-            max_steps=max_steps, patience=patience, warmup_steps=warmup_steps,
-        )  # fmt: skip
+            loaded,
+            learning_rate=learning_rate,
+            learning_rates=learning_rates or {},
+            max_epochs=max_epochs,
+            max_steps=max_steps,
+            patience=patience,
+            warmup_steps=warmup_steps,
+        )
         given = tuple(stages(loaded)) if stages is not None else (stage,)
         values: dict[str, Any] = {
-            "seed": 0, "batch_seconds": 60.0, "batch_max_clips": 4, "accumulation_steps": 1, "schedule": "constant",
-            "learning_rate_floor": 0.1, "weight_decay": 0.0, "betas": (0.9, 0.999),
-            "clip_norm": 1e6, "eval_steps": "epoch", "save_steps": "epoch",
-            "keep_checkpoints": 2, "full_context_share": 0.0,
-        }  # fmt: skip
+            "seed": 0,
+            "batch_seconds": 60.0,
+            "batch_max_clips": 4,
+            "accumulation_steps": 1,
+            "schedule": "constant",
+            "learning_rate_floor": 0.1,
+            "weight_decay": 0.0,
+            "betas": (0.9, 0.999),
+            "clip_norm": 1e6,
+            "eval_steps": "epoch",
+            "save_steps": "epoch",
+            "keep_checkpoints": 2,
+            "full_context_share": 0.0,
+        }
         events: list[dict[str, Any]] = []
         stop = StopRequest()
         queue = list(scores or [])
@@ -245,17 +284,28 @@ def bench(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Bench
             accelerator=accelerator or Accelerator(cpu=True), processes=SINGLE_PROCESS, precision="fp32", why=""
         )
         loop = StageLoop(
-            TaskObjective(task, ObjectiveSettings(label_smoothing=label_smoothing)), loaded, given,
+            TaskObjective(task, ObjectiveSettings(label_smoothing=label_smoothing)),
+            loaded,
+            given,
             settings=LoopSettings(**{**values, **changes}),
             data=TrainingData(
                 clips=prepared.clips, targets=prepared.targets, augmenter=None, spec_augment=None, crew=crew
             ),
-            compute=compute, checkpoints=CheckpointPlace(folder=place, fingerprint=fingerprint), log=ListLog(events),
-            evaluate=evaluate if scores is not None else None, stop=stop,
-        )  # fmt: skip
+            compute=compute,
+            checkpoints=CheckpointPlace(folder=place, fingerprint=fingerprint),
+            log=ListLog(events),
+            evaluate=evaluate if scores is not None else None,
+            stop=stop,
+        )
         return Bench(
-            loop=loop, loaded=loaded, family=opened.family, stage=stage, task=task, folder=place, stop=stop,
+            loop=loop,
+            loaded=loaded,
+            family=opened.family,
+            stage=stage,
+            task=task,
+            folder=place,
+            stop=stop,
             events=events,
-        )  # fmt: skip
+        )
 
     return build

@@ -187,9 +187,19 @@ def test_a_setting_that_looks_like_a_secret_changes_nothing(settings: Settings, 
 
 @pytest.mark.parametrize(
     "name",
-    ["adapter.rank", "training.stages", "training.optimizer", "model.checkpoint", "nil", "training.nil",
-     "training.seed", "data", "data.eval", "evaluation.beam_size"],
-)  # fmt: skip
+    [
+        "adapter.rank",
+        "training.stages",
+        "training.optimizer",
+        "model.checkpoint",
+        "nil",
+        "training.nil",
+        "training.seed",
+        "data",
+        "data.eval",
+        "evaluation.beam_size",
+    ],
+)
 def test_what_says_what_a_run_is_cannot_change(settings: Settings, name: str):
     with pytest.raises(ConfigError, match=r"run\.allow_change names"):
         settings(f"run.allow_change={name}")

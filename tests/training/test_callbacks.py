@@ -29,13 +29,19 @@ Settings = Callable[..., LoadedConfig]
 KINDS = {
     "adalora": ("adapter.allocator=adalora",),
     "moving ranks": (
-        "adapter.allocator=entropy", "adapter.rank=8", "allocation.tokens=64", "allocation.clips=6",
-        "reallocation.at=[0.2,0.5]", "reallocation.share=0.3", "regularization.entropy=concentrate",
-        "regularization.ramp=[0,0]", "evaluation.entropy_clips=4",
+        "adapter.allocator=entropy",
+        "adapter.rank=8",
+        "allocation.tokens=64",
+        "allocation.clips=6",
+        "reallocation.at=[0.2,0.5]",
+        "reallocation.share=0.3",
+        "regularization.entropy=concentrate",
+        "regularization.ramp=[0,0]",
+        "evaluation.entropy_clips=4",
     ),
     "measured split": ("adapter.split=measured", "allocation.clips=6"),
     "spread": ("regularization.entropy=spread", "regularization.weight=0.1", "regularization.ramp=[0,0.1]"),
-}  # fmt: skip
+}
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -179,9 +185,12 @@ def test_ranks_of_a_file_may_move_within_what_they_cost(settings: Settings, tmp_
 def test_what_trains_in_full_beside_a_measured_split_learns_no_faster_than_pretrained_weights_bear(settings: Settings):
     loaded = open_model("assets:whisper-nano").loaded
     split = Split(
-        stem=True, unfreeze=("encoder.norms",), rates={"stem": 0.4}, weights={"encoder": 1.0},
+        stem=True,
+        unfreeze=("encoder.norms",),
+        rates={"stem": 0.4},
+        weights={"encoder": 1.0},
         first_step=FirstStep(gains={}, parameters={}, groups=()),
-    )  # fmt: skip
+    )
 
     def rates(learning_rate: str, *words: str) -> dict[str, float]:
         config = settings("adapter.split=measured", f"training.learning_rate={learning_rate}", *words).config

@@ -24,19 +24,32 @@ STEPS = 40
 WAIT_S = 240
 KILLS = int(os.environ.get("SONOTUNE_KILLS", "2"))  # of the run with everything; ten take some minutes
 AUGMENTED = (
-    "augmentation.speed_probability=0.5", "augmentation.gain_probability=0.5", "augmentation.noise_probability=0.5",
-    "augmentation.pad_probability=0.5", "augmentation.frequency_masks=1", "augmentation.time_masks=1",
-    "augmentation.time_warp_frames=5", "adapter.dropout=0.1", "model.dropout=0.1",
-)  # fmt: skip
+    "augmentation.speed_probability=0.5",
+    "augmentation.gain_probability=0.5",
+    "augmentation.noise_probability=0.5",
+    "augmentation.pad_probability=0.5",
+    "augmentation.frequency_masks=1",
+    "augmentation.time_masks=1",
+    "augmentation.time_warp_frames=5",
+    "adapter.dropout=0.1",
+    "model.dropout=0.1",
+)
 
 EVERYTHING = (
     "training.stages=[{name: first, adapters: [decoder], max_steps: 12}, {name: second, weights: [encoder.norms], "
     "adapters: all, max_steps: 14, learning_rates: {encoder.norms: 0.5}, dip: 0.5}, "
     "{name: third, weights: [encoder.norms], adapters: [encoder], max_steps: 14}]",
-    "training.layer_decay=0.9", "adapter.allocator=entropy", "allocation.clips=8", "regularization.entropy=spread",
-    "reallocation.at=[0.4,0.7]", "quantization.bits=4", "training.average_checkpoints=3",
-    "training.memory_limit_bytes=700000", "evaluation.entropy_clips=4", "training.accumulation_steps=2",
-)  # fmt: skip
+    "training.layer_decay=0.9",
+    "adapter.allocator=entropy",
+    "allocation.clips=8",
+    "regularization.entropy=spread",
+    "reallocation.at=[0.4,0.7]",
+    "quantization.bits=4",
+    "training.average_checkpoints=3",
+    "training.memory_limit_bytes=700000",
+    "evaluation.entropy_clips=4",
+    "training.accumulation_steps=2",
+)
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -48,12 +61,23 @@ def start(tiny_model: Path, corpus: Path) -> Iterator[Start]:
 
     def begin(folder: Path, *words: str) -> subprocess.Popen[str]:
         line = [
-            sys.executable, "-m", "sonotune", "train", f"model={tiny_model}", f"data.train={corpus / 'train.jsonl'}",
-            f"data.eval={corpus / 'eval.jsonl'}", f"run.dir={folder}", "training.batch_max_clips=4",
+            sys.executable,
+            "-m",
+            "sonotune",
+            "train",
+            f"model={tiny_model}",
+            f"data.train={corpus / 'train.jsonl'}",
+            f"data.eval={corpus / 'eval.jsonl'}",
+            f"run.dir={folder}",
+            "training.batch_max_clips=4",
             *([] if "training.stages" in "".join(words) else [f"training.max_epochs={STEPS // 5}"]),
             "training.eval_steps=20" if "training.stages" not in "".join(words) else "training.eval_steps=5",
-            "training.threads=1", "evaluation.bootstrap=100", "evaluation.max_new_tokens=4", *AUGMENTED, *words,
-        ]  # fmt: skip
+            "training.threads=1",
+            "evaluation.bootstrap=100",
+            "evaluation.max_new_tokens=4",
+            *AUGMENTED,
+            *words,
+        ]
         process = subprocess.Popen(
             line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )

@@ -20,9 +20,17 @@ def model_of(parameters: int, untrained: tuple[str, ...] = (), new_outputs: tupl
     module = nn.Module()
     module.weight = nn.Parameter(torch.empty(parameters, device="meta"))
     return LoadedModel(
-        module=module, frontend=None, components=(Component(name="encoder", prefixes=("weight",)),), linears=(),  # type: ignore[arg-type]
-        family="whisper", checkpoint="x", revision="x", processor=None, untrained=untrained, new_outputs=new_outputs,
-    )  # fmt: skip
+        module=module,
+        frontend=None,
+        components=(Component(name="encoder", prefixes=("weight",)),),
+        linears=(),  # type: ignore[arg-type]
+        family="whisper",
+        checkpoint="x",
+        revision="x",
+        processor=None,
+        untrained=untrained,
+        new_outputs=new_outputs,
+    )
 
 
 def chosen(*words: str, parameters: int = 72_593_920, **of_model: Any) -> tuple[float, dict[str, float], str | None]:
@@ -65,9 +73,12 @@ def test_an_output_layer_that_is_pretrained_learns_like_the_rest_of_the_weights(
 
 def test_weights_in_four_bits_count_as_what_they_stand_for():
     loaded = quantize(
-        WhisperFamily().load("assets:whisper-nano", random_weights=True), bits=4, keep=set(), double=True,
+        WhisperFamily().load("assets:whisper-nano", random_weights=True),
+        bits=4,
+        keep=set(),
+        double=True,
         compute_dtype=torch.float32,
-    )  # fmt: skip
+    )
     held = sum(parameter.numel() for parameter in loaded.module.parameters())
     reason = learning_rates(load_run_config(["model=whisper_base", "data.train=x.jsonl"]).config, loaded).reason
     assert held < 2e6

@@ -507,9 +507,11 @@ def test_a_checkpoint_without_moments_that_were_there_is_refused(bench: Build):
     kept = {key: value for key, value in saved.optimizer.items() if not key.startswith(f"{name}/")}
     other = bench(max_epochs=1)
     with pytest.raises(CheckpointError) as caught:
-        other.loop.resume(checkpoint.Checkpoint(
-            path=saved.path, step=saved.step, weights=saved.weights, optimizer=kept, state=saved.state
-        ))  # fmt: skip
+        other.loop.resume(
+            checkpoint.Checkpoint(
+                path=saved.path, step=saved.step, weights=saved.weights, optimizer=kept, state=saved.state
+            )
+        )
     assert name in str(caught.value)
 
 

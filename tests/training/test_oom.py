@@ -110,8 +110,14 @@ def test_the_largest_batches_are_tried_before_the_first_step_of_each_stage(bench
     limit = kept_bytes(bench(), 8, 9) + 1000  # the longest clips are c9 and c19, in no early batch of every epoch
 
     def stages(loaded: Any) -> list[Any]:
-        common = {"learning_rate": 1e-3, "learning_rates": {}, "max_epochs": 1, "max_steps": None, "patience": None,
-                  "warmup_steps": 0}  # fmt: skip
+        common = {
+            "learning_rate": 1e-3,
+            "learning_rates": {},
+            "max_epochs": 1,
+            "max_steps": None,
+            "patience": None,
+            "warmup_steps": 0,
+        }
         return [replace(whole_run(loaded, **common), name=name) for name in ("one", "two")]
 
     made = bench(memory_limit_bytes=limit, stages=stages)

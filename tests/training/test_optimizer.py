@@ -202,9 +202,10 @@ def test_moments_take_what_is_predicted():
         wide_step(module, optimizer, seed=0)
         for name, parameter in module.named_parameters():
             taken = sum(
-                value.numel() * value.element_size() for key, value in optimizer_tensors(optimizer).items()
+                value.numel() * value.element_size()
+                for key, value in optimizer_tensors(optimizer).items()
                 if key.startswith(name) and not key.endswith("/step")
-            )  # fmt: skip
+            )
             assert moment_bytes(parameter.numel(), kind) == taken, (kind, name)
     assert moment_bytes(10**6, "paged_adamw") == 0 < moment_bytes(1000, "paged_adamw")
 

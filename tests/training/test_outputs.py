@@ -34,11 +34,21 @@ from sonotune.training.run import run
 Settings = Callable[..., LoadedConfig]
 RATE_HZ = 16_000
 WAVEFORM = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
-    "conv_dim": (16, 16, 16), "conv_kernel": (10, 8, 4), "conv_stride": (5, 8, 8), "num_feat_extract_layers": 3,
-    "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "feat_extract_norm": "layer",
-    "do_stable_layer_norm": True, "conv_bias": True, "initializer_range": 0.2,
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "conv_dim": (16, 16, 16),
+    "conv_kernel": (10, 8, 4),
+    "conv_stride": (5, 8, 8),
+    "num_feat_extract_layers": 3,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "conv_bias": True,
+    "initializer_range": 0.2,
+}
 CLASSES = ("flam", "drag", "roll")
 CHARACTERS = ("<pad>", "<unk>", "|", *sorted(set("onetwothreesevenninesix")))
 
@@ -67,10 +77,16 @@ def ast_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An AST for four classes of another corpus."""
     folder = tmp_path_factory.mktemp("ast-model") / "model"
     config = transformers.ASTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, num_mel_bins=32,
-        max_length=256, initializer_range=0.1, id2label=dict(enumerate("abcd")),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        num_mel_bins=32,
+        max_length=256,
+        initializer_range=0.1,
+        id2label=dict(enumerate("abcd")),
         label2id={label: index for index, label in enumerate("abcd")},
-    )  # fmt: skip
+    )
     with torch.random.fork_rng():
         torch.manual_seed(1)
         transformers.ASTForAudioClassification(config).save_pretrained(folder)
@@ -89,8 +105,9 @@ def write_tones(folder: Path, name: str, count: int, *, first: int = 0, many: bo
         tones_S = sum(np.sin(2 * np.pi * 300 * (1 + 4 * part) * time_S) for part in own)
         soundfile.write(folder / f"{index}.wav", 0.2 * tones_S + 0.01 * rng.standard_normal(time_S.size), RATE_HZ)
         labels = [CLASSES[part] for part in own]
-        lines.append({"id": f"t{index}", "path": f"{index}.wav", "speaker": f"s{index}",
-                      "label": labels if many else labels[0]})  # fmt: skip
+        lines.append(
+            {"id": f"t{index}", "path": f"{index}.wav", "speaker": f"s{index}", "label": labels if many else labels[0]}
+        )
     if also:
         lines[-1]["label"] = also
     manifest = folder / f"{name}.jsonl"
@@ -116,9 +133,11 @@ def classify(settings: Settings, ast_model: Path, tones: Path) -> Settings:
     def build(*words: str, place: Path = tones) -> LoadedConfig:
         given = {word.partition("=")[0] for word in words}
         common = (
-            f"model={ast_model}", f"data.train={place / 'train.jsonl'}", f"data.eval={place / 'eval.jsonl'}",
+            f"model={ast_model}",
+            f"data.train={place / 'train.jsonl'}",
+            f"data.eval={place / 'eval.jsonl'}",
             "training.learning_rate=1e-2",
-        )  # fmt: skip
+        )
         return settings(*(word for word in common if word.partition("=")[0] not in given), *words)
 
     return build
@@ -285,9 +304,10 @@ def test_a_run_of_classification(classify: Settings, tones: Path, tmp_path: Path
 
 def test_a_run_of_several_classes(classify: Settings, tones: Path, tmp_path: Path):
     record, folder = run(
-        classify("data.multi_label=true", "training.class_weights=balanced", "training.max_epochs=6",
-                 place=tones / "many")
-    )  # fmt: skip
+        classify(
+            "data.multi_label=true", "training.class_weights=balanced", "training.max_epochs=6", place=tones / "many"
+        )
+    )
     assert set(record.scores["after"]) == {"accuracy", "f1_macro", "map"}
     assert record.scores["after"]["map"]["value"] > record.scores["before"]["map"]["value"]
     made = rows(folder, "after")

@@ -34,9 +34,14 @@ STAGES = (
     "{name: second, weights: [encoder.norms], adapters: all, max_steps: 4, learning_rates: {encoder.norms: 0.5}}]"
 )
 EVERYTHING = (
-    "adapter.allocator=entropy", "regularization.entropy=spread", "reallocation.at=[0.3]", "allocation.clips=8",
-    "adapter.dropout=0.1", "augmentation.speed_probability=0.5", "augmentation.frequency_masks=1",
-)  # fmt: skip
+    "adapter.allocator=entropy",
+    "regularization.entropy=spread",
+    "reallocation.at=[0.3]",
+    "allocation.clips=8",
+    "adapter.dropout=0.1",
+    "augmentation.speed_probability=0.5",
+    "augmentation.frequency_masks=1",
+)
 
 
 @pytest.fixture
@@ -49,13 +54,23 @@ def train(tiny_model: Path, corpus: Path) -> Callable[..., tuple[int, str]]:
             ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
         )
         line = [
-            sys.executable, *launcher, *program, f"model={tiny_model}", f"data.train={corpus / 'train.jsonl'}",
-            f"data.eval={corpus / 'eval.jsonl'}", f"run.dir={folder}", "training.batch_max_clips=3",
-            "training.threads=1", "data.loader_workers=0",
+            sys.executable,
+            *launcher,
+            *program,
+            f"model={tiny_model}",
+            f"data.train={corpus / 'train.jsonl'}",
+            f"data.eval={corpus / 'eval.jsonl'}",
+            f"run.dir={folder}",
+            "training.batch_max_clips=3",
+            "training.threads=1",
+            "data.loader_workers=0",
             *(() if any(word.startswith("training.precision=") for word in words) else ("training.precision=fp32",)),
-            "evaluation.bootstrap=100", "evaluation.max_new_tokens=4", "evaluation.batch_max_clips=1",
-            "training.learning_rate=0.01", *words,
-        ]  # fmt: skip
+            "evaluation.bootstrap=100",
+            "evaluation.max_new_tokens=4",
+            "evaluation.batch_max_clips=1",
+            "training.learning_rate=0.01",
+            *words,
+        ]
         done = subprocess.run(
             line, capture_output=True, text=True, timeout=WAIT_S, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
@@ -304,10 +319,12 @@ def test_a_user_error_under_several_processes_ends_them_all(train: Callable[...,
 
 
 FULL = (
-    "adapter.kind=none", "quantization.bits=16", "training.learning_rates={encoder: 0.2, decoder: 0.2}",
+    "adapter.kind=none",
+    "quantization.bits=16",
+    "training.learning_rates={encoder: 0.2, decoder: 0.2}",
     "training.stages=[{name: first, weights: [decoder], max_steps: 3}, "
     "{name: second, weights: [encoder, decoder], max_steps: 4}]",
-)  # fmt: skip
+)
 FROZEN = ("quantization.bits=16", "training.gradient_checkpointing=true", *EVERYTHING, STAGES)
 
 
@@ -371,9 +388,13 @@ def test_no_copies_of_weights_in_parts_are_kept_for_the_backward_pass(
     driver = tmp_path / "copies.py"
     driver.write_text(COPIES, "utf-8")
     words = (
-        "adapter.kind=none", "quantization.bits=16", "training.precision=bf16", "training.max_steps=1",
-        "training.accumulation_steps=2", "training.learning_rates={encoder: 0.2, decoder: 0.2}",
-    )  # fmt: skip
+        "adapter.kind=none",
+        "quantization.bits=16",
+        "training.precision=bf16",
+        "training.max_steps=1",
+        "training.accumulation_steps=2",
+        "training.learning_rates={encoder: 0.2, decoder: 0.2}",
+    )
     kept = []
     for processes, parts in ((1, "false"), (2, "true")):
         code, said = train(
@@ -471,12 +492,20 @@ def test_shares_are_apart_and_whole():
 def test_buckets_hold_neighbours_of_one_type_up_to_their_size():
     wide = BUCKET_BYTES // 4
     tensors = [
-        torch.empty(wide // 2), torch.empty(wide // 2), torch.empty(1), torch.empty(1, dtype=torch.bfloat16),
-        torch.empty(2 * wide), torch.empty(3),
-    ]  # fmt: skip
+        torch.empty(wide // 2),
+        torch.empty(wide // 2),
+        torch.empty(1),
+        torch.empty(1, dtype=torch.bfloat16),
+        torch.empty(2 * wide),
+        torch.empty(3),
+    ]
     assert [[tensor.numel() for tensor in bucket] for bucket in _buckets(tensors)] == [
-        [wide // 2, wide // 2], [1], [1], [2 * wide], [3],
-    ]  # fmt: skip
+        [wide // 2, wide // 2],
+        [1],
+        [1],
+        [2 * wide],
+        [3],
+    ]
 
 
 class Other(Processes):
@@ -516,9 +545,12 @@ def test_a_checkpoint_of_other_steps_is_refused(settings: Settings, tmp_path: Pa
     from sonotune.training import checkpoint
 
     saved = checkpoint.save(
-        tmp_path, 1, weights={}, optimizer={},
+        tmp_path,
+        1,
+        weights={},
+        optimizer={},
         state={"position": {}, "identity": {"micro-batches of a step": "2"}},
-    )  # fmt: skip
+    )
     wanted = Fingerprint(values={"micro-batches of a step": "1"}, may_differ=frozenset())
     with pytest.raises(CheckpointError, match="micro-batches of a step was 2 and is now 1"):
         checkpoint.check_fingerprint(checkpoint.read(saved), wanted, ())

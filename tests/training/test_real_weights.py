@@ -52,12 +52,20 @@ def run(command: str, *words: str) -> Any:
 @pytest.fixture(scope="module")
 def training(whisper_base: Path, strings: Path) -> list[str]:
     return [
-        f"model.checkpoint={whisper_base}", f"data.train={strings / 'train.jsonl'}",
+        f"model.checkpoint={whisper_base}",
+        f"data.train={strings / 'train.jsonl'}",
         f"data.eval={strings / 'eval.jsonl'}",
-        "training.max_epochs=1", "training.batch_max_clips=4", "training.batch_seconds=1000",
-        f"training.save_steps={SAVED_AT}", "training.eval_steps=never", "training.learning_rate=1e-3",
-        "adapter.stem=frozen", "evaluation.zero_shot=false", "evaluation.bootstrap=100", "run.progress=false",
-    ]  # fmt: skip
+        "training.max_epochs=1",
+        "training.batch_max_clips=4",
+        "training.batch_seconds=1000",
+        f"training.save_steps={SAVED_AT}",
+        "training.eval_steps=never",
+        "training.learning_rate=1e-3",
+        "adapter.stem=frozen",
+        "evaluation.zero_shot=false",
+        "evaluation.bootstrap=100",
+        "run.progress=false",
+    ]
 
 
 @pytest.fixture(scope="module")

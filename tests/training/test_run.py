@@ -89,8 +89,14 @@ def test_a_run_leaves_all_that_the_design_lists(settings: Settings, tmp_path: Pa
     record, folder = run(settings("data.test=" + str(settings().config.data.eval)))
     assert folder == tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
-        "run.json", "ranks.json", "events.jsonl", "run.lock", "checkpoints", "adapter", "predictions"
-    }  # fmt: skip
+        "run.json",
+        "ranks.json",
+        "events.jsonl",
+        "run.lock",
+        "checkpoints",
+        "adapter",
+        "predictions",
+    }
     assert read_record(folder) == record
     assert record.status == "finished"
     assert set(record.scores) == {"before", "after", "test"}

@@ -39,11 +39,25 @@ def speech_to_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Whisper with encoder and decoder, in 16 bits as published ones are, with a window of two seconds."""
     folder = tmp_path_factory.mktemp("speech-to-text") / "model"
     config = transformers.WhisperConfig(
-        vocab_size=64, d_model=32, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, max_source_positions=50 * WINDOW_S,
-        num_mel_bins=80, classifier_proj_size=16, init_std=0.1, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        decoder_start_token_id=3, suppress_tokens=None, begin_suppress_tokens=None,
-    )  # fmt: skip
+        vocab_size=64,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_source_positions=50 * WINDOW_S,
+        num_mel_bins=80,
+        classifier_proj_size=16,
+        init_std=0.1,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=3,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(3)
         module = transformers.WhisperForConditionalGeneration(config)
@@ -77,9 +91,12 @@ def classify(settings: Settings, speech_to_text: Path, glides: Path) -> Settings
     def build(*words: str, folder: Path | None = None) -> LoadedConfig:
         given = {word.partition("=")[0] for word in words}
         common = (
-            f"model={speech_to_text}", "model.task=classify", f"data.train={glides / 'train.jsonl'}",
-            f"data.eval={glides / 'eval.jsonl'}", "training.learning_rate=1e-2",
-        )  # fmt: skip
+            f"model={speech_to_text}",
+            "model.task=classify",
+            f"data.train={glides / 'train.jsonl'}",
+            f"data.eval={glides / 'eval.jsonl'}",
+            "training.learning_rate=1e-2",
+        )
         return settings(*(word for word in common if word.partition("=")[0] not in given), *words, folder=folder)
 
     return build

@@ -33,12 +33,18 @@ def plan(*wanted: dict[str, Any]) -> Callable[[LoadedModel], Sequence[Stage]]:
 
     def build(loaded: LoadedModel) -> Sequence[Stage]:
         settings = [
-            StageSettings(**{
-                "name": f"stage {index}", "max_epochs": 9, "max_steps": 2, "learning_rates": {}, "warmup_steps": 0,
-                **one,
-            })
+            StageSettings(
+                **{
+                    "name": f"stage {index}",
+                    "max_epochs": 9,
+                    "max_steps": 2,
+                    "learning_rates": {},
+                    "warmup_steps": 0,
+                    **one,
+                }
+            )
             for index, one in enumerate(wanted)
-        ]  # fmt: skip
+        ]
         return build_stages(loaded, settings, learning_rate=1e-2, learning_rates={})
 
     return build
@@ -106,10 +112,12 @@ def test_a_stage_without_adapters_leaves_what_acts_on_them_alone(settings: Setti
     record, folder = run(
         settings(
             "training.stages=[{name: head, weights: [stem], adapters: none, max_steps: 2}, {name: all, max_steps: 3}]",
-            "regularization.entropy=spread", "regularization.weight=1.0", "regularization.ramp=[0,0]",
+            "regularization.entropy=spread",
+            "regularization.weight=1.0",
+            "regularization.ramp=[0,0]",
             "adapter.allocator=adalora",
         )
-    )  # fmt: skip
+    )
     steps = [event for event in read_events(folder / "events.jsonl") if event["kind"] == "step"]
     assert [event["stage"] for event in steps] == ["head"] * 2 + ["all"] * 3
     assert [bool(event.get("penalty")) for event in steps[:2]] == [False, False]
@@ -138,9 +146,15 @@ def test_full_fine_tuning_has_stages_too(settings: Settings):
 def test_rates_are_the_closed_form_of_the_stage(bench: Build):
     wanted = plan(
         {"weights": ["stem"], "adapters": "none", "max_steps": 4, "warmup_steps": 2},
-        {"weights": ["stem"], "max_steps": 5, "learning_rate": 4e-3, "learning_rates": {"stem": 0.5},
-         "warmup_steps": 4, "dip": 0.5},
-    )  # fmt: skip
+        {
+            "weights": ["stem"],
+            "max_steps": 5,
+            "learning_rate": 4e-3,
+            "learning_rates": {"stem": 0.5},
+            "warmup_steps": 4,
+            "dip": 0.5,
+        },
+    )
     made = bench(stages=wanted, schedule="linear", learning_rate_floor=0.1)
     made.loop.run()
     rates = [event["learning_rates"] for event in made.of("step")]
@@ -154,15 +168,24 @@ def test_rates_are_the_closed_form_of_the_stage(bench: Build):
 
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 5), st.none() | st.integers(1, 40)), min_size=1, max_size=4),
-    steps=st.integers(1, 9), warmup=st.integers(0, 50) | st.just("auto"), dip=st.floats(0.01, 1),
-)  # fmt: skip
+    steps=st.integers(1, 9),
+    warmup=st.integers(0, 50) | st.just("auto"),
+    dip=st.floats(0.01, 1),
+)
 def test_a_course_covers_every_step_once_and_its_shares_are_shares(lengths, steps: int, warmup, dip: float):
     group = ParameterGroup(name="g", parameters=("p",), learning_rate=1.0, decay=True)
     stages = [
-        Stage(name=str(index), groups=(group,), max_epochs=epochs, max_steps=most, patience=None, warmup_steps=warmup,
-              dip=dip)
+        Stage(
+            name=str(index),
+            groups=(group,),
+            max_epochs=epochs,
+            max_steps=most,
+            patience=None,
+            warmup_steps=warmup,
+            dip=dip,
+        )
         for index, (epochs, most) in enumerate(lengths)
-    ]  # fmt: skip
+    ]
     course = StageSchedule(stages, schedule="cosine", floor=0.1, steps_of=lambda epoch: steps)
     course.enter(0, step=0, epoch=0)
     total, step = course.total, 0
@@ -180,10 +203,21 @@ def test_a_course_covers_every_step_once_and_its_shares_are_shares(lengths, step
 
 
 def test_layers_further_down_learn_more_slowly(bench: Build):
-    made = bench(unfreeze=["encoder.layers[0:1]"], stem="train", stages=lambda loaded: [whole_run(
-        loaded, learning_rate=1.0, learning_rates={"stem": 0.5}, max_epochs=1, max_steps=1, patience=None,
-        layer_decay=0.5,
-    )])  # fmt: skip
+    made = bench(
+        unfreeze=["encoder.layers[0:1]"],
+        stem="train",
+        stages=lambda loaded: [
+            whole_run(
+                loaded,
+                learning_rate=1.0,
+                learning_rates={"stem": 0.5},
+                max_epochs=1,
+                max_steps=1,
+                patience=None,
+                layer_decay=0.5,
+            )
+        ],
+    )
     rate = {name: group.learning_rate for group in made.loop._stages[0].groups for name in group.parameters}
     depth = {component.name: len(component.layers) for component in made.loaded.components}
     assert depth["encoder"] >= 2

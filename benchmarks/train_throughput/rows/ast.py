@@ -26,9 +26,15 @@ from sonotune.types import Clip
 
 LABELS: Final = tuple(sorted(DIGITS))
 AST: Final = {
-    "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024,
-    "num_mel_bins": 128, "max_length": 1024, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-}  # fmt: skip
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 1024,
+    "num_mel_bins": 128,
+    "max_length": 1024,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 
 
 def write_given(work: Path, number: int) -> tuple[str, list[Clip]]:
@@ -46,9 +52,11 @@ def write_model(folder: Path) -> None:
     from recipes.nano.ast_base import initialise
 
     config = transformers.ASTConfig(
-        **AST, id2label=dict(enumerate(LABELS)), label2id={label: index for index, label in enumerate(LABELS)},
+        **AST,
+        id2label=dict(enumerate(LABELS)),
+        label2id={label: index for index, label in enumerate(LABELS)},
         architectures=["ASTForAudioClassification"],
-    )  # fmt: skip
+    )
     torch.manual_seed(SEED)
     model = transformers.ASTForAudioClassification(config)
     initialise(model)
@@ -70,9 +78,11 @@ def open_usual(work: Path, precision: str) -> Usual:
     ]
     return Usual(
         model=wrap_usual(model, target_modules=linears, modules_to_save=["classifier"]),
-        rows=functools.partial(transformed, extractor), collate=None, processing_class=extractor,
+        rows=functools.partial(transformed, extractor),
+        collate=None,
+        processing_class=extractor,
         arguments={"dataloader_num_workers": 1},
-    )  # fmt: skip
+    )
 
 
 def transformed(extractor: Any, clips: Sequence[Clip]) -> Any:
@@ -92,7 +102,10 @@ def transformed(extractor: Any, clips: Sequence[Clip]) -> Any:
 
 
 ROW: Final = Row(
-    usual="Trainer + PEFT, set_transform", write=write_given,
-    open_ours=functools.partial(open_ours, unfreeze=("head",)), open_usual=open_usual, first_loss=mean_loss,
+    usual="Trainer + PEFT, set_transform",
+    write=write_given,
+    open_ours=functools.partial(open_ours, unfreeze=("head",)),
+    open_usual=open_usual,
+    first_loss=mean_loss,
     contexts=("full", "cut"),
-)  # fmt: skip
+)

@@ -114,10 +114,16 @@ def prepare(row: Row, work: Path, steps: str) -> dict[str, Any]:
     write_manifest(work / "measured.jsonl", clips[cut:])
     seconds = [clip.duration_s for clip in clips[cut:]]
     return {
-        "source": source, "batch": row.batch, "warmup_steps": row.warmup_steps, "seed": SEED, "clips": len(seconds),
-        "seconds": sum(seconds), "shortest_s": min(seconds), "median_s": statistics.median(seconds),
+        "source": source,
+        "batch": row.batch,
+        "warmup_steps": row.warmup_steps,
+        "seed": SEED,
+        "clips": len(seconds),
+        "seconds": sum(seconds),
+        "shortest_s": min(seconds),
+        "median_s": statistics.median(seconds),
         "longest_s": max(seconds),
-    }  # fmt: skip
+    }
 
 
 def write_sounds(work: Path, number: int, *, shortest_s: float, longest_s: float) -> list[Clip]:
@@ -231,11 +237,20 @@ def _train_by_loop(row: Row, work: Path, precision: str, crew: Any) -> dict[str,
     ours = row.open_ours(work, precision, "cut")
     memory = Memory()
     settings = LoopSettings(
-        seed=SEED, batch_seconds=1000.0, batch_max_clips=row.batch, accumulation_steps=1, schedule="linear",
-        learning_rate_floor=0.0, weight_decay=0.0, betas=(0.9, 0.999), clip_norm=1.0,
-        eval_steps="never", save_steps="epoch", keep_checkpoints=1,
+        seed=SEED,
+        batch_seconds=1000.0,
+        batch_max_clips=row.batch,
+        accumulation_steps=1,
+        schedule="linear",
+        learning_rate_floor=0.0,
+        weight_decay=0.0,
+        betas=(0.9, 0.999),
+        clip_norm=1.0,
+        eval_steps="never",
+        save_steps="epoch",
+        keep_checkpoints=1,
         full_context_share=0.0,
-    )  # fmt: skip
+    )
     clock, loop, preparation_s = Clock(), None, 0.0
     for part in PARTS:
         began = time.perf_counter()
@@ -244,7 +259,10 @@ def _train_by_loop(row: Row, work: Path, precision: str, crew: Any) -> dict[str,
         assert not prepared.findings, prepared.findings
         clock = Clock()
         loop = StageLoop(
-            TaskObjective(ours.task, ObjectiveSettings()), ours.loaded, [stage_of(ours.loaded)], settings=settings,
+            TaskObjective(ours.task, ObjectiveSettings()),
+            ours.loaded,
+            [stage_of(ours.loaded)],
+            settings=settings,
             data=TrainingData(
                 clips=prepared.clips, targets=prepared.targets, augmenter=None, spec_augment=None, crew=crew
             ),
@@ -256,7 +274,7 @@ def _train_by_loop(row: Row, work: Path, precision: str, crew: Any) -> dict[str,
                 fingerprint=Fingerprint(values={}, may_differ=frozenset()),
             ),
             log=_RefuseFindings([clock]),
-        )  # fmt: skip
+        )
         loop.run()
     assert loop is not None
     return report(clock, memory, clips=loop.state.clips, preparation_s=preparation_s) | {
@@ -322,16 +340,31 @@ def train_by_trainer(row: Row, work: Path, usual: Usual, rows: Any, *, precision
 
     settings = transformers.Seq2SeqTrainingArguments if usual.sequence else transformers.TrainingArguments
     shared = {
-        "output_dir": str(work / "trainer"), "per_device_train_batch_size": row.batch,
-        "gradient_accumulation_steps": 1, "learning_rate": LEARNING_RATE, "max_steps": len(rows) // row.batch,
-        "bf16": precision == "bf16", "use_cpu": True, "save_strategy": "no", "eval_strategy": "no",
-        "report_to": "none", "remove_unused_columns": False, "label_names": ["labels"], "disable_tqdm": True,
-        "logging_steps": 10_000, "dataloader_pin_memory": False, "seed": SEED,
-    }  # fmt: skip
+        "output_dir": str(work / "trainer"),
+        "per_device_train_batch_size": row.batch,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": LEARNING_RATE,
+        "max_steps": len(rows) // row.batch,
+        "bf16": precision == "bf16",
+        "use_cpu": True,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "disable_tqdm": True,
+        "logging_steps": 10_000,
+        "dataloader_pin_memory": False,
+        "seed": SEED,
+    }
     trainer = Trainer(
-        args=settings(**(shared | dict(usual.arguments))), model=usual.model, train_dataset=rows, callbacks=[Watch()],
-        data_collator=usual.collate, processing_class=usual.processing_class,
-    )  # fmt: skip
+        args=settings(**(shared | dict(usual.arguments))),
+        model=usual.model,
+        train_dataset=rows,
+        callbacks=[Watch()],
+        data_collator=usual.collate,
+        processing_class=usual.processing_class,
+    )
     trainer.train()
     return clock
 
@@ -362,9 +395,14 @@ def side_check(row: Row, work: Path, precision: str) -> dict[str, Any]:
         prepared = ours.task.prepare(ours.loaded, first)
         assert not prepared.findings, prepared.findings
         batch = ClipBatches(
-            prepared.clips, prepared.targets, ours.loaded.frontend, batches=[tuple(range(row.batch))], seed=SEED,
-            epoch=0, context=context,
-        )[0]  # fmt: skip
+            prepared.clips,
+            prepared.targets,
+            ours.loaded.frontend,
+            batches=[tuple(range(row.batch))],
+            seed=SEED,
+            epoch=0,
+            context=context,
+        )[0]
         with torch.no_grad(), ours.accelerator.autocast():
             found[context] = row.first_loss(ours, batch)
         found["trainable"]["sonotune"] = _trainable(ours.loaded.module)

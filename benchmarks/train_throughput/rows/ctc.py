@@ -27,12 +27,26 @@ from sonotune.types import Clip
 
 LINEARS: Final = r".*encoder\.layers\.\d+\.(attention|feed_forward)\..*(_proj|_dense)"
 WAV2VEC2: Final = {
-    "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024,
-    "conv_dim": (128,) * 7, "feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True,
-    "num_conv_pos_embeddings": 64, "num_conv_pos_embedding_groups": 16, "apply_spec_augment": False,
-    "ctc_loss_reduction": "mean", "ctc_zero_infinity": True, "layerdrop": 0.0, "hidden_dropout": 0.0,
-    "attention_dropout": 0.0, "activation_dropout": 0.0, "feat_proj_dropout": 0.0, "final_dropout": 0.0,
-}  # fmt: skip
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 1024,
+    "conv_dim": (128,) * 7,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "conv_bias": True,
+    "num_conv_pos_embeddings": 64,
+    "num_conv_pos_embedding_groups": 16,
+    "apply_spec_augment": False,
+    "ctc_loss_reduction": "mean",
+    "ctc_zero_infinity": True,
+    "layerdrop": 0.0,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "feat_proj_dropout": 0.0,
+    "final_dropout": 0.0,
+}
 
 
 def write_given(work: Path, number: int) -> tuple[str, list[Clip]]:
@@ -75,9 +89,10 @@ def open_usual(work: Path, precision: str) -> Usual:
     model.freeze_feature_encoder()
     return Usual(
         model=wrap_usual(model, target_modules=LINEARS, modules_to_save=["lm_head"]),
-        rows=functools.partial(featurised, processor), collate=functools.partial(collate, processor),
+        rows=functools.partial(featurised, processor),
+        collate=functools.partial(collate, processor),
         processing_class=processor,
-    )  # fmt: skip
+    )
 
 
 def featurised(processor: Any, clips: Sequence[Clip]) -> Any:
@@ -96,16 +111,21 @@ def featurised(processor: Any, clips: Sequence[Clip]) -> Any:
 def collate(processor: Any, rows: list[dict[str, Any]]) -> Any:
     """DataCollatorCTCWithPadding of the example."""
     batch = processor.feature_extractor.pad(
-        [{"input_values": row["input_values"]} for row in rows], padding=True, return_tensors="pt",
+        [{"input_values": row["input_values"]} for row in rows],
+        padding=True,
+        return_tensors="pt",
         return_attention_mask=True,
-    )  # fmt: skip
+    )
     labels = processor.tokenizer.pad([{"input_ids": row["labels"]} for row in rows], padding=True, return_tensors="pt")
     batch["labels"] = labels["input_ids"].masked_fill(labels.attention_mask.ne(1), -100)
     return batch
 
 
 ROW: Final = Row(
-    usual="Trainer + PEFT, DataCollatorCTCWithPadding", write=write_given,
-    open_ours=functools.partial(open_ours, unfreeze=("head",)), open_usual=open_usual, first_loss=first_loss,
+    usual="Trainer + PEFT, DataCollatorCTCWithPadding",
+    write=write_given,
+    open_ours=functools.partial(open_ours, unfreeze=("head",)),
+    open_usual=open_usual,
+    first_loss=first_loss,
     rate_targets={"fp32": 1.0, "bf16": 1.0},
-)  # fmt: skip
+)

@@ -37,12 +37,17 @@ LINEARS: Final = (
     r"([qkvo]_proj|out_proj|gate_proj|up_proj|down_proj|fc[12]|linear_[12])"
 )
 PHRASES: Final = (
-    "the meeting was moved to Thursday afternoon", "because nobody could find the key to the archive",
-    "and she told him twice that the train leaves at nine", "we measured the temperature of the water every hour",
-    "which, as far as I can remember, had never happened before", "a small boat crossed the harbour in the rain",
-    "the committee has not yet published its report on energy prices", "so please send me the invoice by Monday",
-    "there were fourteen chairs, two tables and an old piano", "it depends on how much time the students have left",
-)  # fmt: skip
+    "the meeting was moved to Thursday afternoon",
+    "because nobody could find the key to the archive",
+    "and she told him twice that the train leaves at nine",
+    "we measured the temperature of the water every hour",
+    "which, as far as I can remember, had never happened before",
+    "a small boat crossed the harbour in the rain",
+    "the committee has not yet published its report on energy prices",
+    "so please send me the invoice by Monday",
+    "there were fourteen chairs, two tables and an old piano",
+    "it depends on how much time the students have left",
+)
 
 
 def write_given(work: Path, number: int) -> tuple[str, list[Clip]]:
@@ -89,14 +94,23 @@ def write_model(folder: Path) -> str:
     config = build_config(
         tokenizer,
         text_config={
-            "vocab_size": VOCABULARY, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 3,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+            "vocab_size": VOCABULARY,
+            "hidden_size": 256,
+            "intermediate_size": 768,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 64,
         },
         audio_config={
-            "num_mel_bins": 128, "d_model": 192, "encoder_layers": 3, "encoder_attention_heads": 4,
-            "encoder_ffn_dim": 768, "downsample_hidden_size": 64,
+            "num_mel_bins": 128,
+            "d_model": 192,
+            "encoder_layers": 3,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 768,
+            "downsample_hidden_size": 64,
         },
-    )  # fmt: skip
+    )
     torch.manual_seed(SEED)
     model = transformers.Qwen3ASRForConditionalGeneration(config)
     initialise(model)
@@ -116,10 +130,12 @@ def open_usual(work: Path, precision: str) -> Usual:
         work / "model", dtype=torch.bfloat16 if precision == "bf16" else torch.float32
     )
     return Usual(
-        model=wrap_usual(model, target_modules=LINEARS), rows=functools.partial(with_prompts, processor),
-        collate=functools.partial(collate, processor), processing_class=processor,
+        model=wrap_usual(model, target_modules=LINEARS),
+        rows=functools.partial(with_prompts, processor),
+        collate=functools.partial(collate, processor),
+        processing_class=processor,
         arguments={"dataloader_num_workers": 1},
-    )  # fmt: skip
+    )
 
 
 def with_prompts(processor: Any, clips: Sequence[Clip]) -> list[dict[str, str]]:
@@ -146,6 +162,13 @@ def collate(processor: Any, rows: list[dict[str, str]]) -> Any:
 
 
 ROW: Final = Row(
-    usual="Trainer + PEFT, the processor twice a batch", write=write_given, open_ours=open_ours, open_usual=open_usual,
-    first_loss=mean_loss, rate_targets={"fp32": 1.5, "bf16": 1.5}, memory_target=0.6, steps=4, warmup_steps=1,
-)  # fmt: skip
+    usual="Trainer + PEFT, the processor twice a batch",
+    write=write_given,
+    open_ours=open_ours,
+    open_usual=open_usual,
+    first_loss=mean_loss,
+    rate_targets={"fp32": 1.5, "bf16": 1.5},
+    memory_target=0.6,
+    steps=4,
+    warmup_steps=1,
+)

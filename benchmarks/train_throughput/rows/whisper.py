@@ -30,10 +30,18 @@ from sonotune.runs import generator
 from sonotune.types import Clip
 
 WHISPER_TINY: Final = {
-    "vocab_size": 51_865, "num_mel_bins": 80, "d_model": 384, "encoder_layers": 4, "decoder_layers": 4,
-    "encoder_attention_heads": 6, "decoder_attention_heads": 6, "encoder_ffn_dim": 1536, "decoder_ffn_dim": 1536,
-    "max_source_positions": 1500, "max_target_positions": 448,
-}  # fmt: skip
+    "vocab_size": 51_865,
+    "num_mel_bins": 80,
+    "d_model": 384,
+    "encoder_layers": 4,
+    "decoder_layers": 4,
+    "encoder_attention_heads": 6,
+    "decoder_attention_heads": 6,
+    "encoder_ffn_dim": 1536,
+    "decoder_ffn_dim": 1536,
+    "max_source_positions": 1500,
+    "max_target_positions": 448,
+}
 
 
 def write_given(work: Path, number: int) -> tuple[str, list[Clip]]:
@@ -58,10 +66,15 @@ def write_model(folder: Path) -> None:
     generation = transformers.GenerationConfig.from_pretrained(asset)
     generation.max_length = WHISPER_TINY["max_target_positions"]
     config = transformers.WhisperConfig(
-        **WHISPER_TINY, apply_spec_augment=False, suppress_tokens=None, begin_suppress_tokens=None,
-        pad_token_id=generation.pad_token_id, bos_token_id=generation.bos_token_id,
-        eos_token_id=generation.eos_token_id, decoder_start_token_id=generation.decoder_start_token_id,
-    )  # fmt: skip
+        **WHISPER_TINY,
+        apply_spec_augment=False,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+        pad_token_id=generation.pad_token_id,
+        bos_token_id=generation.bos_token_id,
+        eos_token_id=generation.eos_token_id,
+        decoder_start_token_id=generation.decoder_start_token_id,
+    )
     torch.manual_seed(SEED)
     model = transformers.WhisperForConditionalGeneration(config)
     model.generation_config = generation
@@ -84,8 +97,15 @@ def write_clips(work: Path, number: int) -> tuple[str, list[Clip]]:
         wave_S = (0.1 * rng.standard_normal(round(seconds * SAMPLE_RATE_HZ))).astype(np.float32)
         write(path, wave_S, SAMPLE_RATE_HZ)
         words = [DIGITS[digit] for digit in rng.integers(0, 10, max(1, round(seconds / 0.6)))]
-        clips.append(Clip(id=path.stem, path=path, duration_s=wave_S.size / SAMPLE_RATE_HZ,
-                          sample_rate_hz=SAMPLE_RATE_HZ, text=" ".join(words)))  # fmt: skip
+        clips.append(
+            Clip(
+                id=path.stem,
+                path=path,
+                duration_s=wave_S.size / SAMPLE_RATE_HZ,
+                sample_rate_hz=SAMPLE_RATE_HZ,
+                text=" ".join(words),
+            )
+        )
     return "noise", clips
 
 
@@ -104,10 +124,12 @@ def open_usual(work: Path, precision: str) -> Usual:
     model = transformers.WhisperForConditionalGeneration.from_pretrained(work / "model")
     start = model.config.decoder_start_token_id
     return Usual(
-        model=wrap_usual(model, target_modules=["q_proj", "v_proj"]), rows=functools.partial(featurised, processor),
-        collate=functools.partial(collate, processor, start), processing_class=processor.feature_extractor,
+        model=wrap_usual(model, target_modules=["q_proj", "v_proj"]),
+        rows=functools.partial(featurised, processor),
+        collate=functools.partial(collate, processor, start),
+        processing_class=processor.feature_extractor,
         sequence=True,
-    )  # fmt: skip
+    )
 
 
 def featurised(processor: Any, clips: Sequence[Clip]) -> Any:
@@ -145,8 +167,13 @@ def collate(processor: Any, start_token: int, rows: list[dict[str, Any]]) -> Any
 
 
 ROW: Final = Row(
-    usual="Seq2SeqTrainer + PEFT", write=write_given, open_ours=functools.partial(open_ours, targets="q_v"),
-    open_usual=open_usual, first_loss=first_loss, contexts=("full", "thinned", "cut"),
+    usual="Seq2SeqTrainer + PEFT",
+    write=write_given,
+    open_ours=functools.partial(open_ours, targets="q_v"),
+    open_usual=open_usual,
+    first_loss=first_loss,
+    contexts=("full", "thinned", "cut"),
     rate_targets={"fp32": 5.0, "bf16": 8.0},
-    memory_target=0.5, precisions=("fp32", "bf16"),
-)  # fmt: skip
+    memory_target=0.5,
+    precisions=("fp32", "bf16"),
+)

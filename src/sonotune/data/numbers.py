@@ -32,11 +32,52 @@ INSTALL: Final = "pip install 'sonotune[numbers]'"
 """What installs the library."""
 
 _LIBRARY_CODES: Final = {"kk": "kz"}  # ISO 639-1 -> the library's own
-LANGUAGES: Final = frozenset({
-    "ar", "az", "be", "bn", "ca", "cs", "cy", "da", "de", "en", "eo", "es", "fa", "fi", "fr", "he", "hu", "id", "is",
-    "it", "ja", "kk", "kn", "ko", "lt", "lv", "nl", "no", "pl", "pt", "ro", "ru", "sk", "sl", "sr", "sv", "te", "tg",
-    "th", "tr", "uk", "vi",
-})  # fmt: skip
+LANGUAGES: Final = frozenset(
+    {
+        "ar",
+        "az",
+        "be",
+        "bn",
+        "ca",
+        "cs",
+        "cy",
+        "da",
+        "de",
+        "en",
+        "eo",
+        "es",
+        "fa",
+        "fi",
+        "fr",
+        "he",
+        "hu",
+        "id",
+        "is",
+        "it",
+        "ja",
+        "kk",
+        "kn",
+        "ko",
+        "lt",
+        "lv",
+        "nl",
+        "no",
+        "pl",
+        "pt",
+        "ro",
+        "ru",
+        "sk",
+        "sl",
+        "sr",
+        "sv",
+        "te",
+        "tg",
+        "th",
+        "tr",
+        "uk",
+        "vi",
+    }
+)
 """Codes of the languages whose numbers can be written as words."""
 
 _POINT: Final = frozenset({"ar", "bn", "cy", "en", "fa", "he", "ja", "kn", "ko", "te", "th"})

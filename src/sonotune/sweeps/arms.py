@@ -70,14 +70,20 @@ def _split(name: str, about: str, *words: str, spends: Spends = "own") -> Arm:
 
 _ALL = (
     _ranks("uniform", "one rank for all modules"),
-    _ranks("entropy_half", "ranks by the square root of the effective rank", "allocation.gamma=0.5",
-           allocator="entropy"),
+    _ranks(
+        "entropy_half", "ranks by the square root of the effective rank", "allocation.gamma=0.5", allocator="entropy"
+    ),
     _ranks("entropy_full", "ranks in proportion to the effective rank", "allocation.gamma=1.0", allocator="entropy"),
     _ranks("inverse", "negative control: the less effective rank, the more rank", "allocation.gamma=0.5"),
     _ranks("shuffled", "negative control: the entropies permuted within each type of module", "allocation.gamma=0.5"),
     *(
-        _ranks(f"random_{draw}", "control: the ranks of entropy_half dealt out by chance", "allocation.gamma=0.5",
-               f"allocation.draw={draw}", allocator="random")
+        _ranks(
+            f"random_{draw}",
+            "control: the ranks of entropy_half dealt out by chance",
+            "allocation.gamma=0.5",
+            f"allocation.draw={draw}",
+            allocator="random",
+        )
         for draw in (1, 2, 3)
     ),
     _ranks("eva", "ranks and first directions by explained variance"),
@@ -87,27 +93,63 @@ _ALL = (
     _ranks("gradient_eva", "ranks and first directions by what the loss would gain"),
     _ranks("adalora", "ranks pruned while they train, by sensitivity, from half as many again"),
     Arm(
-        name="full", words=("adapter.kind=none", "quantization.bits=16"), about="ceiling: every weight trains",
-        without=_ADAPTER_SECTIONS, equal=False, ceiling=True, rate_shift=-1,
+        name="full",
+        words=("adapter.kind=none", "quantization.bits=16"),
+        about="ceiling: every weight trains",
+        without=_ADAPTER_SECTIONS,
+        equal=False,
+        ceiling=True,
+        rate_shift=-1,
     ),
-    _split("stem_encoder", "stem in full, adapters on the encoder", "adapter.stem=train", "adapter.targets=encoder",
-           spends="baseline"),
-    _split("stem_norms", "stem and norms of the encoder in full, adapters of rank 1", "adapter.stem=train",
-           "adapter.unfreeze=encoder.norms", "adapter.rank=1"),
-    _split("encoder_only", "adapters on the encoder", "adapter.stem=frozen", "adapter.targets=encoder",
-           spends="baseline"),
+    _split(
+        "stem_encoder",
+        "stem in full, adapters on the encoder",
+        "adapter.stem=train",
+        "adapter.targets=encoder",
+        spends="baseline",
+    ),
+    _split(
+        "stem_norms",
+        "stem and norms of the encoder in full, adapters of rank 1",
+        "adapter.stem=train",
+        "adapter.unfreeze=encoder.norms",
+        "adapter.rank=1",
+    ),
+    _split(
+        "encoder_only", "adapters on the encoder", "adapter.stem=frozen", "adapter.targets=encoder", spends="baseline"
+    ),
     _split("uniform_share", "adapters on all linears", "adapter.stem=frozen", "adapter.targets=all_linear"),
-    _split("decoder_only", "adapters on the decoder", "adapter.stem=frozen", "adapter.targets=decoder",
-           spends="baseline"),
-    _split("projector_full", "projector in full, adapters on all other linears", "adapter.stem=frozen",
-           "adapter.targets=all_linear", "adapter.unfreeze=projector"),
-    _split("measured", "what trains and how it shares the budget found by the gradients of two halves of the clips",
-           "adapter.split=measured", "adapter.targets=all_linear"),
-    _split("uniform_large", "as many parameters as everything, all in adapters", "adapter.stem=frozen",
-           "adapter.targets=all_linear", spends="everything"),
-    _split("everything", "stem and norms in full, adapters on all linears", "adapter.stem=train",
-           "adapter.targets=all_linear", "adapter.unfreeze=encoder.norms"),
-)  # fmt: skip
+    _split(
+        "decoder_only", "adapters on the decoder", "adapter.stem=frozen", "adapter.targets=decoder", spends="baseline"
+    ),
+    _split(
+        "projector_full",
+        "projector in full, adapters on all other linears",
+        "adapter.stem=frozen",
+        "adapter.targets=all_linear",
+        "adapter.unfreeze=projector",
+    ),
+    _split(
+        "measured",
+        "what trains and how it shares the budget found by the gradients of two halves of the clips",
+        "adapter.split=measured",
+        "adapter.targets=all_linear",
+    ),
+    _split(
+        "uniform_large",
+        "as many parameters as everything, all in adapters",
+        "adapter.stem=frozen",
+        "adapter.targets=all_linear",
+        spends="everything",
+    ),
+    _split(
+        "everything",
+        "stem and norms in full, adapters on all linears",
+        "adapter.stem=train",
+        "adapter.targets=all_linear",
+        "adapter.unfreeze=encoder.norms",
+    ),
+)
 
 ARMS: Mapping[str, Arm] = MappingProxyType({arm.name: arm for arm in _ALL})
 """Every arm that has a name."""
@@ -116,15 +158,34 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "ranks": tuple(arm.name for arm in _ALL if arm.equal),
         "split": (
-            "uniform_share", "encoder_only", "decoder_only", "projector_full", "stem_encoder", "stem_norms",
-            "everything", "uniform_large", "measured",
+            "uniform_share",
+            "encoder_only",
+            "decoder_only",
+            "projector_full",
+            "stem_encoder",
+            "stem_norms",
+            "everything",
+            "uniform_large",
+            "measured",
         ),
         "standard": (
-            "uniform", "entropy_half", "entropy_full", "inverse", "shuffled", "random_1", "random_2", "random_3", "eva",
-            "eva_ranks", "uniform_eva", "gradient_eva", "adalora", "full",
+            "uniform",
+            "entropy_half",
+            "entropy_full",
+            "inverse",
+            "shuffled",
+            "random_1",
+            "random_2",
+            "random_3",
+            "eva",
+            "eva_ranks",
+            "uniform_eva",
+            "gradient_eva",
+            "adalora",
+            "full",
         ),
     }
-)  # fmt: skip
+)
 """Names for several arms at once; `standard` is what runs when nothing is said."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")

@@ -33,9 +33,15 @@ def kinds_of(lengths: list[int], places: int, shift: int = 0) -> np.ndarray[Any,
 
 
 def feed(
-    reservoir: Reservoir, lengths: list[int], order: list[int], batch_size: int, *, extra: int = 0, shift: int = 0,
+    reservoir: Reservoir,
+    lengths: list[int],
+    order: list[int],
+    batch_size: int,
+    *,
+    extra: int = 0,
+    shift: int = 0,
     seed: int = 0,
-) -> Reservoir:  # fmt: skip
+) -> Reservoir:
     """Clips in an order, in batches, with padding of NaN."""
     for start in range(0, len(order), batch_size):
         members = order[start : start + batch_size]

@@ -50,9 +50,7 @@ def test_adapters_sit_on_exactly_the_targets(fresh: Fresh, plan: Plan, targets: 
     expected = set(resolve_targets(loaded, targets))
     attached = lora.attach(loaded, plan(loaded, targets), rank=4, alpha=4.0, stem="frozen")
     assert set(lora.lora_layers(attached)) == expected
-    assert trainable(attached) == {
-        f"{name}.lora_{part}.default.weight" for name in expected for part in ("A", "B")
-    }  # fmt: skip
+    assert trainable(attached) == {f"{name}.lora_{part}.default.weight" for name in expected for part in ("A", "B")}
 
 
 def test_the_plan_counts_what_trains(fresh: Fresh, plan: Plan):
@@ -338,9 +336,7 @@ def test_cut_weights_of_an_adapter_are_named(adapted: Fresh, fresh: Fresh, tmp_p
         ("adapter_config.json", '{"r": ', "adapter_config.json is damaged"),
     ],
 )
-def test_a_damaged_description_of_an_adapter_is_named(
-    adapted: Fresh, tmp_path: Path, file: str, text: str, said: str
-):  # fmt: skip
+def test_a_damaged_description_of_an_adapter_is_named(adapted: Fresh, tmp_path: Path, file: str, text: str, said: str):
     lora.save(adapted(), tmp_path)
     (tmp_path / file).write_text(text, "utf-8")
     with pytest.raises(AdapterError, match=said) as caught:
@@ -377,11 +373,17 @@ def test_the_metadata_says_what_the_adapter_belongs_to(adapted: Fresh, tmp_path:
     lora.save(trained, tmp_path, extra={"bits": 4, "language": "he"})
     metadata = read_metadata(tmp_path)
     assert metadata == {
-        "schema": 1, "adapter": "lora", "family": "whisper", "checkpoint": "assets:whisper-nano",
+        "schema": 1,
+        "adapter": "lora",
+        "family": "whisper",
+        "checkpoint": "assets:whisper-nano",
         "revision": trained.revision,
-        "context": "cut", "trained_contexts": ["full", "thinned"],
-        "thinning": {"margin": 50, "spacing": 30}, "bits": 4, "language": "he",
-    }  # fmt: skip
+        "context": "cut",
+        "trained_contexts": ["full", "thinned"],
+        "thinning": {"margin": 50, "spacing": 30},
+        "bits": 4,
+        "language": "he",
+    }
 
 
 SAVE_IN_ANOTHER_PROCESS = """
@@ -404,7 +406,9 @@ def test_the_same_adapter_is_the_same_bytes_in_every_process(tmp_path: Path):
         subprocess.run(
             [sys.executable, "-c", SAVE_IN_ANOTHER_PROCESS, str(tmp_path / seed)],
             env={"PYTHONHASHSEED": seed, "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-            check=True, capture_output=True, timeout=120,
-        )  # fmt: skip
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
     for name in ("adapter_model.safetensors", "adapter_config.json", "sonotune.json"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name

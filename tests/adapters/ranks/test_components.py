@@ -58,9 +58,15 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
         path = folder / f"{index}.wav"
         soundfile.write(path, 0.1 * tone + 0.05 * draw.standard_normal(samples), 16_000)
         made.append(
-            Clip(id=f"clip {index}", path=path, duration_s=samples / 16_000, text=text, speaker=f"s{index % 2}",
-                 language="en")
-        )  # fmt: skip
+            Clip(
+                id=f"clip {index}",
+                path=path,
+                duration_s=samples / 16_000,
+                text=text,
+                speaker=f"s{index % 2}",
+                language="en",
+            )
+        )
     return made
 
 
@@ -89,9 +95,11 @@ def test_the_gain_is_that_of_real_adapters_and_weights(clips: list[Clip]):
     assert set(found.gains) == {*found.groups, "stem", "encoder.norms", "decoder.norms"}
 
     plan = RankPlan(
-        ranks=dict.fromkeys(loaded.linears, RANK), allocator="uniform", parameters=0,
+        ranks=dict.fromkeys(loaded.linears, RANK),
+        allocator="uniform",
+        parameters=0,
         initial={site.name: split._first_rows(loaded, site.name, RANK, 7).numpy() for site in sites},
-    )  # fmt: skip
+    )
     adapted = lora.attach(loaded, plan, rank=RANK, alpha=2.0 * RANK, unfreeze=["encoder.norms", "decoder.norms"])
     adapted.module.eval()
     first, second = (gradients(adapted, half) for half in halves(clips))
@@ -122,9 +130,10 @@ def step(**density: float) -> FirstStep:
     """Gains per parameter by part; groups are those without a dot, and of 100 parameters each."""
     names = {name.replace("_", "."): value for name, value in density.items()}
     return FirstStep(
-        gains={name: 100 * value for name, value in names.items()}, parameters=dict.fromkeys(names, 100),
+        gains={name: 100 * value for name, value in names.items()},
+        parameters=dict.fromkeys(names, 100),
         groups=tuple(name for name in names if name in ("encoder", "decoder")),
-    )  # fmt: skip
+    )
 
 
 def test_a_part_trains_where_its_weights_gain_what_those_of_the_best_group_do():
@@ -140,9 +149,11 @@ def test_what_would_move_the_loss_more_than_all_adapters_is_slowed():
     assert found.rates == {"stem": 0.5}  # the square root of a quarter
     assert found.unfreeze == ("decoder.norms",)
     assert found.words() == [
-        "adapter.stem=train", "adapter.unfreeze=[decoder.norms]", "training.learning_rates={stem: 0.5}",
+        "adapter.stem=train",
+        "adapter.unfreeze=[decoder.norms]",
+        "training.learning_rates={stem: 0.5}",
         "allocation.group_weights={encoder: 0.707, decoder: 1.22}",
-    ]  # fmt: skip
+    ]
     assert decide(step(encoder=1.0, decoder=3.0, stem=16.0), gamma=1.0).rates == {"stem": 0.25}
     assert "stem at 0.5 of the learning rate, decoder.norms at 1" in found.sentence()
     assert decide(step(encoder=1.0, decoder=3.0), gamma=0.0).weights == {"encoder": 1.0, "decoder": 1.0}
@@ -165,8 +176,9 @@ def test_gains_at_the_edge_of_what_a_number_holds_are_decided(tiny: float):
 @given(
     gains=st.lists(st.floats(-1.0, 1e6), min_size=3, max_size=6),
     sizes=st.lists(st.integers(1, 10**7), min_size=6, max_size=6),
-    gamma=st.floats(0, 2), scale=st.floats(1e-3, 1e3),
-)  # fmt: skip
+    gamma=st.floats(0, 2),
+    scale=st.floats(1e-3, 1e3),
+)
 def test_the_rule_is_bounded_and_knows_no_unit(gains: list[float], sizes: list[int], gamma: float, scale: float):
     names = ["encoder", "decoder", "stem", "encoder.norms", "decoder.norms", "projector.norms"][: len(gains)]
     parameters = dict(zip(names, sizes, strict=False))
@@ -185,12 +197,16 @@ def test_the_rule_is_bounded_and_knows_no_unit(gains: list[float], sizes: list[i
     assert Split.from_json(json.loads(json.dumps(made.to_json()))) == made
     scaled = FirstStep(
         gains={name: 2.0 ** round(math.log2(scale)) * gain for name, gain in found.gains.items()},
-        parameters=parameters, groups=groups,
-    )  # fmt: skip
+        parameters=parameters,
+        groups=groups,
+    )
     again = decide(scaled, gamma=gamma)
     assert (again.stem, again.unfreeze, again.rates, again.weights) == (
-        made.stem, made.unfreeze, made.rates, made.weights,
-    )  # fmt: skip
+        made.stem,
+        made.unfreeze,
+        made.rates,
+        made.weights,
+    )
 
 
 @given(st.lists(st.sampled_from(["a", "b", "c", None]), min_size=2, max_size=30), st.randoms())

@@ -170,9 +170,13 @@ def test_only_proportions_of_scores_count(case: Any, factor: float):
 
 
 @given(
-    sites=site_lists(), rank=st.integers(1, 64), score=st.floats(0, 1e6), caps=st.none() | st.floats(1, 100),
-    competing=st.booleans(), counted=st.booleans(),
-)  # fmt: skip
+    sites=site_lists(),
+    rank=st.integers(1, 64),
+    score=st.floats(0, 1e6),
+    caps=st.none() | st.floats(1, 100),
+    competing=st.booleans(),
+    counted=st.booleans(),
+)
 @many
 def test_equal_scores_give_the_reference_rank_everywhere(
     sites: list[Target], rank: int, score: float, caps: float | None, competing: bool, counted: bool
@@ -331,8 +335,9 @@ def test_a_group_has_its_share_up_to_a_step_and_what_others_could_not_spend(case
     over = 0
     for group, share in shares.items():
         spent = used(sites, ranks, group)
-        steps = [bounds.step * one.cost for one in sites
-                 if one.group == group and ranks[one.name] < bounds.most[one.name]]  # fmt: skip
+        steps = [
+            bounds.step * one.cost for one in sites if one.group == group and ranks[one.name] < bounds.most[one.name]
+        ]
         assert not steps or share - spent < min(steps)
         over += max(0, spent - share)
     # Only what whole steps leave of the shares moves between groups, and what weights of 0 leave over.
@@ -424,7 +429,7 @@ def test_sites_say_their_group_and_what_they_are_in_their_layer(fresh: Fresh):
     both = {("encoder", kind) for kind in attention | {"fc1", "fc2"}}
     assert rows == both | {("decoder", kind) for _, kind in both} | {
         ("decoder.cross_attention", kind) for kind in crossing
-    }  # fmt: skip
+    }
 
 
 # --- scales --------------------------------------------------------------------------------------
@@ -496,10 +501,12 @@ def test_peft_gives_every_module_the_rank_and_the_scale_of_the_plan(fresh: Fresh
     assert len(set(plan.ranks.values())) > 3
     numerators = alphas(plan.ranks, rank=8, alpha=16.0)
     config = LoraConfig(
-        r=8, lora_alpha=16.0, target_modules=list(plan.ranks),
+        r=8,
+        lora_alpha=16.0,
+        target_modules=list(plan.ranks),
         rank_pattern={re.escape(name): rank for name, rank in plan.ranks.items()},
         alpha_pattern={re.escape(name): value for name, value in numerators.items()},
-    )  # fmt: skip
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = get_peft_model(loaded.module, config)

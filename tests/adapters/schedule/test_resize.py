@@ -471,9 +471,11 @@ def optimizer_of(loaded: LoadedModel, **changes: Any) -> torch.optim.AdamW:
     trained = [(name, value) for name, value in loaded.module.named_parameters() if value.requires_grad]
     groups = [
         {"params": [value for _, value in part], "names": [name for name, _ in part], "lr": rate}
-        for part, rate in (([row for row in trained if ".lora_" in row[0]], 1e-3),
-                           ([row for row in trained if ".lora_" not in row[0]], 1e-4))
-    ]  # fmt: skip
+        for part, rate in (
+            ([row for row in trained if ".lora_" in row[0]], 1e-3),
+            ([row for row in trained if ".lora_" not in row[0]], 1e-4),
+        )
+    ]
     return torch.optim.AdamW([group for group in groups if group["params"]], **{"fused": True, **changes})
 
 
@@ -607,10 +609,15 @@ def situation(seed: int) -> tuple[list[Target], dict[str, int], dict[str, float]
     rng = np.random.default_rng(seed)
     rank, step = int(rng.choice([2, 8, 16, 32])), int(rng.choice([1, 2, 4]))
     sites = [
-        Target(name=f"m{index}", outputs=int(rng.choice([16, 64, 96, 256])), inputs=int(rng.choice([16, 64, 512])),
-             group=str(rng.choice(GROUPS)), kind="x")
+        Target(
+            name=f"m{index}",
+            outputs=int(rng.choice([16, 64, 96, 256])),
+            inputs=int(rng.choice([16, 64, 512])),
+            group=str(rng.choice(GROUPS)),
+            kind="x",
+        )
         for index in range(rng.integers(1, 15))
-    ]  # fmt: skip
+    ]
     held = {row.name: step * int(rng.integers(1, 2 * rank // step + 1)) for row in sites}
     shares = rng.beta(0.5, 0.5, size=len(sites))  # many nearly full or nearly empty
     used = {

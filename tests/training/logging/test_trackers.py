@@ -157,8 +157,12 @@ def test_tensorboard_has_what_it_was_told(tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events: list[Any] = []
-    with Trackers(["tensorboard"], folder=tmp_path, config={"a": {"b": [1, None]}, "c": 2.5},
-                  event=lambda *told, **fields: events.append((told, fields))) as made:  # fmt: skip
+    with Trackers(
+        ["tensorboard"],
+        folder=tmp_path,
+        config={"a": {"b": [1, None]}, "c": 2.5},
+        event=lambda *told, **fields: events.append((told, fields)),
+    ) as made:
         for step in (1, 2):
             made.stepped({"step": step, "stage": "train", "loss": 1.0 / step, "learning_rates": {"adapters": 1e-3}})
     assert events == []

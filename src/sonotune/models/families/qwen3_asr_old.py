@@ -26,15 +26,38 @@ _RENAMED: Final = (
     (r"^ln_post$", "model.audio_tower.ln_post"),
 )
 _AUDIO: Final = (
-    "num_mel_bins", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "d_model", "dropout",
-    "attention_dropout", "activation_function", "activation_dropout", "scale_embedding", "initializer_range",
-    "n_window", "output_dim", "n_window_infer", "downsample_hidden_size",
-)  # fmt: skip
+    "num_mel_bins",
+    "encoder_layers",
+    "encoder_attention_heads",
+    "encoder_ffn_dim",
+    "d_model",
+    "dropout",
+    "attention_dropout",
+    "activation_function",
+    "activation_dropout",
+    "scale_embedding",
+    "initializer_range",
+    "n_window",
+    "output_dim",
+    "n_window_infer",
+    "downsample_hidden_size",
+)
 _TEXT: Final = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
-    "attention_bias", "attention_dropout", "tie_word_embeddings",
-)  # fmt: skip
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "attention_bias",
+    "attention_dropout",
+    "tie_word_embeddings",
+)
 
 
 def modern_name(name: str) -> str:
@@ -95,9 +118,15 @@ def load_old_weights(source: Path | str, config: Any, revision: str | None) -> t
 
     try:
         module, told = transformers.Qwen3ASRForConditionalGeneration.from_pretrained(
-            source, config=config, revision=revision, dtype=torch.float32, use_safetensors=True,
-            output_loading_info=True, key_mapping=dict(_RENAMED), ignore_mismatched_sizes=True,
-        )  # fmt: skip
+            source,
+            config=config,
+            revision=revision,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            key_mapping=dict(_RENAMED),
+            ignore_mismatched_sizes=True,
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0][:200]
         raise ModelError(
