@@ -230,7 +230,7 @@ class Training:
             precision=precision,
             gradient_checkpointing=checkpointing,
         )
-        task: Any = resolve("tasks", opened.family.task)(opened.family, TaskSettings())
+        task: Any = resolve("tasks", opened.loaded.family.task)(opened.loaded.family, TaskSettings())
         batch = self.planned.batch(clips, clip_s, labels)
         fields = {field: getattr(batch, field) for field in batch.__dataclass_fields__ if field != "inputs"}
         real = type(batch)(**fields, inputs=torch.randn(batch.inputs.shape)).to(device)

@@ -35,13 +35,11 @@ class Opened:
 
     Attributes:
         loaded: The model, on its device, adapter attached if one was named.
-        family: Its architecture.
         choices: Decisions taken: setting -> what it became and why.
         settings: What an adapter's `sonotune.json` says of how it was trained; for another model, what `use_of` finds.
     """
 
     loaded: LoadedModel
-    family: ModelFamily
     choices: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -127,7 +125,7 @@ def open_model(
         if dtype != torch.float32:
             cast_frozen(loaded, dtype)
     choices = {"quantization.bits": f"{stored.bits}: {stored.reason}"}
-    return Opened(loaded=loaded, family=family, choices=choices, settings=settings)
+    return Opened(loaded=loaded, choices=choices, settings=settings)
 
 
 def recorded_contexts(adapter: Path | None, settings: Mapping[str, Any], base: str) -> Mapping[str, Any]:
@@ -154,7 +152,7 @@ def with_contexts(loaded: LoadedModel, recorded: Mapping[str, Any], *, asked: Co
     """
     if asked == "thinned" and not loaded.trained_contexts:
         raise ConfigError(
-            f"model.context=thinned thins the window behind a clip, and {loaded.checkpoint} ({loaded.family}) has "
+            f"model.context=thinned thins the window behind a clip, and {loaded.checkpoint} ({loaded.family.name}) has "
             "none: it computes every clip at its own length. Leave the setting out."
         )
     if context := asked or recorded.get("context"):

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from sonotune.errors import ConfigError, suggest
 
-Kind = Literal["families", "tasks", "normalizers", "importers", "adapters", "allocators", "objectives"]
+Kind = Literal["families", "tasks", "normalizers", "importers", "adapters", "allocators", "objectives", "frontends"]
 
 FAMILIES = MappingProxyType(
     {
@@ -75,6 +75,17 @@ OBJECTIVES = MappingProxyType(
         "ctc_mix": "sonotune.training.objectives.ctc_mix:CtcMix",
     }
 )
+FRONTENDS = MappingProxyType(
+    {
+        "log_mel": "sonotune.features.frontend:LogMel",
+        "chunked_log_mel": "sonotune.features.chunked_mel:ChunkedLogMel",
+        "filter_bank": "sonotune.features.frontend:FilterBank",
+        "mfcc": "sonotune.features.frontend:Mfcc",
+        "raw_waveform": "sonotune.features.frontend:RawWaveform",
+        "normalized_log_mel": "sonotune.features.parakeet:NormalizedLogMel",
+        "normalized": "sonotune.features.frontend:Normalized",
+    }
+)
 
 TABLES: MappingProxyType[Kind, MappingProxyType[str, str]] = MappingProxyType(
     {
@@ -85,6 +96,7 @@ TABLES: MappingProxyType[Kind, MappingProxyType[str, str]] = MappingProxyType(
         "adapters": ADAPTERS,
         "allocators": ALLOCATORS,
         "objectives": OBJECTIVES,
+        "frontends": FRONTENDS,
     }
 )
 

@@ -76,4 +76,4 @@ def adapted(fresh: Callable[..., LoadedModel], plan: Callable[..., RankPlan]) ->
 @pytest.fixture
 def logits() -> Callable[[LoadedModel], Tensor]:
     """Logits on the probe."""
-    return lambda loaded: probe_logits(FAMILY, loaded)
+    return lambda loaded: probe_logits(loaded)

@@ -12,7 +12,7 @@ from sonotune.adapters.merge import merge_into
 from sonotune.adapters.ranks.choose import RankSettings
 from sonotune.adapters.trainable import adapt_uncalibrated
 from sonotune.loading import open_model
-from sonotune.models.base import LoadedModel, ModelFamily, component_of_parameters
+from sonotune.models.base import LoadedModel, component_of_parameters
 from sonotune.models.probe import probe_logits
 from sonotune.registry import names
 
@@ -21,9 +21,8 @@ KINDS = names("adapters")
 CARRIED = [name for name in KINDS if name != "none"]
 
 
-def fresh() -> tuple[ModelFamily, LoadedModel]:
-    opened = open_model(NANO)
-    return opened.family, opened.loaded
+def fresh() -> LoadedModel:
+    return open_model(NANO).loaded
 
 
 def adapted(kind: AdapterKind, loaded: LoadedModel, *, stem: str = "frozen") -> LoadedModel:
@@ -43,10 +42,10 @@ def moved(loaded: LoadedModel) -> LoadedModel:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_attaching_changes_no_output_and_every_parameter_has_an_owner(name: str):
-    family, loaded = fresh()
-    before = probe_logits(family, loaded)
+    loaded = fresh()
+    before = probe_logits(loaded)
     made = adapted(kind_named(name), loaded)
-    torch.testing.assert_close(probe_logits(family, made), before, rtol=0, atol=1e-6)
+    torch.testing.assert_close(probe_logits(made), before, rtol=0, atol=1e-6)
     assert kind_of(made).name == name
     bare = {parameter for parameter, _ in open_model(NANO).loaded.module.named_parameters()}
     assert set(component_of_parameters(made)) == bare
@@ -59,28 +58,28 @@ def test_attaching_changes_no_output_and_every_parameter_has_an_owner(name: str)
 
 @pytest.mark.parametrize("name", CARRIED)
 def test_what_is_saved_is_loaded_to_the_same_outputs(name: str, tmp_path: Path):
-    family, loaded = fresh()
+    loaded = fresh()
     made = moved(adapted(kind_named(name), loaded, stem="train"))
     kind_of(made).save(made, tmp_path / "adapter", extra={"bits": 16})
     again = open_model(str(tmp_path / "adapter"))
     assert kind_of(again.loaded).name == name
-    torch.testing.assert_close(probe_logits(family, again.loaded), probe_logits(family, made), rtol=0, atol=1e-6)
+    torch.testing.assert_close(probe_logits(again.loaded), probe_logits(made), rtol=0, atol=1e-6)
     with torch.device("meta"):
-        outlined = kind_named(name).outline(family.outline(NANO), tmp_path / "adapter")
+        outlined = kind_named(name).outline(loaded.family.outline(NANO), tmp_path / "adapter")
     shapes = {key: value.shape for key, value in again.loaded.module.named_parameters()}
     assert {key: value.shape for key, value in outlined.module.named_parameters()} == shapes
 
 
 @pytest.mark.parametrize("name", CARRIED)
 def test_disabled_it_is_the_base_and_merged_it_is_itself(name: str):
-    family, loaded = fresh()
-    before = probe_logits(family, loaded)
+    loaded = fresh()
+    before = probe_logits(loaded)
     made = moved(adapted(kind_named(name), loaded))
-    after = probe_logits(family, made)
+    after = probe_logits(made)
     assert float((after - before).abs().max()) > 1e-4
     with kind_of(made).disabled(made):
-        torch.testing.assert_close(probe_logits(family, made), before, rtol=0, atol=1e-6)
-    assert torch.equal(probe_logits(family, made), after)
+        torch.testing.assert_close(probe_logits(made), before, rtol=0, atol=1e-6)
+    assert torch.equal(probe_logits(made), after)
     if kind_of(made).merge(made) is not None:
-        merged = merge_into(made, fresh()[1])
-        torch.testing.assert_close(probe_logits(family, merged), after, rtol=1e-4, atol=1e-4)
+        merged = merge_into(made, fresh())
+        torch.testing.assert_close(probe_logits(merged), after, rtol=1e-4, atol=1e-4)

@@ -93,7 +93,7 @@ def test_every_family_has_a_row(families_with_rows: set[str]) -> None:
 
 def test_the_name_is_that_of_the_registry_and_is_found_from_the_checkpoint(case: Case) -> None:
     assert resolve("families", case.family.name) is type(case.family)
-    assert case.loaded.family == case.family.name
+    assert case.loaded.family.name == case.family.name
     assert case.family.task in names("tasks")
     assert type(choose_family(case.checkpoint)) is type(case.family)
 
@@ -218,10 +218,10 @@ def test_adapters_attach_to_every_linear_and_only_they_train(case: Case) -> None
 
 def test_a_merge_is_exact(case: Case) -> None:
     attached = adapted(case, stem="train")
-    before = probe_logits(case.family, attached)
-    assert float((before - probe_logits(case.family, case.loaded)).abs().max()) > 1e-3
+    before = probe_logits(attached)
+    assert float((before - probe_logits(case.loaded)).abs().max()) > 1e-3
     merged = merge_into(attached, case.fresh())
-    proof = compare_logits(before, probe_logits(case.family, merged))
+    proof = compare_logits(before, probe_logits(merged))
     assert proof.largest <= 1e-4 * max(1.0, proof.scale)
 
 
@@ -245,11 +245,11 @@ def test_a_quantised_base_trains_adapters(case: Case) -> None:
 
 
 def test_saved_and_loaded_it_is_the_same(case: Case, tmp_path: Path) -> None:
-    before = probe_logits(case.family, case.loaded)
+    before = probe_logits(case.loaded)
     case.loaded.module.save_pretrained(tmp_path / "model")
     case.loaded.processor.save_pretrained(tmp_path / "model")
     again = case.family.load(str(tmp_path / "model"))
-    assert torch.equal(probe_logits(case.family, again), before)
+    assert torch.equal(probe_logits(again), before)
     assert (again.components, again.linears, again.labels) == (
         case.loaded.components,
         case.loaded.linears,
@@ -261,8 +261,8 @@ def test_a_saved_adapter_is_the_same_again(case: Case, tmp_path: Path) -> None:
     attached = adapted(case, stem="train")
     lora.save(attached, tmp_path)
     again = open_model(str(tmp_path))
-    assert again.family.name == case.family.name
-    assert torch.equal(probe_logits(case.family, again.loaded), probe_logits(case.family, attached))
+    assert again.loaded.family.name == case.family.name
+    assert torch.equal(probe_logits(again.loaded), probe_logits(attached))
 
 
 def test_a_new_output_layer_is_kept_with_its_adapter(case: Case, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_new_output_layer_is_kept_with_its_adapter(case: Case, tmp_path: Path)
         loaded.processor.tokenizer.save_pretrained(tmp_path)
     again = open_model(str(tmp_path)).loaded
     assert again.new_outputs == loaded.new_outputs
-    assert torch.equal(probe_logits(case.family, again), probe_logits(case.family, attached))
+    assert torch.equal(probe_logits(again), probe_logits(attached))
 
 
 def test_a_new_output_layer_is_refused_where_it_could_not_be_made(case: Case, tmp_path: Path) -> None:

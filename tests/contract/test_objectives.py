@@ -23,7 +23,7 @@ def opened() -> Opened:
 
 @pytest.fixture(scope="module")
 def task(opened: Opened) -> Transcribe:
-    return Transcribe(opened.family, TaskSettings(language="en"))  # type: ignore[arg-type]
+    return Transcribe(opened.loaded.family, TaskSettings(language="en"))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -112,9 +112,9 @@ def test_a_kind_of_adapter_trains_resumes_is_inspected_planned_for_and_exported(
     opened = open_model(str(straight))
     frozen = [value for name, value in opened.loaded.module.named_parameters() if not opened.loaded.names.owns(name)]
     assert frozen
-    logits = probe_logits(opened.family, opened.loaded)
+    logits = probe_logits(opened.loaded)
     with opened.loaded.names.disabled(opened.loaded):  # type: ignore[attr-defined]
-        assert not torch.equal(probe_logits(opened.family, opened.loaded), logits)
+        assert not torch.equal(probe_logits(opened.loaded), logits)
 
 
 def test_an_objective_trains_and_is_calibrated_by(install: Install, tmp_path: Path):

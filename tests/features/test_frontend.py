@@ -20,7 +20,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from sonotune.errors import AudioError, ModelError
+from sonotune.errors import AudioError, ConfigError, ModelError
 from sonotune.features.chunked_mel import ChunkedLogMel
 from sonotune.features.frontend import (
     FilterBank,
@@ -265,7 +265,7 @@ def test_unknown_extractors_and_states_are_refused():
         from_feature_extractor(WhisperFeatureExtractor(dither=0.1))
     with pytest.raises(ModelError, match="dither"):
         from_feature_extractor(Qwen3ASRFeatureExtractor(dither=0.1))
-    with pytest.raises(ModelError, match="no frontend is called 'fft'"):
+    with pytest.raises(ConfigError, match="frontends: there is no 'fft'"):
         from_state({"kind": "fft"})
     with pytest.raises(ModelError, match="mfcc cannot be built"):
         from_state({"kind": "mfcc", "bins": 3})

@@ -38,7 +38,11 @@ def prompts(loaded: LoadedModel) -> list[list[int]]:
 
 def tell(loaded: LoadedModel, language: str | None, **changes: Any) -> dict[str, Any]:
     return set_decoding_defaults(
-        loaded.module, getattr(loaded.processor, "tokenizer", None), family=loaded.family, language=language, **changes
+        loaded.module,
+        getattr(loaded.processor, "tokenizer", None),
+        family=loaded.family.name,
+        language=language,
+        **changes,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,7 +72,7 @@ def test_it_is_still_a_batch_normalisation(kind: Any):
         frontend=None,
         components=(Component(name="encoder", prefixes=("0",)),),
         linears=(),  # type: ignore[arg-type]
-        family="test",
+        family=SimpleNamespace(name="test"),  # type: ignore[arg-type]
         checkpoint="none",
         revision="0",
         processor=None,

@@ -317,7 +317,7 @@ def test_gradients_reach_every_component(loaded: LoadedModel, folder: Path):
 
 
 def test_probe_logits(loaded: LoadedModel):
-    assert probe_logits(FAMILY, loaded).shape == (36, loaded.module.config.text_config.vocab_size)
+    assert probe_logits(loaded).shape == (36, loaded.module.config.text_config.vocab_size)
 
 
 def test_a_share_of_ctc_is_mixed_in(loaded: LoadedModel):
@@ -511,7 +511,7 @@ def old_folder(folder: Path, loaded: LoadedModel, tmp_path_factory: pytest.TempP
 def test_a_checkpoint_with_old_names_is_the_same_model(loaded: LoadedModel, old_folder: Path, tmp_path: Path):
     old = FAMILY.load(str(old_folder), dropout=0.1)
     assert old.module.config.text_config.attention_dropout == 0.1
-    torch.testing.assert_close(probe_logits(FAMILY, old), probe_logits(FAMILY, loaded), atol=0, rtol=0)
+    torch.testing.assert_close(probe_logits(old), probe_logits(loaded), atol=0, rtol=0)
     batch, again = make_batch(loaded), make_batch(old)
     assert torch.equal(batch.targets, again.targets)
     assert transcripts(old, again, DecodingSettings(max_new_tokens=5)) == transcripts(
@@ -523,7 +523,7 @@ def test_a_checkpoint_with_old_names_is_the_same_model(loaded: LoadedModel, old_
     assert names
     assert not any(name.startswith("thinker") for name in names)
     reloaded = FAMILY.load(str(tmp_path))
-    torch.testing.assert_close(probe_logits(FAMILY, reloaded), probe_logits(FAMILY, loaded), atol=0, rtol=0)
+    torch.testing.assert_close(probe_logits(reloaded), probe_logits(loaded), atol=0, rtol=0)
 
 
 def test_an_old_checkpoint_is_outlined_and_built_from_nothing(loaded: LoadedModel, old_folder: Path):

@@ -347,7 +347,7 @@ def test_a_folder_comes_back_as_it_was(
     loaded.module.save_pretrained(tmp_path / "again", safe_serialization=True)
     loaded.processor.save_pretrained(tmp_path / "again")
     again = FAMILY.load(str(tmp_path / "again"))
-    assert torch.equal(probe_logits(FAMILY, loaded), probe_logits(FAMILY, again))
+    assert torch.equal(probe_logits(loaded), probe_logits(again))
     assert again.components == loaded.components
     outline = FAMILY.outline(str(tmp_path / "again"))
     assert all(parameter.is_meta for parameter in outline.module.parameters())
@@ -398,11 +398,11 @@ def test_adapters_reach_exactly_the_linears_and_merge(
             assert parameter.grad is not None, name
             with torch.no_grad():
                 parameter.normal_(std=0.05)
-    before = probe_logits(FAMILY, adapted)
+    before = probe_logits(adapted)
     fresh = open_gates(FAMILY.load(folder))
-    assert not torch.allclose(before, probe_logits(FAMILY, fresh), atol=1e-3)
+    assert not torch.allclose(before, probe_logits(fresh), atol=1e-3)
     merged = merge_into(adapted, fresh)
-    torch.testing.assert_close(probe_logits(FAMILY, merged), before, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(probe_logits(merged), before, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("fusion", ["prompt", "cross_attention"])
@@ -462,15 +462,15 @@ def test_a_copy_listens_with_its_own_blocks(made: Any):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantised_weights_are_called_and_carry_adapters(made: Any, bits: int):
     loaded = open_gates(FAMILY.load(made("wav2vec2", "llama", "perceiver", "cross_attention")))
-    exact = probe_logits(FAMILY, loaded)
+    exact = probe_logits(loaded)
     small = quantize(loaded, bits=bits, keep=set())  # type: ignore[arg-type]
     assert set(small.quantized) == set(loaded.linears)
-    rough = probe_logits(FAMILY, small)
+    rough = probe_logits(small)
     assert 0 < float((rough - exact).abs().max()) < float(exact.abs().max())
     total = 2 * sum(unit_costs(small, small.linears).values())
     plan = RankPlan(ranks=dict.fromkeys(small.linears, 2), allocator="test", parameters=total)
     adapted = lora.attach(small, plan, rank=2, alpha=4.0, stem="frozen")
-    torch.testing.assert_close(probe_logits(FAMILY, adapted), rough)
+    torch.testing.assert_close(probe_logits(adapted), rough)
     FAMILY.forward(adapted, batch_of(adapted, [0])).losses().total.backward()
     trains = {name for name, parameter in adapted.module.named_parameters() if parameter.grad is not None}
     assert {name.split(".lora_")[0] for name in trains if ".lora_B" in name} == set(loaded.linears)
@@ -490,7 +490,7 @@ def test_the_language_and_the_chat_template_are_in_the_prompt(tmp_path: Path, pa
     assert tokenizer.decode(after) == "audio<reply>"
     with pytest.raises(TextError, match=r"model\.language"):
         FAMILY.encode_text(loaded, "one", None)
-    assert len(probe_logits(FAMILY, loaded)) == 36
+    assert len(probe_logits(loaded)) == 36
     with pytest.raises(ModelError, match="chat template"):
         compose(tmp_path / "not", language_model=str(parts["llama"]), **arguments)
 
@@ -607,7 +607,7 @@ def test_the_packaged_model_puts_its_parts_together_the_same_every_time(tmp_path
     assert loaded.untrained == ("projector",)
     assert loaded.revision == again.revision
     assert again.module.audio_encoder.dropout == again.module.config.dropout == 0.3
-    assert torch.equal(probe_logits(FAMILY, loaded), probe_logits(FAMILY, again))
+    assert torch.equal(probe_logits(loaded), probe_logits(again))
     whisper = transformers.WhisperModel.from_pretrained(PACKAGE / "whisper-nano", dtype=torch.float32)
     qwen = transformers.Qwen3ASRForConditionalGeneration.from_pretrained(
         PACKAGE / "qwen3-asr-nano", dtype=torch.float32
@@ -624,7 +624,7 @@ def test_the_packaged_model_puts_its_parts_together_the_same_every_time(tmp_path
     loaded.processor.save_pretrained(tmp_path / "whole")
     whole = FAMILY.load(str(tmp_path / "whole"))
     assert whole.module.config.parts is None
-    assert torch.equal(probe_logits(FAMILY, loaded), probe_logits(FAMILY, whole))
+    assert torch.equal(probe_logits(loaded), probe_logits(whole))
 
 
 def test_the_packaged_configuration_is_that_of_its_parts():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -475,7 +476,7 @@ def _loaded(module: nn.Module) -> LoadedModel:
         frontend=None,
         components=found.components,
         linears=found.linears,
-        family="found",  # type: ignore[arg-type]
+        family=SimpleNamespace(name="found"),  # type: ignore[arg-type]
         checkpoint="",
         revision="",
         processor=None,

@@ -20,7 +20,6 @@ from sonotune.adapters.metadata import use_of
 from sonotune.errors import AdapterError, ResourceError, RunDirectoryError
 from sonotune.loading import open_model
 from sonotune.models.base import LoadedModel
-from sonotune.models.families.whisper import WhisperFamily
 from sonotune.models.probe import probe_batch, probe_logits
 from sonotune.serving import export as module
 from sonotune.serving.export import export
@@ -41,7 +40,7 @@ def plain_logits(folder: Path, like: LoadedModel) -> Tensor:
 
 
 def our_logits(loaded: LoadedModel) -> Tensor:
-    return probe_logits(WhisperFamily(), loaded.with_(context="full"))
+    return probe_logits(loaded.with_(context="full"))
 
 
 @pytest.mark.parametrize("bits", [16, 4])
@@ -71,9 +70,7 @@ def test_what_rounding_does_is_measured_and_recorded(trained: Trained, tmp_path:
     recorded = json.loads((tmp_path / "export" / "sonotune_export.json").read_text("utf-8"))
     assert recorded["dtype"] == result["dtype"] == kind
     assert recorded["rounding"] == result["rounding"]
-    exact, rounded = (
-        probe_logits(WhisperFamily(), open_model(str(place)).loaded) for place in (folder, tmp_path / "export")
-    )
+    exact, rounded = (probe_logits(open_model(str(place)).loaded) for place in (folder, tmp_path / "export"))
     found = float((exact - rounded).abs().max())
     assert result["rounding"]["largest"] == pytest.approx(found, rel=0.05, abs=result["merge"]["largest"] * 4)
     assert 0 < result["rounding"]["largest"] < (0.2 if kind == "fp16" else 2.0)
@@ -94,7 +91,7 @@ def test_an_export_is_opened_and_exported_again(trained: Trained, tmp_path: Path
     export(str(folder), tmp_path / "one", dtype="fp32")
     again = export(str(tmp_path / "one"), tmp_path / "two", dtype="fp32")
     assert again["merge"] is None
-    first, second = (probe_logits(WhisperFamily(), open_model(str(tmp_path / name)).loaded) for name in ("one", "two"))
+    first, second = (probe_logits(open_model(str(tmp_path / name)).loaded) for name in ("one", "two"))
     assert torch.equal(first, second)
 
 
@@ -150,8 +147,8 @@ def test_the_adapter_alone_is_copied_as_it_is(trained: Trained, tmp_path: Path):
     assert result["bits"] == 4
     for file in folder.iterdir():
         assert (tmp_path / "export" / file.name).read_bytes() == file.read_bytes()
-    first = probe_logits(WhisperFamily(), open_model(str(folder)).loaded)
-    second = probe_logits(WhisperFamily(), open_model(str(tmp_path / "export")).loaded)
+    first = probe_logits(open_model(str(folder)).loaded)
+    second = probe_logits(open_model(str(tmp_path / "export")).loaded)
     assert torch.equal(first, second)
 
 

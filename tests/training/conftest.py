@@ -243,7 +243,7 @@ def bench(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Bench
         plan = plan_ranks(opened.loaded, RankSettings(rank=4, unfreeze=unfreeze)) if kind == "lora" else None
         settings = AdapterSettings(rank=4, stem=stem, unfreeze=unfreeze)  # type: ignore[arg-type]
         loaded = adapt(opened.loaded, kind_named(kind), plan, settings)
-        task = Transcribe(opened.family, TaskSettings())
+        task = Transcribe(opened.loaded.family, TaskSettings())
         prepared = task.prepare(loaded, read_manifest(manifest or corpus / "train.jsonl"))
         stage = whole_run(
             loaded,
@@ -300,7 +300,7 @@ def bench(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Bench
         return Bench(
             loop=loop,
             loaded=loaded,
-            family=opened.family,
+            family=opened.loaded.family,
             stage=stage,
             task=task,
             folder=place,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ def model_of(parameters: int, untrained: tuple[str, ...] = (), new_outputs: tupl
         frontend=None,
         components=(Component(name="encoder", prefixes=("weight",)),),
         linears=(),  # type: ignore[arg-type]
-        family="whisper",
+        family=SimpleNamespace(name="whisper"),  # type: ignore[arg-type]
         checkpoint="x",
         revision="x",
         processor=None,

@@ -160,7 +160,7 @@ def reopened(folder: Path) -> tuple[Any, Tensor]:
     """What a folder holds, and its logits, whatever the global generator is at."""
     torch.manual_seed(int.from_bytes(folder.name.encode()[:4], "big"))
     opened = open_model(str(folder))
-    return opened.loaded, probe_logits(opened.family, opened.loaded)
+    return opened.loaded, probe_logits(opened.loaded)
 
 
 # --- CTC with symbols of the data ----------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_a_new_vocabulary_is_trained_kept_reopened_and_exported(
     assert torch.equal(logits, same)
     assert loaded.new_outputs == again.new_outputs == tuple(kept["outputs"])
     assert loaded.module.config.vocab_size == len(kept["outputs"]) == logits.shape[1]
-    task = Transcribe(open_model(str(folder)).family, TaskSettings())
+    task = Transcribe(open_model(str(folder)).loaded.family, TaskSettings())
     clips = read_manifest(corpus / "eval.jsonl")
     found = evaluate(task, loaded, clips, batch_seconds=record.config["evaluation"]["batch_seconds"], bootstrap=100)
     assert [one.text for one in found.predictions] == [row["hypothesis"] for row in rows(folder, "after")]
@@ -231,9 +231,12 @@ def test_a_new_layer_that_trains_as_an_adapter_is_the_same_when_reopened(
     assert finding.severity == "warning"
     assert "adapter.unfreeze=[head]" in finding.message
     opened = open_model(str(folder))
-    assert torch.equal(probe_logits(opened.family, opened.loaded), reopened(folder)[1])
+    assert torch.equal(probe_logits(opened.loaded), reopened(folder)[1])
     found = evaluate(
-        Transcribe(opened.family, TaskSettings()), opened.loaded, read_manifest(corpus / "eval.jsonl"), bootstrap=100
+        Transcribe(opened.loaded.family, TaskSettings()),
+        opened.loaded,
+        read_manifest(corpus / "eval.jsonl"),
+        bootstrap=100,
     )
     assert [one.text for one in found.predictions] == [row["hypothesis"] for row in rows(folder, "after")]
 
@@ -297,7 +300,7 @@ def test_a_run_of_classification(classify: Settings, tones: Path, tmp_path: Path
     batch = probe_batch(loaded.with_(context="full"))
     with torch.no_grad():
         theirs = plain(input_values=batch.inputs).logits
-        ours = open_model(str(folder)).family.logits(loaded, batch)
+        ours = open_model(str(folder)).loaded.family.logits(loaded, batch)
     torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
     assert logits.shape == (3, 3)
 
@@ -342,7 +345,7 @@ def test_a_new_classifier_that_trains_as_an_adapter_is_the_same_when_reopened(cl
     _, logits = reopened(folder)
     torch.manual_seed(99)
     opened = open_model(str(folder))
-    assert torch.equal(probe_logits(opened.family, opened.loaded), logits)
+    assert torch.equal(probe_logits(opened.loaded), logits)
     code, out, err = call("evaluate", f"model={folder}", f"data.test={tones / 'eval.jsonl'}", "--json")
     assert code == 0, err
     assert json.loads(out)["scores"]["map"]["value"] == pytest.approx(record.scores["after"]["map"]["value"])

@@ -182,11 +182,9 @@ def test_a_run_from_training_to_plain_transformers(classify: Settings, glides: P
     ours = torch.tensor([[row["scores"][label] for label in CLASSES] for row in made])
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
     again = open_model(str(tmp_path / "export"))
-    assert again.family.name == "ast"
+    assert again.loaded.family.name == "ast"
     opened = open_model(str(folder))
-    torch.testing.assert_close(
-        probe_logits(again.family, again.loaded), probe_logits(opened.family, opened.loaded), rtol=1e-3, atol=1e-3
-    )
+    torch.testing.assert_close(probe_logits(again.loaded), probe_logits(opened.loaded), rtol=1e-3, atol=1e-3)
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_weights(classify: Settings, tmp_path: Path):
@@ -204,11 +202,11 @@ def test_full_fine_tuning_keeps_a_plain_classifier(classify: Settings):
     _, folder = run(classify(*words))
     plain = transformers.AutoModelForAudioClassification.from_pretrained(folder / "model").eval()
     opened = open_model(str(folder), context="full")  # `transformers` computes no other
-    assert opened.family.name == "ast"
+    assert opened.loaded.family.name == "ast"
     batch = probe_batch(opened.loaded)
     with torch.no_grad():
         theirs = plain(input_features=batch.inputs.transpose(1, 2)).logits
-    torch.testing.assert_close(opened.family.logits(opened.loaded, batch).detach(), theirs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(opened.loaded.family.logits(opened.loaded, batch).detach(), theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_a_head_alone_on_a_frozen_encoder(classify: Settings, speech_to_text: Path):

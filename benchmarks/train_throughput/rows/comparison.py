@@ -197,7 +197,9 @@ def open_ours(
     text = get_normalizer("basic")
     settings = TaskSettings(training_text=text, scoring_text=text, language=LANGUAGE)
     return Ours(
-        accelerator=accelerator, loaded=loaded, task=resolve("tasks", opened.family.task)(opened.family, settings)
+        accelerator=accelerator,
+        loaded=loaded,
+        task=resolve("tasks", opened.loaded.family.task)(opened.loaded.family, settings),
     )
 
 

@@ -28,7 +28,7 @@ def write_metadata(loaded: LoadedModel, folder: Path, *, extra: Mapping[str, Any
     """Write `sonotune.json`: what a model was made of, and what else is to be known when it is used."""
     metadata = {
         "schema": 1,
-        "family": loaded.family,
+        "family": loaded.family.name,
         "checkpoint": absolute_folder(loaded.checkpoint),
         "revision": loaded.revision,
         "context": loaded.context,

@@ -5,7 +5,7 @@ Shape letters: B clips, S samples, T frames, F feature bins, N frequencies of th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ class ChunkedLogMel:
     Source: `transformers` Qwen3ASRFeatureExtractor; Qwen team 2026, arXiv:2601.21337.
     """
 
+    extractor = "Qwen3ASRFeatureExtractor"
+
     def __init__(
         self,
         feature_bins: int = 128,
@@ -59,6 +61,18 @@ class ChunkedLogMel:
         self._window = torch.hann_window(transform_samples)
         filters_FN = slaney_filters(feature_bins, transform_samples, sample_rate_hz)
         self._filters_NF = torch.from_numpy(filters_FN.T.astype(np.float32)).contiguous()
+
+    @classmethod
+    def of_extractor(cls, extractor: Any) -> Self:
+        """See `features.frontend.ExtractorFrontend`."""
+        return cls(
+            extractor.feature_size,
+            sample_rate_hz=extractor.sampling_rate,
+            transform_samples=extractor.n_fft,
+            hop_samples=extractor.hop_length,
+            min_samples=extractor.min_length,
+            chunk_frames=2 * extractor.n_window,
+        )
 
     def __call__(self, waveforms: Waveforms, *, full_context: bool = False) -> tuple[Tensor, Tensor]:
         """See `Frontend`. There is no window: T is the longest clip in whole chunks, and frames after a clip are 0."""

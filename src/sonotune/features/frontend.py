@@ -10,19 +10,18 @@ Shape letters: B clips, S samples, T frames, F feature bins, N frequencies of th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sonotune.errors import ModelError
-from sonotune.features.chunked_mel import ChunkedLogMel
 from sonotune.features.mel import kaldi_filters, slaney_filters
 from sonotune.features.normalization import Normalizer, valid_frames
-from sonotune.features.parakeet import NormalizedLogMel
 from sonotune.features.waveforms import Waveforms, check_waveforms, pad_waveforms
+from sonotune.registry import in_order, resolve
 
 
 @runtime_checkable
@@ -57,7 +56,23 @@ class Frontend(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """The settings in JSON form; `from_state` builds an equal frontend of it."""
+        """The settings in JSON form, with the name in the registry as `kind`; `from_state` builds an equal frontend."""
+        ...
+
+
+@runtime_checkable
+class ExtractorFrontend(Frontend, Protocol):
+    """A frontend that stands for a feature extractor of `transformers`.
+
+    Attributes:
+        extractor: Name of its class.
+    """
+
+    extractor: str
+
+    @classmethod
+    def of_extractor(cls, extractor: Any) -> Self:
+        """The frontend whose features equal those of such an extractor."""
         ...
 
 
@@ -82,6 +97,7 @@ class LogMel:
     # Frames of silence after the longest clip: the two convolutions of Whisper's stem (kernel 3) reach two frames
     # beyond the last valid one, so their zero padding never touches speech.
     margin_frames = 4
+    extractor = "WhisperFeatureExtractor"
 
     def __init__(
         self,
@@ -103,6 +119,17 @@ class LogMel:
         self._window = torch.hann_window(transform_samples)
         filters_FN = slaney_filters(feature_bins, transform_samples, sample_rate_hz)
         self._filters_NF = torch.from_numpy(filters_FN.T.astype(np.float32)).contiguous()
+
+    @classmethod
+    def of_extractor(cls, extractor: Any) -> Self:
+        """See `ExtractorFrontend`."""
+        return cls(
+            extractor.feature_size,
+            window_s=extractor.n_samples / extractor.sampling_rate,
+            sample_rate_hz=extractor.sampling_rate,
+            transform_samples=extractor.n_fft,
+            hop_samples=extractor.hop_length,
+        )
 
     def __call__(self, waveforms: Waveforms, *, full_context: bool = False) -> tuple[Tensor, Tensor]:
         """See `Frontend`. Without `full_context`, T is the longest clip rounded up to even, plus four frames."""
@@ -158,6 +185,8 @@ class FilterBank:
     Source: Gong et al. 2021 (AST); `transformers` ASTFeatureExtractor.
     """
 
+    extractor = "ASTFeatureExtractor"
+
     def __init__(
         self,
         feature_bins: int = 128,
@@ -182,6 +211,17 @@ class FilterBank:
         self._mean, self._std = mean, std
         self._window = torch.hann_window(self._frame, periodic=False, dtype=torch.float64)
         self._filters_NF = torch.from_numpy(kaldi_filters(feature_bins, self._transform, sample_rate_hz).T).contiguous()
+
+    @classmethod
+    def of_extractor(cls, extractor: Any) -> Self:
+        """See `ExtractorFrontend`."""
+        return cls(
+            extractor.num_mel_bins,
+            sample_rate_hz=extractor.sampling_rate,
+            max_frames=extractor.max_length,
+            mean=extractor.mean if extractor.do_normalize else None,
+            std=extractor.std if extractor.do_normalize else None,
+        )
 
     def __call__(self, waveforms: Waveforms, *, full_context: bool = False) -> tuple[Tensor, Tensor]:
         """See `Frontend`. Frames after a clip hold what a feature of 0 becomes."""
@@ -275,6 +315,7 @@ class RawWaveform:
         normalize: Whether each clip is brought to zero mean and unit variance over its own samples.
     """
 
+    extractor = "Wav2Vec2FeatureExtractor"
     feature_bins = 1
     max_duration_s: float | None = None
 
@@ -283,6 +324,11 @@ class RawWaveform:
         self.frames_per_second = float(sample_rate_hz)
         self._shortest = round(0.025 * sample_rate_hz)
         self._normalize = normalize
+
+    @classmethod
+    def of_extractor(cls, extractor: Any) -> Self:
+        """See `ExtractorFrontend`."""
+        return cls(sample_rate_hz=extractor.sampling_rate, normalize=extractor.do_normalize)
 
     def __call__(self, waveforms: Waveforms, *, full_context: bool = False) -> tuple[Tensor, Tensor]:
         """See `Frontend`. There is no window; samples after a clip are 0."""
@@ -315,6 +361,11 @@ class Normalized:
         self.frames_per_second = frontend.frames_per_second
         self.max_duration_s = frontend.max_duration_s
 
+    @classmethod
+    def from_state(cls, frontend: Mapping[str, Any], normalizer: Mapping[str, Any]) -> Self:
+        """From the two states."""
+        return cls(from_state(frontend), Normalizer.from_state(normalizer))
+
     def __call__(self, waveforms: Waveforms, *, full_context: bool = False) -> tuple[Tensor, Tensor]:
         """See `Frontend`. Frames after a clip are 0."""
         features_BTF, lengths_B = self._frontend(waveforms, full_context=full_context)
@@ -325,96 +376,47 @@ class Normalized:
         return {"kind": "normalized", "frontend": self._frontend.state(), "normalizer": self._normalizer.state()}
 
 
-def _normalized(frontend: Mapping[str, Any], normalizer: Mapping[str, Any]) -> Frontend:
-    return Normalized(from_state(frontend), Normalizer.from_state(normalizer))
-
-
-_KINDS: Mapping[str, Callable[..., Frontend]] = {
-    "log_mel": LogMel,
-    "chunked_log_mel": ChunkedLogMel,
-    "filter_bank": FilterBank,
-    "mfcc": Mfcc,
-    "raw_waveform": RawWaveform,
-    "normalized_log_mel": NormalizedLogMel,
-    "normalized": _normalized,
-}
-
-
 def from_state(state: Mapping[str, Any]) -> Frontend:
     """Build the frontend that `state()` described.
 
     Raises:
-        ModelError: The kind or a setting is not known.
+        ConfigError: The kind is not known.
+        ModelError: A setting is not known.
     """
     settings = dict(state)
-    kind = settings.pop("kind", None)
-    if kind not in _KINDS:
-        raise ModelError(
-            f"no frontend is called {kind!r}; known: {', '.join(_KINDS)}. Check the model's frontend file."
-        )
+    kind = str(settings.pop("kind", None))
+    found = resolve("frontends", kind)
     try:
-        return _KINDS[kind](**settings)
+        frontend: Frontend = getattr(found, "from_state", found)(**settings)
     except TypeError as error:
         raise ModelError(
             f"the frontend {kind} cannot be built from {settings}: {error}. Save the model again."
         ) from error
+    return frontend
 
 
 def from_feature_extractor(extractor: Any) -> Frontend:
     """Build the frontend equal to a `transformers` feature extractor.
 
     Args:
-        extractor: A Whisper, Qwen3-ASR, AST, Wav2Vec2 or Parakeet feature extractor, told apart by the name of its
-            class.
+        extractor: Of a class that a frontend of the registry names as its `extractor`.
 
     Raises:
         ModelError: The extractor is of another class, or adds random noise (`dither`), which would make a clip's
             features differ from call to call.
     """
-    name = type(extractor).__name__
     if getattr(extractor, "dither", 0.0):
         raise ModelError(
             f"the feature extractor adds noise (dither={extractor.dither}), so no clip would give the same "
             "features twice. Set `dither` to 0.0 in preprocessor_config.json."
         )
-    if name == "WhisperFeatureExtractor":
-        return LogMel(
-            extractor.feature_size,
-            window_s=extractor.n_samples / extractor.sampling_rate,
-            sample_rate_hz=extractor.sampling_rate,
-            transform_samples=extractor.n_fft,
-            hop_samples=extractor.hop_length,
+    kinds = [resolve("frontends", name) for name in in_order("frontends")]
+    made = {kind.extractor: kind for kind in kinds if getattr(kind, "extractor", None)}
+    name = type(extractor).__name__
+    if name not in made:
+        raise ModelError(
+            f"no frontend for the feature extractor {name}; known: {', '.join(made)}. "
+            "Use a checkpoint with one of these, or add a frontend (docs/how-to/add-a-model-family.md)."
         )
-    if name == "Qwen3ASRFeatureExtractor":
-        return ChunkedLogMel(
-            extractor.feature_size,
-            sample_rate_hz=extractor.sampling_rate,
-            transform_samples=extractor.n_fft,
-            hop_samples=extractor.hop_length,
-            min_samples=extractor.min_length,
-            chunk_frames=2 * extractor.n_window,
-        )
-    if name == "ASTFeatureExtractor":
-        return FilterBank(
-            extractor.num_mel_bins,
-            sample_rate_hz=extractor.sampling_rate,
-            max_frames=extractor.max_length,
-            mean=extractor.mean if extractor.do_normalize else None,
-            std=extractor.std if extractor.do_normalize else None,
-        )
-    if name == "ParakeetFeatureExtractor":
-        return NormalizedLogMel(
-            extractor.feature_size,
-            sample_rate_hz=extractor.sampling_rate,
-            transform_samples=extractor.n_fft,
-            window_samples=extractor.win_length,
-            hop_samples=extractor.hop_length,
-            preemphasis=extractor.preemphasis or 0.0,
-        )
-    if name == "Wav2Vec2FeatureExtractor":
-        return RawWaveform(sample_rate_hz=extractor.sampling_rate, normalize=extractor.do_normalize)
-    raise ModelError(
-        f"no frontend for the feature extractor {name}; known: WhisperFeatureExtractor, ASTFeatureExtractor, "
-        "Qwen3ASRFeatureExtractor, Wav2Vec2FeatureExtractor, ParakeetFeatureExtractor. "
-        "Use a checkpoint with one of these."
-    )
+    frontend: Frontend = made[name].of_extractor(extractor)
+    return frontend

@@ -5,7 +5,7 @@ Shape letters: B clips, S samples, T frames, F feature bins.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ class NormalizedLogMel:
     Source: NVIDIA NeMo AudioToMelSpectrogramPreprocessor; `transformers` ParakeetFeatureExtractor.
     """
 
+    extractor = "ParakeetFeatureExtractor"
     max_duration_s: float | None = None
 
     def __init__(
@@ -53,6 +54,18 @@ class NormalizedLogMel:
         self._window = torch.hann_window(window_samples, periodic=False)
         filters_FN = slaney_filters(feature_bins, transform_samples, sample_rate_hz)
         self._filters_NF = torch.from_numpy(filters_FN.T.astype(np.float32)).contiguous()
+
+    @classmethod
+    def of_extractor(cls, extractor: Any) -> Self:
+        """See `features.frontend.ExtractorFrontend`."""
+        return cls(
+            extractor.feature_size,
+            sample_rate_hz=extractor.sampling_rate,
+            transform_samples=extractor.n_fft,
+            window_samples=extractor.win_length,
+            hop_samples=extractor.hop_length,
+            preemphasis=extractor.preemphasis or 0.0,
+        )
 
     def __call__(self, waveforms: Waveforms, *, full_context: bool = False) -> tuple[Tensor, Tensor]:
         """See `Frontend`. There is no window; frames after a clip are 0, a clip under 20 ms is padded to that."""

@@ -118,7 +118,7 @@ class LoadedModel:
         frontend: Waveforms -> features.
         components: Every parameter belongs to exactly one.
         linears: Full names of the linear modules that can carry an adapter, in model order.
-        family: Registry name of the architecture.
+        family: Its architecture, which encodes text and computes logits and losses.
         checkpoint: What the user named.
         revision: Commit of a hub checkpoint, or a digest of the local files.
         processor: The `transformers` processor, saved beside every export.
@@ -145,7 +145,7 @@ class LoadedModel:
     frontend: Frontend
     components: tuple[Component, ...]
     linears: tuple[str, ...]
-    family: str
+    family: ModelFamily
     checkpoint: str
     revision: str
     processor: Any
@@ -174,7 +174,7 @@ class LoadedModel:
             if component.name == name:
                 return component
         known = ", ".join(component.name for component in self.components)
-        raise ModelError(f"{self.family} has no component {name!r}; it has {known}.")
+        raise ModelError(f"{self.family.name} has no component {name!r}; it has {known}.")
 
     @property
     def new_parts(self) -> tuple[str, ...]:
@@ -357,7 +357,7 @@ def component_of_parameters(loaded: LoadedModel) -> dict[str, ComponentName]:
         if len(matches) != 1:
             found = " and ".join(matches) or "none"
             raise ModelError(
-                f"parameter {bare} of {loaded.family} belongs to {found}; exactly one component is needed."
+                f"parameter {bare} of {loaded.family.name} belongs to {found}; exactly one component is needed."
             )
         owners[bare] = matches[0]
     return owners
@@ -379,7 +379,9 @@ def select(loaded: LoadedModel, selectors: Iterable[str]) -> tuple[str, ...]:
     for selector in (one for given in selectors for one in (loaded.new_parts if given == NEW else (given,))):
         matches = _match(loaded, selector, names)
         if not matches:
-            raise ModelError(f"selector {selector!r} matches no parameter of {loaded.family} ({loaded.checkpoint}).")
+            raise ModelError(
+                f"selector {selector!r} matches no parameter of {loaded.family.name} ({loaded.checkpoint})."
+            )
         chosen |= matches
     return tuple(name for name in names if name in chosen)
 

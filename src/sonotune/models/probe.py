@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sonotune.features.batching import Batch
-from sonotune.models.base import LoadedModel, ModelFamily
+from sonotune.models.base import LoadedModel
 from sonotune.runs import generator
 from sonotune.types import Clip
 
@@ -48,11 +48,11 @@ def probe_batch(loaded: LoadedModel, *, clips: int = 3, seed: int = 0) -> Batch:
 
 
 @torch.no_grad()
-def probe_logits(family: ModelFamily, loaded: LoadedModel) -> Tensor:
+def probe_logits(loaded: LoadedModel) -> Tensor:
     """Logits (N, V) at every position of the probe, in evaluation mode and fp32."""
     was_training = loaded.module.training
     loaded.module.eval()
     try:
-        return family.logits(loaded, probe_batch(loaded).to(loaded.device)).float()
+        return loaded.family.logits(loaded, probe_batch(loaded).to(loaded.device)).float()
     finally:
         loaded.module.train(was_training)

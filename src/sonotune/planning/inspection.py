@@ -175,7 +175,7 @@ def inspect_model(
             loaded = adapt_uncalibrated(loaded, kind_named(kind), ranks, adapter or AdapterSettings())
     windowed = bool(loaded.trained_contexts)
     return Inspection(
-        family=loaded.family,
+        family=loaded.family.name,
         checkpoint=checkpoint,
         bits=(stored.bits, "all weights train" if full else stored.reason),
         total=total,

@@ -25,7 +25,7 @@ from sonotune.adapters.trainable import adapt_uncalibrated
 from sonotune.errors import AdapterError, ModelError
 from sonotune.features.batching import Batch
 from sonotune.loading import choose_family, find_adapter, kept_unquantized, model_folder, storage, with_contexts
-from sonotune.models.base import LoadedModel, ModelFamily, Stream
+from sonotune.models.base import LoadedModel, Stream
 from sonotune.models.checkpoints import load_processor, locate
 from sonotune.models.precision import DTYPES, Precision
 from sonotune.models.quantize import bitsandbytes
@@ -78,7 +78,6 @@ class Layout:
 
     Attributes:
         loaded: The model; parameters and buffers have shapes and types, and no storage.
-        family: Its architecture.
         task: What it learns.
         settings: What it was laid out by.
         device: `cpu` or `cuda`.
@@ -89,7 +88,6 @@ class Layout:
     """
 
     loaded: LoadedModel
-    family: ModelFamily
     task: Task
     settings: TrainingSettings
     device: str
@@ -124,7 +122,7 @@ class Layout:
 
     def streams(self, batch: Batch) -> tuple[Stream, ...]:
         """What the rows are that each linear computes on."""
-        return self.family.streams(self.loaded, batch)
+        return self.loaded.family.streams(self.loaded, batch)
 
     def batch(self, clips: int, clip_s: float, label_tokens: int) -> Batch:
         """A batch of clips of one length; `inputs` is on the meta device, all else is real.
@@ -159,9 +157,9 @@ class Layout:
 
     def _targets(self, clips: int, label_tokens: int) -> Tensor:
         """Ids (B, U), no two neighbours the same, for CTC needs a blank between those."""
-        if self.family.task != "transcribe":
+        if self.loaded.family.task != "transcribe":
             return torch.zeros(clips, 1, dtype=torch.int64)
-        return (torch.arange(self.family.label_overhead + label_tokens) % 2 + 3).repeat(clips, 1)
+        return (torch.arange(self.loaded.family.label_overhead + label_tokens) % 2 + 3).repeat(clips, 1)
 
 
 def lay_out(settings: TrainingSettings, *, device: str = "cpu") -> Layout:
@@ -182,7 +180,7 @@ def lay_out(settings: TrainingSettings, *, device: str = "cpu") -> Layout:
     base = model_folder(checkpoint)
     loaded = family.outline(base, revision=settings.revision, outputs=settings.num_labels)
     loaded = with_contexts(loaded, use_of(checkpoint), asked=settings.context)
-    loaded = loaded.with_(processor=_processor(base, loaded.family))
+    loaded = loaded.with_(processor=_processor(base, loaded.family.name))
     total = sum(parameter.numel() for parameter in loaded.module.parameters())
     stored = storage(
         None,
@@ -207,7 +205,6 @@ def lay_out(settings: TrainingSettings, *, device: str = "cpu") -> Layout:
     stages = _stages(loaded, settings)
     layout = Layout(
         loaded=loaded,
-        family=family,
         task=task,
         settings=settings,
         device=device,

@@ -350,7 +350,7 @@ class _Saved:
         head = self._output_layer()
         outputs = 0 if head is None else int(head.weight.shape[0])
         labels = int(self._batch.target_lengths.sum())
-        if self._loaded.family == "ctc":
+        if self._loaded.family.name == "ctc":
             outputs = self._loaded.module.config.vocab_size
             labels = max(self._rows.values(), default=0)
         return _LOGIT_BYTES * labels * outputs

@@ -155,7 +155,7 @@ def _merge(checkpoint: str, folder: Path, *, target: MergeTarget, dtype: ExportD
     decoding = set_decoding_defaults(
         merged.module,
         getattr(merged.processor, "tokenizer", None),
-        family=opened.family.name,
+        family=opened.loaded.family.name,
         language=used.get("language"),
         **_scored_with(checkpoint),
     )
@@ -197,12 +197,12 @@ def merged_model(opened: Opened, checkpoint: str, *, target: MergeTarget) -> tup
     base = model_folder(opened.settings.get("checkpoint", "") or opened.loaded.checkpoint)
     adapter = find_adapter(checkpoint)
     layer = own_output_layer(adapter, opened.settings) if adapter else {}
-    fresh = opened.family.load(base, context=opened.loaded.context, **layer)
+    fresh = opened.loaded.family.load(base, context=opened.loaded.context, **layer)
     if opened.settings.get("multi_label"):
         fresh.module.config.problem_type = MULTI_LABEL
-    before = probe_logits(opened.family, opened.loaded)
+    before = probe_logits(opened.loaded)
     merged = merge_into(opened.loaded, fresh, target=target)
-    proof = compare_logits(before, probe_logits(opened.family, merged))
+    proof = compare_logits(before, probe_logits(merged))
     _check_finite(proof, "the merged model", "The weights are damaged, or training ended in NaN: take another run.")
     # Not `>`: what cannot be compared is not proven.
     if target == "dequantized" and not proof.largest <= LARGEST_MERGE_ERROR * max(1.0, proof.scale):
@@ -228,8 +228,8 @@ def _choose_dtype(loaded: LoadedModel) -> Literal["bf16", "fp16"]:
 
 def _round(merged: LoadedModel, opened: Opened, dtype: torch.dtype) -> MergeProof:
     """Cast the module to its saved type; returns what that does to the logits."""
-    before = probe_logits(opened.family, merged)
+    before = probe_logits(merged)
     merged.module.to(dtype)
-    as_saved = probe_logits(opened.family, merged.with_(module=merged.module.float()))
+    as_saved = probe_logits(merged.with_(module=merged.module.float()))
     merged.module.to(dtype)
     return compare_logits(before, as_saved)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sonotune.adapters.kinds.base import kind_of
 from sonotune.errors import TrainingCheckError
-from sonotune.models.base import LoadedModel, ModelFamily
+from sonotune.models.base import LoadedModel
 from sonotune.models.probe import probe_logits
 from sonotune.processes import Processes
 from sonotune.stages import Stage
@@ -107,13 +107,10 @@ def check_moved(before: Mapping[str, str], module: nn.Module, stages: Sequence[S
             raise TrainingCheckError(f"all {len(norms)} adapters are still zero after training.")
 
 
-def check_applied(
-    family: ModelFamily, loaded: LoadedModel, *, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-) -> None:
+def check_applied(loaded: LoadedModel, *, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
     """The adapter changes what the model computes.
 
     Args:
-        family: Computes the logits.
         loaded: The trained model.
         autocast: Makes the precision context the model was trained in, which frozen 16-bit weights need.
 
@@ -123,8 +120,8 @@ def check_applied(
     if loaded.adapter is None:
         return
     with autocast():
-        on = probe_logits(family, loaded)
+        on = probe_logits(loaded)
         with kind_of(loaded).disabled(loaded):
-            off = probe_logits(family, loaded)
+            off = probe_logits(loaded)
     if torch.equal(on, off):
         raise TrainingCheckError("the adapter is not applied: outputs are the same with it on and off.")

@@ -113,7 +113,7 @@ def prepare_model(session: Session, inputs: RunInputs, steps: LoopSettings) -> P
         model={
             "task": inputs.task.name,
             "language": inputs.language or config.model.language,
-            "family": loaded.family,
+            "family": loaded.family.name,
             "checkpoint": loaded.checkpoint,
             "revision": loaded.revision,
             "components": count_parameters(loaded),

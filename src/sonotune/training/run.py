@@ -102,7 +102,7 @@ def train(
     checks.check_frozen(frozen, loaded.module, exclude=all_stages(*model.stages))
     checks.check_moved(start, loaded.module, model.stages, loaded)
     with unsharded(loaded.module):
-        checks.check_applied(inputs.opened.family, loaded, autocast=session.compute.accelerator.autocast)
+        checks.check_applied(loaded, autocast=session.compute.accelerator.autocast)
     log.event("spent", step=loop.state.step, seconds=loop.state.spent)
     return loop
 

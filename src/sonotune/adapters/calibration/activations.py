@@ -27,9 +27,8 @@ from torch import Tensor, nn
 from sonotune.adapters.calibration.token_sample import Reservoir, batch_keys
 from sonotune.errors import AdapterError, ModelError
 from sonotune.features.batching import Batch, ClipBatches, batch_loader
-from sonotune.models.base import AUDIO, PADDING, TEXT, LoadedModel, ModelFamily, Stream
+from sonotune.models.base import AUDIO, PADDING, TEXT, LoadedModel, Stream
 from sonotune.models.losses import Losses
-from sonotune.registry import resolve
 from sonotune.types import Clip, Finding
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -186,12 +185,11 @@ def collect_activations(
     """
     started_s = time.monotonic()
     wanted = tuple(loaded.linears if names is None else names)
-    family = family_of(loaded)
     done: list[str] = []
     collector: _Collector | None = None
     with undisturbed(loaded.module), torch.no_grad(), ExitStack() as hooks:
         for batch in batches:
-            streams = streams_of(family, loaded, batch)
+            streams = streams_of(loaded, batch)
             run = partial(_forward, loaded, objective, batch, autocast)
             if collector is None:
                 inputs = _distinct_inputs(loaded, wanted, streams, run)
@@ -248,13 +246,7 @@ def single_clips(
             yield batch.to(loaded.device)
 
 
-def family_of(loaded: LoadedModel) -> ModelFamily:
-    """The family of a model; looking it up is slower than computing a short clip."""
-    family: ModelFamily = resolve("families", loaded.family)()
-    return family
-
-
-def streams_of(family: ModelFamily, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
+def streams_of(loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
     """Rows of a batch of one clip.
 
     Raises:
@@ -262,7 +254,7 @@ def streams_of(family: ModelFamily, loaded: LoadedModel, batch: Batch) -> tuple[
     """
     if len(batch.clips) != 1:
         raise ValueError(f"calibration takes batches of one clip, got one of {len(batch.clips)}.")
-    return family.streams(loaded, batch)
+    return loaded.family.streams(loaded, batch)
 
 
 def stream_of(loaded: LoadedModel, name: str, streams: Sequence[Stream]) -> int:
@@ -274,7 +266,7 @@ def stream_of(loaded: LoadedModel, name: str, streams: Sequence[Stream]) -> int:
     for index, stream in enumerate(streams):
         if re.search(stream.modules, name):
             return index
-    raise ModelError(f"the family {loaded.family} does not say which rows {name} takes. {_ADVICE}")
+    raise ModelError(f"the family {loaded.family.name} does not say which rows {name} takes. {_ADVICE}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

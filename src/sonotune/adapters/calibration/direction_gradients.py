@@ -26,7 +26,6 @@ from sonotune.adapters.calibration.activations import (
     Rows,
     channels_last,
     check_reached,
-    family_of,
     input_of,
     single_clips,
     stream_of,
@@ -161,10 +160,9 @@ def _backward(
     loaded: LoadedModel, objective: Objective, batches: Iterable[Batch], tap: _Tap, autocast: Autocast
 ) -> None:
     """Run batches of one clip through the model and back, with the tap on."""
-    family = family_of(loaded)
     with undisturbed(loaded.module), torch.enable_grad(), tap.attached():
         for batch in batches:
-            tap.begin(streams_of(family, loaded, batch))
+            tap.begin(streams_of(loaded, batch))
             with autocast():
                 losses = objective.losses(loaded, batch)
             tap.check()

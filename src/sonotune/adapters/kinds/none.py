@@ -49,7 +49,7 @@ class NoAdapter(PlainNames):
         set_decoding_defaults(
             loaded.module,
             getattr(loaded.processor, "tokenizer", None),
-            family=loaded.family,
+            family=loaded.family.name,
             language=extra.get("language"),
         )
         loaded.module.save_pretrained(folder, safe_serialization=True, state_dict=weights)

@@ -159,7 +159,7 @@ class AstFamily:
             module=module,
             components=found.components,
             linears=found.linears,
-            family=self.name,
+            family=self,
             constant=frozenset(name for name, _ in module.named_parameters() if name.endswith(_UNUSED)),
             **given,
         )

@@ -174,7 +174,7 @@ class CtcFamily:
                 for name, child in module.named_modules()
                 if isinstance(child, nn.Linear) and (name.startswith(homes) or name == "lm_head")
             ),
-            family=self.name,
+            family=self,
             constant=_constant(module),
             # It masks padding behind whatever is a convolution, and a wrapped one is none.
             stem_modules=("encoder.subsampling",) if hasattr(module, "ctc_head") else (),

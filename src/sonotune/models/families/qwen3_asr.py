@@ -148,7 +148,7 @@ class Qwen3AsrFamily:
                 for name, child in module.named_modules()
                 if isinstance(child, nn.Linear) and name.startswith(homes)
             ),
-            family=self.name,
+            family=self,
             rename=modern_name,
             tied=((f"{_EMBEDDINGS}.weight", f"{_HEAD}.weight"),) if tied else (),
             **given,

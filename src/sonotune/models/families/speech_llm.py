@@ -154,7 +154,7 @@ class SpeechLlmFamily:
                 for name, child in module.named_modules()
                 if isinstance(child, nn.Linear) and any(part.owns(name) for part in adaptable)
             ),
-            family=self.name,
+            family=self,
             constant=speech_encoders.constants_of(module.audio_encoder, "audio_encoder"),
             tied=((f"{names[embeddings]}.weight", f"{names[head]}.weight"),)
             if head.weight is embeddings.weight

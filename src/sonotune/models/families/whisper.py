@@ -108,7 +108,7 @@ class WhisperFamily:
                 for name, child in module.named_modules()
                 if isinstance(child, nn.Linear) and (".encoder.layers." in name or ".decoder.layers." in name)
             ),
-            family=self.name,
+            family=self,
             constant=frozenset({"model.encoder.embed_positions.weight"}),
             tied=(("model.decoder.embed_tokens.weight", "proj_out.weight"),)
             if module.proj_out.weight is module.model.decoder.embed_tokens.weight
