@@ -196,10 +196,11 @@ def open_ours(
     draw_adapters(loaded.adapter)
     text = get_normalizer("basic")
     settings = TaskSettings(training_text=text, scoring_text=text, language=LANGUAGE)
+    family = opened.loaded.family
     return Ours(
         accelerator=accelerator,
         loaded=loaded,
-        task=resolve("tasks", opened.loaded.family.task)(opened.loaded.family, settings),
+        task=resolve("tasks", family.task)(family, settings),
     )
 
 
