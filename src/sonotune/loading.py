@@ -106,7 +106,6 @@ def open_model(
     )
     loaded = with_contexts(loaded, recorded, asked=context)
     check_frontend(loaded)
-    loaded.module.to(device)
     parameters = sum(parameter.numel() for parameter in loaded.module.parameters())
     stored = storage(
         settings if adapter else None,
@@ -119,7 +118,15 @@ def open_model(
     dtype = DTYPES[precision]
     if stored.bits in (4, 8):
         keep = kept_unquantized(loaded, stored.skip)
-        loaded = quantize(loaded, bits=stored.bits, keep=keep, double=stored.double, compute_dtype=dtype)  # type: ignore[arg-type]
+        loaded = quantize(
+            loaded,
+            bits=stored.bits,  # type: ignore[arg-type]
+            keep=keep,
+            double=stored.double,
+            compute_dtype=dtype,
+            device=device,
+        )
+    loaded.module.to(device)
     if adapter:
         loaded = kind_named(settings.get("adapter", "lora")).load(loaded, adapter)
         if dtype != torch.float32:

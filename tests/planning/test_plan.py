@@ -12,6 +12,8 @@ import pytest
 from sonotune.cli import main
 from sonotune.cli.plan import parse_bytes
 from sonotune.errors import ConfigError
+from sonotune.features.batching import plan_batches
+from sonotune.loading import open_model
 from sonotune.planning.cost import estimate, read_throughput
 from sonotune.planning.layout import TrainingSettings
 from sonotune.planning.plan import advice, largest_that_fits, make_plan
@@ -213,3 +215,23 @@ def test_usual_lengths_end_at_the_window_of_the_model(capsys: pytest.CaptureFixt
     assert code == 0
     lengths = [row["clip_seconds"] for row in body["stages"][0]["buckets"]]
     assert max(lengths) == pytest.approx(4.095)
+
+
+@pytest.mark.parametrize(("context", "clips"), [("cut", 12), ("thinned", 8), ("full", 2)])
+def test_a_micro_batch_is_that_of_training_which_counts_what_is_computed(
+    capsys: pytest.CaptureFixture[str], context: str, clips: int
+):
+    limits = ("training.batch_seconds=36", "training.batch_max_clips=32")
+    _, body = ask(
+        capsys, "model=whisper_nano", f"model.context={context}", *limits, "--clip-seconds", "3", "--device", "cpu"
+    )
+    assert body["stages"][0]["buckets"][0]["clips"] == clips
+    loaded = open_model("assets:whisper-nano", context=context).loaded
+    batches = plan_batches([loaded.computed_s(3.0)] * 24, max_seconds=36, max_clips=32, seed=0, epoch=0)
+    assert max(map(len, batches)) == clips
+
+
+def test_on_a_card_a_quantised_model_is_never_there_in_single_precision(capsys: pytest.CaptureFixture[str]):
+    words = ("model=qwen3_asr_0_6b", "quantization.bits=4", "--clip-seconds", "3")
+    card, processor = (ask(capsys, *words, "--device", device)[1]["loading_bytes"] for device in ("cuda", "cpu"))
+    assert card < 0.55 * processor

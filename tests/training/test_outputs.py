@@ -229,7 +229,7 @@ def test_a_new_layer_that_trains_as_an_adapter_is_the_same_when_reopened(
     record, folder = run(settings(f"model={ctc_models / 'encoder'}", "training.learning_rate=1e-2", STEM_IN_FULL))
     [finding] = [finding for finding in record.findings if finding.check == "model.new_outputs"]
     assert finding.severity == "warning"
-    assert "adapter.unfreeze=[head]" in finding.message
+    assert "weights: [head]" in finding.message
     opened = open_model(str(folder))
     assert torch.equal(probe_logits(opened.loaded), reopened(folder)[1])
     found = evaluate(

@@ -26,11 +26,11 @@ def parts(targets: object, unfreeze: tuple[str, ...] = ()) -> list[str]:
 def test_an_adapter_over_a_random_projector_is_a_warning():
     (message,) = parts("all_linear")
     assert "projector" in message
-    assert "adapter.unfreeze=[projector]" in message
+    assert "a stage with weights: [projector] trains it in full" in message
 
 
 def test_a_random_projector_that_would_stay_so_is_refused():
-    with pytest.raises(AdapterError, match=r"projector of .* would not train.*unfreeze=\[projector\]"):
+    with pytest.raises(AdapterError, match=r"projector of .* would not train.*weights: \[projector\]"):
         parts(["encoder", "decoder"])
 
 

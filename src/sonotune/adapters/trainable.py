@@ -74,7 +74,7 @@ def check_shardable(
 
 
 def new_outputs(loaded: LoadedModel) -> list[Finding]:
-    """A warning where an output layer is new and trains as an adapter over random numbers only.
+    """A warning where an output layer is new and the stages train it as an adapter over random numbers only.
 
     Raises:
         AdapterError: It is new and does not train at all.
@@ -93,11 +93,11 @@ def new_outputs(loaded: LoadedModel) -> list[Finding]:
     if not any(trains for _, trains in head):
         raise AdapterError(
             f"the output layer is new ({len(loaded.new_outputs)} outputs) and would not train. "
-            "Train it with adapter.unfreeze=[head]."
+            "Name it in the weights of a stage: {name: head, weights: [head], ...}."
         )
     message = (
         f"the output layer is new ({len(loaded.new_outputs)} outputs) and trains as an adapter over random weights; "
-        "adapter.unfreeze=[head] trains it in full, which learns faster."
+        "a stage with weights: [head] trains it in full, which learns faster."
     )
     return [Finding(check="model.new_outputs", severity="warning", message=message)]
 
@@ -113,7 +113,7 @@ def check_plain(loaded: LoadedModel) -> None:
 
 
 def untrained_parts(loaded: LoadedModel) -> list[Finding]:
-    """A warning for each part of a composed model that is random and trains as an adapter only.
+    """A warning for each part of a composed model that is random and that the stages train as an adapter only.
 
     Raises:
         AdapterError: One does not train at all.
@@ -123,7 +123,7 @@ def untrained_parts(loaded: LoadedModel) -> list[Finding]:
         trains.setdefault(loaded.names.base_name(name), []).extend([name] if parameter.requires_grad else [])
     parts = {selector: set(select(loaded, [selector])) for selector in loaded.untrained}
     whole = [one for one in parts if not any(parts[one] < parts[other] for other in parts)]
-    advice = f"adapter.unfreeze=[{','.join(whole)}]"
+    advice = f"a stage with weights: [{', '.join(whole)}]"
     found = []
     for selector, names in parts.items():
         smaller = {bare for other in parts.values() if other < names for bare in other}  # gates, of cross-attention

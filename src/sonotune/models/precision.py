@@ -48,7 +48,7 @@ def choose_precision(requested: Literal["auto"] | Precision) -> tuple[Precision,
     if requested != "auto":
         return requested, "asked for"
     if cuda:
-        if torch.cuda.is_bf16_supported():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "the CUDA device computes bf16"
         return "fp16", "the CUDA device has no bf16"
     if _cpu_has_bf16():

@@ -159,8 +159,12 @@ def quantize(
     keep: Collection[str] = (),
     double: bool = True,
     compute_dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
 ) -> LoadedModel:
     """Replace the adaptable linears by quantised ones, in place.
+
+    One linear after the other goes to the device and is quantised there, so that a model of fp32 weights that is larger
+    than the card can be opened on it.
 
     Args:
         loaded: The model, in 16 or 32 bits.
@@ -168,6 +172,7 @@ def quantize(
         keep: Full module names that stay as they are, because a stage will train them.
         double: Quantise the block scales as well (4 bits only).
         compute_dtype: Type of the matrix products.
+        device: Where the quantised linears go; None leaves each where it is.
 
     Returns:
         The model with `quantized` filled.
@@ -185,14 +190,16 @@ def quantize(
         parent = loaded.module.get_submodule(parent_name)
         linear = getattr(parent, child)
         build = _linear_4bit if bits == 4 else _linear_8bit
-        setattr(parent, child, build(linear, double=double, compute_dtype=compute_dtype))
+        setattr(parent, child, build(linear, double=double, compute_dtype=compute_dtype, device=device))
     # PEFT chooses its quantised LoRA layers by these marks of a `transformers` load.
     setattr(loaded.module, "is_loaded_in_4bit" if bits == 4 else "is_loaded_in_8bit", True)
     logger.info("quantised %d linears to %d bits", len(names), bits)
     return loaded.with_(quantized=dict.fromkeys(names, bits))
 
 
-def _linear_4bit(linear: nn.Linear, *, double: bool, compute_dtype: torch.dtype) -> nn.Module:
+def _linear_4bit(
+    linear: nn.Linear, *, double: bool, compute_dtype: torch.dtype, device: torch.device | str | None = None
+) -> nn.Module:
     bnb = bitsandbytes()
     quantized = bnb.nn.Linear4bit(
         linear.in_features,
@@ -213,7 +220,7 @@ def _linear_4bit(linear: nn.Linear, *, double: bool, compute_dtype: torch.dtype)
     if linear.bias is not None:
         # bitsandbytes casts the bias inside forward otherwise, which would change a frozen parameter.
         quantized.bias = nn.Parameter(linear.bias.detach().to(compute_dtype), requires_grad=False)
-    quantized = quantized.to(linear.weight.device)
+    quantized = quantized.to(linear.weight.device if device is None else device)
     # bitsandbytes 0.50.2 repacks the weights in the first evaluation on such processors and the next training step
     # then loses its gradients (no autograd kernel for the packed layout).
     quantized.support_avx512bf16_for_cpu = False
@@ -221,7 +228,9 @@ def _linear_4bit(linear: nn.Linear, *, double: bool, compute_dtype: torch.dtype)
     return quantized  # type: ignore[no-any-return]
 
 
-def _linear_8bit(linear: nn.Linear, *, double: bool, compute_dtype: torch.dtype) -> nn.Module:
+def _linear_8bit(
+    linear: nn.Linear, *, double: bool, compute_dtype: torch.dtype, device: torch.device | str | None = None
+) -> nn.Module:
     bnb = bitsandbytes()
     quantized = bnb.nn.Linear8bitLt(
         linear.in_features, linear.out_features, bias=linear.bias is not None, has_fp16_weights=False, threshold=0.0
@@ -231,7 +240,7 @@ def _linear_8bit(linear: nn.Linear, *, double: bool, compute_dtype: torch.dtype)
     )
     if linear.bias is not None:
         quantized.bias = nn.Parameter(linear.bias.detach().to(compute_dtype), requires_grad=False)
-    quantized = quantized.to(linear.weight.device)
+    quantized = quantized.to(linear.weight.device if device is None else device)
     quantized.train(linear.training)
     return quantized  # type: ignore[no-any-return]
 

@@ -28,7 +28,7 @@ from sonotune.loading import choose_family, find_adapter, kept_unquantized, mode
 from sonotune.models.base import LoadedModel, Stream
 from sonotune.models.checkpoints import load_processor, locate
 from sonotune.models.precision import DTYPES, Precision
-from sonotune.models.quantize import bitsandbytes
+from sonotune.models.quantize import bitsandbytes, packed_bytes
 from sonotune.optimizers import OptimizerKind
 from sonotune.registry import resolve
 from sonotune.stages import Stage, StageSettings, all_stages, build_stages, whole_run
@@ -39,6 +39,7 @@ BLOCK, SCALES_PER_BLOCK = 64, 256  # of bitsandbytes: weights that share a scale
 PROMPT_TOKENS = (9, 6)
 """Tokens before and after the audio in Qwen3-ASR's chat template, counted with the published tokenizer."""
 _AUDIO_TOKEN = 1
+_FP32_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +83,7 @@ class Layout:
         settings: What it was laid out by.
         device: `cpu` or `cuda`.
         bits: Of the frozen linears, and why.
-        total: Parameters of the bare model; tied weights count once.
+        loading_bytes: The model as it is opened, and one linear before it is quantised; tied weights count once.
         stages: Of the run, in order.
         held: Names of the parameters that have moments: what trains now or has trained in an earlier stage.
     """
@@ -92,7 +93,7 @@ class Layout:
     settings: TrainingSettings
     device: str
     bits: tuple[int, str]
-    total: int
+    loading_bytes: int
     stages: tuple[Stage, ...]
     held: frozenset[str]
 
@@ -190,9 +191,17 @@ def lay_out(settings: TrainingSettings, *, device: str = "cpu") -> Layout:
         parameters=total,
         device=device,
     )
+    loading = _FP32_BYTES * total
     with torch.device("meta"):
         if stored.bits != 16:
+            largest = max(loaded.module.get_submodule(name).weight.numel() for name in loaded.linears)
             loaded = _quantized(loaded, stored, DTYPES[settings.precision])
+            if device != "cpu":  # on a CPU all of it is there before any is quantised
+                linears = [loaded.module.get_submodule(name) for name in loaded.quantized]
+                sizes = [(linear.out_features, linear.in_features) for linear in linears]
+                loading = sum(packed_bytes(*size, bits=stored.bits, double=stored.double) for size in sizes)
+                loading += sum(value.nbytes for value in loaded.module.parameters() if value.is_floating_point())
+                loading += _FP32_BYTES * largest
         loaded = adapt_uncalibrated(
             loaded,
             kind_named(settings.kind),
@@ -208,7 +217,7 @@ def lay_out(settings: TrainingSettings, *, device: str = "cpu") -> Layout:
         task=task,
         settings=settings,
         device=device,
-        total=total,
+        loading_bytes=loading,
         bits=(stored.bits, "all weights train" if full else stored.reason),
         stages=stages,
         held=frozenset(),

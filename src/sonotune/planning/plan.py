@@ -15,7 +15,6 @@ from sonotune.planning.memory import KINDS, Memory, predict_step
 
 LABELS_PER_SECOND = 5.0
 """Tokens of transcript assumed for each second of audio, where nothing is said."""
-_FULL_PRECISION_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +23,7 @@ class Bucket:
 
     Attributes:
         clip_s: Seconds of each clip.
+        computed_s: Seconds that are computed for each, which `training.batch_seconds` counts.
         clips: How many the settings put together.
         label_tokens: Of each transcript.
         memory: Of a training step on it.
@@ -32,6 +32,7 @@ class Bucket:
     """
 
     clip_s: float
+    computed_s: float
     clips: int
     label_tokens: int
     memory: Memory
@@ -91,7 +92,7 @@ class Plan:
         settings: What was planned for.
         bits: Of the frozen linears, and why.
         device: Whose kernels were assumed.
-        loading_bytes: The whole model in single precision, which is there before it is quantised or cast.
+        loading_bytes: The model as it is opened: in single precision, but for what is quantised.
         stages: In the order of training.
         memory_bytes: What must hold it, where that was named.
         cost: Time and money, where a throughput was named.
@@ -203,7 +204,7 @@ def make_plan(
         buckets = []
         for clip_s in lengths:
             tokens = label_tokens or max(1, round(LABELS_PER_SECOND * clip_s))
-            clips = max(1, min(batch_max_clips, int(batch_seconds / clip_s + 1e-9)))
+            clips = max(1, min(batch_max_clips, int(batch_seconds / layout.loaded.computed_s(clip_s) + 1e-9)))
             buckets.append(_bucket(layout, clip_s, clips, tokens, memory_bytes))
         if exact:
             place = max(range(len(buckets)), key=lambda index: buckets[index].memory.peak_bytes)
@@ -214,7 +215,7 @@ def make_plan(
         settings=settings,
         bits=layout.bits,
         device=device,
-        loading_bytes=_FULL_PRECISION_BYTES * layout.total,
+        loading_bytes=layout.loading_bytes,
         stages=tuple(planned),
         memory_bytes=memory_bytes,
         cost=cost,
@@ -228,6 +229,7 @@ def _bucket(layout: Layout, clip_s: float, clips: int, tokens: int, memory_bytes
     memory = predict_step(layout, layout.batch(clips, clip_s, tokens))
     return Bucket(
         clip_s=clip_s,
+        computed_s=layout.loaded.computed_s(clip_s),
         clips=clips,
         label_tokens=tokens,
         memory=memory,
@@ -253,6 +255,7 @@ def _measured(flat: Layout, index: int, bucket: Bucket, memory_bytes: int | None
 
     return Bucket(
         clip_s=bucket.clip_s,
+        computed_s=bucket.computed_s,
         clips=bucket.clips,
         label_tokens=bucket.label_tokens,
         memory=memory,
@@ -288,11 +291,14 @@ def advice(plan: Plan) -> list[str]:
         return []
     lines = []
     if plan.loading_bytes > plan.memory_bytes:
-        lines.append("the model is loaded in single precision and does not fit so; take a smaller one")
+        lines.append(
+            "the model does not fit as it is opened, in single precision; take a smaller one"
+            + ("" if plan.bits[0] != 16 else ", or quantization.bits=4")
+        )
     worst = plan.worst.worst
     if worst.memory.peak_bytes > plan.memory_bytes:
         if worst.largest:
-            seconds = worst.largest * worst.clip_s
+            seconds = worst.largest * worst.computed_s
             lines.append(
                 f"training.batch_seconds={seconds:g}, and training.accumulation_steps to keep the effective batch"
             )
