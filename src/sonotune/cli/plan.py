@@ -148,7 +148,7 @@ def _lines(plan: Plan) -> list[str]:
         + (", checkpointing" if settings.gradient_checkpointing else "")
         + (f", layers in {settings.shards} parts" if settings.shards > 1 else ""),
         f"peak     {_mib(plan.peak_bytes)} MiB: training {_mib(worst.memory.peak_bytes)} ({how}), "
-        f"loading in fp32 {_mib(plan.loading_bytes)}",
+        f"loading {_mib(plan.loading_bytes)}",
         f"  {'MiB at the peak':<16}{'weights':>10}{'gradients':>11}{'optimizer':>11}{'activations':>13}{'all':>10}",
     ]
     for name, row in worst.memory.components.items():
