@@ -44,7 +44,7 @@ class RankSettings:
     targets: str | Sequence[str] = "all_linear"
     unfreeze: Sequence[str] = ()
     allocator: str = "uniform"
-    stem: str = "frozen"
+    stem: str = "train"
     rank: int = 8
     budget: int | None = None
     gamma: float = 0.5
