@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from sonotune.adapters.metadata import use_of
 from sonotune.config.load import LoadedConfig
+from sonotune.data.manifest import read_manifest
 from sonotune.errors import (
     AdapterError,
     CheckpointError,
@@ -395,26 +396,51 @@ def test_settings_that_change_no_result_may_differ(settings: Settings):
     assert record.status == "finished"
 
 
-@pytest.mark.parametrize("what", ["training data", "evaluation data", "base model"])
+@pytest.mark.parametrize(
+    ("what", "file", "change"),
+    [
+        ("training data", "clips/train.jsonl", ("nine", "four")),
+        ("evaluation data", "clips/eval.jsonl", ("nine", "four")),  # they decide which checkpoint is the best
+        ("content of the training audio", "train", None),
+        ("content of the evaluation audio", "eval", None),
+        ("base model", "model/model.safetensors", None),
+        ("configuration of the base model", "model/config.json", ('"gelu"', '"relu"')),
+        ("configuration of the base model", "model/generation_config.json", ("{", '{"num_beams": 3, ')),
+        ("configuration of the base model", "model/tokenizer_config.json", ("{", '{"padding_side": "left", ')),
+    ],
+)
 def test_changed_data_or_model_is_refused(
-    settings: Settings, clips: Callable[..., Path], tmp_path: Path, tiny_model: Path, what: str
+    settings: Settings,
+    clips: Callable[..., Path],
+    tmp_path: Path,
+    tiny_model: Path,
+    what: str,
+    file: str,
+    change: tuple[str, str] | None,
 ):
-    import shutil
-
-    manifest = clips(tmp_path / "clips", "train", 8)
-    held_out = clips(tmp_path / "clips", "eval", 4, first=8, speaker="e")
+    manifests = {
+        "train": clips(tmp_path / "clips", "train", 8),
+        "eval": clips(tmp_path / "clips", "eval", 4, first=8, speaker="e"),
+    }
     model = shutil.copytree(tiny_model, tmp_path / "model")
-    words = (f"data.train={manifest}", f"data.eval={held_out}", f"model={model}", "training.save_steps=1")
+    words = (
+        f"data.train={manifests['train']}",
+        f"data.eval={manifests['eval']}",
+        f"model={model}",
+        "training.save_steps=1",
+    )
     with pytest.raises(Interrupted):
         run(settings(*words), listeners=[StopAfter(1)])
-    changed = {"training data": manifest, "evaluation data": held_out}.get(what)
-    if changed is not None:  # the evaluation data decide which checkpoint is the best
-        changed.write_text(changed.read_text("utf-8").replace("nine", "four"), "utf-8")
+    changed = read_manifest(manifests[file])[0].path if file in manifests else tmp_path / file
+    if change is None:
+        content = bytearray(changed.read_bytes())
+        content[-1] ^= 1  # of the same size
+        changed.write_bytes(bytes(content))
     else:
-        weights = bytearray((model / "model.safetensors").read_bytes())
-        weights[-1] ^= 1
-        (model / "model.safetensors").write_bytes(bytes(weights))
-    with pytest.raises(CheckpointError, match=f"{what} was [0-9a-f]+ and is now") as caught:
+        text = changed.read_text("utf-8")
+        assert change[0] in text
+        changed.write_text(text.replace(*change), "utf-8")
+    with pytest.raises(CheckpointError, match=f"; {what} was|: {what} was [0-9a-f]+ and is now") as caught:
         run(settings(*words))
     assert caught.value.exit_code == 6
 

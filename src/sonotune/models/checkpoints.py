@@ -119,12 +119,7 @@ def check_weight_files(folder: Path) -> None:
 
     index = folder / _INDEX
     # A single file goes before an index, as in `transformers`.
-    names = [_WEIGHTS] if (folder / _WEIGHTS).is_file() else []
-    if not names and index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{index} is damaged: {_first_line(error)}. Copy the file again.") from error
+    names = [_WEIGHTS] if (folder / _WEIGHTS).is_file() else _indexed(folder)
     missing, damaged = [], []
     for name in names:
         try:
@@ -143,6 +138,21 @@ def check_weight_files(folder: Path) -> None:
         raise ModelError(
             f"{folder} could not be loaded: {', '.join(damaged[:10])} is damaged or cut short. Copy the file again."
         )
+
+
+def _indexed(folder: Path) -> list[str]:
+    """Files that the index of a sharded model names; none where there is no index.
+
+    Raises:
+        ModelError: The index is damaged.
+    """
+    index = folder / _INDEX
+    if not index.is_file():
+        return []
+    try:
+        return sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} is damaged: {_first_line(error)}. Copy the file again.") from error
 
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -459,8 +469,33 @@ def _identity(source: Path | str, config: Any, *, random_weights: bool) -> str:
         return f"random-{architecture_digest(config)}"
     if isinstance(source, str):
         return str(getattr(config, "_commit_hash", None) or "unknown")
-    files = sorted(source.glob("*.safetensors"))
-    return digest_json({path.name: digest_file(path) for path in files})[:16]
+    files = {path.name for path in source.glob("*.safetensors")} | set(_indexed(source))
+    return digest_json({name: digest_file(source / name) for name in sorted(files)})[:16]
+
+
+def settings_digest(checkpoint: str) -> str:
+    """Digest of the files beside the weights that decide what a model computes: features, tokens and the like.
+
+    Args:
+        checkpoint: Packaged or local model, or a hub name, whose commit says all of it.
+    """
+    source = locate(checkpoint)
+    if isinstance(source, str):
+        return digest_json(source)
+    files = sorted(path for pattern in _SETTINGS for path in source.glob(pattern) if path.name not in _NOT_SETTINGS)
+    found = {path.name: digest_file(path) for path in files}
+    return digest_json({**found, **{part: settings_digest(part) for part in _parts_of(source)}})
+
+
+def _parts_of(source: Path) -> list[str]:
+    """Checkpoints that a composed model names instead of having weights."""
+    config = read_config(str(source), None)
+    named = getattr(config, "parts", None) or {}
+    return [named[part] for part in ("encoder", "language_model") if isinstance(named.get(part), str)]
+
+
+_SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+_NOT_SETTINGS = ("sonotune.json", "parity.json")  # what is known of the model; the context is checked by itself
 
 
 def architecture_digest(config: Any) -> str:

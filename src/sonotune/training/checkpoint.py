@@ -31,7 +31,7 @@ from torch import Tensor
 from sonotune.errors import CheckpointError, ResourceError
 from sonotune.processes import Processes
 from sonotune.runs import digest_file
-from sonotune.training.compatibility import MICRO_BATCHES, Fingerprint
+from sonotune.training.compatibility import ADDED_LATER, MICRO_BATCHES, Fingerprint
 
 WEIGHTS, OPTIMIZER, STATE, MANIFEST = "weights.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"
 REQUIRED = (WEIGHTS, OPTIMIZER, STATE)
@@ -204,7 +204,8 @@ def check_fingerprint(saved: Checkpoint, wanted: Fingerprint, expected: Collecti
     """
     identity, may_differ = wanted.values, wanted.may_differ
     known = saved.state.get("identity", {})
-    differing = frozenset(key for key in identity.keys() | known.keys() if known.get(key) != identity.get(key))
+    asked = (identity.keys() | known.keys()) - (ADDED_LATER - known.keys())
+    differing = frozenset(key for key in asked if known.get(key) != identity.get(key))
     problems = [
         f"{key} was {known.get(key, 'not recorded')[:16]} and is now {identity.get(key, 'none')[:16]}"
         for key in sorted(differing.difference(may_differ))

@@ -6,13 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sonotune.data.audio_digest import AudioDigests
 from sonotune.data.corpus import Corpus
 from sonotune.models.base import LoadedModel
+from sonotune.models.checkpoints import settings_digest
+from sonotune.processes import Processes
 from sonotune.runs import digest_json
 from sonotune.training.state import LoopSettings
 
 SETTINGS, TRAINING_DATA = "settings", "training data"
 MICRO_BATCHES, BATCHES = "micro-batches of a step", "batches"
+TRAINING_AUDIO, EVALUATION_AUDIO = "content of the training audio", "content of the evaluation audio"
+BASE_SETTINGS = "configuration of the base model"
+AUDIO_FILE = "audio.json"
+
+ADDED_LATER = frozenset({TRAINING_AUDIO, EVALUATION_AUDIO, BASE_SETTINGS})
+"""Keys that checkpoints of older versions lack, which cannot tell."""
 
 DECIDE_BATCHES = (TRAINING_DATA, MICRO_BATCHES, BATCHES)
 """A place in an epoch means another clip where one of these differs."""
@@ -38,6 +47,7 @@ class Fingerprint:
         steps: LoopSettings,
         *,
         settings: str,
+        audio: Mapping[str, str],
         precision: str,
         bits: int,
         allow_change: Sequence[str] = (),
@@ -49,6 +59,7 @@ class Fingerprint:
             loaded: The model as it was opened.
             steps: How large batches and steps are.
             settings: Digest of all settings that decide the result.
+            audio: Split -> digest of what its recordings contain.
             precision: Arithmetic of the forward pass.
             bits: Of the frozen weights.
             allow_change: Settings that may differ from those of the checkpoint.
@@ -57,7 +68,10 @@ class Fingerprint:
             SETTINGS: settings,
             TRAINING_DATA: corpus.digests["train"],
             "evaluation data": corpus.digests.get("eval", "none"),
+            TRAINING_AUDIO: audio["train"],
+            EVALUATION_AUDIO: audio.get("eval", "none"),
             "base model": loaded.revision,
+            BASE_SETTINGS: settings_digest(loaded.checkpoint),
             "context": f"{loaded.context}, {loaded.thinning.margin} and {loaded.thinning.spacing}",
             "outputs": digest_json(list(loaded.new_outputs)),
             "precision": precision,
@@ -81,6 +95,22 @@ class CheckpointPlace:
     fingerprint: Fingerprint
 
 
+def digest_audio(corpus: Corpus, directory: Path, processes: Processes) -> dict[str, str]:
+    """Split -> digest of what its recordings contain, which the first process finds out for all of them.
+
+    Args:
+        corpus: Clips of the run.
+        directory: Of the run, which remembers the digests of files.
+        processes: All of them call this.
+    """
+    found = dict[str, str]()
+    if processes.main:
+        digests = AudioDigests(directory / AUDIO_FILE)
+        found = {split: digests.of(clips) for split, clips in corpus.splits.items()}
+        digests.save()
+    return processes.broadcast(found)
+
+
 def may_differ(changing: Sequence[str]) -> set[str]:
     """Keys that need not be the same when some settings may change."""
     keys = {SETTINGS} if changing else set()
@@ -90,7 +120,7 @@ def may_differ(changing: Sequence[str]) -> set[str]:
 
 
 _DECIDED_BY = {
-    "data.train": (TRAINING_DATA,),
+    "data.train": (TRAINING_DATA, TRAINING_AUDIO),
     "training.accumulation_steps": (MICRO_BATCHES,),
     "training.batch_max_clips": (BATCHES,),
     "training.batch_seconds": (BATCHES,),

@@ -14,7 +14,7 @@ from sonotune.stages import all_stages
 from sonotune.training import checkpoint, checks
 from sonotune.training.adaptation import objective_of
 from sonotune.training.artifacts import save_artifacts
-from sonotune.training.compatibility import TRAINING_DATA, CheckpointPlace, Fingerprint
+from sonotune.training.compatibility import TRAINING_DATA, CheckpointPlace, Fingerprint, digest_audio
 from sonotune.training.inputs import RunInputs, load_inputs, loop_settings, training_data
 from sonotune.training.logging.run_log import Listener
 from sonotune.training.loop import StageLoop
@@ -113,17 +113,19 @@ def resume_fingerprint(session: Session, inputs: RunInputs, steps: LoopSettings)
     Raises:
         ConfigError: Another process was started with something else.
     """
+    processes, directory = session.compute.processes, session.log.directory.path
     fingerprint = Fingerprint.of(
         inputs.corpus,
         inputs.opened.loaded,
         steps,
         settings=session.log.record.config_digest,
+        audio=digest_audio(inputs.corpus, directory, processes),
         precision=session.compute.precision,
         bits=inputs.bits,
         allow_change=session.config.run.allow_change,
     )
     test_data = inputs.corpus.digests.get("test", "none")
-    session.compute.processes.assert_equal({**fingerprint.values, "test data": test_data})
+    processes.assert_equal({**fingerprint.values, "test data": test_data})
     return fingerprint
 
 
