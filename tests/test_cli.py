@@ -526,6 +526,17 @@ def test_inspect_tells_sizes_without_weights():
     assert "encoder" in out
 
 
+@pytest.mark.parametrize("bits", [4, 16])
+def test_inspect_calls_nothing_smaller_that_is_larger_than_in_16_bits(bits: int):
+    words = ("inspect", "model=whisper_nano", f"quantization.bits={bits}")
+    size = only_json(call(*words, "--json")[1])["compression"]["size"]
+    assert (size > 1) is (bits == 4)  # with its adapters in 32 bits, a model in 16 bits has grown
+    said = f"smaller  {size:.2f}" if size > 1 else f"larger   {1 / size:.2f}"
+    code, out, err = call(*words)
+    assert code == 0, err
+    assert f"{said} times than in 16 bits" in out
+
+
 # --- bad models and runs -------------------------------------------------------------------------
 
 

@@ -150,7 +150,7 @@ def test_blocks_join_without_a_seam(tmp_path, name, monkeypatch):
     stereo = np.stack([murmur(100_000, 3), murmur(100_000, 4)], axis=1)
     soundfile.write(path, stereo, 48_000, **COMPRESSED.get(name, {}))
     in_one_block = io.read(path)
-    monkeypatch.setattr(io, "_BLOCK_SAMPLES", 5_000)
+    monkeypatch.setattr(io, "BLOCK_SAMPLES", 5_000)
     np.testing.assert_array_equal(io.read(path), in_one_block)
 
 

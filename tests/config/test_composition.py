@@ -83,11 +83,17 @@ def test_all_problems_are_said_at_once_and_a_file_must_be_a_mapping(tmp_path: Pa
 
 
 def test_words_and_folders_have_the_same_bounds():
-    from sonotune.config import composition
-
-    names = {argument: word for word, argument in composition._ARGUMENTS.items()}
+    words = {
+        "downsample": "projector.downsample",
+        "projector_hidden_size": "projector.hidden_size",
+        "perceiver_latents": "projector.latents",
+        "perceiver_depth": "projector.depth",
+        "projector_heads": "projector.heads",
+        "cross_attention_heads": "cross_attention.heads",
+    }
+    assert words.keys() == BOUNDS.keys()
     for argument, (least, most) in BOUNDS.items():
-        word = names[argument]
+        word = words[argument]
         kind = ["projector.kind=perceiver"] if word.startswith("projector.") else ["fusion=cross_attention"]
         for value in (least, most):
             assert load_composition([*PARTS, *kind, f"{word}={value}"]).arguments()[argument] == value

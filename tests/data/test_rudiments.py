@@ -245,7 +245,7 @@ def test_a_clip_does_not_depend_on_what_was_rendered_before() -> None:
 
 def test_output_does_not_depend_on_the_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rudiments, "plan_rudiments", lambda clips, seed: plan_rudiments(clips, seed)[:20])
-    monkeypatch.setattr(rudiments, "_SHARD_CLIPS", 3)
+    monkeypatch.setattr(rudiments, "SHARD_CLIPS", 3)
     for workers in (1, 2):
         rudiments.synthesize_rudiments(tmp_path / str(workers), clips=3, seed=5, workers=workers)
     one, two = (

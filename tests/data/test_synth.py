@@ -212,7 +212,7 @@ def small_plan(clips: int = 10) -> list[PlannedClip]:
 
 @pytest.mark.usefixtures("speech")
 def test_output_does_not_depend_on_the_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synth, "_SHARD_CLIPS", 4)
+    monkeypatch.setattr(synth, "SHARD_CLIPS", 4)
     for workers in (1, 2):
         synth.synthesize_corpus(small_plan(), tmp_path / str(workers), seed=3, clips_per_file=2, workers=workers)
     one, two = (

@@ -123,7 +123,9 @@ def test_one_job_after_another_goes_to_the_same_processes():
 
 def test_workers_hold_none_of_what_the_main_process_writes_later():
     """The reason for starting them first: a page that is shared at the fork is copied when it is written."""
+    others = set(children())
     early = Crew(1)
+    [first] = set(children()) - others
     # Pages of its own: what the allocator hands out may have been there before the fork.
     pages = mmap.mmap(-1, 256_000_000, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     ballast = np.frombuffer(pages, dtype=np.float64)
@@ -131,7 +133,8 @@ def test_workers_hold_none_of_what_the_main_process_writes_later():
     late = Crew(1)
     try:
         ballast += 1.0
-        shared = [psutil.Process(crew._processes[0].pid).memory_full_info().uss for crew in (early, late)]
+        [second] = set(children()) - others - {first}
+        shared = [psutil.Process(worker.pid).memory_full_info().uss for worker in (first, second)]
     finally:
         early.close()
         late.close()

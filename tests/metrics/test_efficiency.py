@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,12 +61,12 @@ def test_reading_children_takes_no_time_worth_mentioning(monkeypatch: pytest.Mon
     """The kernel walks all pages of a child for it; beside training every 50 ms it took a third of a processor."""
     calls = []
 
-    def slow(process: psutil.Process) -> int:
+    def slow(process: psutil.Process) -> SimpleNamespace:
         calls.append(process.pid)
         time.sleep(0.05)
-        return 0
+        return SimpleNamespace(uss=0)
 
-    monkeypatch.setattr("sonotune.metrics.efficiency._own_bytes", slow)
+    monkeypatch.setattr(psutil.Process, "memory_full_info", slow)
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"])
     try:
         with PeakMemory(interval_s=0.01):
@@ -77,12 +78,18 @@ def test_reading_children_takes_no_time_worth_mentioning(monkeypatch: pytest.Mon
 
 
 def test_an_error_inside_the_block_still_ends_the_thread() -> None:
-    memory = PeakMemory(interval_s=0.01)
-    with pytest.raises(RuntimeError, match="mine"), memory:
+    memory, before = PeakMemory(interval_s=0.01), set(threading.enumerate())
+    started: list[threading.Thread] = []
+
+    def fail() -> None:
+        started.extend(set(threading.enumerate()) - before)
         raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"), memory:
+        fail()
     assert memory.peak_bytes > 0
-    assert memory._thread is not None
-    assert not memory._thread.is_alive()
+    [sampling] = started
+    assert not sampling.is_alive()
 
 
 def test_the_interval_must_be_positive() -> None:

@@ -354,8 +354,8 @@ def test_a_clip_that_just_fits_is_never_left_out(request: pytest.FixtureRequest,
     first, step = (FOUR_FRAMES, 320) if name == "loaded" else (1600, 160)
     refused = []
     for samples in range(first, first + 100 * step, step):
-        _, lengths = model.frontend([np.full(samples, 0.1, dtype=np.float32)])
-        frames = int(FAMILY._frames(model, lengths)[0])
+        with torch.no_grad():
+            frames = len(FAMILY.logits(model, batch_of(model, [samples], ["a"])))
         try:
             FAMILY.encode_text(model, alternating[:frames], "en", duration_s=samples / RATE_HZ)
         except TextError as error:

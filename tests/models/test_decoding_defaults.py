@@ -49,7 +49,7 @@ def tell(loaded: LoadedModel, language: str | None, **changes: Any) -> dict[str,
 @pytest.mark.parametrize("language", ["he", "Hebrew", "iw-IL"])
 def test_plain_generate_is_prompted_in_the_language_of_the_run(whisper: LoadedModel, language: str):
     assert tell(whisper, language)["language"] == "he"
-    assert prompts(whisper)[-1] == WhisperFamily()._prompt(whisper, "he")
+    assert prompts(whisper)[-1] == WhisperFamily().prompt_tokens(whisper, "he")
 
 
 def test_where_the_language_is_detected_the_task_is_in_the_prompt(whisper: LoadedModel):
@@ -58,7 +58,7 @@ def test_where_the_language_is_detected_the_task_is_in_the_prompt(whisper: Loade
     assert transcribe not in prompts(whisper)[-1]
     assert "language" not in tell(whisper, None)
     found = prompts(whisper)[-1]
-    assert found in [WhisperFamily()._prompt(whisper, code) for code in ("en", "he")]
+    assert found in [WhisperFamily().prompt_tokens(whisper, code) for code in ("en", "he")]
 
 
 def test_ids_that_an_old_checkpoint_lacks_are_found_in_its_tokenizer(whisper: LoadedModel):
@@ -72,7 +72,7 @@ def test_ids_that_an_old_checkpoint_lacks_are_found_in_its_tokenizer(whisper: Lo
     assert settings.no_timestamps_token_id == wanted.no_timestamps_token_id
     assert settings.forced_decoder_ids is None
     assert whisper.module.config.forced_decoder_ids is None
-    assert prompts(whisper)[-1] == WhisperFamily()._prompt(whisper, "en")
+    assert prompts(whisper)[-1] == WhisperFamily().prompt_tokens(whisper, "en")
 
 
 def test_a_model_of_english_alone_is_told_nothing(whisper: LoadedModel):

@@ -294,19 +294,25 @@ def test_a_clip_gives_the_same_alone_and_in_any_batch(loaded: LoadedModel):
 def test_longer_padding_changes_nothing(loaded: LoadedModel):
     batch = make_batch(loaded)
     longer = torch.nn.functional.pad(batch.inputs, (0, 0, 0, 150), value=7.0)
+    padded = Batch(
+        inputs=torch.where(torch.arange(longer.shape[1])[:, None] < batch.inputs.shape[1], longer, 0.0),
+        input_lengths=batch.input_lengths,
+        targets=batch.targets,
+        target_lengths=batch.target_lengths,
+        clips=batch.clips,
+    )
+    projected: list[torch.Tensor] = []
+    hook = loaded.module.model.multi_modal_projector.register_forward_hook(
+        lambda module, inputs, output: projected.append(output)
+    )
     with torch.no_grad():
-        wanted = FAMILY._encode(loaded, batch)
-        padded = Batch(
-            inputs=torch.where(torch.arange(longer.shape[1])[:, None] < batch.inputs.shape[1], longer, 0.0),
-            input_lengths=batch.input_lengths,
-            targets=batch.targets,
-            target_lengths=batch.target_lengths,
-            clips=batch.clips,
-        )
-        found = FAMILY._encode(loaded, padded)
-    assert [len(one) for one in wanted] == [12, 7, 30]
-    for one, other in zip(wanted, found, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+        before, after = FAMILY.logits(loaded, batch), FAMILY.logits(loaded, padded)
+    hook.remove()
+    assert [len(audio) for audio in projected] == [12 + 7 + 30] * 2
+    torch.testing.assert_close(projected[1], projected[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
+    kinds = next(stream.kinds for stream in FAMILY.streams(loaded, batch) if "audio_tower" in stream.modules)
+    assert kinds.bool().sum(dim=1).tolist() == [12, 7, 30]
 
 
 def test_gradients_reach_every_component(loaded: LoadedModel, folder: Path):
@@ -339,25 +345,24 @@ def qwen_folder() -> Path | None:
 
 
 @pytest.fixture(scope="module")
-def real(loaded: LoadedModel) -> LoadedModel:
+def real(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     place = qwen_folder()
     if place is None:
         pytest.skip("the tokenizer of Qwen3-ASR was not found: set SONOTUNE_QWEN3_ASR to its folder")
-    processor = qwen3_asr._modern_processor(AutoProcessor.from_pretrained(place))
+    folder = tmp_path_factory.mktemp("real") / "model"
+    shutil.copytree(place, folder, copy_function=shutil.copyfile)
     audio = {**TINY["audio_config"], "output_dim": 16}
     text = {**TINY["text_config"], "hidden_size": 16, "vocab_size": 151_936}
-    module = Qwen3ASRForConditionalGeneration(Qwen3ASRConfig(audio_config=audio, text_config=text)).eval()
-    return loaded.with_(
-        module=module, processor=processor, frontend=qwen3_asr.from_feature_extractor(processor.feature_extractor)
-    )
+    Qwen3ASRConfig(audio_config=audio, text_config=text).save_pretrained(folder)
+    return FAMILY.load(str(folder), random_weights=True)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_with_the_real_tokenizer_labels_are_the_target_and_nothing_of_the_prompt(real: LoadedModel, side: str):
     texts = ["seven", "שבע שתיים", "A rather long sentence, with 42 numbers."]
     batch = make_batch(real, texts=texts, language="he")
-    audio = FAMILY._encode(real, batch)
-    own = [row[row >= 0] for row in FAMILY._label_logits(real, batch, audio)[1]]
+    outputs = FAMILY.forward(real, batch)
+    own = outputs.labels.split(outputs.places.sum(dim=1).tolist())
     targets = [FAMILY.encode_text(real, text, "he").tolist() for text in texts]
     assert [row.tolist() for row in own] == targets
     assert FAMILY.forward(real, batch).losses().counts.tolist() == [len(target) for target in targets]

@@ -320,13 +320,19 @@ def test_closed_gates_leave_the_language_model_alone(made: Any, parts: dict[str,
 def test_the_prompt_and_the_audio_stand_before_the_target(made: Any):
     loaded = FAMILY.load(made("whisper", "llama", "linear", "prompt"))
     batch = batch_of(loaded, [0, 1])
-    rows = FAMILY._rows(loaded, batch, with_targets=True)
+    masks: list[torch.Tensor] = []
+    hook = loaded.module.register_forward_pre_hook(
+        lambda module, inputs, named: masks.append(named["attention_mask"]), with_kwargs=True
+    )
+    outputs = FAMILY.forward(loaded, batch)
+    hook.remove()
     heard = [loaded.module.audio_positions(clip.duration_s) for clip in batch.clips]
     prompt = len(loaded.processor.tokenizer("Transcribe:").input_ids)
     sizes = [audio + prompt + count for audio, count in zip(heard, batch.target_lengths.tolist(), strict=True)]
-    assert rows.mask.sum(dim=1).tolist() == sizes
+    assert [mask.sum(dim=1).tolist() for mask in masks] == [sizes]
     assert batch.targets[0, batch.target_lengths[0] - 1] == loaded.processor.tokenizer.eos_token_id
-    assert [row[row >= 0].tolist() for row in rows.labels] == [row[row >= 0].tolist() for row in batch.targets]
+    labels = outputs.labels.split(outputs.places.sum(dim=1).tolist())
+    assert [row.tolist() for row in labels] == [row[row >= 0].tolist() for row in batch.targets]
     with torch.no_grad():
         deaf = replace(batch, inputs=torch.zeros_like(batch.inputs))
         assert not torch.allclose(FAMILY.logits(loaded, batch), FAMILY.logits(loaded, deaf), atol=1e-5)
@@ -485,7 +491,7 @@ def test_the_language_and_the_chat_template_are_in_the_prompt(tmp_path: Path, pa
     arguments = {"encoder": str(parts["whisper"]), "prompt": "the {language} <audio>audio", "chat": True, **SMALL}
     compose(tmp_path / "made", language_model=str(folder), **arguments)
     loaded = FAMILY.load(str(tmp_path / "made"))
-    before, after = FAMILY._prompt(loaded, "en-GB")
+    before, after = FAMILY.prompt_tokens(loaded, "en-GB")
     assert tokenizer.decode(before) == "<user>the English "
     assert tokenizer.decode(after) == "audio<reply>"
     with pytest.raises(TextError, match=r"model\.language"):
@@ -595,7 +601,7 @@ def test_a_tag_without_a_name_stands_in_the_prompt_as_it_is(tmp_path: Path, part
     loaded = FAMILY.load(str(tmp_path / "made"))
     decode = loaded.processor.tokenizer.decode
     for given, told in (("he_IL", "Hebrew"), ("iw", "Hebrew"), ("xx_YY", "xx_YY"), (" ", "unknown"), (None, "unknown")):
-        assert decode(FAMILY._prompt(loaded, given)[1]) == f"the {told}:"
+        assert decode(FAMILY.prompt_tokens(loaded, given)[1]) == f"the {told}:"
     assert FAMILY.note_on_language(loaded, "iw") is None
     note = FAMILY.note_on_language(loaded, "xx_YY")
     assert note is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +22,7 @@ from sonotune.loading import open_model
 from sonotune.models.base import LoadedModel
 from sonotune.models.families.ast import AstFamily
 from sonotune.models.families.whisper import WhisperFamily
-from sonotune.models.speech_encoders import _stem, _thinned_stem, encode
+from sonotune.models.speech_encoders import encode
 from sonotune.models.thinning import Thinning, contexts_of_training
 from sonotune.types import CONTEXTS, Clip, Context, DecodingSettings
 
@@ -98,16 +100,24 @@ def test_a_spacing_that_keeps_nothing_is_refused(spacing: int) -> None:
         Thinning(spacing=spacing)
 
 
+def stem(module: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """The stem's output (B, P, D) for frames (B, T, F), as `transformers` computes it."""
+    return F.gelu(module.conv2(F.gelu(module.conv1(inputs.transpose(1, 2))))).transpose(1, 2)
+
+
 @pytest.mark.parametrize("seconds", [[0.5], [0.5, 1.1], [1.9, 0.3], [1.99], [2.0]])
 def test_the_stem_is_computed_no_further_than_the_clips_and_is_that_of_the_window(
     loaded: LoadedModel, seconds: list[float]
 ) -> None:
     own, lengths = features(loaded, seconds, "thinned")
     window, _ = features(loaded, seconds, "full")
-    places, _ = Thinning(margin=10, spacing=7).keep((lengths + 1) // 2, WINDOW)
+    thinning = Thinning(margin=10, spacing=7)
+    places, _ = thinning.keep((lengths + 1) // 2, WINDOW)
+    module = copy.deepcopy(loaded.module)
+    module.layers, module.layer_norm = torch.nn.ModuleList(), torch.nn.Identity()  # what is left is the stem
     with torch.no_grad():
-        found = _thinned_stem(loaded.module, own, places)
-        expected = _stem(loaded.module, window)[:, places]
+        found = encode(module, own, lengths, context="thinned", thinning=thinning).states
+        expected = (stem(module, window) + module.embed_positions.weight)[:, places]
     assert own.shape[1] < window.shape[1] or max(seconds) > 1.9
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
@@ -133,7 +143,7 @@ def test_one_key_stands_for_as_many_as_it_says(loaded: LoadedModel) -> None:
             inputs, lengths = features(loaded, seconds, "full")
             # A window whose silence is alike at its very end as well, where the stem reads its zero padding.
             longer = torch.cat([inputs, inputs[:, -1:].expand(-1, 6, -1)], dim=1)
-            states = _stem(module, longer)[:, :WINDOW]
+            states = stem(module, longer)[:, :WINDOW]
             for layer in module.layers:
                 states = layer(states, None)
             whole = module.layer_norm(states)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationMixin
+from transformers.modeling_outputs import BaseModelOutput
 
 from sonotune.errors import ModelError, TextError
 from sonotune.features.batching import Batch, ClipBatches, pad_targets
 from sonotune.models import decoding
 from sonotune.models.base import LoadedModel, component_of_parameters, count_parameters, select
-from sonotune.models.families import whisper
-from sonotune.models.families.whisper import WhisperFamily
+from sonotune.models.families.whisper import WhisperFamily, text_tokens
+from sonotune.models.speech_encoders import encode
 from sonotune.registry import resolve_asset
 from sonotune.types import Clip, DecodingSettings
 
@@ -90,7 +92,13 @@ def test_linears_are_all_of_both_towers_and_not_the_head(loaded: LoadedModel):
 def test_full_context_is_transformers_to_the_bit(loaded: LoadedModel):
     batch = make_batch(loaded, [0.9, 0.5], ["one", "two"], full=True)
     with torch.no_grad():
-        ours = FAMILY._encode(loaded, batch)
+        ours = encode(
+            loaded.module.model.encoder,
+            batch.inputs,
+            batch.input_lengths,
+            context=batch.context,
+            thinning=loaded.thinning,
+        ).states
         theirs = loaded.module.model.encoder(batch.inputs.transpose(1, 2)).last_hidden_state
     assert torch.equal(ours, theirs)
 
@@ -164,31 +172,92 @@ def test_decoding_does_not_depend_on_the_batch(loaded: LoadedModel):
     assert torch.equal(state, torch.get_rng_state())
 
 
+def written_by_transformers(
+    loaded: LoadedModel, batch: Batch, settings: DecodingSettings, *, limit: int
+) -> list[list[int]]:
+    """The tokens that `generate` of `transformers` writes greedily in each clip, over the same encoder states."""
+    states = encode(
+        loaded.module.model.encoder, batch.inputs, batch.input_lengths, context=batch.context, thinning=loaded.thinning
+    )
+    weights = states.log_weights
+    loaded.module.model.decoder.cross_mask = None if weights is None else weights[:, None, None, :]
+    prompt = torch.tensor([FAMILY.prompt_tokens(loaded, "en")] * len(batch.clips))
+    limits = [limit] * len(batch.clips)
+    chosen = decoding.generation_settings(
+        loaded.module.generation_config, limits, settings, forced_decoder_ids=None, return_timestamps=False
+    )
+    rows = GenerationMixin.generate(
+        loaded.module,
+        encoder_outputs=BaseModelOutput(last_hidden_state=states.states),
+        decoder_input_ids=prompt,
+        generation_config=chosen,
+        stopping_criteria=decoding.stopping(limits, prompt=prompt.shape[1]),
+    )
+    ends = {loaded.module.config.eos_token_id, chosen.pad_token_id}
+    return [[one for one in row if one not in ends] for row in rows[:, prompt.shape[1] :].tolist()]
+
+
+@dataclass
+class Judged:
+    """What a first pass over a batch is judged by: its texts and how probable they and silence are."""
+
+    texts: list[str]
+    mean_logprobs: list[float]
+    no_speech: list[float]
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Judged]:
+    """Transcribes a batch and gives what the first texts were judged by, before any is decoded again."""
+    found: list[Judged] = []
+    honest = decoding.fall_back
+
+    def watched(first: Any, no_speech: Any, *rest: Any) -> Any:
+        texts, means = [one.text for one in first], [one.mean_logprob for one in first]
+        found.append(Judged(texts, means, list(no_speech)))
+        return honest(first, no_speech, *rest)
+
+    def transcribe(loaded: LoadedModel, batch: Batch, settings: DecodingSettings) -> Judged:
+        FAMILY.transcribe(loaded, batch, settings)
+        return found.pop()
+
+    monkeypatch.setattr(decoding, "fall_back", watched)
+    return transcribe
+
+
 @pytest.mark.parametrize("penalties", [{}, {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2}])
 def test_greedy_decoding_is_that_of_transformers(loaded: LoadedModel, penalties: dict[str, Any]):
     batch = make_batch(loaded, [0.9, 0.5], ["one", "two"])
     settings = DecodingSettings(max_new_tokens=20, temperatures=(0.0,), **penalties)
-    encoded = FAMILY._encode(loaded, batch)
-    prompt = torch.tensor([FAMILY._prompt(loaded, "en")] * 2)
-    rows = whisper._beam_search(loaded, encoded, prompt, [20, 20], settings)  # of one beam
+    with torch.no_grad():
+        rows = written_by_transformers(loaded, batch, settings, limit=20)
     assert [one.text for one in FAMILY.transcribe(loaded, batch, settings)] == [
         FAMILY.decode_text(loaded, row) for row in rows
     ]
 
 
-def test_the_log_probability_of_a_text_is_what_greedy_decoding_adds_up(loaded: LoadedModel):
-    batch = make_batch(loaded, [0.9, 0.5], ["one", "two"])
-    encoded = FAMILY._encode(loaded, batch)
-    prompt = torch.tensor([FAMILY._prompt(loaded, "en")] * 2)
-    decoder = whisper._Decoder(loaded, encoded, loaded.module.model.decoder.cross_mask)
-    end = loaded.module.config.eos_token_id
-    written = decoding.write(decoder, prompt, end=end, limits=[100, 100])
-    with torch.no_grad():
-        means, no_speech = whisper._judge(loaded, encoded, prompt, [one.ids for one in written])
-    ended = [len(one.ids) < 29 for one in written]  # a loop ends without the end token, which `_judge` counts
-    for mean, one, whole in zip(means, written, ended, strict=True):
-        assert not whole or mean == pytest.approx(one.mean_logprob, rel=1e-4)
-    assert no_speech == pytest.approx(decoder.no_speech, rel=1e-4)
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_text_is_judged_by_its_log_probability_and_by_that_of_silence(judged: Callable[..., Judged], beams: int):
+    """Greedy decoding adds it up, beam search reads the text again; both are the model's, the end token included."""
+    loaded = FAMILY.load("assets:whisper-nano")
+    suppressed = [*(loaded.module.generation_config.suppress_tokens or ())]
+    at_first = [*suppressed, *(loaded.module.generation_config.begin_suppress_tokens or ())]
+    batch = make_batch(loaded, [0.9, 1.37, 2.0], ["one", "two", "six"])
+    found = judged(loaded, batch, DecodingSettings(beam_size=beams, max_new_tokens=60, temperatures=(0.0,)))
+    assert len(set(found.texts)) > 1
+    silence = loaded.processor.tokenizer.convert_tokens_to_ids("<|nospeech|>")
+    for row, text, mean, no_speech in zip(
+        batch.split(3), found.texts, found.mean_logprobs, found.no_speech, strict=True
+    ):
+        targets, lengths = pad_targets([FAMILY.encode_text(loaded, text, "en")])
+        with torch.no_grad():
+            logits = FAMILY.logits(loaded, replace(row, targets=targets, target_lengths=lengths))
+        assert no_speech == pytest.approx(float(logits[0].softmax(dim=-1)[silence]), rel=1e-4)
+        written = logits[3:].clone()  # behind the prompt
+        written[:, suppressed] = -torch.inf
+        written[0, at_first] = -torch.inf
+        expected = -torch.nn.functional.cross_entropy(written, targets[0, 4:])
+        assert mean == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
 
 
 def test_beam_search_does_not_depend_on_the_batch(loaded: LoadedModel):
@@ -201,9 +270,18 @@ def test_beam_search_does_not_depend_on_the_batch(loaded: LoadedModel):
 def test_the_language_is_detected_where_it_is_unknown(loaded: LoadedModel):
     batch = make_batch(loaded, [0.9], ["one"])
     unknown = replace(batch, clips=(replace(batch.clips[0], language=None),))
+    read: list[list[int]] = []
+    hook = loaded.module.model.decoder.register_forward_pre_hook(
+        lambda module, inputs, named: read.append(named["input_ids"][0].tolist()), with_kwargs=True
+    )
+    FAMILY.transcribe(loaded, unknown, DecodingSettings(max_new_tokens=4, temperatures=(0.0,)))
+    hook.remove()
     with torch.no_grad():
-        languages = FAMILY._languages(loaded, unknown, FAMILY._encode(loaded, unknown))
-    assert languages[0] in {"en", "he"}
+        after_start = FAMILY.logits(loaded, batch)[0]
+    prompts = {code: FAMILY.prompt_tokens(loaded, code) for code in ("en", "he")}
+    scores = {code: float(after_start[prompt[1]]) for code, prompt in prompts.items()}
+    assert read[0] == prompts["en"][:1]  # asked which language comes after it
+    assert read[1] == prompts[max(scores, key=scores.__getitem__)]
 
 
 @pytest.mark.parametrize("text", ["seven", "שלום עולם", "naïve café", "🎉"])
@@ -297,7 +375,7 @@ def fits(tokenizer: Any, text: str) -> bool:
     """Whether a text said as fast as anybody speaks is within the limit, the end token included."""
     text = " ".join([text] * 3)  # so that the margin alone is not enough
     duration_s = len(text) / FAST_CHARACTERS_PER_SECOND
-    return len(whisper._text_tokens(tokenizer, text)) + 1 <= decoding.token_limit(duration_s)
+    return len(text_tokens(tokenizer, text)) + 1 <= decoding.token_limit(duration_s)
 
 
 @pytest.mark.parametrize("text", [*SENTENCES.values(), "הַמֶּמְשָׁלָה הֶחְלִיטָה הַיּוֹם לְהַעֲלוֹת אֶת שְׂכַר הַמִּינִימוּם"])
@@ -307,8 +385,8 @@ def test_the_limit_leaves_room_for_fast_speech_in_characters_and_bytes(loaded: L
 
 def test_a_character_tokenizer_puts_no_space_in_front(loaded: LoadedModel):
     tokenizer = loaded.processor.tokenizer
-    assert whisper._text_tokens(tokenizer, "seven") == tokenizer("seven", add_special_tokens=False).input_ids
-    assert whisper._text_tokens(tokenizer, "") == []
+    assert text_tokens(tokenizer, "seven") == tokenizer("seven", add_special_tokens=False).input_ids
+    assert text_tokens(tokenizer, "") == []
 
 
 @pytest.mark.realdata
@@ -316,14 +394,14 @@ def test_a_character_tokenizer_puts_no_space_in_front(loaded: LoadedModel):
 def test_the_limit_leaves_room_for_fast_speech_in_the_published_tokens(whisper_base: Path, language: str):
     tokenizer = AutoTokenizer.from_pretrained(whisper_base)
     assert fits(tokenizer, SENTENCES[language])
-    assert tokenizer.decode(whisper._text_tokens(tokenizer, SENTENCES[language])).strip() == SENTENCES[language]
+    assert tokenizer.decode(text_tokens(tokenizer, SENTENCES[language])).strip() == SENTENCES[language]
 
 
 @pytest.mark.realdata
 def test_the_first_published_token_of_a_text_holds_a_space_where_there_is_one(whisper_base: Path):
     tokenizer = AutoTokenizer.from_pretrained(whisper_base)
     firsts = {
-        text: tokenizer.decode(whisper._text_tokens(tokenizer, text)[:1])
+        text: tokenizer.decode(text_tokens(tokenizer, text)[:1])
         for text in ("seven", " seven", "שלום", "政府今天", "รัฐบาล")
     }
     # The space alone can never be written first, so scripts that are not joined to it go without.
@@ -332,7 +410,7 @@ def test_the_first_published_token_of_a_text_holds_a_space_where_there_is_one(wh
 
 @pytest.mark.slow
 @pytest.mark.realdata
-def test_real_weights_write_what_transformers_writes(whisper_base: Path, fsdd: Path):
+def test_real_weights_write_what_transformers_writes(judged: Callable[..., Judged], whisper_base: Path, fsdd: Path):
     loaded = FAMILY.load(str(whisper_base), context="full")
     loaded.module.float().eval()
     paths = [fsdd / "7_jackson_0.wav", fsdd / "3_theo_1.wav"]
@@ -346,11 +424,9 @@ def test_real_weights_write_what_transformers_writes(whisper_base: Path, fsdd: P
         epoch=0,
         full_context_share=1.0,
     )
-    settings = DecodingSettings()
+    settings = DecodingSettings(max_new_tokens=60)
+    ours = judged(loaded, batch, settings)
     with torch.no_grad():
-        encoded = FAMILY._encode(loaded, batch)
-    prompt = torch.tensor([FAMILY._prompt(loaded, "en")] * 2)
-    decoder = whisper._Decoder(loaded, encoded, None)
-    ours = decoding.write(decoder, prompt, end=loaded.module.config.eos_token_id, limits=[60, 60])
-    assert [one.ids for one in ours] == whisper._beam_search(loaded, encoded, prompt, [60, 60], settings)
-    assert all(0 <= value < 0.6 for value in decoder.no_speech)
+        rows = written_by_transformers(loaded, batch, settings, limit=60)
+    assert ours.texts == [FAMILY.decode_text(loaded, row) for row in rows]
+    assert all(0 <= value < 0.6 for value in ours.no_speech)

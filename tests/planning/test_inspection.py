@@ -12,7 +12,6 @@ from sonotune.adapters.kinds import lora
 from sonotune.adapters.kinds.base import AdapterSettings, kind_named
 from sonotune.adapters.ranks.choose import RankSettings, plan_ranks
 from sonotune.adapters.trainable import adapt
-from sonotune.cli.inspect import _size_beside_16_bits
 from sonotune.errors import AdapterError, ConfigError, ModelError
 from sonotune.loading import open_model
 from sonotune.models.base import LoadedModel, count_parameters
@@ -150,10 +149,3 @@ def test_what_is_wrong_is_said():
         inspect_model(NANO, **settings(targets=["nothing"]))
     with pytest.raises(ModelError, match="neither a folder"):
         inspect_model("./absent", **settings())
-
-
-@pytest.mark.parametrize(
-    ("size", "said"), [(3.2, "smaller  3.20 times than in 16 bits"), (0.5, "larger   2.00 times than in 16 bits")]
-)
-def test_what_is_larger_than_in_16_bits_is_not_called_smaller(size: float, said: str):
-    assert _size_beside_16_bits(size) == said

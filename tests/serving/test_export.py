@@ -76,14 +76,14 @@ def test_what_rounding_does_is_measured_and_recorded(trained: Trained, tmp_path:
     assert 0 < result["rounding"]["largest"] < (0.2 if kind == "fp16" else 2.0)
 
 
-def test_weights_too_large_for_fp16_are_kept_in_bf16():
-    class Holder:
-        module = torch.nn.Linear(2, 2)
-
-    assert module._choose_dtype(Holder()) == "fp16"  # type: ignore[arg-type]
+@pytest.mark.parametrize(("largest", "dtype"), [(30_000.0, "fp16"), (60_000.0, "bf16")])
+def test_weights_too_large_for_fp16_are_kept_in_bf16(tmp_path: Path, largest: float, dtype: str):
+    opened = open_model("assets:whisper-nano", precision="fp32").loaded
     with torch.no_grad():
-        Holder.module.weight[0, 0] = 60_000.0
-    assert module._choose_dtype(Holder()) == "bf16"  # type: ignore[arg-type]
+        opened.module.model.decoder.embed_positions.weight[-1, 0] = largest  # where no text of the probe gets to
+    opened.module.save_pretrained(tmp_path / "model")
+    opened.processor.save_pretrained(tmp_path / "model")
+    assert export(str(tmp_path / "model"), tmp_path / "export")["dtype"] == dtype
 
 
 def test_an_export_is_opened_and_exported_again(trained: Trained, tmp_path: Path):

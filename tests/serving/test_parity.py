@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from safetensors.torch import load_file, save_file
 
+from sonotune.adapters.merge import MergeProof
 from sonotune.config.load import load_run_config
 from sonotune.data.corpus import CORPUS_SETTINGS
+from sonotune.errors import ManifestError
+from sonotune.models.base import LoadedModel
 from sonotune.runs import read_record
 from sonotune.serving import export as export_module
 from sonotune.serving import parity as module
-from sonotune.serving import served
 from sonotune.serving.export import export
 from sonotune.serving.parity import CHECK, ParitySettings, finding_of
 from sonotune.serving.recognizer import Recognizer
@@ -93,16 +94,15 @@ def test_a_vocabulary_of_the_data_goes_with_the_adapter(adapted: Adapted, digits
 
 def damage_exports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let weights be written that are not those whose merge was proven."""
-    honest = export_module._merge
+    honest = export_module.merged_model
 
-    def damaged(checkpoint: str, folder: Path, **settings: Any) -> dict[str, Any]:
-        result = honest(checkpoint, folder, **settings)
-        weights = load_file(folder / "model.safetensors")
-        name = "model.encoder.layer_norm.weight"
-        save_file({**weights, name: torch.zeros_like(weights[name])}, folder / "model.safetensors", {"format": "pt"})
-        return result
+    def damaged(*arguments: Any, **settings: Any) -> tuple[LoadedModel, MergeProof | None]:
+        merged, proof = honest(*arguments, **settings)
+        with torch.no_grad():
+            merged.module.model.encoder.layer_norm.weight.zero_()
+        return merged, proof
 
-    monkeypatch.setattr(export_module, "_merge", damaged)
+    monkeypatch.setattr(export_module, "merged_model", damaged)
 
 
 # --- what cannot be compared -----------------------------------------------------------------------
@@ -111,10 +111,10 @@ def damage_exports(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_export_outlives_a_tool_that_fails(
     adapted: Adapted, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def fails(request: Any) -> Any:
+    def fails(family: str, request: Any) -> Any:
         raise KeyError("no such thing")
 
-    monkeypatch.setitem(served._READERS, "ctc", fails)
+    monkeypatch.setattr(module, "recognize_served", fails)
     folder = adapted("ctc")
     found = export(str(folder), tmp_path / "export", parity=compare_with(folder, digits[0]))["parity"]
     assert (found["equal"], found["passed"]) == (None, False)
@@ -135,9 +135,11 @@ def test_without_clips_the_reason_is_told(adapted: Adapted, tmp_path: Path, name
     assert reason in found["reason"]
 
 
-def test_what_no_other_tool_loads_is_said(tmp_path: Path, digits: Digits, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "_scored", lambda settings: pytest.fail("nothing needs to be recognised"))
-    settings = compare_with("assets:speech-llm-nano", digits[0])
+def test_what_no_other_tool_loads_is_said(tmp_path: Path, digits: Digits):
+    settings = replace(
+        compare_with("assets:speech-llm-nano", digits[0]),
+        open_scored=lambda: pytest.fail("nothing needs to be recognised"),
+    )
     found = module.check_parity("assets:speech-llm-nano", tmp_path, settings, adapter=False)
     assert found["equal"] is None
     assert found["reason"].startswith("no other tool loads a model of the family speech_llm")
@@ -162,18 +164,28 @@ def test_clips_beyond_the_window_are_left_out_and_counted(adapted: Adapted, digi
     assert finding_of(found).severity == "note"
 
 
-def test_clips_are_drawn_by_the_seed(digits: Digits):
+def test_clips_are_drawn_by_the_seed(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     recognizer = Recognizer.open("assets:ctc-nano")
-    settings = compare_with("assets:ctc-nano", digits[0], clips=5)
+    settings = replace(compare_with("assets:ctc-nano", digits[0]), open_scored=lambda: recognizer)
+    asked: list[str] = []
 
-    def drawn(seed: int) -> list[str]:
-        return [clip.id for clip in module._clips(replace(settings, seed=seed), recognizer.task, None)[0]]
+    def evaluate(self: Recognizer, clips: Sequence[Clip], **_: Any) -> Any:
+        asked[:] = [clip.id for clip in clips]
+        raise ManifestError("the clips are known")
+
+    monkeypatch.setattr(Recognizer, "evaluate", evaluate)
+
+    def drawn(seed: int, clips: int = 5) -> list[str]:
+        found = module.check_parity(
+            "assets:ctc-nano", tmp_path, replace(settings, seed=seed, clips=clips), adapter=False
+        )
+        assert found["reason"] == "the clips are known"
+        return list(asked)
 
     assert drawn(0) == drawn(0)
     assert drawn(0) != drawn(1)
     assert len(drawn(0)) == len(set(drawn(0))) == 5
-    whole, _ = module._clips(replace(settings, clips=1000), recognizer.task, None)
-    assert [clip.id for clip in whole] == [clip.id for clip in digits[1]]
+    assert drawn(0, clips=1000) == [clip.id for clip in digits[1]]
 
 
 # --- the command -----------------------------------------------------------------------------------

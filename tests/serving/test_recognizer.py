@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
 from sonotune.errors import ManifestError, ModelError, TextError
+from sonotune.features.batching import Batch
 from sonotune.models.base import LoadedModel
+from sonotune.models.families.whisper import WhisperFamily
 from sonotune.serving.recognizer import Recognizer, clips_of
-from sonotune.types import Clip, DecodingSettings
+from sonotune.types import Clip, DecodingSettings, Hypothesis
 
 Trained = Callable[..., tuple[Path, LoadedModel]]
 
@@ -70,11 +73,20 @@ def test_nothing_to_transcribe_is_an_error_with_the_reason(recognizer: Recognize
         recognizer.recognize([tmp_path / "absent.wav"])
 
 
-def test_the_language_of_an_adapter_is_used(trained: Trained):
+@pytest.mark.parametrize(("asked", "told"), [(None, "en"), ("he", "he")])
+def test_the_language_of_an_adapter_is_used(
+    trained: Trained, recordings: Path, monkeypatch: pytest.MonkeyPatch, asked: str | None, told: str
+):
+    languages: list[str | None] = []
+
+    def transcribe(self: WhisperFamily, loaded: LoadedModel, batch: Batch, settings: Any) -> list[Hypothesis]:
+        languages.extend(clip.language for clip in batch.clips)
+        return [Hypothesis(text="") for _ in batch.clips]
+
+    monkeypatch.setattr(WhisperFamily, "transcribe", transcribe)
     folder, _ = trained()
-    opened = Recognizer.open(str(folder), precision="fp32")
-    assert opened.task._settings.language == "en"  # type: ignore[attr-defined]
-    assert Recognizer.open(str(folder), precision="fp32", language="he").task._settings.language == "he"  # type: ignore[attr-defined]
+    Recognizer.open(str(folder), precision="fp32", language=asked).recognize([recordings])
+    assert languages == [told] * 3
 
 
 def test_an_adapter_and_its_export_say_the_same(trained: Trained, recordings: Path, tmp_path: Path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 
 from sonotune.adapters.kinds.base import AdapterSettings, kind_named
 from sonotune.adapters.ranks.choose import RankSettings, plan_ranks
+from sonotune.adapters.schedule.callback import AdapterCallback
 from sonotune.adapters.trainable import adapt
 from sonotune.config.load import LoadedConfig, load_run_config
 from sonotune.data.manifest import read_manifest
@@ -27,18 +28,18 @@ from sonotune.loading import open_model
 from sonotune.models.base import LoadedModel, ModelFamily
 from sonotune.processes import SINGLE_PROCESS
 from sonotune.registry import resolve_asset
-from sonotune.stages import Stage, whole_run
+from sonotune.stages import Stage, parameters_by_name, whole_run
 from sonotune.tasks.base import TaskSettings
 from sonotune.tasks.transcribe import Transcribe
-from sonotune.training.batches import MicroBatchGroup
 from sonotune.training.compatibility import CheckpointPlace, Fingerprint
 from sonotune.training.logging.run_log import EventLog
 from sonotune.training.loop import StageLoop
 from sonotune.training.objectives.base import ObjectiveSettings
 from sonotune.training.objectives.task import TaskObjective
+from sonotune.training.oom import MemoryGuard
 from sonotune.training.runtime import ComputeSetup, StopRequest
 from sonotune.training.state import LoopSettings, TrainingData
-from sonotune.training.step import MeanLoss
+from sonotune.training.step import Gradients, MeanLoss
 from sonotune.types import Score
 
 RATE_HZ = 16_000
@@ -162,12 +163,40 @@ def settings(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Lo
 class ListLog(EventLog):
     """Keeps events in a list."""
 
-    def __init__(self, events: list[dict[str, Any]]) -> None:
-        super().__init__()
+    def __init__(self, events: list[dict[str, Any]], listeners: Sequence[AfterSteps] = ()) -> None:
+        super().__init__(listeners)
         self._events = events
 
     def event(self, kind: str, **fields: Any) -> None:
         self._events.append({"kind": kind, **fields})
+
+
+class AfterSteps:
+    """A listener that calls functions with the number of each step that was made."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[int], None]] = []
+
+    def started(self, total_steps: int, step: int) -> None:
+        pass
+
+    def stepped(self, values: Mapping[str, Any]) -> None:
+        for call in self.calls:
+            call(values["step"])
+
+    def evaluated(self, step: int, scores: Mapping[str, Score]) -> None:
+        pass
+
+
+class OnGradients(AdapterCallback):
+    """Calls functions with the number of steps made, when the gradients of the next one are ready."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[int], None]] = []
+
+    def on_gradients(self, step: int, total_steps: int) -> None:
+        for call in self.calls:
+            call(step)
 
 
 @dataclass(kw_only=True)
@@ -178,9 +207,14 @@ class Bench:
     loaded: LoadedModel
     family: ModelFamily
     stage: Stage
+    stages: Sequence[Stage]
+    settings: LoopSettings
+    accumulator: Gradients
     task: Transcribe
     folder: Path
     stop: StopRequest
+    after_steps: AfterSteps
+    on_gradients: OnGradients
     events: list[dict[str, Any]] = field(default_factory=list)
 
     def of(self, kind: str) -> list[dict[str, Any]]:
@@ -204,17 +238,18 @@ class Bench:
 
     def accumulate(self, *batches: Batch) -> MeanLoss:
         """Leave the gradient of a step of these micro-batches in the parameters."""
-        ids = tuple(clip.id for batch in batches for clip in batch.clips)
-        return self.loop._accumulate(
-            MicroBatchGroup(
-                batches=dict(enumerate(batches)), size=len(batches), clip_ids=ids, audio_s=0.0, padded_s=0.0
-            )
+        return self.accumulator.accumulate(
+            dict(enumerate(batches)),
+            parameters_by_name(self.loaded.module, self.loop.schedule.stage.trainable),
+            step=self.loop.state.step,
+            clips=sum(len(batch.clips) for batch in batches),
+            domains=False,
         )
 
 
 @pytest.fixture
 def bench(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Bench]:
-    """Builds a loop; keywords override `LoopSettings`, adapter settings or the stage."""
+    """Builds a loop; keywords override `LoopSettings`, adapter settings, the stage or digests of the fingerprint."""
 
     def build(
         *,
@@ -235,6 +270,7 @@ def bench(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Bench
         label_smoothing: float = 0.0,
         stages: Callable[[LoadedModel], Sequence[Stage]] | None = None,
         unfreeze: Sequence[str] = (),
+        identity: Mapping[str, str] | None = None,
         **changes: Any,
     ) -> Bench:
         place = folder or tmp_path / "checkpoints"
@@ -278,33 +314,44 @@ def bench(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Bench
             value = queue.pop(0)
             return {"wer": Score(name="wer", value=value, low=value, high=value, count=1)}
 
-        identity = {"settings": "s" * 64, "training data": "d" * 64, "base model": loaded.revision}
-        fingerprint = Fingerprint(values=identity, may_differ=frozenset())
+        digests = {"settings": "s" * 64, "training data": "d" * 64, "base model": loaded.revision, **(identity or {})}
+        fingerprint = Fingerprint(values=digests, may_differ=frozenset())
         compute = ComputeSetup(
             accelerator=accelerator or Accelerator(cpu=True), processes=SINGLE_PROCESS, precision="fp32", why=""
         )
+        after_steps, on_gradients = AfterSteps(), OnGradients()
+        log = ListLog(events, [after_steps])
+        objective = TaskObjective(task, ObjectiveSettings(label_smoothing=label_smoothing))
+        loop_settings = LoopSettings(**{**values, **changes})
         loop = StageLoop(
-            TaskObjective(task, ObjectiveSettings(label_smoothing=label_smoothing)),
+            objective,
             loaded,
             given,
-            settings=LoopSettings(**{**values, **changes}),
+            settings=loop_settings,
             data=TrainingData(
                 clips=prepared.clips, targets=prepared.targets, augmenter=None, spec_augment=None, crew=crew
             ),
             compute=compute,
             checkpoints=CheckpointPlace(folder=place, fingerprint=fingerprint),
-            log=ListLog(events),
+            log=log,
+            callbacks=[on_gradients],
             evaluate=evaluate if scores is not None else None,
             stop=stop,
         )
+        guard = MemoryGuard(loaded, loop.state, limit_bytes=loop_settings.memory_limit_bytes, log=log)
         return Bench(
             loop=loop,
             loaded=loaded,
             family=opened.loaded.family,
             stage=stage,
+            stages=given,
+            settings=loop_settings,
+            accumulator=Gradients(objective, loaded, seed=loop_settings.seed, compute=compute, guard=guard, log=log),
             task=task,
             folder=place,
             stop=stop,
+            after_steps=after_steps,
+            on_gradients=on_gradients,
             events=events,
         )
 

@@ -92,24 +92,28 @@ def test_nothing_there_is_no_error(tmp_path: Path):
 def test_publishing_is_a_rename_after_everything_was_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The manifest is written last, and the final name appears only when all is there."""
     seen: list[str] = []
-    real_sync, real_rename = checkpoint._sync, Path.rename
+    real_sync, real_rename = os.fsync, Path.rename
 
-    def sync(path: Path) -> None:
+    def sync(descriptor: int) -> None:
+        opened = os.fstat(descriptor)
+        [path] = [one for one in (tmp_path, *tmp_path.rglob("*")) if os.path.samestat(one.stat(), opened)]
         seen.append(f"sync {path.name}")
-        real_sync(path)
+        real_sync(descriptor)
 
     def rename(self: Path, target: Path) -> Path:
         seen.append(f"rename {sorted(file.name for file in self.iterdir())}")
         assert not Path(target).exists()
         return real_rename(self, target)
 
-    monkeypatch.setattr(checkpoint, "_sync", sync)
+    monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(Path, "rename", rename)
     save(tmp_path, 1)
     draft = f".tmp-000001-{os.getpid()}"
     assert seen == [
         "sync weights.safetensors",
         "sync optimizer.safetensors",
+        "sync state.json",
+        "sync MANIFEST.json",
         f"sync {draft}",
         f"rename {sorted(FILES)}",
         f"sync {tmp_path.name}",
@@ -242,9 +246,9 @@ def test_a_full_disk_keeps_earlier_checkpoints_and_leaves_no_draft(
 
     with monkeypatch.context() as patched:
         if moment == "weights":
-            patched.setattr(checkpoint, "_write_tensors", full)
+            patched.setattr("safetensors.torch.save_file", full)
         elif moment == "state":
-            patched.setattr(checkpoint, "_write_json", full)
+            patched.setattr(json, "dump", full)
         else:
             patched.setattr(Path, "rename", full)
         with pytest.raises(ResourceError) as caught:

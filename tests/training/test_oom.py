@@ -16,6 +16,7 @@ from sonotune.errors import Interrupted, ResourceError, out_of_memory
 from sonotune.processes import Processes
 from sonotune.runs import read_events
 from sonotune.stages import whole_run
+from sonotune.training.batches import StepLoader
 from sonotune.training.logging.run_log import EventLog
 from sonotune.training.oom import MemoryGuard
 from sonotune.training.run import run
@@ -79,7 +80,7 @@ def test_a_run_that_is_gone_on_with_heeds_what_was_learned(bench: Build, tmp_pat
     straight = bench(memory_limit_bytes=limit, max_steps=6, save_steps=3, folder=tmp_path / "one")
     straight.loop.run()
     first = bench(memory_limit_bytes=limit, max_steps=6, save_steps=3, folder=tmp_path / "two")
-    first.loop._stop.ask("a test")
+    first.stop.ask("a test")
     with pytest.raises(Interrupted, match="a test"):
         first.loop.run()
     second = bench(memory_limit_bytes=limit, max_steps=6, save_steps=3, folder=tmp_path / "two")
@@ -164,13 +165,15 @@ class WithAnother(Processes):
 
 
 def test_what_another_process_could_not_fit_is_heeded(bench: Build):
-    made = bench()
-    loop = made.loop
-    loop.loader._processes = WithAnother()
-    group = loop.loader.next_group(iter([made.batch(0, 1)]), 2, loop.state)
+    made, state, log = bench(), TrainingState(), EventLog()
+    guard = MemoryGuard(made.loaded, state, limit_bytes=None, log=log)
+    loader = StepLoader(
+        made.loaded, made.loop.loader.data, made.settings, processes=WithAnother(), guard=guard, log=log
+    )
+    group = loader.next_group(iter([made.batch(0, 1)]), 2, state)
     assert group.clip_ids[-1] == "other"
-    assert (loop.state.largest_s, loop.state.recompute) == (1.0, True)
-    assert loop._guard.parts(made.batch(0, 1, 2))[0].padded_seconds <= 1.0
+    assert (state.largest_s, state.recompute) == (1.0, True)
+    assert guard.parts(made.batch(0, 1, 2))[0].padded_seconds <= 1.0
     assert made.loaded.module.is_activation_checkpointing
 
 

@@ -17,7 +17,6 @@ import transformers
 from torch import Tensor
 
 from sonotune import cli
-from sonotune.cli.train import _run_lines
 from sonotune.config.load import LoadedConfig
 from sonotune.data.manifest import read_manifest
 from sonotune.data.tokenizer import train_tokenizer
@@ -338,10 +337,15 @@ def test_full_fine_tuning_of_several_classes_says_so(classify: Settings, tones: 
     assert reopened(folder)[0].labels == tuple(sorted(CLASSES))
 
 
-def test_a_new_classifier_that_trains_as_an_adapter_is_the_same_when_reopened(classify: Settings, tones: Path):
+def test_a_new_classifier_that_trains_as_an_adapter_is_the_same_when_reopened(
+    classify: Settings, tones: Path, monkeypatch: pytest.MonkeyPatch
+):
     record, folder = run(classify(STEM_IN_FULL))
     assert any(finding.check == "model.new_outputs" for finding in record.findings)
-    assert any(line.startswith("warning  the output layer is new") for line in _run_lines(record, folder))
+    monkeypatch.setattr("sonotune.cli.train.run_and_report", lambda settings, *, quiet: (record, folder))
+    code, out, err = call("train", "model=ast_nano", f"data.train={tones / 'train.jsonl'}")
+    assert code == 0, err
+    assert any(line.startswith("warning  the output layer is new") for line in out.splitlines())
     _, logits = reopened(folder)
     torch.manual_seed(99)
     opened = open_model(str(folder))

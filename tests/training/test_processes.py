@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from sonotune.adapters.trainable import check_shardable
 from sonotune.config.load import LoadedConfig
 from sonotune.errors import CheckpointError, ConfigError
-from sonotune.processes import BUCKET_BYTES, SINGLE_PROCESS, Processes, _buckets, started
+from sonotune.processes import BUCKET_BYTES, SINGLE_PROCESS, Processes, started
 from sonotune.runs import read_events, read_record
 from sonotune.training.compatibility import Fingerprint
 from sonotune.training.inputs import loop_settings
@@ -207,20 +207,21 @@ def test_what_is_not_finite_in_one_process_is_skipped_by_all(train: Callable[...
 
 
 NOT_A_NUMBER = """
-import os, sys
+import dataclasses, os, sys
 from sonotune.cli import main
-from sonotune.training.step import Gradients
+from sonotune.training.objectives.task import TaskObjective
 
-add = Gradients._add
+honest = TaskObjective.losses
 calls = []
 
-def broken(self, batch, total, **options):
-    add(self, batch, total, **options)
+def broken(self, loaded, batch):
+    losses = honest(self, loaded, batch)
     calls.append(batch)
     if len(calls) == 2 and os.environ["RANK"] == "1":
-        total.loss = float("nan")
+        return dataclasses.replace(losses, sums=losses.sums + float("nan"))  # the gradient is as it was
+    return losses
 
-Gradients._add = broken
+TaskObjective.losses = broken
 main(["train", *sys.argv[1:]])
 """
 
@@ -259,18 +260,19 @@ main(["train", *sys.argv[1:]])
 """
 
 DIES_IN_A_SAVE = f"""
-import os, sys
+import json, os, sys
+from pathlib import Path
 from sonotune.cli import main
 from sonotune.training import checkpoint
 
-write = checkpoint._write_json
+write = json.dump
 
-def dies(path, value):
-    if value["step"] == 4 and path.name == checkpoint.MANIFEST:
+def dies(value, file, **options):
+    if Path(file.name).name == checkpoint.MANIFEST and value["step"] == 4:
         os.kill(os.getpid(), {int(signal.SIGKILL)})
-    write(path, value)
+    write(value, file, **options)
 
-checkpoint._write_json = dies
+json.dump = dies
 main(["train", *sys.argv[1:]])
 """
 
@@ -410,12 +412,12 @@ COPIES = """
 import sys
 import torch
 from sonotune.cli import main
-from sonotune.training.step import Gradients
+from sonotune.training.objectives.task import TaskObjective
 
-add = Gradients._add
+honest = TaskObjective.losses
 
-def counted(self, batch, total, **options):
-    layers = [value for name, value in self._loaded.module.named_parameters() if ".layers." in name and value.ndim > 1]
+def counted(self, loaded, batch):
+    layers = [value for name, value in loaded.module.named_parameters() if ".layers." in name and value.ndim > 1]
     shapes = {shape for value in layers for shape in (tuple(value.shape), tuple(value.shape)[::-1])}
     kept = {}
 
@@ -425,12 +427,11 @@ def counted(self, batch, total, **options):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = self._objective(batch).total
+        losses = honest(self, loaded, batch)
     print(f"kept {sum(storage.nbytes() for storage in kept.values())}\\n", end="", flush=True)
-    self._accelerator.backward(0 * loss)
-    add(self, batch, total, **options)
+    return losses
 
-Gradients._add = counted
+TaskObjective.losses = counted
 main(["train", *sys.argv[1:]])
 """
 
@@ -489,7 +490,14 @@ def test_shares_are_apart_and_whole():
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_buckets_hold_neighbours_of_one_type_up_to_their_size():
+def test_tensors_are_summed_with_neighbours_of_one_type_up_to_the_size_of_a_bucket(monkeypatch: pytest.MonkeyPatch):
+    exchanged: list[tuple[int, torch.dtype]] = []
+
+    def sum_over_two(joined: torch.Tensor) -> None:
+        exchanged.append((joined.numel(), joined.dtype))
+        joined.mul_(2)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", sum_over_two)
     wide = BUCKET_BYTES // 4
     tensors = [
         torch.empty(wide // 2),
@@ -499,13 +507,17 @@ def test_buckets_hold_neighbours_of_one_type_up_to_their_size():
         torch.empty(2 * wide),
         torch.empty(3),
     ]
-    assert [[tensor.numel() for tensor in bucket] for bucket in _buckets(tensors)] == [
-        [wide // 2, wide // 2],
-        [1],
-        [1],
-        [2 * wide],
-        [3],
+    for value, tensor in enumerate(tensors):
+        tensor.fill_(value)
+    Processes(0, 2).all_reduce(tensors)
+    assert exchanged == [
+        (wide, torch.float32),
+        (1, torch.float32),
+        (1, torch.bfloat16),
+        (2 * wide, torch.float32),
+        (3, torch.float32),
     ]
+    assert all(bool((tensor == 2 * value).all()) for value, tensor in enumerate(tensors))
 
 
 class Other(Processes):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import soundfile
 import torch
 from accelerate.state import AcceleratorState
@@ -133,15 +134,15 @@ def test_a_run_leaves_all_that_the_design_lists(settings: Settings, tmp_path: Pa
 
 def test_the_kept_adapter_is_the_best_checkpoint(settings: Settings, monkeypatch: pytest.MonkeyPatch):
     values = iter([0.9, 0.3, 0.5, 0.3])  # before, two evaluations, after
-    honest = scoring.Scoring._evaluate
+    honest = scoring.evaluate
 
-    def evaluate(*arguments: Any) -> Any:
-        result = honest(*arguments)
+    def evaluate(*arguments: Any, **options: Any) -> Any:
+        result = honest(*arguments, **options)
         score = result.scores["wer"]
         object.__setattr__(score, "value", next(values))
         return result
 
-    monkeypatch.setattr(scoring.Scoring, "_evaluate", evaluate)
+    monkeypatch.setattr(scoring, "evaluate", evaluate)
     record, folder = run(settings("training.learning_rate=1e-2"))
     best = checkpoint.read(folder / "checkpoints" / "step-000005")
     last = checkpoint.read(folder / "checkpoints" / "step-000010")
@@ -479,15 +480,15 @@ def test_a_full_disk_at_a_checkpoint_ends_with_exit_5_and_can_go_on(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     _, straight = run(settings(folder=tmp_path / "straight"))
-    honest = checkpoint._write_tensors
+    honest = safetensors.torch.save_file
     with monkeypatch.context() as patched:
 
-        def full(path: Path, tensors: Any) -> None:
+        def full(tensors: Any, path: Path) -> None:
             if "000004" in str(path):
                 raise OSError(errno.ENOSPC, "No space left on device")
-            honest(path, tensors)
+            honest(tensors, path)
 
-        patched.setattr(checkpoint, "_write_tensors", full)
+        patched.setattr(safetensors.torch, "save_file", full)
         with pytest.raises(ResourceError) as caught:
             run(settings("training.save_steps=1"))
     assert caught.value.exit_code == 5
@@ -500,17 +501,19 @@ def test_a_full_disk_at_a_checkpoint_ends_with_exit_5_and_can_go_on(
 def test_a_full_disk_while_the_adapter_is_kept_leaves_none_and_can_go_on(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from sonotune.training import artifacts as keep
+    folder, honest = tmp_path / "run", os.fsync
 
-    def full(_: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(descriptor: int) -> None:
+        opened = os.fstat(descriptor)
+        if any(os.path.samestat(file.stat(), opened) for file in folder.glob(".tmp-adapter/*")):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        honest(descriptor)
 
     with monkeypatch.context() as patched:
-        patched.setattr(keep, "_flush", full)
+        patched.setattr(os, "fsync", full)
         with pytest.raises(ResourceError, match="adapter") as caught:
             run(settings())
     assert caught.value.exit_code == 5
-    folder = tmp_path / "run"
     assert not (folder / "adapter").exists()
     assert not list(folder.glob(".tmp-*"))
     record, _ = run(settings())
@@ -591,13 +594,13 @@ def test_signals_while_a_checkpoint_is_written_wait_for_it(
 ):
     words = ("training.max_steps=4", "training.save_steps=2")
     run(settings(*words, folder=tmp_path / "straight"))
-    write = checkpoint._write_tensors
+    write = safetensors.torch.save_file
 
-    def interrupted(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-        write(path, tensors)
+    def interrupted(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+        write(tensors, path)
         os.kill(os.getpid(), signal.SIGTERM)  # once for each of the two files
 
-    monkeypatch.setattr(checkpoint, "_write_tensors", interrupted)
+    monkeypatch.setattr(safetensors.torch, "save_file", interrupted)
     with pytest.raises(Interrupted, match="stopped by SIGTERM after step 3 of 4"):
         run(settings(*words, folder=tmp_path / "run"))
     monkeypatch.undo()

@@ -20,7 +20,9 @@ from sonotune.errors import AdapterError, ConfigError, Interrupted, ModelError
 from sonotune.models.base import LoadedModel, select
 from sonotune.runs import read_events, read_record
 from sonotune.stages import ParameterGroup, Stage, StageSettings, all_stages, build_stages, whole_run
+from sonotune.training import checkpoint
 from sonotune.training.lr_schedule import MAX_WARMUP, StageSchedule
+from sonotune.training.optimizer import build_optimizer
 from sonotune.training.run import run
 
 Build = Callable[..., Any]
@@ -58,18 +60,15 @@ def test_each_stage_moves_what_it_names_and_nothing_else(bench: Build):
         {"weights": ["stem"], "adapters": "none"}, {"weights": [NORMS], "adapters": ["decoder"]}, {"adapters": "all"}
     )
     made = bench(stages=stages, stem="train", unfreeze=[NORMS], max_bad_steps=3)
-    names = list(made.weights())
-    before, moved = made.weights(), []
-    loop = made.loop
-    for index in range(3):
-        while loop.state.step < loop.schedule.end:
-            loop._run_epoch()
-        after = made.weights()
-        moved.append({name for name in names if not torch.equal(before[name], after[name])})
-        assert moved[-1] <= loop.schedule.stage.trainable
-        before = after
-        if index < 2:
-            loop._next_stage()
+    weights = {0: made.weights()}
+    made.after_steps.calls.append(lambda step: weights.update({step: made.weights()}))
+    made.loop.run()
+    moved = [
+        {name for name, value in weights[end].items() if not torch.equal(weights[end - 2][name], value)}
+        for end in (2, 4, 6)
+    ]
+    for names, stage in zip(moved, made.stages, strict=True):
+        assert names <= stage.trainable
     stem, norms = set(select(made.loaded, ["stem"])), set(select(made.loaded, [NORMS]))
     assert {LORA.base_name(name) for name in moved[0]} <= stem
     assert moved[0]
@@ -80,32 +79,41 @@ def test_each_stage_moves_what_it_names_and_nothing_else(bench: Build):
 
 
 def test_going_on_changes_no_output_and_carries_the_moments_over(bench: Build):
-    made = bench(stages=plan({"weights": ["stem"], "adapters": "none"}, {"weights": ["stem"], "adapters": "all"}))
-    loop, batch = made.loop, made.batch(0, 1)
+    made = bench(
+        stages=plan({"weights": ["stem"], "adapters": "none"}, {"weights": ["stem"], "adapters": "all"}),
+        save_steps=1,
+        keep_checkpoints=9,
+    )
+    batch = made.batch(0, 1)
 
     def loss() -> float:
         made.loaded.module.eval()
         with torch.no_grad():
             return float(made.task.loss(made.loaded, batch, label_smoothing=0.0).total)
 
-    while loop.state.step < loop.schedule.end:
-        loop._run_epoch()
-    before, optimizer = loss(), loop._optimizer
-    moments = {id(p): {k: v.clone() for k, v in s.items()} for p, s in optimizer.state.items()}
-    assert moments
-    loop._next_stage()
-    assert loss() == before
-    assert loop._optimizer is optimizer
-    assert all(
-        torch.equal(value, optimizer.state[parameter][key])
-        for parameter in optimizer.state
-        for key, value in moments[id(parameter)].items()
-    )
-    loop._run_epoch()
-    steps = {float(state["step"]) for state in optimizer.state.values()}
-    assert steps == {2.0 + 2.0, 2.0}  # those that are new count from their own first step
+    ended, begun, gradients = {}, {}, {}
+    made.after_steps.calls.append(lambda step: ended.update({step: loss()}))
+    made.on_gradients.calls.append(lambda step: begun.update({step: loss()}))
+    made.on_gradients.calls.append(lambda step: gradients.update({step: made.gradients()}))
+    made.loop.run()
+    assert begun[2] == ended[2]  # nothing has moved since the first stage ended
+    assert begun[3] == ended[3] != ended[2]
+    first, second, last = (checkpoint.read(checkpoint.step_path(made.folder, step)).optimizer for step in (2, 3, 4))
+    assert {name.rpartition("/")[0] for name in first} == made.stages[0].trainable
+    for name, gradient in gradients[2].items():
+        earlier = first.get(f"{name}/exp_avg", torch.zeros_like(gradient))
+        torch.testing.assert_close(second[f"{name}/exp_avg"], 0.9 * earlier + 0.1 * gradient, msg=name)
+    steps = {name: float(value) for name, value in last.items() if name.endswith("/step")}
+    new = made.stages[1].trainable - made.stages[0].trainable
+    assert {steps[f"{name}/step"] for name in made.stages[0].trainable} == {4.0}
+    assert {steps[f"{name}/step"] for name in new} == {2.0}  # those that are new count from their own first step
+
+
+def test_the_optimizer_holds_what_any_stage_trains_once(bench: Build):
+    made = bench(stages=plan({"weights": ["stem"], "adapters": "none"}, {"weights": ["stem"], "adapters": "all"}))
+    optimizer = build_optimizer(made.loaded.module, made.stages, weight_decay=0.0, betas=(0.9, 0.999))
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    assert len(held) == len({id(parameter) for parameter in held}) == len(all_stages(*made.loop._stages))
+    assert len(held) == len({id(parameter) for parameter in held}) == len(all_stages(*made.stages))
 
 
 def test_a_stage_without_adapters_leaves_what_acts_on_them_alone(settings: Settings):
@@ -218,7 +226,7 @@ def test_layers_further_down_learn_more_slowly(bench: Build):
             )
         ],
     )
-    rate = {name: group.learning_rate for group in made.loop._stages[0].groups for name in group.parameters}
+    rate = {name: group.learning_rate for group in made.stages[0].groups for name in group.parameters}
     depth = {component.name: len(component.layers) for component in made.loaded.components}
     assert depth["encoder"] >= 2
     for name, found in rate.items():

@@ -41,7 +41,8 @@ BOMB_RATIO = 1_000
 """More than `BOMB_SAMPLES` at more than `BOMB_RATIO` times the bytes of the file (as 16 bit) is refused: no recording
 compresses so, whereas a FLAC of constants turns 293 kB into 922 MB."""
 
-_BLOCK_SAMPLES = 1 << 18
+BLOCK_SAMPLES = 1 << 18
+"""Samples, of all channels together, that are decoded or encoded at once. Changes nothing in the output."""
 _MARGIN_SAMPLES = 256  # at the lower rate: beyond it the HQ filter of soxr is under 2e-6
 _MP3_FRAME_SAMPLES = 1_152
 _WRITABLE = {
@@ -275,8 +276,8 @@ def _encode(
         closefd=False,
     ) as encoder:
         # Vorbis in libsndfile 1.2 keeps a whole call on its stack: hand over a little at a time.
-        for start in range(0, waveform_S.size, _BLOCK_SAMPLES):
-            encoder.write(waveform_S[start : start + _BLOCK_SAMPLES])
+        for start in range(0, waveform_S.size, BLOCK_SAMPLES):
+            encoder.write(waveform_S[start : start + BLOCK_SAMPLES])
 
 
 # --- limits --------------------------------------------------------------------------------------
@@ -343,7 +344,7 @@ def _check_size(info: AudioInfo, first: int, last: int, max_duration_s: float | 
 
 def _mono(info: AudioInfo, decoder: Decoder, first: int, last: int, channel: int | None) -> Iterator[Waveform]:
     """Yield frames `first` to `last` of one channel, or of the mean of all, in blocks."""
-    block_frames = max(1, _BLOCK_SAMPLES // info.num_channels)
+    block_frames = max(1, BLOCK_SAMPLES // info.num_channels)
     position = first
     try:
         if first:

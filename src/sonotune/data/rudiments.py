@@ -102,8 +102,8 @@ SPLITS: Final = ("train", "eval", "test")
 _ORNAMENTS: Final[Mapping[str, Ornament]] = {"f": "f", "d": "d", "z": "z"}
 _GRACES: Final[Mapping[Ornament, int]] = {"": 0, "f": 1, "d": 2, "z": 0}
 _OTHER: Final[Mapping[Hand, Hand]] = {"R": "L", "L": "R"}
-# Clips a process renders before it asks for more. Changes nothing in the output.
-_SHARD_CLIPS: Final = 50
+SHARD_CLIPS: Final = 50
+"""Clips a process renders before it asks for more. Changes nothing in the output."""
 _SEED: Final = 1  # ast-nano learned from seed 0
 _CLIP_BYTES: Final = 130_000  # of a file of three seconds with its two neighbours in eval and test
 _TEMPO_BPM: Final = (60.0, 130.0)
@@ -399,7 +399,7 @@ def synthesize_rudiments(
         )
     plan = plan_rudiments(clips, seed)
     (folder / "audio").mkdir(parents=True, exist_ok=True)
-    shards = [plan[start : start + _SHARD_CLIPS] for start in range(0, len(plan), _SHARD_CLIPS)]
+    shards = [plan[start : start + SHARD_CLIPS] for start in range(0, len(plan), SHARD_CLIPS)]
     work = functools.partial(_render_shard, folder=folder, seed=seed, audio_format=format)
     played = render_shards(work, shards, folder, workers=workers, fresh=False)
     return write_splits(folder, [clip.split for clip in plan], played)

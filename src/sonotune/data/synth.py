@@ -32,8 +32,8 @@ from sonotune.types import Clip, Word
 logger = logging.getLogger(__name__)
 
 _FRAME_SAMPLES: Final = SAMPLE_RATE_HZ // 200
-# Clips a process speaks. Part of what fixes the samples: do not make it a setting.
-_SHARD_CLIPS: Final = 250
+SHARD_CLIPS: Final = 250
+"""Clips a process speaks. Part of what fixes the samples: do not make it a setting."""
 # Below the loudest frame by more than this, espeak-ng is silent.
 _SILENCE_DB: Final = -50.0
 _EDGE_S: Final = 0.015
@@ -153,7 +153,7 @@ def synthesize_corpus(
     if format == "opus":
         clips_per_file = 1
     (folder / "audio").mkdir(parents=True, exist_ok=True)
-    shards = [plan[start : start + _SHARD_CLIPS] for start in range(0, len(plan), _SHARD_CLIPS)]
+    shards = [plan[start : start + SHARD_CLIPS] for start in range(0, len(plan), SHARD_CLIPS)]
     work = functools.partial(_speak_shard, folder=folder, seed=seed, audio_format=format, clips_per_file=clips_per_file)
     # One shard a process: espeak-ng's state then begins the same for every shard.
     spoken = render_shards(work, shards, folder, workers=workers, fresh=True)

@@ -288,10 +288,10 @@ def test_large_samples_are_kept_in_16_bits(
     wide = sample_activations(loaded, OBJECTIVE, clips[:3], tokens=16)
     assert {reservoir.dtype for reservoir in wide.reservoirs.values()} == {torch.float32}
     needed = 4 * 16 * sum(item.channels for item in wide.inputs)
-    monkeypatch.setattr(listening, "_MOST_FP32_BYTES", needed)
+    monkeypatch.setattr(listening, "MAX_FP32_BYTES", needed)
     again = sample_activations(loaded, OBJECTIVE, clips[:3], tokens=16)
     assert {part.dtype for part in again.reservoirs.values()} == {torch.float32}
-    monkeypatch.setattr(listening, "_MOST_FP32_BYTES", needed - 1)
+    monkeypatch.setattr(listening, "MAX_FP32_BYTES", needed - 1)
     narrow = sample_activations(loaded, OBJECTIVE, clips[:3], tokens=16)
     assert {reservoir.dtype for reservoir in narrow.reservoirs.values()} == {torch.bfloat16}
     assert 2 * narrow.nbytes == wide.nbytes
@@ -323,12 +323,20 @@ def test_the_weights_of_classes_in_a_task_are_not_touched(tmp_path: Path, monkey
     soundfile.write(tmp_path / "a.wav", samples, 16_000)
     clips = [Clip(id=str(i), path=tmp_path / "a.wav", duration_s=1.0, label=(loaded.labels[i % 3],)) for i in range(9)]
     task = Classify(family, TaskSettings(class_weights="balanced"))
-    task.prepare(loaded, clips)
-    before = task._weights_C
+    prepared = task.prepare(loaded, clips)
+    batches = ClipBatches(prepared.clips, prepared.targets, loaded.frontend, batches=[[0, 1, 2]], seed=0, epoch=0)
+
+    def losses() -> torch.Tensor:
+        with torch.no_grad():
+            return task.loss(loaded, batches[0]).sums
+
+    before = losses()
     objective = TaskObjective(task, ObjectiveSettings())
     found = collect(loaded, objective, clips[:4], tokens=16, directions=2, gradient_clips=2)
-    assert task._weights_C is before
+    assert torch.equal(losses(), before)
     assert set(found.evidence.gains) == set(loaded.linears)
+    task.prepare(loaded, clips[:4])  # what this guards against is seen by the same measure
+    assert not torch.equal(losses(), before)
 
 
 def test_the_summary_is_json(found: Calibration) -> None:

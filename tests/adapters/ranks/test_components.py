@@ -98,7 +98,7 @@ def test_the_gain_is_that_of_real_adapters_and_weights(clips: list[Clip]):
         ranks=dict.fromkeys(loaded.linears, RANK),
         allocator="uniform",
         parameters=0,
-        initial={site.name: split._first_rows(loaded, site.name, RANK, 7).numpy() for site in sites},
+        initial={site.name: split.initial_rows(loaded, site.name, RANK, 7).numpy() for site in sites},
     )
     adapted = lora.attach(loaded, plan, rank=RANK, alpha=2.0 * RANK, unfreeze=["encoder.norms", "decoder.norms"])
     adapted.module.eval()

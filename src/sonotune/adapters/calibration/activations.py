@@ -34,7 +34,8 @@ from sonotune.types import Clip, Finding
 Autocast = Callable[[], AbstractContextManager[Any]]
 KINDS = {AUDIO: "audio", TEXT: "text"}
 
-_MOST_FP32_BYTES = 2**30
+MAX_FP32_BYTES = 2**30
+"""Samples of activations that would be larger in 32 bits are kept in 16."""
 _ADVICE = "Leave it out of adapter.targets, or take adapter.allocator=uniform, which needs no calibration."
 
 
@@ -419,7 +420,7 @@ class _Collector:
         self._streams = {item.modules[0]: item.stream for item in inputs}
         self._wanted: dict[int, list[_Wanted]] = {}
         self._reached: dict[str, int] = {}
-        self._dtype = torch.float32 if fp32_bytes <= _MOST_FP32_BYTES else torch.bfloat16
+        self._dtype = torch.float32 if fp32_bytes <= MAX_FP32_BYTES else torch.bfloat16
 
     def read(self, batch: Batch, streams: Sequence[Stream], run: Callable[[], None]) -> None:
         """Take in what belongs to the sample of one clip's tokens."""

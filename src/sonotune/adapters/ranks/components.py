@@ -202,7 +202,7 @@ def measure(
         AdapterError: There are fewer than two clips, or a half of them cannot be used.
     """
     parts = full_parts(loaded, sites)
-    rows = {site.name: _first_rows(loaded, site.name, rank, seed) for site in sites}
+    rows = {site.name: initial_rows(loaded, site.name, rank, seed) for site in sites}
     weights = [name for names in parts.values() for name in names]
     first, second = (
         mean_gradients(loaded, objective, half, rows, weights, autocast=autocast) for half in halves(clips)
@@ -228,8 +228,15 @@ def _crossed(first: Tensor, second: Tensor) -> float:
     return float((first.sign() * second + second.sign() * first).sum(dtype=torch.float64)) / 2
 
 
-def _first_rows(loaded: LoadedModel, name: str, rank: int, seed: int) -> Tensor:
-    """An A matrix as adapters start from: uniform within 1 / sqrt(inputs) (P, D)."""
+def initial_rows(loaded: LoadedModel, name: str, rank: int, seed: int) -> Tensor:
+    """An A matrix (P, D) as adapters start from: uniform within 1 / sqrt(D), the same for the same seed and name.
+
+    Args:
+        loaded: The model without adapters.
+        name: Of the target module, with D inputs.
+        rank: P.
+        seed: Of the draw.
+    """
     _, inputs = matrix_shape(loaded, name)
     generator = torch.Generator().manual_seed(torch_seed(seed, "first step", name))
     return (2 * torch.rand(rank, inputs, generator=generator) - 1) / math.sqrt(inputs)

@@ -99,7 +99,7 @@ class SpeechLlmFamily:
             frontend=from_feature_extractor(processor.feature_extractor),
             untrained=() if random_weights else _untrained(module),
         )
-        if not any(self._prompt(loaded, None)) and module.config.fusion == "cross_attention":
+        if not any(self.prompt_tokens(loaded, None)) and module.config.fusion == "cross_attention":
             raise ModelError(
                 f"the prompt {module.config.prompt!r} of {checkpoint} has no tokens; with fusion=cross_attention at "
                 "least one is needed to write the first word from. Set prompt='Transcribe:' in its config.json."
@@ -231,7 +231,7 @@ class SpeechLlmFamily:
         own_BP = kinds_BP if fills else kinds_BP[:, : int(kinds_BP.ne(PADDING).sum(dim=1).max())]
         projected, heard_BQ, sizes_B = _projected(config, own_BP, fills_window=fills)
         crossing = config.fusion == "cross_attention"
-        prompts = [self._prompt(loaded, clip.language) for clip in batch.clips]
+        prompts = [self.prompt_tokens(loaded, clip.language) for clip in batch.clips]
         rows_BL = kinds_of_rows(
             before=[before for before, _ in prompts],
             audio=[kinds_Q[: 0 if crossing else size] for kinds_Q, size in zip(heard_BQ, sizes_B, strict=True)],
@@ -289,7 +289,7 @@ class SpeechLlmFamily:
         )
         if module.config.fusion == "cross_attention":
             lengths_B = torch.zeros_like(lengths_B)
-        prompts = [self._prompt(loaded, clip.language) for clip in batch.clips]
+        prompts = [self.prompt_tokens(loaded, clip.language) for clip in batch.clips]
         return lay_out(
             module.get_input_embeddings(),
             before=[before for before, _ in prompts],
@@ -298,8 +298,8 @@ class SpeechLlmFamily:
             targets=own_targets(batch) if with_targets else None,
         )
 
-    def _prompt(self, loaded: LoadedModel, language: str | None) -> tuple[list[int], list[int]]:
-        """Ids before and after the audio; a language that is not known is called `unknown`."""
+    def prompt_tokens(self, loaded: LoadedModel, language: str | None) -> tuple[list[int], list[int]]:
+        """Ids of the prompt before and after the audio; a language that is not known is called `unknown`."""
         config, tokenizer = loaded.module.config, loaded.processor.tokenizer
         text = config.prompt.replace("{language}", _told(language))
         if config.chat:
@@ -312,7 +312,7 @@ class SpeechLlmFamily:
 
     def _room(self, loaded: LoadedModel, language: str | None, audio: int) -> int:
         """Tokens that can follow the prompt."""
-        return _positions_of(loaded.module.config) - audio - sum(map(len, self._prompt(loaded, language)))
+        return _positions_of(loaded.module.config) - audio - sum(map(len, self.prompt_tokens(loaded, language)))
 
 
 def _contexts_of(config: Any, context: Context | None) -> dict[str, Any]:

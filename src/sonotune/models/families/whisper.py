@@ -143,12 +143,12 @@ class WhisperFamily:
             TextError: The text is empty of tokens, has characters the tokenizer lacks, or is too long.
         """
         tokenizer = loaded.processor.tokenizer
-        ids = _text_tokens(tokenizer, text)
+        ids = text_tokens(tokenizer, text)
         back = tokenizer.decode(ids, skip_special_tokens=True)
         if back.split() != text.split():
             lost = sorted(set(text) - set(back)) or [text]
             raise TextError(f"the tokenizer of {loaded.checkpoint} cannot write {' '.join(map(repr, lost))[:80]}.")
-        targets = [*self._prompt(loaded, language), *ids, loaded.module.config.eos_token_id]
+        targets = [*self.prompt_tokens(loaded, language), *ids, loaded.module.config.eos_token_id]
         limit = loaded.module.config.max_target_positions
         if len(targets) > limit:
             raise TextError(f"the transcript needs {len(targets)} tokens; {loaded.checkpoint} can write {limit}.")
@@ -232,7 +232,8 @@ class WhisperFamily:
         """Greedy or beam decoding, then sampling of texts that look wrong; the language is detected where unknown."""
         encoded_BPD = self._encode(loaded, batch)
         languages = self._languages(loaded, batch, encoded_BPD)
-        prompt_BU = torch.tensor([self._prompt(loaded, language) for language in languages], device=encoded_BPD.device)
+        prompts = [self.prompt_tokens(loaded, language) for language in languages]
+        prompt_BU = torch.tensor(prompts, device=encoded_BPD.device)
         room = loaded.module.config.max_target_positions - prompt_BU.shape[1]
         limits = decoding.token_limits(settings, [clip.duration_s for clip in batch.clips], otherwise=room)
         limits = [min(limit, room) for limit in limits]
@@ -281,7 +282,14 @@ class WhisperFamily:
     def _prompt_length(self, loaded: LoadedModel) -> int:
         return 4 if _is_multilingual(loaded) else 2
 
-    def _prompt(self, loaded: LoadedModel, language: str | None) -> list[int]:
+    def prompt_tokens(self, loaded: LoadedModel, language: str | None) -> list[int]:
+        """Ids that the decoder is given before it writes: `<|startoftranscript|> language task <|notimestamps|>`.
+
+        An English-only checkpoint has no tokens of language and task.
+
+        Raises:
+            TextError: The checkpoint does not know the language, or needs one.
+        """
         tokenizer, start = loaded.processor.tokenizer, loaded.module.config.decoder_start_token_id
         no_timestamps = tokenizer.convert_tokens_to_ids("<|notimestamps|>")
         if not _is_multilingual(loaded):
@@ -419,8 +427,8 @@ def _judge(
     return means, _no_speech(loaded, hidden_BUD)
 
 
-def _text_tokens(tokenizer: Any, text: str) -> list[int]:
-    """The text in tokens, with a space in front where the first token takes it in."""
+def text_tokens(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text without special tokens, with a space in front where the first token takes it in."""
     plain: list[int] = tokenizer(text, add_special_tokens=False).input_ids
     if not plain or text[0].isspace():
         return plain
