@@ -584,7 +584,7 @@ def test_a_new_part_is_untrained_until_its_weights_change(made: Any, tmp_path: P
         name for name, _ in loaded.module.named_parameters() if name.startswith(("projector.", "cross_attention."))
     }
     assert FAMILY.load(folder, random_weights=True).untrained == ()
-    assert FAMILY.outline(folder).untrained == loaded.untrained  # as it was made: no weights are read
+    assert set(FAMILY.outline(folder).untrained) == set(loaded.untrained)  # as it was made: no weights are read
     for part, left in (("projector.out.bias", ("decoder.cross_attention", "decoder.gates")), ("gate.scale", ())):
         with torch.no_grad():
             for name, parameter in loaded.module.named_parameters():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from sonotune.errors import AdapterError, ResourceError, RunDirectoryError
 from sonotune.loading import open_model
 from sonotune.models.base import LoadedModel
 from sonotune.models.probe import probe_batch, probe_logits
+from sonotune.runs import folders
 from sonotune.serving import export as module
 from sonotune.serving.export import export
 from sonotune.serving.recognizer import Recognizer
@@ -259,17 +261,55 @@ def test_an_export_that_is_replaced_is_there_until_the_new_one_is(
     target = tmp_path / "export"
     export(str(folder), target)
     before = (target / "model.safetensors").read_bytes()
-    rename = Path.rename
 
-    def killed(path: Path, to: Path) -> Path:
-        if path.name.startswith(".tmp-"):
-            raise KeyboardInterrupt
-        return rename(path, to)
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "rename", killed)
+    monkeypatch.setattr(folders, "exchange", killed)
     with pytest.raises(KeyboardInterrupt):
         export(str(folder), target, overwrite=True)
     monkeypatch.undo()
     assert (target / "model.safetensors").read_bytes() == before
     export(str(folder), target, overwrite=True)
-    assert not list(tmp_path.glob(".old-*"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "run"]
+
+
+def test_files_that_no_export_wrote_are_never_removed(trained: Trained, tmp_path: Path):
+    folder, _ = trained()
+    target = tmp_path / "export"
+    beside = tmp_path / ".tmp-export"
+    beside.mkdir()
+    (beside / "important.txt").write_text("mine")
+    export(str(folder), target, adapter_only=True)
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(RunDirectoryError, match=r"1 files that no export wrote, such as notes\.txt"):
+        export(str(folder), target, adapter_only=True, overwrite=True)
+    assert (target / "notes.txt").read_text() == (beside / "important.txt").read_text() == "mine"
+    mark = target / "sonotune_export.json"
+    entries = json.loads(mark.read_text("utf-8"))
+    del entries["files"]  # as older exports have it
+    mark.write_text(json.dumps(entries), "utf-8")
+    (target / "notes.txt").rename(target / "notes.md")
+    with pytest.raises(RunDirectoryError, match=r"such as notes\.md"):
+        export(str(folder), target, adapter_only=True, overwrite=True)
+    (target / "notes.md").unlink()
+    export(str(folder), target, adapter_only=True, overwrite=True)
+
+
+def test_a_link_in_an_adapter_is_not_followed(trained: Trained, tmp_path: Path):
+    folder, _ = trained()
+    (tmp_path / "secret").write_text("mine")
+    (folder / "notes.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(AdapterError, match=r"notes\.txt is a link"):
+        export(str(folder), tmp_path / "export", adapter_only=True)
+    assert not (tmp_path / "export").exists()
+
+
+def test_weights_can_be_read_by_whoever_may_read_other_files(trained: Trained, tmp_path: Path):
+    folder, _ = trained()
+    before = os.umask(0o022)
+    try:
+        export(str(folder), tmp_path / "export")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "export").iterdir()} == {0o644}

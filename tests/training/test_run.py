@@ -93,6 +93,7 @@ def test_a_run_leaves_all_that_the_design_lists(settings: Settings, tmp_path: Pa
     assert {path.name for path in folder.iterdir()} == {
         "run.json",
         "ranks.json",
+        "audio.json",
         "events.jsonl",
         "run.lock",
         "checkpoints",
@@ -505,7 +506,7 @@ def test_a_full_disk_while_the_adapter_is_kept_leaves_none_and_can_go_on(
 
     def full(descriptor: int) -> None:
         opened = os.fstat(descriptor)
-        if any(os.path.samestat(file.stat(), opened) for file in folder.glob(".tmp-adapter/*")):
+        if any(os.path.samestat(file.stat(), opened) for file in folder.glob(".adapter.*.tmp/*")):
             raise OSError(errno.ENOSPC, "No space left on device")
         honest(descriptor)
 
@@ -515,8 +516,10 @@ def test_a_full_disk_while_the_adapter_is_kept_leaves_none_and_can_go_on(
             run(settings())
     assert caught.value.exit_code == 5
     assert not (folder / "adapter").exists()
-    assert not list(folder.glob(".tmp-*"))
+    assert not list(folder.glob(".adapter.*"))
+    (folder / ".adapter.0123abcd.tmp").mkdir()  # of a process that was killed
     record, _ = run(settings())
+    assert not list(folder.glob(".adapter.*"))
     assert record.status == "finished"
     assert adapter(folder)
     assert [event["step"] for event in events(folder, "step")] == list(range(1, 11))

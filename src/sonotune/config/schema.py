@@ -407,7 +407,7 @@ class TrainingConfig(Section):
     """AdamW; with moments in 8 bits, or in pages that leave the card when it is full. On a CPU all are plain AdamW."""
     weight_decay: Share = 0.01
     """Decoupled weight decay, on matrices only."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Dropout, Dropout] = (0.9, 0.999)
     """Decay of AdamW's two moments."""
     clip_norm: float = Field(default=1.0, gt=0, le=1e6)
     """Largest gradient norm over all groups together."""

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from sonotune.adapters.kinds.base import read_tensors
 from sonotune.adapters.merge import MergeProof, MergeTarget, compare_logits, merge_into
-from sonotune.adapters.metadata import EXPORT_MARK, read_metadata, use_of
+from sonotune.adapters.metadata import EXPORT_MARK, read_entries, read_metadata, use_of
 from sonotune.errors import AdapterError, RunDirectoryError
 from sonotune.loading import Opened, find_adapter, model_folder, open_model, own_output_layer
 from sonotune.models.base import MULTI_LABEL, LoadedModel
@@ -30,12 +30,15 @@ from sonotune.models.decoding_defaults import set_decoding_defaults
 from sonotune.models.precision import DTYPES
 from sonotune.models.probe import probe_logits
 from sonotune.runs import read_record, write_error
+from sonotune.runs.folders import replacing
 from sonotune.serving.parity import PARITY_FILE, ParitySettings, check_parity
 
 logger = logging.getLogger(__name__)
 
 ExportDtype = Literal["auto", "fp32", "bf16", "fp16"]
 LARGEST_MERGE_ERROR = 1e-3
+CARD_FILE = "README.md"
+_OLD_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")  # exports that list no files have these
 
 
 def export(
@@ -70,42 +73,24 @@ def export(
         ResourceError: The disk is full; nothing half written is left.
     """
     _check_place(folder, overwrite=overwrite)
-    draft = folder.with_name(f".tmp-{folder.name}")
-    with _writing(folder, 0):
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with _writing(folder, 0), replacing(folder) as draft:
         result = (
             _copy_adapter(checkpoint, draft) if adapter_only else _merge(checkpoint, draft, target=target, dtype=dtype)
         )
-        with _writing(folder, 0):
-            (draft / EXPORT_MARK).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        _write_mark(draft, result)
         if parity is not None:
             gc.collect()  # the merged model is not needed beside those that are compared
             result |= {"parity": check_parity(checkpoint, draft, parity, adapter=adapter_only)}
-        with _writing(folder, 0):
-            if parity is not None:
-                found = json.dumps(result["parity"], indent=2, ensure_ascii=False) + "\n"
-                (draft / PARITY_FILE).write_bytes(found.encode("utf-8", "backslashreplace"))
-            _put_in_place(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+            found = json.dumps(result["parity"], indent=2, ensure_ascii=False) + "\n"
+            (draft / PARITY_FILE).write_bytes(found.encode("utf-8", "backslashreplace"))
     return {"export": str(folder), "bytes": _size(folder), **result}
 
 
-def _put_in_place(draft: Path, folder: Path) -> None:
-    """Give an export its name; one that is replaced is there until then, and is put back where that fails."""
-    old = folder.with_name(f".old-{folder.name}")
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    try:
-        draft.rename(folder)
-    except BaseException:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+def _write_mark(draft: Path, result: dict[str, Any]) -> None:
+    """By which an export is known, and what in its folder is its own."""
+    files = {path.relative_to(draft).as_posix() for path in draft.rglob("*") if path.is_file()}
+    entries = {**result, "files": sorted(files | {EXPORT_MARK, PARITY_FILE, CARD_FILE})}
+    (draft / EXPORT_MARK).write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _check_place(folder: Path, *, overwrite: bool) -> None:
@@ -115,6 +100,21 @@ def _check_place(folder: Path, *, overwrite: bool) -> None:
         raise RunDirectoryError(f"{folder} exists already. Give another folder, or pass --overwrite.")
     if not (folder / EXPORT_MARK).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise RunDirectoryError(f"{folder} is no earlier export (it has no {EXPORT_MARK}), so it is not replaced.")
+    if foreign := _foreign_files(folder):
+        raise RunDirectoryError(
+            f"{folder} holds {len(foreign)} files that no export wrote, such as {foreign[0]}, and would lose them. "
+            "Move them, or give another folder."
+        )
+
+
+def _foreign_files(folder: Path) -> list[str]:
+    """Files in the folder of an export that are somebody else's; of an older export by what such files are called."""
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    entries = read_entries(folder / EXPORT_MARK) if files else {}
+    own = entries.get("files")
+    if isinstance(own, list):
+        return [name for name in files if name not in own]
+    return [name for name in files if "/" in name or not (name == CARD_FILE or name.endswith(_OLD_SUFFIXES))]
 
 
 @contextmanager
@@ -138,8 +138,11 @@ def _copy_adapter(checkpoint: str, folder: Path) -> dict[str, Any]:
         )
     metadata = read_metadata(adapter)
     read_tensors(adapter)
+    files = [path for path in adapter.rglob("*") if path.name != PARITY_FILE]  # that is of an earlier export
+    if links := sorted(path.name for path in files if path.is_symlink()):
+        raise AdapterError(f"{adapter / links[0]} is a link, and what it names may be no part of the adapter. Copy it.")
     with _writing(folder, _size(adapter)):
-        shutil.copytree(adapter, folder, ignore=shutil.ignore_patterns(PARITY_FILE))  # of an earlier export
+        shutil.copytree(adapter, folder, ignore=shutil.ignore_patterns(PARITY_FILE), dirs_exist_ok=True)
     return {"kind": "adapter", **metadata, **use_of(checkpoint)}
 
 

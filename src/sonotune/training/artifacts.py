@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from pathlib import Path
-
 from safetensors import SafetensorError
 
 from sonotune.adapters.kinds.base import kind_of
 from sonotune.models.base import LoadedModel
 from sonotune.models.checkpoints import as_os_error
-from sonotune.runs import sync_directory, write_error
+from sonotune.runs import write_error
+from sonotune.runs.folders import replacing
 from sonotune.training.adaptation import unquantized
 from sonotune.training.model import PreparedModel
 from sonotune.training.session import Session
@@ -37,28 +34,13 @@ def save_artifacts(session: Session, model: PreparedModel) -> None:
         return
     kind = kind_of(loaded)
     folder = directory.path / kind.folder
-    draft = folder.with_name(f".tmp-{folder.name}")
-    shutil.rmtree(draft, ignore_errors=True)
     try:
-        kind.save(loaded, draft, extra=_metadata(session, model), weights=weights)
-        if loaded.adapter is not None and loaded.new_outputs and hasattr(loaded.processor, "tokenizer"):
-            loaded.processor.tokenizer.save_pretrained(draft)  # the base has another vocabulary, or none
-        _flush(draft)
-        shutil.rmtree(folder, ignore_errors=True)
-        draft.rename(folder)
-        sync_directory(directory.path)
+        with replacing(folder, alone=True) as draft:
+            kind.save(loaded, draft, extra=_metadata(session, model), weights=weights)
+            if loaded.adapter is not None and loaded.new_outputs and hasattr(loaded.processor, "tokenizer"):
+                loaded.processor.tokenizer.save_pretrained(draft)  # the base has another vocabulary, or none
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(draft, ignore_errors=True)
         raise write_error(as_os_error(error), folder, _size(loaded)) from error
-
-
-def _flush(folder: Path) -> None:
-    for file in folder.iterdir():
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _size(loaded: LoadedModel) -> int:

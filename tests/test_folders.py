@@ -1,0 +1,65 @@
+"""A folder that is replaced at one instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sonotune.runs import folders
+from sonotune.runs.folders import exchange, replacing
+
+
+def fill(folder: Path, text: str) -> None:
+    with replacing(folder) as draft:
+        (draft / "inner").mkdir()
+        (draft / "inner" / "file").write_text(text)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_an_old_folder_is_replaced_and_nothing_else_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+):
+    if not at_once:
+        monkeypatch.setattr(folders.sys, "platform", "darwin")
+    target = tmp_path / "deep" / "target"
+    fill(target, "one")
+    (target / "own").write_text("of the old one")
+    fill(target, "two")
+    assert (target / "inner" / "file").read_text() == "two"
+    assert not (target / "own").exists()
+    assert [path.name for path in target.parent.iterdir()] == ["target"]
+
+
+def test_a_block_that_fails_leaves_the_old_one(tmp_path: Path):
+    target = tmp_path / "target"
+    fill(target, "one")
+
+    def killed() -> None:
+        with replacing(target) as draft:
+            (draft / "file").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed()
+    assert (target / "inner" / "file").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_two_steps_are_undone_where_the_second_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(folders.sys, "platform", "darwin")
+    fill(tmp_path / "target", "one")
+    with pytest.raises(FileNotFoundError):
+        exchange(tmp_path / "absent", tmp_path / "target")
+    assert (tmp_path / "target" / "inner" / "file").read_text() == "one"
+
+
+def test_what_a_killed_process_left_is_removed_by_the_only_writer(tmp_path: Path):
+    left, other = tmp_path / ".target.0123abcd.tmp", tmp_path / ".target.mine.tmp"
+    left.mkdir()
+    other.mkdir()
+    with replacing(tmp_path / "target"):
+        assert left.exists()
+    with replacing(tmp_path / "target", alone=True):
+        assert not left.exists()
+    assert other.exists()
