@@ -997,3 +997,27 @@ def test_every_setting_of_the_frozen_weights_holds_for_scoring():
     assert loaded.quantized
     assert not [name for name in loaded.quantized if ".decoder." in name]
     assert not any(loaded.module.get_submodule(name).weight.compress_statistics for name in loaded.quantized)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data", "stats", "LONG"],
+        ["transcribe", "model=whisper_nano", "LONG"],
+        ["inspect", "model=LONG"],
+        ["report", "LONG"],
+        ["compare", "LONG", "LONG"],
+        ["export", "LONG", "out"],
+        ["data", "import", "LONG", "out.jsonl"],
+        ["train", "config=LONG"],
+        ["inspect", "model.checkpoint=~nobody-here/x"],
+    ],
+)
+def test_names_that_no_file_system_takes_are_the_users_to_mend(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(*(word.replace("LONG", "a" * 300) for word in words))
+    assert code == 2
+    assert err.strip().splitlines()[0].startswith("sonotune: ")
+    assert "Traceback" not in err

@@ -54,6 +54,9 @@ __all__ = [
 ]
 
 
+_LONGEST_PATH = 200  # of a message
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with its code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -69,6 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        if error.filename is None:
+            raise  # it names no file of the user's
+        from sonotune.runs.files import DISK_FULL
+
+        logging.getLogger(__name__).info("what the system refused", exc_info=True)
+        _fail(5 if error.errno in DISK_FULL else 2, f"{_printable(error.filename)}: {error.strerror}.", words)
     except Exception as error:
         if (usage := _usage_error(error)) is not None:
             _fail(2, usage, words)
@@ -85,6 +95,11 @@ def _fail(code: int, message: str, words: Sequence[str]) -> NoReturn:
     if "--json" in words:
         print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False))
     sys.exit(code)
+
+
+def _printable(path: str | bytes | int) -> str:
+    text = os.fsdecode(path) if isinstance(path, str | bytes) else f"file {path}"
+    return text if len(text) <= _LONGEST_PATH else f"{text[:_LONGEST_PATH]}... ({len(text)} characters)"
 
 
 def _usage_error(error: Exception) -> str | None:

@@ -281,7 +281,7 @@ class AudioRoot:
                 "the path is a URL", found=show(value), allowed="a file on this machine", do="Download the audio first."
             )
         path = self.root / value
-        if len(value.encode()) > 4000 or max(len(part.encode()) for part in path.parts) > 255:
+        if _size_bytes(value) > 4000 or max(map(_size_bytes, path.parts)) > 255:
             raise RefusedError(
                 "the path is too long", found=show(value), allowed="names that a file system can hold", do=do
             )
@@ -315,3 +315,7 @@ class AudioRoot:
                 allowed="an audio file",
                 do="Mend the links.",
             ) from error
+
+
+def _size_bytes(name: str) -> int:
+    return len(name.encode("utf-8", "surrogatepass"))  # a name on disk need not be UTF-8

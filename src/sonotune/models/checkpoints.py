@@ -33,7 +33,10 @@ def locate(checkpoint: str) -> Path | str:
     """
     if is_asset(checkpoint):
         return resolve_asset(checkpoint)
-    folder = Path(checkpoint).expanduser()
+    try:
+        folder = Path(checkpoint).expanduser()
+    except RuntimeError as error:  # of a user who is none
+        raise ModelError(f"checkpoint {checkpoint!r} names no folder: {error} Write the whole path.") from error
     if folder.is_dir():
         return folder
     if folder.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") != 1:

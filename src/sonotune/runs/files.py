@@ -26,7 +26,7 @@ from sonotune.errors import ResourceError, RunDirectoryError
 
 logger = logging.getLogger(__name__)
 
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def digest_bytes(data: bytes) -> str:
@@ -108,7 +108,7 @@ def write_error(
         num_bytes: How many bytes were to be written.
         choose: What names the place.
     """
-    if error.errno not in _DISK_FULL:
+    if error.errno not in DISK_FULL:
         return RunDirectoryError(
             f"{path} cannot be written: {error.strerror or error}. Name a place that may be written to ({choose})."
         )
