@@ -26,7 +26,14 @@ from sonotune.adapters.kinds.base import (
     trained_in_full,
 )
 from sonotune.adapters.kinds.lora_forward import make_lean
-from sonotune.adapters.metadata import ADAPTER_WEIGHTS, PEFT_CONFIG, absolute_folder, read_metadata, write_metadata
+from sonotune.adapters.metadata import (
+    ADAPTER_WEIGHTS,
+    PEFT_CONFIG,
+    absolute_folder,
+    peft_entries,
+    read_metadata,
+    write_metadata,
+)
 from sonotune.adapters.ranks.plan import RankPlan, Scaling, alphas
 from sonotune.adapters.targets import modules_of
 from sonotune.errors import AdapterError, ModelError
@@ -207,7 +214,7 @@ def save(loaded: LoadedModel, folder: Path, *, extra: dict[str, Any] | None = No
     with _quiet_peft():
         loaded.adapter.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     config_path = folder / PEFT_CONFIG
-    config = json.loads(config_path.read_text("utf-8"))
+    config = peft_entries(folder)
     config["base_model_name_or_path"] = absolute_folder(loaded.checkpoint)
     if not isinstance(config["target_modules"], str):
         config["target_modules"] = sorted(config["target_modules"])  # a set: its order differs from run to run
