@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
 from sonotune.errors import ConfigError, RunDirectoryError
-from sonotune.runs import read_events, read_record
+from sonotune.json_files import Count, read_json
+from sonotune.runs import read_events
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +97,17 @@ def read_throughput(given: str) -> tuple[float, str]:
     return stated, "stated"
 
 
+class _Environment(TypedDict):
+    world_size: Count
+
+
+class _Record(TypedDict):
+    environment: _Environment
+
+
+_RECORD = TypeAdapter(_Record)
+
+
 def _measured(run: Path) -> tuple[float, str]:
     events = run / "events.jsonl"
     try:
@@ -112,8 +127,8 @@ def _measured(run: Path) -> tuple[float, str]:
             f"the run {run} has no steps in its events.jsonl, so there is no throughput in it. Name one that trained."
         )
     try:
-        count = int(read_record(run).environment.get("world_size", 1))
-    except RunDirectoryError:
+        count = read_json(run / "run.json", _RECORD, error=ConfigError, do="")["environment"]["world_size"]
+    except ConfigError:
         count = 1  # its events are all there is
     source = f"{len(counted)} steps of {run.name}" + (f" on {count} devices" if count > 1 else "")
     return sum(float(step["audio_s"]) for step in counted) / seconds / max(1, count), source
