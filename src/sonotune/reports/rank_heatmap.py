@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
 from sonotune.errors import AdapterError
-from sonotune.json_files import OBJECT, read_json
+from sonotune.json_files import Count, Number, read_json
 from sonotune.reports.canvas import Palette, Picture, canvas, count_letters, elide, points, save, shown
 from sonotune.reports.entropies import entropy_distributions, entropy_over_time
 from sonotune.reports.module_names import Panel, arrange
@@ -248,13 +251,26 @@ def save_pictures(plan: Mapping[str, Any], folder: Path) -> list[Path]:
     return save(pictures, folder)
 
 
-def read_plan(path: Path) -> dict[str, Any]:
+class _Plan(TypedDict, total=False):
+    """What is drawn of `ranks.json`."""
+
+    allocator: str
+    budget: Count | None
+    ranks: dict[str, Number] | None
+    evidence: dict[str, Number] | None
+    groups: dict[str, Count] | None
+
+
+_PLAN = TypeAdapter(_Plan)
+
+
+def read_plan(path: Path) -> Mapping[str, Any]:
     """What a `ranks.json` holds.
 
     Raises:
-        AdapterError: It is not a JSON object.
+        AdapterError: It is damaged.
     """
-    return read_json(path, OBJECT, error=AdapterError, do="Run `sonotune allocate` again.")
+    return read_json(path, _PLAN, error=AdapterError, do="Run `sonotune allocate` again.")
 
 
 def _readable(value: Any) -> dict[str, float]:

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from sonotune.errors import RunDirectoryError
-from sonotune.json_files import Logged, Number, read_json_lines
+from sonotune.json_files import Number, read_json_lines
 from sonotune.runs.files import (
     atomic_write_bytes,
     atomic_write_json,
@@ -348,7 +348,7 @@ class _Event(TypedDict, total=False):
     kind: str
     step: int | None
     audio_s: Number
-    seconds: Logged | dict[str, Logged]
+    seconds: Number | dict[str, Number]
     scores: dict[str, ScoreEntries]
 
 

@@ -343,17 +343,17 @@ def plan_from_json(entries: object, sites: Sequence[Target], *, where: str = "th
     costs = {site.name: site.cost for site in sites}
     if unknown := list(dict.fromkeys(name for name in (*ranks, *evidence, *caps) if name not in costs)):
         raise AdapterError(
-            f"the rank plan has {unknown[0]} and {len(unknown) - 1} more that are not among the {len(costs)} adapted "
+            f"{where} has {unknown[0]} and {len(unknown) - 1} more that are not among the {len(costs)} adapted "
             "modules. Use it with the model and the adapter.targets it was made for."
         )
     if missing := [name for name in costs if name not in ranks]:
         raise AdapterError(
-            f"the rank plan says nothing of {missing[0]} and {len(missing) - 1} more of {len(costs)} adapted modules. "
+            f"{where} says nothing of {missing[0]} and {len(missing) - 1} more of {len(costs)} adapted modules. "
             "Use it with the model and the adapter.targets it was made for."
         )
     if other := [name for name, cost in costs.items() if known.get(name) != cost]:
         raise AdapterError(
-            f"the rank plan was made for matrices of other sizes: a rank of {other[0]} costs {costs[other[0]]} "
+            f"{where} was made for matrices of other sizes: a rank of {other[0]} costs {costs[other[0]]} "
             f"parameters in this model and {known.get(other[0])} there. Make one with `sonotune allocate`."
         )
     return RankPlan(
