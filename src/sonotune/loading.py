@@ -163,11 +163,7 @@ def with_contexts(loaded: LoadedModel, recorded: Mapping[str, Any], *, asked: Co
         trained = contexts_of_training(recorded["context"], thinned_is_full=loaded.thinned_is_full)
         loaded = loaded.with_(trained_contexts=tuple(recorded.get("trained_contexts") or trained))
     if "thinning" in recorded:
-        loaded = loaded.with_(
-            thinning=Thinning(
-                **{name: recorded["thinning"][name] for name in ("margin", "spacing") if name in recorded["thinning"]}
-            )
-        )
+        loaded = loaded.with_(thinning=Thinning(**recorded["thinning"]))
     return loaded
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from sonotune.errors import AdapterError, RunDirectoryError
@@ -35,6 +35,7 @@ def _is_a_kind(name: str) -> str:
     return name
 
 
+@with_config(extra="forbid")
 class _Thinning(TypedDict, total=False):
     margin: Count
     spacing: Annotated[Count, Field(ge=1)]

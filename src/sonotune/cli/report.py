@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from sonotune.cli.shared import Json, app, print_result
-from sonotune.runs.record import task_of
 
 
 @app.command()
@@ -45,6 +44,7 @@ def write_card(run: Path, folder: Path, kind: Literal["adapter", "model"]) -> No
     from sonotune.cli.usage import usage_in
     from sonotune.reports.card import build_card, read_parity
     from sonotune.runs import atomic_write_text, read_record
+    from sonotune.runs.record import task_of
 
     record = read_record(run)
     task = task_of(record)

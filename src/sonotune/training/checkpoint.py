@@ -86,7 +86,6 @@ _POSITION: TypeAdapter[dict[str, Any]] = TypeAdapter(
     with_config(extra="forbid")(TypedDict("_Position", get_type_hints(TrainingState), total=False))  # type: ignore[operator]
 )
 _MAX_MANIFEST = 2**20
-_DO = "Restore the file, or train again in a new run.dir."
 
 
 def save(
@@ -179,9 +178,9 @@ def _set_aside(path: Path) -> Path:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint directory, or None."""
     try:
-        manifest = read_json(path / MANIFEST, _MANIFEST, error=CheckpointError, do=_DO, max_bytes=_MAX_MANIFEST)
+        manifest = read_json(path / MANIFEST, _MANIFEST, error=CheckpointError, do="", max_bytes=_MAX_MANIFEST)
     except CheckpointError as error:
-        return str(error)
+        return str(error).removesuffix(". ")
     schema, step, files = manifest["schema"], manifest["step"], manifest["files"]
     if schema != SCHEMA or step != _step(path):
         return f"{MANIFEST} is of schema {schema} and step {step}; schema {SCHEMA} and step {_step(path)} are expected"
@@ -196,7 +195,7 @@ def damage(path: Path) -> str | None:
     try:
         _read_state(path)
     except CheckpointError as error:
-        return str(error)
+        return str(error).removesuffix(". ")
     return None
 
 
@@ -223,9 +222,9 @@ def _load(path: Path) -> Checkpoint:
 
 
 def _read_state(path: Path) -> _State:
-    state = read_json(path / STATE, _STATE, error=CheckpointError, do=_DO)
+    state = read_json(path / STATE, _STATE, error=CheckpointError, do="")
     if "position" in state:
-        check_json(state["position"], _POSITION, where=f"{path / STATE}, position", error=CheckpointError, do=_DO)
+        check_json(state["position"], _POSITION, where=f"{path / STATE}, position", error=CheckpointError, do="")
     return state
 
 
