@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from sonotune.errors import ManifestError, RunDirectoryError, TextError
-from sonotune.evaluation.compare import compare, read_rows
+from sonotune.evaluation.compare import compare
 from sonotune.evaluation.evaluate import write_predictions
 from sonotune.metrics.error_rate import cer, wer
+from sonotune.runs import read_predictions
 from sonotune.tasks.base import TaskSettings
 from sonotune.tasks.transcribe import Transcribe
 from sonotune.types import Clip, Prediction
@@ -199,4 +200,4 @@ def test_what_is_not_there_or_no_prediction_is_named(write: Write, tmp_path: Pat
     damaged = tmp_path / "damaged.jsonl"
     damaged.write_text('{"id": "a"}\n[1]\n', "utf-8")
     with pytest.raises(RunDirectoryError, match=r"damaged\.jsonl:2"):
-        read_rows(damaged)
+        read_predictions(damaged)

@@ -151,7 +151,7 @@ def test_advice_is_what_is_left_to_do():
 def test_throughput_of_a_run_leaves_its_first_step_out(tmp_path: Path):
     events = [{"audio_s": 60.0, "seconds": 30.0}, {"audio_s": 60.0, "seconds": 2.0}, {"audio_s": 40.0, "seconds": 2.0}]
     lines = [{"event": "checkpoint", "seconds": 5.0}, *events]
-    (tmp_path / "events.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rate, source = read_throughput(str(tmp_path))
     assert rate == 25.0
     assert source.startswith("2 steps")
@@ -172,7 +172,7 @@ def test_steps_end_a_run_before_its_epochs():
 
 
 def test_throughput_of_several_processes_is_that_of_one(tmp_path: Path):
-    (tmp_path / "events.jsonl").write_text(json.dumps({"audio_s": 60.0, "seconds": 2.0}))
+    (tmp_path / "events.jsonl").write_text(json.dumps({"audio_s": 60.0, "seconds": 2.0}) + "\n")
     (tmp_path / "run.json").write_text(json.dumps({"environment": {"world_size": 2}}))
     rate, source = read_throughput(str(tmp_path))
     assert (rate, source.split(" of ")[0]) == (15.0, "1 steps")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from sonotune.errors import RunDirectoryError
-from sonotune.reports.record import build_html, read_predictions, show_bytes, show_seconds
+from sonotune.reports.record import build_html, show_bytes, show_seconds
+from sonotune.runs import read_predictions
 
 
 @pytest.fixture(scope="module")

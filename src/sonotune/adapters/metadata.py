@@ -7,21 +7,67 @@ An adapter or a model that a run keeps has it in `sonotune.json`, an export in `
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, cast
 
-from sonotune.errors import AdapterError
+from pydantic import AfterValidator, Field, TypeAdapter, with_config
+from typing_extensions import TypedDict
+
+from sonotune.errors import AdapterError, RunDirectoryError
+from sonotune.json_files import Count, Number, check_json, read_json
 from sonotune.models.base import LoadedModel
-from sonotune.models.thinning import Thinning
 from sonotune.registry import is_asset, resolve_asset
 from sonotune.runs import read_record
-from sonotune.types import CONTEXTS
+from sonotune.types import Context
 
 METADATA = "sonotune.json"
 PEFT_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_MAX_BYTES = 16 * 2**20
+_COPY = "Copy the folder again."
+
+
+def _is_a_kind(name: str) -> str:
+    if name == "none":
+        raise ValueError("it must be the name of a kind of adapter")
+    return name
+
+
+@with_config(extra="forbid")
+class _Thinning(TypedDict, total=False):
+    margin: Count
+    spacing: Annotated[Count, Field(ge=1)]
+
+
+class _Entries(TypedDict, total=False):
+    """What is read of `sonotune.json`."""
+
+    adapter: Annotated[str, AfterValidator(_is_a_kind)]
+    family: str | None
+    checkpoint: str | None
+    revision: str | None
+    context: Literal["thinned", "full", "cut", "dynamic"]
+    thinning: _Thinning
+    trained_contexts: list[Context]
+    bits: Literal[4, 8, 16]
+    double: bool
+    quantization_skip: list[str]
+    outputs: list[str]
+    language: str | None
+    text_scoring: str | None
+    min_duration_s: Number
+    max_duration_s: Number | None
+    multi_label: bool
+
+
+class _PeftEntries(TypedDict, total=False):
+    base_model_name_or_path: str | None
+    target_modules: list[str] | str | None
+
+
+_ENTRIES, _PEFT_ENTRIES = TypeAdapter(_Entries), TypeAdapter(_PeftEntries)
 
 
 def write_metadata(loaded: LoadedModel, folder: Path, *, extra: Mapping[str, Any]) -> None:
@@ -65,13 +111,8 @@ def read_entries(path: Path) -> dict[str, Any]:
     Raises:
         AdapterError: It is no JSON object, or an entry has a value that it cannot have.
     """
-    entries = _read_object(path)
-    for name, (fits, allowed) in _ENTRIES.items():
-        if name in entries and not fits(entries[name]):
-            raise AdapterError(
-                f"{path}: {name} is {entries[name]!r}, and it must be {allowed}. Copy the folder again, as "
-                "sonotune wrote it."
-            )
+    found = read_json(path, _ENTRIES, error=AdapterError, do=_COPY, max_bytes=_MAX_BYTES)
+    entries = cast("dict[str, Any]", found)
     if entries.get("context") == "dynamic":  # what older versions called it
         entries["context"] = "cut"
     return entries
@@ -81,65 +122,13 @@ def peft_entries(folder: Path) -> dict[str, Any]:
     """The entries of `adapter_config.json`.
 
     Raises:
-        AdapterError: It is missing, or no JSON object.
+        AdapterError: It is missing, no JSON object, or names no base model by a text.
     """
     path = folder / PEFT_CONFIG
     if not path.is_file():
         raise AdapterError(f"{folder} holds no adapter: {PEFT_CONFIG} is missing.")
-    return _read_object(path)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        entries = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{path} is damaged: {error}. Copy the folder again.") from error
-    if not isinstance(entries, dict):
-        raise AdapterError(f"{path} holds a {type(entries).__name__}, not an object. Copy the folder again.")
-    return entries
-
-
-def _is_text(value: Any) -> bool:
-    return value is None or isinstance(value, str)
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _is_seconds(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_thinning(value: Any) -> bool:
-    try:
-        Thinning(**value)
-    except (TypeError, ValueError):
-        return False
-    return all(isinstance(number, int) for number in value.values())
-
-
-_TEXT, _TEXTS, _SECONDS = (_is_text, "text"), (_is_texts, "a list of texts"), (_is_seconds, "a number of seconds")
-_SWITCH = (lambda value: isinstance(value, bool), "true or false")
-_ENTRIES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "adapter": (lambda value: isinstance(value, str) and value != "none", "the name of a kind of adapter"),
-    "family": _TEXT,
-    "checkpoint": _TEXT,
-    "revision": _TEXT,
-    "context": (lambda value: value in (*CONTEXTS, "dynamic"), " or ".join(CONTEXTS)),
-    "thinning": (lambda value: _is_thinning(value), "a margin and a spacing"),
-    "trained_contexts": (lambda value: _is_texts(value) and set(value) <= set(CONTEXTS), "a list of contexts"),
-    "bits": (lambda value: not isinstance(value, bool) and value in (4, 8, 16), "4, 8 or 16"),
-    "double": _SWITCH,
-    "quantization_skip": _TEXTS,
-    "outputs": _TEXTS,
-    "language": _TEXT,
-    "text_scoring": _TEXT,
-    "min_duration_s": _SECONDS,
-    "max_duration_s": (lambda value: value is None or _is_seconds(value), "a number of seconds, or null"),
-    "multi_label": _SWITCH,
-}
-"""What `sonotune.json` may hold: a test of each entry that is read again, and what it must be."""
+    found = read_json(path, _PEFT_ENTRIES, error=AdapterError, do=_COPY, max_bytes=_MAX_BYTES)
+    return cast("dict[str, Any]", found)
 
 
 USED = (
@@ -178,6 +167,9 @@ def use_of(checkpoint: str) -> dict[str, Any]:
         found["language"] = record.model.get("language") or found["language"]
         if record.config.get("model", {}).get("full_context_share") and found["trained_contexts"] is None:
             found["trained_contexts"] = [found["context"], "full"]  # an older record, of both
+        found = {name: value for name, value in found.items() if value is not None}
+        do = "Restore the record."
+        check_json(found, _ENTRIES, where=f"{place / 'run.json'}", error=RunDirectoryError, do=do)
     else:
         described = next((path for name in (EXPORT_MARK, METADATA) if (path := place / name).is_file()), None)
         found = read_entries(described) if described else {}

@@ -23,6 +23,7 @@ def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = F
     Train with them by allocation.file=ranks/ranks.json.
     """
     from sonotune.adapters.ranks.choose import components_text, ranks_text
+    from sonotune.adapters.ranks.plan import plan_to_json, targets_in
     from sonotune.config.load import load_run_config
     from sonotune.errors import RunDirectoryError
     from sonotune.reports.rank_heatmap import save_pictures
@@ -49,15 +50,15 @@ def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = F
         adaptation = adaptation.measured(split)
     plan, found = choose_ranks(inputs, adaptation, objective, autocast=autocast)
     findings += () if found is None else found.findings
-    text = ranks_text(plan, inputs.opened.loaded)
-    files = save_pictures(text, out)
+    loaded = inputs.opened.loaded
+    files = save_pictures(plan_to_json(plan, targets_in(loaded, list(plan.ranks))), out)
     if split is not None:
         atomic_write_text(out / "split.json", components_text(split))
         files = [*files, out / "split.json"]
     if found is not None:
         atomic_write_json(out / "entropy.json", found.spectra())
         files = [*files, out / "entropy.json"]
-    atomic_write_text(target, text)  # last: what is half written can be written again
+    atomic_write_text(target, ranks_text(plan, loaded))  # last: what is half written can be written again
     entropy = {} if found is None else dict(found.evidence.effective_ranks)
     warnings = worth_telling(findings)
     body = {

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from sonotune.cli.shared import Json, app, print_result
-from sonotune.runs.record import task_of
 
 
 @app.command()
@@ -26,8 +24,8 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_jso
 def write_report(folder: Path) -> Path:
     """Write `report.html` of a run; returns where."""
     from sonotune.reports.rank_heatmap import read_plan
-    from sonotune.reports.record import build_html, read_predictions
-    from sonotune.runs import atomic_write_text, read_events, read_record
+    from sonotune.reports.record import build_html
+    from sonotune.runs import atomic_write_text, read_events, read_predictions, read_record
 
     record = read_record(folder / "run.json")
     predictions: list[dict[str, Any]] = []
@@ -36,7 +34,7 @@ def write_report(folder: Path) -> Path:
             predictions = read_predictions(path)
             break
     ranks, target = folder / "ranks.json", folder / "report.html"
-    plan = read_plan(ranks.read_text("utf-8")) if ranks.is_file() else None
+    plan = read_plan(ranks) if ranks.is_file() else None
     atomic_write_text(target, build_html(record, read_events(folder / "events.jsonl"), predictions, plan))
     return target
 
@@ -44,12 +42,13 @@ def write_report(folder: Path) -> Path:
 def write_card(run: Path, folder: Path, kind: Literal["adapter", "model"]) -> None:
     """The model card of what a run made, as `README.md` of a folder."""
     from sonotune.cli.usage import usage_in
-    from sonotune.reports.card import build_card
+    from sonotune.reports.card import build_card, read_parity
     from sonotune.runs import atomic_write_text, read_record
+    from sonotune.runs.record import task_of
 
     record = read_record(run)
     task = task_of(record)
     path = folder / "parity.json"
-    parity = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    parity = read_parity(path) if path.is_file() else None
     usage = usage_in(folder, record, kind)
     atomic_write_text(folder / "README.md", build_card(record, kind=kind, task=task, usage=usage, parity=parity))

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from typing_extensions import TypedDict
+
 if TYPE_CHECKING:
     from sonotune.reports.usage import Usage
     from sonotune.types import RunRecord
+
+
+class _ModelEntries(TypedDict, total=False):
+    """What is read of `config.json` and `generation_config.json`."""
+
+    model_type: str
+    lang_to_id: dict[str, int] | None
 
 
 def usage_in(folder: Path, record: RunRecord, kind: Literal["adapter", "model"]) -> Usage:
@@ -20,22 +29,24 @@ def usage_in(folder: Path, record: RunRecord, kind: Literal["adapter", "model"])
         record: Of its run.
         kind: What lies there.
     """
+    from sonotune.adapters.metadata import METADATA, read_entries
     from sonotune.reports.card import usage_of
 
     usage = usage_of(record, kind)
-    metadata = _read(folder / "sonotune.json")
     if kind == "adapter":
+        metadata = read_entries(folder / METADATA) if (folder / METADATA).is_file() else {}
         outputs, bits = bool(metadata.get("outputs")), int(metadata.get("bits", 16))
         usage = replace(usage, brings_outputs=outputs, bits=bits)
     home = _home(folder, str(record.model.get("checkpoint", "")), kind)
     if usage.family == "whisper":
-        return _whisper(usage, _read(home / "generation_config.json") or None)
+        return _whisper(usage, _read(home / "generation_config.json"))
     if usage.family == "ctc":
-        return replace(usage, masks_frames=_read(home / "config.json").get("model_type") == "parakeet_ctc")
+        config = _read(home / "config.json") or {}
+        return replace(usage, masks_frames=config.get("model_type") == "parakeet_ctc")
     return _qwen3_asr(usage) if usage.family == "qwen3_asr" else usage
 
 
-def _whisper(usage: Usage, decoding: dict[str, Any] | None) -> Usage:
+def _whisper(usage: Usage, decoding: Mapping[str, Any] | None) -> Usage:
     """The language by its code, where the model is told any."""
     from sonotune.models.languages import find_code
 
@@ -61,5 +72,12 @@ def _home(folder: Path, base: str, kind: str) -> Path:
     return folder if kind == "model" else resolve_asset(base) if is_asset(base) else Path(base)
 
 
-def _read(file: Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_text("utf-8"))) if file.is_file() else {}
+def _read(file: Path) -> Mapping[str, Any] | None:
+    from pydantic import TypeAdapter
+
+    from sonotune.errors import ModelError
+    from sonotune.json_files import read_json
+
+    if not file.is_file():
+        return None
+    return read_json(file, TypeAdapter(_ModelEntries), error=ModelError, do="Copy the file again.")

@@ -31,6 +31,7 @@ from sonotune.config.kinds import affects_result, allowed, alternatives, choices
 from sonotune.config.plain_yaml import parse_yaml, read_yaml, write_yaml
 from sonotune.config.schema import RunConfig, Section
 from sonotune.errors import ConfigError, suggest
+from sonotune.json_files import OBJECT, read_json
 
 __all__ = [
     "LoadedConfig",
@@ -94,10 +95,10 @@ class LoadedConfig:
 
 def _is_unfinished(record: Path, digest: str) -> bool:
     try:
-        found = json.loads(record.read_text("utf-8"))
-    except (OSError, ValueError):
+        found = read_json(record, OBJECT, error=ConfigError, do="")
+    except ConfigError:
         return False
-    return isinstance(found, dict) and found.get("config_digest") == digest and found.get("status") != "finished"
+    return found.get("config_digest") == digest and found.get("status") != "finished"
 
 
 class Setting(NamedTuple):

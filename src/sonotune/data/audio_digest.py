@@ -7,13 +7,18 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
+from pydantic import Field, TypeAdapter
+
+from sonotune.errors import RunDirectoryError
+from sonotune.json_files import read_json
 from sonotune.runs import atomic_write_text, digest_file, digest_json
 from sonotune.types import Clip
 
 _THREADS: Final = 4  # SHA-256 runs beside Python; more wait for the disk
 _MISSING: Final = "missing"
+_ENTRIES: Final = TypeAdapter(dict[str, Annotated[list[int | str], Field(min_length=4, max_length=4)]])
 
 
 class AudioDigests:
@@ -25,7 +30,7 @@ class AudioDigests:
 
     def __init__(self, file: Path | None = None) -> None:
         self._file = file
-        self._known: dict[str, list[object]] = _read(file) if file is not None else {}
+        self._known: dict[str, list[int | str]] = _read(file) if file is not None else {}
 
     def of(self, clips: Iterable[Clip]) -> str:
         """One digest over the content of the files of some clips, in order; what cannot be read counts as missing."""
@@ -42,7 +47,7 @@ class AudioDigests:
     def _of_file(self, path: Path) -> str:
         try:
             status = path.stat()
-            mark = [status.st_size, status.st_mtime_ns, status.st_ino]
+            mark: list[int | str] = [status.st_size, status.st_mtime_ns, status.st_ino]
             name = os.fsencode(path).decode("utf-8", "backslashreplace")
             if (kept := self._known.get(name)) and kept[:-1] == mark:
                 return str(kept[-1])
@@ -53,10 +58,11 @@ class AudioDigests:
         return digest
 
 
-def _read(file: Path) -> dict[str, list[object]]:
+def _read(file: Path) -> dict[str, list[int | str]]:
     """What was remembered; a damaged file is as good as none."""
+    if not file.is_file():
+        return {}
     try:
-        entries = json.loads(file.read_text("utf-8"))
-        return {str(name): list(entry) for name, entry in entries.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return read_json(file, _ENTRIES, error=RunDirectoryError, do="It is made again.")
+    except RunDirectoryError:
         return {}

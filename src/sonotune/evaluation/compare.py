@@ -6,7 +6,6 @@ may bring several runs (seeds), whose spread is then a part of the interval.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from sonotune.metrics.paired import (
     segment_differences,
 )
 from sonotune.metrics.slices import DURATION_EDGES_S, slice_clips
+from sonotune.runs import read_predictions
 from sonotune.types import Clip
 
 MOMENTS = ("test", "after")
@@ -109,7 +109,7 @@ def compare(
         TextError: No clip has words, or no clip has a truth.
     """
     files = _files(first, second, moment)
-    systems = [[read_rows(path) for path in side] for side in files]
+    systems = [[read_predictions(path) for path in side] for side in files]
     rows = _aligned(systems, files)
     counted = _count(rows)
     clips = [_clip(row) for row in rows[0][0]]
@@ -162,36 +162,6 @@ def _files(
         return tuple(prediction_file(place, taken) if place.is_dir() else place for place in places)
 
     return resolve(first), resolve(second)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read a file that `evaluation.evaluate.write_predictions` wrote.
-
-    Raises:
-        RunDirectoryError: It is missing, or a line is not the JSON object of a clip.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as error:
-        raise RunDirectoryError(
-            f"{path} cannot be read as predictions: {error}. Give a run directory, or a file of "
-            "`sonotune evaluate --out FILE`."
-        ) from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or not isinstance(row.get("id"), str):
-            raise RunDirectoryError(
-                f"{path}:{number}: a prediction is a JSON object with an `id`; found {line[:60]!r}. "
-                "Run `sonotune evaluate` again."
-            )
-        rows.append(row)
-    return rows
 
 
 # --- the same clips ----------------------------------------------------------------------------------
@@ -296,7 +266,7 @@ def _count(rows: Sequence[Sequence[Rows]]) -> dict[str, _Counts]:
 
 def _is_right(row: Mapping[str, Any]) -> bool:
     """As accuracy counts: the whole set of classes; a clip that could not be read is wrong."""
-    return bool(row.get("scores")) and set(row["decided"]) == set(row["labels"])
+    return bool(row.get("scores")) and set(row.get("decided", ())) == set(row.get("labels", ()))
 
 
 def _disputed(rows: Sequence[Sequence[Rows]]) -> NDArray[np.float64]:

@@ -14,7 +14,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
 from sonotune.errors import ModelError
+from sonotune.json_files import OBJECT, read_json
 from sonotune.models.base import LoadedModel, ModelFamily
 from sonotune.models.published import PUBLISHED
 from sonotune.registry import in_order, is_asset, resolve, resolve_asset
@@ -143,6 +147,13 @@ def check_weight_files(folder: Path) -> None:
         )
 
 
+class _WeightIndex(TypedDict):
+    weight_map: dict[str, str]
+
+
+_WEIGHT_INDEX, _COPY = TypeAdapter(_WeightIndex), "Copy the file again."
+
+
 def _indexed(folder: Path) -> list[str]:
     """Files that the index of a sharded model names; none where there is no index.
 
@@ -152,10 +163,7 @@ def _indexed(folder: Path) -> list[str]:
     index = folder / _INDEX
     if not index.is_file():
         return []
-    try:
-        return sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index} is damaged: {_first_line(error)}. Copy the file again.") from error
+    return sorted(set(read_json(index, _WEIGHT_INDEX, error=ModelError, do=_COPY)["weight_map"].values()))
 
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -395,6 +403,8 @@ def read_config(checkpoint: str, revision: str | None, *, published: bool = True
     if published and checkpoint in PUBLISHED and revision is None and not Path(checkpoint).is_dir():
         return transformers.AutoConfig.for_model(**PUBLISHED[checkpoint])
     source = locate(checkpoint)
+    if isinstance(source, Path) and (source / "config.json").exists():
+        read_json(source / "config.json", OBJECT, error=ModelError, do=_COPY)  # before a reader without bounds
     try:
         return transformers.AutoConfig.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:

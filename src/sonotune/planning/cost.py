@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from sonotune.errors import ConfigError
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
+from sonotune.errors import ConfigError, RunDirectoryError
+from sonotune.json_files import Count, read_json
+from sonotune.runs import read_events
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,16 +97,29 @@ def read_throughput(given: str) -> tuple[float, str]:
     return stated, "stated"
 
 
+class _Environment(TypedDict):
+    world_size: Count
+
+
+class _Record(TypedDict):
+    environment: _Environment
+
+
+_RECORD = TypeAdapter(_Record)
+
+
 def _measured(run: Path) -> tuple[float, str]:
     events = run / "events.jsonl"
     try:
-        lines = [json.loads(line) for line in events.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
+        lines = list(read_events(events)) if events.exists() else None
+    except RunDirectoryError as error:
+        raise ConfigError(f"--throughput {run} cannot be used: {error}") from error
+    if lines is None:
         raise ConfigError(
-            f"--throughput {run} is neither a number nor a run: {events} cannot be read ({type(error).__name__}). "
+            f"--throughput {run} is neither a number nor a run: {events} is not there. "
             "Give seconds of audio trained in a second on one device, or the directory of a run."
-        ) from error
-    steps: list[dict[str, Any]] = [line for line in lines if "audio_s" in line and "seconds" in line]
+        )
+    steps = [line for line in lines if "audio_s" in line and isinstance(line.get("seconds"), int | float)]
     counted = steps[1:] or steps
     seconds = sum(float(step["seconds"]) for step in counted)
     if not seconds:
@@ -111,8 +127,8 @@ def _measured(run: Path) -> tuple[float, str]:
             f"the run {run} has no steps in its events.jsonl, so there is no throughput in it. Name one that trained."
         )
     try:
-        count = int(json.loads((run / "run.json").read_text("utf-8"))["environment"]["world_size"])
-    except (OSError, ValueError, KeyError, TypeError):
+        count = read_json(run / "run.json", _RECORD, error=ConfigError, do="")["environment"]["world_size"]
+    except ConfigError:
         count = 1  # its events are all there is
     source = f"{len(counted)} steps of {run.name}" + (f" on {count} devices" if count > 1 else "")
     return sum(float(step["audio_s"]) for step in counted) / seconds / max(1, count), source

@@ -6,10 +6,15 @@ Front matter as the Hugging Face hub reads it; every number is from the run's re
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
+from sonotune.errors import RunDirectoryError
+from sonotune.json_files import Count, Number, read_json
 from sonotune.metrics.scores import score_title
 from sonotune.reports.usage import Kind, Usage, usage_lines
 from sonotune.runs.record import language_of
@@ -74,7 +79,7 @@ def _front_matter(record: RunRecord, kind: Kind, task: str) -> dict[str, Any]:
     scores = record.scores.get("test") or record.scores.get("after") or {}
     base = _hub_name(record)
     results = [
-        {"type": name, "value": round(100 * row["value"], 2), "name": score_title(name, row)}
+        {"type": name, "value": round(100 * float(row["value"]), 2), "name": score_title(name, row)}
         for name, row in scores.items()
     ]
     return {
@@ -121,7 +126,7 @@ def _scores(record: RunRecord) -> str:
     rows = []
     for moment, about in _MOMENTS.items():
         for name, row in record.scores.get(moment, {}).items():
-            low, value, high = (100 * row[key] for key in ("low", "value", "high"))
+            low, value, high = (100 * float(row[key]) for key in ("low", "value", "high"))
             over = _over(row)
             rows.append(f"| {score_title(name, row)} | {value:.2f} % | {low:.2f} to {high:.2f} | {about}, {over} |")
     if not rows:
@@ -183,6 +188,45 @@ def _bits(record: RunRecord) -> int:
     """In which the frozen weights were held, by the choice that was made."""
     said = str(record.choices.get("quantization.bits", "")).partition(":")[0]
     return int(said) if said.isdigit() else 16
+
+
+class _Rate(TypedDict):
+    value: Number
+
+
+class _Difference(TypedDict):
+    value: Number
+    low: Number | None
+    high: Number | None
+
+
+class _NotCompared(TypedDict):
+    equal: None
+    reason: str
+
+
+class _Compared(TypedDict):
+    equal: Number
+    difference: dict[str, _Difference]
+    scored: dict[str, _Rate]
+    served: dict[str, _Rate]
+    passed: bool
+    tolerance: Number
+    context: str
+    tool: str
+    clips: Count
+
+
+_PARITY: TypeAdapter[_NotCompared | _Compared] = TypeAdapter(_NotCompared | _Compared)
+
+
+def read_parity(path: Path) -> Mapping[str, Any]:
+    """What `parity.json` of an export holds.
+
+    Raises:
+        RunDirectoryError: It is damaged.
+    """
+    return read_json(path, _PARITY, error=RunDirectoryError, do="Export again.")
 
 
 def _parity(parity: Mapping[str, Any] | None) -> str:

@@ -6,7 +6,6 @@ for each stack of the model. It stays readable with 64 layers of ten modules eac
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
 from sonotune.errors import AdapterError
+from sonotune.json_files import Count, Number, read_json
 from sonotune.reports.canvas import Palette, Picture, canvas, count_letters, elide, points, save, shown
 from sonotune.reports.entropies import entropy_distributions, entropy_over_time
 from sonotune.reports.module_names import Panel, arrange
@@ -224,22 +227,22 @@ def run_pictures(
     return pictures
 
 
-def save_pictures(text: str, folder: Path) -> list[Path]:
+def save_pictures(plan: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw what there is to see of a plan, each picture as PNG and as SVG.
 
     Args:
-        text: What `ranks.json` holds.
+        plan: What `ranks.json` holds.
         folder: Where the files go; made where missing.
 
     Returns:
         The files.
 
     Raises:
-        AdapterError: The text is not that of a `ranks.json`, or it has nothing to draw.
+        AdapterError: It has nothing to draw.
         ResourceError: The disk is full.
         RunDirectoryError: The folder cannot be written.
     """
-    pictures = plan_pictures(read_plan(text))
+    pictures = plan_pictures(plan)
     if not pictures:
         raise AdapterError(
             "there is nothing to draw: no ranks, no evidence, no groups with parameters. Give what `sonotune allocate` "
@@ -248,22 +251,26 @@ def save_pictures(text: str, folder: Path) -> list[Path]:
     return save(pictures, folder)
 
 
-def read_plan(text: str) -> dict[str, Any]:
-    """What `ranks.json` holds, from its text.
+class _Plan(TypedDict, total=False):
+    """What is drawn of `ranks.json`."""
+
+    allocator: str
+    budget: Count | None
+    ranks: dict[str, Number] | None
+    evidence: dict[str, Number] | None
+    groups: dict[str, Count] | None
+
+
+_PLAN = TypeAdapter(_Plan)
+
+
+def read_plan(path: Path) -> Mapping[str, Any]:
+    """What a `ranks.json` holds.
 
     Raises:
-        AdapterError: It is not a JSON object.
+        AdapterError: It is damaged.
     """
-    try:
-        plan = json.loads(text)
-    except ValueError as error:
-        raise AdapterError(f"the text of ranks.json is damaged: {error}. Run `sonotune allocate` again.") from error
-    if not isinstance(plan, dict):
-        raise AdapterError(
-            f"ranks.json holds a {type(plan).__name__}; a JSON object with `ranks` is needed. "
-            "Run `sonotune allocate` again."
-        )
-    return plan
+    return read_json(path, _PLAN, error=AdapterError, do="Run `sonotune allocate` again.")
 
 
 def _readable(value: Any) -> dict[str, float]:

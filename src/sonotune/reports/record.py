@@ -12,10 +12,8 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from sonotune.errors import RunDirectoryError
 from sonotune.metrics.scores import drawn_scores, score_title, show_value
 from sonotune.metrics.slices import DURATION_EDGES_S
 from sonotune.reports.classes import view_classes
@@ -51,7 +49,7 @@ def build_html(
         events: Lines of `events.jsonl`. Read are those with `step` and `loss` (and, where present, `learning_rate` or
             `learning_rates`, `samples_per_s`), with `step` and `scores`, with a mapping `seconds` (phase -> seconds
             since the run began; the last one counts), and those of kind `adapter_entropy` and `activation_entropy`.
-        predictions: Lines of one file of `predictions/`, as `read_predictions` gives them.
+        predictions: Lines of one file of `predictions/`, as `runs.read_predictions` gives them.
         plan: What `ranks.json` holds, for the evidence that ranks follow and the budget of each group.
 
     Returns:
@@ -62,6 +60,7 @@ def build_html(
     events = list(events)
     training, evaluations, phases = _read_events(events)
     edges_s = record.config.get("evaluation", {}).get("duration_edges_s") or DURATION_EDGES_S
+    edges_s = [float(edge) for edge in edges_s]  # one that is infinite is kept as text
     multi_label = record.config.get("data", {}).get("multi_label")
     classes = view_classes(predictions, edges_s, multi_label=multi_label)
     names = _shown_scores(record, evaluations)
@@ -113,35 +112,6 @@ def build_html(
         changed=changed,
         defaults=defaults,
     )
-
-
-def read_predictions(path: Path) -> list[dict[str, Any]]:
-    """Read a file that `evaluation.evaluate.write_predictions` wrote.
-
-    Raises:
-        RunDirectoryError: The file is missing, or a line is not a JSON object.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as error:
-        raise RunDirectoryError(
-            f"{path} cannot be read as predictions: {error}. Run `sonotune evaluate` again."
-        ) from error
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise RunDirectoryError(
-                f"{path}:{number}: a prediction must be a JSON object; found {line[:60]!r}. "
-                "Run `sonotune evaluate` again."
-            )
-        rows.append(row)
-    return rows
 
 
 def show_seconds(seconds: float) -> str:
@@ -334,7 +304,7 @@ def _parity_tile(record: RunRecord) -> list[dict[str, str]]:
     found = next((finding for finding in record.findings if finding.check == "export.parity"), None)
     if found is None:
         return []
-    if found.measured is None:
+    if found.measured is None or found.limit is None:
         return [{"name": "Export, served − scored", "value": "unknown", "note": "not checked; see the findings"}]
     note = "as scored" if found.severity == "note" else "what is served is not what was scored"
     return [

@@ -15,6 +15,7 @@ from sonotune.runs.files import (
     write_error,
 )
 from sonotune.runs.machine import code_version, environment
+from sonotune.runs.predictions import read_predictions
 from sonotune.runs.record import RECORD_SCHEMA, read_record, record_from_json, record_to_json
 from sonotune.runs.seeds import generator, torch_seed
 
@@ -33,6 +34,7 @@ __all__ = [
     "generator",
     "make_folder",
     "read_events",
+    "read_predictions",
     "read_record",
     "record_from_json",
     "record_to_json",

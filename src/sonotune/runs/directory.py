@@ -17,9 +17,13 @@ import weakref
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from sonotune.errors import RunDirectoryError
+from sonotune.json_files import Number, read_json_lines
 from sonotune.runs.files import (
     atomic_write_bytes,
     atomic_write_json,
@@ -30,7 +34,7 @@ from sonotune.runs.files import (
     write_all,
     write_error,
 )
-from sonotune.runs.record import read_record, record_to_json
+from sonotune.runs.record import ScoreEntries, read_record, record_to_json
 from sonotune.types import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -159,7 +163,7 @@ class RunDirectory:
         except OSError as error:
             raise write_error(error, self.events_path, len(data)) from error
 
-    def events(self) -> Iterator[dict[str, Any]]:
+    def events(self) -> Iterator[Mapping[str, Any]]:
         """Every event, oldest first. A last line cut off by a crash is left out."""
         return read_events(self.events_path)
 
@@ -338,29 +342,34 @@ def _differences(before: Mapping[str, Any], settings: Mapping[str, Any]) -> dict
     return found
 
 
-def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """Every event of a log, oldest first; none where there is no log. A last line cut off by a crash is left out."""
-    if not path.is_file():
-        return
-    with path.open("rb") as log:
-        for number, line in enumerate(log, start=1):
-            if line.endswith(b"\n"):
-                yield _read_event(line, path, number)
+class _Event(TypedDict, total=False):
+    """What is read of events, each kind of which has some of these and others."""
+
+    kind: str
+    step: int | None
+    audio_s: Number
+    seconds: Number | dict[str, Number]
+    scores: dict[str, ScoreEntries]
+
+
+_EVENT = TypeAdapter(_Event)
+
+
+def read_events(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Every event of a log, oldest first; none where there is no log. A last line cut off by a crash is left out.
+
+    Raises:
+        RunDirectoryError: A line is no event.
+    """
+    if path.exists():
+        do = "The log was changed; restore it, or move it away."
+        for event in read_json_lines(path, _EVENT, error=RunDirectoryError, do=do, whole=True):
+            yield cast("Mapping[str, Any]", event)
 
 
 def _event_line(event: Mapping[str, Any]) -> bytes:
     text = json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode("utf-8", "backslashreplace")
-
-
-def _read_event(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    try:
-        event = json.loads(line)
-    except ValueError as error:
-        raise RunDirectoryError(f"{path}, line {number}: not readable as JSON; the log was changed.") from error
-    if not isinstance(event, dict):
-        raise RunDirectoryError(f"{path}, line {number}: an event is an object, and this is a {type(event).__name__}.")
-    return event
 
 
 def _is_after(event: Mapping[str, Any], step: int) -> bool:

@@ -2,17 +2,121 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, Required
+
+from pydantic import AfterValidator, TypeAdapter
+from typing_extensions import TypedDict
 
 from sonotune.errors import RunDirectoryError
+from sonotune.json_files import OBJECT, Count, Logged, Number, check_json, read_json
 from sonotune.runs.files import to_plain
-from sonotune.types import Finding, RunRecord
+from sonotune.types import Finding, RunRecord, RunStatus, Severity
 
 RECORD_SCHEMA = 1
+_DO = "A run directory holds run.json, which is written whole: something else changed it. Restore the file."
+
+
+class ScoreEntries(TypedDict, total=False):
+    """A score in JSON form (`types.Score.to_json`); older ones have neither title nor role."""
+
+    value: Required[Logged]
+    low: Required[Logged]
+    high: Required[Logged]
+    count: Required[Count]
+    unit: str
+    better: str
+    title: str
+    role: str
+    detail: dict[str, Any]
+
+
+class _Finding(TypedDict):
+    check: str
+    severity: Severity
+    message: str
+    clip_ids: NotRequired[list[str]]
+    path: NotRequired[str | None]
+    measured: NotRequired[Number | None]
+    limit: NotRequired[Number | None]
+    unit: NotRequired[str]
+
+
+class _Group(TypedDict):
+    name: str
+    parameters: Count
+    tensors: NotRequired[list[str]]
+
+
+class _Stage(TypedDict, total=False):
+    groups: list[_Group]
+
+
+class _Component(TypedDict):
+    parameters: Count
+    trainable: Count
+    bytes: NotRequired[Count | None]
+
+
+class _Model(TypedDict, total=False):
+    family: str
+    checkpoint: str
+    revision: str | None
+    language: str | None
+    task: str | None
+    context: str | None
+    components: dict[str, _Component]
+
+
+class _Environment(TypedDict, total=False):
+    packages: dict[str, Any]
+    world_size: Count
+
+
+class _Schema1(TypedDict):
+    schema: Literal[1]
+    run_id: str
+    status: RunStatus
+    config: dict[str, dict[str, Any]]
+    config_origin: dict[str, str]
+    config_digest: str
+    data_digest: dict[str, str]
+    code: dict[str, str]
+    environment: _Environment
+    model: _Model
+    ranks: dict[str, Count]
+    findings: list[_Finding]
+    scores: dict[str, dict[str, ScoreEntries]]
+    stages: list[_Stage]
+    choices: dict[str, str]
+    peak_memory_bytes: Count
+    seconds: Number
+    energy_joules: NotRequired[Number | None]
+
+
+def _ascending(edges: list[Logged]) -> list[Logged]:
+    if any(not float(low) < float(high) for low, high in pairwise(edges)):
+        raise ValueError("the borders must ascend")
+    return edges
+
+
+class _EvaluationSettings(TypedDict, total=False):
+    duration_edges_s: Annotated[list[Logged], AfterValidator(_ascending)] | None
+
+
+class _ModelSettings(TypedDict, total=False):
+    language: str | None
+
+
+class _Settings(TypedDict, total=False):
+    evaluation: _EvaluationSettings
+    model: _ModelSettings
+
+
+_RECORD, _SETTINGS = TypeAdapter(_Schema1), TypeAdapter(_Settings)
 
 
 def record_to_json(record: RunRecord) -> dict[str, Any]:
@@ -22,18 +126,28 @@ def record_to_json(record: RunRecord) -> dict[str, Any]:
 
 
 def record_from_json(value: Mapping[str, Any], *, where: str = "the record") -> RunRecord:
-    """Read a record of this or an older schema.
+    """Read a record; keys that are not known are left out.
 
     Raises:
-        RunDirectoryError: The schema is unknown, or fields are missing or not known.
+        RunDirectoryError: The schema is unknown, or fields are missing or of another type.
     """
     schema = value.get("schema")
-    if not isinstance(schema, int) or schema not in _READERS:
+    if schema != RECORD_SCHEMA or isinstance(schema, bool):
         raise RunDirectoryError(
-            f"{where} has schema {schema!r}; this version reads {', '.join(str(known) for known in _READERS)}. "
+            f"{where} has schema {schema!r:.60}; this version reads {RECORD_SCHEMA}. "
             "Read it with the version of sonotune that wrote it, or a newer one."
         )
-    return _READERS[schema](value, where)
+    entries = check_json(value, _RECORD, where=where, error=RunDirectoryError, do=_DO)
+    check_json(entries["config"], _SETTINGS, where=f"{where}, config", error=RunDirectoryError, do=_DO)
+    plain = _known(RunRecord, entries)
+    findings = (_known(Finding, {**one, "clip_ids": tuple(one.get("clip_ids", ()))}) for one in entries["findings"])
+    plain["findings"] = tuple(Finding(**one) for one in findings)
+    plain["stages"] = tuple(entries["stages"])
+    return RunRecord(**plain)
+
+
+def _known(kind: type[RunRecord | Finding], entries: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: entries[field.name] for field in fields(kind) if field.name in entries}
 
 
 def read_record(path: Path) -> RunRecord:
@@ -46,35 +160,8 @@ def read_record(path: Path) -> RunRecord:
         RunDirectoryError: There is none, or it is damaged.
     """
     path = path / "run.json" if path.is_dir() else path
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise RunDirectoryError(f"{path} cannot be read: {error.strerror}. A run directory holds run.json.") from error
-    except ValueError as error:
-        raise RunDirectoryError(
-            f"{path} is damaged: {error}. It is written whole, so something else changed it."
-        ) from error
-    if not isinstance(value, dict):
-        raise RunDirectoryError(f"{path} is no run record: it holds a {type(value).__name__}, not an object.")
-    return record_from_json(value, where=str(path))
-
-
-def _read_schema_1(value: Mapping[str, Any], where: str) -> RunRecord:
-    known = {field.name for field in fields(RunRecord)}
-    required = known - {"energy_joules"}
-    wrong = [f"lacks {name}" for name in sorted(required - value.keys())]
-    wrong += [f"has an unknown {name}" for name in sorted(value.keys() - known)]
-    if wrong:
-        raise RunDirectoryError(f"{where} is no run record of schema 1: it {', '.join(wrong)}.")
-    plain = dict(value)
-    plain["findings"] = tuple(
-        Finding(**{**finding, "clip_ids": tuple(finding.get("clip_ids", ()))}) for finding in value["findings"]
-    )
-    plain["stages"] = tuple(value["stages"])
-    return RunRecord(**plain)
-
-
-_READERS: Mapping[int, Callable[[Mapping[str, Any], str], RunRecord]] = {1: _read_schema_1}
+    entries = read_json(path, OBJECT, error=RunDirectoryError, do=_DO)
+    return record_from_json(entries, where=str(path))
 
 
 def language_of(record: RunRecord) -> str | None:

@@ -14,11 +14,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, cast
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from sonotune.config.load import load_run_config
 from sonotune.config.schema import DataConfig
 from sonotune.errors import AdapterError, Interrupted, RunDirectoryError
+from sonotune.json_files import Number, read_json
 from sonotune.metrics.scores import primary_score
 from sonotune.registry import split_source
 from sonotune.runs import (
@@ -200,24 +204,35 @@ class Session:
         return body
 
 
+class _Trial(TypedDict):
+    run: str
+    status: NotRequired[str]
+    line: NotRequired[str]
+    error: NotRequired[str]
+    exit_code: NotRequired[int]
+    seconds: NotRequired[Number]
+
+
+class _Ablation(TypedDict):
+    schema: Literal[1]
+    manifests: NotRequired[dict[str, str]]
+    trials: NotRequired[list[_Trial]]
+
+
+_ABLATION = TypeAdapter(_Ablation)
+
+
 def read_ablation(folder: Path) -> dict[str, Any]:
     """The content of an `ablation.json`; empty where there is none.
 
     Raises:
         RunDirectoryError: It is damaged, or of a schema this version does not read.
     """
-    import json  # noqa: PLC0415
-
     path = folder / RECORD
     if not path.is_file():
         return {}
-    try:
-        body = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunDirectoryError(f"{path} is damaged: {error}. Remove it: the runs in trials/ are read anew.") from error
-    if not isinstance(body, dict) or body.get("schema") != SCHEMA:
-        raise RunDirectoryError(f"{path} is no ablation of schema {SCHEMA}. Read it with the version that wrote it.")
-    return body
+    do = "Remove it: the runs in trials/ are read anew. One of another schema needs the version that wrote it."
+    return cast("dict[str, Any]", read_json(path, _ABLATION, error=RunDirectoryError, do=do))
 
 
 def check_alike(plan: Plan, results: Mapping[Trial, TrialResult]) -> None:

@@ -22,16 +22,20 @@ import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, get_type_hints
 
 import safetensors.torch
+from pydantic import TypeAdapter, with_config
 from safetensors import SafetensorError
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from sonotune.errors import CheckpointError, ResourceError
+from sonotune.json_files import check_json, read_json
 from sonotune.processes import Processes
 from sonotune.runs import digest_file
 from sonotune.training.compatibility import ADDED_LATER, MICRO_BATCHES, Fingerprint
+from sonotune.training.state import TrainingState
 
 WEIGHTS, OPTIMIZER, STATE, MANIFEST = "weights.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"
 REQUIRED = (WEIGHTS, OPTIMIZER, STATE)
@@ -55,7 +59,33 @@ class Checkpoint:
     step: int
     weights: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
-    state: Mapping[str, Any]
+    state: _State
+
+
+class _File(TypedDict):
+    bytes: int
+    sha256: str
+
+
+class _Manifest(TypedDict):
+    schema: int
+    step: int
+    files: dict[str, _File]
+
+
+class _State(TypedDict):
+    step: int
+    identity: NotRequired[dict[str, str]]
+    position: NotRequired[dict[str, Any]]
+    optimizer: NotRequired[list[str]]
+    scaler: NotRequired[dict[str, Any] | None]
+
+
+_MANIFEST, _STATE = TypeAdapter(_Manifest), TypeAdapter(_State)
+_POSITION: TypeAdapter[dict[str, Any]] = TypeAdapter(
+    with_config(extra="forbid")(TypedDict("_Position", get_type_hints(TrainingState), total=False))  # type: ignore[operator]
+)
+_MAX_MANIFEST = 2**20
 
 
 def save(
@@ -148,21 +178,24 @@ def _set_aside(path: Path) -> Path:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint directory, or None."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
-        files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-        schema, step = manifest["schema"], manifest["step"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} is missing or unreadable ({type(error).__name__})"
+        manifest = read_json(path / MANIFEST, _MANIFEST, error=CheckpointError, do="", max_bytes=_MAX_MANIFEST)
+    except CheckpointError as error:
+        return str(error).removesuffix(". ")
+    schema, step, files = manifest["schema"], manifest["step"], manifest["files"]
     if schema != SCHEMA or step != _step(path):
         return f"{MANIFEST} is of schema {schema} and step {step}; schema {SCHEMA} and step {_step(path)} are expected"
     if absent := [name for name in REQUIRED if name not in files or not (path / name).is_file()]:
         return f"{', '.join(absent)} missing"
     for name in REQUIRED:
-        size, digest = files[name]
+        size, digest = files[name]["bytes"], files[name]["sha256"]
         if (path / name).stat().st_size != size:
             return f"{name} has {(path / name).stat().st_size} bytes, {size} were written"
         if digest_file(path / name) != digest:
             return f"{name} has changed since it was written (SHA-256 differs)"
+    try:
+        _read_state(path)
+    except CheckpointError as error:
+        return str(error).removesuffix(". ")
     return None
 
 
@@ -178,14 +211,21 @@ def read(path: Path) -> Checkpoint:
 
 
 def _load(path: Path) -> Checkpoint:
-    state = json.loads((path / STATE).read_text("utf-8"))
+    state = _read_state(path)
     return Checkpoint(
         path=path,
-        step=int(state["step"]),
+        step=state["step"],
         weights=safetensors.torch.load_file(path / WEIGHTS),
         optimizer=safetensors.torch.load_file(path / OPTIMIZER),
         state=state,
     )
+
+
+def _read_state(path: Path) -> _State:
+    state = read_json(path / STATE, _STATE, error=CheckpointError, do="")
+    if "position" in state:
+        check_json(state["position"], _POSITION, where=f"{path / STATE}, position", error=CheckpointError, do="")
+    return state
 
 
 def check_fingerprint(saved: Checkpoint, wanted: Fingerprint, expected: Collection[str]) -> frozenset[str]:
@@ -226,8 +266,8 @@ def check_fingerprint(saved: Checkpoint, wanted: Fingerprint, expected: Collecti
 def micro_batches(path: Path) -> int | None:
     """Micro-batches of a step of the run that wrote a checkpoint; None where it does not say."""
     try:
-        return int(json.loads((path / STATE).read_text("utf-8"))["identity"][MICRO_BATCHES])
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(_read_state(path)["identity"][MICRO_BATCHES])
+    except (CheckpointError, KeyError, ValueError):
         return None  # damaged: found out, and set aside, when it is read
 
 

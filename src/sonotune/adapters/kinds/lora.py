@@ -26,7 +26,15 @@ from sonotune.adapters.kinds.base import (
     trained_in_full,
 )
 from sonotune.adapters.kinds.lora_forward import make_lean
-from sonotune.adapters.metadata import ADAPTER_WEIGHTS, PEFT_CONFIG, absolute_folder, read_metadata, write_metadata
+from sonotune.adapters.kinds.patterns import check_patterns
+from sonotune.adapters.metadata import (
+    ADAPTER_WEIGHTS,
+    PEFT_CONFIG,
+    absolute_folder,
+    peft_entries,
+    read_metadata,
+    write_metadata,
+)
 from sonotune.adapters.ranks.plan import RankPlan, Scaling, alphas
 from sonotune.adapters.targets import modules_of
 from sonotune.errors import AdapterError, ModelError
@@ -207,7 +215,7 @@ def save(loaded: LoadedModel, folder: Path, *, extra: dict[str, Any] | None = No
     with _quiet_peft():
         loaded.adapter.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     config_path = folder / PEFT_CONFIG
-    config = json.loads(config_path.read_text("utf-8"))
+    config = peft_entries(folder)
     config["base_model_name_or_path"] = absolute_folder(loaded.checkpoint)
     if not isinstance(config["target_modules"], str):
         config["target_modules"] = sorted(config["target_modules"])  # a set: its order differs from run to run
@@ -237,6 +245,7 @@ def load(loaded: LoadedModel, folder: Path, *, trainable: bool = False) -> Loade
             f"but the base model here is at {loaded.revision}. Give the same base model."
         )
     tensors = read_tensors(folder)
+    _check_patterns(loaded, folder)
     with _must_fit(loaded, folder):
         config = LoraConfig.from_pretrained(str(folder))
         config.inference_mode = not trainable
@@ -280,11 +289,17 @@ def outline(loaded: LoadedModel, folder: Path) -> LoadedModel:
     """
     from peft import LoraConfig, get_peft_model  # noqa: PLC0415
 
+    _check_patterns(loaded, folder)
     with _must_fit(loaded, folder):
         config = LoraConfig.from_pretrained(str(folder))
         config.inference_mode = False  # saved as frozen; what trained is to be counted
         wrapper = get_peft_model(loaded.module, config)
     return loaded.with_(adapter=wrapper, names=LORA)
+
+
+def _check_patterns(loaded: LoadedModel, folder: Path) -> None:
+    modules = [name for name, _ in loaded.module.named_modules()]
+    check_patterns(peft_entries(folder), modules, file=str(folder / PEFT_CONFIG))
 
 
 def lora_layers(loaded: LoadedModel) -> dict[str, Any]:

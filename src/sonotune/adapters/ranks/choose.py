@@ -13,7 +13,7 @@ from sonotune.adapters.calibration.activations import Objective
 from sonotune.adapters.calibration.calibrate import Calibration, collect
 from sonotune.adapters.kinds.lora import stem_cost
 from sonotune.adapters.ranks.budget import bounds_of
-from sonotune.adapters.ranks.components import Split
+from sonotune.adapters.ranks.components import MEASURE_AGAIN, Split
 from sonotune.adapters.ranks.plan import (
     Budget,
     Importance,
@@ -25,6 +25,7 @@ from sonotune.adapters.ranks.plan import (
 )
 from sonotune.adapters.targets import modules_of, resolve_targets
 from sonotune.errors import AdapterError
+from sonotune.json_files import OBJECT, read_json
 from sonotune.models.base import LoadedModel
 from sonotune.processes import SINGLE_PROCESS, Processes
 from sonotune.registry import resolve
@@ -182,15 +183,9 @@ def read_components(path: Path) -> Split:
     Raises:
         AdapterError: It cannot be read.
     """
-    return Split.from_json(_json(path, "a measured split. Remove it, and it is measured anew."))
+    return Split.from_json(read_json(path, OBJECT, error=AdapterError, do=MEASURE_AGAIN), where=str(path))
 
 
 def _read(path: Path, sites: Sequence[Target]) -> RankPlan:
-    return plan_from_json(_json(path, "a file of ranks. Make one with sonotune allocate."), sites)
-
-
-def _json(path: Path, what: str) -> object:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{path} ({error}) is not {what}") from error
+    do = "Make one with `sonotune allocate`."
+    return plan_from_json(read_json(path, OBJECT, error=AdapterError, do=do), sites, where=str(path))

@@ -29,16 +29,19 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from sonotune.adapters.calibration.activations import Autocast, Objective
 from sonotune.adapters.calibration.direction_gradients import mean_gradients
 from sonotune.adapters.kinds.lora import full_modules
 from sonotune.adapters.ranks.plan import Target, matrix_shape
 from sonotune.errors import AdapterError
+from sonotune.json_files import Count, Number, check_json
 from sonotune.models.base import LoadedModel
 from sonotune.runs import torch_seed
 from sonotune.types import Clip
@@ -47,6 +50,25 @@ LEAST_RATE = 1e-6
 """A part that trains has at least this share of the learning rate, however much more than the adapters it gains."""
 MAX_COMPONENT_RATIO = 4.0
 """A group gets from the inverse of this times what equal ranks would give it up to this times that."""
+
+
+MEASURE_AGAIN = "Remove it, and it is measured anew."
+
+
+class _SplitEntries(TypedDict):
+    """What `split.json` holds."""
+
+    schema: Literal[1]
+    stem: bool
+    unfreeze: list[str]
+    rates: dict[str, Number]
+    weights: dict[str, Number]
+    gains: dict[str, Number]
+    parameters: dict[str, Count]
+    groups: list[str]
+
+
+_SPLIT = TypeAdapter(_SplitEntries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,27 +119,20 @@ class Split:
         }
 
     @classmethod
-    def from_json(cls, entries: object) -> Split:
+    def from_json(cls, entries: object, *, where: str = "the split") -> Split:
         """Read one back.
 
         Raises:
             AdapterError: It is no such file.
         """
-        if not isinstance(entries, dict) or entries.get("schema") != 1:
-            raise AdapterError("this is no split of schema 1; remove it, and it is measured anew.")
-        try:
-            step = FirstStep(
-                gains=dict(entries["gains"]), parameters=dict(entries["parameters"]), groups=tuple(entries["groups"])
-            )
-            return cls(
-                stem=bool(entries["stem"]),
-                unfreeze=tuple(entries["unfreeze"]),
-                rates=dict(entries["rates"]),
-                weights=dict(entries["weights"]),
-                first_step=step,
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise AdapterError(f"the split is damaged: {error!r}. Remove it, and it is measured anew.") from error
+        found = check_json(entries, _SPLIT, where=where, error=AdapterError, do=MEASURE_AGAIN)
+        return cls(
+            stem=found["stem"],
+            unfreeze=tuple(found["unfreeze"]),
+            rates=found["rates"],
+            weights=found["weights"],
+            first_step=FirstStep(gains=found["gains"], parameters=found["parameters"], groups=tuple(found["groups"])),
+        )
 
     def words(self) -> list[str]:
         """The same as settings of a command line."""

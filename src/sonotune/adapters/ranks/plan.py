@@ -6,19 +6,23 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NotRequired, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter
 from torch import nn
+from typing_extensions import TypedDict
 
 from sonotune.errors import AdapterError
+from sonotune.json_files import Number, check_json
 from sonotune.models.base import LoadedModel
 
 Needs = Literal["nothing", "activations", "directions", "gradients"]
 Scaling = Literal["balanced", "constant", "rslora"]
 
 _SCHEMA = 1
+_Positive = Annotated[int, Field(ge=1, lt=2**31)]
 _T = TypeVar("_T")
 
 
@@ -306,81 +310,59 @@ def plan_to_json(plan: RankPlan, sites: Sequence[Target]) -> dict[str, Any]:
     }
 
 
-def plan_from_json(entries: object, sites: Sequence[Target]) -> RankPlan:
+class _Plan(TypedDict):
+    """What is read of `ranks.json`."""
+
+    schema: Literal[1]
+    allocator: str
+    budget: NotRequired[int | None]
+    reference: NotRequired[int | None]
+    pruned_to: NotRequired[int | None]
+    ranks: dict[str, _Positive]
+    costs: dict[str, _Positive]
+    evidence: dict[str, Number]
+    caps: NotRequired[dict[str, Number]]
+
+
+_PLAN = TypeAdapter(_Plan)
+
+
+def plan_from_json(entries: object, sites: Sequence[Target], *, where: str = "the rank plan") -> RankPlan:
     """Read a plan back, for exactly these modules; its ranks may have been edited.
 
     Args:
         entries: As `plan_to_json` made them and a file kept them.
         sites: Where adapters go.
+        where: What the messages name.
 
     Raises:
         AdapterError: A field is missing or of another type, or the plan is that of other modules.
     """
-    if not isinstance(entries, dict) or entries.get("schema") != _SCHEMA:
-        found = entries.get("schema") if isinstance(entries, dict) else type(entries).__name__
-        raise AdapterError(
-            f"this is no rank plan that can be read: its schema is {found!r}, and {_SCHEMA} is known. "
-            "`sonotune allocate` writes one."
-        )
-    ranks = _numbers(entries, "ranks", whole=True)
-    evidence = _numbers(entries, "evidence", whole=False)
-    caps = _numbers(entries, "caps", whole=False) if "caps" in entries else {}
+    found = check_json(entries, _PLAN, where=where, error=AdapterError, do="`sonotune allocate` writes one.")
+    ranks, evidence, caps, known = found["ranks"], found["evidence"], found.get("caps", {}), found["costs"]
     costs = {site.name: site.cost for site in sites}
     if unknown := list(dict.fromkeys(name for name in (*ranks, *evidence, *caps) if name not in costs)):
         raise AdapterError(
-            f"the rank plan has {unknown[0]} and {len(unknown) - 1} more that are not among the {len(costs)} adapted "
+            f"{where} has {unknown[0]} and {len(unknown) - 1} more that are not among the {len(costs)} adapted "
             "modules. Use it with the model and the adapter.targets it was made for."
         )
     if missing := [name for name in costs if name not in ranks]:
         raise AdapterError(
-            f"the rank plan says nothing of {missing[0]} and {len(missing) - 1} more of {len(costs)} adapted modules. "
+            f"{where} says nothing of {missing[0]} and {len(missing) - 1} more of {len(costs)} adapted modules. "
             "Use it with the model and the adapter.targets it was made for."
         )
-    known = _numbers(entries, "costs", whole=True)
     if other := [name for name, cost in costs.items() if known.get(name) != cost]:
         raise AdapterError(
-            f"the rank plan was made for matrices of other sizes: a rank of {other[0]} costs {costs[other[0]]} "
+            f"{where} was made for matrices of other sizes: a rank of {other[0]} costs {costs[other[0]]} "
             f"parameters in this model and {known.get(other[0])} there. Make one with `sonotune allocate`."
         )
-    allocator, budget, reference, pruned_to = (
-        entries.get(name) for name in ("allocator", "budget", "reference", "pruned_to")
-    )
-    if not isinstance(allocator, str) or not all(
-        one is None or _is_whole(one) for one in (budget, reference, pruned_to)
-    ):
-        raise AdapterError(
-            f"the rank plan names the allocator {allocator!r}, the budget {budget!r}, the reference rank {reference!r} "
-            f"and pruned_to {pruned_to!r}; text, and whole numbers or null are allowed. Make it again with `sonotune "
-            "allocate`."
-        )
     return RankPlan(
-        ranks={name: int(ranks[name]) for name in costs},
-        allocator=allocator,
+        ranks={name: ranks[name] for name in costs},
+        allocator=found["allocator"],
         parameters=sum(costs[name] * rank for name, rank in ranks.items()),
-        budget=budget,
-        reference=reference,
+        budget=found.get("budget"),
+        reference=found.get("reference"),
         evidence=evidence,
-        pruned_to=pruned_to,
+        pruned_to=found.get("pruned_to"),
         caps=caps,
     )
-
-
-def _numbers(entries: Mapping[str, object], field_name: str, *, whole: bool) -> dict[str, Any]:
-    """A field of a plan that holds a number for each module."""
-    found = entries.get(field_name)
-    if not isinstance(found, dict):
-        raise AdapterError(
-            f"{field_name} of the rank plan is a {type(found).__name__}; module names with numbers are needed."
-        )
-    for name, value in found.items():
-        right = _is_whole(value) if whole else isinstance(value, int | float) and math.isfinite(value)
-        if not isinstance(name, str) or not right or (whole and value < 1):
-            raise AdapterError(
-                f"{field_name} of the rank plan has {value!r} for {name!r}; "
-                f"{'whole numbers from 1 on' if whole else 'finite numbers'} are allowed."
-            )
-    return found
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
