@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ["SONOTUNE_PROGRESS"] = "never"  # what is shown after a second would be in the output of some runs of a test
 
 
 def fsdd_folder() -> Path | None:

@@ -25,6 +25,7 @@ from sonotune.models.checkpoints import check_frontend, read_config
 from sonotune.models.precision import DTYPES
 from sonotune.models.quantize import cast_frozen, choose_bits, quantize
 from sonotune.models.thinning import Thinning, contexts_of_training
+from sonotune.progress import phase
 from sonotune.registry import in_order, names, resolve
 from sonotune.types import Context
 
@@ -96,14 +97,15 @@ def open_model(
     layer: dict[str, Any] = {"outputs": outputs, "renew_outputs": renew_outputs, "tokenizer": tokenizer}
     if adapter:
         layer |= own_output_layer(adapter, settings)
-    loaded = family.load(
-        base,
-        revision=revision,
-        context=context or recorded.get("context"),
-        random_weights=random_weights,
-        dropout=dropout,
-        **layer,
-    )
+    with phase(f"loading {checkpoint}"):
+        loaded = family.load(
+            base,
+            revision=revision,
+            context=context or recorded.get("context"),
+            random_weights=random_weights,
+            dropout=dropout,
+            **layer,
+        )
     loaded = with_contexts(loaded, recorded, asked=context)
     check_frontend(loaded)
     parameters = sum(parameter.numel() for parameter in loaded.module.parameters())

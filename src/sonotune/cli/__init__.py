@@ -34,6 +34,7 @@ from sonotune.cli import (  # the commands register themselves
 )
 from sonotune.cli.shared import app
 from sonotune.errors import SonotuneError
+from sonotune.progress import shown
 
 __all__ = [
     "ablate",
@@ -62,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     words = list(sys.argv[1:] if arguments is None else arguments)
     _set_up_logging()
     try:
-        code = app(words, prog_name="sonotune", standalone_mode=False)
+        with shown(enabled=_is_watched(words)):
+            code = app(words, prog_name="sonotune", standalone_mode=False)
     except SonotuneError as error:
         _fail(error.exit_code, str(error), words)
     except (KeyboardInterrupt, typer.Abort):
@@ -88,6 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             _fail(5, "out of memory. Lower training.batch_seconds or evaluation.batch_seconds.", words)
         raise
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_watched(words: Sequence[str]) -> bool:
+    """Whether somebody reads along: not where a program asked for JSON, and of several processes in the first."""
+    asked, rank = os.environ.get("SONOTUNE_PROGRESS"), os.environ.get("RANK", "0")
+    return "--json" not in words and asked != "never" and rank == "0"
 
 
 def _fail(code: int, message: str, words: Sequence[str]) -> NoReturn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +11,7 @@ from sonotune.cli.findings import clips_left_out, warning_lines, worth_telling
 from sonotune.cli.report import write_card, write_report
 from sonotune.cli.shared import Json, Words, app, print_result
 from sonotune.metrics.scores import loops_note, score_title, show_score
+from sonotune.progress import hide, phase
 
 if TYPE_CHECKING:
     from sonotune.config.load import LoadedConfig
@@ -46,12 +46,14 @@ def train(words: Words = None, as_json: Json = False, dump_config: Dump = False)
 def run_and_report(settings: LoadedConfig, *, quiet: bool) -> tuple[RunRecord, Path]:
     """Train and write the report; returns the record and the run's directory."""
     from sonotune.processes import is_main
-    from sonotune.training.logging.progress import ProgressBar
-    from sonotune.training.run import run
 
-    shown = settings.config.run.progress and not quiet and is_main() and sys.stderr.isatty()
-    with ProgressBar(enabled=shown) as progress:
-        record, folder = run(settings, listeners=[progress])
+    if not settings.config.run.progress:
+        hide()
+    with phase("starting"):
+        from sonotune.training.logging.progress import TrainingProgress
+        from sonotune.training.run import run
+    with TrainingProgress() as training:
+        record, folder = run(settings, listeners=[training])
     if is_main():
         write_report(folder)
         for kind in KINDS:

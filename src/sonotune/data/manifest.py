@@ -25,6 +25,7 @@ from sonotune.audio.io import probe, verify
 from sonotune.data.lines import AudioRoot, Problems, json_objects, show
 from sonotune.data.records import COLUMNS, ClipParser
 from sonotune.errors import AudioError, ManifestError
+from sonotune.progress import phase
 from sonotune.runs import atomic_write_text, digest_json
 from sonotune.types import Clip, Finding
 
@@ -262,8 +263,14 @@ def check_audio(
     if mode not in ("decode", "header"):
         raise ManifestError(f"data.check: found {mode!r}; allowed are 'decode' and 'header'. Choose one of them.")
     check = _decode if mode == "decode" else _open
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        results = list(pool.map(lambda clip: _finding(clip, check), clips))
+    results: list[Finding | None] = []
+    with (
+        phase("checking audio", len(clips), "clips") as advance,
+        ThreadPoolExecutor(max_workers=max(1, workers)) as pool,
+    ):
+        for finding in pool.map(lambda clip: _finding(clip, check), clips):
+            results.append(finding)
+            advance(len(results))
     kept = [clip for clip, finding in zip(clips, results, strict=True) if finding is None]
     return kept, [finding for finding in results if finding is not None]
 

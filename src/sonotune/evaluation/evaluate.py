@@ -28,6 +28,7 @@ from sonotune.features.workers import Crew
 from sonotune.metrics.efficiency import real_time_factor
 from sonotune.metrics.slices import DURATION_EDGES_S, Slice, slice_clips
 from sonotune.processes import SINGLE_PROCESS, Processes
+from sonotune.progress import phase
 from sonotune.runs import atomic_write_text
 from sonotune.tasks.base import Task
 from sonotune.types import DEFAULT_DECODING, Clip, Context, DecodingSettings, Finding, Prediction, Score
@@ -98,7 +99,6 @@ def evaluate(
     context: Context | None = None,
     crew: Crew | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    progress: Callable[[int, int], None] | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> EvaluationResult:
     """Decode every clip and score the predictions.
@@ -116,7 +116,6 @@ def evaluate(
         context: How much of the model's window is computed.
         crew: Loader processes.
         autocast: Makes the precision context of each batch.
-        progress: Called after every batch.
         processes: Share the batches; each has all predictions and scores in the end.
 
     Raises:
@@ -135,7 +134,6 @@ def evaluate(
         context=context,
         crew=crew,
         autocast=autocast,
-        progress=progress,
         processes=processes,
     )
     told = [index for index, clip in enumerate(clips) if task.has_reference(clip)]
@@ -176,7 +174,6 @@ def predict_clips(
     context: Context | None = None,
     crew: Crew | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    progress: Callable[[int, int], None] | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> tuple[list[Prediction], list[Finding]]:
     """Decode every clip, without gradients, in batches of similar length.
@@ -193,7 +190,6 @@ def predict_clips(
         context: How much of the model's window is computed; None does as the model was loaded (`loaded.context`).
         crew: Loader processes; they change nothing but the speed. None reads here.
         autocast: Makes the precision context of each batch.
-        progress: Called with windows done and windows in all after every batch of this process; most clips are one.
         processes: Share the batches; each has all predictions in the end.
 
     Returns:
@@ -227,7 +223,11 @@ def predict_clips(
     places = processes.shard(range(len(batches)))
     done = 0
     # Closing the loader when something goes wrong ends its workers at once.
-    with _inference(loaded.module), closing(batch_loader(dataset, crew, places=places)) as loader:
+    with (
+        phase("recognising", sum(len(batches[place]) for place in places), "clips") as advance,
+        _inference(loaded.module),
+        closing(batch_loader(dataset, crew, places=places)) as loader,
+    ):
         for place, batch in zip(places, loader, strict=True):
             unheard += batch.findings
             if batch.clips:
@@ -237,8 +237,7 @@ def predict_clips(
                 predictions += _checked(predicted, batch.clips)
                 cut += parts > 1
             done += len(batches[place])
-            if progress is not None:
-                progress(done, len(pieces))
+            advance(done)
     if cut:
         unheard.append(_did_not_fit(cut, len(places), batch_seconds))
     shares = processes.all_gather((predictions, unheard))

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sonotune.progress import phase
+
 _BATCH = 8  # clips that `generate` takes together; every one fills Whisper's window, so none sees another
 
 
@@ -95,7 +97,7 @@ def recognize_served(family: str, request: Request) -> Served:
     """
     import torch  # noqa: PLC0415
 
-    with _quiet(), torch.inference_mode():
+    with phase("recognising with transformers"), _quiet(), torch.inference_mode():
         return _READERS[family](request)
 
 

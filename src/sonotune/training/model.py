@@ -27,9 +27,11 @@ from sonotune.adapters.trainable import adapt, check_shardable, new_outputs, tar
 from sonotune.models.base import NEW, LoadedModel, count_parameters
 from sonotune.models.thinning import contexts_of_training
 from sonotune.processes import SINGLE_PROCESS, Processes
+from sonotune.progress import note
 from sonotune.stages import Stage, describe
 from sonotune.training.adaptation import Adaptation
 from sonotune.training.inputs import RunInputs
+from sonotune.training.logging.header import header
 from sonotune.training.objectives.base import Objective
 from sonotune.training.session import Session
 from sonotune.training.sharding import shard_layers
@@ -122,6 +124,8 @@ def prepare_model(session: Session, inputs: RunInputs, steps: LoopSettings) -> P
             "thinning": asdict(loaded.thinning),
         },
     )
+    device = compute.accelerator.device.type
+    note(header(log.record, inputs.corpus.splits, device=device, bits=bits, folder=log.directory.path))
     if config.training.shard_weights and compute.processes.world_size > 1:
         shard_layers(loaded, compute.processes, precision=compute.precision)
     return PreparedModel(loaded=loaded, stages=stages, callbacks=callbacks, targets=targets, bits=bits)

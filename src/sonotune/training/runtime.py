@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Final, Literal
@@ -156,8 +156,13 @@ def stop_on_signals() -> Iterator[StopRequest]:
     def handle(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and request.requested and started() == 1:
             raise KeyboardInterrupt
+        name = signal.Signals(number).name
+        if request.patient and not request.requested:
+            told = f"\nsonotune: {name}: stopping after this step, with the state saved; SIGINT again stops at once.\n"
+            with suppress(OSError):  # printing through a lock is nothing for a handler
+                os.write(2, told.encode())
         for one in _ACTIVE:
-            one.ask(signal.Signals(number).name)
+            one.ask(name)
         if not request.patient:
             raise Interrupted(
                 f"stopped by {request.reason} outside the steps of training; what was saved is intact. Run the same "
@@ -165,7 +170,10 @@ def stop_on_signals() -> Iterator[StopRequest]:
             )
 
     _ACTIVE.append(request)
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup leaves it
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield request
     finally:

@@ -29,6 +29,7 @@ from sonotune.errors import AdapterError, ModelError
 from sonotune.features.batching import Batch, ClipBatches, batch_loader
 from sonotune.models.base import AUDIO, PADDING, TEXT, LoadedModel, Stream
 from sonotune.models.losses import Losses
+from sonotune.progress import phase
 from sonotune.types import Clip, Finding
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -241,10 +242,12 @@ def single_clips(
         epoch=0,
         context=loaded.context,
     )
-    for batch in batch_loader(dataset):
-        findings += batch.findings
-        if batch.clips:
-            yield batch.to(loaded.device)
+    with phase("calibrating", len(prepared.clips), "clips") as advance:
+        for done, batch in enumerate(batch_loader(dataset)):
+            advance(done)
+            findings += batch.findings
+            if batch.clips:
+                yield batch.to(loaded.device)
 
 
 def streams_of(loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:

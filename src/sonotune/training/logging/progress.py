@@ -1,70 +1,79 @@
-"""A progress bar on stderr: loss, WER, samples/s, padding share, time left."""
+"""The phase of training, as it is shown: step, loss, score, clips a second, and the time left with its evaluations."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
 from sonotune.metrics.scores import show_value
+from sonotune.progress import Phase, changed, running
 from sonotune.types import Score
 
 _SMOOTHING = 0.95
 
 
-class ProgressBar:
-    """Shows a run as it goes; silent where `enabled` is false."""
+class TrainingProgress:
+    """Shows training as it goes, where phases are shown; see `progress.shown`."""
 
-    def __init__(self, *, enabled: bool) -> None:
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not enabled,
-        )
-        self._task: TaskID | None = None
-        self._loss: float | None = None
-        self._rate = 0.0
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._phase: Phase | None = None
+        self._loss, self._weight = 0.0, 0.0  # a mean over recent steps, and the weight that it has gathered
         self._score = ""
+        self._steps, self._step_s, self._evaluations, self._evaluation_s = 0, 0.0, 0, 0.0
+        self._last = time.monotonic()
 
     def __enter__(self) -> Self:
-        self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self._stack.close()
 
     def started(self, total_steps: int, step: int) -> None:
         """See `Listener.started`."""
-        self._task = self._bar.add_task("training", total=total_steps, completed=step, state="")
+        self._phase = Phase("training", total_steps, "steps")
+        self._phase.begin_at(step)
+        self._stack.enter_context(running(self._phase))
+        self._last = time.monotonic()
 
     def stepped(self, values: Mapping[str, Any]) -> None:
         """See `Listener.stepped`."""
-        if self._task is None:
+        if self._phase is None:
             return
-        loss = values["loss"]
-        if loss is not None:
-            self._loss = loss if self._loss is None else _SMOOTHING * self._loss + (1 - _SMOOTHING) * loss
-        rate = values["samples_per_s"]
-        self._rate = rate if not self._rate else _SMOOTHING * self._rate + (1 - _SMOOTHING) * rate
+        now = time.monotonic()
+        self._steps, self._step_s, self._last = self._steps + 1, self._step_s + now - self._last, now
+        if values["loss"] is not None:
+            self._loss = _SMOOTHING * self._loss + (1 - _SMOOTHING) * values["loss"]
+            self._weight = _SMOOTHING * self._weight + (1 - _SMOOTHING)
         parts = [
-            f"loss {self._loss:.3f}" if self._loss is not None else "loss -",
+            f"loss {self._loss / self._weight:.3f}" if self._weight else "loss -",
             self._score,
-            f"{self._rate:.1f} clips/s",
-            f"padding {100 * values['padding_share']:.0f} %",
+            f"{values['samples_per_s']:.1f} clips/s",
         ]
-        self._bar.update(self._task, completed=values["step"], state="  ".join(part for part in parts if part))
+        self._phase.advance(
+            values["step"],
+            state=", ".join(part for part in parts if part),
+            left_s=self._left_s(self._phase.total, values["step"]),
+        )
+        changed(self._phase)
+        if self._phase.total is not None and values["step"] >= self._phase.total:
+            self._stack.close()
 
     def evaluated(self, step: int, scores: Mapping[str, Score]) -> None:
         """See `Listener.evaluated`."""
-        self._score = "  ".join(
-            f"{score.title or name} {show_value(score.to_json())}" for name, score in scores.items()
-        )
+        now = time.monotonic()
+        self._evaluations, self._evaluation_s = self._evaluations + 1, self._evaluation_s + now - self._last
+        self._last = now
+        shown = {score.title or name: show_value(score.to_json()) for name, score in scores.items()}
+        self._score = ", ".join(f"{title} {value}" for title, value in shown.items())
+
+    def _left_s(self, total: int | None, step: int) -> float | None:
+        """Steps left at the mean of those made, and evaluations as often and as long as so far."""
+        if total is None or not self._steps:
+            return None
+        return (total - step) * (self._step_s + self._evaluation_s) / self._steps

@@ -1,0 +1,269 @@
+"""What is being done, how far it is and how long it takes: a bar on a terminal, plain lines elsewhere.
+
+Code that takes time opens a `phase`; nothing is shown unless somebody asked for a display with `shown`, as the command
+line does. A phase that is over within a second is never shown. Without a terminal (a scheduler's log, a pipe) a phase
+is a line when it has taken a second, one every half minute, and one when it ends.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, TextIO
+
+SHOWN_AFTER_S: Final = 1.0
+LINE_EVERY_S: Final = 30.0
+LOOK_EVERY_S: Final = 1.0
+
+
+class Phase:
+    """Something that takes time.
+
+    Attributes:
+        title: What is done, such as `loading whisper_small`.
+        total: Units in all; None where that is not known.
+        unit: What is counted.
+        done: Units done.
+        state: What else there is to tell, such as a loss.
+        left_s: Seconds that are left, where the phase knows better than its rate so far.
+    """
+
+    def __init__(self, title: str, total: int | None, unit: str) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done, self.state = 0, ""
+        self.left_s: float | None = None
+        self.started = time.monotonic()
+        self._first = 0
+
+    def advance(self, done: int, *, state: str = "", left_s: float | None = None) -> None:
+        """Say how many units are done now."""
+        self.done, self.state, self.left_s = done, state, left_s
+
+    def begin_at(self, done: int) -> None:
+        """Units that an earlier session has done."""
+        self._first = self.done = done
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self.started
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds left: what the phase says, else by the mean rate so far; None where nothing is known."""
+        if self.left_s is not None:
+            return self.left_s
+        own = self.done - self._first
+        if self.total is None or own <= 0:
+            return None
+        return self.elapsed_s / own * (self.total - self.done)
+
+    def line(self, *, ended: bool = False) -> str:
+        """One line that says all of it."""
+        count = f"{self.done:,} of {self.total:,} {self.unit}".rstrip() if self.total is not None else ""
+        if ended and self.total is not None and self.done >= self.total:
+            count = f"{self.total:,} {self.unit}".rstrip()
+        left = self.remaining_s
+        parts = [count, self.state, f"{'took ' if ended else ''}{duration(self.elapsed_s)}"]
+        if not ended and left is not None:
+            parts.append(f"about {duration(left)} left")
+        return f"{self.title}: {', '.join(part for part in parts if part)}"
+
+
+class Lines:
+    """Plain lines, for what is no terminal. A thread looks at the innermost open phase every second.
+
+    Args:
+        stream: Where they go.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._open: list[Phase] = []
+        self._told: dict[int, float] = {}  # phase -> when it last had a line
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def begin(self, phase: Phase) -> None:
+        """A phase begins; those that are open go on."""
+        with self._lock:
+            self._open.append(phase)
+
+    def changed(self, phase: Phase) -> None:
+        """A phase got on; the thread looks by itself."""
+
+    def end(self, phase: Phase) -> None:
+        """A phase is over."""
+        with self._lock:
+            self._open.remove(phase)
+            if self._told.pop(id(phase), None) is not None:
+                self._print(phase.line(ended=True))
+
+    def note(self, text: str) -> None:
+        """Print lines between phases."""
+        self._print(text)
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._over.set()
+        self._thread.join(timeout=5)
+
+    def _watch(self) -> None:
+        while not self._over.wait(LOOK_EVERY_S):
+            with self._lock:
+                if not self._open:
+                    continue
+                phase, now = self._open[-1], time.monotonic()
+                told = self._told.get(id(phase))
+                due = phase.elapsed_s >= SHOWN_AFTER_S if told is None else now - told >= LINE_EVERY_S
+                if due:
+                    self._told[id(phase)] = now
+                    self._print(phase.line())
+
+    def _print(self, text: str) -> None:
+        try:
+            print(text, file=self._stream, flush=True)
+        except (OSError, ValueError):  # a closed pipe or a full disk is no reason to stop the work
+            self._over.set()
+
+
+class Bars:
+    """Bars on a terminal, one for each open phase."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console  # noqa: PLC0415 - 50 ms that a help text need not pay
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn  # noqa: PLC0415
+
+        self._console = Console(file=stream)
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[said]}", markup=False),
+            console=self._console,
+            transient=True,
+            refresh_per_second=4,
+            get_time=time.monotonic,
+        )
+        self._tasks: dict[int, TaskID] = {}
+        self._bars.start()
+
+    def begin(self, phase: Phase) -> None:
+        """A phase begins; those that are open go on."""
+        self._tasks[id(phase)] = self._bars.add_task(phase.title, total=phase.total, said="")
+
+    def changed(self, phase: Phase) -> None:
+        """A phase got on."""
+        said = phase.line().removeprefix(f"{phase.title}: ")
+        self._bars.update(self._tasks[id(phase)], completed=phase.done, said=said)
+
+    def end(self, phase: Phase) -> None:
+        """A phase is over; one that took a while leaves a line."""
+        self._bars.remove_task(self._tasks.pop(id(phase)))
+        if phase.elapsed_s >= SHOWN_AFTER_S:
+            self.note(phase.line(ended=True))
+
+    def note(self, text: str) -> None:
+        """Print lines between phases."""
+        self._console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Take the bars away."""
+        self._bars.stop()
+
+
+class _Shown:
+    """The display of a process, which is made when the first phase begins."""
+
+    def __init__(self) -> None:
+        self.asked: TextIO | None = None
+        self.display: Lines | Bars | None = None
+
+    def get(self) -> Lines | Bars | None:
+        if self.asked is not None and self.display is None:
+            self.display = Bars(self.asked) if self.asked.isatty() else Lines(self.asked)
+        return self.display
+
+
+_shown = _Shown()
+
+
+@contextmanager
+def shown(*, enabled: bool = True, stream: TextIO | None = None) -> Iterator[None]:
+    """Show phases in the block, unless a block around it does.
+
+    Args:
+        enabled: Whether anything is shown.
+        stream: Where; None takes stderr.
+    """
+    if not enabled or _shown.asked is not None:
+        yield
+        return
+    _shown.asked = sys.stderr if stream is None else stream
+    try:
+        yield
+    finally:
+        hide()
+
+
+def hide() -> None:
+    """Show nothing more."""
+    display, _shown.display, _shown.asked = _shown.display, None, None
+    if display is not None:
+        display.close()
+
+
+@contextmanager
+def phase(title: str, total: int | None = None, unit: str = "") -> Iterator[Callable[[int], None]]:
+    """Something that takes time; gives the function that takes how many units are done.
+
+    Args:
+        title: What is done.
+        total: Units in all, where that is known.
+        unit: What is counted, such as `clips`.
+    """
+    made = Phase(title, total, unit)
+
+    def advance(done: int) -> None:
+        made.advance(done)
+        changed(made)
+
+    with running(made):
+        yield advance
+
+
+@contextmanager
+def running(made: Phase) -> Iterator[None]:
+    """Show a phase in the block."""
+    display = _shown.get()
+    if display is not None:
+        display.begin(made)
+    try:
+        yield
+    finally:
+        if display is not None and display is _shown.display:
+            display.end(made)
+
+
+def changed(made: Phase) -> None:
+    """A phase that is shown got on."""
+    if _shown.display is not None:
+        _shown.display.changed(made)
+
+
+def note(text: str) -> None:
+    """Print lines where phases are shown."""
+    if (display := _shown.get()) is not None:
+        display.note(text)
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
