@@ -459,7 +459,8 @@ class TrainingConfig(Section):
     save_steps: Annotated[int, Field(ge=1, le=1_000_000_000)] | Literal["epoch"] = Field(
         default="epoch", json_schema_extra=_NO_EFFECT_ON_RESULT
     )
-    """Steps between checkpoints. A run that is killed at once (SIGKILL, power loss) loses the steps since the last one."""
+    """Steps between checkpoints. A run that is killed at once (SIGKILL, power loss) loses the steps since the last
+    one."""
     keep_checkpoints: int = Field(default=2, ge=1, le=10_000, json_schema_extra=_NO_EFFECT_ON_RESULT)
     """Newest checkpoints kept; the best one is kept besides."""
     seed: int = Field(default=0, ge=0, lt=2**63)
