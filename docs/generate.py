@@ -9,6 +9,7 @@ Both pages come from the code that acts: the schema of the settings and the comm
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import resources
@@ -18,8 +19,9 @@ from typing import Any
 import typer.main
 
 from sonotune.cli import app
+from sonotune.config.kinds import allowed
 from sonotune.config.load import Setting, describe_settings, presets
-from sonotune.config.schema import RunConfig
+from sonotune.config.schema import RunConfig, StageConfig
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 MADE_BY = "<!-- Made by `make docs` from the code. Do not edit: change the code and run it again. -->"
@@ -46,19 +48,16 @@ def config_page() -> str:
         "A wrong name, value or preset is an error with exit code 2. All of them are listed at once. A setting that "
         "cannot take effect under the others is an error too, where you set it yourself.",
         "The *config digest* covers the settings that can change the result. A run directory is resumed only by a line "
-        "of the same digest.",
+        "of the same digest, unless `run.allow_change` names every setting that differs.",
     ]
     rows: dict[str, list[Setting]] = {}
     for setting in describe_settings():
         rows.setdefault(setting.name.partition(".")[0], []).append(setting)
     for section, settings in rows.items():
         kind = RunConfig.model_fields[section].annotation
-        table = ["| setting | allowed | default | meaning |", "| --- | --- | --- | --- |"]
-        table += [
-            f"| `{setting.name}` | {_cell(setting.type)} | `{setting.default}` | {_cell(setting.doc)} |"
-            for setting in settings
-        ]
-        parts += [f"## {section}", (getattr(kind, "__doc__", None) or "").strip(), "\n".join(table)]
+        parts += [f"## {section}", (getattr(kind, "__doc__", None) or "").strip(), _table(settings)]
+        if section == "training":
+            parts += ["### Settings of a stage", (StageConfig.__doc__ or "").strip(), _table(_stage_settings())]
     parts += [
         "## Presets",
         "A preset sets its own section; under `with` it may bring settings of other sections that suit it. A recipe "
@@ -66,6 +65,27 @@ def config_page() -> str:
         _preset_table(),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _table(settings: Sequence[Setting]) -> str:
+    lines = ["| setting | allowed | default | meaning |", "| --- | --- | --- | --- |"]
+    for setting in settings:
+        kind = "a list of [stages](#settings-of-a-stage)" if setting.name == "training.stages" else setting.type
+        lines.append(f"| `{setting.name}` | {_cell(kind)} | `{setting.default}` | {_cell(setting.doc)} |")
+    return "\n".join(lines)
+
+
+def _stage_settings() -> list[Setting]:
+    """Settings of one entry of `training.stages`."""
+    return [
+        Setting(
+            name,
+            allowed(field),
+            "required" if field.is_required() else json.dumps(field.get_default()).strip('"'),
+            field.description or "",
+        )
+        for name, field in StageConfig.model_fields.items()
+    ]
 
 
 def _preset_table() -> str:

@@ -41,9 +41,7 @@ def quickstart(
 
     started = time.monotonic()
     place = folder or Path("runs") / time.strftime("quickstart-%Y%m%d-%H%M%S")
-    # The packaged model was trained with the window cut; tuned with it thinned, the export is served as it was scored.
-    words = ["recipe=quickstart", "model.context=thinned", f"run.dir={place}"]
-    settings = load_run_config(words, require=("data.train",))
+    settings = load_run_config(["recipe=quickstart", f"run.dir={place}"], require=("data.train",))
     record, directory = run(settings)
     exported = export(str(directory), directory / "export", overwrite=True, parity=parity(directory))
     before, after = record.scores["before"], record.scores["after"]

@@ -44,8 +44,10 @@ class Stage:
         max_epochs: Passes over the training clips at most.
         max_steps: Optimiser steps at most, or None.
         patience: Evaluations without a better score before it ends, or None.
-        warmup_steps: Linear rise of what trains from this stage on; `auto` takes 5 % of its steps, 500 at most.
-        dip: Share of their learning rate from which groups rise that trained before, over the same steps; 1 is no dip.
+        warmup_steps: Linear rise of groups that begin to train in this stage; `auto` takes 5 % of its steps, 500 at
+            most.
+        dip: Share of the peak learning rate at which groups that trained in an earlier stage start; they rise to the
+            peak over the same steps.
     """
 
     name: str

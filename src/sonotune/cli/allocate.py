@@ -16,7 +16,7 @@ Folder = Annotated[Path, typer.Option(help="Folder for ranks.json and its pictur
 
 @app.command()
 def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = False) -> None:
-    """Listen to training clips, spend the budget of adapter parameters, and write ranks.json and its heat map.
+    """Calibrate on training clips, spend the budget of adapter parameters, and write ranks.json and its heat map.
 
     sonotune allocate model=whisper_nano data.train=train.jsonl adapter.rank=8
 

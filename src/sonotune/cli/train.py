@@ -28,7 +28,7 @@ def train(words: Words = None, as_json: Json = False, dump_config: Dump = False)
 
     sonotune train model=whisper_nano data.train=train.jsonl data.eval=dev.jsonl
 
-    The same line again goes on where a stopped run left off. Ctrl-C stops after the step in hand with the state saved.
+    The same line again goes on where a stopped run left off. Ctrl-C stops after the current step with the state saved.
     """
     from sonotune.config.load import dump_yaml, load_run_config
 

@@ -109,17 +109,17 @@ class ModelConfig(Section):
     """Folder from `sonotune data tokenizer` whose tokens a CTC model learns to write, with a new output layer; models
     that write with the tokens of their checkpoint refuse one."""
     language: str | None = None
-    """Language told to the model, for clips that name none."""
+    """Language given to the model, for clips that name none."""
     context: Annotated[Literal["auto", "thinned", "full", "cut"], BeforeValidator(_renamed_context)] = "auto"
-    """How much of the model's window is computed behind a clip: `full`, all of it, as in pretraining; `thinned`, a few
-    positions that stand for the rest, to about the same scores at a fraction of the work (Whisper); `cut`, nothing,
-    which weights must be trained for. `auto` takes what the checkpoint was trained in; for pretrained Whisper
-    `thinned`, else `full`."""
+    """How much of the model's window is computed after the clip, in training, evaluation and transcription alike:
+    `full`, all of it, as in pretraining; `thinned`, a few positions that stand for the rest, to about the same scores
+    at a fraction of the work (Whisper); `cut`, nothing, which weights must be trained for. `auto` takes what the
+    checkpoint was trained in; for pretrained Whisper `thinned`, else `full`."""
     full_context_share: Share = 0.0
     """Share of training batches padded to the whole window, so that the tuned model also works at full context."""
     ctc_share: Share = 0.0
-    """Share of the loss that is CTC on the encoder's states; teaches a Whisper or Qwen3-ASR that starts from nothing to
-    listen."""
+    """Share of the loss that is CTC on the encoder's states. It teaches the decoder of a Whisper or Qwen3-ASR with
+    random weights to use the audio."""
     dropout: Dropout | None = None
     """Dropout in the model; null keeps the checkpoint's own."""
     num_labels: int | None = Field(default=None, ge=2, le=1_000_000)
@@ -166,7 +166,8 @@ class DataConfig(Section):
     eval_speakers: Selectors = ()
     """Speakers held out for evaluation when `data.eval` is null."""
     eval_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the clips held out, by whole speakers, when neither `data.eval` nor `data.eval_speakers` is set."""
+    """Share of the total audio duration held out, by whole speakers, when neither `data.eval` nor
+    `data.eval_speakers` is set."""
     leaks: Literal["report", "stop"] = "report"
     """Recordings that are trained on and scored: say so beside the score, or stop before training (exit code 3)."""
     limit: int | None = Field(default=None, ge=1, le=1_000_000_000)
@@ -262,10 +263,12 @@ class AdapterConfig(Section):
     targets: Literal["all_linear", "attention", "q_v"] | Annotated[Selectors, Field(min_length=1)] = "all_linear"
     """Modules that carry adapters; or a list of component selectors (`encoder`) and module endings (`fc1`)."""
     stem: Literal["train", "lora", "frozen"] = "train"
-    """The convolutional stem: trained in full precision, adapted, or frozen. A channel shift enters there."""
+    """The convolutional stem: trained in full precision, adapted, or frozen. A channel shift enters there. With
+    `training.stages`, `train` has no effect: name `stem` in the `weights` of a stage."""
     unfreeze: Selectors = ()
     """Component selectors trained in full precision beside the adapters, such as `encoder.norms`. A new output layer
-    and untrained parts of a composed model are, without being named."""
+    and untrained parts of a composed model train in full precision without being named, unless `training.stages` is
+    set: then the `weights` of a stage name them (`new`)."""
     split: Literal["given", "measured"] = "given"
     """What decides which of stem and norms train, how fast, and how components share the budget: the settings, or the
     gradients of `allocation.clips` training clips."""
@@ -279,21 +282,23 @@ class AllocationConfig(Section):
     """How `adapter.allocator` spends `adapter.budget`."""
 
     gamma: float = Field(default=0.5, ge=0, le=4)
-    """Exponent on the evidence: 0 gives equal ranks, 1 ranks in proportion to it."""
+    """Exponent on the importance scores: 0 gives equal ranks, 1 ranks in proportion to them."""
     rank_step: int | None = Field(default=None, ge=1, le=256)
-    """Ranks are multiples of this; null takes 4, or 8 from a reference rank of 32, or 1 below 8."""
+    """Ranks are multiples of this. Null takes 8 from a reference rank of 32 on, 4 from 16 on and 1 below, halved
+    until it divides the reference rank."""
     min_rank: int | None = Field(default=None, ge=1, le=4096)
-    """Least rank of a module; null takes a quarter of the reference rank."""
+    """Smallest rank of a module; null takes a quarter of the reference rank."""
     max_rank: int | None = Field(default=None, ge=1, le=4096)
-    """Largest rank of a module; null takes four times the reference rank."""
+    """Largest rank of a module; null takes four times the reference rank. Above the reference rank, a quarter of the
+    smaller dimension of the matrix is a limit as well, and so is its effective rank with the allocator `entropy`."""
     group_weights: Mapping[str, Multiplier] = {}
     """Group -> factor on its share of the budget. Groups are the components, and `decoder.cross_attention`."""
     group_floors: Mapping[str, Annotated[int, Field(ge=1, le=4096)]] = {}
-    """Group -> least rank of its modules."""
+    """Group -> smallest rank of its modules."""
     cross_modality: bool = False
     """Let groups compete for the budget, each within half and double of its share."""
     clips: int = Field(default=64, ge=1, le=100_000)
-    """Training clips that calibration listens to."""
+    """Training clips that calibration runs through the model."""
     tokens: int = Field(default=1024, ge=64, le=65_536)
     """Positions that calibration keeps of each module's input."""
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -350,28 +355,32 @@ class QuantizationConfig(Section):
 
 
 class StageConfig(Section):
-    """A stage: what trains, how fast, for how long. What is not named does not train."""
+    """A stage says what trains, how fast and for how long. What it does not name does not train."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_ -]{0,39}$")
-    """For events and the record."""
+    """Name of the stage in events and in the record; two stages need different names."""
     weights: Selectors = ()
     """Component selectors trained in full precision, such as `projector` or `decoder.layers[-12:]`."""
     adapters: Literal["all", "none"] | Annotated[Selectors, Field(min_length=1)] = "all"
     """Adapters that train: all, none, or those on the modules of some selectors."""
     learning_rate: Rate | None = None
-    """Peak; null takes `training.learning_rate`."""
+    """Peak learning rate; null takes `training.learning_rate`. All factors apply to it, also those that
+    `training.learning_rate=auto` has for pretrained weights that train in full."""
     learning_rates: Mapping[str, Multiplier] = {}
-    """Selector -> factor on it, after `training.learning_rates`; of two that match, the later wins."""
+    """Selector -> factor on the peak, after `training.learning_rates`. Factors do not multiply: of two that match a
+    parameter, the later one alone holds."""
     max_epochs: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Passes over the training clips; null needs `max_steps`."""
+    """Passes over the training clips at most. A stage needs `max_epochs` or `max_steps`."""
     max_steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
     """Optimiser steps at most."""
     patience: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Evaluations without a better score before the next stage begins; null waits for its steps."""
+    """Evaluations without a better score of this stage before the stage ends; null lets it make all its steps."""
     warmup_steps: Annotated[int, Field(ge=0, le=10_000_000)] | Literal["auto"] = "auto"
-    """Steps of linear rise of what begins to train here; `auto` takes 5 % of the stage, 500 at most."""
+    """Steps over which the learning rate of groups that begin to train in this stage rises linearly from zero; `auto`
+    takes 5 % of the stage, 500 at most."""
     dip: float = Field(default=1.0, gt=0, le=1)
-    """Share of their learning rate that groups have at first that trained before; they rise over the same steps."""
+    """Share of the new stage's peak learning rate at which groups that trained in an earlier stage start; they rise to
+    the peak over `warmup_steps`. No effect in the first stage, where a value below 1 is refused."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -384,17 +393,21 @@ class TrainingConfig(Section):
     """How long, how fast and how precisely."""
 
     stages: tuple[StageConfig, ...] = ()
-    """Stages, one after the other; empty trains in one stage whatever `adapter` marks."""
+    """Stages of training, one after the other. Without stages, the run trains in one stage what the section `adapter`
+    says."""
 
     max_epochs: int = Field(default=3, ge=1, le=1_000_000)
     """Passes over the training clips."""
     max_steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
     """Optimiser steps at most; null lets `max_epochs` decide alone."""
     learning_rate: Rate | Literal["auto"] = "auto"
-    """Peak learning rate. `auto` goes by the size of the model, with a lower rate for pretrained weights that train in
-    full (all of them, the stem, those of a stage) than for adapters; a number is for all alike."""
+    """Peak learning rate. `auto` takes it from the size of the model: one rate for adapters, and a factor below 1 for
+    pretrained weights that train in full precision (the stem, `adapter.unfreeze`, the weights of stages); without
+    adapters, the lower rate for all weights. A number is the rate of all parameters."""
     learning_rates: Mapping[str, Multiplier] = {}
-    """Component selector -> factor on the learning rate, such as `{stem: 0.5}`; of two that match, the later wins."""
+    """Component selector -> factor on the peak learning rate, such as `{stem: 0.5}`. Of two that match a parameter,
+    the later one alone holds. A factor given here replaces the factor that `training.learning_rate=auto` has for that
+    component; the two are not multiplied."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Factor on the learning rate from each numbered layer to the one below; 1 is none, 0.9 to 0.95 are usual."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -412,9 +425,13 @@ class TrainingConfig(Section):
     clip_norm: float = Field(default=1.0, gt=0, le=1e6)
     """Largest gradient norm over all groups together."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the forward pass; `auto` takes bf16 where the hardware has it, else fp32."""
+    """Arithmetic of the forward pass. `auto` takes bf16 where the hardware has it, else fp16 on CUDA and fp32 on a
+    CPU."""
     batch_seconds: float = Field(default=60.0, gt=0, le=36_000)
-    """Padded seconds of audio in one micro-batch: clips x longest clip."""
+    """Computed seconds of audio in one micro-batch at most: clips x the longest computed length. For a model with a
+    window, `model.context` decides what is computed: with `full` the whole window for each clip, with `thinned` the
+    clip, a margin of a second and a thirtieth of the rest, with `cut` the clip. A longer clip is a micro-batch of its
+    own."""
     batch_max_clips: int = Field(default=32, ge=1, le=100_000)
     """Clips in one micro-batch at most."""
     accumulation_steps: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] = "auto"
@@ -429,11 +446,12 @@ class TrainingConfig(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     shard_weights: bool = Field(default=False, json_schema_extra=_NO_EFFECT_ON_RESULT)
-    """Cut the layers' weights, their gradients and moments into as many parts as there are processes (FSDP2)."""
+    """Shard the layers' weights, their gradients and optimiser moments over the processes (FSDP2)."""
     memory_limit_bytes: int | None = Field(default=None, ge=1, le=10**15)
-    """Activations that a micro-batch may keep for its backward pass; a larger one is cut as if memory had run out."""
+    """Bytes of activations that a micro-batch may keep for its backward pass; a larger one is split as if memory had
+    run out."""
     eval_steps: Annotated[int, Field(ge=1, le=1_000_000_000)] | Literal["epoch", "never"] = "epoch"
-    """Steps between evaluations; the best one's weights are kept."""
+    """Steps between evaluations; the weights of the best evaluation are kept."""
     patience: int | None = Field(default=None, ge=1, le=1_000_000)
     """Evaluations without a better score before the run stops early; null never stops early."""
     average_checkpoints: int = Field(default=1, ge=1, le=100)
@@ -441,7 +459,8 @@ class TrainingConfig(Section):
     save_steps: Annotated[int, Field(ge=1, le=1_000_000_000)] | Literal["epoch"] = Field(
         default="epoch", json_schema_extra=_NO_EFFECT_ON_RESULT
     )
-    """Steps between checkpoints."""
+    """Steps between checkpoints. A run that is killed at once (SIGKILL, power loss) loses the steps since the last
+    one."""
     keep_checkpoints: int = Field(default=2, ge=1, le=10_000, json_schema_extra=_NO_EFFECT_ON_RESULT)
     """Newest checkpoints kept; the best one is kept besides."""
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -467,7 +486,7 @@ class EvaluationConfig(Section):
     beam_size: int = Field(default=1, ge=1, le=64)
     """Hypotheses kept while decoding; 1 is greedy."""
     batch_seconds: float = Field(default=240.0, gt=0, le=36_000)
-    """Padded seconds of audio in one batch."""
+    """Computed seconds of audio in one batch at most, counted as in `training.batch_seconds`."""
     batch_max_clips: int = Field(default=64, ge=1, le=100_000)
     """Clips in one batch at most."""
     max_new_tokens: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] = "auto"
@@ -516,17 +535,19 @@ class RunSection(Section):
     """Where the run is kept and how it goes on."""
 
     dir: Literal["auto"] | Path = Field(default="auto", json_schema_extra=_NO_EFFECT_ON_RESULT)
-    """The run's directory; `auto` makes `runs/<time>-<digest>`."""
+    """The run's directory. `auto` goes on with the newest unfinished run of the same settings under `runs`, or makes
+    `runs/<time>-<digest>`."""
     resume: Literal["auto", "never", "must"] = Field(default="auto", json_schema_extra=_NO_EFFECT_ON_RESULT)
     """Go on from the newest good checkpoint where there is one; never; or fail where there is none."""
     allow_change: Selectors = Field(default=(), json_schema_extra=_NO_EFFECT_ON_RESULT)
-    """Settings that may be others than in the run that `run.dir` holds: data.train, and those of augmentation and
-    training. It goes on with them, even where it was finished, and the record keeps what they were."""
+    """Names of settings whose values may differ from those of the run in `run.dir`: `data.train`, and settings of
+    augmentation and training. The run goes on with the new values, even where it was finished, and the record keeps
+    the old ones."""
     progress: bool = Field(default=True, json_schema_extra=_NO_EFFECT_ON_RESULT)
     """Show a progress bar."""
     trackers: Selectors = Field(default=(), json_schema_extra=_NO_EFFECT_ON_RESULT)
-    """Trackers that are told as well, by the names of `accelerate`: wandb (offline unless WANDB_MODE says otherwise),
-    tensorboard, mlflow, ..."""
+    """Trackers that log the run as well, by the names of `accelerate`: wandb (offline unless WANDB_MODE says
+    otherwise), tensorboard, mlflow, ..."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -199,10 +199,10 @@ class _Spending:
 def bounds_of(sites: Sequence[Target], budget: Budget, *, caps: Mapping[str, float] | None = None) -> Bounds:
     """The ranks that each site may have.
 
-    The reference rank of a budget is what it buys at every site. By default the step is 4 from a reference rank of 8 on
-    and 8 from 32 on, and 1 below, where steps of 4 would leave nothing to decide; it is halved until it divides a whole
-    reference rank. Ranks lie between a quarter of the reference rank and four times it, and exceed it neither beyond a
-    quarter of the smaller side of the matrix nor beyond the cap.
+    The reference rank of a budget is what it buys at every site. By default the step is 8 from a reference rank of 32
+    on, 4 from 16 on and 1 below, where larger steps would leave nothing to decide; it is halved until it divides a
+    whole reference rank. Ranks lie between a quarter of the reference rank and four times it, and exceed it neither
+    beyond a quarter of the smaller side of the matrix nor beyond the cap.
 
     Raises:
         AdapterError: The budget is below the least ranks, or settings contradict each other.

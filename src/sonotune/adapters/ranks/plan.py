@@ -76,8 +76,8 @@ class Budget:
         rank: Reference rank.
         parameters: Adapter parameters at most; None means what the reference rank costs at every site. Where they are
             given, what they buy at every site takes the place of the reference rank in all that follows.
-        step: Ranks are multiples of this; None takes 4, 8 from a reference rank of 32 on, and 1 below 8, halved until
-            it divides the reference rank.
+        step: Ranks are multiples of this; None takes 8 from a reference rank of 32 on, 4 from 16 on and 1 below,
+            halved until it divides the reference rank.
         least: Least rank of a site; None takes a quarter of the reference rank.
         most: Largest rank of a site; None takes four times the reference rank. A quarter of the smaller side of the
             matrix is a limit as well, where that lies above the reference rank.
