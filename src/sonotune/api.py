@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sonotune.progress import phase
+
 if TYPE_CHECKING:
     from sonotune.config.load import LoadedConfig
     from sonotune.config.schema import RunConfig
@@ -247,8 +249,8 @@ def settings_of_use(words: Sequence[str], *, require: Sequence[str] = ()) -> Loa
 
 def open_recognizer(config: RunConfig) -> Recognizer:
     """The model that settings name, ready to recognise."""
-    from sonotune.serving.recognizer import Recognizer
-
+    with phase("starting"):
+        from sonotune.serving.recognizer import Recognizer
     return Recognizer.open(
         config.model.checkpoint,
         task=config.model.task,

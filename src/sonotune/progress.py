@@ -147,6 +147,7 @@ class Bars:
             console=self._console,
             transient=True,
             refresh_per_second=4,
+            redirect_stdout=False,  # results are for programs too, and not to be broken into lines
             get_time=time.monotonic,
         )
         self._tasks: dict[int, TaskID] = {}
@@ -155,6 +156,7 @@ class Bars:
     def begin(self, phase: Phase) -> None:
         """A phase begins; those that are open go on."""
         self._tasks[id(phase)] = self._bars.add_task(phase.title, total=phase.total, said="")
+        self.changed(phase)
 
     def changed(self, phase: Phase) -> None:
         """A phase got on."""

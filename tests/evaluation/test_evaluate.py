@@ -21,6 +21,7 @@ from sonotune.errors import ManifestError, ResourceError, TextError
 from sonotune.evaluation.evaluate import evaluate, predict_clips, write_predictions
 from sonotune.features.batching import Batch
 from sonotune.features.workers import Crew
+from sonotune.progress import Phase
 from sonotune.tasks.base import TaskSettings
 from sonotune.tasks.transcribe import Transcribe
 from sonotune.types import Clip, DecodingSettings, Prediction
@@ -176,13 +177,16 @@ def test_even_when_no_clip_can_be_read(clips: list[Clip]) -> None:
     assert len({clip_id for finding in result.findings for clip_id in finding.clip_ids}) == 10
 
 
-def test_clips_longer_than_the_window_are_decoded_in_windows(clips: list[Clip]) -> None:
+def test_clips_longer_than_the_window_are_decoded_in_windows(
+    clips: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = Loaded()
     loaded.frontend.max_duration_s = 2.0
     long = {clip.id for clip in clips if clip.duration_s > 2.0}
-    progress: list[tuple[int, int]] = []
+    progress: list[tuple[int, int | None]] = []
+    monkeypatch.setattr(Phase, "advance", lambda phase, done: progress.append((done, phase.total)))
     task = ReadsLoudness()
-    result = run(clips, task, loaded=loaded, progress=lambda done, total: progress.append((done, total)))
+    result = run(clips, task, loaded=loaded)
     assert [prediction.clip_id for prediction in result.predictions] == [clip.id for clip in clips]
     # A steady tone has no pause, so the windows overlap, and the one word of each is at the border of both texts.
     assert [prediction.text for prediction in result.predictions] == list(WORDS)

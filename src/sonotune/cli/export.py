@@ -9,6 +9,7 @@ import typer
 
 from sonotune.cli.report import write_card
 from sonotune.cli.shared import Json, app, print_result
+from sonotune.progress import phase
 
 Target = Annotated[str, typer.Option(help="`dequantized` (the function that was trained) or `original`.")]
 
@@ -39,7 +40,9 @@ def export(
     from sonotune.api import parity_settings
     from sonotune.cli.parity import parity_lines, record_parity
     from sonotune.errors import ConfigError, NumericError
-    from sonotune.serving.export import export as write_export
+
+    with phase("starting"):
+        from sonotune.serving.export import export as write_export
     from sonotune.serving.hub import check_name
     from sonotune.serving.hub import push as push_folder
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sonotune.cli.shared import Json, Words, app, print_result
+from sonotune.progress import phase
 
 if TYPE_CHECKING:
     from sonotune.config.schema import RunConfig
@@ -49,7 +50,9 @@ def plan(
     from sonotune.api import planned_lengths_s, planned_settings
     from sonotune.config.load import load_run_config
     from sonotune.planning.cost import estimate
-    from sonotune.planning.plan import make_plan
+
+    with phase("starting"):
+        from sonotune.planning.plan import make_plan
 
     config = load_run_config(words or []).config
     place = _device(device)
@@ -67,18 +70,19 @@ def plan(
             devices=devices,
             price_per_hour=price,
         )
-    found = make_plan(
-        planned_settings(config, place, devices),
-        clip_seconds=clip_seconds or planned_lengths_s(config),
-        within_window=not clip_seconds,
-        batch_seconds=training.batch_seconds,
-        batch_max_clips=training.batch_max_clips,
-        label_tokens=config.data.max_label_tokens if label_tokens is None else label_tokens,
-        memory_bytes=memory_bytes,
-        exact=exact,
-        device=place,
-        cost=cost,
-    )
+    with phase("planning"):
+        found = make_plan(
+            planned_settings(config, place, devices),
+            clip_seconds=clip_seconds or planned_lengths_s(config),
+            within_window=not clip_seconds,
+            batch_seconds=training.batch_seconds,
+            batch_max_clips=training.batch_max_clips,
+            label_tokens=config.data.max_label_tokens if label_tokens is None else label_tokens,
+            memory_bytes=memory_bytes,
+            exact=exact,
+            device=place,
+            cost=cost,
+        )
     print_result(found.to_json(), as_json=as_json, lines=_lines(found))
 
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from sonotune.progress import hide
+
 app = typer.Typer(
     name="sonotune",
     help="Fine-tune pretrained audio models on modest hardware.",
@@ -30,6 +32,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 def print_result(result: Mapping[str, Any], *, as_json: bool, lines: Sequence[str]) -> None:
     """One JSON object, or the lines, on stdout. A reader that has seen enough, such as `head`, is no failure."""
+    hide()
     try:
         print(json.dumps(result, ensure_ascii=False, allow_nan=False) if as_json else "\n".join(lines), flush=True)
     except BrokenPipeError:

@@ -544,7 +544,7 @@ class RunSection(Section):
     augmentation and training. The run goes on with the new values, even where it was finished, and the record keeps
     the old ones."""
     progress: bool = Field(default=True, json_schema_extra=_NO_EFFECT_ON_RESULT)
-    """Show a progress bar."""
+    """Show how far the run is, on stderr."""
     trackers: Selectors = Field(default=(), json_schema_extra=_NO_EFFECT_ON_RESULT)
     """Trackers that log the run as well, by the names of `accelerate`: wandb (offline unless WANDB_MODE says
     otherwise), tensorboard, mlflow, ..."""

@@ -29,6 +29,7 @@ from sonotune.models.checkpoints import as_os_error
 from sonotune.models.decoding_defaults import set_decoding_defaults
 from sonotune.models.precision import DTYPES
 from sonotune.models.probe import probe_logits
+from sonotune.progress import phase
 from sonotune.runs import read_record, write_error
 from sonotune.runs.folders import replacing
 from sonotune.serving.parity import PARITY_FILE, ParitySettings, check_parity
@@ -148,7 +149,8 @@ def _copy_adapter(checkpoint: str, folder: Path) -> dict[str, Any]:
 
 def _merge(checkpoint: str, folder: Path, *, target: MergeTarget, dtype: ExportDtype) -> dict[str, Any]:
     opened = open_model(checkpoint, precision="fp32")
-    merged, proof = merged_model(opened, checkpoint, target=target)
+    with phase("merging"):
+        merged, proof = merged_model(opened, checkpoint, target=target)
     chosen = _choose_dtype(merged) if dtype == "auto" else dtype
     rounded = _round(merged, opened, DTYPES[chosen])
     _check_finite(

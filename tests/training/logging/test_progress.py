@@ -7,9 +7,9 @@ import time
 import pytest
 
 from sonotune import progress as display
-from sonotune.metrics.scores import Score
 from sonotune.progress import Phase
 from sonotune.training.logging.progress import TrainingProgress
+from sonotune.types import Score
 
 
 @pytest.fixture
@@ -43,7 +43,9 @@ def test_the_loss_is_that_of_recent_steps_and_not_of_the_first(phases: list[Phas
 def test_time_left_counts_the_evaluations(phases: list[Phase], monkeypatch: pytest.MonkeyPatch):
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    score = Score(name="wer", value=0.25, low=0.1, high=0.4, count=8, unit="fraction", better="lower", title="WER")
+    score = Score(
+        name="wer", value=0.25, low=0.1, high=0.4, count=8, unit="fraction", better="lower", title="WER", role="primary"
+    )
     with TrainingProgress() as training:
         training.started(40, 0)
         for number in range(1, 11):

@@ -69,8 +69,9 @@ class TrainingProgress:
         now = time.monotonic()
         self._evaluations, self._evaluation_s = self._evaluations + 1, self._evaluation_s + now - self._last
         self._last = now
-        shown = {score.title or name: show_value(score.to_json()) for name, score in scores.items()}
-        self._score = ", ".join(f"{title} {value}" for title, value in shown.items())
+        primary = next((name for name, score in scores.items() if score.role == "primary"), next(iter(scores), None))
+        if primary is not None:
+            self._score = f"{scores[primary].title or primary} {show_value(scores[primary].to_json())}"
 
     def _left_s(self, total: int | None, step: int) -> float | None:
         """Steps left at the mean of those made, and evaluations as often and as long as so far."""
