@@ -167,7 +167,7 @@ def with_contexts(loaded: LoadedModel, recorded: Mapping[str, Any], *, asked: Co
     if context := asked or recorded.get("context"):
         loaded = loaded.with_(context=context)
     if loaded.trained_contexts and "context" in recorded:
-        trained = contexts_of_training(recorded["context"], thinned_is_full=loaded.thinned_is_full)
+        trained = contexts_of_training(recorded["context"], full_after_thinned=loaded.full_after_thinned)
         loaded = loaded.with_(trained_contexts=tuple(recorded.get("trained_contexts") or trained))
     if "thinning" in recorded:
         loaded = loaded.with_(thinning=Thinning(**recorded["thinning"]))

@@ -254,11 +254,11 @@ def test_a_checkpoint_says_in_which_context_it_was_trained(tmp_path: Path) -> No
 
 
 def test_contexts_after_training() -> None:
-    assert contexts_of_training("thinned", thinned_is_full=True) == ("thinned", "full")
-    assert contexts_of_training("full", thinned_is_full=True) == ("full", "thinned")
-    assert contexts_of_training("full", thinned_is_full=False) == ("full",)
-    assert contexts_of_training("cut", thinned_is_full=True) == ("cut",)
-    assert contexts_of_training("cut", thinned_is_full=True, full_context_share=0.1) == ("cut", "full", "thinned")
+    assert contexts_of_training("thinned", full_after_thinned=True) == ("thinned", "full")
+    assert contexts_of_training("full", full_after_thinned=True) == ("full",)
+    assert contexts_of_training("full", full_after_thinned=False) == ("full",)
+    assert contexts_of_training("cut", full_after_thinned=True) == ("cut",)
+    assert contexts_of_training("cut", full_after_thinned=True, full_context_share=0.1) == ("cut", "full")
 
 
 @given(st.floats(0.02, 30), st.integers(0, 100), st.integers(1, 60))

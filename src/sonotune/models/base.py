@@ -128,7 +128,7 @@ class LoadedModel:
         trained_contexts: Contexts that the weights were trained for, or compute the same function in; empty where the
             model has no window.
         thinning: How the thinned context leaves positions out.
-        thinned_is_full: Whether the thinned window computes what the whole window computes, but for rounding.
+        full_after_thinned: Whether weights that were trained over the thinned window may be used over the whole one.
         quantized: Full module name -> bits, for modules whose weights were quantised.
         adapter: What the kind of adapter holds on to once adapters are attached (LoRA: PEFT's wrapper), else None.
         names: Tells parameters of adapters from those of the base; the adapter kind, where there are adapters.
@@ -154,7 +154,7 @@ class LoadedModel:
     context: Context = "full"
     trained_contexts: tuple[Context, ...] = ()
     thinning: Thinning = DEFAULT_THINNING
-    thinned_is_full: bool = False
+    full_after_thinned: bool = False
     quantized: Mapping[str, int] = field(default_factory=dict)
     adapter: Any | None = None
     names: ParameterNames = field(default_factory=PlainNames)

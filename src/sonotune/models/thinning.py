@@ -74,18 +74,20 @@ DEFAULT_THINNING = Thinning()
 
 
 def contexts_of_training(
-    context: Context, *, thinned_is_full: bool, full_context_share: float = 0.0
+    context: Context, *, full_after_thinned: bool, full_context_share: float = 0.0
 ) -> tuple[Context, ...]:
     """Contexts that weights may be used in after training, the one they were trained in first.
 
+    Weights that were trained over the thinned window score the same over the whole one. The converse does not hold:
+    weights that were trained over the whole window may come to attend to single positions in its silence, and end
+    their texts early where these are left out (decision 24).
+
     Args:
         context: Of the training batches.
-        thinned_is_full: Whether thinned and whole window are the same function of this architecture.
+        full_after_thinned: `LoadedModel.full_after_thinned`.
         full_context_share: Share of the batches that had the whole window.
     """
     trained: list[Context] = [context, *(("full",) if full_context_share > 0 else ())]
-    if thinned_is_full and "full" in trained:
-        trained.append("thinned")
-    if thinned_is_full and "thinned" in trained:
+    if full_after_thinned and "thinned" in trained:
         trained.append("full")
     return tuple(dict.fromkeys(trained))

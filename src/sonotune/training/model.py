@@ -140,7 +140,7 @@ def trained_model(session: Session, model: PreparedModel) -> PreparedModel:
     if loaded.trained_contexts:
         contexts = contexts_of_training(
             loaded.context,
-            thinned_is_full=loaded.thinned_is_full,
+            full_after_thinned=loaded.full_after_thinned,
             full_context_share=session.config.model.full_context_share,
         )
         log.write(model={**log.record.model, "trained_contexts": list(contexts)})
