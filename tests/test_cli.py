@@ -24,7 +24,7 @@ import soundfile
 from sonotune import cli, errors, quickstart, types
 from sonotune.api import open_recognizer
 from sonotune.cli.findings import clips_left_out, warning_lines, worth_telling
-from sonotune.config.load import load_run_config
+from sonotune.config.load import OTHER_NAMES, describe_settings, load_run_config
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE_HZ = 16_000
@@ -1021,3 +1021,49 @@ def test_names_that_no_file_system_takes_are_the_users_to_mend(
     assert code == 2
     assert err.strip().splitlines()[0].startswith("sonotune: ")
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("training.lr=1e-3", "training.learning_rate"),
+        ("lr=1e-3", "training.learning_rate"),
+        ("adapter.r=8", "adapter.rank"),
+        ("batch_size=4", "training.batch_max_clips"),
+        ("epochs=3", "training.max_epochs"),
+        ("rank=8", "adapter.rank"),
+        ("load_in_4bit=true", "quantization.bits=4"),
+        ("training.warmup_step=3", "training.warmup_steps"),
+    ],
+)
+def test_what_other_tools_call_a_setting_is_understood_as_a_hint(word: str, meant: str):
+    refused(call("train", "model=whisper_nano", "data.train=x.jsonl", word), f"did you mean {meant!r}?")
+
+
+def test_every_hint_names_a_setting():
+    known = {setting.name for setting in describe_settings()}
+    assert {meant.partition("=")[0] for meant in OTHER_NAMES.values()} <= known
+
+
+@pytest.mark.parametrize("words", [[], ["-h"], ["--help"], ["data"], ["train", "-h"], ["data", "split", "-h"]])
+def test_help_is_no_mistake(words: list[str]):
+    code, out, err = call(*words)
+    assert (code, err) == (0, "")
+    assert out.startswith("Usage: sonotune")
+
+
+def test_commands_stand_in_the_order_of_work():
+    told = call("--help")[1].partition("Commands:")[2]
+    places = [told.index(f"\n  {name}") for name in ("data", "plan", "train", "evaluate", "export", "transcribe")]
+    assert places == sorted(places)
+
+
+def test_settings_are_listed_by_group_and_found_by_a_word():
+    everything = call("settings")[1]
+    assert all(f"  {setting.name}=" in everything for setting in describe_settings())
+    found = call("settings", "lr")[1]
+    assert "training.learning_rate=auto" in found
+    assert "adapter.rank" not in found
+    listed = json.loads(call("settings", "adapter.rank", "--json")[1])["settings"]
+    assert [one["name"] for one in listed] == ["adapter.rank"]
+    refused(call("settings", "zebra"), "no setting is about 'zebra'")

@@ -86,6 +86,7 @@ def test_wrong_words_end_with_code_2(capsys: pytest.CaptureFixture[str], words: 
 def test_sizes_are_read():
     assert parse_bytes("8GB") == 8_000_000_000
     assert parse_bytes("24 gib") == 24 * 2**30
+    assert parse_bytes("40") == 40 * 2**30
     assert parse_bytes("1.5MB") == 1_500_000
     with pytest.raises(ConfigError):
         parse_bytes("-1GB")

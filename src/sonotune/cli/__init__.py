@@ -30,6 +30,7 @@ from sonotune.cli import (  # the commands register themselves
     quickstart,
     recognize,
     report,
+    settings,
     train,
 )
 from sonotune.cli.shared import app
@@ -51,6 +52,7 @@ __all__ = [
     "quickstart",
     "recognize",
     "report",
+    "settings",
     "train",
 ]
 
@@ -61,6 +63,7 @@ _LONGEST_PATH = 200  # of a message
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with its code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    words = words if words not in ([], ["data"]) else [*words, "--help"]
     _set_up_logging()
     try:
         with shown(enabled=_is_watched(words)):

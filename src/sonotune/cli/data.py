@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sonotune.cli.shared import Json, app, print_result
+from sonotune.cli.shared import HELP_OPTIONS, Json, app, print_result
 
 if TYPE_CHECKING:
     from sonotune.types import Clip
 
-data_app = typer.Typer(help="Make, convert, describe and split corpora.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(
+    help="Make, convert, describe and split corpora.", context_settings=HELP_OPTIONS, rich_markup_mode=None
+)
 app.add_typer(data_app, name="data")
 
 Speakers = Annotated[str, typer.Option(help="Comma-separated speakers of eval.jsonl, instead of a share.")]

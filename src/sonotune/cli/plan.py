@@ -18,7 +18,9 @@ _UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**
 
 Clips = Annotated[list[float] | None, typer.Option(help="Seconds of the clips of a bucket; repeat it for several.")]
 Labels = Annotated[int | None, typer.Option(help="Tokens of each transcript; else 5 for each second are assumed.")]
-Memory = Annotated[str | None, typer.Option(help="What there is, such as 8GB or 24GiB: says what fits.")]
+Memory = Annotated[
+    str | None, typer.Option(help="What there is, such as 8GB or 24GiB (a number alone: GiB): says what fits.")
+]
 Throughput = Annotated[
     str | None, typer.Option(help="Seconds of audio that one device trains on in a second, or a run to measure it by.")
 ]
@@ -124,7 +126,7 @@ def _check_together(*, throughput: str | None, audio_hours: float | None, price:
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of a size such as `8GB` (powers of ten) or `24GiB` (powers of two).
+    """Bytes of a size such as `8GB` (powers of ten) or `24GiB` (powers of two); a number alone counts GiB.
 
     Raises:
         ConfigError: It is none, or not above 0.
@@ -132,7 +134,7 @@ def parse_bytes(text: str) -> int:
     from sonotune.errors import ConfigError
 
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    unit = _UNITS.get(found[2].upper()) if found else None
+    unit = _UNITS.get(found[2].upper() or "GIB") if found else None
     size = int(float(found[1]) * unit) if found and unit else 0
     if size <= 0:
         raise ConfigError(f"--memory {text!r} is no size. Write a number above 0 and a unit, such as 8GB or 24GiB.")

@@ -9,16 +9,32 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from sonotune.progress import hide
 
+ORDER = (
+    *("quickstart", "data", "settings", "inspect", "plan", "train", "evaluate", "compare", "report", "export"),
+    *("transcribe", "classify", "allocate", "ablate", "compose"),
+)
+"""Commands as they are met in the work."""
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+
+
+class _InOrder(typer.core.TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
 app = typer.Typer(
     name="sonotune",
+    cls=_InOrder,
+    context_settings=HELP_OPTIONS,
     help="Fine-tune pretrained audio models on modest hardware.",
     epilog="Settings are words: model=whisper_nano data.train=train.jsonl training.max_epochs=5. "
-    "`sonotune train --help` lists what a run takes; docs/reference/config.md has every setting.",
-    no_args_is_help=True,
-    add_completion=False,
+    "`sonotune settings` lists them, and `sonotune settings learning_rate` those about something.",
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pydantic_core
 from pydantic import ValidationError
@@ -407,7 +407,50 @@ def _unknown(name: str, origin: str) -> str:
     if not dot and section in RunConfig.model_fields:
         inside = ", ".join(setting for setting in known if setting.startswith(section + "."))
         return f"{section}: a section, not a setting (set by {origin}); its settings: {inside}"
+    last = name.rpartition(".")[2].lower()
+    same = [setting for setting in known if setting.rpartition(".")[2] == last]
+    if meant := OTHER_NAMES.get(last) or (same[0] if len(same) == 1 else None):
+        return f"{name}: no such setting; did you mean {meant!r}? (set by {origin})"
     return f"{name}: no such setting{suggest(name, [*known, *presets(), 'config'])} (set by {origin})"
+
+
+OTHER_NAMES: Final = {
+    "lr": "training.learning_rate",
+    "epochs": "training.max_epochs",
+    "num_train_epochs": "training.max_epochs",
+    "num_epochs": "training.max_epochs",
+    "steps": "training.max_steps",
+    "train_steps": "training.max_steps",
+    "batch_size": "training.batch_max_clips",
+    "per_device_train_batch_size": "training.batch_max_clips",
+    "gradient_accumulation_steps": "training.accumulation_steps",
+    "grad_accum": "training.accumulation_steps",
+    "max_grad_norm": "training.clip_norm",
+    "lr_scheduler_type": "training.schedule",
+    "scheduler": "training.schedule",
+    "warmup": "training.warmup_steps",
+    "eval_batch_size": "evaluation.batch_max_clips",
+    "r": "adapter.rank",
+    "lora_r": "adapter.rank",
+    "lora_rank": "adapter.rank",
+    "lora_alpha": "adapter.alpha",
+    "lora_dropout": "adapter.dropout",
+    "target_modules": "adapter.targets",
+    "modules_to_save": "adapter.unfreeze",
+    "load_in_4bit": "quantization.bits=4",
+    "load_in_8bit": "quantization.bits=8",
+    "fp16": "training.precision=fp16",
+    "bf16": "training.precision=bf16",
+    "num_beams": "evaluation.beam_size",
+    "output_dir": "run.dir",
+    "train_file": "data.train",
+    "train_manifest": "data.train",
+    "validation": "data.eval",
+    "dev": "data.eval",
+    "num_workers": "data.loader_workers",
+    "lang": "model.language",
+}
+"""What other tools call a setting -> ours."""
 
 
 # --- the schema, seen as a flat list -------------------------------------------------------------
