@@ -172,16 +172,16 @@ def _utf8_lines(file: IO[bytes], problems: Problems) -> Iterator[tuple[int, str]
 def _decoded_lines(file: IO[bytes], problems: Problems, encoding: str) -> Iterator[tuple[int, str]]:
     """Lines of another encoding, up to the first place that is something else."""
     number = 0
-    text = io.TextIOWrapper(file, encoding=encoding, newline="\n")
     try:
-        while line := text.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                while line and not line.endswith("\n"):
-                    line = text.readline(MAX_LINE_BYTES)
-                _add_long_line(problems, number, "characters")
-                continue
-            yield number, line.removeprefix("\ufeff") if number == 1 else line
+        with io.TextIOWrapper(file, encoding=encoding, newline="\n") as text:
+            while line := text.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    while line and not line.endswith("\n"):
+                        line = text.readline(MAX_LINE_BYTES)
+                    _add_long_line(problems, number, "characters")
+                    continue
+                yield number, line.removeprefix("\ufeff") if number == 1 else line
     except UnicodeError as error:
         problems.add(
             number + 1,
