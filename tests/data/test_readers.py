@@ -174,8 +174,10 @@ RECORDS: dict[str, dict[str, Any]] = {
             {"role": "assistant", "content": [{"type": "text", "text": "language English<asr_text>one"}]},
         ]
     },
+    "swift_older": {"query": "<audio>", "response": "one", "audios": ["a.wav"]},
     "no_id": {"path": "a.wav", "text": "one"},
     "other_names": {"id": "x", "path": "a.wav", "sentence": "one"},
+    "own integers": {"id": "x", "path": "a.wav", "text": "one", "speaker": 103},
     "integers": {"audio_filepath": "a.wav", "text": "one", "speaker": 103},
 }
 
@@ -190,7 +192,7 @@ def test_json_of_other_tools(folder: Path, name: str, form: str):
     )
     clips, _ = read(source)
     assert [(clip.text, clip.path) for clip in clips] == [("one", folder / "a.wav")]
-    assert clips[0].speaker == ("103" if name == "integers" else None)
+    assert clips[0].speaker == ("103" if "integers" in name else None)
     assert clips[0].language == ("English" if name == "swift_parts" else None)
     assert clips[0].duration_s == (1.5 if name == "whisper_finetune" else 2.0)
 
@@ -241,6 +243,14 @@ def test_audiofolder(tmp_path: Path):
     assert texts(read(tmp_path, split="train")[0]) == ["train"]
     with pytest.raises(ManifestError, match="has no table of its audio"):
         read(tmp_path, format="audiofolder", split="dev")
+
+
+def test_metadata_that_names_no_audio_leaves_a_folder_what_it_is(tmp_path: Path):
+    tone(tmp_path / "one" / "a.wav")
+    for name, content in (("metadata.csv", "author;year\nann;1999\n"), ("metadata.json", '{"author": "ann"}')):
+        (tmp_path / name).write_text(content)
+        assert sniff(tmp_path) == "folder"
+        (tmp_path / name).unlink()
 
 
 # --- folders -------------------------------------------------------------------------------------

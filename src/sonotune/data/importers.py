@@ -143,7 +143,12 @@ def _is_common_voice(folder: Path) -> bool:
 
 
 def _has_metadata(folder: Path) -> bool:
-    return bool(metadata_of(folder))
+    """Whether a table of the folder names its audio; other files are called metadata too."""
+    for table in metadata_of(folder)[:1]:
+        columns = header_of(table) if table.suffix in _TABLES else first_record(table) or ()
+        flat = {"path"} if "audios" in columns else Columns().match(columns).values()
+        return "path" in flat
+    return False
 
 
 def _is_ljspeech(folder: Path) -> bool:

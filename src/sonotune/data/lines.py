@@ -66,6 +66,11 @@ class Problems:
         """Note a value that was refused."""
         self.add(line, error.what, found=error.found, allowed=error.allowed, do=error.do)
 
+    def absorb(self, other: Problems) -> None:
+        """Note the problems of another file of the same source."""
+        self.count += other.count
+        self._listed += other._listed[: MAX_LISTED - len(self._listed)]
+
     def check(self) -> None:
         """Stop here when there are problems.
 

@@ -143,6 +143,11 @@ def _name(name: str, value: object) -> str:
     return text
 
 
+def _speaker(name: str, value: object) -> str:
+    # Numbers are the usual names of speakers, and JSON of other tools has them without quotes.
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else _name(name, value)
+
+
 def _transcript(name: str, value: object) -> str:
     return unicodedata.normalize("NFC", _text(name, value))
 
@@ -226,5 +231,5 @@ _READERS: Mapping[str, Callable[[str, object], Any]] = {
     "words": _words,
     "language": _name,
     "domain": _name,
-    "speaker": _name,
+    "speaker": _speaker,
 }

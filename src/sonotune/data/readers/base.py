@@ -74,14 +74,18 @@ class Reading:
             return self._encoding
         if path in self._found:
             return self._found[path]
-        found = self._found[path] = find_encoding(path)
-        if found != "utf-8":
+        found = find_encoding(path)
+        if found != "utf-8" and found not in self._found.values():
             self.say("encoding", f"{path.name} is read as {found}, by its first bytes; --encoding names another.")
+        self._found[path] = found
         return found
 
     def lines(self, path: Path) -> Iterator[tuple[int, str]]:
         """The lines of a text file."""
-        return text_lines(path, self.problems, encoding=self.encoding_of(path))
+        inside = self.problems if path == self.source else Problems(path)
+        yield from text_lines(path, inside, encoding=self.encoding_of(path))
+        if inside is not self.problems:
+            self.problems.absorb(inside)
 
     def json_lines(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         """The objects of a JSON Lines file."""

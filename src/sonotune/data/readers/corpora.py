@@ -63,6 +63,7 @@ def load_kaldi(
         allow_outside_root=allow_outside_root,
         encoding=encoding,
         findings=findings,
+        unit="clip",
     )
     if reading.root.root != source.absolute() and root is None:
         reading.say("root", f"paths of {source / 'wav.scp'} are taken from {reading.root.root}; --root names another.")
@@ -229,7 +230,14 @@ def load_librispeech(
             f"{source} cannot be read as librispeech: found no {TRANSCRIPTS} in it; allowed is a folder with chapters "
             "of LibriSpeech. Check the folder, or name another format."
         )
-    reading = Reading(source, root=source, allow_outside_root=allow_outside_root, encoding=encoding, findings=findings)
+    reading = Reading(
+        source,
+        root=source,
+        allow_outside_root=allow_outside_root,
+        encoding=encoding,
+        findings=findings,
+        unit="clip",
+    )
     audio: dict[str, Path] = {}
     for path in find_audio(source)[0]:
         audio.setdefault(f"{path.parent}/{path.stem}", path)
@@ -314,4 +322,4 @@ def load_fsdd(source: Path, *, speakers: Sequence[str] = ()) -> list[Clip]:
         for number, match in enumerate(matches, 1)
         if not speakers or match[2] in speakers
     )
-    return Reading(folder, root=folder).clips(records)
+    return Reading(folder, root=folder, unit="clip").clips(records)

@@ -50,7 +50,14 @@ def load_folder(
         raise ManifestError(
             f"contents: found {contents!r}; allowed are auto, transcripts and classes. Name one of them."
         )
-    reading = Reading(source, root=source, allow_outside_root=allow_outside_root, encoding=encoding, findings=findings)
+    reading = Reading(
+        source,
+        root=source,
+        allow_outside_root=allow_outside_root,
+        encoding=encoding,
+        findings=findings,
+        unit="file",
+    )
     files, unreadable = find_audio(source)
     if unreadable:
         reading.add(left_out(unreadable, source))

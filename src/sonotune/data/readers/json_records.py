@@ -137,6 +137,8 @@ def _flat(reading: Reading, rows: Iterator[tuple[int, dict[str, Any]]]) -> Itera
 def _flatten(row: Mapping[str, Any]) -> dict[str, Any]:
     """Bring path and text to columns of their own, wherever the tool that wrote the row has them."""
     flat = {name: value for name, value in row.items() if value is not None}
+    if "audios" in flat and "response" in flat:  # the older form of ms-swift
+        flat["messages"] = [{"role": "assistant", "content": flat.pop("response")}]
     if isinstance(flat.get("messages"), list):
         flat = _from_messages(flat)
     for name, value in flat.items():
