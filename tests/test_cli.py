@@ -881,6 +881,36 @@ def test_corpora_are_imported_described_and_split(data: Path):
     assert only_json(out)["eval"]["speakers"] == ["s0", "s2"]
 
 
+def test_an_import_says_what_it_assumed_and_what_is_missing(tmp_path: Path):
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", tone(), RATE_HZ)
+    table = tmp_path / "t.csv"
+    table.write_text("path;text\na.wav;one\ngone.wav;two\n")
+    manifest = tmp_path / "all.jsonl"
+    code, out, err = call("data", "import", str(table), str(manifest), "--json")
+    assert code == 0, err
+    body = only_json(out)
+    assert (body["format"], body["clips"]) == ("csv", 2)
+    assert [finding["check"] for finding in body["findings"]] == [
+        "import.delimiter",
+        "audio.missing",
+        "import.no_speakers",
+    ]
+    assert "WARNING: the audio files of 1 of 2 clips do not exist" in err
+    code, out, _ = call(
+        "data", "import", f"csv:{table}", str(manifest), "--delimiter", "semicolon", "--text-column", "text"
+    )
+    assert code == 0
+    assert "2 clips" in out
+    assert "1 texts" not in out
+    manifest.unlink()
+    table.write_text("path;text\ngone.wav;two\n")
+    refused(call("data", "import", str(table), str(manifest)), "no clip of")
+    assert not manifest.exists()
+    refused(call("data", "import", str(table), str(manifest), "--contents", "classes"), "contents")
+    refused(call("data", "import", str(table), str(manifest), "--encoding", "klingon"), "no encoding")
+
+
 # --- the whole pipeline --------------------------------------------------------------------------
 
 

@@ -41,14 +41,22 @@ NORMALIZERS = MappingProxyType(
 )
 IMPORTERS = MappingProxyType(
     {
-        "jsonl": "sonotune.data.importers:load_jsonl",
-        "nemo": "sonotune.data.importers:load_nemo",
-        "qwen": "sonotune.data.importers:load_qwen",
-        "csv": "sonotune.data.importers:load_csv",
-        "common_voice": "sonotune.data.importers:load_common_voice",
-        "folder": "sonotune.data.importers:load_folder",
-        "fsdd": "sonotune.data.importers:load_fsdd",
-        "hub": "sonotune.data.importers:load_hub",
+        "jsonl": "sonotune.data.readers.json_records:load_jsonl",
+        "json": "sonotune.data.readers.json_records:load_json",
+        "nemo": "sonotune.data.readers.json_records:load_json",
+        "qwen": "sonotune.data.readers.json_records:load_json",
+        "swift": "sonotune.data.readers.json_records:load_json",
+        "whisper_finetune": "sonotune.data.readers.json_records:load_json",
+        "csv": "sonotune.data.readers.tables:load_csv",
+        "speechbrain": "sonotune.data.readers.tables:load_csv",
+        "common_voice": "sonotune.data.readers.tables:load_common_voice",
+        "ljspeech": "sonotune.data.readers.tables:load_ljspeech",
+        "folder": "sonotune.data.readers.folders:load_folder",
+        "audiofolder": "sonotune.data.readers.folders:load_audiofolder",
+        "kaldi": "sonotune.data.readers.corpora:load_kaldi",
+        "librispeech": "sonotune.data.readers.corpora:load_librispeech",
+        "fsdd": "sonotune.data.readers.corpora:load_fsdd",
+        "hub": "sonotune.data.hub:load_hub",
         "rudiments": "sonotune.data.rudiments:load_rudiments",
     }
 )

@@ -133,7 +133,7 @@ def test_only_the_span_of_a_clip_is_joined(tmp_path: Path) -> None:
 
 @pytest.mark.realdata
 def test_joined_digits(fsdd: Path, tmp_path: Path) -> None:
-    clips = load(fsdd)[::20]
+    clips = load(fsdd, format="fsdd")[::20]
     joined = join(clips, tmp_path, limit=5, seed=0)
     assert len(joined) == 5
     assert all(1.0 <= clip.duration_s <= 15.1 for clip in joined)

@@ -51,6 +51,14 @@ def test_what_is_no_usable_audio_is_named_and_the_rest_goes_on(recordings: Path)
     }
 
 
+def test_recordings_of_kinds_that_cannot_be_read_are_named(recordings: Path):
+    (recordings / "deep" / "memo.m4a").touch()
+    clips, (finding,) = clips_of([recordings])
+    assert len(clips) == 3
+    assert finding.severity == "error"
+    assert "deep/memo.m4a" in finding.message
+
+
 def test_transcripts_come_in_the_order_of_the_files_whatever_the_batches(recognizer: Recognizer, recordings: Path):
     (recordings / "bad.wav").write_bytes(b"")
     together = recognizer.recognize([recordings], decoding=DecodingSettings(max_new_tokens=4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ import typer
 from sonotune.cli.shared import HELP_OPTIONS, Json, app, print_result
 
 if TYPE_CHECKING:
-    from sonotune.types import Clip
+    from sonotune.types import Clip, Finding
 
 data_app = typer.Typer(
     help="Make, convert, describe and split corpora.", context_settings=HELP_OPTIONS, rich_markup_mode=None
@@ -25,26 +26,42 @@ Speakers = Annotated[str, typer.Option(help="Comma-separated speakers of eval.js
 @data_app.command("import")
 def data_import(
     source: Annotated[
-        str, typer.Argument(help="FORMAT:SOURCE or a path: folder, CSV/TSV, NeMo or Qwen JSONL, data set.")
+        str,
+        typer.Argument(help="FORMAT:SOURCE, or a path whose format the files prove: folder, table, JSON, data set."),
     ],
     manifest: Annotated[Path, typer.Argument(help="Manifest to write (JSONL).")],
     language: Annotated[str | None, typer.Option(help="Language of clips that name none, such as he.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of a data set or of Common Voice.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a data set, an audiofolder or Common Voice.")] = None,
     config: Annotated[str | None, typer.Option(help="Configuration of a hub data set, such as a language.")] = None,
     revision: Annotated[str | None, typer.Option(help="Commit or tag of a hub data set.")] = None,
     streaming: Annotated[bool, typer.Option("--streaming", help="Read a hub data set row by row.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Rows of a data set to read at most.")] = None,
     audio_column: Annotated[str | None, typer.Option(help="Column of the audio, where its name says nothing.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the transcript.")] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="Of a table: a character, or comma, semicolon, tab, pipe. Found by its header.")
+    ] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of text files, such as cp1252; UTF-8 or by their mark.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder that paths are relative to; that of the source.")] = None,
+    contents: Annotated[
+        str | None, typer.Option(help="Of a folder: transcripts (.txt beside the audio) or classes (its folders).")
+    ] = None,
+    speaker: Annotated[str | None, typer.Option(help="Of a folder: `folder` takes its folders as speakers.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Convert a corpus to a manifest."""
+    """Convert a corpus to a manifest, and say what was assumed and what is missing."""
     from dataclasses import replace
 
-    from sonotune.data.corpus import read_source
+    from sonotune.data.corpus import format_of, read_source
+    from sonotune.data.import_checks import check_clips
     from sonotune.data.manifest import statistics, write_manifest
 
     asked = {
+        "root": root,
+        "delimiter": delimiter,
+        "encoding": encoding,
+        "contents": contents,
+        "speaker": speaker,
         "split": split,
         "config": config,
         "revision": revision,
@@ -54,13 +71,37 @@ def data_import(
         "text_column": text_column,
     }
     options = {name: value for name, value in asked.items() if value is not None}
-    clips = read_source(source, allow_outside_root=True, options=options)
+    format_name, place = format_of(source)
+    findings: list[Finding] = []
+    clips = read_source(f"{format_name}:{place}", allow_outside_root=True, options=options, findings=findings)
     clips = [replace(clip, language=clip.language or language) for clip in clips]
+    for finding in findings:
+        _print_finding(finding)
+    checked = check_clips(clips, source=source, place=Path(place))
+    for finding in checked:
+        _print_finding(finding)
     write_manifest(manifest, clips)
-    root = _root_needed(manifest.parent, clips)
-    body = {"manifest": str(manifest), "root": root, **statistics(clips)}
-    lines = [f"{manifest}: {body['clips']} clips, {body['hours']:.2f} h"]
-    print_result(body, as_json=as_json, lines=[*lines, *_root_hint(root)])
+    needed = _root_needed(manifest.parent, clips)
+    body = {
+        "manifest": str(manifest),
+        "root": needed,
+        "format": format_name,
+        "findings": [
+            {"check": one.check, "severity": one.severity, "message": one.message} for one in [*findings, *checked]
+        ],
+        **statistics(clips),
+    }
+    texts, speakers = body["clips"] - body["without_text"], len(body["speakers"])
+    lines = [
+        f"{manifest}: {body['clips']} clips, {body['hours']:.2f} h, {texts} texts, {len(body['labels'])} classes, "
+        f"{speakers} speakers; read as {format_name}"
+    ]
+    print_result(body, as_json=as_json, lines=[*lines, *_root_hint(needed)])
+
+
+def _print_finding(finding: Finding) -> None:
+    marks = {"note": "", "warning": "WARNING: ", "error": "WARNING: "}
+    print(f"sonotune: {marks[finding.severity]}{finding.message}", file=sys.stderr)
 
 
 def _root_needed(folder: Path, clips: Sequence[Clip]) -> str | None:

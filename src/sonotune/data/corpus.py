@@ -83,7 +83,7 @@ def load_corpus(
     found: dict[str, list[Clip]] = {}
     findings: list[Finding] = []
     for name, source in sources.items():
-        clips = read_source(source, root=root, allow_outside_root=allow_outside_root)
+        clips = read_source(source, root=root, allow_outside_root=allow_outside_root, findings=findings)
         if not clips:
             raise ManifestError(f"data.{name}={source} has no clips. Check the file, or leave the setting out.")
         kept, dropped = _usable(
@@ -137,6 +137,7 @@ def read_source(
     root: Path | None = None,
     allow_outside_root: bool = False,
     options: Mapping[str, Any] | None = None,
+    findings: list[Finding] | None = None,
 ) -> list[Clip]:
     """Clips of a manifest path, `assets:NAME` or `IMPORTER:SOURCE`.
 
@@ -145,18 +146,27 @@ def read_source(
         root: Folder that audio paths must stay in, for importers that have one.
         allow_outside_root: Let paths leave it.
         options: Further options of the importer, such as `split`.
+        findings: Where the importer notes what it assumed and left out; the log where None.
 
     Raises:
         ManifestError: It cannot be read, or its importer has no such option.
     """
-    format_name, rest = split_source(source)
-    place = str(resolve_asset(rest)) if is_asset(rest) else rest
-    if format_name == "auto":
-        format_name = importers.sniff(place)
+    format_name, place = format_of(source)
     fence = {"root": root, "allow_outside_root": allow_outside_root}
     known = importers.options_of(format_name)
-    fitting = {name: value for name, value in fence.items() if name in known}
-    return importers.load(place, format=format_name, **fitting, **(options or {}))
+    given: dict[str, Any] = {name: value for name, value in fence.items() if name in known} | dict(options or {})
+    return importers.load(place, format=format_name, findings=findings, **given)
+
+
+def format_of(source: str) -> tuple[str, str]:
+    """The importer that reads a source, named by the user or proven by the files, and the place of the source.
+
+    Raises:
+        ManifestError: Nothing is there, or it looks like nothing we know.
+    """
+    format_name, rest = split_source(source)
+    place = str(resolve_asset(rest)) if is_asset(rest) else rest
+    return importers.sniff(place) if format_name == "auto" else format_name, place
 
 
 def _usable(

@@ -15,9 +15,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sonotune.data.lines import AudioRoot, Problems, RefusedError, show
+from sonotune.data.audio_files import AUDIO_SUFFIXES
+from sonotune.data.audio_root import AudioRoot
+from sonotune.data.columns import SYNONYMS, Columns
+from sonotune.data.lines import Problems, RefusedError, show
 from sonotune.data.manifest import fill_durations
-from sonotune.data.records import AUDIO_SUFFIXES, COLUMNS, SYNONYMS, ClipParser
+from sonotune.data.records import COLUMNS, ClipParser
 from sonotune.errors import ManifestError, MissingExtraError
 from sonotune.runs import atomic_write_bytes
 from sonotune.types import Clip
@@ -183,10 +186,8 @@ def _rows(
         label = record.get("label")
         if label_names and isinstance(label, int) and 0 <= label < len(label_names):
             record["label"] = label_names[label]
-        for column in ("id", "speaker", "label"):
-            if isinstance(record.get(column), int):
-                record[column] = str(record[column])
         try:
+            record = Columns().record(record)
             path = _store(record.get("path"), cache, root)
         except RefusedError as error:
             problems.add_refused(number, error)

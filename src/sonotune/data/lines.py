@@ -1,4 +1,4 @@
-"""What every reader of other people's files shares: bounded lines, strict JSON, a fence around paths, one error list.
+"""What every reader of other people's files shares: bounded lines of text, strict JSON, one list of problems.
 
 A manifest comes from somebody else. A line may have no end, a number may be NaN, a key may stand twice, a path may
 point at `/etc/passwd`. Each of these becomes one entry, with file and line, of one `ManifestError`.
@@ -6,19 +6,20 @@ point at `/etc/passwd`. Each of these becomes one entry, with file and line, of 
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from sonotune.errors import ManifestError
+from sonotune.json_files import MAX_DEPTH
 
 MAX_LINE_BYTES: Final = 1_000_000
 MAX_LISTED: Final = 20
 
-_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _BOM = b"\xef\xbb\xbf"
 
@@ -36,10 +37,12 @@ class Problems:
 
     Args:
         source: The file or folder being read; it begins every entry.
+        unit: What is counted in it where that is not lines, such as `entry`.
     """
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Path, *, unit: str | None = None) -> None:
         self.source = source
+        self.unit = unit
         self.count = 0
         self._listed: list[str] = []
 
@@ -47,7 +50,7 @@ class Problems:
         """Note one problem.
 
         Args:
-            line: Line number from 1, or None for the source as a whole.
+            line: Line number (or number of the unit) from 1, or None for the source as a whole.
             what: What is wrong, and with which thing.
             found: What stands there.
             allowed: What may stand there.
@@ -55,12 +58,18 @@ class Problems:
         """
         self.count += 1
         if len(self._listed) < MAX_LISTED:
-            where = self.source if line is None else f"{self.source}:{line}"
+            number = f"{self.source}:{line}" if self.unit is None else f"{self.source}, {self.unit} {line}"
+            where = self.source if line is None else number
             self._listed.append(f"{where}: {what}: found {found}; allowed is {allowed}. {do}")
 
     def add_refused(self, line: int | None, error: RefusedError) -> None:
         """Note a value that was refused."""
         self.add(line, error.what, found=error.found, allowed=error.allowed, do=error.do)
+
+    def absorb(self, other: Problems) -> None:
+        """Note the problems of another file of the same source."""
+        self.count += other.count
+        self._listed += other._listed[: MAX_LISTED - len(self._listed)]
 
     def check(self) -> None:
         """Stop here when there are problems.
@@ -99,15 +108,16 @@ def require_file(path: Path) -> None:
     )
 
 
-def text_lines(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
+def text_lines(path: Path, problems: Problems, *, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
     r"""Read a text file line by line without ever holding more than one bounded line.
 
     Only `\n` and `\r\n` end a line, so that U+2028 or U+0085 inside a transcript does not. A byte order mark is
-    dropped. Lines that are too long or not UTF-8 go to `problems` and are left out.
+    dropped. Lines that are too long, in another encoding or with a NUL character go to `problems` and are left out.
 
     Args:
         path: The file.
         problems: Where bad lines are noted.
+        encoding: Of the text; see `readers.base.find_encoding`.
 
     Yields:
         Line number from 1, and the line with its ending.
@@ -118,34 +128,18 @@ def text_lines(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
     require_file(path)
     try:
         with path.open("rb") as file:
-            number = 0
-            while raw := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if number == 1:
-                    raw = raw.removeprefix(_BOM)
-                if len(raw) > MAX_LINE_BYTES:
-                    while raw and not raw.endswith(b"\n"):
-                        raw = file.readline(MAX_LINE_BYTES)
+            lines = _utf8_lines(file, problems) if encoding == "utf-8" else _decoded_lines(file, problems, encoding)
+            for number, line in lines:
+                if "\0" in line:
                     problems.add(
                         number,
-                        "the line is too long",
-                        found=f"more than {MAX_LINE_BYTES} bytes",
-                        allowed=f"at most {MAX_LINE_BYTES} bytes",
-                        do="Write one clip a line.",
+                        "the line has a NUL character",
+                        found=show(line.strip(), 60),
+                        allowed="text",
+                        do="Mend the line, or name the encoding (--encoding utf-16) if that is what the file has.",
                     )
-                    continue
-                try:
-                    line = raw.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    problems.add(
-                        number,
-                        "the line is not UTF-8",
-                        found=f"byte 0x{raw[error.start]:02x} at offset {error.start}",
-                        allowed="UTF-8 text",
-                        do="Save the file as UTF-8.",
-                    )
-                    continue
-                yield number, line
+                else:
+                    yield number, line
     except OSError as error:
         raise ManifestError(
             f"{path} cannot be read: found {error.strerror or error}; allowed is a readable file. "
@@ -153,18 +147,83 @@ def text_lines(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
         ) from error
 
 
-def json_objects(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+def _utf8_lines(file: IO[bytes], problems: Problems) -> Iterator[tuple[int, str]]:
+    """Lines of UTF-8; a line that is something else does not hide the others."""
+    number = 0
+    while raw := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if number == 1:
+            raw = raw.removeprefix(_BOM)
+        if len(raw) > MAX_LINE_BYTES:
+            while raw and not raw.endswith(b"\n"):
+                raw = file.readline(MAX_LINE_BYTES)
+            _add_long_line(problems, number, "bytes")
+            continue
+        try:
+            line = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            problems.add(
+                number,
+                "the line is not UTF-8",
+                found=f"byte 0x{raw[error.start]:02x} at offset {error.start}",
+                allowed="UTF-8 text",
+                do="Save the file as UTF-8, or name its encoding where `sonotune data import` reads it, such as "
+                "--encoding cp1252.",
+            )
+            continue
+        yield number, line
+
+
+def _decoded_lines(file: IO[bytes], problems: Problems, encoding: str) -> Iterator[tuple[int, str]]:
+    """Lines of another encoding, up to the first place that is something else."""
+    number = 0
+    try:
+        with io.TextIOWrapper(file, encoding=encoding, newline="\n") as text:
+            while line := text.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    while line and not line.endswith("\n"):
+                        line = text.readline(MAX_LINE_BYTES)
+                    _add_long_line(problems, number, "characters")
+                    continue
+                yield number, line.removeprefix("\ufeff") if number == 1 else line
+    except UnicodeError as error:
+        problems.add(
+            number + 1,
+            f"the text is not {encoding}",
+            found=getattr(error, "reason", None) or str(error),
+            allowed=f"{encoding} text",
+            do="Name the encoding that the file has (--encoding), or save it as UTF-8.",
+        )
+
+
+def _add_long_line(problems: Problems, number: int, unit: str) -> None:
+    problems.add(
+        number,
+        "the line is too long",
+        found=f"more than {MAX_LINE_BYTES} {unit}",
+        allowed=f"at most {MAX_LINE_BYTES} {unit}",
+        do="Write one clip a line.",
+    )
+
+
+def json_objects(path: Path, problems: Problems, *, encoding: str = "utf-8") -> Iterator[tuple[int, dict[str, Any]]]:
     """Read a JSON Lines file. Blank lines are skipped; bad ones go to `problems`.
+
+    Args:
+        path: The file.
+        problems: Where bad lines are noted.
+        encoding: Of the text.
 
     Yields:
         Line number from 1, and the object on that line: no duplicate keys, no NaN, no lone surrogates.
     """
-    for number, line in text_lines(path, problems):
+    for number, line in text_lines(path, problems, encoding=encoding):
         if not line.strip():
             continue
         try:
             value = json.loads(line, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-            _refuse_surrogates(value)
+            check_value(value)
         except RefusedError as error:
             problems.add_refused(number, error)
         except RecursionError:
@@ -222,8 +281,21 @@ def _refuse_constant(name: str) -> None:
     raise RefusedError("a number is not a number", found=name, allowed="finite numbers", do="Mend or remove the value.")
 
 
-def _refuse_surrogates(value: Any) -> None:
-    r"""Half of a character (`\ud800`) is legal JSON but no text: it could never be written again as UTF-8."""
+def check_value(value: Any, depth: int = 0) -> None:
+    r"""Refuse JSON that could never be written again.
+
+    Half of a character (`\ud800`) is legal JSON but no text, and what is nested deeply ends a reader's stack.
+
+    Raises:
+        RefusedError: There is such a value.
+    """
+    if depth > MAX_DEPTH:
+        raise RefusedError(
+            "the JSON is nested too deeply",
+            found=f"more than {MAX_DEPTH} levels",
+            allowed="one flat object",
+            do="Remove the nested value.",
+        )
     if isinstance(value, str):
         if _SURROGATE.search(value):
             raise RefusedError(
@@ -234,88 +306,8 @@ def _refuse_surrogates(value: Any) -> None:
             )
     elif isinstance(value, dict):
         for key, child in value.items():
-            _refuse_surrogates(key)
-            _refuse_surrogates(child)
+            check_value(key, depth + 1)
+            check_value(child, depth + 1)
     elif isinstance(value, list):
         for child in value:
-            _refuse_surrogates(child)
-
-
-class AudioRoot:
-    """Turns the paths of a manifest into files below one folder.
-
-    A manifest from elsewhere must not make this program open `/etc/passwd` or a neighbour's recordings, so a path
-    that leaves the root by `..`, by being absolute or through a symbolic link is refused, unless allowed.
-
-    Args:
-        root: The folder.
-        allow_outside: Whether paths may leave it.
-    """
-
-    def __init__(self, root: Path, *, allow_outside: bool = False) -> None:
-        self.root = root.absolute()
-        self.allow_outside = allow_outside
-        self._real_root = self._real(self.root)
-        self._real_folders: dict[Path, Path] = {}
-
-    def resolve(self, value: str) -> Path:
-        """Find the file that a manifest's path names.
-
-        Args:
-            value: The path as written: relative to the root, or absolute.
-
-        Returns:
-            An absolute path. The file may be missing: that is for the audio check to find.
-
-        Raises:
-            RefusedError: Empty, a URL, impossible as a file name, or outside the root.
-        """
-        name = "the name of an audio file"
-        do = "Mend the path."
-        if not value:
-            raise RefusedError("the path is empty", found="''", allowed=name, do=do)
-        if "\0" in value:
-            raise RefusedError("the path has a NUL character", found=show(value), allowed=name, do=do)
-        if _URL.match(value):
-            raise RefusedError(
-                "the path is a URL", found=show(value), allowed="a file on this machine", do="Download the audio first."
-            )
-        path = self.root / value
-        if _size_bytes(value) > 4000 or max(map(_size_bytes, path.parts)) > 255:
-            raise RefusedError(
-                "the path is too long", found=show(value), allowed="names that a file system can hold", do=do
-            )
-        real = self._real_file(path)
-        if not self.allow_outside and not real.is_relative_to(self._real_root):
-            raise RefusedError(
-                "the path leaves the root of the manifest",
-                found=f"{show(value)}, which is {show(str(real), 200)}",
-                allowed=f"files below {self.root}",
-                do="Move the audio there, set another root (data.root), or set data.allow_outside_root=true.",
-            )
-        return real if ".." in path.parts else path
-
-    def _real_file(self, path: Path) -> Path:
-        # Folders repeat over thousands of lines, and resolving costs one system call for each of their parts.
-        folder = path.parent
-        if ".." in path.parts or path.is_symlink():
-            return self._real(path)
-        if folder not in self._real_folders:
-            self._real_folders[folder] = self._real(folder)
-        return self._real_folders[folder] / path.name
-
-    @staticmethod
-    def _real(path: Path) -> Path:
-        try:
-            return path.resolve()
-        except (OSError, RuntimeError) as error:  # Python 3.11 raises RuntimeError for a loop of links
-            raise RefusedError(
-                "the path cannot be followed",
-                found=f"{show(str(path))}: {error}",
-                allowed="an audio file",
-                do="Mend the links.",
-            ) from error
-
-
-def _size_bytes(name: str) -> int:
-    return len(name.encode("utf-8", "surrogatepass"))  # a name on disk need not be UTF-8
+            check_value(child, depth + 1)

@@ -22,7 +22,8 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from sonotune.audio.io import probe, verify
-from sonotune.data.lines import AudioRoot, Problems, json_objects, show
+from sonotune.data.audio_root import AudioRoot
+from sonotune.data.lines import Problems, json_objects, show
 from sonotune.data.records import COLUMNS, ClipParser
 from sonotune.errors import AudioError, ManifestError
 from sonotune.progress import phase

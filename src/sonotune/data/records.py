@@ -8,7 +8,8 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from sonotune.data.lines import AudioRoot, Problems, RefusedError, json_type, show
+from sonotune.data.audio_root import AudioRoot
+from sonotune.data.lines import Problems, RefusedError, json_type, show
 from sonotune.errors import suggest
 from sonotune.types import Clip, Word
 
@@ -27,25 +28,6 @@ COLUMNS: Final = (
     "speaker",
 )
 REQUIRED: Final = ("id", "path")
-
-AUDIO_SUFFIXES: Final = frozenset(
-    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".rf64"}
-)
-
-# Our column -> names that other tools give it, best first.
-SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
-    "id": ("id", "clip_id", "utt_id", "utterance_id"),
-    "path": ("path", "audio_filepath", "audio_path", "audio", "file", "file_name", "filename", "wav"),
-    "text": ("text", "sentence", "transcript", "transcription"),
-    "speaker": ("speaker", "speaker_id", "client_id"),
-    "language": ("language", "locale", "lang"),
-    "domain": ("domain", "sentence_domain"),
-    "duration_s": ("duration_s", "duration"),
-    "start_s": ("start_s", "offset", "start"),
-    "sample_rate_hz": ("sample_rate_hz", "sample_rate", "sampling_rate"),
-    "channel": ("channel",),
-    "label": ("label", "category", "class"),
-}
 
 
 class ClipParser:
@@ -161,6 +143,11 @@ def _name(name: str, value: object) -> str:
     return text
 
 
+def _speaker(name: str, value: object) -> str:
+    # Numbers are the usual names of speakers, and JSON of other tools has them without quotes.
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else _name(name, value)
+
+
 def _transcript(name: str, value: object) -> str:
     return unicodedata.normalize("NFC", _text(name, value))
 
@@ -244,5 +231,5 @@ _READERS: Mapping[str, Callable[[str, object], Any]] = {
     "words": _words,
     "language": _name,
     "domain": _name,
-    "speaker": _name,
+    "speaker": _speaker,
 }

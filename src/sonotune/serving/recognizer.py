@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sonotune.audio import io
 from sonotune.data import text
-from sonotune.data.records import AUDIO_SUFFIXES
+from sonotune.data.audio_files import find_audio, left_out
 from sonotune.errors import AudioError, ManifestError
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate
 from sonotune.loading import Opened, choose_family, open_model
@@ -128,12 +128,16 @@ class Recognizer:
 def clips_of(paths: Sequence[Path], *, language: str | None = None) -> tuple[list[Clip], list[Finding]]:
     """Clips of audio files and of every audio file in folders; what is no usable audio becomes a finding."""
     files: list[Path] = []
+    clips: list[Clip] = []
+    findings: list[Finding] = []
     for path in paths:
         if path.is_dir():
-            files += sorted(inner for inner in path.rglob("*") if inner.suffix.lower() in AUDIO_SUFFIXES)
+            readable, unreadable = find_audio(path)
+            files += readable
+            if unreadable:
+                findings.append(left_out(unreadable, path))
         else:
             files.append(path)
-    clips, findings = [], []
     for file in dict.fromkeys(files):  # a file may be named by itself and by its folder
         try:
             info = io.verify(file)

@@ -1,0 +1,69 @@
+"""Which files of a folder are audio: those that can be read, and those of kinds that cannot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from sonotune.types import Finding
+
+AUDIO_SUFFIXES: Final = frozenset(
+    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".rf64", ".sph"}
+)
+UNREADABLE_SUFFIXES: Final = frozenset(
+    {".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".aac", ".webm", ".mkv", ".mka", ".wma", ".amr", ".awb", ".3gp", ".3ga"}
+    | {".avi", ".ape", ".wv", ".ac3", ".mpc", ".spx", ".dss", ".shn"}
+)
+"""Kinds of recordings that libsndfile does not read."""
+MAX_NAMED: Final = 10
+
+
+def find_audio(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Every recording below a folder, sorted; hidden files are not counted, folders that are links not entered.
+
+    Returns:
+        The files that can be read by their kind, and those that cannot.
+    """
+    readable: list[Path] = []
+    unreadable: list[Path] = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            suffix = Path(name).suffix.lower()
+            if name.startswith("."):
+                continue
+            if suffix in AUDIO_SUFFIXES:
+                readable.append(Path(parent, name))
+            elif suffix in UNREADABLE_SUFFIXES:
+                unreadable.append(Path(parent, name))
+    return sorted(readable), sorted(unreadable)
+
+
+def left_out(files: Sequence[Path], folder: Path) -> Finding:
+    """The finding that names recordings of a folder whose kind cannot be read.
+
+    Args:
+        files: The recordings; at least one.
+        folder: Names are shown relative to it.
+    """
+    names = [str(path.relative_to(folder)) for path in files]
+    one = len(files) == 1
+    return Finding(
+        check="audio.unreadable_kind",
+        severity="error",
+        message=f"{len(files)} recording{' is' if one else 's are'} left out of {folder}, because files of "
+        f"{'its' if one else 'their'} kind cannot be read: {enumerate_names(names)}. Convert them to WAV, FLAC, MP3 or "
+        f"Ogg first, such as `ffmpeg -i {files[0].name} {files[0].stem}.wav`.",
+        path=str(folder),
+        measured=float(len(files)),
+        limit=0.0,
+        unit="files",
+    )
+
+
+def enumerate_names(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")

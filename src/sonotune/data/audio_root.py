@@ -1,0 +1,111 @@
+"""The fence around the paths of a manifest, and how a path that was written elsewhere is found here."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from pathlib import Path
+
+from sonotune.data.lines import RefusedError, show
+
+_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+class AudioRoot:
+    """Turns the paths of a manifest into files below one folder.
+
+    A manifest from elsewhere must not make this program open `/etc/passwd` or a neighbour's recordings, so a path
+    that leaves the root by `..`, by being absolute or through a symbolic link is refused, unless allowed.
+
+    Args:
+        root: The folder.
+        allow_outside: Whether paths may leave it.
+    """
+
+    def __init__(self, root: Path, *, allow_outside: bool = False) -> None:
+        self.root = root.absolute()
+        self.allow_outside = allow_outside
+        self._real_root = self._real(self.root)
+        self._real_folders: dict[Path, Path] = {}
+
+    def resolve(self, value: str) -> Path:
+        """Find the file that a manifest's path names.
+
+        Args:
+            value: The path as written: relative to the root, or absolute.
+
+        Returns:
+            An absolute path. The file may be missing: that is for the audio check to find.
+
+        Raises:
+            RefusedError: Empty, a URL, impossible as a file name, or outside the root.
+        """
+        name = "the name of an audio file"
+        do = "Mend the path."
+        if not value:
+            raise RefusedError("the path is empty", found="''", allowed=name, do=do)
+        if "\0" in value:
+            raise RefusedError("the path has a NUL character", found=show(value), allowed=name, do=do)
+        if _URL.match(value):
+            raise RefusedError(
+                "the path is a URL", found=show(value), allowed="a file on this machine", do="Download the audio first."
+            )
+        path = self.root / value
+        if ("\\" in value or not value.isascii()) and not _exists(path):
+            path = self._as_written_here(value) or path
+        if _size_bytes(value) > 4000 or max(map(_size_bytes, path.parts)) > 255:
+            raise RefusedError(
+                "the path is too long", found=show(value), allowed="names that a file system can hold", do=do
+            )
+        real = self._real_file(path)
+        if not self.allow_outside and not real.is_relative_to(self._real_root):
+            raise RefusedError(
+                "the path leaves the root of the manifest",
+                found=f"{show(value)}, which is {show(str(real), 200)}",
+                allowed=f"files below {self.root}",
+                do="Move the audio there, set another root (data.root), or set data.allow_outside_root=true.",
+            )
+        return real if ".." in path.parts else path
+
+    def _as_written_here(self, value: str) -> Path | None:
+        """A file whose path was written with backslashes, or with its accents composed another way, as macOS does."""
+        for written in dict.fromkeys((value, value.replace("\\", "/"))):
+            path = Path(self.root.anchor) if written.startswith("/") else self.root
+            for part in Path(written).parts:
+                forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+                path = next((found for form in forms if _exists(found := path / form)), path / part)
+            if _exists(path):
+                return path
+        return None
+
+    def _real_file(self, path: Path) -> Path:
+        # Folders repeat over thousands of lines, and resolving costs one system call for each of their parts.
+        folder = path.parent
+        if ".." in path.parts or path.is_symlink():
+            return self._real(path)
+        if folder not in self._real_folders:
+            self._real_folders[folder] = self._real(folder)
+        return self._real_folders[folder] / path.name
+
+    @staticmethod
+    def _real(path: Path) -> Path:
+        try:
+            return path.resolve()
+        except (OSError, RuntimeError) as error:  # Python 3.11 raises RuntimeError for a loop of links
+            raise RefusedError(
+                "the path cannot be followed",
+                found=f"{show(str(path))}: {error}",
+                allowed="an audio file",
+                do="Mend the links.",
+            ) from error
+
+
+def _size_bytes(name: str) -> int:
+    return len(name.encode("utf-8", "surrogatepass"))  # a name on disk need not be UTF-8
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file system takes
+        return False

@@ -1,0 +1,110 @@
+"""What an import says about the clips it gives: which audio is not there or does not open, and what all clips lack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from sonotune.data.manifest import check_audio
+from sonotune.errors import ManifestError
+from sonotune.types import Clip, Finding
+
+_EXAMPLES: Final = 3
+_FOLDERS: Final = 200
+_REASONS: Final = {"missing": "do not exist", "span": "are shorter than the span that their clip names"}
+
+
+def check_clips(clips: Sequence[Clip], *, source: str, place: Path) -> list[Finding]:
+    """Open the header of every clip's audio, and count texts, classes and speakers.
+
+    Args:
+        clips: The clips of an import.
+        source: What was imported, for messages.
+        place: The file or folder of it; where audio is missing, its neighbours are looked at.
+
+    Returns:
+        One finding for each reason for which audio cannot be used, and one for each thing that no clip has.
+
+    Raises:
+        ManifestError: Not one clip can be used.
+    """
+    _, bad = check_audio(clips, mode="header", workers=8)
+    by_reason: dict[str, list[Finding]] = {}
+    for finding in bad:
+        by_reason.setdefault(finding.check.removeprefix("audio."), []).append(finding)
+    findings = [_unusable(reason, found, len(clips), place) for reason, found in by_reason.items()]
+    if len(bad) == len(clips):
+        raise ManifestError(
+            f"no clip of {source} can be used, and nothing is written. " + " ".join(one.message for one in findings)
+        )
+    return [*findings, *_lacking(clips)]
+
+
+def _unusable(reason: str, found: Sequence[Finding], clips: int, place: Path) -> Finding:
+    what = _REASONS.get(reason, f"cannot be read ({reason.replace('_', ' ')})")
+    paths = list(dict.fromkeys(finding.path or "" for finding in found))
+    if reason == "missing":
+        more = f" and {len(paths) - _EXAMPLES} more" if len(paths) > _EXAMPLES else ""
+        told = f"{', '.join(paths[:_EXAMPLES])}{more}. {_elsewhere(Path(paths[0]).name, place)}"
+    else:
+        told = f"the first is {found[0].message}"
+    return Finding(
+        check=f"audio.{reason}",
+        severity="warning",
+        message=f"the audio files of {len(found)} of {clips} clips {what}: {told}",
+        clip_ids=tuple(clip_id for finding in found for clip_id in finding.clip_ids),
+        measured=float(len(found)),
+        limit=0.0,
+        unit="clips",
+    )
+
+
+def _elsewhere(name: str, place: Path) -> str:
+    """The folder near the source in which a missing file lies, as the option that makes it found."""
+    folder = (place if place.is_dir() else place.parent).absolute()
+    near = [folder, folder.parent]
+    for parent in (folder, folder.parent):
+        try:
+            near += sorted(entry for entry in parent.iterdir() if entry.is_dir())[:_FOLDERS]
+        except OSError:
+            continue
+    for other in near:
+        try:
+            if (other / name).is_file():
+                return f"A file {name} is in {other}: --root {other} takes the paths from there."
+        except (OSError, ValueError):
+            break  # a name that no file system takes
+    return "Check the paths, or name the folder that they are relative to with --root."
+
+
+def _lacking(clips: Sequence[Clip]) -> list[Finding]:
+    texts = sum(clip.text is not None and bool(clip.text.strip()) for clip in clips)
+    labels = sum(bool(clip.label) for clip in clips)
+    findings = []
+    if not texts:
+        findings.append(
+            Finding(
+                check="import.no_texts",
+                severity="note" if labels else "warning",
+                message="0 texts: no clip has a transcript"
+                + (f"; {labels} have a class." if labels else ", and none a class. --text-column names its column."),
+            )
+        )
+    elif texts < len(clips) and not labels:
+        findings.append(
+            Finding(
+                check="import.no_texts",
+                severity="note",
+                message=f"{len(clips) - texts} of {len(clips)} clips have no text, or an empty one.",
+            )
+        )
+    if not any(clip.speaker for clip in clips):
+        findings.append(
+            Finding(
+                check="import.no_speakers",
+                severity="note",
+                message="0 speakers: no clip names its speaker. Splits then go by file, and intervals by clip.",
+            )
+        )
+    return findings

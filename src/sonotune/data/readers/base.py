@@ -1,0 +1,194 @@
+"""What every reader shares: the encoding of a text file, what was assumed, and the way from records to clips."""
+
+from __future__ import annotations
+
+import codecs
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from sonotune.data.audio_root import AudioRoot
+from sonotune.data.columns import Columns, looks_like_time
+from sonotune.data.lines import Problems, RefusedError, json_objects, require_file, show, text_lines
+from sonotune.data.manifest import fill_durations
+from sonotune.data.records import ClipParser
+from sonotune.errors import ManifestError
+from sonotune.types import Clip, Finding, Severity
+
+_MARKS: Final = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark begins this one
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_SAMPLE_BYTES: Final = 4096
+
+
+class Reading:
+    """One source while it is read.
+
+    Args:
+        source: The file or folder that the user named.
+        root: Folder that paths are relative to and may not leave.
+        allow_outside_root: Whether paths may leave the root.
+        encoding: Of the text files; None looks for marks of UTF-16 and takes UTF-8 otherwise.
+        columns: Columns that the user named.
+        findings: Where assumptions and losses are noted; None where nobody asks.
+        unit: What problems are numbered by, where that is not lines.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        *,
+        root: Path | None = None,
+        allow_outside_root: bool = False,
+        encoding: str | None = None,
+        columns: Columns | None = None,
+        findings: list[Finding] | None = None,
+        unit: str | None = None,
+    ) -> None:
+        self.source = source
+        self.root = AudioRoot(root or source.parent, allow_outside=allow_outside_root)
+        self.problems = Problems(source, unit=unit)
+        self.columns = columns or Columns()
+        self._findings = [] if findings is None else findings
+        self._encoding = None if encoding is None else known_encoding(encoding)
+        self._found: dict[Path, str] = {}
+
+    def say(self, check: str, message: str, *, severity: Severity = "note") -> None:
+        """Note an assumption (a note), or something that is lost (a warning)."""
+        self._findings.append(
+            Finding(check=f"import.{check}", severity=severity, message=message, path=str(self.source))
+        )
+
+    def add(self, finding: Finding) -> None:
+        """Note a finding that was made elsewhere."""
+        self._findings.append(finding)
+
+    def encoding_of(self, path: Path) -> str:
+        """The encoding of a text file: as the user says, or by its first bytes, which is then said."""
+        if self._encoding is not None:
+            return self._encoding
+        if path in self._found:
+            return self._found[path]
+        found = find_encoding(path)
+        if found != "utf-8" and found not in self._found.values():
+            self.say("encoding", f"{path.name} is read as {found}, by its first bytes; --encoding names another.")
+        self._found[path] = found
+        return found
+
+    def lines(self, path: Path) -> Iterator[tuple[int, str]]:
+        """The lines of a text file."""
+        inside = self.problems if path == self.source else Problems(path)
+        yield from text_lines(path, inside, encoding=self.encoding_of(path))
+        if inside is not self.problems:
+            self.problems.absorb(inside)
+
+    def json_lines(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The objects of a JSON Lines file."""
+        return json_objects(path, self.problems, encoding=self.encoding_of(path))
+
+    def records(self, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Rows of theirs -> records of ours; a row that cannot be read becomes a problem."""
+        for number, row in rows:
+            try:
+                yield number, self.columns.record(row)
+            except RefusedError as error:
+                self.problems.add_refused(number, error)
+
+    def clips(self, records: Iterable[tuple[int, Mapping[str, Any]]]) -> list[Clip]:
+        """Records of ours -> clips with ids and durations.
+
+        Raises:
+            ManifestError: Lists what is wrong with the source; or there is no clip in it.
+        """
+        parser = ClipParser(self.root, self.problems)
+        used: set[str] = set()
+        clips = []
+        for number, record in records:
+            clip_id = record.get("id")
+            if clip_id is None:
+                named = isinstance(record.get("path"), str)
+                record = {**record, "id": self._make_id(record, used) if named else f"line {number}"}
+            elif isinstance(clip_id, str):
+                used.add(clip_id)
+            if clip := parser.parse(number, record):
+                clips.append(clip)
+        self.problems.check()
+        if not clips:
+            raise ManifestError(
+                f"{self.source} has no clips: found an empty source; allowed is at least one clip. Check the path."
+            )
+        self._say_unused_times(clips)
+        return fill_durations(clips)
+
+    def _say_unused_times(self, clips: Iterable[Clip]) -> None:
+        unused = Counter(name for clip in clips for name, value in clip.extra.items() if looks_like_time(name, value))
+        for name, count in unused.items():
+            self.say(
+                "unused_time",
+                f"the column {show(name)} of {count} clips looks like a time or a length and is not used. Where clips "
+                "are parts of longer files, name their columns start_s and end_s (or duration_s), in seconds.",
+                severity="warning",
+            )
+
+    def _make_id(self, record: Mapping[str, Any], used: set[str]) -> str:
+        """The path below the root without its ending, with the start where there is one; unique by a number."""
+        try:
+            path = self.root.resolve(record["path"])
+        except RefusedError:
+            return f"line {len(used)} {record['path']}"[:1000]  # the parser says what is wrong with the path
+        inside = path.is_relative_to(self.root.root)
+        stem = (path.relative_to(self.root.root) if inside else Path(path.name)).with_suffix("").as_posix()
+        start_s = record.get("start_s")
+        base = f"{stem}@{start_s:.3f}" if isinstance(start_s, (int, float)) and start_s else stem
+        name, number = base, 1
+        while name in used:
+            number += 1
+            name = f"{base}-{number}"
+        used.add(name)
+        return name
+
+
+def find_encoding(path: Path) -> str:
+    """The encoding that the first bytes of a text file prove; `utf-8` where they prove none.
+
+    Encodings of one byte a character (cp1252, cp1255, ...) cannot be told apart by a few bytes: the user names them.
+
+    Raises:
+        ManifestError: The file cannot be opened.
+    """
+    require_file(path)
+    try:
+        with path.open("rb") as file:
+            sample = file.read(_SAMPLE_BYTES)
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read: {error.strerror or error}. Check its permissions.") from error
+    for mark, encoding in _MARKS:
+        if sample.startswith(mark):
+            return encoding
+    # Without a mark, ASCII in UTF-16 shows as a zero beside nearly every letter.
+    even, odd = sample[0::2].count(0), sample[1::2].count(0)
+    half = len(sample) // 2
+    if half >= 4 and max(even, odd) > 0.4 * half and min(even, odd) < 0.05 * half:
+        return "utf-16-le" if odd > even else "utf-16-be"
+    return "utf-8"
+
+
+def known_encoding(name: str) -> str:
+    """The usual name of an encoding.
+
+    Raises:
+        ManifestError: There is no such encoding of text.
+    """
+    try:
+        "".encode(name)  # refuses codecs that are no encodings of text
+        return codecs.lookup(name).name.replace("utf-8-sig", "utf-8")
+    except (LookupError, ValueError) as error:
+        raise ManifestError(
+            f"no encoding is called {show(name)}; known are utf-8, utf-16, cp1252 (Western Windows), cp1255 (Hebrew), "
+            "cp1251 (Cyrillic), latin-1, shift_jis, gb18030, big5 and the others of Python. Name one of them."
+        ) from error

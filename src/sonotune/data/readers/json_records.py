@@ -1,0 +1,193 @@
+"""Readers of JSON: our own manifest, and the manifests of other tools, as lines or as one list.
+
+NeMo (`audio_filepath`), Qwen (`language X<asr_text>...`), Whisper-Finetune (`audio: {path}`), ms-swift (`messages` and
+`audios`), `datasets` audiofolder (`file_name`) and SpeechBrain (an object of objects) differ in where a clip's path and
+text stand. `_flatten` brings each to columns; the synonyms of `data.columns` do the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import TypeAdapter
+
+from sonotune.data.columns import Columns
+from sonotune.data.lines import RefusedError, check_value, json_type, show
+from sonotune.data.manifest import read_manifest
+from sonotune.data.readers.base import Reading, find_encoding
+from sonotune.errors import ManifestError
+from sonotune.json_files import MAX_BYTES, parse_json
+from sonotune.types import Clip, Finding
+
+_QWEN_TEXT = re.compile(r"^\s*language\s+(?P<language>[^<]*?)\s*<asr_text>(?P<text>.*)$", re.DOTALL)
+_ANYTHING: Final[TypeAdapter[Any]] = TypeAdapter(Any)
+
+
+def load_jsonl(source: Path, *, root: Path | None = None, allow_outside_root: bool = False) -> list[Clip]:
+    """Read our own manifest. See `read_manifest`."""
+    return read_manifest(source, root=root, allow_outside_root=allow_outside_root)
+
+
+def load_json(
+    source: Path,
+    *,
+    root: Path | None = None,
+    allow_outside_root: bool = False,
+    encoding: str | None = None,
+    audio_column: str | None = None,
+    text_column: str | None = None,
+    findings: list[Finding] | None = None,
+) -> list[Clip]:
+    """Read the JSON of another tool: one object a line, or one list of objects.
+
+    Args:
+        source: The file.
+        root: Folder that paths are relative to and may not leave; the file's folder where None.
+        allow_outside_root: Whether paths may leave the root.
+        encoding: Of the file.
+        audio_column: Key of the audio's path, where its name says nothing.
+        text_column: Key of the transcript.
+        findings: Where assumptions and losses are noted.
+    """
+    reading = Reading(
+        source,
+        root=root,
+        allow_outside_root=allow_outside_root,
+        encoding=encoding,
+        columns=Columns(audio=audio_column, text=text_column),
+        findings=findings,
+        unit="entry" if is_one_value(source, encoding) else None,
+    )
+    return reading.clips(json_rows(reading, source))
+
+
+def json_rows(reading: Reading, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Records of ours of a JSON file."""
+    whole = is_one_value(path, reading.encoding_of(path))
+    return reading.records(_flat(reading, _entries(reading, path) if whole else reading.json_lines(path)))
+
+
+def is_one_value(path: Path, encoding: str | None) -> bool:
+    """Whether a file holds one list, or one object over several lines, instead of an object a line."""
+    try:
+        with path.open("rb") as file:
+            sample = file.read(4096).decode(encoding or find_encoding(path), "replace").lstrip("\ufeff \t\r\n")
+    except (OSError, LookupError):
+        return False  # whose reader says what is wrong
+    return sample.startswith("[") or sample.split("\n")[0].strip() == "{"
+
+
+def first_record(path: Path) -> Mapping[str, Any] | None:
+    """The first clip of a JSON file as it stands there, or None where there is none that can be read."""
+    reading = Reading(path)
+    rows = _entries(reading, path) if is_one_value(path, None) else reading.json_lines(path)
+    return next((row for _, row in rows), None)
+
+
+def _entries(reading: Reading, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a list, or of an object that holds one for each id."""
+    do = "Mend the file, or write one object a line."
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        text = data.decode(reading.encoding_of(path)).removeprefix("\ufeff")
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read: {error.strerror or error}. Check its permissions.") from error
+    except UnicodeError as error:
+        raise ManifestError(f"{path} is no text: {error}. Name its encoding (--encoding).") from error
+    if len(data) > MAX_BYTES:
+        raise ManifestError(f"{path} is larger than the {MAX_BYTES:,} bytes that one list may have. {do}")
+    value = parse_json(text.encode("utf-8", "surrogatepass"), _ANYTHING, where=str(path), error=ManifestError, do=do)
+    if isinstance(value, dict) and value and all(isinstance(entry, dict) for entry in value.values()):
+        value = [{"id": name, **entry} for name, entry in value.items()]
+    if not isinstance(value, list):
+        raise ManifestError(
+            f"{path} is no list of clips: found {json_type(value)} {show(value, 60)}; allowed are a list of objects, "
+            "an object that holds one object for each id, and one object a line. Write it so."
+        )
+    for number, entry in enumerate(value, 1):
+        if not isinstance(entry, dict):
+            reading.problems.add(
+                number,
+                "the entry is not an object",
+                found=f"{json_type(entry)} {show(entry, 60)}",
+                allowed="an object, in braces",
+                do="Mend or remove it.",
+            )
+            continue
+        try:
+            check_value(entry)
+        except RefusedError as error:
+            reading.problems.add_refused(number, error)
+        else:
+            yield number, entry
+
+
+def _flat(reading: Reading, rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, row in rows:
+        try:
+            yield number, _flatten(row)
+        except RefusedError as error:
+            reading.problems.add_refused(number, error)
+
+
+def _flatten(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring path and text to columns of their own, wherever the tool that wrote the row has them."""
+    flat = {name: value for name, value in row.items() if value is not None}
+    if "audios" in flat and "response" in flat:  # the older form of ms-swift
+        flat["messages"] = [{"role": "assistant", "content": flat.pop("response")}]
+    if isinstance(flat.get("messages"), list):
+        flat = _from_messages(flat)
+    for name, value in flat.items():
+        if name.casefold() == "audio" and isinstance(value, dict):
+            path = value.get("path")
+            if not isinstance(path, str) or not path:
+                raise RefusedError(
+                    "the audio names no file",
+                    found=f"the keys {', '.join(map(show, value)) or 'none'}",
+                    allowed='{"path": "a.wav"}',
+                    do="Write the audio to a file and name it. `hub:` reads data sets that hold the audio itself.",
+                )
+            flat[name] = path
+    return _split_qwen(flat)
+
+
+def _split_qwen(row: dict[str, Any]) -> dict[str, Any]:
+    """Take Qwen's language off a transcript; `None` there means unknown. A text without the prefix is taken whole."""
+    text = row.get("text")
+    match = _QWEN_TEXT.match(text) if isinstance(text, str) else None
+    if match is None:
+        return row
+    named = {"language": match["language"]} if match["language"] not in ("", "None") else {}
+    return {**row, "text": match["text"], **named}
+
+
+def _from_messages(row: Mapping[str, Any]) -> dict[str, Any]:
+    """One clip from a conversation: the one audio of it, and what the assistant answers last."""
+    messages = [message for message in row["messages"] if isinstance(message, dict)]
+    parts = [(message.get("role"), part) for message in messages for part in _parts(message.get("content"))]
+    listed = row.get("audios")
+    audios = [listed] if isinstance(listed, str) else listed if isinstance(listed, list) else []
+    audios = audios or [part.get("audio") or part.get("audio_url") for _, part in parts if part.get("type") == "audio"]
+    answers = [part["text"] for role, part in parts if role == "assistant" and isinstance(part.get("text"), str)]
+    if len(audios) != 1 or not answers:
+        raise RefusedError(
+            "the conversation is not of one recording and its transcript",
+            found=f"{len(audios)} audios and {len(answers)} answers",
+            allowed='one audio and the answer to it: {"messages": [..., {"role": "assistant", "content": "one two"}], '
+            '"audios": ["a.wav"]}',
+            do="Split or remove the entry.",
+        )
+    audio = audios[0]["path"] if isinstance(audios[0], dict) and "path" in audios[0] else audios[0]
+    rest = {name: value for name, value in row.items() if name not in ("messages", "audios")}
+    return {**rest, "audio": audio, "text": answers[-1]}
+
+
+def _parts(content: object) -> list[dict[str, Any]]:
+    """What a message says, as a list of parts; a plain text is one part."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []

@@ -1,0 +1,304 @@
+"""Readers of tables: any delimiter, any encoding, the columns of any tool; Common Voice and LJSpeech."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from sonotune.data.audio_files import AUDIO_SUFFIXES
+from sonotune.data.columns import SYNONYMS, Columns
+from sonotune.data.lines import Problems, RefusedError, show, text_lines
+from sonotune.data.readers.base import Reading
+from sonotune.errors import ManifestError
+from sonotune.types import Clip, Finding
+
+DELIMITERS: Final = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
+_UNQUOTED: Final = ("\t", "|")
+"""Common Voice and LJSpeech write bare quotation marks; to read them as quoting would swallow whole lines."""
+_SAMPLE_LINES: Final = 10
+_SAMPLE_CHARACTERS: Final = 1000  # of a line; the sniffer's patterns take more than linear time
+_LJSPEECH_COLUMNS: Final = ("id", "text", "normalized_text")
+
+
+def load_csv(
+    source: Path,
+    *,
+    root: Path | None = None,
+    allow_outside_root: bool = False,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    audio_column: str | None = None,
+    text_column: str | None = None,
+    findings: list[Finding] | None = None,
+) -> list[Clip]:
+    """Read a table with a header line.
+
+    Args:
+        source: The table.
+        root: Folder that paths are relative to and may not leave; the table's folder where None.
+        allow_outside_root: Whether paths may leave the root.
+        delimiter: One character, or `comma`, `semicolon`, `tab`, `pipe`; found by the header where None. Tables with
+            tabs and pipes have no quoting.
+        encoding: Of the file.
+        audio_column: Column of the audio's path, where its name says nothing.
+        text_column: Column of the transcript.
+        findings: Where assumptions and losses are noted.
+    """
+    reading = Reading(
+        source,
+        root=root,
+        allow_outside_root=allow_outside_root,
+        encoding=encoding,
+        columns=Columns(audio=audio_column, text=text_column),
+        findings=findings,
+    )
+    return reading.clips(table_records(reading, source, delimiter))
+
+
+def load_common_voice(
+    source: Path,
+    *,
+    split: str = "train",
+    root: Path | None = None,
+    allow_outside_root: bool = False,
+    findings: list[Finding] | None = None,
+) -> list[Clip]:
+    """Read a Common Voice release.
+
+    Args:
+        source: A language's folder, or one of its `.tsv` files.
+        split: Which table of the folder: `train`, `dev`, `test`, `validated`, ...
+        root: Folder of the clips; `clips/` beside the table where None.
+        allow_outside_root: Whether paths may leave the root.
+        findings: Where assumptions and losses are noted.
+    """
+    table = source / f"{split}.tsv" if source.is_dir() else source
+    if not table.exists():
+        known = ", ".join(sorted(path.stem for path in source.glob("*.tsv"))) if source.is_dir() else "none"
+        raise ManifestError(
+            f"{source} has no table {split!r}: found {known}; allowed is one of them. Set split=NAME or check the path."
+        )
+    folder = root or (table.parent / "clips" if (table.parent / "clips").is_dir() else table.parent)
+    reading = Reading(table, root=folder, allow_outside_root=allow_outside_root, findings=findings)
+    durations_s = _common_voice_durations(table.parent / "clip_durations.tsv", reading)
+    records = (
+        (line, {"duration_s": durations_s.get(record.get("path")), **record})
+        for line, record in table_records(reading, table, "\t")
+    )
+    return reading.clips(records)
+
+
+def _common_voice_durations(path: Path, reading: Reading) -> dict[str | None, float]:
+    """File name -> seconds, from the table that newer releases carry; empty where there is none."""
+    if not path.is_file():
+        return {}
+    rows = (line.rstrip("\r\n").split("\t") for _, line in reading.lines(path))
+    next(rows, None)
+    return {row[0]: float(row[1]) / 1000 for row in rows if len(row) == 2 and row[1].isdecimal() and int(row[1]) > 0}
+
+
+def load_ljspeech(
+    source: Path,
+    *,
+    root: Path | None = None,
+    allow_outside_root: bool = False,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    text_column: str | None = None,
+    findings: list[Finding] | None = None,
+) -> list[Clip]:
+    """Read the layout of LJSpeech: lines `name|text|normalized text` without a header, audio in `wavs/`.
+
+    Args:
+        source: The folder with `metadata.csv`, or that file.
+        root: Folder of the table; audio is looked for there and in `wavs/`.
+        allow_outside_root: Whether paths may leave the root.
+        delimiter: As for `load_csv`; a pipe where None.
+        encoding: Of the file.
+        text_column: `text` (the second column), or `normalized_text` (the third).
+        findings: Where assumptions and losses are noted.
+    """
+    table = source / "metadata.csv" if source.is_dir() else source
+    reading = Reading(
+        table,
+        root=root,
+        allow_outside_root=allow_outside_root,
+        encoding=encoding,
+        columns=Columns(text=text_column),
+        findings=findings,
+    )
+    mark = "|" if delimiter is None else known_delimiter(delimiter)
+    reading.say(
+        "columns",
+        f"{table.name} is read as LJSpeech: no header, the {DELIMITERS.get(mark, mark)} as delimiter, the columns "
+        f"file, text and normalized_text; the transcript is {text_column or 'text'} (--text-column names the other).",
+    )
+    return reading.clips(reading.records(_ljspeech_rows(reading, table, mark)))
+
+
+def _ljspeech_rows(reading: Reading, table: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, row in _rows(reading, table, delimiter):
+        if not 2 <= len(row) <= len(_LJSPEECH_COLUMNS):
+            reading.problems.add(
+                line,
+                "the row is not of LJSpeech",
+                found=f"{len(row)} cells",
+                allowed="2 or 3: the name of the file, its text, and the text with numbers written out",
+                do="Mend the row, or name the delimiter (--delimiter).",
+            )
+            continue
+        cells = dict(zip(_LJSPEECH_COLUMNS, row, strict=False))
+        name = cells["id"]
+        yield line, {**cells, "path": find_named_audio(reading.root.root, name) or f"wavs/{name}.wav"}
+
+
+def find_named_audio(folder: Path, name: str) -> str | None:
+    """The file that a table without paths means: in the folder or its `wavs`, with or without its ending."""
+    if not name or "\0" in name or len(name) > 200:
+        return None
+    for place in ("wavs/", "wav/", ""):
+        for suffix in ("", ".wav", ".flac", *sorted(AUDIO_SUFFIXES - {".wav", ".flac"})):
+            # A name that holds folders is fenced later, as every path is.
+            if (suffix or Path(name).suffix.lower() in AUDIO_SUFFIXES) and (
+                folder / f"{place}{name}{suffix}"
+            ).is_file():
+                return f"{place}{name}{suffix}"
+    return None
+
+
+def is_ljspeech(table: Path) -> bool:
+    """Whether a table's first line is proven to be a clip of LJSpeech: its first cell names an audio file."""
+    reading = Reading(table)
+    _, line = next(iter(reading.lines(table)), (0, ""))
+    cells = line.rstrip("\r\n").split("|")
+    return 2 <= len(cells) <= len(_LJSPEECH_COLUMNS) and find_named_audio(table.parent, cells[0]) is not None
+
+
+# --- any table -----------------------------------------------------------------------------------
+
+
+def table_records(reading: Reading, path: Path, delimiter: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Records of ours of a table with a header."""
+    mark = _find_delimiter(reading, path) if delimiter is None else known_delimiter(delimiter)
+    if mark != ",":
+        reading.columns = Columns(audio=reading.columns.audio, text=reading.columns.text, decimal_comma=True)
+    return reading.records(_with_header(reading, path, mark))
+
+
+def known_delimiter(name: str) -> str:
+    """The character that a user names.
+
+    Raises:
+        ManifestError: It is not one character.
+    """
+    named = {word: mark for mark, word in DELIMITERS.items()} | {"\\t": "\t", "space": " "}
+    mark = named.get(name, name)
+    if len(mark) != 1 or mark in '\r\n"\0' or mark.isalnum():
+        raise ManifestError(
+            f"the delimiter {show(name)} cannot be used; allowed is one character that is no letter, digit or "
+            f"quotation mark, or one of {', '.join(named)}. Name one of them."
+        )
+    return mark
+
+
+def header_of(path: Path, encoding: str | None = None) -> list[str]:
+    """The cells of a table's first line."""
+    reading = Reading(path, encoding=encoding)
+    return next((row for _, row in _rows(reading, path, _find_delimiter(reading, path))), [])
+
+
+def _find_delimiter(reading: Reading, path: Path) -> str:
+    """The delimiter under which the header has a column of audio; else what the standard library's sniffer says."""
+    sample = []
+    # The lines are read once more, and their problems are noted then.
+    for _, line in text_lines(path, Problems(path), encoding=reading.encoding_of(path)):
+        sample.append(line[:_SAMPLE_CHARACTERS])
+        if len(sample) == _SAMPLE_LINES:
+            break
+    usual = "\t" if path.suffix.lower() in {".tsv", ".tab"} else ","
+    found = next((mark for mark in (usual, *DELIMITERS) if _proven(reading.columns, sample[:1], mark)), None)
+    if found is None:
+        try:
+            found = csv.Sniffer().sniff("".join(sample), "".join(DELIMITERS)).delimiter
+        except csv.Error:
+            found = usual
+    if found != usual:
+        reading.say(
+            "delimiter",
+            f"{path.name} is read with the {DELIMITERS[found]} as delimiter, by its first lines; --delimiter sets it.",
+        )
+    return found
+
+
+def _proven(columns: Columns, sample: Sequence[str], delimiter: str) -> bool:
+    header = [cell.strip().strip('"').strip() for line in sample for cell in line.split(delimiter)]
+    try:
+        return len(set(header)) > 1 and "path" in columns.match(header).values()
+    except RefusedError:
+        return False
+
+
+def _rows(reading: Reading, path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(
+        (line for _, line in reading.lines(path)),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_NONE if delimiter in _UNQUOTED else csv.QUOTE_MINIMAL,
+    )
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            reading.problems.add(
+                reader.line_num, "the row cannot be read", found=str(error), allowed="a table", do="Mend the row."
+            )
+            continue
+        if row is None:
+            return
+        if row:
+            yield reader.line_num, row
+
+
+def _with_header(reading: Reading, path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
+    header: list[str] | None = None
+    for line, row in _rows(reading, path, delimiter):
+        if header is None:
+            header = [name.strip() for name in row]
+            if not _check_header(reading, header, delimiter):
+                return
+        elif len(row) != len(header):
+            reading.problems.add(
+                line,
+                "the row does not fit the header",
+                found=f"{len(row)} cells",
+                allowed=f"{len(header)}",
+                do="Quote cells that hold the delimiter, or say which delimiter the file has (--delimiter).",
+            )
+        else:
+            yield line, {name: cell for name, cell in zip(header, row, strict=True) if name and cell.strip()}
+
+
+def _check_header(reading: Reading, header: Sequence[str], delimiter: str) -> bool:
+    double = sorted({name for name in header if name and header.count(name) > 1})
+    if double:
+        reading.problems.add(1, "a column stands twice", found=show(double), allowed="each once", do="Rename one.")
+        return False
+    try:
+        matched = reading.columns.match(header)
+    except RefusedError as error:
+        reading.problems.add_refused(1, error)
+        return False
+    if "path" not in matched.values():
+        reading.problems.add(
+            1,
+            "there is no column with the audio's path",
+            found=", ".join(show(name) for name in header[:20]) or "no header",
+            allowed="one of " + ", ".join(SYNONYMS["path"]),
+            do="Name the columns in the first line, or the column of the path with --audio-column. The line was split "
+            f"at the {DELIMITERS.get(delimiter, delimiter)}: where that is wrong, name the delimiter with --delimiter, "
+            "and the encoding with --encoding. A table without a header, whose columns are file and text, is "
+            f"ljspeech:{reading.source}.",
+        )
+        return False
+    return True

@@ -1,0 +1,435 @@
+"""Manifests and layouts of other tools, each as a small source made here; what is assumed and lost is said."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from sonotune.data import importers
+from sonotune.data.import_checks import check_clips
+from sonotune.data.importers import sniff
+from sonotune.data.manifest import write_manifest
+from sonotune.errors import ManifestError
+from sonotune.types import Clip, Finding
+
+RATE_HZ = 8000
+
+
+def tone(path: Path, seconds: float = 1.0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, 0.1 * np.sin(np.arange(round(seconds * RATE_HZ)) / 5), RATE_HZ, format=None)
+    return path
+
+
+def read(source: Path, **options: Any) -> tuple[list[Clip], dict[str, Finding]]:
+    findings: list[Finding] = []
+    clips = importers.load(source, findings=findings, **options)
+    return clips, {finding.check: finding for finding in findings}
+
+
+def texts(clips: list[Clip]) -> list[str | None]:
+    return [clip.text for clip in clips]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a", "b"):
+        tone(tmp_path / f"{name}.wav", 2.0)
+    return tmp_path
+
+
+# --- tables: delimiter and encoding --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mark", [";", "|", "\t", ","])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_delimiter_and_marked_encodings_are_found_and_said(folder: Path, mark: str, encoding: str):
+    table = folder / "t.csv"
+    table.write_bytes(f"path{mark}text\r\na.wav{mark}one\r\nb.wav{mark}שתיים\r\n".encode(encoding))
+    clips, said = read(table)
+    assert texts(clips) == ["one", "שתיים"]
+    assert ("import.delimiter" in said) == (mark != ",")
+    assert ("import.encoding" in said) == (not encoding.startswith("utf-8"))
+    given, said = read(table, delimiter=mark, encoding=encoding)
+    assert given == clips
+    assert not said
+
+
+def test_an_encoding_of_one_byte_a_letter_is_named_not_guessed(folder: Path):
+    table = folder / "t.csv"
+    table.write_bytes("path;text\na.wav;שלום\n".encode("cp1255"))
+    with pytest.raises(ManifestError, match=r"not UTF-8.*--encoding cp1252"):
+        read(table)
+    assert texts(read(table, encoding="cp1255")[0]) == ["שלום"]
+    with pytest.raises(ManifestError, match="is not ascii"):
+        read(table, encoding="ascii")
+    for wrong in ("cp9999", "rot13", "hex"):
+        with pytest.raises(ManifestError, match="no encoding is called"):
+            read(table, encoding=wrong)
+
+
+def test_delimiters_have_names_and_decimal_commas_are_numbers(folder: Path):
+    table = folder / "t.csv"
+    table.write_text("Datei;Wort;Duration;;\na.wav;eins;1,5;;\n")
+    clips, _ = read(table, delimiter="semicolon", audio_column="Datei", text_column="Wort")
+    assert (clips[0].text, clips[0].duration_s) == ("eins", 1.5)
+    assert read(table, audio_column="Datei", text_column="Wort")[0] == clips
+    for wrong in ("::", "", "x", '"'):
+        with pytest.raises(ManifestError, match=r"delimiter .* cannot be used"):
+            read(table, delimiter=wrong)
+    with pytest.raises(ManifestError, match=r"no column with the audio's path.*'Datei', 'Wort'.*--delimiter"):
+        read(table)
+    with pytest.raises(ManifestError, match=r"no column 'Datej'.*did you mean 'Datei'"):
+        read(table, audio_column="Datej")
+
+
+def test_speechbrain_table(folder: Path):
+    table = folder / "train.csv"
+    table.write_text("ID,duration,wav,spk_id,wrd\nu1,2.0,$data_root/a.wav,103,ONE\nu2,2.0,{data_root}/b.wav,104,TWO\n")
+    clips, _ = read(table)
+    assert [(clip.id, clip.text, clip.speaker, clip.path.name) for clip in clips] == [
+        ("u1", "ONE", "103", "a.wav"),
+        ("u2", "TWO", "104", "b.wav"),
+    ]
+
+
+def test_ljspeech(tmp_path: Path):
+    tone(tmp_path / "wavs" / "LJ001-0001.wav")
+    (tmp_path / "metadata.csv").write_text('LJ001-0001|He said "3|He said "three\n')
+    assert sniff(tmp_path) == sniff(tmp_path / "metadata.csv") == "ljspeech"
+    clips, said = read(tmp_path)
+    assert (clips[0].id, clips[0].text) == ("LJ001-0001", 'He said "3')
+    assert clips[0].extra == {"normalized_text": 'He said "three'}
+    assert "no header" in said["import.columns"].message
+    assert texts(read(tmp_path, text_column="normalized_text")[0]) == ['He said "three']
+    (tmp_path / "metadata.csv").write_text("gone|x|x\nLJ001-0001|a|b|c\n")
+    with pytest.raises(ManifestError, match=r"not of LJSpeech: found 4 cells"):
+        read(tmp_path, format="ljspeech")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"path;text\na.wav;o\x00ne\n", "NUL character"),
+        (b"path,text\na.wav," + b"x" * 2_000_000 + b"\n", "too long"),
+        (b'path,text\na.wav,"one\n' + b'"","' * 20_000, "does not fit|cannot be read"),
+        (b"id,path,text\n1,a.wav,x\n1,b.wav,y\n", "id is not unique"),
+        (b"\xff\xfepath,text\n", "is not utf-16|not UTF-16|no column"),
+    ],
+)
+def test_hostile_tables_are_refused_in_plain_words(folder: Path, content: bytes, said: str):
+    (folder / "t.csv").write_bytes(content)
+    with pytest.raises(ManifestError, match=said):
+        read(folder / "t.csv")
+
+
+# --- segments ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [("start", "end"), ("start_time", "end_time"), ("offset", "end"), ("begin", "stop"), ("onset", "offset")],
+)
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_starts_and_ends_are_spans(folder: Path, start: str, end: str, ending: str):
+    source = folder / f"t.{ending}"
+    if ending == "csv":
+        source.write_text(f"file,{start},{end},text\na.wav,0.5,1.25,one\n")
+    else:
+        source.write_text(json.dumps({"file": "a.wav", start: 0.5, end: 1.25, "text": "one"}))
+    clips, said = read(source)
+    assert (clips[0].start_s, clips[0].duration_s, clips[0].extra) == (0.5, 0.75, {})
+    assert not said
+
+
+def test_a_span_that_ends_before_it_begins_and_an_unknown_time_are_said(folder: Path):
+    (folder / "t.csv").write_text("file,start,end\na.wav,1.5,0.5\n")
+    with pytest.raises(ManifestError, match="not behind its start"):
+        read(folder / "t.csv")
+    (folder / "t.csv").write_text("file,start_ms,text,note_time\na.wav,500,one,late\n")
+    _, said = read(folder / "t.csv")
+    assert "'start_ms'" in said["import.unused_time"].message
+    assert said["import.unused_time"].severity == "warning"
+
+
+# --- JSON of other tools -------------------------------------------------------------------------
+
+RECORDS: dict[str, dict[str, Any]] = {
+    "audiofolder": {"file_name": "a.wav", "transcription": "one"},
+    "whisper_finetune": {"audio": {"path": "a.wav"}, "sentence": "one", "duration": 1.5},
+    "swift": {
+        "messages": [{"role": "user", "content": "<audio>"}, {"role": "assistant", "content": "one"}],
+        "audios": ["a.wav"],
+    },
+    "swift_parts": {
+        "messages": [
+            {"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "language English<asr_text>one"}]},
+        ]
+    },
+    "swift_older": {"query": "<audio>", "response": "one", "audios": ["a.wav"]},
+    "no_id": {"path": "a.wav", "text": "one"},
+    "other_names": {"id": "x", "path": "a.wav", "sentence": "one"},
+    "own integers": {"id": "x", "path": "a.wav", "text": "one", "speaker": 103},
+    "integers": {"audio_filepath": "a.wav", "text": "one", "speaker": 103},
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("form", ["lines", "list", "indented list"])
+def test_json_of_other_tools(folder: Path, name: str, form: str):
+    source = folder / "m.json"
+    record = RECORDS[name]
+    source.write_text(
+        json.dumps(record if form == "lines" else [record], indent=1 if form == "indented list" else None)
+    )
+    clips, _ = read(source)
+    assert [(clip.text, clip.path) for clip in clips] == [("one", folder / "a.wav")]
+    assert clips[0].speaker == ("103" if "integers" in name else None)
+    assert clips[0].language == ("English" if name == "swift_parts" else None)
+    assert clips[0].duration_s == (1.5 if name == "whisper_finetune" else 2.0)
+
+
+def test_an_object_of_objects_and_named_columns(folder: Path):
+    source = folder / "m.json"
+    source.write_text(json.dumps({"u1": {"where": "{data_root}/a.wav", "said": "one"}}, indent=1))
+    clips, _ = read(source, audio_column="where", text_column="said")
+    assert [(clip.id, clip.text) for clip in clips] == [("u1", "one")]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[" * 100_000, "nested deeper"),
+        ('[{"path": "a.wav", "x": ' + "[" * 70 + "]" * 70 + "}]", "nested"),
+        ('{"path": "a.wav", "x": ' + "[" * 70 + "]" * 70 + "}", "nested too deeply"),
+        ("[1, {}]", "entry 1: the entry is not an object"),
+        ('[{"text": "x"}]', "'path' is missing"),
+        ('{\n"clips": 3\n}', "no list of clips"),
+        ('[{"path": "a.wav", "text": "\\ud800"}]', "surrogate"),
+        ('{"audio": {"bytes": "x", "path": null}}', "audio names no file"),
+        (
+            '{"messages": [{"role": "user", "content": "hi"}], "audios": ["a.wav", "b.wav"]}',
+            "found 2 audios and 0 answers",
+        ),
+        ('{"messages": [3, {"role": 4, "content": 5}], "audios": {}}', "found 0 audios"),
+        ('[{"path": "a.wav"}', "damaged"),
+    ],
+)
+def test_hostile_json_is_refused_in_plain_words(folder: Path, content: str, said: str):
+    (folder / "m.json").write_text(content)
+    with pytest.raises(ManifestError, match=said):
+        read(folder / "m.json")
+
+
+def test_audiofolder(tmp_path: Path):
+    for part in ("train", "test"):
+        tone(tmp_path / part / "a.wav")
+        (tmp_path / part / "metadata.csv").write_text(f"file_name,transcription\na.wav,{part}\n")
+    tone(tmp_path / "train" / "unnamed.wav")
+    (tmp_path / "train" / "memo.m4a").touch()
+    assert sniff(tmp_path) == sniff(tmp_path / "train") == "audiofolder"
+    clips, said = read(tmp_path)
+    assert [(clip.id, clip.text) for clip in clips] == [("a", "test"), ("train/a", "train")]
+    assert "unnamed.wav" in said["import.unnamed"].message
+    assert "memo.m4a" in said["audio.unreadable_kind"].message
+    assert texts(read(tmp_path, split="train")[0]) == ["train"]
+    with pytest.raises(ManifestError, match="has no table of its audio"):
+        read(tmp_path, format="audiofolder", split="dev")
+
+
+def test_metadata_that_names_no_audio_leaves_a_folder_what_it_is(tmp_path: Path):
+    tone(tmp_path / "one" / "a.wav")
+    for name, content in (("metadata.csv", "author;year\nann;1999\n"), ("metadata.json", '{"author": "ann"}')):
+        (tmp_path / name).write_text(content)
+        assert sniff(tmp_path) == "folder"
+        (tmp_path / name).unlink()
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+
+def test_names_like_fsdd_with_transcripts_are_read_as_transcripts(tmp_path: Path):
+    for name in ("0_ann_1", "1_ann_2"):
+        tone(tmp_path / f"{name}.wav")
+        (tmp_path / f"{name}.txt").write_text("open the door")
+    clips, said = read(tmp_path)
+    assert texts(clips) == ["open the door"] * 2
+    assert clips[0].language is None
+    assert not said
+    for path in tmp_path.glob("*.txt"):
+        path.unlink()
+    assert "fsdd:" in read(tmp_path)[1]["import.fsdd"].message
+
+
+def test_few_texts_do_not_drop_the_classes(tmp_path: Path):
+    for name in ("one/a", "one/b", "two/c"):
+        tone(tmp_path / f"{name}.wav")
+    (tmp_path / "one" / "a.txt").write_text("a note")
+    clips, said = read(tmp_path)
+    assert [clip.label for clip in clips] == [("one",), ("one",), ("two",)]
+    assert "1 of 3 audio files" in said["import.texts_unread"].message
+    (tmp_path / "one" / "b.txt").write_text("another")
+    clips, said = read(tmp_path)
+    assert texts(clips) == ["a note", "another", None]
+    assert "two/c.wav" in said["import.texts_missing"].message
+    clips, said = read(tmp_path, contents="classes")
+    assert {clip.label for clip in clips} == {("one",), ("two",)}
+    with pytest.raises(ManifestError, match="contents"):
+        read(tmp_path, contents="both")
+
+
+def test_recordings_that_cannot_be_read_are_named(tmp_path: Path):
+    tone(tmp_path / "a.wav")
+    for name in ("memo.m4a", "web.WEBM"):
+        (tmp_path / name).touch()
+    (tmp_path / ".hidden.m4a").touch()
+    message = read(tmp_path)[1]["audio.unreadable_kind"].message
+    assert "2 recordings are left out" in message
+    assert "memo.m4a, web.WEBM" in message
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(ManifestError, match=r"no audio that can be read, and 2 recordings.*memo"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_are_found_however_their_accents_are_written(tmp_path: Path, form: Any):
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    name = f"{unicodedata.normalize(form, 'dossier é')}/{unicodedata.normalize(other, 'ñandú')}"
+    tone(tmp_path / f"{name}.wav")
+    written = unicodedata.normalize(other, name)
+    (tmp_path / "t.csv").write_text(f"path,text\n{written}.wav,one\n", "utf-8")
+    (tmp_path / "m.jsonl").write_text(json.dumps({"id": "1", "path": f"{written}.wav".replace("/", "\\"), "text": "x"}))
+    for source in ("t.csv", "m.jsonl"):
+        (clip,) = read(tmp_path / source)[0]
+        assert clip.path == tmp_path / f"{name}.wav"
+        assert clip.duration_s == 1.0
+    (tmp_path / f"{written}.txt").parent.mkdir(exist_ok=True)
+    (tmp_path / name).with_name(unicodedata.normalize(form, "ñandú") + ".txt").write_text("said")
+    assert texts(read(tmp_path, format="folder")[0]) == ["said"]
+
+
+def test_backslashes_are_found_and_do_not_leave_the_folder(tmp_path: Path):
+    tone(tmp_path / "in" / "wav" / "a.wav")
+    tone(tmp_path / "out.wav")
+    table = tmp_path / "in" / "t.csv"
+    table.write_text("path\nwav\\a.wav\n")
+    assert read(table)[0][0].path == tmp_path / "in" / "wav" / "a.wav"
+    table.write_text("path\n..\\out.wav\n")
+    with pytest.raises(ManifestError, match="leaves the root"):
+        read(table)
+
+
+# --- Kaldi and LibriSpeech -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def kaldi(tmp_path: Path) -> Callable[..., Path]:
+    def make(**files: str) -> Path:
+        folder = tmp_path / "recipe" / "data" / "train"
+        folder.mkdir(parents=True, exist_ok=True)
+        tone(tmp_path / "recipe" / "audio" / "r1.wav", 3.0)
+        for name, content in files.items():
+            (folder / name.replace("_", ".")).write_text(content, "utf-8")
+        return folder
+
+    return make
+
+
+def test_kaldi_with_segments(kaldi: Callable[..., Path]):
+    folder = kaldi(
+        wav_scp="r1 flac -c -d -s audio/r1.wav |\n",
+        segments="u1 r1 0.5 1.5\nu2 r1 1.5 -1\n",
+        text="u1 one two\nu2\nu9 lost\n",
+        utt2spk="u1 ann\nu2 ben\n",
+    )
+    assert sniff(folder) == "kaldi"
+    clips, said = read(folder, language="en")
+    assert [(clip.id, clip.text, clip.speaker, clip.start_s, clip.duration_s) for clip in clips] == [
+        ("u1", "one two", "ann", 0.5, 1.0),
+        ("u2", "", "ben", 1.5, 1.5),
+    ]
+    assert {clip.language for clip in clips} == {"en"}
+    assert "u9" in said["import.unmatched"].message
+    assert "not run" in said["import.commands"].message
+    assert "recipe" in said["import.root"].message
+
+
+def test_kaldi_runs_no_command_and_reads_no_file_of_one_that_does_more_than_decode(kaldi: Callable[..., Path]):
+    folder = kaldi(wav_scp="r1 sph2pipe -f wav -p -c 2 audio/r1.wav |\n", text="r1 one\n")
+    assert read(folder)[0][0].channel == 1
+    for command in (
+        "rm -rf x.wav |",
+        "sox audio/r1.wav -t wav - speed 1.1 |",
+        "ffmpeg -i audio/r1.wav -ss 3 - |",
+        "'|",
+    ):
+        folder = kaldi(wav_scp=f"r1 {command}\n", text="r1 one\n")
+        with pytest.raises(ManifestError, match="is a command, which is not run"):
+            read(folder)
+    folder = kaldi(wav_scp="r1 audio/r1.wav\nr1 audio/r1.wav\n", segments="u1 r1 2 1\nu2 r2 0 1\n")
+    with pytest.raises(ManifestError, match="3 problems"):
+        read(folder)
+    with pytest.raises(ManifestError, match=r"no wav\.scp"):
+        read(folder.parent, format="kaldi")
+
+
+@pytest.mark.parametrize("below", ["", "103", "103/1240"])
+def test_librispeech(tmp_path: Path, below: str):
+    chapter = tmp_path / "103" / "1240"
+    tone(chapter / "103-1240-0000.flac")
+    tone(chapter / "103-1240-0002.flac")
+    (chapter / "103-1240.trans.txt").write_text("103-1240-0000 CHAPTER ONE\n103-1240-0001 LOST\n")
+    assert sniff(tmp_path / below) == "librispeech"
+    findings: list[Finding] = []
+    (clip,) = importers.load(tmp_path / below, findings=findings)
+    assert (clip.id, clip.text, clip.speaker) == ("103-1240-0000", "CHAPTER ONE", "103")
+    assert ["103-1240-0002" in findings[0].message, "103-1240-0001" in findings[1].message] == [True, True]
+    with pytest.raises(ManifestError, match="cannot be read as librispeech"):
+        importers.load(tmp_path / "nothing", format="librispeech")
+
+
+def test_a_named_format_counts_before_what_the_files_prove(kaldi: Callable[..., Path], tmp_path: Path):
+    folder = kaldi(wav_scp="r1 ../../audio/r1.wav\n", text="r1 one\n")
+    tone(folder / "x.wav")
+    assert [clip.id for clip in read(folder, format="folder")[0]] == ["x"]
+
+
+# --- what an import says at its end --------------------------------------------------------------
+
+
+def test_missing_and_broken_audio_is_counted(tmp_path: Path):
+    tone(tmp_path / "wav" / "a.wav")
+    tone(tmp_path / "audio" / "b.wav")
+    (tmp_path / "wav" / "c.wav").write_text("no audio")
+    table = tmp_path / "wav" / "t.csv"
+    table.write_text("path,text,duration\na.wav,one,0.5\nb.wav,two,1\nc.wav,three,1\na.wav,four,9\n")
+    clips, _ = read(table)
+    said = {finding.check: finding.message for finding in check_clips(clips, source="t.csv", place=table)}
+    assert "1 of 4 clips do not exist" in said["audio.missing"]
+    assert f"--root {tmp_path / 'audio'}" in said["audio.missing"]
+    assert "audio.not_audio" in said
+    assert "shorter than the span" in said["audio.span"]
+    assert "0 speakers" in said["import.no_speakers"]
+    assert "import.no_texts" not in said
+    table.write_text("path\nb.wav\n")
+    with pytest.raises(ManifestError, match=r"no clip of t\.csv can be used"):
+        check_clips(read(table)[0], source="t.csv", place=table)
+    table.write_text("path\na.wav\n")
+    lacking = {finding.check: finding for finding in check_clips(read(table)[0], source="t.csv", place=table)}
+    assert lacking["import.no_texts"].severity == "warning"
+
+
+def test_right_to_left_text_comes_back_as_it_was(folder: Path):
+    spoken = "\u202bשלום, עולם\u202c 123"
+    (folder / "t.csv").write_text(f'path;text\na.wav;"{spoken}"\n', "utf-8")
+    clips, _ = read(folder / "t.csv")
+    write_manifest(folder / "own.jsonl", clips)
+    assert texts(read(folder / "own.jsonl")[0]) == [spoken]
