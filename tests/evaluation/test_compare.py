@@ -149,7 +149,7 @@ def test_unlike_clips_are_refused(write: Write):
 def test_unlike_references_are_refused(write: Write):
     a, b = write("a", BAD), write("b", GOOD)
     rewrite(b, lambda row: row | {"scored_reference": "other"} if row["id"] == "c2" else row)
-    with pytest.raises(ManifestError, match=r"1 of 28 clips have another truth.*'c2'"):
+    with pytest.raises(ManifestError, match=r"1 of 28 clips have another reference.*'c2'"):
         compare([a], [b])
 
 

@@ -75,10 +75,14 @@ def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = F
         **({} if split is None else {"split": split.to_json()}),
     }
     ranks = sorted(plan.ranks.values())
-    heard = "no clip heard" if found is None else f"{found.clips} of {len(inputs.prepared.clips)} training clips heard"
+    read = (
+        "no clip was read"
+        if found is None
+        else f"calibrated on {found.clips} of {len(inputs.prepared.clips)} training clips"
+    )
     lines = [
         f"{plan.allocator}: {plan.parameters:,} of {plan.budget:,} parameters in {len(ranks)} modules, "
-        f"ranks {ranks[0]} to {ranks[-1]}, median {ranks[len(ranks) // 2]}; {heard}",
+        f"ranks {ranks[0]} to {ranks[-1]}, median {ranks[len(ranks) // 2]}; {read}",
         *([] if split is None else [split.sentence(), "as settings: " + shlex.join(split.words())]),
         *warning_lines(warnings, "--json"),
         *(f"  {path}" for path in (target, *files)),

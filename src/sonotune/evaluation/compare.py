@@ -106,7 +106,7 @@ def compare(
     Raises:
         RunDirectoryError: A run or file has no predictions, or cannot be read.
         ManifestError: The clips are not the same, their truths differ, or they are too few.
-        TextError: No clip has words, or no clip has a truth.
+        TextError: No clip has words, or no clip has a reference.
     """
     files = _files(first, second, moment)
     systems = [[read_predictions(path) for path in side] for side in files]
@@ -117,7 +117,7 @@ def compare(
     blocks = choose_blocks([clip.speaker for clip in clips], sessions)
     if len(clips) < MIN_BLOCKS:
         raise ManifestError(
-            f"a comparison needs at least {MIN_BLOCKS} clips with a truth; found {len(clips)} in {files[0][0]}. "
+            f"a comparison needs at least {MIN_BLOCKS} clips with a reference; found {len(clips)} in {files[0][0]}. "
             "Evaluate both systems on more clips."
         )
     differences = {
@@ -168,13 +168,13 @@ def _files(
 
 
 def _aligned(systems: Sequence[Sequence[Rows]], files: Sequence[Sequence[Path]]) -> list[list[Rows]]:
-    """The rows of every run in the order of the first, those with a truth; refuses unlike clips."""
+    """The rows of every run in the order of the first, those with a reference; refuses unlike clips."""
     reference, where = systems[0][0], files[0][0]
     ids = [row["id"] for row in reference]
     aligned = []
     for side, paths in zip(systems, files, strict=True):
         aligned.append([_in_order(rows, reference, ids, path, where) for rows, path in zip(side, paths, strict=True)])
-    kept = [index for index, row in enumerate(reference) if _truth(row) is not None]
+    kept = [index for index, row in enumerate(reference) if _reference(row) is not None]
     if not kept:
         raise TextError(f"no clip of {where} has a transcript or a class, so there is nothing to compare.")
     return [[[rows[index] for index in kept] for rows in side] for side in aligned]
@@ -195,20 +195,20 @@ def _in_order(rows: Rows, reference: Rows, ids: Sequence[str], path: Path, where
         )
     ordered = [by_id[name] for name in ids]
     unlike = [
-        (one["id"], _truth(one), _truth(other))
+        (one["id"], _reference(one), _reference(other))
         for one, other in zip(reference, ordered, strict=True)
-        if _truth(one) != _truth(other)
+        if _reference(one) != _reference(other)
     ]
     if unlike:
         name, one, other = unlike[0]
         raise ManifestError(
-            f"{len(unlike)} of {len(ids)} clips have another truth in {path} than in {where}; clip {name!r} has "
+            f"{len(unlike)} of {len(ids)} clips have another reference in {path} than in {where}; clip {name!r} has "
             f"{other!r} and {one!r}. Score both with the same manifest and the same data.text_scoring."
         )
     return ordered
 
 
-def _truth(row: Mapping[str, Any]) -> str | tuple[str, ...] | None:
+def _reference(row: Mapping[str, Any]) -> str | tuple[str, ...] | None:
     """The transcript in the form that was compared, or the classes; None where the clip has neither."""
     if "labels" in row:
         return tuple(sorted(row["labels"]))
@@ -251,7 +251,7 @@ def _count(rows: Sequence[Sequence[Rows]]) -> dict[str, _Counts]:
         apart_N = np.abs(right[0].mean(axis=0) - right[1].mean(axis=0))
         ones_N = np.ones(right[0].shape[1])
         return {"accuracy": _Counts(right[0], right[1], ones_N, apart_N, "higher")}
-    references = [str(_truth(row)) for row in rows[0][0]]
+    references = [str(_reference(row)) for row in rows[0][0]]
     if not any(text.split() for text in references):
         raise TextError(f"all {len(references)} references are empty after normalisation, so no error rate exists.")
     units: tuple[tuple[str, Literal["word", "character"]], ...] = (("wer", "word"), ("cer", "character"))
@@ -273,7 +273,10 @@ def _disputed(rows: Sequence[Sequence[Rows]]) -> NDArray[np.float64]:
     """Words of each clip that exactly one system has right, mean over the runs as they stand beside each other (N,)."""
     pairs = list(zip(rows[0], rows[1], strict=False))
     words = [
-        [discordant_words(str(_truth(one)), _said(one), _said(other)) for one, other in zip(first, second, strict=True)]
+        [
+            discordant_words(str(_reference(one)), _said(one), _said(other))
+            for one, other in zip(first, second, strict=True)
+        ]
         for first, second in pairs
     ]
     return np.asarray(np.mean(words, axis=0), dtype=np.float64)
@@ -286,7 +289,7 @@ def _matched_pairs(rows: Sequence[Sequence[Rows]]) -> MatchedPairs | None:
         [
             difference
             for one, other in zip(rows[0][0], rows[1][0], strict=True)
-            for difference in segment_differences(str(_truth(one)), _said(one), _said(other))
+            for difference in segment_differences(str(_reference(one)), _said(one), _said(other))
         ]
     )
 

@@ -46,9 +46,9 @@ class EvaluationResult:
         slices: One JSON-ready mapping per slice: `by`, `value`, `clips`, `seconds`, `scores`, and for texts
             `insertions`. There are no `scores` where none exists, as for a slice of silence.
         predictions: One per clip, in the order of the clips; empty where a clip could not be read.
-        findings: Clips that could not be read or have no truth, and warnings of the task.
+        findings: Clips that could not be read or have no reference, and warnings of the task.
         details: What the task tells besides: `decoding` (loops, fallbacks, empty texts and invented words), or
-            `classes` and `confusion`; empty when no clip has a truth.
+            `classes` and `confusion`; empty when no clip has a reference.
         clips: Number of clips.
         seconds: Wall time of reading, decoding and scoring.
         audio_seconds: Length of all clips.

@@ -36,7 +36,7 @@ class ClassView(TypedDict):
 
     Attributes:
         many: Whether a clip may have several classes.
-        clips: Clips with a known truth.
+        clips: Clips with a known reference.
         slices: As `predictions.shown_slices` gives them; a row has `accuracy`, `low`, `high` and `f1_macro`.
         table: The worst classes first; `left_out` says how many more there are.
         left_out: Classes beyond the table.

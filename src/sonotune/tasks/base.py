@@ -70,7 +70,7 @@ class Task(Protocol):
     primary: str
     """Name of the score that chooses the best checkpoint."""
     reference: Literal["text", "label"] | None
-    """What a clip must say to be learned from or scored; None where nothing is a truth as well."""
+    """What a clip must say to be learned from or scored; None where nothing is a reference as well."""
 
     def outputs(self, clips: Sequence[Clip]) -> tuple[str, ...]:
         """Symbols or classes that an output layer needs to learn from these clips, in order."""
@@ -95,13 +95,13 @@ class Task(Protocol):
         ...
 
     def check_references(self, loaded: LoadedModel, clips: Sequence[Clip]) -> None:
-        """Refuse clips whose truth this model can never say, or that cannot be scored; raises ManifestError."""
+        """Refuse clips whose reference this model can never write, or that cannot be scored; raises ManifestError."""
         ...
 
     def score(
         self, predictions: Sequence[Prediction], clips: Sequence[Clip], *, resamples: int, seed: int = 0
     ) -> dict[str, Score]:
-        """Scores with intervals over aligned predictions and clips that have a truth.
+        """Scores with intervals over aligned predictions and clips that have a reference.
 
         Raises:
             TextError: No score exists, as for transcripts without a word.

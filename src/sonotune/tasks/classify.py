@@ -104,7 +104,7 @@ class Classify:
         ]
 
     def has_reference(self, clip: Clip) -> bool:
-        """See `Task.has_reference`; where several classes are allowed, none is a truth as well."""
+        """See `Task.has_reference`; where several classes are allowed, none is a reference as well."""
         return bool(clip.label) or self._many
 
     def check_references(self, loaded: LoadedModel, clips: Sequence[Clip]) -> None:
