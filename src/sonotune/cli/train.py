@@ -80,7 +80,9 @@ def _summary(record: RunRecord, folder: Path) -> dict[str, Any]:
 
 
 def _run_lines(record: RunRecord, folder: Path) -> list[str]:
-    lines = [f"run      {folder}"]
+    told = worth_telling(record.findings)
+    worse = [finding for finding in told if finding.check == "training.worse"]
+    lines = [*(f"WORSE    {finding.message}" for finding in worse), f"run      {folder}"]
     if changed := record.choices.get("run.allow_change"):
         lines.append(f"changed  {changed}")
     for moment in ("before", "after", "test"):
@@ -96,6 +98,6 @@ def _run_lines(record: RunRecord, folder: Path) -> list[str]:
     lines.append(f"took     {record.seconds:.0f} s, peak memory {record.peak_memory_bytes / 2**20:.0f} MiB")
     if left_out := clips_left_out(record.findings):
         lines.append(f"left out {left_out} clip{'s' * (left_out > 1)}; run.json says why")
-    lines += warning_lines(worth_telling(record.findings), "run.json")
+    lines += warning_lines([finding for finding in told if finding not in worse], "run.json")
     lines.append(f"report   {folder / 'report.html'}")
     return lines

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Final, Literal
 
 from sonotune.adapters.calibration.calibrate import collect
 from sonotune.adapters.ranks.choose import calibration_clips
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate, write_predictions
+from sonotune.metrics.scores import score_title, show_score
 from sonotune.training.adaptation import rank_settings
 from sonotune.training.inputs import RunInputs
 from sonotune.training.logging.trackers import Trackers
 from sonotune.training.model import PreparedModel
 from sonotune.training.session import Session
 from sonotune.training.sharding import unsharded
-from sonotune.types import Score
+from sonotune.types import Finding, Score
 
 EvaluationPoint = Literal["before", "after", "test"]
+WORSE: Final = "training.worse"
 
 
 class Scoring:
@@ -57,6 +59,8 @@ class Scoring:
         log.finding([replace(found, message=f"{point}: {found.message}") for found in result.findings])
         log.scored(point, result.scores)
         self._trackers.scored(point, result.scores)
+        if point == "after":
+            log.finding(worse_than_before(log.record.scores))
 
     def development_scores(self, step: int) -> Mapping[str, Score]:
         """Scores of the development clips, for choosing the best weights."""
@@ -105,3 +109,24 @@ class Scoring:
                 autocast=session.compute.accelerator.autocast,
                 processes=session.compute.processes,
             )
+
+
+def worse_than_before(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Finding]:
+    """A warning where the score that chooses the weights is worse after training than it was before.
+
+    Args:
+        scores: Evaluation point -> name -> score, as in `run.json`.
+    """
+    before, after = scores.get("before", {}), scores.get("after", {})
+    name = next((name for name, score in after.items() if score.get("role") == "primary"), None)
+    if name is None or name not in before:
+        return []
+    was, now = before[name], after[name]
+    change = now["value"] - was["value"]
+    if change == 0 or (change > 0) == (now["better"] == "higher"):
+        return []
+    message = (
+        f"training made the model worse on the development clips: {score_title(name, now)} was {show_score(was)} and "
+        f"is {show_score(now)}. Lower training.learning_rate, train shorter, or look at the training transcripts."
+    )
+    return [Finding(check=WORSE, severity="warning", message=message, measured=now["value"], limit=was["value"])]
