@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from sonotune.data import importers
-from sonotune.data.corpus import read_source
+from sonotune.data.corpus import load_corpus, read_source
 from sonotune.data.import_checks import check_clips
 from sonotune.data.importers import sniff
 from sonotune.data.manifest import write_manifest
@@ -440,6 +440,7 @@ def test_missing_and_broken_audio_is_counted(tmp_path: Path):
     clips, _ = read(table)
     said = {finding.check: finding.message for finding in check_clips(clips, source="t.csv", place=table)}
     assert "1 of 4 clips do not exist" in said["audio.missing"]
+    assert "stay in the manifest" in said["audio.missing"]
     assert f"--root {tmp_path / 'audio'}" in said["audio.missing"]
     assert "audio.not_audio" in said
     assert "shorter than the span" in said["audio.span"]
@@ -451,6 +452,29 @@ def test_missing_and_broken_audio_is_counted(tmp_path: Path):
     table.write_text("path\na.wav\n")
     lacking = {finding.check: finding for finding in check_clips(read(table)[0], source="t.csv", place=table)}
     assert lacking["import.no_texts"].severity == "warning"
+
+
+def test_what_a_reader_says_is_a_finding_of_the_run(tmp_path: Path):
+    for name in ("a", "b"):
+        tone(tmp_path / f"{name}.wav")
+        (tmp_path / f"{name}.txt").write_text("one")
+    (tmp_path / "memo.m4a").touch()
+    corpus = load_corpus(
+        {"eval": f"folder:{tmp_path}"},
+        root=None,
+        allow_outside_root=False,
+        min_duration_s=0.0,
+        max_duration_s=None,
+        check="header",
+        max_bad_fraction=0.0,
+        eval_speakers=(),
+        eval_fraction=0.1,
+        leaks="report",
+        limit=None,
+        seed=0,
+    )
+    assert len(corpus.splits["eval"]) == 2
+    assert "audio.unreadable_kind" in {finding.check for finding in corpus.findings}
 
 
 def test_right_to_left_text_comes_back_as_it_was(folder: Path):
