@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from sonotune.data import importers
+from sonotune.data.corpus import load_corpus, read_source
 from sonotune.data.import_checks import check_clips
 from sonotune.data.importers import sniff
 from sonotune.data.manifest import write_manifest
@@ -88,6 +89,12 @@ def test_delimiters_have_names_and_decimal_commas_are_numbers(folder: Path):
         read(table)
     with pytest.raises(ManifestError, match=r"no column 'Datej'.*did you mean 'Datei'"):
         read(table, audio_column="Datej")
+
+
+def test_names_of_columns_count_without_case_spaces_and_hyphens(folder: Path):
+    (folder / "t.csv").write_text("File Name,Speaker-ID,Sentence\na.wav,7,one\n")
+    (clip,) = read(folder / "t.csv")[0]
+    assert (clip.speaker, clip.text) == ("7", "one")
 
 
 def test_speechbrain_table(folder: Path):
@@ -195,6 +202,25 @@ def test_json_of_other_tools(folder: Path, name: str, form: str):
     assert clips[0].speaker == ("103" if "integers" in name else None)
     assert clips[0].language == ("English" if name == "swift_parts" else None)
     assert clips[0].duration_s == (1.5 if name == "whisper_finetune" else 2.0)
+
+
+def test_words_with_times_stay_and_others_are_an_extra_column(folder: Path):
+    timed = [{"text": "one", "start_s": 0.1, "end_s": 0.4}]
+    source = folder / "m.jsonl"
+    for words, kept in ((timed, 1), ("one", 0)):
+        source.write_text(json.dumps({"id": "x", "path": "a.wav", "duration": 1.0, "words": words}))
+        (clip,) = read(source)[0]
+        assert len(clip.words) == kept
+        assert ("source_words" in clip.extra) == (not kept)
+
+
+def test_our_own_manifest_takes_the_options_of_json(folder: Path):
+    source = folder / "m.jsonl"
+    source.write_bytes(
+        json.dumps({"id": "x", "path": "a.wav", "text": "1", "raw": "été"}, ensure_ascii=False).encode("cp1252")
+    )
+    (clip,) = read_source(str(source), options={"text_column": "raw", "encoding": "cp1252"})
+    assert (clip.id, clip.text, clip.extra) == ("x", "été", {"source_text": "1"})
 
 
 def test_an_object_of_objects_and_named_columns(folder: Path):
@@ -414,6 +440,7 @@ def test_missing_and_broken_audio_is_counted(tmp_path: Path):
     clips, _ = read(table)
     said = {finding.check: finding.message for finding in check_clips(clips, source="t.csv", place=table)}
     assert "1 of 4 clips do not exist" in said["audio.missing"]
+    assert "stay in the manifest" in said["audio.missing"]
     assert f"--root {tmp_path / 'audio'}" in said["audio.missing"]
     assert "audio.not_audio" in said
     assert "shorter than the span" in said["audio.span"]
@@ -425,6 +452,29 @@ def test_missing_and_broken_audio_is_counted(tmp_path: Path):
     table.write_text("path\na.wav\n")
     lacking = {finding.check: finding for finding in check_clips(read(table)[0], source="t.csv", place=table)}
     assert lacking["import.no_texts"].severity == "warning"
+
+
+def test_what_a_reader_says_is_a_finding_of_the_run(tmp_path: Path):
+    for name in ("a", "b"):
+        tone(tmp_path / f"{name}.wav")
+        (tmp_path / f"{name}.txt").write_text("one")
+    (tmp_path / "memo.m4a").touch()
+    corpus = load_corpus(
+        {"eval": f"folder:{tmp_path}"},
+        root=None,
+        allow_outside_root=False,
+        min_duration_s=0.0,
+        max_duration_s=None,
+        check="header",
+        max_bad_fraction=0.0,
+        eval_speakers=(),
+        eval_fraction=0.1,
+        leaks="report",
+        limit=None,
+        seed=0,
+    )
+    assert len(corpus.splits["eval"]) == 2
+    assert "audio.unreadable_kind" in {finding.check for finding in corpus.findings}
 
 
 def test_right_to_left_text_comes_back_as_it_was(folder: Path):

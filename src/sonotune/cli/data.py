@@ -71,7 +71,7 @@ def data_import(
         "text_column": text_column,
     }
     options = {name: value for name, value in asked.items() if value is not None}
-    format_name, place = format_of(source)
+    format_name, place = format_of(source, options)
     findings: list[Finding] = []
     clips = read_source(f"{format_name}:{place}", allow_outside_root=True, options=options, findings=findings)
     clips = [replace(clip, language=clip.language or language) for clip in clips]

@@ -10,13 +10,28 @@ from typing import Final
 from sonotune.types import Finding
 
 AUDIO_SUFFIXES: Final = frozenset(
-    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".rf64", ".sph"}
+    {
+        ".wav",
+        ".flac",
+        ".ogg",
+        ".oga",
+        ".opus",
+        ".mp3",
+        ".aiff",
+        ".aif",
+        ".aifc",
+        ".au",
+        ".snd",
+        ".rf64",
+        ".sph",
+        ".nist",
+    }
 )
 UNREADABLE_SUFFIXES: Final = frozenset(
     {".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".aac", ".webm", ".mkv", ".mka", ".wma", ".amr", ".awb", ".3gp", ".3ga"}
-    | {".avi", ".ape", ".wv", ".ac3", ".mpc", ".spx", ".dss", ".shn"}
+    | {".avi", ".ape", ".wv", ".ac3", ".mpc", ".spx", ".dss", ".shn", ".caf", ".w64", ".voc"}
 )
-"""Kinds of recordings that libsndfile does not read."""
+"""Kinds of recordings that `audio.io` does not read."""
 MAX_NAMED: Final = 10
 
 

@@ -32,7 +32,8 @@ SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
     "label": ("label", "category", "class"),
 }
 NOT_OURS: Final = ("words",)
-"""Names of our columns that mean something else elsewhere: they become an extra column `source_NAME`."""
+"""Names of our columns that mean something else elsewhere: they become an extra column `source_NAME`, unless their
+values have our form."""
 
 _NUMBERS: Final[Mapping[str, Callable[[str], float]]] = {
     "duration_s": float,
@@ -42,6 +43,7 @@ _NUMBERS: Final[Mapping[str, Callable[[str], float]]] = {
     "channel": int,
 }
 _NAMES: Final = ("id", "speaker", "label")
+_SEPARATOR = re.compile(r"[\s-]+")
 _DATA_ROOT = re.compile(r"^(\$data_root|\{data_root\})/+")  # SpeechBrain's place of the corpus
 _DECIMAL_COMMA = re.compile(r"^\d+,\d+$")
 _TIME_NAME = re.compile(
@@ -71,7 +73,7 @@ class Columns:
             RefusedError: A column that the user named is not there.
         """
         # Of two columns for one thing the better name wins; of two spellings of a name, the first.
-        by_folded = {name.casefold(): name for name in reversed(list(present))}
+        by_folded = {_SEPARATOR.sub("_", name.casefold()): name for name in reversed(list(present))}
         matched: dict[str, str] = {}
         for column, given in (("path", self.audio), ("text", self.text)):
             if given is not None:
@@ -101,7 +103,7 @@ class Columns:
             RefusedError: A number is no number, an end is not behind its start, or a named column is missing.
         """
         matched = self.match(source)
-        taken = {*matched.values(), *NOT_OURS}
+        taken = {*matched.values(), *(name for name in NOT_OURS if not _is_timed(source.get(name)))}
         record = {
             matched.get(name, f"source_{name}" if name in taken else name): value for name, value in source.items()
         }
@@ -130,6 +132,12 @@ class Columns:
                 allowed="a plain number" + (" of seconds" if name.endswith("_s") else ""),
                 do="Mend or empty the cell.",
             ) from None
+
+
+def _is_timed(words: object) -> bool:
+    return isinstance(words, list) and all(
+        isinstance(word, dict) and {"text", "start_s"} <= set(word) for word in words
+    )
 
 
 def _duration_s(start_s: object, end_s: object) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -151,22 +151,30 @@ def read_source(
     Raises:
         ManifestError: It cannot be read, or its importer has no such option.
     """
-    format_name, place = format_of(source)
+    format_name, place = format_of(source, options or ())
     fence = {"root": root, "allow_outside_root": allow_outside_root}
     known = importers.options_of(format_name)
     given: dict[str, Any] = {name: value for name, value in fence.items() if name in known} | dict(options or {})
     return importers.load(place, format=format_name, findings=findings, **given)
 
 
-def format_of(source: str) -> tuple[str, str]:
+def format_of(source: str, options: Collection[str] = ()) -> tuple[str, str]:
     """The importer that reads a source, named by the user or proven by the files, and the place of the source.
+
+    Args:
+        source: As for `read_source`.
+        options: Names of the options that the importer is given.
 
     Raises:
         ManifestError: Nothing is there, or it looks like nothing we know.
     """
     format_name, rest = split_source(source)
     place = str(resolve_asset(rest)) if is_asset(rest) else rest
-    return importers.sniff(place) if format_name == "auto" else format_name, place
+    if format_name == "auto":
+        format_name = importers.sniff(place)
+        if format_name == "jsonl" and not set(options) <= set(importers.options_of("jsonl")):
+            format_name = "json"  # which reads our own manifests too, with the columns that the user names
+    return format_name, place
 
 
 def _usable(

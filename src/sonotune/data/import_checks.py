@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +39,8 @@ def check_clips(clips: Sequence[Clip], *, source: str, place: Path) -> list[Find
         raise ManifestError(
             f"no clip of {source} can be used, and nothing is written. " + " ".join(one.message for one in findings)
         )
-    return [*findings, *_lacking(clips)]
+    stay = "They stay in the manifest, and a run counts them as bad (data.max_bad_fraction)."
+    return [*(replace(one, message=f"{one.message} {stay}") for one in findings), *_lacking(clips)]
 
 
 def _unusable(reason: str, found: Sequence[Finding], clips: int, place: Path) -> Finding:

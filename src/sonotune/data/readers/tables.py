@@ -63,6 +63,9 @@ def load_common_voice(
     split: str = "train",
     root: Path | None = None,
     allow_outside_root: bool = False,
+    encoding: str | None = None,
+    audio_column: str | None = None,
+    text_column: str | None = None,
     findings: list[Finding] | None = None,
 ) -> list[Clip]:
     """Read a Common Voice release.
@@ -72,6 +75,9 @@ def load_common_voice(
         split: Which table of the folder: `train`, `dev`, `test`, `validated`, ...
         root: Folder of the clips; `clips/` beside the table where None.
         allow_outside_root: Whether paths may leave the root.
+        encoding: Of the tables.
+        audio_column: Column of the audio's path.
+        text_column: Column of the transcript.
         findings: Where assumptions and losses are noted.
     """
     table = source / f"{split}.tsv" if source.is_dir() else source
@@ -81,7 +87,14 @@ def load_common_voice(
             f"{source} has no table {split!r}: found {known}; allowed is one of them. Set split=NAME or check the path."
         )
     folder = root or (table.parent / "clips" if (table.parent / "clips").is_dir() else table.parent)
-    reading = Reading(table, root=folder, allow_outside_root=allow_outside_root, findings=findings)
+    reading = Reading(
+        table,
+        root=folder,
+        allow_outside_root=allow_outside_root,
+        encoding=encoding,
+        columns=Columns(audio=audio_column, text=text_column),
+        findings=findings,
+    )
     durations_s = _common_voice_durations(table.parent / "clip_durations.tsv", reading)
     records = (
         (line, {"duration_s": durations_s.get(record.get("path")), **record})
