@@ -1061,6 +1061,7 @@ def test_names_that_no_file_system_takes_are_the_users_to_mend(
         ("adapter.r=8", "adapter.rank"),
         ("batch_size=4", "training.batch_max_clips"),
         ("epochs=3", "training.max_epochs"),
+        ("evaluation.batch_size=4", "evaluation.batch_max_clips"),
         ("rank=8", "adapter.rank"),
         ("load_in_4bit=true", "quantization.bits=4"),
         ("training.warmup_step=3", "training.warmup_steps"),

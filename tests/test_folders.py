@@ -61,5 +61,40 @@ def test_what_a_killed_process_left_is_removed_by_the_only_writer(tmp_path: Path
     with replacing(tmp_path / "target"):
         assert left.exists()
     with replacing(tmp_path / "target", alone=True):
-        assert not left.exists()
+        assert left.exists()  # until the new one is in place
+    assert not left.exists()
     assert other.exists()
+
+
+def test_an_old_folder_that_a_kill_left_aside_is_put_back_before_anything_is_removed(tmp_path: Path):
+    old, new = tmp_path / ".target.0123abcd.tmp.old", tmp_path / ".target.0123abcd.tmp"
+    old.mkdir()
+    new.mkdir()
+    (old / "file").write_text("old")
+
+    def full() -> None:
+        with replacing(tmp_path / "target", alone=True):
+            raise BlockingIOError
+
+    with pytest.raises(BlockingIOError):
+        full()
+    assert (tmp_path / "target" / "file").read_text() == "old"
+
+
+def test_a_link_keeps_its_place_and_what_it_names_is_replaced(tmp_path: Path):
+    fill(tmp_path / "real", "one")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    fill(tmp_path / "link", "two")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "inner" / "file").read_text() == "two"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_what_a_link_names_is_not_touched(tmp_path: Path):
+    secret = tmp_path / "secret"
+    secret.write_text("mine")
+    secret.chmod(0o600)
+    with replacing(tmp_path / "target") as draft:
+        (draft / "link").symlink_to(secret)
+        (draft / "nowhere").symlink_to(tmp_path / "absent")
+    assert secret.stat().st_mode & 0o777 == 0o600

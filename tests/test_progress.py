@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -108,3 +109,41 @@ def test_a_stream_that_was_closed_does_not_stop_the_work():
 @pytest.mark.parametrize(("seconds", "said"), [(0.4, "0 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")])
 def test_durations(seconds: float, said: str):
     assert duration(seconds) == said
+
+
+class Gone(Terminal):
+    """A terminal that hung up."""
+
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+    def flush(self) -> None:
+        raise OSError(5, "Input/output error")
+
+
+def test_a_terminal_that_is_gone_does_not_stop_the_work():
+    with shown(stream=Gone()):
+        note("model")
+        with phase("training", 3, "steps") as advance:
+            time.sleep(0.1)
+            advance(3)
+        note("more")
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_a_phase_that_is_not_shown_may_still_get_on(stream: io.StringIO):
+    early = Phase("early", 3, "steps")
+    with progress.running(early), shown(stream=stream), phase("loading"):
+        early.advance(2)
+        progress.changed(early)
+    progress.changed(early)
+
+
+def test_a_forked_process_shows_nothing_and_waits_for_nobody():
+    with shown(stream=io.StringIO()), phase("loading", 2):
+        child = os.fork()
+        if child == 0:
+            with phase("inside", 2) as advance:
+                advance(1)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0

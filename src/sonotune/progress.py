@@ -7,11 +7,12 @@ is a line when it has taken a second, one every half minute, and one when it end
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, TextIO
 
 SHOWN_AFTER_S: Final = 1.0
@@ -99,6 +100,8 @@ class Lines:
     def end(self, phase: Phase) -> None:
         """A phase is over."""
         with self._lock:
+            if phase not in self._open:
+                return
             self._open.remove(phase)
             if self._told.pop(id(phase), None) is not None:
                 self._print(phase.line(ended=True))
@@ -132,13 +135,13 @@ class Lines:
 
 
 class Bars:
-    """Bars on a terminal, one for each open phase."""
+    """Bars on a terminal, one for each open phase. A terminal that is gone is no reason to stop the work."""
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console  # noqa: PLC0415 - 50 ms that a help text need not pay
         from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn  # noqa: PLC0415
 
-        self._console = Console(file=stream)
+        self._console = Console(file=_Forgiving(stream))  # type: ignore[arg-type]
         self._bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -148,6 +151,7 @@ class Bars:
             transient=True,
             refresh_per_second=4,
             redirect_stdout=False,  # results are for programs too, and not to be broken into lines
+            redirect_stderr=False,
             get_time=time.monotonic,
         )
         self._tasks: dict[int, TaskID] = {}
@@ -159,15 +163,17 @@ class Bars:
         self.changed(phase)
 
     def changed(self, phase: Phase) -> None:
-        """A phase got on."""
-        said = phase.line().removeprefix(f"{phase.title}: ")
-        self._bars.update(self._tasks[id(phase)], completed=phase.done, said=said)
+        """A phase got on; one that is not shown is passed over."""
+        if (task := self._tasks.get(id(phase))) is not None:
+            said = phase.line().removeprefix(f"{phase.title}: ")
+            self._bars.update(task, completed=phase.done, said=said)
 
     def end(self, phase: Phase) -> None:
         """A phase is over; one that took a while leaves a line."""
-        self._bars.remove_task(self._tasks.pop(id(phase)))
-        if phase.elapsed_s >= SHOWN_AFTER_S:
-            self.note(phase.line(ended=True))
+        if (task := self._tasks.pop(id(phase), None)) is not None:
+            self._bars.remove_task(task)
+            if phase.elapsed_s >= SHOWN_AFTER_S:
+                self.note(phase.line(ended=True))
 
     def note(self, text: str) -> None:
         """Print lines between phases."""
@@ -176,6 +182,29 @@ class Bars:
     def close(self) -> None:
         """Take the bars away."""
         self._bars.stop()
+
+
+class _Forgiving:
+    """A stream whose reader may be gone: what cannot be written is lost."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
 
 
 class _Shown:
@@ -192,6 +221,14 @@ class _Shown:
 
 
 _shown = _Shown()
+
+
+def _forget() -> None:
+    """A process that was forked has no thread that shows anything, and maybe a lock that nobody frees."""
+    _shown.asked = _shown.display = None
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 @contextmanager

@@ -483,3 +483,18 @@ def test_right_to_left_text_comes_back_as_it_was(folder: Path):
     clips, _ = read(folder / "t.csv")
     write_manifest(folder / "own.jsonl", clips)
     assert texts(read(folder / "own.jsonl")[0]) == [spoken]
+
+
+def test_a_quote_that_nothing_closes_takes_no_row_with_it(tmp_path: Path):
+    table = tmp_path / "u.csv"
+    table.write_text('path,text\na.wav,"hello, ""x""\nb.wav,two\n', "utf-8")
+    with pytest.raises(ManifestError, match="the row cannot be read"):
+        read_source(f"csv:{table}")
+
+
+def test_whole_numbers_may_be_written_as_pandas_does(tmp_path: Path):
+    (tmp_path / "a.wav").write_bytes(b"")
+    table = tmp_path / "t.csv"
+    table.write_text("path,text,sample_rate,channel\na.wav,one,16000.0,0.0\n", "utf-8")
+    [clip] = read_source(f"csv:{table}")
+    assert (clip.sample_rate_hz, clip.channel) == (16_000, 0)

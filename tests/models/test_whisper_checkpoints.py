@@ -295,3 +295,10 @@ def test_the_published_decoding_settings_are_found_again(tmp_path: Path):
         "pad_token_id",
     ):
         assert getattr(settings, name) == getattr(published, name), name
+
+
+def test_an_index_beside_a_single_file_counts_for_nothing(build: Build):
+    folder = build()
+    before = load(folder).revision
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    assert load(folder).revision == before

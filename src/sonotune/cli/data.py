@@ -55,6 +55,7 @@ def data_import(
     from sonotune.data.corpus import format_of, read_source
     from sonotune.data.import_checks import check_clips
     from sonotune.data.manifest import statistics, write_manifest
+    from sonotune.errors import ManifestError
 
     asked = {
         "root": root,
@@ -72,6 +73,8 @@ def data_import(
     }
     options = {name: value for name, value in asked.items() if value is not None}
     format_name, place = format_of(source, options)
+    if manifest.exists() and Path(place).exists() and manifest.samefile(place):
+        raise ManifestError(f"{manifest} is what is imported, and would be lost. Give the manifest another name.")
     findings: list[Finding] = []
     clips = read_source(f"{format_name}:{place}", allow_outside_root=True, options=options, findings=findings)
     clips = [replace(clip, language=clip.language or language) for clip in clips]

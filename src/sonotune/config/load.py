@@ -409,7 +409,10 @@ def _unknown(name: str, origin: str) -> str:
         return f"{section}: a section, not a setting (set by {origin}); its settings: {inside}"
     last = name.rpartition(".")[2].lower()
     same = [setting for setting in known if setting.rpartition(".")[2] == last]
-    if meant := OTHER_NAMES.get(last) or (same[0] if len(same) == 1 else None):
+    other = OTHER_NAMES.get(last)
+    if other and (here := f"{section}.{other.partition('.')[2]}") in known:  # evaluation.batch_size is no training
+        other = here
+    if meant := other or (same[0] if len(same) == 1 else None):
         return f"{name}: no such setting; did you mean {meant!r}? (set by {origin})"
     return f"{name}: no such setting{suggest(name, [*known, *presets(), 'config'])} (set by {origin})"
 

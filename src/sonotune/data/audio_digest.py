@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Final
@@ -13,49 +13,75 @@ from pydantic import Field, TypeAdapter
 
 from sonotune.errors import RunDirectoryError
 from sonotune.json_files import read_json
+from sonotune.processes import SINGLE_PROCESS, Processes
+from sonotune.progress import phase
 from sonotune.runs import atomic_write_text, digest_file, digest_json
 from sonotune.types import Clip
 
 _THREADS: Final = 4  # SHA-256 runs beside Python; more wait for the disk
+_TOGETHER: Final = 2000  # files between two exchanges of several processes
 _MISSING: Final = "missing"
-_ENTRIES: Final = TypeAdapter(dict[str, Annotated[list[int | str], Field(min_length=4, max_length=4)]])
+_ENTRIES: Final = TypeAdapter(dict[str, Annotated[list[int | str], Field(min_length=5, max_length=5)]])
 
 
 class AudioDigests:
-    """SHA-256 of audio files, remembered in a file by path, size, time of change and inode.
+    """SHA-256 of audio files, remembered in a file by path, size, times of change and inode.
 
     Args:
         file: Where they are remembered; None reads every file.
+        keep: Whether this process writes it.
     """
 
-    def __init__(self, file: Path | None = None) -> None:
-        self._file = file
+    def __init__(self, file: Path | None = None, *, keep: bool = True) -> None:
+        self._file, self._keep, self._new = file, keep, False
         self._known: dict[str, list[int | str]] = _read(file) if file is not None else {}
 
-    def of(self, clips: Iterable[Clip]) -> str:
-        """One digest over the content of the files of some clips, in order; what cannot be read counts as missing."""
+    def of(self, clips: Sequence[Clip], *, processes: Processes = SINGLE_PROCESS) -> str:
+        """One digest over the content of the files of some clips, in order; what cannot be read counts as missing.
+
+        Args:
+            clips: Whose files.
+            processes: Share the files; all of them get the digest.
+        """
         paths = [clip.path.absolute() for clip in clips]
-        with ThreadPoolExecutor(_THREADS) as threads:
-            found = dict(zip(files := list(dict.fromkeys(paths)), threads.map(self._of_file, files), strict=True))
+        files = list(dict.fromkeys(paths))
+        found: dict[Path, str] = {}
+        with phase("reading audio", len(files), "files") as advance, ThreadPoolExecutor(_THREADS) as threads:
+            for start in range(0, len(files), _TOGETHER):  # so that no process waits for long, and a kill loses little
+                share = processes.shard(files[start : start + _TOGETHER])
+                own = dict(zip(share, threads.map(self._of_file, share), strict=True))
+                entries = {name: self._known[name] for name in map(_name, share) if name in self._known}
+                for digests, known in processes.all_gather((own, entries)):
+                    found |= digests
+                    self._new |= any(self._known.get(name) != entry for name, entry in known.items())
+                    self._known |= known
+                self.save()
+                advance(len(found))
         return digest_json([found[path] for path in paths])
 
     def save(self) -> None:
         """Write down what is known now."""
-        if self._file is not None:
+        if self._file is not None and self._keep and self._new:
             atomic_write_text(self._file, json.dumps(self._known) + "\n")
+            self._new = False
 
     def _of_file(self, path: Path) -> str:
         try:
             status = path.stat()
-            mark: list[int | str] = [status.st_size, status.st_mtime_ns, status.st_ino]
-            name = os.fsencode(path).decode("utf-8", "backslashreplace")
-            if (kept := self._known.get(name)) and kept[:-1] == mark:
+            state: list[int | str] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+            name = _name(path)
+            if (kept := self._known.get(name)) and kept[:-1] == state:
                 return str(kept[-1])
             digest = digest_file(path)
         except OSError:
             return _MISSING  # a state of the data set too
-        self._known[name] = [*mark, digest]
+        self._known[name] = [*state, digest]
+        self._new = True
         return digest
+
+
+def _name(path: Path) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _read(file: Path) -> dict[str, list[int | str]]:

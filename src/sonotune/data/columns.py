@@ -35,12 +35,21 @@ NOT_OURS: Final = ("words",)
 """Names of our columns that mean something else elsewhere: they become an extra column `source_NAME`, unless their
 values have our form."""
 
+
+def _whole(text: str) -> int:
+    """A whole number, also as `16000.0`, which pandas writes where a column has gaps."""
+    number = float(text)
+    if number != int(number):
+        raise ValueError(f"{text} is no whole number")
+    return int(number)
+
+
 _NUMBERS: Final[Mapping[str, Callable[[str], float]]] = {
     "duration_s": float,
     "start_s": float,
     "end_s": float,
-    "sample_rate_hz": int,
-    "channel": int,
+    "sample_rate_hz": _whole,
+    "channel": _whole,
 }
 _NAMES: Final = ("id", "speaker", "label")
 _SEPARATOR = re.compile(r"[\s-]+")

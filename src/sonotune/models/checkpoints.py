@@ -482,22 +482,32 @@ def _identity(source: Path | str, config: Any, *, random_weights: bool) -> str:
         return f"random-{architecture_digest(config)}"
     if isinstance(source, str):
         return str(getattr(config, "_commit_hash", None) or "unknown")
-    files = {path.name for path in source.glob("*.safetensors")} | set(_indexed(source))
+    files = {path.name for path in source.glob("*.safetensors")}
+    if _WEIGHTS not in files:  # it goes before an index, as in `transformers`
+        files |= set(_indexed(source))
     return digest_json({name: digest_file(source / name) for name in sorted(files)})[:16]
 
 
-def settings_digest(checkpoint: str) -> str:
+def settings_digest(checkpoint: str, *, within: Sequence[str] = ()) -> str:
     """Digest of the files beside the weights that decide what a model computes: features, tokens and the like.
 
     Args:
         checkpoint: Packaged or local model, or a hub name, whose commit says all of it.
+        within: Composed models that name this one as a part.
+
+    Raises:
+        ModelError: A composed model is a part of itself.
     """
+    if checkpoint in within:
+        raise ModelError(f"{checkpoint} names itself as a part. Compose the model again.")
     source = locate(checkpoint)
     if isinstance(source, str):
         return digest_json(source)
     files = sorted(path for pattern in _SETTINGS for path in source.glob(pattern) if path.name not in _NOT_SETTINGS)
     found = {path.name: digest_file(path) for path in files}
-    return digest_json({**found, **{part: settings_digest(part) for part in _parts_of(source)}})
+    return digest_json(
+        {**found, **{part: settings_digest(part, within=(*within, checkpoint)) for part in _parts_of(source)}}
+    )
 
 
 def _parts_of(source: Path) -> list[str]:

@@ -8,14 +8,16 @@ import os
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from sonotune.runs.files import sync_directory
 
 _AT_FDCWD: Final = -100
+_FORGOTTEN_S: Final = 86_400
 _EXCHANGE: Final = 2  # RENAME_EXCHANGE of Linux's renameat2
 
 
@@ -23,20 +25,24 @@ _EXCHANGE: Final = 2  # RENAME_EXCHANGE of Linux's renameat2
 def replacing(folder: Path, *, alone: bool = False) -> Iterator[Path]:
     """A new folder to fill. It takes the name of `folder` when the block ends well, and is removed when it does not.
 
-    What had that name is whole until then, and gone after. A kill at any instant leaves the one or the other, and at
-    worst the new folder under its own name, which begins with a dot.
+    What had that name is whole until then, and gone after. A kill at any instant leaves the one or the other whole,
+    and may leave a folder beside it whose name begins with a dot: the new one, or the old one on its way out. Where
+    the system cannot swap two folders at once, it may be only there; the next call puts it back.
 
     Args:
-        folder: The name. Its parent is created where missing.
-        alone: No other process writes this folder, so what a killed one left of it is removed.
+        folder: The name; of a link, what it names is replaced. Its parent is created where missing.
+        alone: No other process writes this folder, so what a killed one left beside it is removed in the end;
+            otherwise what is older than a day.
 
     Raises:
         OSError: Something cannot be written.
     """
+    folder = folder.resolve()
     draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     draft.parent.mkdir(parents=True, exist_ok=True)
-    for left in draft.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 8}.tmp*") if alone else ():
-        shutil.rmtree(left, ignore_errors=True)
+    left = list(draft.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 8}.tmp*"))
+    if alone and not folder.exists() and (old := next((one for one in left if one.suffix == ".old"), None)):
+        old.rename(folder)
     draft.mkdir()
     try:
         yield draft
@@ -46,21 +52,29 @@ def replacing(folder: Path, *, alone: bool = False) -> Iterator[Path]:
         else:
             draft.rename(folder)
         sync_directory(folder.parent)
+        for one in left:
+            if alone or time.time() - one.lstat().st_mtime > _FORGOTTEN_S:
+                shutil.rmtree(one, ignore_errors=True)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
 def _flush(folder: Path) -> None:
-    """Bring every file to the disk, with the permissions that new files have here."""
+    """Bring every file to the disk, with the permissions that new files have here; links are left alone."""
     probe = folder / ".mode"
     probe.touch()
     mode = probe.stat().st_mode & 0o777
     probe.unlink()
     for place, _, names in os.walk(folder):
         for name in names:
-            descriptor = os.open(Path(place) / name, os.O_RDONLY | os.O_CLOEXEC)
+            file = Path(place) / name
+            if file.is_symlink():
+                continue
+            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
-                os.fchmod(descriptor, mode)  # libraries write weights that no other user can read
+                if os.fstat(descriptor).st_mode & 0o777 != mode:
+                    with suppress(OSError):  # some mounts have no permissions
+                        os.fchmod(descriptor, mode)  # libraries write weights that no other user can read
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)

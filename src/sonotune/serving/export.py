@@ -73,6 +73,7 @@ def export(
         RunDirectoryError: The folder exists, or cannot be written.
         ResourceError: The disk is full; nothing half written is left.
     """
+    folder = folder.resolve()
     _check_place(folder, overwrite=overwrite)
     with _writing(folder, 0), replacing(folder) as draft:
         result = (
@@ -84,6 +85,7 @@ def export(
             result |= {"parity": check_parity(checkpoint, draft, parity, adapter=adapter_only)}
             found = json.dumps(result["parity"], indent=2, ensure_ascii=False) + "\n"
             (draft / PARITY_FILE).write_bytes(found.encode("utf-8", "backslashreplace"))
+        _check_place(folder, overwrite=overwrite)  # that was minutes ago
     return {"export": str(folder), "bytes": _size(folder), **result}
 
 

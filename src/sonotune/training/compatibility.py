@@ -96,19 +96,16 @@ class CheckpointPlace:
 
 
 def digest_audio(corpus: Corpus, directory: Path, processes: Processes) -> dict[str, str]:
-    """Split -> digest of what its recordings contain, which the first process finds out for all of them.
+    """Split -> digest of what its recordings contain, of those that decide what is trained and chosen.
 
     Args:
         corpus: Clips of the run.
         directory: Of the run, which remembers the digests of files.
-        processes: All of them call this.
+        processes: All of them call this, and share the files.
     """
-    found = dict[str, str]()
-    if processes.main:
-        digests = AudioDigests(directory / AUDIO_FILE)
-        found = {split: digests.of(clips) for split, clips in corpus.splits.items()}
-        digests.save()
-    return processes.broadcast(found)
+    digests = AudioDigests(directory / AUDIO_FILE, keep=processes.main)
+    decide = ("train", "eval")
+    return {name: digests.of(clips, processes=processes) for name, clips in corpus.splits.items() if name in decide}
 
 
 def may_differ(changing: Sequence[str]) -> set[str]:

@@ -209,6 +209,7 @@ class StageLoop:
             if self.schedule.last:
                 break
             self._next_stage()
+        self._log.ended()
         self.save()
 
     def _dry_run(self) -> None:

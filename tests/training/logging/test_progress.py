@@ -65,3 +65,4 @@ def test_it_needs_no_display():
         training.stepped(step(1, None))
         training.started(1, 0)
         training.stepped(step(1, None))
+        training.ended()

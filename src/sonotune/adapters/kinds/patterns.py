@@ -19,7 +19,7 @@ from sonotune.errors import AdapterError
 
 SECONDS: Final = 10.0
 """In which all patterns of an adapter have to be matched with all modules of a model."""
-MOST_CHARACTERS: Final = 100_000
+MOST_CHARACTERS: Final = 10_000
 _PLAIN: Final = re.compile(r"[\w.\-]*")
 _TRY: Final = """
 import json, re, sys
@@ -45,6 +45,8 @@ def check_patterns(config: Mapping[str, Any], modules: Iterable[str], *, file: s
     patterns = [text for text in _patterns(config) if not _PLAIN.fullmatch(text)]
     if not patterns:
         return
+    if sum(map(len, patterns)) > MOST_CHARACTERS:
+        raise AdapterError(f"{file} has patterns of more than {MOST_CHARACTERS} characters. Copy the adapter again.")
     for text in patterns:
         try:
             with warnings.catch_warnings():
@@ -54,8 +56,6 @@ def check_patterns(config: Mapping[str, Any], modules: Iterable[str], *, file: s
             raise AdapterError(
                 f"{file}: {text[:80]!r} is no regular expression: {error}. Copy the adapter again."
             ) from error
-    if sum(map(len, patterns)) > MOST_CHARACTERS:
-        raise AdapterError(f"{file} has patterns of more than {MOST_CHARACTERS} characters. Copy the adapter again.")
     try:
         subprocess.run(  # noqa: S603 - our own program; the patterns are its input
             [sys.executable, "-I", "-S", "-c", _TRY],
@@ -64,7 +64,7 @@ def check_patterns(config: Mapping[str, Any], modules: Iterable[str], *, file: s
             capture_output=True,
             check=True,
         )
-    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError, OSError) as error:
         raise AdapterError(
             f"{file}: its patterns, such as {patterns[0][:80]!r}, are not matched with the modules of the model within "
             f"{SECONDS:g} s. Name the modules instead."

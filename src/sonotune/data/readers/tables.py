@@ -258,6 +258,7 @@ def _rows(reading: Reading, path: Path, delimiter: str) -> Iterator[tuple[int, l
         (line for _, line in reading.lines(path)),
         delimiter=delimiter,
         quoting=csv.QUOTE_NONE if delimiter in _UNQUOTED else csv.QUOTE_MINIMAL,
+        strict=True,  # a quote that nothing closes would take every row behind it into its cell
     )
     while True:
         try:

@@ -61,8 +61,10 @@ class TrainingProgress:
             left_s=self._left_s(self._phase.total, values["step"]),
         )
         changed(self._phase)
-        if self._phase.total is not None and values["step"] >= self._phase.total:
-            self._stack.close()
+
+    def ended(self) -> None:
+        """See `Listener.ended`."""
+        self._stack.close()
 
     def evaluated(self, step: int, scores: Mapping[str, Score]) -> None:
         """See `Listener.evaluated`."""

@@ -70,6 +70,12 @@ class EventLog:
         for listener in self.listeners:
             listener.stepped(values)
 
+    def ended(self) -> None:
+        """Tell the listeners that want to know (`ended()`) that no step follows."""
+        for listener in self.listeners:
+            if (tell := getattr(listener, "ended", None)) is not None:
+                tell()
+
     def evaluated(self, step: int, scores: Mapping[str, Score], *, best: bool) -> None:
         """Log an evaluation and tell the listeners."""
         plain = {name: score.to_json() for name, score in scores.items()}
