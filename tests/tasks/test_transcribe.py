@@ -88,6 +88,14 @@ def test_what_cannot_be_a_target_is_a_finding_that_names_the_clip(
     assert len(prepared.targets) == 2
 
 
+@pytest.mark.parametrize("text", ["\u200b\u200d", "...", " \u05be ", "\ufe0f", "?!", "\u0301"])
+def test_a_transcript_that_says_nothing_is_not_trained_on(loaded: LoadedModel, text: str):
+    prepared = task().prepare(loaded, [clip(0, "two"), clip(1, text), clip(2, "\u05d0\u05d1"), clip(3, "5 %")])
+    [finding] = prepared.findings
+    assert (finding.check, finding.severity, finding.clip_ids) == ("text.empty", "error", ("c1",))
+    assert [kept.id for kept in prepared.clips] == ["c0", "c2", "c3"]
+
+
 @pytest.mark.parametrize("limit", [1, 2, 4])
 def test_only_the_tokens_of_the_text_are_limited(loaded: LoadedModel, limit: int):
     clips = [clip(0, "seven two nine one six"), clip(1, "", language="he")]

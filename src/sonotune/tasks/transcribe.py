@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -65,6 +66,10 @@ class Transcribe:
         for clip in clips:
             text = self._settings.training_text.training(clip.text or "")
             language = clip.language or self._settings.language
+            if clip.text and not _says_something(text):
+                message = f"clip {clip.id!r}: its transcript has no letter, digit or symbol. The clip is left out."
+                findings.append(Finding(check="text.empty", severity="error", message=message, clip_ids=(clip.id,)))
+                continue
             try:
                 ids = self.family.encode_text(loaded, text, language, duration_s=clip.duration_s)
             except TextError as error:
@@ -323,3 +328,8 @@ class _Limit:
                     )
                 )
         return found
+
+
+def _says_something(text: str) -> bool:
+    """Whether a transcript has more than spaces, punctuation, marks and characters that are not seen."""
+    return any(unicodedata.category(character)[0] in "LNS" for character in text)
