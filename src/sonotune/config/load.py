@@ -412,8 +412,8 @@ def _unknown(name: str, origin: str) -> str:
     other = OTHER_NAMES.get(last)
     if other and (here := f"{section}.{other.partition('.')[2]}") in known:  # evaluation.batch_size is no training
         other = here
-    inside = name.rpartition(".")[0] in known  # of a setting that is a mapping, or so it was thought
-    if not inside and (meant := other or (same[0] if len(same) == 1 else None)):
+    of_a_mapping = name.rpartition(".")[0] in known
+    if not of_a_mapping and (meant := other or (same[0] if len(same) == 1 else None)):
         return f"{name}: no such setting; did you mean {meant!r}? (set by {origin})"
     return f"{name}: no such setting{suggest(name, [*known, *presets(), 'config'])} (set by {origin})"
 
