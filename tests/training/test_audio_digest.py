@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sonotune.data import audio_digest
-from sonotune.data.audio_digest import AudioDigests
+from sonotune.training import audio_digest
+from sonotune.training.audio_digest import AudioDigests
 from sonotune.types import Clip
 
 
