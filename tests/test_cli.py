@@ -24,7 +24,8 @@ import soundfile
 from sonotune import cli, errors, quickstart, types
 from sonotune.api import open_recognizer
 from sonotune.cli.findings import clips_left_out, warning_lines, worth_telling
-from sonotune.config.load import OTHER_NAMES, describe_settings, load_run_config
+from sonotune.config.hints import OTHER_NAMES
+from sonotune.config.load import describe_settings, load_run_config
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE_HZ = 16_000

@@ -30,7 +30,8 @@ from sonotune.errors import (
     SonotuneError,
 )
 from sonotune.json_files import OBJECT, Count, Number, read_json, read_json_lines
-from sonotune.models.checkpoints import check_weight_files, read_config
+from sonotune.models.checkpoints import read_config
+from sonotune.models.weight_files import check_weight_files
 from sonotune.planning.cost import read_throughput
 from sonotune.reports.card import build_card, read_parity
 from sonotune.reports.rank_heatmap import plan_pictures, read_plan

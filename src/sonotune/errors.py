@@ -32,6 +32,11 @@ def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
     return f"; did you mean {close[0]!r}?" if close else otherwise
 
 
+def first_line(error: Exception) -> str:
+    """The first line of a message, 200 characters at most; the name of the error where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
 class SonotuneError(Exception):
     """Base of every error that is the user's to mend."""
 

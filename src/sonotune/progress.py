@@ -74,6 +74,29 @@ class Phase:
         return f"{self.title}: {', '.join(part for part in parts if part)}"
 
 
+class _Forgiving:
+    """A stream whose reader may be gone, which is no reason to stop the work: what cannot be written is lost."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+
 class Lines:
     """Plain lines, for what is no terminal. A thread looks at the innermost open phase every second.
 
@@ -81,7 +104,7 @@ class Lines:
         stream: Where they go.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: _Forgiving) -> None:
         self._stream = stream
         self._open: list[Phase] = []
         self._told: dict[int, float] = {}  # phase -> when it last had a line
@@ -104,11 +127,11 @@ class Lines:
                 return
             self._open.remove(phase)
             if self._told.pop(id(phase), None) is not None:
-                self._print(phase.line(ended=True))
+                self.note(phase.line(ended=True))
 
     def note(self, text: str) -> None:
         """Print lines between phases."""
-        self._print(text)
+        print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
         """Stop looking."""
@@ -125,23 +148,17 @@ class Lines:
                 due = phase.elapsed_s >= SHOWN_AFTER_S if told is None else now - told >= LINE_EVERY_S
                 if due:
                     self._told[id(phase)] = now
-                    self._print(phase.line())
-
-    def _print(self, text: str) -> None:
-        try:
-            print(text, file=self._stream, flush=True)
-        except (OSError, ValueError):  # a closed pipe or a full disk is no reason to stop the work
-            self._over.set()
+                    self.note(phase.line())
 
 
 class Bars:
-    """Bars on a terminal, one for each open phase. A terminal that is gone is no reason to stop the work."""
+    """Bars on a terminal, one for each open phase."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: _Forgiving) -> None:
         from rich.console import Console  # noqa: PLC0415 - 50 ms that a help text need not pay
         from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn  # noqa: PLC0415
 
-        self._console = Console(file=_Forgiving(stream))  # type: ignore[arg-type]
+        self._console = Console(file=stream)  # type: ignore[arg-type]  # it has what is used of a stream
         self._bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -184,29 +201,6 @@ class Bars:
         self._bars.stop()
 
 
-class _Forgiving:
-    """A stream whose reader may be gone: what cannot be written is lost."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self.encoding = getattr(stream, "encoding", None) or "utf-8"
-
-    def write(self, text: str) -> int:
-        with suppress(OSError, ValueError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(OSError, ValueError):
-            self._stream.flush()
-
-    def isatty(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-
 class _Shown:
     """The display of a process, which is made when the first phase begins."""
 
@@ -216,7 +210,8 @@ class _Shown:
 
     def get(self) -> Lines | Bars | None:
         if self.asked is not None and self.display is None:
-            self.display = Bars(self.asked) if self.asked.isatty() else Lines(self.asked)
+            stream = _Forgiving(self.asked)
+            self.display = Bars(stream) if stream.isatty() else Lines(stream)
         return self.display
 
 

@@ -51,10 +51,7 @@ def test_a_file_is_read_again_only_when_it_changed(tmp_path: Path, monkeypatch: 
     made, kept = clips(tmp_path, b"aa", b"bb"), tmp_path / "audio.json"
 
     def digest() -> str:
-        digests = AudioDigests(kept)
-        found = digests.of(made)
-        digests.save()
-        return found
+        return AudioDigests(kept).of(made)
 
     first = digest()
     assert (digest(), len(read)) == (first, 2)

@@ -21,7 +21,8 @@ def settings(
 
     sonotune settings learning_rate
     """
-    from sonotune.config.load import OTHER_NAMES, describe_settings
+    from sonotune.config.hints import OTHER_NAMES
+    from sonotune.config.load import describe_settings
     from sonotune.errors import ConfigError
 
     wanted = (word or "").lower()

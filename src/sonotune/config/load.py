@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import pydantic_core
 from pydantic import ValidationError
@@ -27,6 +27,7 @@ from pydantic.fields import FieldInfo
 
 from sonotune import registry
 from sonotune.config.effects import without_effect
+from sonotune.config.hints import meant_by
 from sonotune.config.kinds import affects_result, allowed, alternatives, choices, in_digest, is_text_choice
 from sonotune.config.plain_yaml import parse_yaml, read_yaml, write_yaml
 from sonotune.config.schema import RunConfig, Section
@@ -407,54 +408,9 @@ def _unknown(name: str, origin: str) -> str:
     if not dot and section in RunConfig.model_fields:
         inside = ", ".join(setting for setting in known if setting.startswith(section + "."))
         return f"{section}: a section, not a setting (set by {origin}); its settings: {inside}"
-    last = name.rpartition(".")[2].lower()
-    same = [setting for setting in known if setting.rpartition(".")[2] == last]
-    other = OTHER_NAMES.get(last)
-    if other and (here := f"{section}.{other.partition('.')[2]}") in known:  # evaluation.batch_size is no training
-        other = here
-    of_a_mapping = name.rpartition(".")[0] in known
-    if not of_a_mapping and (meant := other or (same[0] if len(same) == 1 else None)):
+    if meant := meant_by(name, known):
         return f"{name}: no such setting; did you mean {meant!r}? (set by {origin})"
     return f"{name}: no such setting{suggest(name, [*known, *presets(), 'config'])} (set by {origin})"
-
-
-OTHER_NAMES: Final = {
-    "lr": "training.learning_rate",
-    "epochs": "training.max_epochs",
-    "num_train_epochs": "training.max_epochs",
-    "num_epochs": "training.max_epochs",
-    "steps": "training.max_steps",
-    "train_steps": "training.max_steps",
-    "batch_size": "training.batch_max_clips",
-    "per_device_train_batch_size": "training.batch_max_clips",
-    "gradient_accumulation_steps": "training.accumulation_steps",
-    "grad_accum": "training.accumulation_steps",
-    "max_grad_norm": "training.clip_norm",
-    "lr_scheduler_type": "training.schedule",
-    "scheduler": "training.schedule",
-    "warmup": "training.warmup_steps",
-    "eval_batch_size": "evaluation.batch_max_clips",
-    "r": "adapter.rank",
-    "lora_r": "adapter.rank",
-    "lora_rank": "adapter.rank",
-    "lora_alpha": "adapter.alpha",
-    "lora_dropout": "adapter.dropout",
-    "target_modules": "adapter.targets",
-    "modules_to_save": "adapter.unfreeze",
-    "load_in_4bit": "quantization.bits=4",
-    "load_in_8bit": "quantization.bits=8",
-    "fp16": "training.precision=fp16",
-    "bf16": "training.precision=bf16",
-    "num_beams": "evaluation.beam_size",
-    "output_dir": "run.dir",
-    "train_file": "data.train",
-    "train_manifest": "data.train",
-    "validation": "data.eval",
-    "dev": "data.eval",
-    "num_workers": "data.loader_workers",
-    "lang": "model.language",
-}
-"""What other tools call a setting -> ours."""
 
 
 # --- the schema, seen as a flat list -------------------------------------------------------------

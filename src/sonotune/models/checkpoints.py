@@ -14,13 +14,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-from typing_extensions import TypedDict
-
-from sonotune.errors import ModelError
+from sonotune.errors import ModelError, first_line
 from sonotune.json_files import OBJECT, read_json
 from sonotune.models.base import LoadedModel, ModelFamily
 from sonotune.models.published import PUBLISHED
+from sonotune.models.weight_files import check_weight_files, weights_digest
 from sonotune.registry import in_order, is_asset, resolve, resolve_asset
 from sonotune.runs import digest_file, digest_json, torch_seed
 
@@ -114,59 +112,6 @@ def load_pretrained(
         raise ModelError(_why(checkpoint, source, error)) from error
     module.eval()
     return module, processor, _identity(source, config, random_weights=random_weights)
-
-
-def check_weight_files(folder: Path) -> None:
-    """Refuse a folder whose index names files that are not there, or whose files are not whole.
-
-    Raises:
-        ModelError: The message names every such file.
-    """
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415
-
-    index = folder / _INDEX
-    # A single file goes before an index, as in `transformers`.
-    names = [_WEIGHTS] if (folder / _WEIGHTS).is_file() else _indexed(folder)
-    missing, damaged = [], []
-    for name in names:
-        try:
-            with safe_open(folder / name, "pt") as opened:  # its header says how long the file must be
-                opened.keys()
-        except FileNotFoundError:
-            missing.append(name)
-        except (OSError, SafetensorError) as error:
-            damaged.append(f"{name} ({_first_line(error)})")
-    if missing:
-        raise ModelError(
-            f"{index} names {len(names)} files of weights, and {len(missing)} are missing in {folder}: "
-            f"{', '.join(missing[:10])}. Copy them there too."
-        )
-    if damaged:
-        raise ModelError(
-            f"{folder} could not be loaded: {', '.join(damaged[:10])} is damaged or cut short. Copy the file again."
-        )
-
-
-class _WeightIndex(TypedDict):
-    weight_map: dict[str, str]
-
-
-_WEIGHT_INDEX, _COPY = TypeAdapter(_WeightIndex), "Copy the file again."
-
-
-def _indexed(folder: Path) -> list[str]:
-    """Files that the index of a sharded model names; none where there is no index.
-
-    Raises:
-        ModelError: The index is damaged.
-    """
-    index = folder / _INDEX
-    if not index.is_file():
-        return []
-    return sorted(set(read_json(index, _WEIGHT_INDEX, error=ModelError, do=_COPY)["weight_map"].values()))
-
-
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def _lacking(checkpoint: str, source: Path | str, told: Mapping[str, Any], new_parameters: str | None) -> set[str]:
@@ -301,7 +246,7 @@ def load_processor(checkpoint: str, *, class_name: str, revision: str | None) ->
             raise ModelError(damage) from error
         if isinstance(source, Path) and class_name == "AutoTokenizer":
             raise ModelError(
-                f"the tokenizer in {source} could not be loaded: {_first_line(error)}. Save it again, or make one "
+                f"the tokenizer in {source} could not be loaded: {first_line(error)}. Save it again, or make one "
                 "with `sonotune data tokenizer`."
             ) from error
         raise ModelError(_why(checkpoint, source, error)) from error
@@ -327,7 +272,7 @@ def _tokenizer_damage(folder: Path) -> str | None:
     try:
         tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001  (it has no error class of its own)
-        return f"{path} is damaged: {_first_line(error)}. Save the tokenizer again, or copy the file again."
+        return f"{path} is damaged: {first_line(error)}. Save the tokenizer again, or copy the file again."
     return None
 
 
@@ -404,13 +349,15 @@ def read_config(checkpoint: str, revision: str | None, *, published: bool = True
         return transformers.AutoConfig.for_model(**PUBLISHED[checkpoint])
     source = locate(checkpoint)
     if isinstance(source, Path) and (source / "config.json").exists():
-        read_json(source / "config.json", OBJECT, error=ModelError, do=_COPY)  # before a reader without bounds
+        read_json(
+            source / "config.json", OBJECT, error=ModelError, do="Copy the file again."
+        )  # before a reader without bounds
     try:
         return transformers.AutoConfig.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
         if isinstance(source, str):
             raise ModelError(
-                f"the hub checkpoint {checkpoint!r} could not be read ({_first_line(error)}). "
+                f"the hub checkpoint {checkpoint!r} could not be read ({first_line(error)}). "
                 f"Without network, give a folder as model.checkpoint or use {_packaged(checkpoint)}."
             ) from error
         raise ModelError(f"{source} is not a model folder: config.json is missing or unreadable.") from error
@@ -442,7 +389,7 @@ def check_family(checkpoint: str, config: Any, family: ModelFamily) -> None:
 
 
 def _why(checkpoint: str, source: Path | str, error: Exception) -> str:
-    first = _first_line(error)
+    first = first_line(error)
     if isinstance(source, str):
         return (
             f"the hub checkpoint {checkpoint!r} could not be loaded ({first}). Without network, download it elsewhere "
@@ -454,10 +401,6 @@ def _why(checkpoint: str, source: Path | str, error: Exception) -> str:
     if not any(source.glob("*.safetensors")):
         return f"{source} has no safetensors weights; pickled weights (.bin, .pt) are refused. Convert it first."
     return f"{source} could not be loaded: {first}"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 def _packaged(checkpoint: str) -> str:
@@ -482,10 +425,7 @@ def _identity(source: Path | str, config: Any, *, random_weights: bool) -> str:
         return f"random-{architecture_digest(config)}"
     if isinstance(source, str):
         return str(getattr(config, "_commit_hash", None) or "unknown")
-    files = {path.name for path in source.glob("*.safetensors")}
-    if _WEIGHTS not in files:  # it goes before an index, as in `transformers`
-        files |= set(_indexed(source))
-    return digest_json({name: digest_file(source / name) for name in sorted(files)})[:16]
+    return weights_digest(source)
 
 
 def settings_digest(checkpoint: str, *, within: Sequence[str] = ()) -> str:

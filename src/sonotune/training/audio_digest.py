@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from sonotune.types import Clip
 
 _THREADS: Final = 4  # SHA-256 runs beside Python; more wait for the disk
 _TOGETHER: Final = 2000  # files between two exchanges of several processes
+_SAVE_EVERY_S: Final = 30.0
 _MISSING: Final = "missing"
 _ENTRIES: Final = TypeAdapter(dict[str, Annotated[list[int | str], Field(min_length=5, max_length=5)]])
 
@@ -33,7 +35,7 @@ class AudioDigests:
     """
 
     def __init__(self, file: Path | None = None, *, keep: bool = True) -> None:
-        self._file, self._keep, self._new = file, keep, False
+        self._file, self._keep, self._new, self._saved = file, keep, False, time.monotonic()
         self._known: dict[str, list[int | str]] = _read(file) if file is not None else {}
 
     def of(self, clips: Sequence[Clip], *, processes: Processes = SINGLE_PROCESS) -> str:
@@ -55,12 +57,15 @@ class AudioDigests:
                     found |= digests
                     self._new |= any(self._known.get(name) != entry for name, entry in known.items())
                     self._known |= known
-                self.save()
                 advance(len(found))
+                if time.monotonic() - self._saved > _SAVE_EVERY_S:
+                    self._save()
+        self._save()
         return digest_json([found[path] for path in paths])
 
-    def save(self) -> None:
-        """Write down what is known now."""
+    def _save(self) -> None:
+        """Write down what is known now: all of it, and so not after every exchange."""
+        self._saved = time.monotonic()
         if self._file is not None and self._keep and self._new:
             atomic_write_text(self._file, json.dumps(self._known) + "\n")
             self._new = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from sonotune.models.composed.model import (
     plain_language_model,
 )
 from sonotune.runs import write_error
+from sonotune.runs.folders import replacing
 
 
 def compose(folder: Path, **told: Any) -> SpeechLlm:
@@ -231,15 +231,10 @@ def _from_pretrained(class_name: str, checkpoint: str, config: Any, revision: st
 def _write(folder: Path, module: SpeechLlm, processor: SpeechLlmProcessor) -> None:
     from safetensors import SafetensorError  # noqa: PLC0415
 
-    draft = folder.with_name(f".tmp-{folder.name}")
-    shutil.rmtree(draft, ignore_errors=True)
     try:
-        draft.parent.mkdir(parents=True, exist_ok=True)
-        module.save_pretrained(draft, safe_serialization=True)
-        processor.save_pretrained(draft)
-        draft.rename(folder)
+        with replacing(folder) as draft:
+            module.save_pretrained(draft, safe_serialization=True)
+            processor.save_pretrained(draft)
     except (OSError, SafetensorError) as error:
         size = sum(value.numel() * value.element_size() for value in module.parameters())
         raise write_error(as_os_error(error), folder, size, choose="FOLDER") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
