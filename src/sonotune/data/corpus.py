@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from sonotune.data import importers, manifest, splits
+from sonotune.data.split_corpus import way_that_works
 from sonotune.errors import GateError, ManifestError
 from sonotune.registry import is_asset, resolve_asset, split_source
 from sonotune.runs import generator
@@ -98,8 +99,10 @@ def load_corpus(
                 found["train"], fractions=fractions, eval_speakers=tuple(eval_speakers), seed=seed
             )
         except ManifestError as error:
+            way = None if eval_speakers else way_that_works(found["train"], 2, but="speaker")
+            divide = f"divide it by `sonotune data split {sources['train']} FOLDER --by {way}`, or " if way else ""
             raise ManifestError(
-                f"no evaluation clips could be held out: {error} Or name them with data.eval."
+                f"no evaluation clips could be held out: {error} Or {divide}name them with data.eval."
             ) from error
     if "train" in found:
         found["train"], dropped = _filtered(

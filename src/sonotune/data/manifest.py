@@ -28,10 +28,13 @@ from sonotune.data.records import COLUMNS, ClipParser
 from sonotune.errors import AudioError, ManifestError
 from sonotune.progress import phase
 from sonotune.runs import atomic_write_text, digest_json
+from sonotune.runs.file_sets import check_whole
 from sonotune.types import Clip, Finding
 
 # Headers round the length of a file, and a manifest made elsewhere rounds its spans: one MP3 frame of slack.
 SPAN_TOLERANCE_S: Final = 0.05
+SPLIT_MARK: Final = "sonotune_split.json"
+"""Beside the manifests of a split corpus; says which belong together."""
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -66,6 +69,7 @@ def read_manifest(
         ManifestError: Lists up to 20 problems by file and line, and the count of the rest.
     """
     path = Path(path)
+    check_whole(path, mark=SPLIT_MARK, again="sonotune data split", error=ManifestError)
     problems = Problems(path)
     parser = ClipParser(
         AudioRoot(root or path.parent, allow_outside=allow_outside_root),
@@ -118,17 +122,30 @@ def _with_duration(clip: Clip) -> Clip:
 def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
     """Write clips as a manifest, replacing an old one whole.
 
-    Paths below the manifest's folder are written relative to it, so that the folder can move; others stay absolute,
-    and reading them back needs another root or `allow_outside_root`.
-
     Args:
         path: The file to write.
         clips: The clips; ids must be unique.
 
     Raises:
+        ManifestError: A clip cannot be written; see `manifest_text`.
+        ResourceError: The disk is full; an old manifest is untouched.
+    """
+    atomic_write_text(Path(path), manifest_text(path, clips))
+
+
+def manifest_text(path: Path, clips: Iterable[Clip]) -> str:
+    """What a manifest of some clips says.
+
+    Paths below the manifest's folder are relative to it, so that the folder can move; others stay absolute, and
+    reading them back needs another root or `allow_outside_root`.
+
+    Args:
+        path: Where the manifest will be.
+        clips: The clips; ids must be unique.
+
+    Raises:
         ManifestError: A clip cannot be written: its id is there twice, its text is no Unicode, or an extra column has
             the name of a known one.
-        ResourceError: The disk is full; an old manifest is untouched.
     """
     folder = Path(path).absolute().parent
     seen: set[str] = set()
@@ -149,7 +166,7 @@ def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
                 f"text and file names, and extra columns other than {', '.join(COLUMNS)}. Mend the clip's source."
             ) from error
         lines.append(line + "\n")
-    atomic_write_text(Path(path), "".join(lines))
+    return "".join(lines)
 
 
 def _to_record(clip: Clip, folder: Path) -> dict[str, Any]:
