@@ -412,6 +412,41 @@ def test_a_bad_file_above_the_limit_is_refused_before_anything_is_trained(data: 
     assert not list((data / "run" / "checkpoints").iterdir())
 
 
+def shorten(path: Path, seconds: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) - 2 * round(seconds * RATE_HZ)])
+
+
+def test_files_that_lack_a_little_are_used_and_a_refusal_lists_every_clip(data: Path):
+    """Twelve files of a corpus miss their last 21 ms, as a recorder left them; then far more."""
+    corpus(data, "train", 12)
+    for index in range(12):
+        shorten(data / f"{index}.wav", 0.021)
+    code, out, err = call(*train_words(data, "--json"))
+    assert code == 0, err
+    assert [w for w in only_json(out)["warnings"] if w.startswith("12 of 12 clips end") and "data.truncated=use" in w]
+    shutil.rmtree(data / "run")
+    text = refused(call(*train_words(data, "data.truncated=stop")), "12 of 12 clips", "data.truncated=stop")
+    assert str(data / "run" / "refused.txt") in text
+    for index in range(12):
+        shorten(data / f"{index}.wav", 0.2)
+    text = refused(call(*train_words(data)), "12 of 12 clips of data.train cannot be used", "data.truncated=leave_out")
+    assert f"All 12 are listed in {data / 'run' / 'refused.txt'}" in text
+    listed = (data / "run" / "refused.txt").read_text("utf-8").splitlines()
+    assert [f"'c{index}'" in line for index, line in enumerate(listed)] == [True] * 12
+    record = json.loads((data / "run" / "run.json").read_text("utf-8"))
+    kept = [finding for finding in record["findings"] if finding["check"] == "audio.truncated"]
+    assert [finding["clip_ids"] for finding in kept] == [[f"c{index}"] for index in range(12)]
+
+
+def test_a_refusal_without_a_run_lists_its_problems_in_a_file_that_it_names(data: Path):
+    manifest(data / "bad.jsonl", [{"id": f"c{index}", "text": "one"} for index in range(30)])
+    text = refused(call("data", "stats", str(data / "bad.jsonl")), "30 problems", "and 10 more", "All 30 are listed in")
+    place = Path(text.split("All 30 are listed in ")[1].strip().removesuffix("."))
+    assert len(place.read_text("utf-8").splitlines()) == 30
+    place.unlink()
+
+
 def test_bad_files_below_the_limit_are_findings_and_the_rest_is_trained(data: Path):
     """All kinds at once, beside files that are unusual and good: 96 kHz, 8 channels, 24 bits."""
     folders = []

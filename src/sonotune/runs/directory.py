@@ -22,7 +22,7 @@ from typing import Any, Literal, Self, cast
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from sonotune.errors import RunDirectoryError
+from sonotune.errors import RunDirectoryError, SonotuneError
 from sonotune.json_files import Number, read_json_lines
 from sonotune.runs.files import (
     atomic_write_bytes,
@@ -33,6 +33,7 @@ from sonotune.runs.files import (
     to_plain,
     write_all,
     write_error,
+    write_listing,
 )
 from sonotune.runs.record import ScoreEntries, read_record, record_to_json
 from sonotune.types import RunRecord
@@ -41,7 +42,9 @@ logger = logging.getLogger(__name__)
 
 ResumeMode = Literal["auto", "never", "must"]
 
-_OWN_FILES = frozenset({"run.lock", "events.jsonl"})
+REFUSED = "refused.txt"
+"""Every problem of data that a run was refused for."""
+_OWN_FILES = frozenset({"run.lock", "events.jsonl", REFUSED})
 
 
 class RunDirectory:
@@ -108,6 +111,7 @@ class RunDirectory:
                 make_folder(path / name)
             directory = cls(path, lock, resumed=changed is not None, changed=changed)
             directory._drop_torn_line()
+            (path / REFUSED).unlink(missing_ok=True)  # of an earlier try
         except BaseException:
             os.close(lock)
             raise
@@ -193,6 +197,11 @@ class RunDirectory:
         """
         if self._may_write():
             atomic_write_text(self.path / name, text)
+
+    def list_problems(self, error: BaseException) -> None:
+        """Write all problems of an error that shows the first ones only."""
+        if isinstance(error, SonotuneError) and error.listing and self._may_write() and not self._visiting:
+            write_listing(error, self.path / REFUSED)
 
     def drop_predictions(self, *moments: str) -> None:
         """Remove predictions of moments that a run which goes on comes to again."""
@@ -303,7 +312,7 @@ def _changes_since_earlier_run(
     record = read_record(record_path)
     if resume != "must" and record.config_digest != config_digest and _failed_with_nothing(path, record):
         logger.info("%s holds a run that failed before it had any result; a new one takes its place", path)
-        for name in ("run.json", "events.jsonl"):
+        for name in ("run.json", "events.jsonl", REFUSED):
             (path / name).unlink(missing_ok=True)
         return None
     if resume == "never":

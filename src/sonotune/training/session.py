@@ -113,6 +113,7 @@ def open_session(settings: LoadedConfig, listeners: Sequence[Listener] = ()) -> 
             raise
         except BaseException as error:
             with suppress(SonotuneError):  # on a full disk these fail as well; the first error is the one to see
+                directory.list_problems(error)
                 log.close("failed")
                 directory.event("failed", error=type(error).__name__, message=str(error))
             raise
