@@ -757,6 +757,33 @@ def test_clips_too_long_to_train_on_are_counted_and_are_not_bad(data: Path):
     assert told["left_out"] == 1
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        (
+            "model.language=hebrw",
+            "model.language=hebrw: assets:whisper-nano does not know the language 'hebrw'; did you mean",
+        ),
+        ("adapter.targets=[qproj]", "did you mean"),
+        ("data.train=nowhere.jsonl", "nowhere.jsonl"),
+        ("training.accumulation_steps=1", None),
+    ],
+)
+def test_a_line_that_the_settings_refuse_leaves_no_run_directory(data: Path, word: str, said: str | None):
+    answer = call(*train_words(data, word))
+    if said is None:  # a line that is not refused does
+        assert answer[0] == 0, answer[2]
+    else:
+        refused(answer, said)
+    assert (data / "run").exists() is (said is None)
+
+
+def test_a_directory_that_was_there_stays(data: Path):
+    (data / "run").mkdir()
+    refused(call(*train_words(data, "adapter.targets=[qproj]")), "did you mean")
+    assert json.loads((data / "run" / "run.json").read_text("utf-8"))["status"] == "failed"
+
+
 def test_a_language_that_the_model_lacks_stops_training_and_is_detected_where_it_is_scored(
     finished: tuple[Path, Answer], data: Path
 ):

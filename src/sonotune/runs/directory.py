@@ -12,6 +12,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import time
 import weakref
 from collections.abc import Collection, Iterator, Mapping
@@ -64,8 +65,10 @@ class RunDirectory:
         resumed: bool,
         changed: Mapping[str, tuple[Any, Any]] | None = None,
         visiting: bool = False,
+        own: bool = False,
     ) -> None:
         self.path = path
+        self._own = own
         self.resumed, self.changed = resumed, dict(changed or {})
         self._lock, self._visiting = lock, visiting
         _OPEN.add(self)
@@ -100,6 +103,7 @@ class RunDirectory:
                 run or to something else; or it cannot be written.
             ResourceError: The disk is full.
         """
+        own = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -109,7 +113,7 @@ class RunDirectory:
             changed = _changes_since_earlier_run(path, config_digest, settings or {}, resume, allow_change)
             for name in ("checkpoints", "predictions"):
                 make_folder(path / name)
-            directory = cls(path, lock, resumed=changed is not None, changed=changed)
+            directory = cls(path, lock, resumed=changed is not None, changed=changed, own=own)
             directory._drop_torn_line()
             (path / REFUSED).unlink(missing_ok=True)  # of an earlier try
         except BaseException:
@@ -212,6 +216,13 @@ class RunDirectory:
         """The record as it stands on disk. See the function `read_record`."""
         return read_record(self.record_path)
 
+    def discard(self) -> bool:
+        """Remove a directory that was made for this run and holds no result; whether it was removed."""
+        if not self._own or self._lock is None or _has_results(self.path):
+            return False
+        shutil.rmtree(self.path)
+        return True
+
     def close(self) -> None:
         """Release the lock. Closing twice is allowed."""
         if self._lock is not None:
@@ -286,8 +297,11 @@ def _take_lock(path: Path) -> int:
 
 def _failed_with_nothing(path: Path, record: RunRecord) -> bool:
     """Whether a run was refused before it made anything: the user mends a setting and runs the line again."""
-    results = (child for name in ("checkpoints", "predictions", "adapter") for child in (path / name).glob("*"))
-    return record.status == "failed" and not record.scores and next(results, None) is None
+    return record.status == "failed" and not record.scores and not _has_results(path)
+
+
+def _has_results(path: Path) -> bool:
+    return any(next((path / name).glob("*"), None) for name in ("checkpoints", "predictions", "adapter", "model"))
 
 
 def _changes_since_earlier_run(
