@@ -23,7 +23,8 @@ Messages have four parts: what is wrong with which thing, what was found, what i
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Self
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
@@ -38,9 +39,29 @@ def first_line(error: Exception) -> str:
 
 
 class SonotuneError(Exception):
-    """Base of every error that is the user's to mend."""
+    """Base of every error that is the user's to mend.
+
+    Attributes:
+        listing: Every problem, a line each, where the message shows the first ones only. Who reports the error writes
+            them to a file and adds a note that names it.
+    """
 
     exit_code = 2
+    listing: Sequence[str] = ()
+
+    def listed(self, problems: Sequence[str]) -> Self:
+        """This error, with all its problems."""
+        self.listing = problems
+        return self
+
+    def kept_in(self, place: str) -> None:
+        """Note that the problems stand in a file."""
+        self.add_note(f"All {len(self.listing)} are listed in {place}.")
+        self.listing = ()
+
+    def told(self) -> str:
+        """The message and its notes."""
+        return "\n".join([str(self), *getattr(self, "__notes__", ())])
 
 
 class ConfigError(SonotuneError):

@@ -243,6 +243,38 @@ def test_a_cut_file_is_refused(tmp_path, name, share):
         assert refused(path, io.probe).reason == "truncated"
 
 
+@pytest.mark.parametrize("rate_hz", [16_000, 44_100])
+@pytest.mark.parametrize("name", ["x.wav", "x.rf64", "x.aiff", "x.au", "x.nist"])
+def test_a_file_that_lacks_a_few_milliseconds_is_read_as_far_as_it_goes(tmp_path, name, rate_hz):
+    path = tmp_path / name
+    whole = murmur(4 * rate_hz)
+    soundfile.write(path, whole, rate_hz, subtype="PCM_16")
+    expected = io.read(path, sample_rate_hz=rate_hz)
+    missing = round(0.021 * rate_hz)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) - 2 * missing])
+    for info in (io.probe(path), io.verify(path), io.verify(path, duration_s=4.0), io.verify(path, decode=False)):
+        assert info.num_frames == len(whole) - missing
+        assert info.missing_s == pytest.approx(0.021, abs=0.001)
+    np.testing.assert_array_equal(io.read(path, sample_rate_hz=rate_hz), expected[:-missing])
+    np.testing.assert_array_equal(
+        io.read(path, start_s=1.0, duration_s=3.0, sample_rate_hz=rate_hz), expected[rate_hz:-missing]
+    )
+    assert len(io.read(path)) == pytest.approx(16_000 * (4.0 - 0.021), abs=1)
+    path.write_bytes(content[: len(content) - round(0.11 * rate_hz) * 2])
+    assert refused(path, io.probe).reason == "truncated"
+
+
+def test_of_a_short_file_less_may_be_missing(tmp_path):
+    path = tmp_path / "x.wav"
+    soundfile.write(path, murmur(8_000), 16_000, subtype="PCM_16")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) - 2 * 320])  # 20 of 500 ms
+    assert io.verify(path).missing_s == pytest.approx(0.02)
+    path.write_bytes(content[: len(content) - 2 * 480])
+    assert refused(path, io.verify).reason == "truncated"
+
+
 @pytest.mark.parametrize("name", COMPRESSED)
 def test_a_damaged_file_is_refused_or_decodes_to_its_full_length(tmp_path, name):
     path = tmp_path / name

@@ -15,6 +15,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sonotune.audio.io import verify
 from sonotune.data.manifest import check_audio, digest, filter_clips, read_manifest, statistics, write_manifest
 from sonotune.errors import ManifestError
 from sonotune.types import Clip, Word
@@ -378,6 +379,67 @@ def test_header_mode_opens_but_does_not_decode(tmp_path: Path) -> None:
     assert [finding.check for finding in findings] == ["audio.missing", "audio.span"]
     with pytest.raises(ManifestError, match="'decode' and 'header'"):
         check_audio(clips, "quick")  # type: ignore[arg-type]
+
+
+def cut(path: Path, seconds: float) -> Path:
+    """Take samples from the end of a file and leave its header."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) - 4 * round(seconds * RATE_HZ)])
+    return path
+
+
+def shortened(folder: Path) -> list[Clip]:
+    """A whole clip, three that end a little early (by header, by manifest, both), and two that end far too early."""
+    clips = [
+        Clip(id="whole", path=tone(folder / "whole.wav", 2.0), duration_s=2.0),
+        Clip(id="header", path=cut(tone(folder / "header.wav", 2.0), 0.021), duration_s=1.979),
+        Clip(id="manifest", path=folder / "whole.wav", duration_s=2.021),
+        Clip(id="both", path=folder / "header.wav", start_s=0.5, duration_s=1.5),
+        Clip(id="inside", path=folder / "header.wav", duration_s=1.0),
+        Clip(id="half", path=cut(tone(folder / "half.wav", 2.0), 1.0), duration_s=1.0),
+        Clip(id="beyond", path=folder / "whole.wav", duration_s=2.5),
+    ]
+    assert {c.path for c in clips if not c.path.is_file()} == set()
+    return clips
+
+
+@pytest.mark.parametrize("mode", ["decode", "header"])
+def test_clips_that_end_a_little_early_are_used_as_far_as_they_go(tmp_path: Path, mode: str) -> None:
+    kept, findings = check_audio(shortened(tmp_path), mode)  # type: ignore[arg-type]
+    assert {c.id: round(c.duration_s, 3) for c in kept} == {
+        "whole": 2.0,
+        "header": 1.979,
+        "manifest": 2.0,
+        "both": 1.479,
+        "inside": 1.0,
+    }
+    assert [(finding.check, finding.severity, finding.clip_ids) for finding in findings] == [
+        ("audio.truncated", "error", ("half",)),
+        ("audio.span", "error", ("beyond",)),
+        ("audio.shortened", "warning", ("header", "manifest", "both")),
+    ]
+    assert "0.021 s" in findings[-1].message
+    for c in kept:  # none is refused when it is read
+        verify(c.path, start_s=c.start_s, duration_s=c.duration_s)
+
+
+def test_truncated_clips_are_left_out_or_bad_where_the_settings_say_so(tmp_path: Path) -> None:
+    clips = shortened(tmp_path)
+    kept, findings = check_audio(clips, truncated="leave_out")
+    assert [c.id for c in kept] == ["whole", "inside"]
+    assert [(finding.check, finding.severity, finding.clip_ids) for finding in findings] == [
+        ("audio.span", "error", ("beyond",)),
+        ("data.truncated", "warning", ("header", "manifest", "both", "half")),
+    ]
+    kept, findings = check_audio(clips, truncated="stop")
+    assert [c.id for c in kept] == ["whole", "inside"]
+    assert {finding.clip_ids[0] for finding in findings if finding.check == "audio.truncated"} == {
+        "header",
+        "manifest",
+        "both",
+        "half",
+    }
+    assert {finding.severity for finding in findings} == {"error"}
 
 
 # --- digest and statistics -----------------------------------------------------------------------

@@ -464,7 +464,7 @@ def test_a_multilingual_model_without_a_language_says_so(
     """Otherwise every clip would be left out, and a run of no steps would end in a puzzle."""
     manifest = clips(tmp_path / "clips", "train", 4)
     manifest.write_text(manifest.read_text("utf-8").replace(', "language": "en"', ""), "utf-8")
-    with pytest.raises(ManifestError, match=r"model\.language=en.* The same holds for 3 more\.$") as caught:
+    with pytest.raises(ManifestError, match=r"model\.language=en.* The same holds for 3 more\.") as caught:
         run(settings(f"data.train={manifest}", "data.max_bad_fraction=1"))
     assert str(caught.value).count("model.language=en") == 1
     record, _ = run(settings(f"data.train={manifest}", "model.language=en", folder=tmp_path / "other"))
@@ -474,7 +474,7 @@ def test_a_multilingual_model_without_a_language_says_so(
 def test_an_adapter_target_that_matches_nothing_is_refused_before_training(settings: Settings, tmp_path: Path):
     with pytest.raises(AdapterError, match=r"'qproj' matches none of the 22 .* did you mean 'q_proj'"):
         run(settings("adapter.targets=[qproj]"))
-    assert read_record(tmp_path / "run").status == "failed"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_at_a_checkpoint_ends_with_exit_5_and_can_go_on(

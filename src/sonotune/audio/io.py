@@ -5,7 +5,8 @@ the rate asked for. Shape letter: S samples.
 
 - Only regular files are opened: a FIFO, a device or a directory is refused before `open` could block.
 - Only the span asked for is decoded, in blocks, so that memory is that of the result plus about 2 MB.
-- A file whose header promises more than its bytes hold is refused, although the decoder would read it as a shorter one.
+- A file whose header promises more than its bytes hold is refused, although the decoder would read it as a shorter one;
+  one that lacks a few milliseconds at its end is read as far as it goes, and `AudioInfo.missing_s` says so.
 - The length, rate and channel count come from the header and are limited before anything is decoded.
 
 Every refusal is an `AudioError` with a stable `reason`.
@@ -25,14 +26,15 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from sonotune.audio.opening import AudioInfo, Decoder, check_rate, decoder_words, opened
+from sonotune.audio.opening import AudioInfo, Decoder, bearable_s, check_rate, decoder_words, opened
 from sonotune.errors import AudioError, ResourceError
 
 __all__ = ["AudioInfo", "probe", "read", "transcode", "verify", "write"]
 
 DEFAULT_MAX_DURATION_S = 7_200.0
 SPAN_TOLERANCE_S = 0.02
-"""How far a span may reach past the end of its file: manifests round durations. The span then ends with the file."""
+"""How far any span may reach past the end of its file: manifests round durations. The span then ends with the file, as
+does a long one that reaches `opening.bearable_s` past it."""
 
 MAX_DECODED_SAMPLES = 4_000_000_000
 """Samples over all channels that one call may decode: two hours of twelve channels at 44.1 kHz."""
@@ -97,8 +99,8 @@ def read(
         max_duration_s: Longest span that is decoded, in seconds; None sets no limit.
 
     Returns:
-        (S,) float32, `round((start_s + duration_s) * rate) - round(start_s * rate)` samples, full scale 1.0. Samples
-        beyond full scale stay as they are.
+        (S,) float32, `round((start_s + duration_s) * rate) - round(start_s * rate)` samples, fewer where the file ends
+        a little before the span, full scale 1.0. Samples beyond full scale stay as they are.
 
     Raises:
         AudioError: Any reason of `probe`; `too_long`, `bomb`, `span`, `channels`, `non_finite`; and `truncated` or
@@ -138,6 +140,7 @@ def verify(
     duration_s: float | None = None,
     channel: int | None = None,
     max_duration_s: float | None = DEFAULT_MAX_DURATION_S,
+    decode: bool = True,
 ) -> AudioInfo:
     """Decode a span block by block, keep nothing, and report the first thing wrong with it.
 
@@ -147,6 +150,7 @@ def verify(
         duration_s: Length of the span in seconds; None checks to the end.
         channel: Zero-based channel that will be used; None checks the mean of all.
         max_duration_s: Longest span that is decoded, in seconds; None sets no limit.
+        decode: False compares the span with the header alone.
 
     Returns:
         The header, which the samples have borne out.
@@ -158,8 +162,9 @@ def verify(
         first, last = _span(info, start_s, duration_s)
         _check_size(info, first, last, max_duration_s)
         _check_channel(info, channel)
-        for _ in _mono(info, decoder, first, last, channel):
-            pass
+        if decode:
+            for _ in _mono(info, decoder, first, last, channel):
+                pass
         return info
 
 
@@ -302,7 +307,7 @@ def _span(info: AudioInfo, start_s: float, duration_s: float | None) -> tuple[in
             "`start_s` is 0 or more, `duration_s` above 0.",
         )
     first = round(start_s * info.sample_rate_hz)
-    if first >= info.num_frames or end_s > info.duration_s + SPAN_TOLERANCE_S:
+    if first >= info.num_frames or end_s > info.duration_s + max(SPAN_TOLERANCE_S, bearable_s(end_s - start_s)):
         raise AudioError(
             "span",
             f"{info.path} lasts {info.duration_s:.3f} s and the span from {start_s:.3f} s ends at "

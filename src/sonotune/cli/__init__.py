@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         with shown(enabled=_is_watched(words)):
             code = app(words, prog_name="sonotune", standalone_mode=False)
     except SonotuneError as error:
-        _fail(error.exit_code, str(error), words)
+        _fail(error.exit_code, _told(error), words)
     except (KeyboardInterrupt, typer.Abort):
         _fail(130, "stopped.", words)
     except MemoryError:
@@ -108,6 +109,16 @@ def _fail(code: int, message: str, words: Sequence[str]) -> NoReturn:
     if "--json" in words:
         print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False))
     sys.exit(code)
+
+
+def _told(error: SonotuneError) -> str:
+    """The message, and where the problems are that it does not show."""
+    if error.listing:
+        from sonotune.runs.files import write_listing
+
+        with suppress(SonotuneError, OSError):  # the message says enough where nothing can be written
+            write_listing(error)
+    return error.told()
 
 
 def _printable(path: str | bytes | int) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sonotune.api import corpus_to_score, evaluation_settings, open_recognizer, settings_of_use
-from sonotune.cli.findings import warning_lines
+from sonotune.cli.findings import removed_clips, warning_lines, worth_telling
 from sonotune.cli.shared import Json, Words, app, print_result
 from sonotune.metrics.scores import loops_note, score_title, show_score
 
@@ -32,7 +32,9 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
         corpus = corpus_to_score(config, recognizer)
         clips = corpus.splits["test"]
         result = recognizer.evaluate(clips, crew=crew, **evaluation_settings(config))
-    body = result.to_json() | {"left_out": [finding.message for finding in corpus.findings]}
+    left_out = [finding.message for finding in corpus.findings if removed_clips(finding)]
+    told = [*worth_telling(corpus.findings), *(finding for finding in result.findings if finding.severity != "note")]
+    body = result.to_json() | {"left_out": left_out, "warnings": [finding.message for finding in told]}
     problem: SonotuneError | None = None
     if out is not None:
         try:
@@ -53,8 +55,8 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
     ]
     window = f", model.context={result.context}" if result.context else ""
     lines.append(f"{result.audio_seconds:.0f} s of audio in {result.seconds:.1f} s{window}")
-    lines += [f"left out: {finding.message}" for finding in corpus.findings]
-    lines += warning_lines([finding for finding in result.findings if finding.severity != "note"], "--json")
+    lines += [f"left out: {message}" for message in left_out]
+    lines += warning_lines(told, "--json")
     lines += [f"note: {finding.message}" for finding in result.findings if finding.check == "text.numbers"]
     print_result(body, as_json=as_json, lines=lines)
     if problem is not None:

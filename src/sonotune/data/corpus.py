@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -17,6 +17,8 @@ from sonotune.types import Clip, Finding
 
 logger = logging.getLogger(__name__)
 
+_SHOWN: Final = 5
+
 # Settings of the data section that `load_corpus` takes, by the same names.
 CORPUS_SETTINGS: Final = {
     "root",
@@ -25,6 +27,7 @@ CORPUS_SETTINGS: Final = {
     "max_duration_s",
     "check",
     "max_bad_fraction",
+    "truncated",
     "eval_speakers",
     "eval_fraction",
     "leaks",
@@ -50,12 +53,14 @@ def load_corpus(
     max_duration_s: float | None,
     check: Literal["decode", "header"],
     max_bad_fraction: float,
+    truncated: Literal["use", "leave_out", "stop"],
     eval_speakers: Sequence[str],
     eval_fraction: float,
     leaks: Literal["report", "stop"],
     limit: int | None,
     seed: int,
     require: Literal["text", "label"] | None = "text",
+    tell: Callable[[Sequence[Finding]], None] = lambda findings: None,
 ) -> Corpus:
     """Load every split that is named; make the evaluation split by speaker where it is not.
 
@@ -70,28 +75,39 @@ def load_corpus(
         max_duration_s: Longer clips are not trained on; None sets no limit here, and the model's window does later.
         check: Decode every clip, or read headers only.
         max_bad_fraction: Share of unusable files above which nothing is trained.
+        truncated: What becomes of files that end before their header or manifest says; see `manifest.check_audio`.
         eval_speakers: Speakers held out when no evaluation split is named.
         eval_fraction: Share of the speech held out otherwise.
         leaks: Whether recordings that are trained on and scored are findings, or stop the run.
         limit: Keep so many clips of each split, drawn by the seed.
         seed: Of the split.
         require: What every clip must have: a transcript, a class, or neither.
+        tell: Hears of findings as they come, for a later check may refuse the clips.
 
     Raises:
-        ManifestError: A source cannot be read, a split is empty, or too many files are bad.
+        ManifestError: A source cannot be read, a split is empty, too many files are bad, or one is truncated and
+            `truncated` is `stop`.
         GateError: Recordings are trained on and scored, and `leaks` is `stop`.
     """
     found: dict[str, list[Clip]] = {}
     findings: list[Finding] = []
+
+    def found_out(more: Sequence[Finding]) -> None:
+        findings.extend(more)
+        tell(more)
+
     for name, source in sources.items():
-        clips = read_source(source, root=root, allow_outside_root=allow_outside_root, findings=findings)
+        noted: list[Finding] = []
+        clips = read_source(source, root=root, allow_outside_root=allow_outside_root, findings=noted)
+        found_out(noted)
         if not clips:
             raise ManifestError(f"data.{name}={source} has no clips. Check the file, or leave the setting out.")
-        kept, dropped = _usable(
-            name, _limited(clips, limit, seed, name), check=check, max_bad_fraction=max_bad_fraction, require=require
-        )
-        found[name] = kept
-        findings += dropped
+        clips = _limited(clips, limit, seed, name)
+        sound, looked = manifest.check_audio(clips, mode=check, truncated=truncated)
+        found_out(looked)
+        _refuse_bad(name, looked, len(clips), max_bad_fraction=max_bad_fraction, truncated=truncated)
+        found[name], dropped = _filtered(name, sound, min_duration_s=0.0, max_duration_s=None, require=require)
+        found_out(dropped)
     if "train" in found and "eval" not in found:
         fractions = None if eval_speakers else {"train": 1 - eval_fraction, "eval": eval_fraction}
         try:
@@ -108,10 +124,10 @@ def load_corpus(
         found["train"], dropped = _filtered(
             "train", found["train"], min_duration_s=min_duration_s, max_duration_s=max_duration_s, require=require
         )
-        findings += dropped
+        found_out(dropped)
         for other in ("eval", "test"):
             shared = splits.check_leaks(found["train"], found.get(other, []))
-            findings += shared
+            found_out(shared)
             if leaks == "stop":
                 _refuse_leaks(other, shared)
     digests = {name: manifest.digest(clips) for name, clips in found.items()}
@@ -180,19 +196,20 @@ def format_of(source: str, options: Collection[str] = ()) -> tuple[str, str]:
     return format_name, place
 
 
-def _usable(
-    name: str,
-    clips: list[Clip],
+def _refuse_bad(
+    split: str,
+    findings: Sequence[Finding],
+    clips: int,
     *,
-    check: Literal["decode", "header"],
     max_bad_fraction: float,
-    require: Literal["text", "label"] | None,
-) -> tuple[list[Clip], list[Finding]]:
-    """Clips of any length that can be read and say what they are."""
-    sound, bad = manifest.check_audio(clips, mode=check)
-    refuse_too_many(name, bad, len(clips), max_bad_fraction=max_bad_fraction)
-    kept, dropped = _filtered(name, sound, min_duration_s=0.0, max_duration_s=None, require=require)
-    return kept, [*bad, *dropped]
+    truncated: Literal["use", "leave_out", "stop"],
+) -> None:
+    """Stop where audio is too bad, or truncated and that is to stop."""
+    bad = [finding for finding in findings if finding.severity == "error"]
+    cut = [finding for finding in bad if finding.check == "audio.truncated"]
+    if cut and truncated == "stop":
+        raise _refusal(f"{len(cut)} of {clips} clips of data.{split} are truncated (data.truncated=stop)", cut)
+    refuse_too_many(split, bad, clips, max_bad_fraction=max_bad_fraction)
 
 
 def _filtered(
@@ -228,15 +245,24 @@ def refuse_too_many(split: str, bad: Sequence[Finding], clips: int, *, max_bad_f
     """
     if len(bad) <= max_bad_fraction * clips and len(bad) < clips:
         return
+    allowed = f"at most {max_bad_fraction:.0%} may be bad (data.max_bad_fraction)"
+    cut = any(finding.check == "audio.truncated" for finding in bad)
+    do = "data.truncated=leave_out leaves out files that are cut off, and does not count them as bad." if cut else None
+    raise _refusal(f"{len(bad)} of {clips} clips of data.{split} cannot be used; {allowed}", bad, do=do)
+
+
+def _refusal(what: str, bad: Sequence[Finding], *, do: str | None = None) -> ManifestError:
+    """Says the first reasons, each once, and lists all clips."""
     shared: dict[str, list[Finding]] = {}  # a reason -> the findings that give it
     for finding in bad:
         name = f"clip {finding.clip_ids[0]!r}" if finding.clip_ids else ""
         shared.setdefault(finding.message.removeprefix(name), []).append(finding)
-    first = "\n".join(
+    lines = [
         f"  - {same[0].message}{f' The same holds for {len(same) - 1} more.' if len(same) > 1 else ''}"
-        for same in list(shared.values())[:5]
-    )
-    raise ManifestError(
-        f"{len(bad)} of {clips} clips of data.{split} cannot be used; at most "
-        f"{max_bad_fraction:.0%} may be bad (data.max_bad_fraction). The first:\n{first}"
-    )
+        for same in shared.values()
+    ]
+    heading = f"{what}. {'They are' if len(lines) <= _SHOWN else 'The first'}:"
+    error = ManifestError("\n".join([heading, *lines[:_SHOWN], *([do] if do else [])]))
+    if len(lines) <= _SHOWN and len(bad) == len(lines):
+        return error
+    return error.listed([f"{', '.join(map(repr, finding.clip_ids))}\t{finding.message}" for finding in bad])

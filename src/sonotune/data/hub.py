@@ -22,6 +22,7 @@ from sonotune.data.lines import Problems, RefusedError, show
 from sonotune.data.manifest import fill_durations
 from sonotune.data.records import COLUMNS, ClipParser
 from sonotune.errors import ManifestError, MissingExtraError
+from sonotune.hub_access import why_unreachable
 from sonotune.runs import atomic_write_bytes
 from sonotune.types import Clip
 
@@ -113,6 +114,7 @@ def _open(
 ) -> Any:
     path = Path(source)
     failures: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *_http_errors())
+    unreachable = None if local else why_unreachable()
     try:
         if not local:
             return datasets.load_dataset(str(source), config, split=split, revision=revision, streaming=streaming)
@@ -130,10 +132,10 @@ def _open(
         return loaded[split]
     # Besides OSError and ValueError, the hub client lets its HTTP library's errors through; all mean the same here.
     except failures as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}" if unreachable is None else unreachable
         where = "on this disk" if local else "on the hub; without network only data sets that are here can be used"
         raise ManifestError(
-            f"the data set {str(source)!r} cannot be loaded: found {type(error).__name__}: {reason}; allowed is a data "
+            f"the data set {str(source)!r} cannot be loaded: found {reason}; allowed is a data "
             f"set {where}. Check name, split and connection, or give a local file or folder."
         ) from error
 

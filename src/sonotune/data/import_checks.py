@@ -30,7 +30,8 @@ def check_clips(clips: Sequence[Clip], *, source: str, place: Path) -> list[Find
     Raises:
         ManifestError: Not one clip can be used.
     """
-    _, bad = check_audio(clips, mode="header", workers=8)
+    _, found = check_audio(clips, mode="header", workers=8)
+    bad = [finding for finding in found if finding.severity == "error"]
     by_reason: dict[str, list[Finding]] = {}
     for finding in bad:
         by_reason.setdefault(finding.check.removeprefix("audio."), []).append(finding)
@@ -40,7 +41,8 @@ def check_clips(clips: Sequence[Clip], *, source: str, place: Path) -> list[Find
             f"no clip of {source} can be used, and nothing is written. " + " ".join(one.message for one in findings)
         )
     stay = "They stay in the manifest, and a run counts them as bad (data.max_bad_fraction)."
-    return [*(replace(one, message=f"{one.message} {stay}") for one in findings), *_lacking(clips)]
+    unusable = [replace(one, message=f"{one.message} {stay}") for one in findings]
+    return [*unusable, *(finding for finding in found if finding.severity != "error"), *_lacking(clips)]
 
 
 def _unusable(reason: str, found: Sequence[Finding], clips: int, place: Path) -> Finding:

@@ -19,6 +19,7 @@ from sonotune.json_files import MAX_DEPTH
 
 MAX_LINE_BYTES: Final = 1_000_000
 MAX_LISTED: Final = 20
+MAX_KEPT: Final = 100_000
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _BOM = b"\xef\xbb\xbf"
@@ -57,7 +58,7 @@ class Problems:
             do: What the person can do about it.
         """
         self.count += 1
-        if len(self._listed) < MAX_LISTED:
+        if len(self._listed) < MAX_KEPT:
             number = f"{self.source}:{line}" if self.unit is None else f"{self.source}, {self.unit} {line}"
             where = self.source if line is None else number
             self._listed.append(f"{where}: {what}: found {found}; allowed is {allowed}. {do}")
@@ -69,22 +70,23 @@ class Problems:
     def absorb(self, other: Problems) -> None:
         """Note the problems of another file of the same source."""
         self.count += other.count
-        self._listed += other._listed[: MAX_LISTED - len(self._listed)]
+        self._listed += other._listed[: MAX_KEPT - len(self._listed)]
 
     def check(self) -> None:
         """Stop here when there are problems.
 
         Raises:
-            ManifestError: Lists the first 20 and counts the rest.
+            ManifestError: Lists the first 20 and counts the rest; all of them are in its `listing`.
         """
         if not self.count:
             return
         if self.count == 1:
             raise ManifestError(self._listed[0])
-        lines = [f"{self.count} problems in {self.source}:", *(f"  - {entry}" for entry in self._listed)]
-        if self.count > len(self._listed):
-            lines.append(f"  ... and {self.count - len(self._listed)} more")
-        raise ManifestError("\n".join(lines))
+        lines = [f"{self.count} problems in {self.source}:", *(f"  - {entry}" for entry in self._listed[:MAX_LISTED])]
+        if self.count <= MAX_LISTED:
+            raise ManifestError("\n".join(lines))
+        lines.append(f"  ... and {self.count - MAX_LISTED} more")
+        raise ManifestError("\n".join(lines)).listed(self._listed)
 
 
 def show(value: object, limit: int = 80) -> str:

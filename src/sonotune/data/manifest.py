@@ -14,14 +14,18 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from sonotune.audio.io import probe, verify
+from sonotune.audio.io import SPAN_TOLERANCE_S, probe, verify
+from sonotune.audio.opening import MAX_MISSING_S
+from sonotune.data.audio_files import enumerate_names
 from sonotune.data.audio_root import AudioRoot
 from sonotune.data.lines import Problems, json_objects, show
 from sonotune.data.records import COLUMNS, ClipParser
@@ -31,8 +35,6 @@ from sonotune.runs import atomic_write_text, digest_json
 from sonotune.runs.file_sets import check_whole
 from sonotune.types import Clip, Finding
 
-# Headers round the length of a file, and a manifest made elsewhere rounds its spans: one MP3 frame of slack.
-SPAN_TOLERANCE_S: Final = 0.05
 SPLIT_MARK: Final = "sonotune_split.json"
 """Beside the manifests of a split corpus; says which belong together."""
 
@@ -113,7 +115,7 @@ def _with_duration(clip: Clip) -> Clip:
     except AudioError:
         return clip  # check_audio opens it again and says why it cannot be used
     rest_s = max(0.0, info.duration_s - clip.start_s)
-    return dataclasses.replace(clip, duration_s=rest_s, sample_rate_hz=clip.sample_rate_hz or info.sample_rate_hz)
+    return replace(clip, duration_s=rest_s, sample_rate_hz=clip.sample_rate_hz or info.sample_rate_hz)
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -265,65 +267,114 @@ def _extreme(clips: Sequence[Clip], reason: str) -> float:
 
 
 def check_audio(
-    clips: Sequence[Clip], mode: Literal["decode", "header"] = "decode", *, workers: int = 4
+    clips: Sequence[Clip],
+    mode: Literal["decode", "header"] = "decode",
+    *,
+    truncated: Literal["use", "leave_out", "stop"] = "use",
+    workers: int = 4,
 ) -> tuple[list[Clip], list[Finding]]:
     """Open every clip's audio and leave out what cannot be used.
+
+    A file may end a little before its header or its clip says: up to 0.1 s and 5 % (`audio.opening`), as recorders and
+    other tools leave it.
 
     Args:
         clips: The clips.
         mode: `decode` reads every sample, and so finds truncated files and NaN; `header` only opens the file.
+        truncated: Clips that lack a little at their end are used as far as their file goes (`use`), left out together
+            with those that lack more (`leave_out`), or bad as those are (`stop`).
         workers: Threads; decoding lets go of the interpreter lock.
 
     Returns:
-        The clips kept, in order, and one finding of severity error for each bad clip. Its check is `audio.` and the
-        audio room's reason, such as `audio.truncated`.
+        The clips kept, in order, none longer than its file, and one finding of severity error for each bad clip. Its
+        check is `audio.` and the reason of `AudioError`, such as `audio.truncated`. One warning names all clips that
+        were cut short or, as asked, left out for it: `audio.shortened`, `data.truncated`.
     """
     if mode not in ("decode", "header"):
         raise ManifestError(f"data.check: found {mode!r}; allowed are 'decode' and 'header'. Choose one of them.")
-    check = _decode if mode == "decode" else _open
-    results: list[Finding | None] = []
+    results: list[_Look] = []
     with (
         phase("checking audio", len(clips), "clips") as advance,
         ThreadPoolExecutor(max_workers=max(1, workers)) as pool,
     ):
-        for finding in pool.map(lambda clip: _finding(clip, check), clips):
-            results.append(finding)
+        for look in pool.map(partial(_look, decode=mode == "decode"), clips):
+            results.append(look)
             advance(len(results))
-    kept = [clip for clip, finding in zip(clips, results, strict=True) if finding is None]
-    return kept, [finding for finding in results if finding is not None]
+    if truncated == "stop":
+        results = [look.refused() if look.missing_s else look for look in results]
+    used = truncated == "use"
+    short = [look for look in results if look.missing_s or (look.cut_off and not used)]
+    if truncated == "leave_out":
+        results = [look for look in results if not (look.missing_s or look.cut_off)]
+    kept = [look.clip for look in results if look.finding is None]
+    bad = [look.finding for look in results if look.finding is not None]
+    return kept, [*bad, *([_shortened(short, len(clips), used=used)] if short and truncated != "stop" else [])]
 
 
-def _decode(clip: Clip) -> None:
-    verify(clip.path, start_s=clip.start_s, duration_s=clip.duration_s or None, channel=clip.channel)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """What the audio of a clip is like.
 
+    Attributes:
+        clip: The clip, no longer than its file.
+        missing_s: What its file lacks at the end, in seconds, where that is little.
+        finding: Why it cannot be used.
+    """
 
-def _open(clip: Clip) -> None:
-    info = probe(clip.path)
-    end_s = clip.start_s + clip.duration_s
-    if end_s > info.duration_s + SPAN_TOLERANCE_S or (not clip.duration_s and clip.start_s >= info.duration_s):
-        raise AudioError(
-            "span",
-            f"{clip.path}: the clip ends at {end_s:.2f} s; found a file of {info.duration_s:.2f} s; allowed are spans "
-            "inside the file. Mend start_s and duration_s.",
+    clip: Clip
+    missing_s: float = 0.0
+    finding: Finding | None = None
+
+    @property
+    def cut_off(self) -> bool:
+        return self.finding is not None and self.finding.check == "audio.truncated"
+
+    def refused(self) -> _Look:
+        """The same where nothing may be missing."""
+        message = (
+            f"{self.clip.path} ends {self.missing_s:.3f} s before its header or its clip says. Fetch the file again, "
+            "mend duration_s, or leave it out."
         )
-    if clip.channel is not None and clip.channel >= info.num_channels:
-        raise AudioError(
-            "channels",
-            f"{clip.path} has {info.num_channels} channel(s); the clip asks for channel {clip.channel}, counted "
-            "from 0. Mend its channel.",
-        )
+        return _Look(clip=self.clip, finding=_bad(self.clip, "truncated", message))
 
 
-def _finding(clip: Clip, check: Callable[[Clip], None]) -> Finding | None:
+def _look(clip: Clip, *, decode: bool) -> _Look:
+    duration_s = clip.duration_s or None
     try:
-        check(clip)
+        info = verify(clip.path, start_s=clip.start_s, duration_s=duration_s, channel=clip.channel, decode=decode)
     except AudioError as error:
-        reason, message = error.reason, str(error)
+        return _Look(clip=clip, finding=_bad(clip, error.reason, str(error)))
     except OSError as error:
-        reason, message = "unreadable", f"{clip.path} cannot be read: {error.strerror or error}."
-    else:
-        return None
+        message = f"{clip.path} cannot be read: {error.strerror or error}."
+        return _Look(clip=clip, finding=_bad(clip, "unreadable", message))
+    beyond_s = 0.0 if duration_s is None else clip.start_s + duration_s - info.duration_s
+    if beyond_s > SPAN_TOLERANCE_S:
+        return _Look(clip=replace(clip, duration_s=info.duration_s - clip.start_s), missing_s=beyond_s)
+    to_the_end = duration_s is None or beyond_s > -SPAN_TOLERANCE_S
+    return _Look(clip=clip, missing_s=info.missing_s if to_the_end else 0.0)
+
+
+def _bad(clip: Clip, reason: str, message: str) -> Finding:
     return Finding(check=f"audio.{reason}", severity="error", message=message, clip_ids=(clip.id,), path=str(clip.path))
+
+
+def _shortened(short: Sequence[_Look], clips: int, *, used: bool) -> Finding:
+    """Names the clips that end early."""
+    most_s = max(look.missing_s for look in short)
+    names = enumerate_names([look.clip.id for look in short])
+    if used:
+        what = f"end up to {most_s:.3f} s before their header or manifest says, and are used as far as their file goes"
+    else:
+        what = "end before their header or manifest says, and are left out"
+    return Finding(
+        check="audio.shortened" if used else "data.truncated",
+        severity="warning",
+        message=f"{len(short)} of {clips} clips {what} (data.truncated={'use' if used else 'leave_out'}): {names}.",
+        clip_ids=tuple(look.clip.id for look in short),
+        measured=most_s if used else float(len(short)),
+        limit=MAX_MISSING_S if used else 0.0,
+        unit="s" if used else "clips",
+    )
 
 
 # --- describing ----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sonotune.errors import ModelError, first_line
+from sonotune.hub_access import why_unreachable
 from sonotune.json_files import OBJECT, read_json
 from sonotune.models.base import LoadedModel, ModelFamily
 from sonotune.models.published import PUBLISHED
@@ -348,6 +349,8 @@ def read_config(checkpoint: str, revision: str | None, *, published: bool = True
     if published and checkpoint in PUBLISHED and revision is None and not Path(checkpoint).is_dir():
         return transformers.AutoConfig.for_model(**PUBLISHED[checkpoint])
     source = locate(checkpoint)
+    if isinstance(source, str):
+        why_unreachable()
     if isinstance(source, Path) and (source / "config.json").exists():
         read_json(
             source / "config.json", OBJECT, error=ModelError, do="Copy the file again."
@@ -357,7 +360,7 @@ def read_config(checkpoint: str, revision: str | None, *, published: bool = True
     except (OSError, ValueError) as error:
         if isinstance(source, str):
             raise ModelError(
-                f"the hub checkpoint {checkpoint!r} could not be read ({first_line(error)}). "
+                f"the hub checkpoint {checkpoint!r} could not be read ({_of_hub(error)}). "
                 f"Without network, give a folder as model.checkpoint or use {_packaged(checkpoint)}."
             ) from error
         raise ModelError(f"{source} is not a model folder: config.json is missing or unreadable.") from error
@@ -389,18 +392,23 @@ def check_family(checkpoint: str, config: Any, family: ModelFamily) -> None:
 
 
 def _why(checkpoint: str, source: Path | str, error: Exception) -> str:
-    first = first_line(error)
     if isinstance(source, str):
         return (
-            f"the hub checkpoint {checkpoint!r} could not be loaded ({first}). Without network, download it elsewhere "
-            f"and give its folder as model.checkpoint, or use {_packaged(checkpoint)}."
+            f"the hub checkpoint {checkpoint!r} could not be loaded ({_of_hub(error)}). Without network, download it "
+            f"elsewhere and give its folder as model.checkpoint, or use {_packaged(checkpoint)}."
         )
     missing = [name for name in ("config.json", "preprocessor_config.json") if not (source / name).is_file()]
     if "preprocessor_config.json" in str(error) and not (source / "processor_config.json").is_file():
         return f"{source} is not a model folder: {' and '.join(missing)} missing. Save the model with its processor."
     if not any(source.glob("*.safetensors")):
         return f"{source} has no safetensors weights; pickled weights (.bin, .pt) are refused. Convert it first."
-    return f"{source} could not be loaded: {first}"
+    return f"{source} could not be loaded: {first_line(error)}"
+
+
+def _of_hub(error: Exception) -> str:
+    """Why something of the hub is not to be had."""
+    reason = why_unreachable()
+    return first_line(error) if reason is None else f"{reason}, and no copy of it is on this machine"
 
 
 def _packaged(checkpoint: str) -> str:

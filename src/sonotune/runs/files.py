@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from sonotune.errors import ResourceError, RunDirectoryError
+from sonotune.errors import ResourceError, RunDirectoryError, SonotuneError
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,22 @@ def atomic_write_json(path: Path, value: Any) -> None:
     text = json.dumps(redact(to_plain(value)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     # A file name that is not UTF-8 becomes a lone surrogate, which JSON can escape and UTF-8 cannot hold.
     atomic_write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_listing(error: SonotuneError, path: Path | None = None) -> None:
+    """Write every problem of an error, a line each, and note in the error where they are.
+
+    Args:
+        error: One with a `listing`.
+        path: Where to; None takes a new file among the temporary ones.
+    """
+    text = "".join(f"{' '.join(line.split())}\n" for line in error.listing)
+    if path is None:
+        descriptor, name = tempfile.mkstemp(prefix="sonotune-problems-", suffix=".txt")
+        os.close(descriptor)
+        path = Path(name)
+    atomic_write_bytes(path, text.encode("utf-8", "backslashreplace"))
+    error.kept_in(str(path))
 
 
 def sync_directory(path: Path) -> None:

@@ -146,5 +146,8 @@ def clips_of(paths: Sequence[Path], *, language: str | None = None) -> tuple[lis
                 Finding(check=f"audio.{error.reason}", severity="error", message=str(error), path=str(file))
             )
             continue
+        if info.missing_s:
+            message = f"{file} ends {info.missing_s:.3f} s before its header says; it is read as far as it goes."
+            findings.append(Finding(check="audio.shortened", severity="warning", message=message, path=str(file)))
         clips.append(Clip(id=str(file), path=file.resolve(), duration_s=info.duration_s, language=language))
     return clips, findings

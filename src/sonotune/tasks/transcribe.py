@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonotune.data import numbers
-from sonotune.errors import MissingExtraError, TextError
+from sonotune.errors import ConfigError, MissingExtraError, TextError
 from sonotune.features.batching import Batch
 from sonotune.metrics.error_rate import edit_counts, error_rate
 from sonotune.metrics.runaway import cut_loops, decoding_health, loops
@@ -90,11 +90,21 @@ class Transcribe:
         """Say once that the language of the settings cannot be learned, not once for each clip.
 
         Raises:
-            TextError: The model does not know it; with the family's own words.
+            ConfigError: The model does not know it; with the family's own words.
         """
         language = self._settings.language
-        if language is not None and not self.family.knows_language(loaded, language):
+        if language is not None and (problem := self._problem_of_language(loaded, language)):
+            raise ConfigError(f"model.language={language}: {problem}")
+
+    def _problem_of_language(self, loaded: LoadedModel, language: str) -> str | None:
+        """What the family says of a language that the model is not told; None where it is."""
+        if self.family.knows_language(loaded, language):
+            return None
+        try:
             self.family.encode_text(loaded, "", language)
+        except TextError as error:
+            return str(error)
+        return None
 
     def _notes(self, loaded: LoadedModel, languages: Collection[str]) -> list[Finding]:
         """What the family has to say about a language it can write and was never trained on."""
@@ -124,11 +134,9 @@ class Transcribe:
             if clip.language not in self._unknown:
                 self._unknown.add(clip.language)
                 logger.warning(
-                    "clip %r and perhaps others: %s does not know the language %r; it is left to the model, which "
-                    "detects one where it can",
+                    "clip %r and perhaps others: %s The language is left to the model, which detects one where it can",
                     clip.id,
-                    loaded.checkpoint,
-                    clip.language,
+                    self._problem_of_language(loaded, clip.language),
                 )
             return replace(clip, language=None)
         return clip

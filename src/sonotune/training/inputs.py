@@ -78,11 +78,9 @@ def load_inputs(
         SonotuneError: Of whichever part is wrong.
     """
     family, task = _task(config)
-    corpus = _corpus(config, task)
-    finding(corpus.findings)
+    corpus = _corpus(config, task, finding)
     opened = _open(config, family, task.outputs(corpus.splits["train"]), compute.precision, compute.accelerator.device)
-    prepared = _targets(config, corpus, task, opened.loaded)
-    finding(prepared.findings)
+    prepared = _targets(config, corpus, task, opened.loaded, finding)
     return RunInputs(
         corpus=corpus,
         task=task,
@@ -112,13 +110,14 @@ def _task(config: RunConfig) -> tuple[ModelFamily, Task]:
     return family, task
 
 
-def _corpus(config: RunConfig, task: Task) -> Corpus:
+def _corpus(config: RunConfig, task: Task, tell: Callable[[Sequence[Finding]], None]) -> Corpus:
     data = config.data
     named = {"train": data.train, "eval": data.eval, "test": data.test}
     return load_corpus(
         {name: source for name, source in named.items() if source is not None},
         seed=config.training.seed,
         require=task.reference,
+        tell=tell,
         **data.model_dump(include=CORPUS_SETTINGS),
     )
 
@@ -153,7 +152,13 @@ def _open(
     return opened
 
 
-def _targets(config: RunConfig, corpus: Corpus, task: Task, loaded: LoadedModel) -> PreparedClips:
+def _targets(
+    config: RunConfig,
+    corpus: Corpus,
+    task: Task,
+    loaded: LoadedModel,
+    tell: Callable[[Sequence[Finding]], None],
+) -> PreparedClips:
     """Targets of the training clips; all splits are looked at before anything trains.
 
     Raises:
@@ -167,6 +172,7 @@ def _targets(config: RunConfig, corpus: Corpus, task: Task, loaded: LoadedModel)
     )
     prepared = task.prepare(loaded, fitting)
     findings = (*too_long, *prepared.findings)
+    tell(findings)
     if fitting:
         refuse_too_many("train", prepared.dropped, len(fitting), max_bad_fraction=config.data.max_bad_fraction)
     if not prepared.clips:

@@ -36,6 +36,7 @@ from sonotune.models.families.qwen3_asr_text import (
     TEXT_MARKER,
     language_name,
     language_prefix,
+    nearest_languages,
     prompt_of,
     token_ids,
     trained_languages,
@@ -339,8 +340,9 @@ def _name(loaded: LoadedModel, language: str | None) -> str | None:
     name = language_name(language)
     if name is None:
         raise TextError(
-            f"{loaded.checkpoint} is told a language by its name, and {language!r} has none that is known. Give a "
-            f"code or an English name: {', '.join(sorted(trained_languages()))}, or another of Whisper's list (he)."
+            f"{loaded.checkpoint} is told a language by its name, and {language!r} has none that is known"
+            f"{nearest_languages(language) or '.'} Give a code or an English name: "
+            f"{', '.join(sorted(trained_languages()))}, or another of Whisper's list (he)."
         )
     return name
 

@@ -37,7 +37,7 @@ from sonotune.models.composed.model import (
     digests_of_new_parts,
     new_parts_of,
 )
-from sonotune.models.languages import language_name
+from sonotune.models.languages import language_name, misspelt
 from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
 from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
@@ -163,8 +163,8 @@ class SpeechLlmFamily:
         )
 
     def knows_language(self, loaded: LoadedModel, language: str) -> bool:
-        """A language model is told any language by its name, or none where the prompt has no `{language}`."""
-        return True
+        """A language model is told any name, or none where the prompt has no `{language}`; not one that is misspelt."""
+        return "{language}" not in loaded.module.config.prompt or not misspelt(language)
 
     def note_on_language(self, loaded: LoadedModel, language: str) -> str | None:
         """See `SpeechFamily.note_on_language`; a tag without a name goes into the prompt as it stands."""
@@ -299,8 +299,17 @@ class SpeechLlmFamily:
         )
 
     def prompt_tokens(self, loaded: LoadedModel, language: str | None) -> tuple[list[int], list[int]]:
-        """Ids of the prompt before and after the audio; a language that is not known is called `unknown`."""
+        """Ids of the prompt before and after the audio; a language that is not known is called `unknown`.
+
+        Raises:
+            TextError: The prompt names the language, and its name is misspelt.
+        """
         config, tokenizer = loaded.module.config, loaded.processor.tokenizer
+        if language is not None and not self.knows_language(loaded, language):
+            raise TextError(
+                f"the prompt {config.prompt!r} of {loaded.checkpoint} names the language, and {language!r} is none "
+                f"that is known{misspelt(language)} Write that, or write the language into the prompt when you compose."
+            )
         text = config.prompt.replace("{language}", _told(language))
         if config.chat:
             said = [{"role": "user", "content": text}]

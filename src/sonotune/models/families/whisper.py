@@ -31,7 +31,7 @@ from sonotune.models.families.whisper_checkpoint import (
     complete_generation_config,
     load_whisper_processor,
 )
-from sonotune.models.languages import find_code, nothing_to_note
+from sonotune.models.languages import find_code, named, nearest, nothing_to_note
 from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
 from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
@@ -307,10 +307,11 @@ class WhisperFamily:
         known = _language_tokens(loaded)
         code = find_code(language, known)
         if code is None:
-            codes = ", ".join(sorted(known))
+            meant = nearest(language, named(known))
+            it_knows = f"{meant} It knows" if meant else "; it knows"
             raise TextError(
-                f"{loaded.checkpoint} does not know the language {language!r}; it knows {codes}. To teach it another, "
-                "give the clips the code of a related one."
+                f"{loaded.checkpoint} does not know the language {language!r}{it_knows} "
+                f"{', '.join(sorted(known))}. To teach it another, give the clips the code of a related one."
             )
         return [start, known[code], tokenizer.convert_tokens_to_ids("<|transcribe|>"), no_timestamps]
 
