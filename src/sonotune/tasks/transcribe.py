@@ -112,7 +112,7 @@ class Transcribe:
         batch = replace(batch, clips=tuple(self._told(loaded, clip) for clip in batch.clips))
         made = self.family.transcribe(loaded, batch, settings)
         return [
-            Prediction(clip_id=clip.id, text=one.text, attempts=one.attempts)
+            Prediction(clip_id=clip.id, text=one.text, attempts=one.attempts, finite=one.finite)
             for clip, one in zip(batch.clips, made, strict=True)
         ]
 

@@ -47,7 +47,7 @@ from sonotune.models.ctc_decoding import beam_search, collapse
 from sonotune.models.languages import nothing_to_note
 from sonotune.models.losses import FrameOutputs
 from sonotune.models.norms import fix_batch_norms
-from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
+from sonotune.types import DEFAULT_DECODING, NOT_FINITE, Context, DecodingSettings, Hypothesis
 
 logger = logging.getLogger(__name__)
 
@@ -274,6 +274,9 @@ class CtcFamily:
         blank = loaded.module.config.pad_token_id
         texts = []
         for scores_TV, length in zip(scores_BTV.cpu(), lengths_B.tolist(), strict=True):
+            if bool(scores_TV[:length].isnan().any()):  # an infinite logit has no logarithm of a probability either
+                texts.append(NOT_FINITE)
+                continue
             if settings.beam_size == 1:
                 ids = collapse(scores_TV[:length].argmax(dim=-1).tolist(), blank=blank)
             else:

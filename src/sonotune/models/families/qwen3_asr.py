@@ -44,7 +44,7 @@ from sonotune.models.families.qwen3_asr_text import (
 from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
 from sonotune.models.speech_encoders import row_kinds
-from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
+from sonotune.types import DEFAULT_DECODING, NOT_FINITE, Context, DecodingSettings, Hypothesis
 
 _CLASS = "Qwen3ASRForConditionalGeneration"
 _EMBEDDINGS, _HEAD = "model.language_model.embed_tokens", "lm_head"
@@ -318,8 +318,12 @@ class Qwen3AsrFamily:
         bounds = [min(limit + spare, room) for limit in limits]
         answers = generate(loaded.module, rows, limits=bounds, decoding=settings)
         marker = tokenizer.convert_tokens_to_ids(TEXT_MARKER)
-        cut = [_first_text_tokens(answer, marker, limit) for answer, limit in zip(answers, limits, strict=True)]
-        return [Hypothesis(text=self.decode_text(loaded, answer)) for answer in cut]
+        return [
+            NOT_FINITE
+            if answer is None
+            else Hypothesis(text=self.decode_text(loaded, _first_text_tokens(answer, marker, limit)))
+            for answer, limit in zip(answers, limits, strict=True)
+        ]
 
 
 def _positions(loaded: LoadedModel, lengths_B: Tensor) -> Tensor:

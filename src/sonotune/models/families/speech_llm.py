@@ -40,7 +40,7 @@ from sonotune.models.composed.model import (
 from sonotune.models.languages import language_name
 from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
-from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
+from sonotune.types import DEFAULT_DECODING, NOT_FINITE, Context, DecodingSettings, Hypothesis
 
 _MOST_TOKENS = 448  # of a transcript, where the caller sets no limit: Whisper's, for clips of 30 s
 
@@ -279,7 +279,9 @@ class SpeechLlmFamily:
                 eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id if pad is None else pad
             ),
         )
-        return [Hypothesis(text=self.decode_text(loaded, answer)) for answer in answers]
+        return [
+            NOT_FINITE if answer is None else Hypothesis(text=self.decode_text(loaded, answer)) for answer in answers
+        ]
 
     def _rows(self, loaded: LoadedModel, batch: Batch, *, with_targets: bool) -> Rows:
         """Prompts with what was heard in them, and targets where wanted."""

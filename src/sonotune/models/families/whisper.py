@@ -251,17 +251,19 @@ class WhisperFamily:
                 temperature=temperature,
                 clips=[batch.clips[row] for row in rows],
             )
-            made = [decoding.Candidate(self.decode_text(loaded, one.ids), one.mean_logprob) for one in written]
+            made = [
+                decoding.Candidate(self.decode_text(loaded, one.ids), one.mean_logprob, one.finite) for one in written
+            ]
             return made, decoder.no_speech
 
         try:
             if settings.beam_size == 1:
                 first, no_speech = candidates(range(len(limits)), 0.0)
             else:
-                rows = _beam_search(loaded, encoded_BPD, prompt_BU, limits, settings)
+                rows, finite = _beam_search(loaded, encoded_BPD, prompt_BU, limits, settings)
                 means, no_speech = _judge(loaded, encoded_BPD, prompt_BU, rows)
                 texts = [self.decode_text(loaded, row) for row in rows]
-                first = [decoding.Candidate(text, mean) for text, mean in zip(texts, means, strict=True)]
+                first = [decoding.Candidate(*one) for one in zip(texts, means, finite, strict=True)]
             return decoding.fall_back(first, no_speech, settings, lambda rows, heat: candidates(rows, heat)[0])
         finally:
             loaded.module.model.decoder.cross_mask = mask
@@ -385,23 +387,25 @@ def _no_speech(loaded: LoadedModel, hidden_BUD: Tensor) -> list[float]:
 
 def _beam_search(
     loaded: LoadedModel, encoded_BPD: Tensor, prompt_BU: Tensor, limits: Sequence[int], settings: DecodingSettings
-) -> list[list[int]]:
-    """Text tokens of each clip, by the beam search of `transformers`."""
+) -> tuple[list[list[int]], list[bool]]:
+    """Text tokens of each clip, by the beam search of `transformers`, and whether its logits were finite."""
     from transformers import GenerationMixin  # noqa: PLC0415  (slow import, decoding only)
     from transformers.modeling_outputs import BaseModelOutput  # noqa: PLC0415
 
     chosen = decoding.generation_settings(
         loaded.module.generation_config, limits, settings, forced_decoder_ids=None, return_timestamps=False
     )
+    watching, watched = decoding.watched_rows(limits, prompt=prompt_BU.shape[1])
     ids_BU = GenerationMixin.generate(
         loaded.module,
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded_BPD),
         decoder_input_ids=prompt_BU,
         generation_config=chosen,
-        stopping_criteria=decoding.stopping(limits, prompt=prompt_BU.shape[1]),
+        **watching,
     )
     ends = {loaded.module.config.eos_token_id, chosen.pad_token_id}
-    return [[one for one in row if one not in ends] for row in ids_BU[:, prompt_BU.shape[1] :].tolist()]
+    rows = [[one for one in row if one not in ends] for row in ids_BU[:, prompt_BU.shape[1] :].tolist()]
+    return rows, watched.finite_B.tolist()
 
 
 def _judge(
