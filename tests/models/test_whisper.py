@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import AutoTokenizer, GenerationMixin, StoppingCriteriaList
+from transformers import AutoTokenizer, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
 from sonotune.errors import ModelError, TextError
@@ -191,7 +191,7 @@ def written_by_transformers(
         encoder_outputs=BaseModelOutput(last_hidden_state=states.states),
         decoder_input_ids=prompt,
         generation_config=chosen,
-        stopping_criteria=StoppingCriteriaList([decoding.EndOfRow(limits, prompt=prompt.shape[1])]),
+        stopping_criteria=decoding.stopping(limits, prompt=prompt.shape[1]),
     )
     ends = {loaded.module.config.eos_token_id, chosen.pad_token_id}
     return [[one for one in row if one not in ends] for row in rows[:, prompt.shape[1] :].tolist()]

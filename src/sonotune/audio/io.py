@@ -415,10 +415,11 @@ def check_samples(waveform_S: Waveform, subject: str, advice: str) -> None:
     if not math.isfinite(largest):
         raise AudioError("non_finite", f"{subject} NaN or infinite samples; allowed are finite ones. {advice}")
     if largest > MAX_AMPLITUDE:
+        integers = "Integers that were written as floats are to be divided by their full scale, 32768 for 16 bits. "
         raise AudioError(
             "amplitude",
             f"{subject} samples of up to {largest:.3g} times full scale; allowed are {MAX_AMPLITUDE:,.0f} times. "
-            f"Integers that were written as floats are to be divided by their full scale, 32768 for 16 bits. {advice}",
+            f"{integers if largest <= 2**31 else ''}{advice}",
         )
 
 

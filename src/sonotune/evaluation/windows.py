@@ -132,8 +132,8 @@ def _overlap_s(before: Clip, after: Clip) -> float:
 def merge_predictions(clip_id: str, pieces: Sequence[tuple[Clip, Prediction]]) -> Prediction:
     """One prediction of those of a clip's pieces, in their order.
 
-    Texts are joined; class probabilities are the mean over the pieces, weighted by their length. A piece without numbers
-    adds nothing, and the whole is marked by it.
+    Texts are joined; class probabilities are the mean over the pieces, weighted by their length. A piece for which the
+    model gave no numbers adds nothing, and the whole says so.
     """
     if len(pieces) == 1:
         return replace(pieces[0][1], clip_id=clip_id)

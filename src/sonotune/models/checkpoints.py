@@ -204,9 +204,11 @@ def load_processor(checkpoint: str, *, class_name: str, revision: str | None) ->
             f"{source} has no tokenizer: neither {' nor '.join(_TOKENIZER_FILES[:2])} is there. Save the model with "
             "its processor; a CTC model can have a new vocabulary of your transcripts with model.outputs=data."
         )
-    check_settings_files(source, revision)
     try:
+        check_settings_files(source, revision)
         return getattr(transformers, class_name).from_pretrained(source, revision=revision)
+    except ModelError:
+        raise
     except Exception as error:  # `tokenizers` raises bare exceptions
         if isinstance(source, Path) and writes and (damage := _tokenizer_damage(source)):
             raise ModelError(damage) from error
@@ -314,8 +316,8 @@ def read_config(checkpoint: str, revision: str | None, *, published: bool = True
     if published and checkpoint in PUBLISHED and revision is None and not Path(checkpoint).is_dir():
         return transformers.AutoConfig.for_model(**PUBLISHED[checkpoint])
     source = locate(checkpoint)
-    check_settings_files(source, revision)  # before a reader without bounds
     try:
+        check_settings_files(source, revision)  # before a reader without bounds
         return transformers.AutoConfig.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
         if isinstance(source, str):

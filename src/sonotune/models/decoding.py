@@ -133,16 +133,20 @@ class EndOfRow:
         return done_B
 
 
+def stopping(limits: Sequence[int], *, prompt: int = 0, watched: FiniteClips | None = None) -> Any:
+    """The criteria of `generate` that end rows one by one; see `EndOfRow`."""
+    from transformers import StoppingCriteriaList  # noqa: PLC0415  (slow import, decoding only)
+
+    return StoppingCriteriaList([EndOfRow(limits, prompt=prompt, watched=watched)])
+
+
 def watched_rows(limits: Sequence[int], *, prompt: int = 0) -> tuple[dict[str, Any], FiniteClips]:
-    """Arguments of `generate` that end rows one by one (`EndOfRow`), and which clips had finite logits afterwards."""
-    from transformers import LogitsProcessorList, StoppingCriteriaList  # noqa: PLC0415  (slow import, decoding only)
+    """Arguments of `generate` that end rows one by one, and what says afterwards which clips had finite logits."""
+    from transformers import LogitsProcessorList  # noqa: PLC0415  (slow import, decoding only)
 
     watched = FiniteClips(len(limits))
-    ends = EndOfRow(limits, prompt=prompt, watched=watched)
-    return {
-        "logits_processor": LogitsProcessorList([watched]),
-        "stopping_criteria": StoppingCriteriaList([ends]),
-    }, watched
+    ends = stopping(limits, prompt=prompt, watched=watched)
+    return {"logits_processor": LogitsProcessorList([watched]), "stopping_criteria": ends}, watched
 
 
 def generation_settings(own: Any, limits: Sequence[int], decoding: DecodingSettings, **further: Any) -> Any:

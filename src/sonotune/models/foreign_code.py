@@ -75,6 +75,7 @@ def check_settings_files(source: Path | str, revision: str | None) -> None:
 
     Raises:
         ModelError: The message names the file, the key and the value; or a file is no JSON object.
+        OSError: The hub checkpoint cannot be reached, or is none.
     """
     for path in _of_hub(source, revision) if isinstance(source, str) else _of_folder(source):
         for place, key, value in _settings(read_json(path, OBJECT, error=ModelError, do="Copy the file again."), ""):
@@ -90,10 +91,18 @@ def _of_folder(folder: Path) -> list[Path]:
 def _of_hub(name: str, revision: str | None) -> list[Path]:
     from transformers.utils import cached_file  # noqa: PLC0415
 
-    quiet = dict.fromkeys(("missing_entries", "gated_repo", "connection_errors"), False)
-    options: Any = {f"_raise_exceptions_for_{reason}": raised for reason, raised in quiet.items()}
-    found = (cached_file(name, file, revision=revision, **options) for file in FILES)
-    return [Path(path) for path in found if path is not None]
+    found = []
+    for file in FILES:
+        path = cached_file(
+            name,
+            file,
+            revision=revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=file == FILES[0],  # offline, others may not be in the cache
+        )
+        if path is not None:
+            found.append(Path(path))
+    return found
 
 
 def _settings(value: Any, place: str) -> Iterator[tuple[str, str, Any]]:
@@ -102,7 +111,8 @@ def _settings(value: Any, place: str) -> Iterator[tuple[str, str, Any]]:
     for key, child in parts:
         path = f"{place}.{key}" if place else str(key)
         yield path, str(key), child
-        yield from _settings(child, path)
+        if key != "label2id":  # its keys are names of classes
+            yield from _settings(child, path)
 
 
 def _problem(key: str, value: Any) -> str | None:

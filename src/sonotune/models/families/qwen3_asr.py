@@ -12,7 +12,7 @@ V vocabulary, N labels of a batch.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -205,6 +205,10 @@ class Qwen3AsrFamily:
     def decode_text(self, loaded: LoadedModel, ids: Sequence[int]) -> str:
         """Ids -> what was said, without the language and without special tokens."""
         return written_text(loaded.processor.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def written_form(self, loaded: LoadedModel) -> Callable[[str], str]:
+        """See `SpeechFamily.written_form`; letters of every case have tokens."""
+        return str
 
     def forward(self, loaded: LoadedModel, batch: Batch) -> LabelOutputs:
         """Logits of language, text and end token, at label positions only, and CTC on the audio."""

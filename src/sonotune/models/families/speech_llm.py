@@ -9,7 +9,7 @@ N labels of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -209,6 +209,10 @@ class SpeechLlmFamily:
         """Ids -> text without special tokens."""
         text: str = loaded.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text.strip()
+
+    def written_form(self, loaded: LoadedModel) -> Callable[[str], str]:
+        """See `SpeechFamily.written_form`; letters of every case have tokens."""
+        return str
 
     def forward(self, loaded: LoadedModel, batch: Batch) -> LabelOutputs:
         """Logits of text and end tokens."""

@@ -11,7 +11,7 @@ Shape letters: B clips, T frames, P encoder positions (two frames each), F mel b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,10 @@ from sonotune.models import decoding, speech_encoders
 from sonotune.models.base import TEXT, Component, LoadedModel, Stream
 from sonotune.models.checkpoints import is_classifier, load_pretrained, outline_pretrained
 from sonotune.models.families.whisper_checkpoint import (
-    ENGLISH_VOCABULARY,
     complete_generation_config,
+    is_english,
+    is_multilingual,
+    language_tokens,
     load_whisper_processor,
 )
 from sonotune.models.languages import find_code, nothing_to_note
@@ -123,9 +125,9 @@ class WhisperFamily:
 
         The published English-only checkpoints know English; of any other without languages nothing is known.
         """
-        if not _is_multilingual(loaded):
-            return not _is_english(loaded) or find_code(language, ("en",)) is not None
-        return find_code(language, _language_tokens(loaded)) is not None
+        if not is_multilingual(loaded):
+            return not is_english(loaded) or find_code(language, ("en",)) is not None
+        return find_code(language, language_tokens(loaded)) is not None
 
     def note_on_language(self, loaded: LoadedModel, language: str) -> str | None:
         """See `SpeechFamily.note_on_language`; there is nothing to say."""
@@ -158,6 +160,10 @@ class WhisperFamily:
         """Ids -> text without special tokens."""
         text: str = loaded.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text.strip()
+
+    def written_form(self, loaded: LoadedModel) -> Callable[[str], str]:
+        """See `SpeechFamily.written_form`; letters of every case have tokens."""
+        return str
 
     def forward(self, loaded: LoadedModel, batch: Batch) -> LabelOutputs:
         """Logits of text and end tokens, and CTC on the encoder's states.
@@ -282,7 +288,7 @@ class WhisperFamily:
         return encoded.states
 
     def _prompt_length(self, loaded: LoadedModel) -> int:
-        return 4 if _is_multilingual(loaded) else 2
+        return 4 if is_multilingual(loaded) else 2
 
     def prompt_tokens(self, loaded: LoadedModel, language: str | None) -> list[int]:
         """Ids that the decoder is given before it writes: `<|startoftranscript|> language task <|notimestamps|>`.
@@ -294,7 +300,7 @@ class WhisperFamily:
         """
         tokenizer, start = loaded.processor.tokenizer, loaded.module.config.decoder_start_token_id
         no_timestamps = tokenizer.convert_tokens_to_ids("<|notimestamps|>")
-        if not _is_multilingual(loaded):
+        if not is_multilingual(loaded):
             if language is not None and not self.knows_language(loaded, language):
                 raise TextError(
                     f"{loaded.checkpoint} is an English-only checkpoint and the language is {language!r}; it knows en. "
@@ -306,7 +312,7 @@ class WhisperFamily:
                 f"{loaded.checkpoint} is multilingual and a clip has no language. "
                 "Set model.language=en (or another code), or give each manifest line a `language`."
             )
-        known = _language_tokens(loaded)
+        known = language_tokens(loaded)
         code = find_code(language, known)
         if code is None:
             codes = ", ".join(sorted(known))
@@ -318,9 +324,9 @@ class WhisperFamily:
 
     def _languages(self, loaded: LoadedModel, batch: Batch, encoded_BPD: Tensor) -> list[str | None]:
         languages = [clip.language for clip in batch.clips]
-        if not _is_multilingual(loaded) or all(languages):
+        if not is_multilingual(loaded) or all(languages):
             return languages
-        known = _language_tokens(loaded)
+        known = language_tokens(loaded)
         start = torch.full((len(languages), 1), loaded.module.config.decoder_start_token_id, device=encoded_BPD.device)
         hidden = loaded.module.model.decoder(
             input_ids=start, encoder_hidden_states=encoded_BPD, use_cache=False
@@ -438,20 +444,6 @@ def text_tokens(tokenizer: Any, text: str) -> list[int]:
         return plain
     spaced: list[int] = tokenizer(f" {text}", add_special_tokens=False).input_ids
     return plain if spaced[1:] == plain else spaced
-
-
-def _is_multilingual(loaded: LoadedModel) -> bool:
-    return bool(getattr(loaded.module.generation_config, "lang_to_id", None))
-
-
-def _is_english(loaded: LoadedModel) -> bool:
-    return bool(loaded.module.config.vocab_size == ENGLISH_VOCABULARY)
-
-
-def _language_tokens(loaded: LoadedModel) -> dict[str, int]:
-    """Code -> id of the token that names the language."""
-    known: dict[str, int] = loaded.module.generation_config.lang_to_id
-    return {token.strip("<|>"): index for token, index in known.items()}
 
 
 def _components(module: Any) -> tuple[Component, ...]:
