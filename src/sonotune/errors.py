@@ -77,7 +77,7 @@ class AudioError(SonotuneError):
 
     Args:
         reason: Stable, machine-readable: `missing`, `empty`, `not_regular`, `not_audio`, `truncated`, `no_samples`,
-            `non_finite`, `sample_rate`, `channels`, `too_long`, `span`, `unreadable`.
+            `non_finite`, `amplitude`, `sample_rate`, `channels`, `too_long`, `span`, `unreadable`.
         message: The sentence for a person.
     """
 

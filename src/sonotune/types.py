@@ -135,11 +135,17 @@ class Hypothesis:
         text: Without special tokens.
         temperature: At which this text was decoded; 0 is greedy or beam search.
         attempts: Decoding passes over the clip; more than 1 where the first text failed a threshold.
+        finite: Whether the model computed numbers for the clip; where it gave NaN or infinity, there is no text.
     """
 
     text: str
     temperature: float = 0.0
     attempts: int = 1
+    finite: bool = True
+
+
+NOT_FINITE = Hypothesis(text="", finite=False)
+"""Of a clip for which the model computed NaN or infinity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,12 +157,15 @@ class Prediction:
         text: Recognised text; empty when the model said nothing, which counts as deletions.
         scores: Label -> probability, for classification.
         attempts: Decoding passes over the clip; see `Hypothesis`.
+        finite: Whether the model computed numbers for the clip; where it gave NaN or infinity, text and scores are
+            empty.
     """
 
     clip_id: str
     text: str | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     attempts: int = 1
+    finite: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

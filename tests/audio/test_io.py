@@ -334,6 +334,29 @@ def test_samples_that_are_not_finite_are_refused(tmp_path, value, rate_hz):
     assert io.verify(path, start_s=0.6, duration_s=0.3).num_frames == rate_hz
 
 
+@pytest.mark.parametrize("value", [1e30, -1e30, 1001.0])
+@pytest.mark.parametrize("rate_hz", [16_000, 44_100])
+def test_samples_far_beyond_full_scale_are_refused(tmp_path, value, rate_hz):
+    path = tmp_path / "x.wav"
+    samples = murmur(rate_hz)
+    samples[rate_hz // 2] = value
+    soundfile.write(path, samples, rate_hz, subtype="FLOAT")
+    assert refused(path).reason == "amplitude"
+    assert f"{abs(value):.3g} times full scale; allowed are 1,000" in str(refused(path, io.verify))
+    assert np.isfinite(io.read(path, start_s=0.0, duration_s=0.4)).all()
+
+
+def test_integers_that_were_written_as_floats_are_refused_with_what_to_do(tmp_path):
+    soundfile.write(tmp_path / "x.wav", 32_768 * tone(0.2, RATE_HZ), RATE_HZ, subtype="FLOAT")
+    assert "divided by their full scale, 32768" in str(refused(tmp_path / "x.wav"))
+
+
+def test_loud_samples_within_the_bound_are_read_as_they_are(tmp_path):
+    samples = (io.MAX_AMPLITUDE * np.sign(murmur(1000))).astype(np.float32)
+    soundfile.write(tmp_path / "x.wav", samples, RATE_HZ, subtype="FLOAT")
+    np.testing.assert_array_equal(io.read(tmp_path / "x.wav"), samples)
+
+
 def test_a_float64_too_large_for_float32_is_refused(tmp_path):
     samples = np.zeros(100)
     samples[50] = 1e300
@@ -533,6 +556,7 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
     for waveform, rate_hz, options, reason in [
         (np.zeros(0, dtype=np.float32), 16_000, {}, "no_samples"),
         (np.full(10, np.nan, dtype=np.float32), 16_000, {}, "non_finite"),
+        (np.full(10, 1e30, dtype=np.float32), 16_000, {}, "amplitude"),
         (np.zeros(10, dtype=np.float32), 10, {}, "sample_rate"),
         (np.zeros(10, dtype=np.float32), 16_000, {"subtype": "VORBIS"}, "unwritable"),
     ]:

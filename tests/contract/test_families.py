@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,22 @@ def test_the_order_of_a_batch_changes_no_prediction(case: Case) -> None:
         assert one.scores == pytest.approx(other.scores, abs=1e-5)
     assert not case.loaded.module.training
     assert all(parameter.grad is None for parameter in case.loaded.module.parameters())
+
+
+@pytest.mark.parametrize("beam_size", [1, 2])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_clip_without_numbers_says_so_and_leaves_the_others_alone(case: Case, value: float, beam_size: int) -> None:
+    settings = DecodingSettings(max_new_tokens=5, beam_size=beam_size)
+    whole = case.batch([0, 1, 2])
+    broken = whole.inputs.clone()
+    broken[1] = value
+    expected = case.task.predict(case.loaded, whole, settings)
+    found = case.task.predict(case.loaded, replace(whole, inputs=broken), settings)
+    assert [prediction.finite for prediction in found] == [True, False, True]
+    assert (found[1].text or "", found[1].scores) == ("", {})
+    for row in (0, 2):
+        assert found[row].text == expected[row].text
+        assert found[row].scores == expected[row].scores
 
 
 def plan(loaded: LoadedModel, *, rank: int = 3) -> RankPlan:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sonotune.data.text import Normalizer, get
-from sonotune.errors import ManifestError, ResourceError, TextError
+from sonotune.errors import ManifestError, NumericError, ResourceError, TextError
 from sonotune.evaluation.evaluate import evaluate, predict_clips, write_predictions
 from sonotune.features.batching import Batch
 from sonotune.features.workers import Crew
@@ -352,6 +352,45 @@ def test_a_clip_that_does_not_fit_alone_ends_an_evaluation_with_advice(clips: li
     with pytest.raises(ResourceError, match=r"(?s)decoding clip-3 alone.*9 TiB.*evaluation\.beam_size") as caught:
         run(clips, FitsTwo("clip-3"))
     assert caught.value.exit_code == 5
+
+
+class GivesNoNumbers(ReadsLoudness):
+    """The model computes NaN for some clips."""
+
+    def __init__(self, *ids: str) -> None:
+        super().__init__()
+        self.ids = ids
+
+    def predict(self, *arguments: Any, **options: Any) -> list[Prediction]:
+        return [
+            replace(one, text="", finite=False) if one.clip_id in self.ids else one
+            for one in super().predict(*arguments, **options)
+        ]
+
+
+def test_a_clip_without_numbers_is_found_and_counts_as_empty(clips: list[Clip]) -> None:
+    result = run(clips, GivesNoNumbers("clip-3"))
+    assert [prediction.text for prediction in result.predictions] == [*WORDS[:3], "", *WORDS[4:]]
+    [finding] = [finding for finding in result.findings if finding.check == "evaluation.not_finite"]
+    assert (finding.severity, finding.clip_ids, finding.measured) == ("error", ("clip-3",), 1.0)
+    assert "for 1 of 10 clips, which count as empty: clip-3." in finding.message
+    assert result.scores["wer"].value == pytest.approx(0.1)
+
+
+def test_a_window_without_numbers_names_its_clip(clips: list[Clip]) -> None:
+    loaded = Loaded()
+    loaded.frontend.max_duration_s = 1.0
+    long = max(clips, key=lambda clip: clip.duration_s)
+    [merged], findings = predict_clips(GivesNoNumbers(f"{long.id}#0"), loaded, [long])
+    assert not merged.finite
+    assert merged.text == long.text  # of the other windows
+    assert [one.clip_ids for one in findings if one.check == "evaluation.not_finite"] == [(long.id,)]
+
+
+def test_a_model_without_numbers_is_not_scored(clips: list[Clip]) -> None:
+    with pytest.raises(NumericError, match=r"loudness gives NaN .* for each of the 10 clips, such as clip-") as caught:
+        run(clips, GivesNoNumbers(*(clip.id for clip in clips)))
+    assert caught.value.exit_code == 4
 
 
 def test_a_task_that_mixes_up_its_clips_is_caught(clips: list[Clip]) -> None:

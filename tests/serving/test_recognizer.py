@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from sonotune.errors import ManifestError, ModelError, TextError
+from sonotune.adapters.kinds import lora
+from sonotune.errors import ManifestError, ModelError, NumericError, TextError
 from sonotune.features.batching import Batch
 from sonotune.models.base import LoadedModel
 from sonotune.models.families.whisper import WhisperFamily
@@ -72,6 +73,31 @@ def test_transcripts_come_in_the_order_of_the_files_whatever_the_batches(recogni
         for prediction in together.predictions
     ]
     assert one_by_one == [prediction.text for prediction in together.predictions]
+
+
+def test_one_absurd_sample_costs_its_clip_alone(recognizer: Recognizer, recordings: Path):
+    before = recognizer.recognize([recordings], decoding=DecodingSettings(max_new_tokens=4))
+    samples = 0.1 * np.random.default_rng(0).standard_normal(8000)
+    samples[4000] = 1e30
+    soundfile.write(recordings / "b.wav", samples, 16_000, subtype="FLOAT")
+    after = recognizer.recognize([recordings], decoding=DecodingSettings(max_new_tokens=4))
+    assert after.predictions == before.predictions
+    [finding] = [finding for finding in after.findings if finding.severity == "error"]
+    assert finding.check == "audio.amplitude"
+    assert str(recordings / "b.wav") in finding.message
+
+
+@pytest.mark.parametrize("beam_size", [1, 2])
+def test_a_scale_beyond_all_numbers_is_an_error_and_not_a_text(trained: Trained, recordings: Path, beam_size: int):
+    """Every weight is finite, and the products are not."""
+    folder, loaded = trained()
+    for layer in lora.lora_layers(loaded).values():
+        layer.lora_B["default"].weight.data.mul_(1e30)
+        layer.lora_A["default"].weight.data.mul_(1e30)
+    lora.save(loaded, folder, extra={"bits": 16, "language": "en"})
+    opened = Recognizer.open(str(folder), precision="fp32")
+    with pytest.raises(NumericError, match=r"NaN or infinity .* for each of the 3 clips.*lora_alpha"):
+        opened.recognize([recordings], decoding=DecodingSettings(max_new_tokens=4, beam_size=beam_size))
 
 
 def test_nothing_to_transcribe_is_an_error_with_the_reason(recognizer: Recognizer, tmp_path: Path):

@@ -233,6 +233,42 @@ def test_the_language_of_a_clip_decides_how_its_numbers_are_said():
     assert scores["wer_numbers_verbalized"].value == pytest.approx(1 / 3)
 
 
+@pytest.fixture(scope="module")
+def lower() -> LoadedModel:
+    return CtcFamily().load("assets:ctc-nano")  # its vocabulary is lower-case
+
+
+def ctc_task(scoring: str) -> Transcribe:
+    return Transcribe(CtcFamily(), TaskSettings(scoring_text=get(scoring)))
+
+
+def test_transcripts_of_another_case_are_learned_and_it_is_said_once(lower: LoadedModel):
+    upper, small = spoken("SEVEN TWO", "Nine"), spoken("seven two", "nine")
+    learned = ctc_task("basic").prepare(lower, upper)
+    assert [ids.tolist() for ids in learned.targets] == [
+        ids.tolist() for ids in ctc_task("basic").prepare(lower, small).targets
+    ]
+    [finding] = learned.findings
+    assert (finding.check, finding.severity, finding.clip_ids) == ("text.case", "note", ("c0", "c1"))
+    assert finding.message.startswith("2 of 2 transcripts are brought to the case")
+    assert not ctc_task("basic").prepare(lower, small).findings
+
+
+@pytest.mark.parametrize("scoring", ["basic", "identity"])
+def test_a_vocabulary_of_one_case_is_scored_without_case(lower: LoadedModel, scoring: str):
+    one = ctc_task(scoring)
+    one.prepare(lower, spoken("SEVEN"))
+    clips, found = spoken("SEVEN TWO", "Nine one"), predictions("seven two", "nine two")
+    assert one.score(found, clips, resamples=100)["wer"].value == pytest.approx(1 / 4)
+    assert one.row(found[0], clips[0])["edits"]["hits"] == 2
+
+
+def test_a_model_that_writes_both_cases_is_scored_with_case(loaded: LoadedModel):
+    one = task(scoring="identity")
+    one.prepare(loaded, spoken("seven"))
+    assert one.score(predictions("seven"), spoken("SEVEN"), resamples=100)["wer"].value == 1.0
+
+
 def test_a_missing_library_is_told_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sonotune.data.numbers.installed", lambda: False)
     with pytest.raises(MissingExtraError, match=r"pip install 'sonotune\[numbers\]'"):

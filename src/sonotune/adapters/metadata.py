@@ -62,9 +62,16 @@ class _Entries(TypedDict, total=False):
     multi_label: bool
 
 
+LARGEST_ALPHA = 1e6
+"""The update is scaled by alpha / rank: beyond this, products in 32 bits are no longer numbers."""
+_Alpha = Annotated[Number, Field(ge=-LARGEST_ALPHA, le=LARGEST_ALPHA)]
+
+
 class _PeftEntries(TypedDict, total=False):
     base_model_name_or_path: str | None
     target_modules: list[str] | str | None
+    lora_alpha: _Alpha
+    alpha_pattern: dict[str, _Alpha] | None
 
 
 _ENTRIES, _PEFT_ENTRIES = TypeAdapter(_Entries), TypeAdapter(_PeftEntries)
@@ -122,7 +129,8 @@ def peft_entries(folder: Path) -> dict[str, Any]:
     """The entries of `adapter_config.json`.
 
     Raises:
-        AdapterError: It is missing, no JSON object, or names no base model by a text.
+        AdapterError: It is missing, no JSON object, names no base model by a text, or scales its update beyond
+            `LARGEST_ALPHA`.
     """
     path = folder / PEFT_CONFIG
     if not path.is_file():

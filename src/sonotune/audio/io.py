@@ -19,7 +19,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -42,6 +42,10 @@ BOMB_SAMPLES = 1 << 26
 BOMB_RATIO = 1_000
 """More than `BOMB_SAMPLES` at more than `BOMB_RATIO` times the bytes of the file (as 16 bit) is refused: no recording
 compresses so, whereas a FLAC of constants turns 293 kB into 922 MB."""
+
+MAX_AMPLITUDE = 1e3
+"""Largest sample, full scale being 1.0. Recordings that clip reach 1 or 2; beyond a thousand a file holds integers that
+were written as floats, or garbage, whose features are no speech."""
 
 BLOCK_SAMPLES = 1 << 18
 """Samples, of all channels together, that are decoded or encoded at once. Changes nothing in the output."""
@@ -100,11 +104,11 @@ def read(
 
     Returns:
         (S,) float32, `round((start_s + duration_s) * rate) - round(start_s * rate)` samples, fewer where the file ends
-        a little before the span, full scale 1.0. Samples beyond full scale stay as they are.
+        a little before the span, full scale 1.0. Samples beyond full scale stay as they are, up to `MAX_AMPLITUDE`.
 
     Raises:
         AudioError: Any reason of `probe`; `too_long`, `bomb`, `span`, `channels`, `non_finite`; and `truncated` or
-            `unreadable` when the decoder stops before the end.
+            `unreadable` when the decoder stops before the end; `amplitude`: a sample is beyond `MAX_AMPLITUDE`.
     """
     check_rate(sample_rate_hz, "the rate asked for")
     with opened(path) as (info, decoder):
@@ -128,9 +132,7 @@ def read(
         blocks = _mono(info, decoder, begin, end, channel)
         count = _fill(result, _resampled(blocks, end - begin, rate, sample_rate_hz))
         span = result[out_first - offset : min(count, out_last - offset)]
-        if not np.isfinite(span).all():
-            _refuse_non_finite(info)
-        return span
+        return _checked(info, span)
 
 
 def verify(
@@ -188,8 +190,8 @@ def write(
         compression_level: 0 (largest) to 1 (smallest), for FLAC, Ogg and MP3.
 
     Raises:
-        AudioError: `no_samples` or `non_finite` samples, `sample_rate`, or `unwritable`: a format or encoding that
-            does not exist.
+        AudioError: `no_samples`, `non_finite` or `amplitude` of samples, `sample_rate`, or `unwritable`: a format or
+            encoding that does not exist.
         ResourceError: The file cannot be written, such as on a full disk.
     """
     check_rate(sample_rate_hz, f"the rate of {path}")
@@ -197,8 +199,7 @@ def write(
         raise AudioError(
             "no_samples", f"{path} would have no samples (array of shape {waveform_S.shape}). Pass one axis of samples."
         )
-    if not np.isfinite(waveform_S).all():
-        raise AudioError("non_finite", f"{path} would have NaN or infinite samples. Repair the waveform first.")
+    check_samples(waveform_S, f"{path} would have", "Repair the waveform first.")
     usual = _WRITABLE.get(path.suffix.lower())
     if format is None and usual is None:
         raise AudioError(
@@ -367,9 +368,7 @@ def _mono(info: AudioInfo, decoder: Decoder, first: int, last: int, channel: int
                 # Not a matrix product: BLAS sums in an order that depends on its threads.
                 with np.errstate(over="ignore", invalid="ignore"):
                     mono = block.mean(axis=1, dtype=np.float32)
-            if not np.isfinite(mono).all():
-                _refuse_non_finite(info)
-            yield mono
+            yield _checked(info, mono)
     except soundfile.LibsndfileError as error:
         raise AudioError(
             "truncated",
@@ -404,9 +403,31 @@ def _fill(result: Waveform, blocks: Iterator[Waveform]) -> int:
     return count
 
 
-def _refuse_non_finite(info: AudioInfo) -> NoReturn:
-    raise AudioError(
-        "non_finite",
-        f"{info.path} ({info.subtype}) has NaN or infinite samples; allowed are finite ones. "
-        "Write the file again, or leave it out.",
-    )
+def check_samples(waveform_S: Waveform, subject: str, advice: str) -> None:
+    """Refuse samples that are no sound.
+
+    Args:
+        waveform_S: Samples, full scale 1.0.
+        subject: Begins the message, such as `a.wav has`.
+        advice: Ends it.
+
+    Raises:
+        AudioError: `non_finite`, or `amplitude`: beyond `MAX_AMPLITUDE`.
+    """
+    if not waveform_S.size:
+        return
+    largest = max(float(waveform_S.max()), -float(waveform_S.min()))  # NaN where one sample is
+    if not math.isfinite(largest):
+        raise AudioError("non_finite", f"{subject} NaN or infinite samples; allowed are finite ones. {advice}")
+    if largest > MAX_AMPLITUDE:
+        integers = "Integers that were written as floats are to be divided by their full scale, 32768 for 16 bits. "
+        raise AudioError(
+            "amplitude",
+            f"{subject} samples of up to {largest:.3g} times full scale; allowed are {MAX_AMPLITUDE:,.0f} times. "
+            f"{integers if largest <= 2**31 else ''}{advice}",
+        )
+
+
+def _checked(info: AudioInfo, samples_S: Waveform) -> Waveform:
+    check_samples(samples_S, f"{info.path} ({info.subtype}) has", "Write the file again, or leave it out.")
+    return samples_S

@@ -35,7 +35,7 @@ def in_clip_order(
                 check="evaluation.not_decoded",
                 severity="warning",
                 message=f"{len(unexplained)} clips came out of no batch and count as empty texts: "
-                f"{_some(unexplained)}. Check that their files can be read with `sonotune data stats`.",
+                f"{some_of(unexplained)}. Check that their files can be read with `sonotune data stats`.",
                 clip_ids=unexplained,
                 measured=float(len(unexplained)),
                 unit="clips",
@@ -45,6 +45,7 @@ def in_clip_order(
     return ordered, all_findings
 
 
-def _some(clip_ids: Sequence[str]) -> str:
+def some_of(clip_ids: Sequence[str]) -> str:
+    """The first ids, and how many more there are."""
     shown = ", ".join(clip_ids[:_SHOWN_IDS])
     return shown if len(clip_ids) <= _SHOWN_IDS else f"{shown} and {len(clip_ids) - _SHOWN_IDS} more"

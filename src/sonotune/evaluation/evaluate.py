@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sonotune.errors import ManifestError, ResourceError, TextError, out_of_memory
-from sonotune.evaluation.decode import in_clip_order
+from sonotune.errors import ManifestError, NumericError, ResourceError, TextError, out_of_memory
+from sonotune.evaluation.decode import in_clip_order, some_of
 from sonotune.evaluation.windows import cut_into_windows
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
 from sonotune.features.workers import Crew
@@ -120,6 +120,7 @@ def evaluate(
 
     Raises:
         ManifestError: There are no clips, an id stands twice, or a clip has a class that the model does not know.
+        NumericError: The model gives NaN or infinity for every clip.
         TextError: There are transcripts, and none has a word after normalisation.
     """
     started_at = time.monotonic()
@@ -193,11 +194,12 @@ def predict_clips(
         processes: Share the batches; each has all predictions in the end.
 
     Returns:
-        One prediction per clip in the order of the clips, empty for a clip that could not be read, and the findings
-        that name those clips and the clips decoded in windows.
+        One prediction per clip in the order of the clips, empty for a clip that could not be read or for which the
+        model gives NaN or infinity, and the findings that name those clips and the clips decoded in windows.
 
     Raises:
         ManifestError: There are no clips, or an id stands twice.
+        NumericError: The model gives NaN or infinity for every clip.
         ResourceError: A single clip does not fit into memory.
         ValueError: The task broke its promise of one prediction per clip, in order.
     """
@@ -242,7 +244,7 @@ def predict_clips(
         unheard.append(_did_not_fit(cut, len(places), batch_seconds))
     shares = processes.all_gather((predictions, unheard))
     predictions = [prediction for share, _ in shares for prediction in share]
-    findings = [finding for _, share in shares for finding in share]
+    findings = [finding for _, share in shares for finding in share] + _not_finite(predictions, loaded.checkpoint)
     return windows.merge(clips, *in_clip_order([piece.id for piece in pieces], predictions, findings))
 
 
@@ -269,6 +271,36 @@ def _predict(
         )
     halves = [_predict(predict, half, device) for half in batch.split(2)]
     return [prediction for found, _ in halves for prediction in found], sum(parts for _, parts in halves)
+
+
+def _not_finite(predictions: Sequence[Prediction], checkpoint: str) -> list[Finding]:
+    """The clips for which the model computed no numbers.
+
+    Raises:
+        NumericError: These are all of them.
+    """
+    lost = tuple(prediction.clip_id for prediction in predictions if not prediction.finite)
+    if not lost:
+        return []
+    found = f"{checkpoint} gives NaN or infinity instead of numbers"
+    if len(lost) == len(predictions):
+        raise NumericError(
+            f"{found} for each of the {len(lost)} clips, such as {lost[0]}: nothing can be recognised or scored. Take "
+            "training.precision=fp32; where that fails too, look at the scale of the adapter (lora_alpha), or take "
+            "other weights."
+        )
+    return [
+        Finding(
+            check="evaluation.not_finite",
+            severity="error",
+            message=f"{found} for {len(lost)} of {len(predictions)} clips, which count as empty: {some_of(lost)}. "
+            "Listen to them, or take training.precision=fp32.",
+            clip_ids=lost,
+            measured=float(len(lost)),
+            limit=0.0,
+            unit="clips",
+        )
+    ]
 
 
 def _did_not_fit(cut: int, batches: int, batch_seconds: float) -> Finding:

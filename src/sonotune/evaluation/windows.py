@@ -132,17 +132,19 @@ def _overlap_s(before: Clip, after: Clip) -> float:
 def merge_predictions(clip_id: str, pieces: Sequence[tuple[Clip, Prediction]]) -> Prediction:
     """One prediction of those of a clip's pieces, in their order.
 
-    Texts are joined; class probabilities are the mean over the pieces, weighted by their length.
+    Texts are joined; class probabilities are the mean over the pieces, weighted by their length. A piece for which the
+    model gave no numbers adds nothing, and the whole says so.
     """
     if len(pieces) == 1:
         return replace(pieces[0][1], clip_id=clip_id)
     weighed: dict[str, float] = defaultdict(float)
+    finite = all(prediction.finite for _, prediction in pieces)
     total_s = math.fsum(piece.duration_s for piece, prediction in pieces if prediction.scores)
     for piece, prediction in pieces:
         for label, score in prediction.scores.items():
             weighed[label] += score * piece.duration_s / total_s
     if weighed:
-        return Prediction(clip_id=clip_id, scores=dict(weighed))
+        return Prediction(clip_id=clip_id, scores=dict(weighed), finite=finite)
     text = ""
     for number, (piece, prediction) in enumerate(pieces):
         said = (prediction.text or "").strip()
@@ -154,7 +156,7 @@ def merge_predictions(clip_id: str, pieces: Sequence[tuple[Clip, Prediction]]) -
             most = math.ceil(_RATE_MARGIN * count * overlap_s / min(previous.duration_s, piece.duration_s)) + 1
         text = merge_texts(text, said, max_words=most)
     attempts = max((prediction.attempts for _, prediction in pieces), default=1)
-    return Prediction(clip_id=clip_id, text=text, attempts=attempts)
+    return Prediction(clip_id=clip_id, text=text, attempts=attempts, finite=finite)
 
 
 def merge_texts(left: str, right: str, *, max_words: int) -> str:

@@ -333,6 +333,13 @@ class SpeechFamily(ModelFamily, Protocol):
         """Target ids -> text without special tokens."""
         ...
 
+    def written_form(self, loaded: LoadedModel) -> Callable[[str], str]:
+        """What brings a text into the letters that the model has, as `encode_text` does; `str` where it has all.
+
+        References and hypotheses are scored in this form. The function must not hold on to the module.
+        """
+        ...
+
     def forward(self, loaded: LoadedModel, batch: Batch) -> Outputs:
         """What the losses of a batch are made of (`models.losses`), in one pass that gradients can go back through."""
         ...

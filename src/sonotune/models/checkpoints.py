@@ -16,8 +16,9 @@ from typing import Any
 
 from sonotune.errors import ModelError, first_line
 from sonotune.hub_access import why_unreachable
-from sonotune.json_files import OBJECT, read_json
 from sonotune.models.base import LoadedModel, ModelFamily
+from sonotune.models.foreign_code import check_settings_files
+from sonotune.models.pretrained import load_weights, mismatched, wrong_shape
 from sonotune.models.published import PUBLISHED
 from sonotune.models.weight_files import check_weight_files, weights_digest
 from sonotune.registry import in_order, is_asset, resolve, resolve_asset
@@ -78,9 +79,9 @@ def load_pretrained(
         The module in evaluation mode, its processor, and its identity (commit or digest of the files).
 
     Raises:
-        ModelError: Missing, unreachable, of another family, without safetensors, or damaged.
+        ModelError: Missing, unreachable, of another family, without safetensors, or damaged; a weight is no finite
+            number; or the settings name code from elsewhere.
     """
-    import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415
     from safetensors import SafetensorError  # noqa: PLC0415
 
@@ -91,22 +92,15 @@ def load_pretrained(
     if processor_class is not None:
         processor = load_processor(checkpoint, class_name=processor_class, revision=revision)
     source = locate(checkpoint)
-    model_class = getattr(transformers, class_name)
     if isinstance(source, Path) and not random_weights:
         check_weight_files(source)
     try:
         if random_weights:
-            module = model_class(config)
+            module = getattr(transformers, class_name)(config)
             module.generation_config = _generation_config(source, revision, module.generation_config)
         else:
-            module, told = model_class.from_pretrained(
-                source,
-                config=config,
-                revision=revision,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
+            module, told = load_weights(
+                class_name, source, config=config, revision=revision, ignore_mismatched_sizes=True
             )
             reinitialise(module, _lacking(checkpoint, source, told, new_parameters))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
@@ -128,35 +122,6 @@ def _lacking(checkpoint: str, source: Path | str, told: Mapping[str, Any], new_p
             "be random. Save the model again, or train from nothing with model.random_weights=true."
         )
     return made
-
-
-def mismatched(told: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Parameter -> its shape in the weights and in the configuration, where the two differ."""
-    return {name: (tuple(saved), tuple(made)) for name, saved, made in told.get("mismatched_keys", ())}
-
-
-def wrong_shape(
-    source: Path | str, wrong: Sequence[str], shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
-) -> str:
-    """What is said of weights that do not fit their configuration."""
-    saved, made = shapes[wrong[0]]
-    place = f"{source / _file_of(source, wrong[0])}" if isinstance(source, Path) else f"the weights of {source}"
-    return (
-        f"{place}: {wrong[0]} has the shape {saved}, and config.json asks for {made} ({len(wrong)} weights differ). "
-        "Keep the config.json and the weights of one model together."
-    )
-
-
-def _file_of(folder: Path, parameter: str) -> str:
-    """The file that holds a parameter; its name there may begin otherwise."""
-    from safetensors import safe_open  # noqa: PLC0415
-
-    files = sorted(folder.glob("*.safetensors"))
-    for file in files[1:]:
-        with safe_open(file, "pt") as opened:
-            if any(parameter.endswith(key) or key.endswith(parameter) for key in opened.keys()):  # noqa: SIM118
-                return file.name
-    return files[0].name if files else "*.safetensors"
 
 
 def check_frontend(loaded: LoadedModel) -> None:
@@ -228,7 +193,7 @@ def load_processor(checkpoint: str, *, class_name: str, revision: str | None) ->
     """Load a processor, tokenizer or feature extractor.
 
     Raises:
-        ModelError: Its files are missing or unreadable; the message names those that are missing.
+        ModelError: Its files are missing or unreadable, or name code from elsewhere; the message names them.
     """
     import transformers  # noqa: PLC0415
 
@@ -241,7 +206,10 @@ def load_processor(checkpoint: str, *, class_name: str, revision: str | None) ->
             "its processor; a CTC model can have a new vocabulary of your transcripts with model.outputs=data."
         )
     try:
+        check_settings_files(source, revision)
         return getattr(transformers, class_name).from_pretrained(source, revision=revision)
+    except ModelError:
+        raise
     except Exception as error:  # `tokenizers` raises bare exceptions
         if isinstance(source, Path) and writes and (damage := _tokenizer_damage(source)):
             raise ModelError(damage) from error
@@ -339,7 +307,7 @@ def read_config(checkpoint: str, revision: str | None, *, published: bool = True
         published: Whether the numbers in `models.published` do, which need no network; not where weights come next.
 
     Raises:
-        ModelError: It is missing, unreadable or unreachable.
+        ModelError: It is missing, unreadable or unreachable, or the checkpoint names code from elsewhere.
     """
     import transformers  # noqa: PLC0415
     from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415
@@ -351,11 +319,8 @@ def read_config(checkpoint: str, revision: str | None, *, published: bool = True
     source = locate(checkpoint)
     if isinstance(source, str):
         why_unreachable()
-    if isinstance(source, Path) and (source / "config.json").exists():
-        read_json(
-            source / "config.json", OBJECT, error=ModelError, do="Copy the file again."
-        )  # before a reader without bounds
     try:
+        check_settings_files(source, revision)  # before a reader without bounds
         return transformers.AutoConfig.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
         if isinstance(source, str):

@@ -227,9 +227,7 @@ def _scored(settings: ParitySettings) -> _Scored:
     loaded, task = recognizer.opened.loaded, recognizer.task
     clips, left_out = _clips(settings, task, loaded.frontend.max_duration_s)
     result = recognizer.evaluate(clips, **settings.decoding)
-    unread = {
-        clip_id for finding in result.findings if finding.check.startswith("audio.") for clip_id in finding.clip_ids
-    }
+    unread = {clip_id for finding in result.findings if finding.severity == "error" for clip_id in finding.clip_ids}
     kept = [index for index, clip in enumerate(clips) if clip.id not in unread]
     if not kept:
         raise ManifestError("no development clip could be read")

@@ -95,12 +95,15 @@ class Classify:
     def predict(
         self, loaded: LoadedModel, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING
     ) -> list[Prediction]:
-        """Probability of each class; the settings of text decoding have no meaning here."""
+        """Probability of each class, none where a logit is not finite; settings of text decoding mean nothing here."""
         logits_BC = self.family.logits(loaded, batch).float()
         scores_BC = logits_BC.sigmoid() if self._many else logits_BC.softmax(dim=-1)
+        finite_B = logits_BC.isfinite().all(dim=1)
         return [
-            Prediction(clip_id=clip.id, scores=dict(zip(loaded.labels, row, strict=True)))
-            for clip, row in zip(batch.clips, scores_BC.tolist(), strict=True)
+            Prediction(
+                clip_id=clip.id, scores=dict(zip(loaded.labels, row, strict=True)) if finite else {}, finite=finite
+            )
+            for clip, row, finite in zip(batch.clips, scores_BC.tolist(), finite_B.tolist(), strict=True)
         ]
 
     def has_reference(self, clip: Clip) -> bool:

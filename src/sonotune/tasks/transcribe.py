@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from sonotune.metrics.runaway import cut_loops, decoding_health, loops
 from sonotune.models.base import LoadedModel, SpeechFamily
 from sonotune.models.languages import find_code
 from sonotune.models.losses import Losses
+from sonotune.progress import note
 from sonotune.tasks.base import PreparedClips, TaskSettings
 from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, Prediction, Score
 
@@ -52,6 +53,7 @@ class Transcribe:
         self.family = family
         self._settings = settings
         self._unknown: set[str] = set()
+        self._written: Callable[[str], str] = str
 
     def outputs(self, clips: Sequence[Clip]) -> tuple[str, ...]:
         """Every character of the transcripts in training form, spaces left out."""
@@ -61,6 +63,7 @@ class Transcribe:
     def prepare(self, loaded: LoadedModel, clips: Sequence[Clip]) -> PreparedClips:
         """Encode every transcript; what the tokenizer cannot write, or the model cannot hold, becomes a finding."""
         self._refuse_language(loaded)
+        self._written = self.family.written_form(loaded)
         kept, targets, findings = [], [], []
         limit = _Limit(self._settings.max_label_tokens, self.family, loaded, aligned=self._settings.aligned)
         for clip in clips:
@@ -84,6 +87,7 @@ class Transcribe:
                 kept.append(replace(clip, text=text, language=language))
         findings += self._notes(loaded, {clip.language for clip in kept if clip.language})
         findings += limit.findings(len(clips))
+        findings += self._note_on_case(loaded, kept)
         return PreparedClips(clips=tuple(kept), targets=tuple(targets), findings=tuple(findings))
 
     def _refuse_language(self, loaded: LoadedModel) -> None:
@@ -111,6 +115,18 @@ class Transcribe:
         notes = [self.family.note_on_language(loaded, language) for language in sorted(languages)]
         return [Finding(check="model.language", severity="note", message=note) for note in notes if note]
 
+    def _note_on_case(self, loaded: LoadedModel, clips: Sequence[Clip]) -> list[Finding]:
+        """That the transcripts are written in another case than they have."""
+        changed = tuple(clip.id for clip in clips if clip.text and self._written(clip.text) != clip.text)
+        if not changed:
+            return []
+        message = (
+            f"{len(changed)} of {len(clips)} transcripts are brought to the case of the letters that "
+            f"{loaded.checkpoint} has, which has one alone. Scores compare all texts in that case."
+        )
+        note(message)
+        return [Finding(check="text.case", severity="note", message=message, clip_ids=changed)]
+
     def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:
         """See `Task.loss`."""
         return self.family.forward(loaded, batch).losses(label_smoothing=label_smoothing)
@@ -119,10 +135,11 @@ class Transcribe:
         self, loaded: LoadedModel, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING
     ) -> list[Prediction]:
         """See `Task.predict`."""
+        self._written = self.family.written_form(loaded)
         batch = replace(batch, clips=tuple(self._told(loaded, clip) for clip in batch.clips))
         made = self.family.transcribe(loaded, batch, settings)
         return [
-            Prediction(clip_id=clip.id, text=one.text, attempts=one.attempts)
+            Prediction(clip_id=clip.id, text=one.text, attempts=one.attempts, finite=one.finite)
             for clip, one in zip(batch.clips, made, strict=True)
         ]
 
@@ -206,11 +223,11 @@ class Transcribe:
         return row
 
     def _scored(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[list[str], list[str]]:
-        """References and hypotheses in scoring form."""
-        scoring = self._settings.scoring_text.scoring
+        """References and hypotheses in scoring form, both in the letters that the model has."""
+        scoring, written = self._settings.scoring_text.scoring, self._written
         return (
-            [scoring(clip.text or "") for clip in clips],
-            [scoring(prediction.text or "") for prediction in predictions],
+            [scoring(written(clip.text or "")) for clip in clips],
+            [scoring(written(prediction.text or "")) for prediction in predictions],
         )
 
     def _verbalized(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[list[str], list[str]]:

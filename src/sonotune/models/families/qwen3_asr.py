@@ -12,7 +12,7 @@ V vocabulary, N labels of a batch.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ from sonotune.models.families.qwen3_asr_text import (
 from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
 from sonotune.models.speech_encoders import row_kinds
-from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
+from sonotune.types import DEFAULT_DECODING, NOT_FINITE, Context, DecodingSettings, Hypothesis
 
 _CLASS = "Qwen3ASRForConditionalGeneration"
 _EMBEDDINGS, _HEAD = "model.language_model.embed_tokens", "lm_head"
@@ -207,6 +207,10 @@ class Qwen3AsrFamily:
         """Ids -> what was said, without the language and without special tokens."""
         return written_text(loaded.processor.tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def written_form(self, loaded: LoadedModel) -> Callable[[str], str]:
+        """See `SpeechFamily.written_form`; letters of every case have tokens."""
+        return str
+
     def forward(self, loaded: LoadedModel, batch: Batch) -> LabelOutputs:
         """Logits of language, text and end token, at label positions only, and CTC on the audio."""
         audio = self._encode(loaded, batch)
@@ -319,8 +323,12 @@ class Qwen3AsrFamily:
         bounds = [min(limit + spare, room) for limit in limits]
         answers = generate(loaded.module, rows, limits=bounds, decoding=settings)
         marker = tokenizer.convert_tokens_to_ids(TEXT_MARKER)
-        cut = [_first_text_tokens(answer, marker, limit) for answer, limit in zip(answers, limits, strict=True)]
-        return [Hypothesis(text=self.decode_text(loaded, answer)) for answer in cut]
+        return [
+            NOT_FINITE
+            if answer is None
+            else Hypothesis(text=self.decode_text(loaded, _first_text_tokens(answer, marker, limit)))
+            for answer, limit in zip(answers, limits, strict=True)
+        ]
 
 
 def _positions(loaded: LoadedModel, lengths_B: Tensor) -> Tensor:

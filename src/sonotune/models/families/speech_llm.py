@@ -9,7 +9,7 @@ N labels of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ from sonotune.models.composed.model import (
 from sonotune.models.languages import language_name, misspelt
 from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
-from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
+from sonotune.types import DEFAULT_DECODING, NOT_FINITE, Context, DecodingSettings, Hypothesis
 
 _MOST_TOKENS = 448  # of a transcript, where the caller sets no limit: Whisper's, for clips of 30 s
 
@@ -210,6 +210,10 @@ class SpeechLlmFamily:
         text: str = loaded.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text.strip()
 
+    def written_form(self, loaded: LoadedModel) -> Callable[[str], str]:
+        """See `SpeechFamily.written_form`; letters of every case have tokens."""
+        return str
+
     def forward(self, loaded: LoadedModel, batch: Batch) -> LabelOutputs:
         """Logits of text and end tokens."""
         rows = self._rows(loaded, batch, with_targets=True)
@@ -279,7 +283,9 @@ class SpeechLlmFamily:
                 eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id if pad is None else pad
             ),
         )
-        return [Hypothesis(text=self.decode_text(loaded, answer)) for answer in answers]
+        return [
+            NOT_FINITE if answer is None else Hypothesis(text=self.decode_text(loaded, answer)) for answer in answers
+        ]
 
     def _rows(self, loaded: LoadedModel, batch: Batch, *, with_targets: bool) -> Rows:
         """Prompts with what was heard in them, and targets where wanted."""
