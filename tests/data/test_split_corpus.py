@@ -336,6 +336,7 @@ def test_what_a_split_says_is_what_train_says_and_its_gate_lets_it_pass(tmp_path
             max_duration_s=None,
             check="header",
             max_bad_fraction=0.0,
+            truncated="use",
             eval_speakers=(),
             eval_fraction=0.1,
             leaks="stop",

@@ -1,10 +1,10 @@
 """Sessions at a terminal, written down with what was shown, and run again as tests.
 
-A script has lines `$ COMMAND`, each followed by what it prints (both streams) and by `[CODE]` where it does not end with
-0. `$ COMMAND  # killed after step N` is killed as soon as its run has trained so far. Names such as `$SPEECH` stand for
-folders that a test gives. What differs from machine to machine is written as `#` (`plain`), and a line `...` stands for
-any lines. `SONOTUNE_WRITE_JOURNEYS=1` writes down what was shown anew where it is other than the script says: read the
-difference as a user would before it is committed.
+A script has lines `$ COMMAND`, each followed by what it prints (both streams) and by `[CODE]` where it does not end
+with 0. `$ COMMAND  # killed after step N` is killed as soon as its run has trained so far. Names such as `$SPEECH`
+stand for folders that a test gives. What differs from machine to machine is written as `#` (`plain`), and a line `...`
+stands for any lines. `SONOTUNE_WRITE_JOURNEYS=1` writes down what was shown anew where it is other than the script
+says: read the difference as a user would before it is committed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ VARYING: Final = (
     (re.compile(r"# (ms|s|min|h)( # s)?\b"), "# s"),
     (re.compile(r"[-+]?\d+(\.\d+)?(e-?\d+)?( ?%)"), "# %"),
     (re.compile(r"[-+]?\d+\.\d+(e-?\d+)?"), "#"),
-    (re.compile(r" {2,}"), "  "),
+    (re.compile(r" {2,}"), " "),
     (re.compile(r"-{3,}|─{3,}"), "---"),
 )
 
@@ -155,7 +155,6 @@ def _wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < ends, "nothing happened"
         time.sleep(0.02)
-
 
 
 @pytest.fixture

@@ -32,7 +32,9 @@ Play = Callable[..., None]
         ("5.4 MB", "812 kB", True),
     ],
 )
-def test_numbers_may_differ_and_words_may_not(shown_as: Callable[[str, str], bool], expected: str, shown: str, same: bool):
+def test_numbers_may_differ_and_words_may_not(
+    shown_as: Callable[[str, str], bool], expected: str, shown: str, same: bool
+):
     assert shown_as(expected, shown) is same
 
 
