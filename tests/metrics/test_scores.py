@@ -7,7 +7,7 @@ import pytest
 from sonotune.metrics.scores import (
     better_sign,
     drawn_scores,
-    loops_note,
+    decoding_note,
     primary_score,
     score_title,
     show_score,
@@ -46,6 +46,6 @@ def test_what_decides_comes_first_and_what_explains_it_is_not_drawn(written: boo
 
 
 def test_loops_are_counted_and_directions_known():
-    assert loops_note(of("wer", detail={"loops": 2})) == ", 2 of 8 texts loop (25.0 %)"
-    assert loops_note(of("wer")) == ""
+    assert decoding_note(of("wer", detail={"loops": 2})) == ", 2 of 8 texts loop (25.0 %)"
+    assert decoding_note(of("wer")) == ""
     assert (better_sign("lower"), better_sign("higher")) == (1, -1)

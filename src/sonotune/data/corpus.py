@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -12,7 +12,7 @@ from sonotune.data import importers, manifest, splits
 from sonotune.errors import GateError, ManifestError
 from sonotune.registry import is_asset, resolve_asset, split_source
 from sonotune.runs import generator
-from sonotune.types import Clip, Finding
+from sonotune.types import Clip, Finding, Severity
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ CORPUS_SETTINGS: Final = {
     "eval_speakers",
     "eval_fraction",
     "leaks",
+    "empty_texts",
+    "silence_db",
     "limit",
 }
 
@@ -52,6 +54,8 @@ def load_corpus(
     eval_speakers: Sequence[str],
     eval_fraction: float,
     leaks: Literal["report", "stop"],
+    empty_texts: Literal["leave_out", "learn"],
+    silence_db: float,
     limit: int | None,
     seed: int,
     require: Literal["text", "label"] | None = "text",
@@ -59,7 +63,8 @@ def load_corpus(
     """Load every split that is named; make the evaluation split by speaker where it is not.
 
     The limits of length are for training: what is scored is every clip that can be read and says what it is, so that a
-    score does not depend on them.
+    score does not depend on them. An empty transcript says that nothing is said: it is scored, and trained on if asked
+    for. A clip without signal whose transcript has words is wrong in any case: it is not trained on.
 
     Args:
         sources: Split name -> manifest or `format:source`.
@@ -72,6 +77,8 @@ def load_corpus(
         eval_speakers: Speakers held out when no evaluation split is named.
         eval_fraction: Share of the speech held out otherwise.
         leaks: Whether recordings that are trained on and scored are findings, or stop the run.
+        empty_texts: Whether clips with an empty transcript are trained on.
+        silence_db: Level below which a clip has no signal, in dB of full scale.
         limit: Keep so many clips of each split, drawn by the seed.
         seed: Of the split.
         require: What every clip must have: a transcript, a class, or neither.
@@ -87,7 +94,12 @@ def load_corpus(
         if not clips:
             raise ManifestError(f"data.{name}={source} has no clips. Check the file, or leave the setting out.")
         kept, dropped = _usable(
-            name, _limited(clips, limit, seed, name), check=check, max_bad_fraction=max_bad_fraction, require=require
+            name,
+            _limited(clips, limit, seed, name),
+            check=check,
+            max_bad_fraction=max_bad_fraction,
+            silence_db=silence_db,
+            require=require,
         )
         found[name] = kept
         findings += dropped
@@ -103,7 +115,12 @@ def load_corpus(
             ) from error
     if "train" in found:
         found["train"], dropped = _filtered(
-            "train", found["train"], min_duration_s=min_duration_s, max_duration_s=max_duration_s, require=require
+            "train",
+            found["train"],
+            min_duration_s=min_duration_s,
+            max_duration_s=max_duration_s,
+            require=require,
+            empty_texts=empty_texts == "learn",
         )
         findings += dropped
         for other in ("eval", "test"):
@@ -183,13 +200,50 @@ def _usable(
     *,
     check: Literal["decode", "header"],
     max_bad_fraction: float,
+    silence_db: float,
     require: Literal["text", "label"] | None,
 ) -> tuple[list[Clip], list[Finding]]:
     """Clips of any length that can be read and say what they are."""
-    sound, bad = manifest.check_audio(clips, mode=check)
+    sound, found = manifest.check_audio(clips, mode=check, silence_db=silence_db)
+    silent = {one.clip_ids[0]: one for one in found if one.check == manifest.SILENT}
+    bad = [one for one in found if one.check != manifest.SILENT]
+    told = [clip for clip in sound if clip.id in silent and require == "text" and manifest.has_words(clip)]
+    if name == "train":
+        bad += [_without_signal(clip, silent.pop(clip.id)) for clip in told]
+        wrong, told = {clip.id for clip in told}, []
+        sound = [clip for clip in sound if clip.id not in wrong]
     refuse_too_many(name, bad, len(clips), max_bad_fraction=max_bad_fraction)
-    kept, dropped = _filtered(name, sound, min_duration_s=0.0, max_duration_s=None, require=require)
-    return kept, [*bad, *dropped]
+    kept, dropped = _filtered(name, sound, min_duration_s=0.0, max_duration_s=None, require=require, empty_texts=True)
+    return kept, [*bad, *_silent_clips(name, silent, {clip.id for clip in told}, len(clips)), *dropped]
+
+
+def _without_signal(clip: Clip, found: Finding) -> Finding:
+    """Why a training clip whose transcript has words is left out."""
+    message = f"clip {clip.id!r} has words in its transcript and nothing to hear. The clip is left out. {found.message}"
+    return replace(found, severity="error", message=message)
+
+
+def _silent_clips(split: str, silent: Mapping[str, Finding], told: Collection[str], clips: int) -> list[Finding]:
+    """What is to be known of clips without signal that stay: those with words in their transcript are a warning."""
+    kinds: tuple[tuple[Severity, list[str], str], ...] = (
+        ("warning", [name for name in silent if name in told], " and words in their transcript, which are scored"),
+        ("note", [name for name in silent if name not in told], ""),
+    )
+    findings = []
+    for severity, ids, what in kinds:
+        if ids:
+            findings.append(
+                Finding(
+                    check=manifest.SILENT,
+                    severity=severity,
+                    message=f"{len(ids)} of {clips} clips of data.{split} have no signal{what}. The first is "
+                    f"{ids[0]!r}: {silent[ids[0]].message}",
+                    clip_ids=tuple(ids),
+                    measured=float(len(ids)),
+                    unit="clips",
+                )
+            )
+    return findings
 
 
 def _filtered(
@@ -199,9 +253,14 @@ def _filtered(
     min_duration_s: float,
     max_duration_s: float | None,
     require: Literal["text", "label"] | None,
+    empty_texts: bool,
 ) -> tuple[list[Clip], list[Finding]]:
     kept, dropped = manifest.filter_clips(
-        clips, min_duration_s=min_duration_s, max_duration_s=max_duration_s, require=require
+        clips,
+        min_duration_s=min_duration_s,
+        max_duration_s=max_duration_s,
+        require=require,
+        empty_texts=empty_texts,
     )
     for finding in dropped:
         logger.info("%s", finding.message)

@@ -16,12 +16,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 
-from sonotune.audio.io import probe, verify
+from sonotune.audio.io import measure, probe
 from sonotune.data.audio_root import AudioRoot
 from sonotune.data.lines import Problems, json_objects, show
 from sonotune.data.records import COLUMNS, ClipParser
@@ -32,6 +33,9 @@ from sonotune.types import Clip, Finding
 
 # Headers round the length of a file, and a manifest made elsewhere rounds its spans: one MP3 frame of slack.
 SPAN_TOLERANCE_S: Final = 0.05
+SILENT: Final = "audio.silent"
+"""Check of clips without signal."""
+_MOST_CHANNELS: Final = 8  # of a file that is silent, which are looked at one by one
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -189,6 +193,7 @@ def filter_clips(
     min_duration_s: float = 0.5,
     max_duration_s: float | None = None,
     require: Literal["text", "label"] | None = "text",
+    empty_texts: bool = False,
 ) -> tuple[list[Clip], list[Finding]]:
     """Leave out clips that are too short, too long or do not say what they are. Every drop is named and counted.
 
@@ -196,12 +201,14 @@ def filter_clips(
         clips: The clips.
         min_duration_s: Shortest clip kept, in seconds.
         max_duration_s: Longest clip kept, in seconds; None sets no limit.
-        require: `text` drops clips without a word of transcript, `label` those without a class, None neither.
+        require: `text` drops clips without a transcript, `label` those without a class, None neither.
+        empty_texts: Whether an empty transcript is one, which says that nothing is said.
 
     Returns:
         The clips kept, in order, and one finding for each reason: `data.duration_unknown`, `data.too_short`,
-        `data.too_long`, `data.no_text`, `data.no_label`. They are warnings (asked for by settings), except an unknown
-        duration, which means that the file cannot be opened. A clip is counted under its first reason.
+        `data.too_long`, `data.no_text`, `data.empty_text`, `data.no_label`. They are warnings (asked for by settings),
+        except an unknown duration, which means that the file cannot be opened. A clip is counted under its first
+        reason.
     """
     kept: list[Clip] = []
     dropped: dict[str, list[Clip]] = {}
@@ -212,8 +219,10 @@ def filter_clips(
             dropped.setdefault("too_short", []).append(clip)
         elif max_duration_s is not None and clip.duration_s > max_duration_s:
             dropped.setdefault("too_long", []).append(clip)
-        elif require == "text" and not (clip.text or "").strip():
+        elif require == "text" and clip.text is None:
             dropped.setdefault("no_text", []).append(clip)
+        elif require == "text" and not empty_texts and not has_words(clip):
+            dropped.setdefault("empty_text", []).append(clip)
         elif require == "label" and not clip.label:
             dropped.setdefault("no_label", []).append(clip)
         else:
@@ -223,6 +232,7 @@ def filter_clips(
         "too_short": (f"are shorter than data.min_duration_s={min_duration_s:g}", min_duration_s),
         "too_long": (f"are longer than data.max_duration_s={max_duration_s or 0:g}", max_duration_s),
         "no_text": ("have no transcript", None),
+        "empty_text": ("have an empty transcript (data.empty_texts=learn trains on them)", None),
         "no_label": ("have no class", None),
     }
     findings = [
@@ -242,28 +252,39 @@ def filter_clips(
     return kept, findings
 
 
+def has_words(clip: Clip) -> bool:
+    """Whether the transcript of a clip has anything but white space."""
+    return bool((clip.text or "").strip())
+
+
 def _extreme(clips: Sequence[Clip], reason: str) -> float:
     durations_s = [clip.duration_s for clip in clips]
     return min(durations_s) if reason == "too_short" else max(durations_s)
 
 
 def check_audio(
-    clips: Sequence[Clip], mode: Literal["decode", "header"] = "decode", *, workers: int = 4
+    clips: Sequence[Clip],
+    mode: Literal["decode", "header"] = "decode",
+    *,
+    silence_db: float | None = None,
+    workers: int = 4,
 ) -> tuple[list[Clip], list[Finding]]:
     """Open every clip's audio and leave out what cannot be used.
 
     Args:
         clips: The clips.
         mode: `decode` reads every sample, and so finds truncated files and NaN; `header` only opens the file.
+        silence_db: Level below which a clip has no signal (`audio.activity.signal_level_db`), looked at where samples
+            are; None looks at none.
         workers: Threads; decoding lets go of the interpreter lock.
 
     Returns:
         The clips kept, in order, and one finding of severity error for each bad clip. Its check is `audio.` and the
-        audio room's reason, such as `audio.truncated`.
+        reason, such as `audio.truncated`. A clip without signal is kept, with a warning `audio.silent`.
     """
     if mode not in ("decode", "header"):
         raise ManifestError(f"data.check: found {mode!r}; allowed are 'decode' and 'header'. Choose one of them.")
-    check = _decode if mode == "decode" else _open
+    check = partial(_decode, silence_db=silence_db) if mode == "decode" else _open
     results: list[Finding | None] = []
     with (
         phase("checking audio", len(clips), "clips") as advance,
@@ -272,12 +293,46 @@ def check_audio(
         for finding in pool.map(lambda clip: _finding(clip, check), clips):
             results.append(finding)
             advance(len(results))
-    kept = [clip for clip, finding in zip(clips, results, strict=True) if finding is None]
+    usable = (finding is None or finding.severity != "error" for finding in results)
+    kept = [clip for clip, good in zip(clips, usable, strict=True) if good]
     return kept, [finding for finding in results if finding is not None]
 
 
-def _decode(clip: Clip) -> None:
-    verify(clip.path, start_s=clip.start_s, duration_s=clip.duration_s or None, channel=clip.channel)
+def _decode(clip: Clip, silence_db: float | None) -> Finding | None:
+    level_db = _level_db(clip, clip.channel)
+    return None if silence_db is None else silent(clip, level_db, silence_db=silence_db)
+
+
+def _level_db(clip: Clip, channel: int | None) -> float:
+    return measure(clip.path, start_s=clip.start_s, duration_s=clip.duration_s or None, channel=channel).level_db
+
+
+def silent(clip: Clip, level_db: float, *, silence_db: float) -> Finding | None:
+    """A warning where a clip has no signal; it names the channels of its file that have one.
+
+    Args:
+        clip: The clip.
+        level_db: What `audio.io.measure` found.
+        silence_db: Level below which there is no signal.
+    """
+    if level_db >= silence_db:
+        return None
+    channels = range(min(probe(clip.path).num_channels, _MOST_CHANNELS))
+    heard = [place for place in channels if len(channels) > 1 and _level_db(clip, place) >= silence_db]
+    others = f"Channel {' and '.join(map(str, heard))} of the file has one" if heard else ""
+    if others and clip.channel is None:
+        others += ", and the channels cancel each other in their mean: name one in the column `channel`"
+    return Finding(
+        check=SILENT,
+        severity="warning",
+        message=f"{clip.path}: no signal, for its loudest 25 ms are at {level_db:.0f} dB of full scale "
+        f"(data.silence_db={silence_db:g}). {others + '.' if others else ''}".rstrip(),
+        clip_ids=(clip.id,),
+        path=str(clip.path),
+        measured=level_db,
+        limit=silence_db,
+        unit="dB",
+    )
 
 
 def _open(clip: Clip) -> None:
@@ -297,15 +352,13 @@ def _open(clip: Clip) -> None:
         )
 
 
-def _finding(clip: Clip, check: Callable[[Clip], None]) -> Finding | None:
+def _finding(clip: Clip, check: Callable[[Clip], Finding | None]) -> Finding | None:
     try:
-        check(clip)
+        return check(clip)
     except AudioError as error:
         reason, message = error.reason, str(error)
     except OSError as error:
         reason, message = "unreadable", f"{clip.path} cannot be read: {error.strerror or error}."
-    else:
-        return None
     return Finding(check=f"audio.{reason}", severity="error", message=message, clip_ids=(clip.id,), path=str(clip.path))
 
 

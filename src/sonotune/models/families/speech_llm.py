@@ -269,17 +269,26 @@ class SpeechLlmFamily:
                 f"{_positions_of(loaded.module.config)}. Shorten the clips, or compose with a higher downsample."
             )
         pad = tokenizer.pad_token_id
-        limits = decoding.token_limits(settings, [clip.duration_s for clip in batch.clips], otherwise=_MOST_TOKENS)
+        rate = decoding.tokens_per_second(tokenizer, loaded.tokens_per_second)
+        limits = decoding.token_limits(
+            settings, [clip.duration_s for clip in batch.clips], otherwise=_MOST_TOKENS, tokens_per_second=rate
+        )
+        limits = [min(limit, room) for limit in limits]
         answers = generate(
             loaded.module.language_model,
             rows,
-            limits=[min(limit, room) for limit in limits],
+            limits=limits,
             decoding=settings,
             settings=GenerationConfig(
                 eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id if pad is None else pad
             ),
         )
-        return [Hypothesis(text=self.decode_text(loaded, answer)) for answer in answers]
+        cut = [decoding.is_cut(answer, limit) for answer, limit in zip(answers, limits, strict=True)]
+        texts = [self.decode_text(loaded, answer) for answer in answers]
+        return [
+            Hypothesis(text=decoding.without_half_character(text, cut=one), cut=one)
+            for text, one in zip(texts, cut, strict=True)
+        ]
 
     def _rows(self, loaded: LoadedModel, batch: Batch, *, with_targets: bool) -> Rows:
         """Prompts with what was heard in them, and targets where wanted."""
