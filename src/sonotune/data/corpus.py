@@ -12,7 +12,7 @@ from sonotune.data import importers, manifest, splits
 from sonotune.errors import GateError, ManifestError
 from sonotune.registry import is_asset, resolve_asset, split_source
 from sonotune.runs import generator
-from sonotune.types import Clip, Finding, Severity
+from sonotune.types import SILENCE_DB, Clip, Finding, Severity
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +54,10 @@ def load_corpus(
     eval_speakers: Sequence[str],
     eval_fraction: float,
     leaks: Literal["report", "stop"],
-    empty_texts: Literal["leave_out", "learn"],
-    silence_db: float,
     limit: int | None,
     seed: int,
+    empty_texts: Literal["leave_out", "learn"] = "leave_out",
+    silence_db: float = SILENCE_DB,
     require: Literal["text", "label"] | None = "text",
 ) -> Corpus:
     """Load every split that is named; make the evaluation split by speaker where it is not.
@@ -77,10 +77,10 @@ def load_corpus(
         eval_speakers: Speakers held out when no evaluation split is named.
         eval_fraction: Share of the speech held out otherwise.
         leaks: Whether recordings that are trained on and scored are findings, or stop the run.
-        empty_texts: Whether clips with an empty transcript are trained on.
-        silence_db: Level below which a clip has no signal, in dB of full scale.
         limit: Keep so many clips of each split, drawn by the seed.
         seed: Of the split.
+        empty_texts: Whether clips with an empty transcript are trained on.
+        silence_db: Level below which a clip has no signal, in dB of full scale.
         require: What every clip must have: a transcript, a class, or neither.
 
     Raises:
