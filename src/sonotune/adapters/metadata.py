@@ -83,7 +83,7 @@ def write_metadata(loaded: LoadedModel, folder: Path, *, extra: Mapping[str, Any
         "context": loaded.context,
         "trained_contexts": list(loaded.trained_contexts),
         "thinning": asdict(loaded.thinning),
-        **({"tokens_per_second": loaded.tokens_per_second} if loaded.tokens_per_second else {}),
+        "tokens_per_second": loaded.tokens_per_second,
         **({"adapter": loaded.names.name} if loaded.adapter is not None else {}),
         **extra,
     }

@@ -14,6 +14,7 @@ from sonotune.cli.findings import removed_clips, warning_lines
 from sonotune.cli.shared import Json, Words, app, print_result
 from sonotune.metrics.scores import decoding_note, primary_score, score_title, show_score
 
+_SHOWN_NOTES = ("text.numbers", "audio.silent")
 Predictions = Annotated[Path | None, typer.Option(help="Write every prediction to this JSONL file.")]
 
 
@@ -62,7 +63,8 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
     lines.append(f"{result.audio_seconds:.0f} s of audio in {result.seconds:.1f} s{window}")
     lines += [f"left out: {finding.message}" for finding in left_out]
     lines += warning_lines([finding for finding in result.findings if finding.severity != "note"], "--json")
-    lines += [f"note: {finding.message}" for finding in result.findings if finding.check == "text.numbers"]
+    notes = [finding for finding in result.findings if finding.severity == "note" and finding.check in _SHOWN_NOTES]
+    lines += [f"note: {finding.message}" for finding in notes]
     print_result(body, as_json=as_json, lines=lines)
     if problem is not None:
         print(f"sonotune: {problem}", file=sys.stderr)

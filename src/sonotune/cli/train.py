@@ -92,6 +92,8 @@ def _run_lines(record: RunRecord, folder: Path) -> list[str]:
                 for name, score in scores.items()
             )
             lines.append(f"{moment:<8} {shown}")
+    if decides := record.choices.get("evaluation.primary"):
+        lines.append(f"decides  {decides}")
     trainable = sum(row["trainable"] for row in record.model.get("components", {}).values())
     total = sum(row["parameters"] for row in record.model.get("components", {}).values())
     if total:

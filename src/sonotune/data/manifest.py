@@ -22,6 +22,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from sonotune.audio.activity import NO_SIGNAL_DB
 from sonotune.audio.io import measure, probe
 from sonotune.data.audio_root import AudioRoot
 from sonotune.data.lines import Problems, json_objects, show
@@ -319,14 +320,16 @@ def silent(clip: Clip, level_db: float, *, silence_db: float) -> Finding | None:
         return None
     channels = range(min(probe(clip.path).num_channels, _MOST_CHANNELS))
     heard = [place for place in channels if len(channels) > 1 and _level_db(clip, place) >= silence_db]
+    constant = level_db <= NO_SIGNAL_DB
+    loudest = "its samples are all alike" if constant else f"its loudest 25 ms are at {level_db:.0f} dB of full scale"
     others = f"Channel {' and '.join(map(str, heard))} of the file has one" if heard else ""
     if others and clip.channel is None:
         others += ", and the channels cancel each other in their mean: name one in the column `channel`"
     return Finding(
         check=SILENT,
         severity="warning",
-        message=f"{clip.path}: no signal, for its loudest 25 ms are at {level_db:.0f} dB of full scale "
-        f"(data.silence_db={silence_db:g}). {others + '.' if others else ''}".rstrip(),
+        message=f"{clip.path}: no signal, for {loudest} (data.silence_db={silence_db:g})."
+        + (f" {others}." if others else ""),
         clip_ids=(clip.id,),
         path=str(clip.path),
         measured=level_db,

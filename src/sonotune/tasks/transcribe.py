@@ -207,7 +207,7 @@ class Transcribe:
         decides = primary or self.primary_of(clips)[0]
         return {
             name: replace(one, role="primary" if name == decides else "beside" if name in _BESIDE else "plain")
-            for name, one in scores.items()
+            for name, one in sorted(scores.items(), key=lambda named: named[0] != decides)
         }
 
     def details(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[dict[str, Any], list[Finding]]:

@@ -262,7 +262,7 @@ def _choices(session: Session, inputs: RunInputs, steps: LoopSettings, adaptatio
     if new and adaptation.kind.name != "none":
         choices["adapter.unfreeze"] = f"{', '.join(new)}: new, so its random weights train in full"
     if config.evaluation.primary == "auto":
-        choices["evaluation.primary"] = f"{inputs.primary}: {inputs.primary_reason}"
+        choices["evaluation.primary"] = f"{score_title(inputs.primary)}: {inputs.primary_reason}"
     if steps.optimizer != config.training.optimizer:
         choices["training.optimizer"] = f"{steps.optimizer}: {steps.optimizer_reason}"
     if config.model.language is None and inputs.language is not None:
