@@ -252,13 +252,20 @@ class _Counts(NamedTuple):
 
 def _decided(files: Sequence[Sequence[Path]]) -> str | None:
     """The score by which all runs were scored that these predictions are of; None where there is no such."""
-    found: set[str | None] = set()
-    for path in (path for side in files for path in side):
-        run = path.parent.parent
-        in_run = path.parent.name == "predictions" and (run / "run.json").is_file()
-        scores = read_record(run).scores.get(path.stem, {}) if in_run else {}
-        found.add(primary_score(scores))
+    found = {_decided_in(path) for side in files for path in side}
     return found.pop() if len(found) == 1 else None
+
+
+def _decided_in(predictions: Path) -> str | None:
+    """The score that decided in the run of a file of predictions; None for a file of its own, or a damaged record."""
+    run = predictions.parent.parent
+    if predictions.parent.name != "predictions" or not (run / "run.json").is_file():
+        return None
+    try:
+        scores = read_record(run).scores
+    except RunDirectoryError:  # predictions are compared without it
+        return None
+    return primary_score(scores.get(predictions.stem, {}))
 
 
 def _count(rows: Sequence[Sequence[Rows]], primary: str | None) -> dict[str, _Counts]:
