@@ -843,6 +843,37 @@ def test_evaluate_answers_with_scores_and_slices(finished: tuple[Path, Answer], 
     assert out.startswith("WER")
 
 
+def test_silence_is_named_and_words_on_it_are_counted(finished: tuple[Path, Answer], tmp_path: Path):
+    folder, _ = finished
+    model = f"model={folder / 'run'}"
+    soundfile.write(tmp_path / "nothing.wav", np.zeros(8000), 16000)
+    code, out, err = call("transcribe", model, str(tmp_path / "nothing.wav"), str(folder / "1.wav"), "--json")
+    assert code == 0, err
+    body = only_json(out)
+    assert [item["no_signal"] for item in body["transcripts"]] == [True, False]
+    assert body["transcripts"][0]["text"] == ""
+    assert [("nothing.wav: no signal" in warning) for warning in body["warnings"] if "signal" in warning] == [True]
+    code, out, err = call("transcribe", model, str(tmp_path / "nothing.wav"))
+    assert out == f"{tmp_path / 'nothing.wav'}\t\n"
+    assert "nothing.wav: no signal" in err
+    manifest = tmp_path / "silence.jsonl"
+    manifest.write_text(json.dumps({"id": "n", "path": "nothing.wav", "text": "", "language": "en"}) + "\n")
+    words = ["evaluate", model, f"data.test={manifest}", "evaluation.bootstrap=100"]
+    code, out, err = call(*words)
+    assert code == 0, err
+    assert "WER per silent clip" in out
+    assert "1 clips without words, " in out
+    assert "left out" not in out
+    assert "note: 1 of 1 clips of data.test have no signal" in out
+    code, out, err = call(*words, "evaluation.primary=cer", "evaluation.max_new_tokens=1", "--json")
+    scores = only_json(out)["scores"]
+    assert next(iter(scores)) == "cer"
+    assert scores["cer"]["role"] == "primary"
+    code, _, err = call(*words, "evaluation.primary=map")
+    assert code == 2
+    assert "evaluation.primary=map is no score that can decide for the task transcribe" in err
+
+
 def test_transcribe_answers_in_the_order_of_the_files_and_names_what_is_left_out(
     finished: tuple[Path, Answer], tmp_path: Path
 ):

@@ -132,7 +132,8 @@ def classify(model: Place, files: Sequence[Place], settings: Settings = ()) -> l
 def _recognize(model: Place, files: Sequence[Place], settings: Settings, *, task: str) -> list[Prediction]:
     config = settings_of_use([f"model.checkpoint={model}", *words_of(settings), f"model.task={task}"]).config
     paths = [Path(file) for file in files]
-    return open_recognizer(config).recognize(paths, **evaluation_settings(config)).predictions
+    recognizer, silence_db = open_recognizer(config), config.data.silence_db
+    return recognizer.recognize(paths, silence_db=silence_db, **evaluation_settings(config)).predictions
 
 
 def inspect(settings: Settings) -> Inspection:
@@ -258,6 +259,7 @@ def open_recognizer(config: RunConfig) -> Recognizer:
         multi_label=config.data.multi_label,
         text_scoring=config.data.text_scoring,
         verbalize_numbers=config.evaluation.verbalize_numbers,
+        primary=config.evaluation.primary,
         precision=config.training.precision,
         family=config.model.family,
         revision=config.model.revision,

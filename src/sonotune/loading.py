@@ -153,7 +153,7 @@ def with_contexts(loaded: LoadedModel, recorded: Mapping[str, Any], *, asked: Co
 
     Args:
         loaded: As its architecture usually is.
-        recorded: `context`, `trained_contexts` and `thinning`, each where it is known (`use_of`).
+        recorded: `context`, `trained_contexts`, `thinning` and `tokens_per_second`, each where it is known (`use_of`).
         asked: How much of the model's window is to be computed; None goes by the record.
 
     Raises:
@@ -171,7 +171,7 @@ def with_contexts(loaded: LoadedModel, recorded: Mapping[str, Any], *, asked: Co
         loaded = loaded.with_(trained_contexts=tuple(recorded.get("trained_contexts") or trained))
     if "thinning" in recorded:
         loaded = loaded.with_(thinning=Thinning(**recorded["thinning"]))
-    return loaded
+    return loaded.with_(tokens_per_second=recorded.get("tokens_per_second", 0.0))
 
 
 def _check_tokenizer_folder(tokenizer: str) -> None:

@@ -172,6 +172,22 @@ def test_probe_reads_the_header(tmp_path):
 
 # --- bad input -----------------------------------------------------------------------------------
 
+
+def test_the_level_of_a_span_is_measured_while_it_is_decoded(tmp_path):
+    """Whatever block a loud moment falls into, of the channel that is used or of the mean of all."""
+    rate_hz = 8_000
+    both = np.zeros((io.BLOCK_SAMPLES * 2, 2), dtype=np.float32)
+    both[-1_000:, 0] = 0.5 * np.tile([1.0, -1.0], 500)
+    both[:, 1] = -both[:, 0]
+    path = tmp_path / "opposed.wav"
+    soundfile.write(path, both, rate_hz, subtype="FLOAT")
+    assert io.measure(path).level_db == -200.0
+    for channel in (0, 1):
+        assert io.measure(path, channel=channel).level_db == pytest.approx(20 * np.log10(0.5), abs=0.01)
+    assert io.measure(path, channel=0, duration_s=10.0).level_db == -200.0
+    assert io.measure(path).info == io.probe(path)
+
+
 CALLS = [io.probe, io.read, io.verify]
 
 

@@ -334,7 +334,8 @@ def test_filter_counts_every_drop_once() -> None:
         "data.duration_unknown": ("unknown",),
         "data.too_short": ("short", "shorter"),
         "data.too_long": ("long",),
-        "data.no_text": ("mute", "blank"),
+        "data.no_text": ("mute",),
+        "data.empty_text": ("blank",),
     }
     assert sum(len(finding.clip_ids) for finding in findings) + len(kept) == len(clips)
     assert by_check["data.too_short"].measured == 0.2

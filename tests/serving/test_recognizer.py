@@ -60,6 +60,38 @@ def test_recordings_of_kinds_that_cannot_be_read_are_named(recordings: Path):
     assert "deep/memo.m4a" in finding.message
 
 
+def test_a_file_without_signal_is_named_and_has_no_text(recognizer: Recognizer, recordings: Path):
+    tone, rate_hz = soundfile.read(recordings / "a.wav")
+    soundfile.write(recordings / "aa.wav", np.zeros(8000), 16000)
+    soundfile.write(recordings / "opposed.wav", np.stack([tone, -tone], axis=1), rate_hz)
+    found = recognizer.recognize([recordings], decoding=DecodingSettings(max_new_tokens=4))
+    flags = {Path(one.clip_id).name: (one.no_signal, one.text == "") for one in found.predictions}
+    assert list(flags) == ["a.wav", "aa.wav", "b.flac", "c.ogg", "opposed.wav"]
+    assert {name for name, (no_signal, _) in flags.items() if no_signal} == {"aa.wav", "opposed.wav"}
+    assert flags["aa.wav"] == flags["opposed.wav"] == (True, True)
+    warned = [finding for finding in found.findings if finding.check == "audio.silent"]
+    assert [Path(str(finding.path)).name for finding in warned] == ["aa.wav", "opposed.wav"]
+    assert all("no signal" in finding.message and finding.severity == "warning" for finding in warned)
+    only = recognizer.recognize([recordings / "aa.wav"])
+    assert [(one.text, one.no_signal) for one in only.predictions] == [("", True)]
+    asked = recognizer.recognize(
+        [recordings / "aa.wav"], silence_db=-200.0, decoding=DecodingSettings(max_new_tokens=4)
+    )
+    assert not asked.predictions[0].no_signal
+    assert not [finding for finding in asked.findings if finding.check == "audio.silent"]
+
+
+def test_evaluation_asks_the_model_about_silence(recognizer: Recognizer, recordings: Path):
+    """What it would write there is what the score is to show."""
+    soundfile.write(recordings / "aa.wav", np.zeros(8000), 16000)
+    silence = Clip(id="aa", path=recordings / "aa.wav", duration_s=0.5, text="", language="en")
+    found = recognizer.evaluate([silence], bootstrap=100)
+    written = len((found.predictions[0].text or "").split())
+    assert written > 0  # whisper-nano has never heard silence alone
+    assert found.scores["wer"].value == written
+    assert found.details["decoding"]["silent_words"] == written
+
+
 def test_transcripts_come_in_the_order_of_the_files_whatever_the_batches(recognizer: Recognizer, recordings: Path):
     (recordings / "bad.wav").write_bytes(b"")
     together = recognizer.recognize([recordings], decoding=DecodingSettings(max_new_tokens=4))

@@ -60,6 +60,9 @@ class _Entries(TypedDict, total=False):
     min_duration_s: Number
     max_duration_s: Number | None
     multi_label: bool
+    tokens_per_second: Number
+    silence_db: Number
+    primary: str
 
 
 LARGEST_ALPHA = 1e6
@@ -87,6 +90,7 @@ def write_metadata(loaded: LoadedModel, folder: Path, *, extra: Mapping[str, Any
         "context": loaded.context,
         "trained_contexts": list(loaded.trained_contexts),
         "thinning": asdict(loaded.thinning),
+        "tokens_per_second": loaded.tokens_per_second,
         **({"adapter": loaded.names.name} if loaded.adapter is not None else {}),
         **extra,
     }
@@ -145,6 +149,8 @@ USED = (
     ("data", "min_duration_s"),
     ("data", "max_duration_s"),
     ("data", "multi_label"),
+    ("data", "silence_db"),
+    ("evaluation", "primary"),
 )
 """Section and name of the settings of a run that hold for the use of what it made, wherever that goes."""
 EXPORT_MARK = "sonotune_export.json"
@@ -155,7 +161,7 @@ def use_of(checkpoint: str) -> dict[str, Any]:
     """The settings in `USED` that a run, an adapter or an export was made with, by their names alone, and its contexts.
 
     Empty for any other model but a packaged one; a setting that is not written down there is absent. Contexts are
-    `context`, in which it was trained, and `trained_contexts` (`LoadedModel`).
+    `context`, in which it was trained, and `trained_contexts`; beside them stands `tokens_per_second` (`LoadedModel`).
 
     Args:
         checkpoint: What was named.
@@ -171,7 +177,7 @@ def use_of(checkpoint: str) -> dict[str, Any]:
         found = {name: record.config.get(section, {}).get(name) for section, name in USED}
         context = record.model.get("context") or record.config.get("model", {}).get("context")
         found["context"] = {"dynamic": "cut", "auto": None}.get(context, context)
-        found |= {name: record.model.get(name) for name in ("trained_contexts", "thinning")}
+        found |= {name: record.model.get(name) for name in ("trained_contexts", "thinning", "tokens_per_second")}
         found["language"] = record.model.get("language") or found["language"]
         if record.config.get("model", {}).get("full_context_share") and found["trained_contexts"] is None:
             found["trained_contexts"] = [found["context"], "full"]  # an older record, of both
@@ -181,5 +187,5 @@ def use_of(checkpoint: str) -> dict[str, Any]:
     else:
         described = next((path for name in (EXPORT_MARK, METADATA) if (path := place / name).is_file()), None)
         found = read_entries(described) if described else {}
-    wanted = (*(name for _, name in USED), "context", "trained_contexts", "thinning")
+    wanted = (*(name for _, name in USED), "context", "trained_contexts", "thinning", "tokens_per_second")
     return {name: found[name] for name in wanted if found.get(name) is not None}

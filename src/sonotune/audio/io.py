@@ -18,6 +18,7 @@ import io
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from sonotune.audio.activity import signal_level_db
 from sonotune.audio.opening import AudioInfo, Decoder, bearable_s, check_rate, decoder_words, opened
 from sonotune.errors import AudioError, ResourceError
 
-__all__ = ["AudioInfo", "probe", "read", "transcode", "verify", "write"]
+__all__ = ["AudioInfo", "Measured", "measure", "probe", "read", "transcode", "verify", "write"]
 
 DEFAULT_MAX_DURATION_S = 7_200.0
 SPAN_TOLERANCE_S = 0.02
@@ -160,14 +162,43 @@ def verify(
     Raises:
         AudioError: As `read`.
     """
+    return measure(
+        path, start_s=start_s, duration_s=duration_s, channel=channel, max_duration_s=max_duration_s, decode=decode
+    ).info
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What decoding a span says of it.
+
+    Attributes:
+        info: The header.
+        level_db: See `activity.signal_level_db`; of the channel that is used, or of the mean of all. None where no more
+            than the header was read.
+    """
+
+    info: AudioInfo
+    level_db: float | None
+
+
+def measure(
+    path: Path,
+    *,
+    start_s: float = 0.0,
+    duration_s: float | None = None,
+    channel: int | None = None,
+    max_duration_s: float | None = DEFAULT_MAX_DURATION_S,
+    decode: bool = True,
+) -> Measured:
+    """Decode a span as `verify` does, and say how loud it gets; arguments and errors are those of `verify`."""
     with opened(path) as (info, decoder):
         first, last = _span(info, start_s, duration_s)
         _check_size(info, first, last, max_duration_s)
         _check_channel(info, channel)
-        if decode:
-            for _ in _mono(info, decoder, first, last, channel):
-                pass
-        return info
+        if not decode:
+            return Measured(info=info, level_db=None)
+        blocks = _mono(info, decoder, first, last, channel)
+        return Measured(info=info, level_db=max(signal_level_db(block, info.sample_rate_hz) for block in blocks))
 
 
 def write(

@@ -23,7 +23,10 @@ def transcribe(
     sonotune transcribe model=runs/x recordings/ note.mp3
     """
     result, _ = _recognize(words, task="transcribe")
-    texts = [{"path": prediction.clip_id, "text": prediction.text} for prediction in result.predictions]
+    texts = [
+        {"path": one.clip_id, "text": one.text, "cut": one.cut, "no_signal": one.no_signal}
+        for one in result.predictions
+    ]
     lines = [f"{item['path']}\t{item['text']}" for item in texts]
     print_result({"transcripts": texts, **_told(result)}, as_json=as_json, lines=lines)
 
@@ -61,7 +64,7 @@ def _recognize(words: Sequence[str], *, task: str) -> tuple[Any, Any]:
     if missing := [path for path in files if not path.exists()]:
         raise ManifestError(f"{missing[0]} does not exist.")
     recognizer = open_recognizer(config)
-    result = recognizer.recognize(files, **evaluation_settings(config))
+    result = recognizer.recognize(files, silence_db=config.data.silence_db, **evaluation_settings(config))
     for finding in result.findings:
         if finding.severity != "note":
             print(f"sonotune: {'WARNING: ' * (finding.severity == 'warning')}{finding.message}", file=sys.stderr)

@@ -10,7 +10,7 @@ import typer
 from sonotune.cli.findings import clips_left_out, warning_lines, worth_telling
 from sonotune.cli.report import write_card, write_report
 from sonotune.cli.shared import Json, Words, app, print_result
-from sonotune.metrics.scores import loops_note, score_title, show_score
+from sonotune.metrics.scores import decoding_note, score_title, show_score
 from sonotune.progress import hide, phase
 
 if TYPE_CHECKING:
@@ -88,9 +88,12 @@ def _run_lines(record: RunRecord, folder: Path) -> list[str]:
     for moment in ("before", "after", "test"):
         if scores := record.scores.get(moment):
             shown = "   ".join(
-                f"{score_title(name, score)} {show_score(score)}{loops_note(score)}" for name, score in scores.items()
+                f"{score_title(name, score)} {show_score(score)}{decoding_note(score)}"
+                for name, score in scores.items()
             )
             lines.append(f"{moment:<8} {shown}")
+    if decides := record.choices.get("evaluation.primary"):
+        lines.append(f"decides  {decides}")
     trainable = sum(row["trainable"] for row in record.model.get("components", {}).values())
     total = sum(row["parameters"] for row in record.model.get("components", {}).values())
     if total:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -13,7 +13,7 @@ from sonotune.data.split_corpus import way_that_works
 from sonotune.errors import GateError, ManifestError
 from sonotune.registry import is_asset, resolve_asset, split_source
 from sonotune.runs import generator
-from sonotune.types import Clip, Finding
+from sonotune.types import SILENCE_DB, Clip, Finding, Severity
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ CORPUS_SETTINGS: Final = {
     "eval_speakers",
     "eval_fraction",
     "leaks",
+    "empty_texts",
+    "silence_db",
     "limit",
 }
 
@@ -59,13 +61,16 @@ def load_corpus(
     leaks: Literal["report", "stop"],
     limit: int | None,
     seed: int,
+    empty_texts: Literal["leave_out", "learn"] = "leave_out",
+    silence_db: float = SILENCE_DB,
     require: Literal["text", "label"] | None = "text",
     tell: Callable[[Sequence[Finding]], None] = lambda findings: None,
 ) -> Corpus:
     """Load every split that is named; make the evaluation split by speaker where it is not.
 
     The limits of length are for training: what is scored is every clip that can be read and says what it is, so that a
-    score does not depend on them.
+    score does not depend on them. An empty transcript says that nothing is said: it is scored, and trained on if asked
+    for. A clip without signal whose transcript has words is wrong in any case: it is not trained on.
 
     Args:
         sources: Split name -> manifest or `format:source`.
@@ -81,6 +86,8 @@ def load_corpus(
         leaks: Whether recordings that are trained on and scored are findings, or stop the run.
         limit: Keep so many clips of each split, drawn by the seed.
         seed: Of the split.
+        empty_texts: Whether clips with an empty transcript are trained on.
+        silence_db: Level below which a clip has no signal, in dB of full scale.
         require: What every clip must have: a transcript, a class, or neither.
         tell: Hears of findings as they come, for a later check may refuse the clips.
 
@@ -103,10 +110,13 @@ def load_corpus(
         if not clips:
             raise ManifestError(f"data.{name}={source} has no clips. Check the file, or leave the setting out.")
         clips = _limited(clips, limit, seed, name)
-        sound, looked = manifest.check_audio(clips, mode=check, truncated=truncated)
+        sound, looked = manifest.check_audio(clips, mode=check, truncated=truncated, silence_db=silence_db)
+        sound, looked = _without_signal(name, sound, looked, require=require)
         found_out(looked)
         _refuse_bad(name, looked, len(clips), max_bad_fraction=max_bad_fraction, truncated=truncated)
-        found[name], dropped = _filtered(name, sound, min_duration_s=0.0, max_duration_s=None, require=require)
+        found[name], dropped = _filtered(
+            name, sound, min_duration_s=0.0, max_duration_s=None, require=require, empty_texts=True
+        )
         found_out(dropped)
     if "train" in found and "eval" not in found:
         fractions = None if eval_speakers else {"train": 1 - eval_fraction, "eval": eval_fraction}
@@ -122,7 +132,12 @@ def load_corpus(
             ) from error
     if "train" in found:
         found["train"], dropped = _filtered(
-            "train", found["train"], min_duration_s=min_duration_s, max_duration_s=max_duration_s, require=require
+            "train",
+            found["train"],
+            min_duration_s=min_duration_s,
+            max_duration_s=max_duration_s,
+            require=require,
+            empty_texts=empty_texts == "learn",
         )
         found_out(dropped)
         for other in ("eval", "test"):
@@ -212,6 +227,45 @@ def _refuse_bad(
     refuse_too_many(split, bad, clips, max_bad_fraction=max_bad_fraction)
 
 
+def _without_signal(
+    split: str, clips: Sequence[Clip], findings: Sequence[Finding], *, require: Literal["text", "label"] | None
+) -> tuple[list[Clip], list[Finding]]:
+    """Clips that stay, and what is known of those without signal.
+
+    With words in its transcript such a clip is not trained on, and a warning where it is scored; without, it is a note.
+    """
+    silent = {one.clip_ids[0]: one for one in findings if one.check == manifest.SILENT}
+    others = [one for one in findings if one.check != manifest.SILENT]
+    told = {clip.id for clip in clips if clip.id in silent and require == "text" and manifest.has_words(clip)}
+    if split == "train":
+        others += [_words_and_no_signal(silent.pop(name)) for name in list(silent) if name in told]
+        clips = [clip for clip in clips if clip.id not in told]
+    kinds: tuple[tuple[Severity, list[str], str], ...] = (
+        ("warning", [name for name in silent if name in told], " and words in their transcript, which are scored"),
+        ("note", [name for name in silent if name not in told], ""),
+    )
+    for severity, ids, what in kinds:
+        if ids:
+            message = f"{len(ids)} of {len(clips)} clips of data.{split} have no signal{what}. The first is "
+            others.append(
+                Finding(
+                    check=manifest.SILENT,
+                    severity=severity,
+                    message=f"{message}{ids[0]!r}: {silent[ids[0]].message}",
+                    clip_ids=tuple(ids),
+                    measured=float(len(ids)),
+                    unit="clips",
+                )
+            )
+    return list(clips), others
+
+
+def _words_and_no_signal(found: Finding) -> Finding:
+    """Why a training clip whose transcript has words is left out."""
+    message = f"clip {found.clip_ids[0]!r} has words in its transcript and nothing to hear. The clip is left out. "
+    return replace(found, severity="error", message=message + found.message)
+
+
 def _filtered(
     name: str,
     clips: list[Clip],
@@ -219,9 +273,14 @@ def _filtered(
     min_duration_s: float,
     max_duration_s: float | None,
     require: Literal["text", "label"] | None,
+    empty_texts: bool,
 ) -> tuple[list[Clip], list[Finding]]:
     kept, dropped = manifest.filter_clips(
-        clips, min_duration_s=min_duration_s, max_duration_s=max_duration_s, require=require
+        clips,
+        min_duration_s=min_duration_s,
+        max_duration_s=max_duration_s,
+        require=require,
+        empty_texts=empty_texts,
     )
     for finding in dropped:
         logger.info("%s", finding.message)

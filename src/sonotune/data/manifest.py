@@ -23,7 +23,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from sonotune.audio.io import SPAN_TOLERANCE_S, probe, verify
+from sonotune.audio.activity import NO_SIGNAL_DB
+from sonotune.audio.io import SPAN_TOLERANCE_S, measure, probe
 from sonotune.audio.opening import MAX_MISSING_S
 from sonotune.data.audio_files import enumerate_names
 from sonotune.data.audio_root import AudioRoot
@@ -37,6 +38,9 @@ from sonotune.types import Clip, Finding
 
 SPLIT_MARK: Final = "sonotune_split.json"
 """Beside the manifests of a split corpus; says which belong together."""
+SILENT: Final = "audio.silent"
+"""Check of clips without signal."""
+_MOST_CHANNELS: Final = 8  # of a file that is silent, which are looked at one by one
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -208,6 +212,7 @@ def filter_clips(
     min_duration_s: float = 0.5,
     max_duration_s: float | None = None,
     require: Literal["text", "label"] | None = "text",
+    empty_texts: bool = False,
 ) -> tuple[list[Clip], list[Finding]]:
     """Leave out clips that are too short, too long or do not say what they are. Every drop is named and counted.
 
@@ -215,12 +220,14 @@ def filter_clips(
         clips: The clips.
         min_duration_s: Shortest clip kept, in seconds.
         max_duration_s: Longest clip kept, in seconds; None sets no limit.
-        require: `text` drops clips without a word of transcript, `label` those without a class, None neither.
+        require: `text` drops clips without a transcript, `label` those without a class, None neither.
+        empty_texts: Whether an empty transcript is one, which says that nothing is said.
 
     Returns:
         The clips kept, in order, and one finding for each reason: `data.duration_unknown`, `data.too_short`,
-        `data.too_long`, `data.no_text`, `data.no_label`. They are warnings (asked for by settings), except an unknown
-        duration, which means that the file cannot be opened. A clip is counted under its first reason.
+        `data.too_long`, `data.no_text`, `data.empty_text`, `data.no_label`. They are warnings (asked for by settings),
+        except an unknown duration, which means that the file cannot be opened. A clip is counted under its first
+        reason.
     """
     kept: list[Clip] = []
     dropped: dict[str, list[Clip]] = {}
@@ -231,8 +238,10 @@ def filter_clips(
             dropped.setdefault("too_short", []).append(clip)
         elif max_duration_s is not None and clip.duration_s > max_duration_s:
             dropped.setdefault("too_long", []).append(clip)
-        elif require == "text" and not (clip.text or "").strip():
+        elif require == "text" and clip.text is None:
             dropped.setdefault("no_text", []).append(clip)
+        elif require == "text" and not empty_texts and not has_words(clip):
+            dropped.setdefault("empty_text", []).append(clip)
         elif require == "label" and not clip.label:
             dropped.setdefault("no_label", []).append(clip)
         else:
@@ -242,6 +251,7 @@ def filter_clips(
         "too_short": (f"are shorter than data.min_duration_s={min_duration_s:g}", min_duration_s),
         "too_long": (f"are longer than data.max_duration_s={max_duration_s or 0:g}", max_duration_s),
         "no_text": ("have no transcript", None),
+        "empty_text": ("have an empty transcript (data.empty_texts=learn trains on them)", None),
         "no_label": ("have no class", None),
     }
     findings = [
@@ -261,6 +271,11 @@ def filter_clips(
     return kept, findings
 
 
+def has_words(clip: Clip) -> bool:
+    """Whether the transcript of a clip has anything but white space."""
+    return bool((clip.text or "").strip())
+
+
 def _extreme(clips: Sequence[Clip], reason: str) -> float:
     durations_s = [clip.duration_s for clip in clips]
     return min(durations_s) if reason == "too_short" else max(durations_s)
@@ -271,6 +286,7 @@ def check_audio(
     mode: Literal["decode", "header"] = "decode",
     *,
     truncated: Literal["use", "leave_out", "stop"] = "use",
+    silence_db: float | None = None,
     workers: int = 4,
 ) -> tuple[list[Clip], list[Finding]]:
     """Open every clip's audio and leave out what cannot be used.
@@ -283,21 +299,25 @@ def check_audio(
         mode: `decode` reads every sample, and so finds truncated files and NaN; `header` only opens the file.
         truncated: Clips that lack a little at their end are used as far as their file goes (`use`), left out together
             with those that lack more (`leave_out`), or bad as those are (`stop`).
+        silence_db: Level below which a clip has no signal (`audio.activity.signal_level_db`), looked at where samples
+            are; None looks at none.
         workers: Threads; decoding lets go of the interpreter lock.
 
     Returns:
         The clips kept, in order, none longer than its file, and one finding of severity error for each bad clip. Its
         check is `audio.` and the reason of `AudioError`, such as `audio.truncated`. One warning names all clips that
-        were cut short or, as asked, left out for it: `audio.shortened`, `data.truncated`.
+        were cut short or, as asked, left out for it: `audio.shortened`, `data.truncated`. A clip without signal is
+        kept, with a warning `audio.silent`.
     """
     if mode not in ("decode", "header"):
         raise ManifestError(f"data.check: found {mode!r}; allowed are 'decode' and 'header'. Choose one of them.")
+    look_at = partial(_look, decode=mode == "decode", silence_db=silence_db)
     results: list[_Look] = []
     with (
         phase("checking audio", len(clips), "clips") as advance,
         ThreadPoolExecutor(max_workers=max(1, workers)) as pool,
     ):
-        for look in pool.map(partial(_look, decode=mode == "decode"), clips):
+        for look in pool.map(look_at, clips):
             results.append(look)
             advance(len(results))
     if truncated == "stop":
@@ -306,9 +326,9 @@ def check_audio(
     short = [look for look in results if look.missing_s or (look.cut_off and not used)]
     if truncated == "leave_out":
         results = [look for look in results if not (look.missing_s or look.cut_off)]
-    kept = [look.clip for look in results if look.finding is None]
-    bad = [look.finding for look in results if look.finding is not None]
-    return kept, [*bad, *([_shortened(short, len(clips), used=used)] if short and truncated != "stop" else [])]
+    kept = [look.clip for look in results if look.usable]
+    found = [look.finding for look in results if look.finding is not None]
+    return kept, [*found, *([_shortened(short, len(clips), used=used)] if short and truncated != "stop" else [])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,12 +338,16 @@ class _Look:
     Attributes:
         clip: The clip, no longer than its file.
         missing_s: What its file lacks at the end, in seconds, where that is little.
-        finding: Why it cannot be used.
+        finding: Why it cannot be used (an error), or that it has no signal (a warning).
     """
 
     clip: Clip
     missing_s: float = 0.0
     finding: Finding | None = None
+
+    @property
+    def usable(self) -> bool:
+        return self.finding is None or self.finding.severity != "error"
 
     @property
     def cut_off(self) -> bool:
@@ -338,10 +362,12 @@ class _Look:
         return _Look(clip=self.clip, finding=_bad(self.clip, "truncated", message))
 
 
-def _look(clip: Clip, *, decode: bool) -> _Look:
+def _look(clip: Clip, *, decode: bool, silence_db: float | None) -> _Look:
     duration_s = clip.duration_s or None
     try:
-        info = verify(clip.path, start_s=clip.start_s, duration_s=duration_s, channel=clip.channel, decode=decode)
+        measured = measure(clip.path, start_s=clip.start_s, duration_s=duration_s, channel=clip.channel, decode=decode)
+        info, level_db = measured.info, measured.level_db
+        found = None if level_db is None or silence_db is None else silent(clip, level_db, silence_db=silence_db)
     except AudioError as error:
         return _Look(clip=clip, finding=_bad(clip, error.reason, str(error)))
     except OSError as error:
@@ -349,9 +375,45 @@ def _look(clip: Clip, *, decode: bool) -> _Look:
         return _Look(clip=clip, finding=_bad(clip, "unreadable", message))
     beyond_s = 0.0 if duration_s is None else clip.start_s + duration_s - info.duration_s
     if beyond_s > SPAN_TOLERANCE_S:
-        return _Look(clip=replace(clip, duration_s=info.duration_s - clip.start_s), missing_s=beyond_s)
+        clip = replace(clip, duration_s=info.duration_s - clip.start_s)
+        return _Look(clip=clip, missing_s=beyond_s, finding=found)
     to_the_end = duration_s is None or beyond_s > -SPAN_TOLERANCE_S
-    return _Look(clip=clip, missing_s=info.missing_s if to_the_end else 0.0)
+    return _Look(clip=clip, missing_s=info.missing_s if to_the_end else 0.0, finding=found)
+
+
+def silent(clip: Clip, level_db: float, *, silence_db: float) -> Finding | None:
+    """A warning where a clip has no signal; it names the channels of its file that have one.
+
+    Args:
+        clip: The clip.
+        level_db: What `audio.io.measure` found.
+        silence_db: Level below which there is no signal.
+    """
+    if level_db >= silence_db:
+        return None
+    channels = range(min(probe(clip.path).num_channels, _MOST_CHANNELS))
+    heard = [place for place in channels if len(channels) > 1 and _level_db(clip, place) >= silence_db]
+    constant = level_db <= NO_SIGNAL_DB
+    loudest = "its samples are all alike" if constant else f"its loudest 25 ms are at {level_db:.0f} dB of full scale"
+    others = f"Channel {' and '.join(map(str, heard))} of the file has one" if heard else ""
+    if others and clip.channel is None:
+        others += ", and the channels cancel each other in their mean: name one in the column `channel`"
+    return Finding(
+        check=SILENT,
+        severity="warning",
+        message=f"{clip.path}: no signal, for {loudest} (data.silence_db={silence_db:g})."
+        + (f" {others}." if others else ""),
+        clip_ids=(clip.id,),
+        path=str(clip.path),
+        measured=level_db,
+        limit=silence_db,
+        unit="dB",
+    )
+
+
+def _level_db(clip: Clip, channel: int) -> float:
+    level_db = measure(clip.path, start_s=clip.start_s, duration_s=clip.duration_s or None, channel=channel).level_db
+    return NO_SIGNAL_DB if level_db is None else level_db
 
 
 def _bad(clip: Clip, reason: str, message: str) -> Finding:

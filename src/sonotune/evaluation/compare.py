@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sonotune.data.scripts import deciding_rate
 from sonotune.errors import ManifestError, RunDirectoryError, TextError
 from sonotune.metrics.error_rate import edit_counts
 from sonotune.metrics.intervals import MIN_BLOCKS
@@ -29,8 +30,9 @@ from sonotune.metrics.paired import (
     paired_difference,
     segment_differences,
 )
+from sonotune.metrics.scores import primary_score
 from sonotune.metrics.slices import DURATION_EDGES_S, slice_clips
-from sonotune.runs import read_predictions
+from sonotune.runs import read_predictions, read_record
 from sonotune.types import Clip
 
 MOMENTS = ("test", "after")
@@ -84,6 +86,7 @@ def compare(
     second: Sequence[Path],
     *,
     moment: str | None = None,
+    primary: str | None = None,
     same_seeds: bool = False,
     resamples: int = 10_000,
     seed: int = 0,
@@ -97,6 +100,8 @@ def compare(
         second: Of the second system.
         moment: Predictions of a run to take (`test`, `after`, `before`); None takes the first of `MOMENTS` that all
             runs have.
+        primary: Score that decides, `wer` or `cer`; None takes the one that the runs were scored by, and for files the
+            one that fits the references (`data.scripts.deciding_rate`).
         same_seeds: The runs of both stand in the same order of seeds, so they are resampled as pairs.
         resamples: Bootstrap resamples.
         seed: Of the resampling.
@@ -106,12 +111,12 @@ def compare(
     Raises:
         RunDirectoryError: A run or file has no predictions, or cannot be read.
         ManifestError: The clips are not the same, their truths differ, or they are too few.
-        TextError: No clip has words, or no clip has a reference.
+        TextError: No clip has a reference.
     """
     files = _files(first, second, moment)
     systems = [[read_predictions(path) for path in side] for side in files]
     rows = _aligned(systems, files)
-    counted = _count(rows)
+    counted = _count(rows, primary or _decided(files))
     clips = [_clip(row) for row in rows[0][0]]
     sessions = [row.get("session") for row in rows[0][0]]
     blocks = choose_blocks([clip.speaker for clip in clips], sessions)
@@ -245,15 +250,32 @@ class _Counts(NamedTuple):
     better: Literal["lower", "higher"]
 
 
-def _count(rows: Sequence[Sequence[Rows]]) -> dict[str, _Counts]:
+def _decided(files: Sequence[Sequence[Path]]) -> str | None:
+    """The score by which all runs were scored that these predictions are of; None where there is no such."""
+    found = {_decided_in(path) for side in files for path in side}
+    return found.pop() if len(found) == 1 else None
+
+
+def _decided_in(predictions: Path) -> str | None:
+    """The score that decided in the run of a file of predictions; None for a file of its own, or a damaged record."""
+    run = predictions.parent.parent
+    if predictions.parent.name != "predictions" or not (run / "run.json").is_file():
+        return None
+    try:
+        scores = read_record(run).scores
+    except RunDirectoryError:  # predictions are compared without it
+        return None
+    return primary_score(scores.get(predictions.stem, {}))
+
+
+def _count(rows: Sequence[Sequence[Rows]], primary: str | None) -> dict[str, _Counts]:
+    """What is counted for each score, the one that decides first."""
     if "labels" in rows[0][0][0]:
         right = [np.array([[_is_right(row) for row in run] for run in side], dtype=np.float64) for side in rows]
         apart_N = np.abs(right[0].mean(axis=0) - right[1].mean(axis=0))
         ones_N = np.ones(right[0].shape[1])
         return {"accuracy": _Counts(right[0], right[1], ones_N, apart_N, "higher")}
     references = [str(_reference(row)) for row in rows[0][0]]
-    if not any(text.split() for text in references):
-        raise TextError(f"all {len(references)} references are empty after normalisation, so no error rate exists.")
     units: tuple[tuple[str, Literal["word", "character"]], ...] = (("wer", "word"), ("cer", "character"))
     found = {}
     for name, unit in units:
@@ -261,7 +283,8 @@ def _count(rows: Sequence[Sequence[Rows]]) -> dict[str, _Counts]:
         errors = [np.array([[edit.errors for edit in run] for run in side], dtype=np.float64) for side in counts]
         totals_N = np.array([edit.reference for edit in counts[0][0]], dtype=np.float64)
         found[name] = _Counts(errors[0], errors[1], totals_N, _disputed(rows) if unit == "word" else None, "lower")
-    return found
+    decides = primary if primary in found else deciding_rate(references)[0]
+    return {name: found[name] for name in sorted(found, key=lambda name: name != decides)}
 
 
 def _is_right(row: Mapping[str, Any]) -> bool:
@@ -304,11 +327,12 @@ def _difference(
     same_seeds: bool,
     seed: int,
 ) -> PairedDifference:
+    totals_N = counts.totals[members]
     return paired_difference(
         name,
         counts.first[:, members],
         counts.second[:, members],
-        counts.totals[members],
+        totals_N if totals_N.any() else np.ones_like(totals_N),  # silence alone: what was written on each clip
         blocks=blocks,
         same_seeds=same_seeds,
         discordant=None if counts.discordant is None else float(counts.discordant[members].sum()),
@@ -337,7 +361,6 @@ def _slices(
                     name, counts, members, blocks, resamples=_SLICE_RESAMPLES, same_seeds=same_seeds, seed=seed
                 ).to_json()
                 for name, counts in counted.items()
-                if counts.totals[members].sum() > 0
             }
         rows.append({"by": part.by, "value": part.value, "clips": len(members), "difference": difference})
     for by in {row["by"] for row in rows}:

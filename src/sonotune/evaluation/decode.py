@@ -1,10 +1,10 @@
-"""What belongs between batches and predictions: the order of the clips."""
+"""What belongs between batches and predictions: the order of the clips, those not decoded, and texts that were cut."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sonotune.types import Finding, Prediction
+from sonotune.types import DecodingSettings, Finding, Prediction
 
 _SHOWN_IDS = 20
 
@@ -43,6 +43,27 @@ def in_clip_order(
         )
     ordered = [by_id.get(clip_id, Prediction(clip_id=clip_id, text="")) for clip_id in clip_ids]
     return ordered, all_findings
+
+
+def cut_texts(predictions: Sequence[Prediction], settings: DecodingSettings) -> list[Finding]:
+    """A warning that names the texts which end because they reached their limit of tokens."""
+    cut = tuple(prediction.clip_id for prediction in predictions if prediction.cut)
+    if not cut:
+        return []
+    limit = settings.max_new_tokens
+    asked = "what the model can write" if limit is None else f"evaluation.max_new_tokens={limit}"
+    return [
+        Finding(
+            check="decode.token_limit",
+            severity="warning",
+            message=f"{len(cut)} of {len(predictions)} texts reached their limit of tokens ({asked}) and end there: "
+            f"{some_of(cut)}. What was said after that is missing. Raise evaluation.max_new_tokens, if the model can "
+            "write more, or cut the clips.",
+            clip_ids=cut,
+            measured=float(len(cut)),
+            unit="clips",
+        )
+    ]
 
 
 def some_of(clip_ids: Sequence[str]) -> str:

@@ -26,11 +26,23 @@ CHARACTERS_PER_SECOND = 25.0
 """Fast English speech has about 20; syllabic scripts and those without vowels have fewer."""
 
 TOKENS_PER_CHARACTER = 3.0
-"""A tokenizer that does not know a letter writes its UTF-8 bytes: three for Georgian, Ethiopic, Thai or Burmese. The
-published multilingual Whisper needs 2.5 tokens for a Georgian or Amharic letter and 2.8 for a Burmese one."""
+"""What is allowed at least: a letter may carry two marks, which a tokenizer of characters writes one by one.
+
+A tokenizer that does not know a letter writes its UTF-8 bytes, three for Georgian, Ethiopic, Thai or Burmese. The
+published multilingual Whisper needs 2.5 tokens for a Georgian or Amharic letter and 2.8 for a Burmese one. What a
+tokenizer needs beyond three is asked of it; see `tokens_per_character`."""
+
+_SCRIPTS = ("seven", "გადაწყვიტა", "የሠራተኞችን", "အစိုးရက", "മലയാളം", "བོད་ཡིག", "ខ្មែរ", "ᱥᱟᱱᱛᱟᱲᱤ", "𞤆𞤵𞤤𞤢𞤪")
+"""Words of scripts that tokenizers know well or not at all; the last, Adlam (Fulani), has four bytes a letter."""
+
+TOKENS_PER_SECOND = CHARACTERS_PER_SECOND * TOKENS_PER_CHARACTER
 
 TOKENS_MARGIN = 16
 """Room for special tokens, and for words in very short clips."""
+
+DENSE_SHARE = 0.99
+"""Of the rates of training transcripts, the one that so many do not exceed bounds texts: of fewer than a hundred, the
+highest. What is beyond is more often a transcript of other audio than speech."""
 
 NO_SPEECH_PROBABILITY = 0.6
 """An improbable text of a clip that is more probably silent than this is no text."""
@@ -45,7 +57,7 @@ _MIN_LOOP_TOKENS = 30
 def token_limit(
     duration_s: float,
     *,
-    tokens_per_second: float = CHARACTERS_PER_SECOND * TOKENS_PER_CHARACTER,
+    tokens_per_second: float = TOKENS_PER_SECOND,
     margin: int = TOKENS_MARGIN,
 ) -> int:
     """Most tokens a text of this much audio may have.
@@ -65,11 +77,58 @@ def token_limit(
     return math.ceil(duration_s * tokens_per_second) + margin
 
 
-def token_limits(settings: DecodingSettings, durations_s: Sequence[float], *, otherwise: int) -> list[int]:
+def text_rate(tokens: int, duration_s: float, *, margin: int = TOKENS_MARGIN) -> float:
+    """Least rate, in tokens a second, at which a text is within its limit; 0 where the margin is room enough.
+
+    Args:
+        tokens: Of the text, the end token included.
+        duration_s: Seconds of audio.
+        margin: See `token_limit`.
+    """
+    return max(0, tokens - margin) / duration_s if duration_s > 0 else 0.0
+
+
+def tokens_per_character(tokenizer: Any) -> float:
+    """Most tokens that a tokenizer needs for a letter, over words of scripts that are written in one to four bytes."""
+    return max(len(tokenizer(word, add_special_tokens=False).input_ids) / len(word) for word in _SCRIPTS)
+
+
+def tokens_per_second(tokenizer: Any, trained: float = 0.0) -> float:
+    """The rate that bounds a text: what fast speech needs in this tokenizer, and never less than was trained on.
+
+    Args:
+        tokenizer: Writes the texts.
+        trained: Rate of the transcripts that the model was trained on (`LoadedModel.tokens_per_second`).
+    """
+    return max(TOKENS_PER_SECOND, CHARACTERS_PER_SECOND * tokens_per_character(tokenizer), trained)
+
+
+def token_limits(
+    settings: DecodingSettings,
+    durations_s: Sequence[float],
+    *,
+    otherwise: int,
+    tokens_per_second: float = TOKENS_PER_SECOND,
+) -> list[int]:
     """Most tokens of each clip's text, by its own duration alone; `otherwise` is the model's own bound."""
     if settings.max_new_tokens == "auto":
-        return [token_limit(duration_s) for duration_s in durations_s]
+        return [token_limit(duration_s, tokens_per_second=tokens_per_second) for duration_s in durations_s]
     return [settings.max_new_tokens or otherwise] * len(durations_s)
+
+
+def is_cut(ids: Sequence[int], limit: int) -> bool:
+    """Whether a text ends because it has as many tokens as it may have, and neither by its end token nor in a loop.
+
+    Args:
+        ids: Its tokens, without the end token, which the limit counts.
+        limit: Most tokens, the end token included.
+    """
+    return len(ids) >= limit and not bool(loops_at_end(torch.tensor([list(ids)])))
+
+
+def without_half_character(text: str, *, cut: bool) -> str:
+    """A text that was cut, without the bytes at its end that make no character."""
+    return text.rstrip("\ufffd") if cut else text
 
 
 def loops_at_end(written_BU: Tensor) -> Tensor:
@@ -305,11 +364,13 @@ class Candidate:
         text: Without special tokens.
         mean_logprob: See `Written`.
         finite: See `Written`.
+        cut: See `is_cut`.
     """
 
     text: str
     mean_logprob: float
     finite: bool = True
+    cut: bool = False
 
     def compresses(self, settings: DecodingSettings) -> bool:
         """Whether the text is as repetitive as a loop."""
@@ -354,7 +415,7 @@ def fall_back(
     Source: Radford et al. 2022, section 4.5.
     """
     tried = [[one] for one in first]
-    chosen = [Hypothesis(text=one.text) for one in first]
+    chosen = [Hypothesis(text=one.text, cut=one.cut) for one in first]
     failed = [row for row, one in enumerate(first) if one.finite and one.fails(settings, no_speech[row])]
     for temperature in settings.temperatures[1:]:
         if not failed:
@@ -362,7 +423,7 @@ def fall_back(
         still = []
         for row, one in zip(failed, again(failed, temperature), strict=True):
             tried[row].append(one)
-            chosen[row] = Hypothesis(text=one.text, temperature=temperature)
+            chosen[row] = Hypothesis(text=one.text, temperature=temperature, cut=one.cut)
             if one.fails(settings, no_speech[row]):
                 still.append(row)
         failed = still
@@ -376,7 +437,8 @@ def fall_back(
             and (settings.logprob_threshold is None or one.mean_logprob >= floor)
         ]
         best = max(usable, key=lambda place: tried[row][place].mean_logprob, default=0)
-        chosen[row] = Hypothesis(text=tried[row][best].text, temperature=settings.temperatures[best])
+        kept = tried[row][best]
+        chosen[row] = Hypothesis(text=kept.text, temperature=settings.temperatures[best], cut=kept.cut)
     for row, attempts in enumerate(tried):
         if attempts[-1].is_silence(settings, no_speech[row]):
             chosen[row] = Hypothesis(text="")

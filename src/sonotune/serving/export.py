@@ -179,6 +179,7 @@ def _merge(checkpoint: str, folder: Path, *, target: MergeTarget, dtype: ExportD
         "context": opened.loaded.context,
         "trained_contexts": list(opened.loaded.trained_contexts),
         "thinning": asdict(opened.loaded.thinning),
+        "tokens_per_second": opened.loaded.tokens_per_second,
         "decoding": decoding,
         **used,
     }

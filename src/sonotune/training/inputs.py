@@ -41,6 +41,8 @@ class RunInputs:
         opened: The model as it was loaded.
         prepared: Training clips that can be used, with their targets.
         calibration_objective: Whose gradients calibration looks at: that of training, without label smoothing.
+        primary: Name of the score that decides in the whole run.
+        primary_reason: Why that one.
     """
 
     corpus: Corpus
@@ -48,6 +50,8 @@ class RunInputs:
     opened: Opened
     prepared: PreparedClips
     calibration_objective: Objective
+    primary: str
+    primary_reason: str
 
     @property
     def language(self) -> str | None:
@@ -81,12 +85,17 @@ def load_inputs(
     corpus = _corpus(config, task, finding)
     opened = _open(config, family, task.outputs(corpus.splits["train"]), compute.precision, compute.accelerator.device)
     prepared = _targets(config, corpus, task, opened.loaded, finding)
+    rate = max(prepared.tokens_per_second, opened.loaded.tokens_per_second)
+    opened = replace(opened, loaded=opened.loaded.with_(tokens_per_second=rate))
+    primary, reason = task.primary_of(corpus.splits.get("eval") or corpus.splits["train"])
     return RunInputs(
         corpus=corpus,
         task=task,
         opened=opened,
         prepared=prepared,
         calibration_objective=objective_of(config, task, calibrating=True),
+        primary=primary,
+        primary_reason=reason,
     )
 
 
@@ -105,6 +114,7 @@ def _task(config: RunConfig) -> tuple[ModelFamily, Task]:
             multi_label=config.data.multi_label,
             class_weights=config.training.class_weights,
             verbalize_numbers=config.evaluation.verbalize_numbers,
+            primary=config.evaluation.primary,
         ),
     )
     return family, task

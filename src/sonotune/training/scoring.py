@@ -108,6 +108,7 @@ class Scoring:
                 crew=session.evaluation_crew,
                 autocast=session.compute.accelerator.autocast,
                 processes=session.compute.processes,
+                primary=self._inputs.primary,
             )
 
 

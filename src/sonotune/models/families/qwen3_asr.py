@@ -312,7 +312,10 @@ class Qwen3AsrFamily:
         audio = self._encode(loaded, batch)
         rows = self._rows(loaded, audio, prefixes=prefixes)
         own = _SPARE_TOKENS + _TOKENS_PER_POSITION * max(len(one) for one in audio)
-        limits = decoding.token_limits(settings, [clip.duration_s for clip in batch.clips], otherwise=own)
+        rate = decoding.tokens_per_second(tokenizer, loaded.tokens_per_second)
+        limits = decoding.token_limits(
+            settings, [clip.duration_s for clip in batch.clips], otherwise=own, tokens_per_second=rate
+        )
         spare = 0 if all(prefixes) else _longest_prefix(tokenizer)
         room = loaded.module.config.text_config.max_position_embeddings - rows.embeds.shape[1]
         if room < 1:
@@ -323,12 +326,16 @@ class Qwen3AsrFamily:
         bounds = [min(limit + spare, room) for limit in limits]
         answers = generate(loaded.module, rows, limits=bounds, decoding=settings)
         marker = tokenizer.convert_tokens_to_ids(TEXT_MARKER)
-        return [
-            NOT_FINITE
-            if answer is None
-            else Hypothesis(text=self.decode_text(loaded, _first_text_tokens(answer, marker, limit)))
-            for answer, limit in zip(answers, limits, strict=True)
-        ]
+        made = []
+        for answer, limit, bound in zip(answers, limits, bounds, strict=True):
+            if answer is None:
+                made.append(NOT_FINITE)
+                continue
+            kept = _first_text_tokens(answer, marker, limit)
+            cut = decoding.is_cut(answer, bound if len(kept) == len(answer) else len(kept))
+            text = decoding.without_half_character(self.decode_text(loaded, kept), cut=cut)
+            made.append(Hypothesis(text=text, cut=cut))
+        return made
 
 
 def _positions(loaded: LoadedModel, lengths_B: Tensor) -> Tensor:

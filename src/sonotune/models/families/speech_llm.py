@@ -273,19 +273,29 @@ class SpeechLlmFamily:
                 f"{_positions_of(loaded.module.config)}. Shorten the clips, or compose with a higher downsample."
             )
         pad = tokenizer.pad_token_id
-        limits = decoding.token_limits(settings, [clip.duration_s for clip in batch.clips], otherwise=_MOST_TOKENS)
+        rate = decoding.tokens_per_second(tokenizer, loaded.tokens_per_second)
+        limits = decoding.token_limits(
+            settings, [clip.duration_s for clip in batch.clips], otherwise=_MOST_TOKENS, tokens_per_second=rate
+        )
+        limits = [min(limit, room) for limit in limits]
         answers = generate(
             loaded.module.language_model,
             rows,
-            limits=[min(limit, room) for limit in limits],
+            limits=limits,
             decoding=settings,
             settings=GenerationConfig(
                 eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id if pad is None else pad
             ),
         )
-        return [
-            NOT_FINITE if answer is None else Hypothesis(text=self.decode_text(loaded, answer)) for answer in answers
-        ]
+        made = []
+        for answer, limit in zip(answers, limits, strict=True):
+            if answer is None:
+                made.append(NOT_FINITE)
+                continue
+            cut = decoding.is_cut(answer, limit)
+            text = decoding.without_half_character(self.decode_text(loaded, answer), cut=cut)
+            made.append(Hypothesis(text=text, cut=cut))
+        return made
 
     def _rows(self, loaded: LoadedModel, batch: Batch, *, with_targets: bool) -> Rows:
         """Prompts with what was heard in them, and targets where wanted."""

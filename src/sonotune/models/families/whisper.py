@@ -241,7 +241,10 @@ class WhisperFamily:
         prompts = [self.prompt_tokens(loaded, language) for language in languages]
         prompt_BU = torch.tensor(prompts, device=encoded_BPD.device)
         room = loaded.module.config.max_target_positions - prompt_BU.shape[1]
-        limits = decoding.token_limits(settings, [clip.duration_s for clip in batch.clips], otherwise=room)
+        rate = decoding.tokens_per_second(loaded.processor.tokenizer, loaded.tokens_per_second)
+        limits = decoding.token_limits(
+            settings, [clip.duration_s for clip in batch.clips], otherwise=room, tokens_per_second=rate
+        )
         limits = [min(limit, room) for limit in limits]
         mask = loaded.module.model.decoder.cross_mask
 
@@ -258,7 +261,8 @@ class WhisperFamily:
                 clips=[batch.clips[row] for row in rows],
             )
             made = [
-                decoding.Candidate(self.decode_text(loaded, one.ids), one.mean_logprob, one.finite) for one in written
+                self._candidate(loaded, one.ids, one.mean_logprob, limit=limits[row], finite=one.finite)
+                for row, one in zip(rows, written, strict=True)
             ]
             return made, decoder.no_speech
 
@@ -268,11 +272,20 @@ class WhisperFamily:
             else:
                 rows, finite = _beam_search(loaded, encoded_BPD, prompt_BU, limits, settings)
                 means, no_speech = _judge(loaded, encoded_BPD, prompt_BU, rows)
-                texts = [self.decode_text(loaded, row) for row in rows]
-                first = [decoding.Candidate(*one) for one in zip(texts, means, finite, strict=True)]
+                first = [
+                    self._candidate(loaded, row, mean, limit=limit, finite=number)
+                    for row, mean, limit, number in zip(rows, means, limits, finite, strict=True)
+                ]
             return decoding.fall_back(first, no_speech, settings, lambda rows, heat: candidates(rows, heat)[0])
         finally:
             loaded.module.model.decoder.cross_mask = mask
+
+    def _candidate(
+        self, loaded: LoadedModel, ids: Sequence[int], mean_logprob: float, *, limit: int, finite: bool
+    ) -> decoding.Candidate:
+        cut = decoding.is_cut(ids, limit)
+        text = decoding.without_half_character(self.decode_text(loaded, ids), cut=cut)
+        return decoding.Candidate(text, mean_logprob, finite=finite, cut=cut)
 
     def _encode(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Features (B, T, F) -> encoder states (B, P, D); what they stand for is left for the decoder's layers."""
