@@ -23,7 +23,7 @@ from sonotune.models.decoding import (
     tokens_per_second,
     without_half_character,
 )
-from sonotune.types import Clip, DecodingSettings, Hypothesis
+from sonotune.types import NOT_FINITE, Clip, DecodingSettings, Hypothesis
 
 END, VOCABULARY = 0, 12
 
@@ -247,3 +247,31 @@ def test_a_loop_on_silence_becomes_no_text() -> None:
     settings = DecodingSettings(temperatures=(0.0, 1.0))
     [made] = fall_back([Candidate(LOOP, -0.1)], [0.9], settings, lambda _, heat: [Candidate("qx zv wj", -3.0)])
     assert made.text == ""
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_row_without_numbers_ends_there_and_the_others_go_on(value: float) -> None:
+    logits = torch.zeros(3, VOCABULARY, VOCABULARY)
+    for token in range(1, VOCABULARY):  # counts up from the last of the prompt, 5, then ends
+        logits[:, token, (token + 1) % VOCABULARY] = 9.0
+    plain = write(logits, [11, 11, 11])
+    logits[1, 8, 2] = value
+    made = write(logits, [11, 11, 11])
+    assert [one.finite for one in made] == [True, False, True]
+    assert len(made[1].ids) < len(plain[1].ids)
+    assert (made[0], made[2]) == (plain[0], plain[2])
+
+
+def test_tokens_that_are_never_written_are_no_lack_of_numbers() -> None:
+    logits = torch.zeros(1, VOCABULARY, VOCABULARY)
+    logits[..., 3:] = -torch.inf
+    assert write(logits, [4])[0].finite
+    assert decoding.finite_rows(torch.full((1, 3), -torch.inf)).tolist() == [False]
+
+
+def test_what_has_no_numbers_has_no_text_and_no_draw_is_taken_for_one() -> None:
+    settings = DecodingSettings(temperatures=(0.0, 0.5, 1.0))
+    lost = Candidate("x", float("nan"), finite=False)
+    answers = {0.5: [lost], 1.0: [Candidate(LOOP, -0.2)]}
+    made = fall_back([lost, Candidate(LOOP, -0.1)], [0.0, 0.0], settings, lambda _, heat: answers[heat])
+    assert made == [NOT_FINITE, Hypothesis(text=LOOP, temperature=0.0, attempts=3)]

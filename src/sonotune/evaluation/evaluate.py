@@ -255,7 +255,7 @@ def predict_clips(
         unheard.append(_did_not_fit(cut, len(places), batch_seconds))
     shares = processes.all_gather((predictions, unheard))
     predictions = [prediction for share, _ in shares for prediction in share]
-    findings = [finding for _, share in shares for finding in share] + _not_finite(predictions, loaded.checkpoint)
+    findings = [finding for _, share in shares for finding in share] + _not_finite(predictions, loaded)
     merged, findings = windows.merge(heard, *in_clip_order([piece.id for piece in pieces], predictions, findings))
     by_id = {prediction.clip_id: prediction for prediction in merged}
     by_id |= {name: Prediction(clip_id=name, text="", no_signal=True) for name in silent}
@@ -287,7 +287,7 @@ def _predict(
     return [prediction for found, _ in halves for prediction in found], sum(parts for _, parts in halves)
 
 
-def _not_finite(predictions: Sequence[Prediction], checkpoint: str) -> list[Finding]:
+def _not_finite(predictions: Sequence[Prediction], loaded: Any) -> list[Finding]:
     """The clips for which the model computed no numbers.
 
     Raises:
@@ -296,7 +296,7 @@ def _not_finite(predictions: Sequence[Prediction], checkpoint: str) -> list[Find
     lost = tuple(prediction.clip_id for prediction in predictions if not prediction.finite)
     if not lost:
         return []
-    found = f"{checkpoint} gives NaN or infinity instead of numbers"
+    found = f"{loaded.checkpoint} gives NaN or infinity instead of numbers"
     if len(lost) == len(predictions):
         raise NumericError(
             f"{found} for each of the {len(lost)} clips, such as {lost[0]}: nothing can be recognised or scored. Take "
