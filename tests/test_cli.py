@@ -439,6 +439,16 @@ def test_files_that_lack_a_little_are_used_and_a_refusal_lists_every_clip(data: 
     assert [finding["clip_ids"] for finding in kept] == [[f"c{index}"] for index in range(12)]
 
 
+def test_files_that_lie_elsewhere_are_told_once_with_the_root_that_has_them(data: Path):
+    (data / "lists").mkdir()
+    (data / "train.jsonl").rename(data / "lists" / "train.jsonl")
+    words = train_words(data, f"data.train={data / 'lists' / 'train.jsonl'}")
+    text = refused(call(*words), "5 files do not exist", f"set data.root={data}.")
+    assert text.count("exist") == 1
+    code, _, err = call(*words, f"data.root={data}")
+    assert code == 0, err
+
+
 def test_a_refusal_without_a_run_lists_its_problems_in_a_file_that_it_names(data: Path):
     manifest(data / "bad.jsonl", [{"id": f"c{index}", "text": "one"} for index in range(30)])
     text = refused(call("data", "stats", str(data / "bad.jsonl")), "30 problems", "and 10 more", "All 30 are listed in")
