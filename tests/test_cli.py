@@ -853,6 +853,21 @@ def test_evaluate_answers_with_scores_and_slices(finished: tuple[Path, Answer], 
     assert out.startswith("WER")
 
 
+def test_evaluate_says_that_clips_were_trained_on(finished: tuple[Path, Answer]):
+    folder, _ = finished
+    words = [
+        "evaluate",
+        f"model={folder / 'run' / 'adapter'}",
+        "evaluation.max_new_tokens=3",
+        "evaluation.bootstrap=100",
+    ]
+    code, out, err = call(*words, f"data.test={folder / 'train.jsonl'}")
+    assert code == 0, err
+    (warned,) = [line for line in out.splitlines() if "5 of 5 clips that are scored" in line]
+    assert warned.startswith("warning")
+    assert "left out" not in out
+
+
 def test_transcribe_answers_in_the_order_of_the_files_and_names_what_is_left_out(
     finished: tuple[Path, Answer], tmp_path: Path
 ):

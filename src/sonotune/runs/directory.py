@@ -45,6 +45,8 @@ ResumeMode = Literal["auto", "never", "must"]
 
 REFUSED = "refused.txt"
 """Every problem of data that a run was refused for."""
+TRAINED_ON = "trained_on.jsonl"
+"""The training clips of a run, and what their recordings contain."""
 _OWN_FILES = frozenset({"run.lock", "events.jsonl", REFUSED})
 
 
@@ -326,7 +328,7 @@ def _changes_since_earlier_run(
     record = read_record(record_path)
     if resume != "must" and record.config_digest != config_digest and _failed_with_nothing(path, record):
         logger.info("%s holds a run that failed before it had any result; a new one takes its place", path)
-        for name in ("run.json", "events.jsonl", REFUSED):
+        for name in ("run.json", "events.jsonl", REFUSED, TRAINED_ON):
             (path / name).unlink(missing_ok=True)
         return None
     if resume == "never":
