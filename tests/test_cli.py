@@ -439,6 +439,16 @@ def test_files_that_lack_a_little_are_used_and_a_refusal_lists_every_clip(data: 
     assert [finding["clip_ids"] for finding in kept] == [[f"c{index}"] for index in range(12)]
 
 
+def test_files_that_lie_elsewhere_are_told_once_with_the_root_that_has_them(data: Path):
+    (data / "lists").mkdir()
+    (data / "train.jsonl").rename(data / "lists" / "train.jsonl")
+    words = train_words(data, f"data.train={data / 'lists' / 'train.jsonl'}")
+    text = refused(call(*words), "5 files do not exist", f"set data.root={data}.")
+    assert text.count("exist") == 1
+    code, _, err = call(*words, f"data.root={data}")
+    assert code == 0, err
+
+
 def test_a_refusal_without_a_run_lists_its_problems_in_a_file_that_it_names(data: Path):
     manifest(data / "bad.jsonl", [{"id": f"c{index}", "text": "one"} for index in range(30)])
     text = refused(call("data", "stats", str(data / "bad.jsonl")), "30 problems", "and 10 more", "All 30 are listed in")
@@ -872,6 +882,21 @@ def test_silence_is_named_and_words_on_it_are_counted(finished: tuple[Path, Answ
     code, _, err = call(*words, "evaluation.primary=map")
     assert code == 2
     assert "evaluation.primary=map is no score that can decide for the task transcribe" in err
+
+
+def test_evaluate_says_that_clips_were_trained_on(finished: tuple[Path, Answer]):
+    folder, _ = finished
+    words = [
+        "evaluate",
+        f"model={folder / 'run' / 'adapter'}",
+        "evaluation.max_new_tokens=3",
+        "evaluation.bootstrap=100",
+    ]
+    code, out, err = call(*words, f"data.test={folder / 'train.jsonl'}")
+    assert code == 0, err
+    (warned,) = [line for line in out.splitlines() if "5 of 5 clips that are scored" in line]
+    assert warned.startswith("warning")
+    assert "left out" not in out
 
 
 def test_transcribe_answers_in_the_order_of_the_files_and_names_what_is_left_out(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -115,8 +115,9 @@ def evaluate(model: Place, manifest: Place, settings: Settings = ()) -> Evaluati
     words = [f"model.checkpoint={model}", f"data.test={manifest}", *words_of(settings)]
     config = settings_of_use(words, require=("data.test",)).config
     recognizer = open_recognizer(config)
-    clips = corpus_to_score(config, recognizer).splits["test"]
-    return recognizer.evaluate(clips, **evaluation_settings(config))
+    corpus = corpus_to_score(config, recognizer)
+    result = recognizer.evaluate(corpus.splits["test"], **evaluation_settings(config))
+    return replace(result, findings=[*corpus.findings, *result.findings])
 
 
 def transcribe(model: Place, files: Sequence[Place], settings: Settings = ()) -> list[Prediction]:
@@ -272,15 +273,22 @@ def open_recognizer(config: RunConfig) -> Recognizer:
 
 
 def corpus_to_score(config: RunConfig, recognizer: Recognizer) -> Corpus:
-    """The clips of `data.test`, as the split `test`, with what was found in them."""
-    from sonotune.data.corpus import CORPUS_SETTINGS, load_corpus
+    """The clips of `data.test`, as the split `test`, with what was found in them.
 
-    return load_corpus(
+    That some of them were trained on is a finding where the model is a run, or in the folder of one.
+    """
+    from sonotune.data.corpus import CORPUS_SETTINGS, load_corpus
+    from sonotune.data.trained_on import check_trained_on
+
+    corpus = load_corpus(
         {"test": str(config.data.test)},
         seed=config.training.seed,
         require=recognizer.task.reference,
         **config.data.model_dump(include=CORPUS_SETTINGS),
     )
+    run = run_of(Path(config.model.checkpoint))
+    leaks = check_trained_on(run, corpus.splits["test"]) if run is not None else []
+    return replace(corpus, findings=(*corpus.findings, *leaks))
 
 
 def evaluation_settings(config: RunConfig) -> dict[str, Any]:
@@ -390,4 +398,6 @@ def _config_of(checkpoint: str) -> Any:
 
 def run_of(place: Path) -> Path | None:
     """The run directory that this is, or is the adapter or model of."""
+    if not place.is_dir():
+        return None
     return next((folder for folder in (place, place.absolute().parent) if (folder / "run.json").is_file()), None)

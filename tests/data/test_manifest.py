@@ -288,6 +288,24 @@ def test_links_may_not_lead_out_of_the_root_unless_allowed(tmp_path: Path) -> No
         assert read_manifest(manifest, allow_outside_root=True)[0].path.name in ("file.wav", "s.wav", "gone.wav")
 
 
+def test_paths_that_leave_the_root_are_told_once_with_the_root_that_holds_them(tmp_path: Path) -> None:
+    audio = [tone(tmp_path / "audio" / folder / f"{folder}.wav") for folder in ("a", "b", "c")]
+    (tmp_path / "lists").mkdir()
+    manifest = lines(tmp_path / "lists" / "m.jsonl", *({"id": path.stem, "path": str(path)} for path in audio))
+    with pytest.raises(ManifestError, match="3 paths leave the root") as caught:
+        read_manifest(manifest)
+    assert "path leaves" not in str(caught.value)
+    assert f"data.root={tmp_path / 'audio'}," in str(caught.value)
+    assert [f"m.jsonl:{number}: " in line for number, line in enumerate(caught.value.listing, 1)] == [True] * 3
+    assert len(read_manifest(manifest, root=tmp_path / "audio")) == 3
+    tone(tmp_path / "lists" / "d.wav")  # beside a path that is relative to the manifest no other root does
+    lines(manifest, *({"id": str(path), "path": str(path)} for path in [*audio, "d.wav"]))
+    with pytest.raises(ManifestError, match="3 paths leave the root") as caught:
+        read_manifest(manifest)
+    assert "data.root=" not in str(caught.value)
+    assert "data.allow_outside_root=true" in str(caught.value)
+
+
 def test_paths_inside_the_root_are_taken(tmp_path: Path) -> None:
     target = tone(tmp_path / "wav" / "a.wav")
     (tmp_path / "link.wav").symlink_to(target)

@@ -204,13 +204,15 @@ def test_characters_decide_where_the_script_has_no_spaces(write: Write):
 
 def test_what_is_not_there_or_no_prediction_is_named(write: Write, tmp_path: Path):
     a = write("a", BAD)
-    with pytest.raises(RunDirectoryError, match="cannot be read"):
+    with pytest.raises(RunDirectoryError, match=r"missing\.jsonl does not exist"):
         compare([a], [tmp_path / "missing.jsonl"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunDirectoryError, match="no predictions of test or after"):
         compare([a], [tmp_path / "empty"])
     run = write("run", GOOD, run=True)
-    with pytest.raises(RunDirectoryError, match="found test"):
+    with pytest.raises(RunDirectoryError, match=r"in common: \S*empty has none\."):  # the one that lacks them
+        compare([run], [tmp_path / "empty"])
+    with pytest.raises(RunDirectoryError, match="run has test"):
         compare([run], [run], moment="before")
     damaged = tmp_path / "damaged.jsonl"
     damaged.write_text('{"id": "a"}\n[1]\n', "utf-8")

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from sonotune.data import importers, manifest, splits
+from sonotune.data.audio_files import enumerate_names
+from sonotune.data.audio_root import root_that_holds
 from sonotune.data.split_corpus import way_that_works
 from sonotune.errors import GateError, ManifestError
 from sonotune.registry import is_asset, resolve_asset, split_source
@@ -113,7 +115,14 @@ def load_corpus(
         sound, looked = manifest.check_audio(clips, mode=check, truncated=truncated, silence_db=silence_db)
         sound, looked = _without_signal(name, sound, looked, require=require)
         found_out(looked)
-        _refuse_bad(name, looked, len(clips), max_bad_fraction=max_bad_fraction, truncated=truncated)
+        _refuse_bad(
+            name,
+            looked,
+            len(clips),
+            max_bad_fraction=max_bad_fraction,
+            truncated=truncated,
+            root=root or _folder_of(source),
+        )
         found[name], dropped = _filtered(
             name, sound, min_duration_s=0.0, max_duration_s=None, require=require, empty_texts=True
         )
@@ -218,13 +227,20 @@ def _refuse_bad(
     *,
     max_bad_fraction: float,
     truncated: Literal["use", "leave_out", "stop"],
+    root: Path,
 ) -> None:
     """Stop where audio is too bad, or truncated and that is to stop."""
     bad = [finding for finding in findings if finding.severity == "error"]
     cut = [finding for finding in bad if finding.check == "audio.truncated"]
     if cut and truncated == "stop":
         raise _refusal(f"{len(cut)} of {clips} clips of data.{split} are truncated (data.truncated=stop)", cut)
-    refuse_too_many(split, bad, clips, max_bad_fraction=max_bad_fraction)
+    refuse_too_many(split, bad, clips, max_bad_fraction=max_bad_fraction, root=root)
+
+
+def _folder_of(source: str) -> Path:
+    """What the paths of a source are relative to, where nothing else is said."""
+    place = Path(format_of(source)[1])
+    return place if place.is_dir() else place.parent
 
 
 def _without_signal(
@@ -290,7 +306,9 @@ def _filtered(
     return kept, dropped
 
 
-def refuse_too_many(split: str, bad: Sequence[Finding], clips: int, *, max_bad_fraction: float) -> None:
+def refuse_too_many(
+    split: str, bad: Sequence[Finding], clips: int, *, max_bad_fraction: float, root: Path | None = None
+) -> None:
     """Stop before training when too many clips of a split cannot be used.
 
     Args:
@@ -298,6 +316,7 @@ def refuse_too_many(split: str, bad: Sequence[Finding], clips: int, *, max_bad_f
         bad: A finding for each clip that cannot be used.
         clips: How many clips the split has with them.
         max_bad_fraction: Share that may be bad; all of them never.
+        root: Folder that missing files were looked for in.
 
     Raises:
         ManifestError: There are more.
@@ -305,23 +324,33 @@ def refuse_too_many(split: str, bad: Sequence[Finding], clips: int, *, max_bad_f
     if len(bad) <= max_bad_fraction * clips and len(bad) < clips:
         return
     allowed = f"at most {max_bad_fraction:.0%} may be bad (data.max_bad_fraction)"
-    cut = any(finding.check == "audio.truncated" for finding in bad)
-    do = "data.truncated=leave_out leaves out files that are cut off, and does not count them as bad." if cut else None
-    raise _refusal(f"{len(bad)} of {clips} clips of data.{split} cannot be used; {allowed}", bad, do=do)
+    do = []
+    if any(finding.check == "audio.truncated" for finding in bad):
+        do.append("data.truncated=leave_out leaves out files that are cut off, and does not count them as bad.")
+    raise _refusal(f"{len(bad)} of {clips} clips of data.{split} cannot be used; {allowed}", bad, do=do, root=root)
 
 
-def _refusal(what: str, bad: Sequence[Finding], *, do: str | None = None) -> ManifestError:
-    """Says the first reasons, each once, and lists all clips."""
+def _refusal(what: str, bad: Sequence[Finding], *, do: Sequence[str] = (), root: Path | None = None) -> ManifestError:
+    """Says the first reasons, each once, and lists all clips; files that are missing are one reason."""
+    missing = [finding for finding in bad if finding.check == "audio.missing"]
     shared: dict[str, list[Finding]] = {}  # a reason -> the findings that give it
     for finding in bad:
+        if len(missing) > 1 and finding.check == "audio.missing":
+            continue
         name = f"clip {finding.clip_ids[0]!r}" if finding.clip_ids else ""
         shared.setdefault(finding.message.removeprefix(name), []).append(finding)
     lines = [
         f"  - {same[0].message}{f' The same holds for {len(same) - 1} more.' if len(same) > 1 else ''}"
         for same in shared.values()
     ]
+    if len(missing) > 1:
+        names = enumerate_names([str(finding.path) for finding in missing], most=3)
+        lines.insert(0, f"  - {len(missing)} files do not exist: {names}.")
+    paths = [Path(str(finding.path)) for finding in missing]
+    if paths and root is not None and (other := root_that_holds(paths, root)) is not None:
+        do = [f"Such files are in {other}: set data.root={other}.", *do]
     heading = f"{what}. {'They are' if len(lines) <= _SHOWN else 'The first'}:"
-    error = ManifestError("\n".join([heading, *lines[:_SHOWN], *([do] if do else [])]))
+    error = ManifestError("\n".join([heading, *lines[:_SHOWN], *do]))
     if len(lines) <= _SHOWN and len(bad) == len(lines):
         return error
     return error.listed([f"{', '.join(map(repr, finding.clip_ids))}\t{finding.message}" for finding in bad])

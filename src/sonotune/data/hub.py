@@ -74,7 +74,7 @@ def load_hub(
         folder = Path(source) if Path(source).is_dir() else Path(source).parent
     else:
         folder = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    root = AudioRoot(folder, allow_outside=allow_outside_root)
+    root = AudioRoot(folder, allow_outside=allow_outside_root, movable=False)
     cache = (cache_dir or _default_cache()) / re.sub(r"[^\w.-]+", "-", f"{Path(source).name}-{split}")
     problems = Problems(Path(source))
     rows = _rows(itertools.islice(data, limit), columns, label_names, problems, cache=cache, root=root)

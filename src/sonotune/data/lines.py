@@ -10,7 +10,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -26,11 +26,22 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class RefusedError(Exception):
-    """A value from outside that cannot be taken, with the four parts of its message; ends up in `Problems`."""
+    """A value from outside that cannot be taken, with the four parts of its message; ends up in `Problems`.
 
-    def __init__(self, what: str, *, found: str, allowed: str, do: str) -> None:
+    Args:
+        what: What is wrong, and with which thing.
+        found: What stands there.
+        allowed: What may stand there.
+        do: What the person can do about it.
+        together: Makes one of all errors of a source that share it, where one cause has many.
+    """
+
+    def __init__(self, what: str, *, found: str, allowed: str, do: str, together: Merge | None = None) -> None:
         super().__init__(what)
-        self.what, self.found, self.allowed, self.do = what, found, allowed, do
+        self.what, self.found, self.allowed, self.do, self.together = what, found, allowed, do, together
+
+
+Merge = Callable[[Sequence[RefusedError]], RefusedError]
 
 
 class Problems:
@@ -46,6 +57,8 @@ class Problems:
         self.unit = unit
         self.count = 0
         self._listed: list[str] = []
+        self._alone: list[str] = []
+        self._shared: dict[Merge, list[tuple[int | None, RefusedError]]] = {}
 
     def add(self, line: int | None, what: str, *, found: str, allowed: str, do: str) -> None:
         """Note one problem.
@@ -57,20 +70,32 @@ class Problems:
             allowed: What may stand there.
             do: What the person can do about it.
         """
-        self.count += 1
-        if len(self._listed) < MAX_KEPT:
-            number = f"{self.source}:{line}" if self.unit is None else f"{self.source}, {self.unit} {line}"
-            where = self.source if line is None else number
-            self._listed.append(f"{where}: {what}: found {found}; allowed is {allowed}. {do}")
+        self.add_refused(line, RefusedError(what, found=found, allowed=allowed, do=do))
 
     def add_refused(self, line: int | None, error: RefusedError) -> None:
         """Note a value that was refused."""
-        self.add(line, error.what, found=error.found, allowed=error.allowed, do=error.do)
+        self.count += 1
+        if len(self._listed) >= MAX_KEPT:
+            return
+        entry = self._entry(line, error)
+        self._listed.append(entry)
+        if error.together is None:
+            self._alone.append(entry)
+        else:
+            self._shared.setdefault(error.together, []).append((line, error))
+
+    def _entry(self, line: int | None, error: RefusedError) -> str:
+        number = f"{self.source}:{line}" if self.unit is None else f"{self.source}, {self.unit} {line}"
+        where = self.source if line is None else number
+        return f"{where}: {error.what}: found {error.found}; allowed is {error.allowed}. {error.do}"
 
     def absorb(self, other: Problems) -> None:
         """Note the problems of another file of the same source."""
         self.count += other.count
         self._listed += other._listed[: MAX_KEPT - len(self._listed)]
+        self._alone += other._alone[: MAX_KEPT - len(self._alone)]
+        for together, errors in other._shared.items():
+            self._shared.setdefault(together, []).extend(errors)
 
     def check(self) -> None:
         """Stop here when there are problems.
@@ -80,13 +105,19 @@ class Problems:
         """
         if not self.count:
             return
-        if self.count == 1:
-            raise ManifestError(self._listed[0])
-        lines = [f"{self.count} problems in {self.source}:", *(f"  - {entry}" for entry in self._listed[:MAX_LISTED])]
-        if self.count <= MAX_LISTED:
-            raise ManifestError("\n".join(lines))
-        lines.append(f"  ... and {self.count - MAX_LISTED} more")
-        raise ManifestError("\n".join(lines)).listed(self._listed)
+        shared = [
+            self._entry(errors[0][0] if len(errors) == 1 else None, together([error for _, error in errors]))
+            for together, errors in self._shared.items()
+        ]
+        shown = [*shared, *self._alone][:MAX_LISTED]
+        more = len(self._alone) + len(shared) + self.count - len(self._listed) - len(shown)
+        if len(shown) == 1:
+            raise ManifestError(shown[0]).listed(self._listed if self.count > 1 else ())
+        lines = [f"{self.count} problems in {self.source}:", *(f"  - {entry}" for entry in shown)]
+        if more:
+            lines.append(f"  ... and {more} more")
+        error = ManifestError("\n".join(lines))
+        raise error.listed(self._listed) if more or shared else error
 
 
 def show(value: object, limit: int = 80) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonotune.data.scripts import deciding_rate
-from sonotune.errors import ManifestError, RunDirectoryError, TextError
+from sonotune.errors import ManifestError, RunDirectoryError, TextError, suggest
 from sonotune.metrics.error_rate import edit_counts
 from sonotune.metrics.intervals import MIN_BLOCKS
 from sonotune.metrics.paired import (
@@ -151,16 +151,23 @@ def prediction_file(place: Path, moment: str) -> Path:
 def _files(
     first: Sequence[Path], second: Sequence[Path], moment: str | None
 ) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    for place in (*first, *second):
+        if not place.exists():
+            near = [other.name for other in place.parent.glob("*")]
+            raise RunDirectoryError(
+                f"{place} does not exist{suggest(place.name, near, '.')} Give a run directory, or a file that "
+                "`sonotune evaluate --out FILE` wrote."
+            )
     runs = [place for place in (*first, *second) if place.is_dir()]
     wanted = MOMENTS if moment is None else (moment,)
     taken = next((name for name in wanted if all(prediction_file(run, name).is_file() for run in runs)), None)
     if taken is None:
-        lacking = next(run for run in runs if not all(prediction_file(run, name).is_file() for name in wanted))
-        found = sorted(path.stem for path in (lacking / "predictions").glob("*.jsonl"))
+        kept = {run: sorted(path.stem for path in (run / "predictions").glob("*.jsonl")) for run in runs}
+        without = [run for run, names in kept.items() if not set(wanted) & set(names)] or runs
+        told = "; ".join(f"{run} has {', '.join(kept[run]) or 'none'}" for run in without)
         raise RunDirectoryError(
-            f"{lacking} has no predictions of {' or '.join(wanted)} that the other runs have as well; found "
-            f"{', '.join(found) or 'none'}. A finished run scores data.eval (`after`) and data.test (`test`); or "
-            "write them with `sonotune evaluate --out FILE` and compare the files."
+            f"the runs have no predictions of {' or '.join(wanted)} in common: {told}. A finished run scores data.eval "
+            "(`after`) and data.test (`test`); or write them with `sonotune evaluate --out FILE` and compare the files."
         )
 
     def resolve(places: Sequence[Path]) -> tuple[Path, ...]:

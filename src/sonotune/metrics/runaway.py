@@ -146,10 +146,10 @@ class DecodingHealth:
                     self.loop_ids,
                     self.loops,
                     f"{len(self.loop_ids)} of {self.clips} texts repeat a phrase more than {MAX_REPEATS} times in "
-                    "a row. The clips may be noise or silence; as often it is the model or how it decodes. Try "
-                    "evaluation.no_repeat_ngram_size=5, evaluation.repetition_penalty=1.1, evaluation.beam_size=5, the "
-                    "default evaluation.temperatures (Whisper) and the model.context that the model was trained with, "
-                    "or train on such clips with their true transcripts.",
+                    "a row. Likely causes, in this order: another model.context than the model was trained in; another "
+                    "language than the clips' (model.language); too high a learning rate, where the model did not loop "
+                    "before it was trained; noise or silence in the recordings. evaluation.no_repeat_ngram_size=5 and "
+                    "evaluation.repetition_penalty=1.1 hinder loops and do not mend the cause.",
                 )
             )
         if self.invented_ids:

@@ -16,6 +16,7 @@ import shutil
 import time
 import weakref
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, cast
@@ -36,7 +37,7 @@ from sonotune.runs.files import (
     write_error,
     write_listing,
 )
-from sonotune.runs.record import ScoreEntries, read_record, record_to_json
+from sonotune.runs.record import LOCK, ScoreEntries, read_record, record_to_json
 from sonotune.types import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,10 @@ ResumeMode = Literal["auto", "never", "must"]
 
 REFUSED = "refused.txt"
 """Every problem of data that a run was refused for."""
-_OWN_FILES = frozenset({"run.lock", "events.jsonl", REFUSED})
+TRAINED_ON = "trained_on.jsonl"
+"""The training clips of a run, and what their recordings contain."""
+_OWN_FILES = frozenset({LOCK, "events.jsonl", REFUSED})
+_LOCK_TRIES, _LOCK_WAIT_S = 3, 0.02
 
 
 class RunDirectory:
@@ -273,13 +277,13 @@ os.register_at_fork(after_in_child=_forget_locks)
 
 
 def _take_lock(path: Path) -> int:
-    lock_path = path / "run.lock"
+    lock_path = path / LOCK
     try:
         lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise write_error(error, lock_path, 0) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _wait_briefly(lock)
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     except BlockingIOError as error:
@@ -293,6 +297,15 @@ def _take_lock(path: Path) -> int:
         os.close(lock)
         raise write_error(error, lock_path, 16) from error
     return lock
+
+
+def _wait_briefly(lock: int) -> None:
+    """Take a lock that who asks whether it is held may hold for an instant (`is_locked`)."""
+    for _ in range(_LOCK_TRIES):
+        with suppress(BlockingIOError):
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(_LOCK_WAIT_S)
+    return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _failed_with_nothing(path: Path, record: RunRecord) -> bool:
@@ -326,7 +339,7 @@ def _changes_since_earlier_run(
     record = read_record(record_path)
     if resume != "must" and record.config_digest != config_digest and _failed_with_nothing(path, record):
         logger.info("%s holds a run that failed before it had any result; a new one takes its place", path)
-        for name in ("run.json", "events.jsonl", REFUSED):
+        for name in ("run.json", "events.jsonl", REFUSED, TRAINED_ON):
             (path / name).unlink(missing_ok=True)
         return None
     if resume == "never":
