@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import typer
 
 from sonotune.api import corpus_to_score, evaluation_settings, open_recognizer, settings_of_use
 from sonotune.cli.findings import warning_lines
-from sonotune.cli.shared import Json, Words, app, print_result
+from sonotune.cli.shared import Json, Words, app, print_result, tell
 from sonotune.metrics.scores import loops_note, score_title, show_score
 
 Predictions = Annotated[Path | None, typer.Option(help="Write every prediction to this JSONL file.")]
@@ -58,5 +57,5 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
     lines += [f"note: {finding.message}" for finding in result.findings if finding.check == "text.numbers"]
     print_result(body, as_json=as_json, lines=lines)
     if problem is not None:
-        print(f"sonotune: {problem}", file=sys.stderr)
+        tell(f"sonotune: {problem}")
         raise typer.Exit(problem.exit_code)
