@@ -203,7 +203,7 @@ def export(source: Place, folder: Place, *, parity_clips: int = 50, **options: A
         source: A run, an adapter or a model folder.
         folder: Where to write.
         parity_clips: Development clips to compare on; 0 compares nothing.
-        **options: `target`, `dtype`, `adapter_only` and `overwrite` of `serving.export.export`.
+        **options: `target`, `dtype`, `adapter_only`, `plain` and `overwrite` of `serving.export.export`.
     """
     from sonotune.serving.export import export as write_export
 

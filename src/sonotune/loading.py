@@ -12,6 +12,7 @@ import torch
 from sonotune.adapters.kinds.base import kind_named
 from sonotune.adapters.metadata import (
     ADAPTER_WEIGHTS,
+    BESIDE,
     METADATA,
     PEFT_CONFIG,
     peft_entries,
@@ -294,7 +295,7 @@ def base_of(adapter: Path, settings: Mapping[str, Any]) -> str:
     named = settings.get("checkpoint") or peft_entries(adapter).get("base_model_name_or_path")
     if not named:
         raise ModelError(f"the adapter in {adapter} does not say which base model it belongs to.")
-    return model_folder(str(named))
+    return str(adapter / str(named)) if str(named).startswith(BESIDE) else model_folder(str(named))
 
 
 def choose_family(

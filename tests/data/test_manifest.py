@@ -161,6 +161,19 @@ def test_writing_refuses_double_ids_bad_text_and_hidden_columns(tmp_path: Path) 
     assert target.read_bytes() == before
 
 
+def test_a_file_name_that_is_no_utf8_is_written_and_found_again(tmp_path: Path) -> None:
+    name = os.fsdecode(b"bad\xff.wav")
+    (tmp_path / name).write_bytes(b"")
+    clip = Clip(id=name, path=tmp_path / name, duration_s=1.0)
+    target = tmp_path / "m.jsonl"
+    write_manifest(target, [clip])
+    assert target.read_bytes().decode("utf-8").count(r"bad\udcff.wav") == 2
+    [again] = read_manifest(target)
+    assert (again.id, again.path) == (clip.id, clip.path)
+    with pytest.raises(ManifestError, match="half of a surrogate pair"):  # in a transcript it is no byte of a name
+        write_manifest(target, [dataclasses.replace(clip, text=name)])
+
+
 # --- bad lines -----------------------------------------------------------------------------------
 
 BAD_LINES = {

@@ -484,6 +484,12 @@ def test_the_result_is_ready_for_json(clips: list[Clip]) -> None:
     assert {"by", "value", "scores"} <= found["slices"][0].keys()
 
 
+def test_the_prediction_of_a_file_whose_name_is_no_utf8_keeps_its_id(clips: list[Clip], tmp_path: Path) -> None:
+    clip, path = replace(clips[0], id="bad\udcff"), tmp_path / "after.jsonl"
+    write_predictions(path, ReadsLoudness(), [Prediction(clip_id=clip.id, text="zero")], [clip])
+    assert json.loads(path.read_text("utf-8"))["id"] == clip.id
+
+
 def test_predictions_on_disk(clips: list[Clip], tmp_path: Path) -> None:
     some = [clips[0], replace(clips[1], text="אחת, שתיים", language="he"), replace(clips[2], text=None)]
     predictions = [

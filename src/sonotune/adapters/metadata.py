@@ -23,6 +23,8 @@ from sonotune.runs import read_record
 from sonotune.types import Context
 
 METADATA = "sonotune.json"
+BESIDE = "./"
+"""A base whose name in `sonotune.json` begins so lies in the folder of the adapter, wherever that is moved."""
 PEFT_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _MAX_BYTES = 16 * 2**20
@@ -101,6 +103,11 @@ def absolute_folder(checkpoint: str) -> str:
     """A folder's name, readable from any working directory; another name as it is."""
     base = Path(checkpoint)
     return str(base.resolve()) if base.is_dir() else checkpoint
+
+
+def name_for_peft(checkpoint: str) -> str:
+    """The base under a name that plain PEFT opens on this machine: it knows no packaged models."""
+    return str(resolve_asset(checkpoint)) if is_asset(checkpoint) else absolute_folder(checkpoint)
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:

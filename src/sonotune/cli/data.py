@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sonotune.cli.shared import HELP_OPTIONS, Json, app, print_result
+from sonotune.cli.shared import HELP_OPTIONS, Json, app, print_result, tell
 
 if TYPE_CHECKING:
     from sonotune.types import Clip, Finding
@@ -103,7 +102,7 @@ def data_import(
 def print_finding(finding: Finding) -> None:
     """Say a finding on stderr."""
     marks = {"note": "", "warning": "WARNING: ", "error": "WARNING: "}
-    print(f"sonotune: {marks[finding.severity]}{finding.message}", file=sys.stderr)
+    tell(f"sonotune: {marks[finding.severity]}{finding.message}")
 
 
 def root_needed(folder: Path, clips: Sequence[Clip]) -> str | None:

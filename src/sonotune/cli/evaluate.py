@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ import typer
 
 from sonotune.api import corpus_to_score, evaluation_settings, open_recognizer, settings_of_use
 from sonotune.cli.findings import removed_clips, warning_lines
-from sonotune.cli.shared import Json, Words, app, print_result
+from sonotune.cli.shared import Json, Words, app, print_result, tell
 from sonotune.metrics.scores import decoding_note, primary_score, score_title, show_score
 
 _SHOWN_NOTES = ("text.numbers", "audio.silent")
@@ -70,5 +69,5 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
     lines += [f"note: {finding.message}" for finding in notes]
     print_result(body, as_json=as_json, lines=lines)
     if problem is not None:
-        print(f"sonotune: {problem}", file=sys.stderr)
+        tell(f"sonotune: {problem}")
         raise typer.Exit(problem.exit_code)

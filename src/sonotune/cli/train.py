@@ -9,7 +9,7 @@ import typer
 
 from sonotune.cli.findings import clips_left_out, warning_lines, worth_telling
 from sonotune.cli.report import write_card, write_report
-from sonotune.cli.shared import Json, Words, app, print_result
+from sonotune.cli.shared import Json, Words, app, emit, print_result
 from sonotune.metrics.scores import decoding_note, score_title, show_score
 from sonotune.progress import hide, phase
 
@@ -34,7 +34,7 @@ def train(words: Words = None, as_json: Json = False, dump_config: Dump = False)
 
     settings = load_run_config(words or [], require=("data.train",))
     if dump_config:
-        print(dump_yaml(settings.config), end="")
+        emit(dump_yaml(settings.config), end="")
         return
     from sonotune.processes import is_main
 

@@ -22,6 +22,7 @@ MAX_LISTED: Final = 20
 MAX_KEPT: Final = 100_000
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_NOT_A_NAME = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -256,7 +257,7 @@ def json_objects(path: Path, problems: Problems, *, encoding: str = "utf-8") -> 
             continue
         try:
             value = json.loads(line, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-            check_value(value)
+            check_record(value)
         except RefusedError as error:
             problems.add_refused(number, error)
         except RecursionError:
@@ -312,6 +313,20 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise RefusedError("a number is not a number", found=name, allowed="finite numbers", do="Mend or remove the value.")
+
+
+def check_record(value: Any) -> None:
+    r"""Check a line of a manifest as `check_value` does, but let the name of a file be any that a disk can hold.
+
+    Bytes that are no UTF-8 stand in the path, and in the id that is made of it, as Python writes them (`\udcff`).
+
+    Raises:
+        RefusedError: There is a value that could never be written again.
+    """
+    if not isinstance(value, dict):
+        return check_value(value)
+    names = {key for key in ("id", "path") if isinstance(value.get(key), str) and not _NOT_A_NAME.search(value[key])}
+    return check_value({key: child for key, child in value.items() if key not in names})
 
 
 def check_value(value: Any, depth: int = 0) -> None:

@@ -28,7 +28,7 @@ from sonotune.audio.io import SPAN_TOLERANCE_S, measure, probe
 from sonotune.audio.opening import MAX_MISSING_S
 from sonotune.data.audio_files import enumerate_names
 from sonotune.data.audio_root import AudioRoot
-from sonotune.data.lines import Problems, json_objects, show
+from sonotune.data.lines import Problems, RefusedError, check_record, json_objects, show
 from sonotune.data.records import COLUMNS, ClipParser
 from sonotune.errors import AudioError, ManifestError
 from sonotune.progress import phase
@@ -164,12 +164,14 @@ def manifest_text(path: Path, clips: Iterable[Clip]) -> str:
             )
         seen.add(clip.id)
         try:
-            line = json.dumps(_to_record(clip, folder), ensure_ascii=False, allow_nan=False)
-            line.encode()
-        except ValueError as error:  # includes UnicodeEncodeError
+            record = _to_record(clip, folder)
+            line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+            check_record(record)
+        except (ValueError, RefusedError) as error:
+            found = f"{error}, {error.found}" if isinstance(error, RefusedError) else error
             raise ManifestError(
-                f"clip {show(clip.id)} cannot be written to {path}: found {error}; allowed are finite numbers, Unicode "
-                f"text and file names, and extra columns other than {', '.join(COLUMNS)}. Mend the clip's source."
+                f"clip {show(clip.id)} cannot be written to {path}: found {found}; allowed are finite numbers, Unicode "
+                f"text, and extra columns other than {', '.join(COLUMNS)}. Mend the clip's source."
             ) from error
         lines.append(line + "\n")
     return "".join(lines)

@@ -425,8 +425,10 @@ def write_predictions(path: Path, task: Task, predictions: Sequence[Prediction],
 
 
 def _json_line(row: Mapping[str, Any]) -> str:
-    # A tokenizer can produce half a surrogate pair, which no UTF-8 file can hold.
-    return json.dumps(row, ensure_ascii=False).encode("utf-8", "replace").decode("utf-8") + "\n"
+    # A tokenizer can produce half a surrogate pair, which is no text. An id keeps those of a name that is no UTF-8.
+    others = {name: value for name, value in row.items() if name != "id"}
+    cleaned = json.loads(json.dumps(others, ensure_ascii=False).encode("utf-8", "replace"))
+    return json.dumps({"id": row["id"], **cleaned}, ensure_ascii=False) + "\n"
 
 
 def _check_clips(clips: Sequence[Clip]) -> None:

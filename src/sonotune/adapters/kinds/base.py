@@ -110,6 +110,13 @@ class AdapterKind(ParameterNames, Protocol):
         """What adapters add to parameters of the plain model, by full name; None where no plain model computes it."""
         ...
 
+    def low_rank(self, loaded: LoadedModel) -> dict[str, tuple[Tensor, Tensor]] | None:
+        """Adapted module -> A (R, I, ...) and B (O, R) in fp32; their product is what `merge` adds to its weight.
+
+        None where that is no product of two matrices.
+        """
+        ...
+
     def activations(self, module: nn.Module) -> tuple[int, float]:
         """Features that the adapter of a module keeps for its backward pass beside its input, and its dropout."""
         ...
