@@ -13,13 +13,14 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "src")]  # the checkout that th
 
 import targets
 import worker
+from harness import MAX_BYTES, MAX_SECONDS
 
 
 def main() -> None:
     """Run a command."""
     if sys.argv[1:2] == ["work"]:  # what this program starts for itself
-        name, seed, first, last, seconds = sys.argv[2:]
-        worker.work(name, int(seed), int(first), int(last), float(seconds))
+        name, seed, first, last, seconds, limit, most = sys.argv[2:]
+        worker.work(name, int(seed), int(first), int(last), float(seconds), float(limit), int(most))
         return
     asked = _arguments()
     if asked.command == "list":
@@ -39,7 +40,13 @@ def run(asked: argparse.Namespace) -> int:
         left = asked.seconds - (time.monotonic() - began)
         share = left / (len(chosen) - position)
         tally = worker.fuzz(
-            target.name, seed=asked.seed, first=asked.first, cases=asked.cases, seconds=share, out=asked.out
+            target.name,
+            seed=asked.seed,
+            first=asked.first,
+            cases=asked.cases,
+            seconds=share,
+            limits=(asked.limit, asked.memory * 10**6),
+            out=asked.out,
         )
         report[target.name] = tally.to_json()
         faults += sum(tally.faults.values())
@@ -67,6 +74,8 @@ def _arguments() -> argparse.Namespace:
     fuzzing.add_argument("--first", type=int, default=0, help="number of the first case, to go on with a seed")
     fuzzing.add_argument("--seed", type=int, default=0)
     fuzzing.add_argument("--seconds", type=float, default=float("inf"), help="for all targets together")
+    fuzzing.add_argument("--limit", type=float, default=MAX_SECONDS, help="seconds that a case may take; %(default)g")
+    fuzzing.add_argument("--memory", type=int, default=MAX_BYTES // 10**6, help="MB of its process; %(default)d")
     fuzzing.add_argument("--out", type=Path, default=Path("fuzz-faults"), help="where failing cases are kept")
     fuzzing.add_argument("--json", action="store_true")
     again = commands.add_parser("replay", help="run one failing case again; exit code 1 where it fails still")

@@ -64,7 +64,7 @@ class Tally:
 # --- the worker ----------------------------------------------------------------------------------
 
 
-def work(name: str, seed: int, first: int, last: int, seconds: float) -> None:
+def work(name: str, seed: int, first: int, last: int, seconds: float, limit: float, most: int) -> None:
     """Run cases `first` to `last` of a target and report on the standard output that this process was given."""
     channel, trace = os.dup(1), os.dup(2)
     sys.excepthook = lambda *error: os.write(trace, "".join(traceback.format_exception(*error)).encode()) and None
@@ -72,9 +72,10 @@ def work(name: str, seed: int, first: int, last: int, seconds: float) -> None:
     os.dup2(quiet, 1)  # what the tool prints is not looked at
     os.dup2(quiet, 2)
     target = targets.find(name)
-    _guard(trace, 120.0)  # imports and seeds
+    _guard(trace, 300.0)
     metadata.entry_points = functools.cache(metadata.entry_points)  # a walk over all that is installed, at each name
-    seeds_of(target)
+    for files in seeds_of(target):
+        run_case(target, files)  # loads what the reader needs, so that no case is blamed for it
     _limit_address_space()
     end = time.monotonic() + seconds
     for index in range(first, last):
@@ -83,16 +84,16 @@ def work(name: str, seed: int, first: int, last: int, seconds: float) -> None:
         files, before = build(target, seed, index), refused.total()
         os.write(channel, f"case {index}\n".encode())
         started = time.monotonic()
-        _guard(trace, MAX_SECONDS)
+        _guard(trace, limit)
         fault = run_case(target, files)
         faulthandler.cancel_dump_traceback_later()
         peak = peak_bytes()
-        if fault is None and peak > MAX_BYTES:
+        if fault is None and peak > most:
             fault = Fault(kind="memory", signature="memory", text=f"{peak:,} bytes at the most\n")
         told = {"seconds": time.monotonic() - started, "peak": peak, "fault": fault and asdict(fault)}
         told |= {"refused": refused.total() > before, "valid": index < len(seeds_of(target))}
         os.write(channel, f"end {json.dumps(told)}\n".encode())
-        if peak > MAX_BYTES:
+        if peak > most:
             break  # the peak of this process stays where it is
     os.write(channel, b"done\n")
 
@@ -110,7 +111,7 @@ def _limit_address_space() -> None:
 # --- its parent ----------------------------------------------------------------------------------
 
 
-def fuzz(name: str, *, seed: int, first: int, cases: int, seconds: float, out: Path) -> Tally:
+def fuzz(name: str, *, seed: int, first: int, cases: int, seconds: float, limits: tuple[float, int], out: Path) -> Tally:
     """Run cases of a target, in one process after another.
 
     Args:
@@ -119,26 +120,27 @@ def fuzz(name: str, *, seed: int, first: int, cases: int, seconds: float, out: P
         first: Number of the first.
         cases: How many.
         seconds: After which no further one is begun.
+        limits: Seconds that a case may take, and bytes that its process may.
         out: Where failing cases are kept.
     """
     tally, index, last = Tally(), first, first + cases
     end = time.monotonic() + seconds
     while index < last and (left := end - time.monotonic()) > 0:
         begun = index
-        for index, fault in _one_process(tally, name, seed, index, min(last, index + CASES_A_PROCESS), left):  # noqa: B020
+        until = min(last, index + CASES_A_PROCESS)
+        command = ["work", name, *map(str, (seed, index, until, left, *limits))]
+        for number, fault in _one_process(tally, name, command):
+            index = number + 1
             if fault is not None:
-                _keep(tally, out, name, seed, index, fault)
-        if index == begun and tally.cases == 0 and left < 1:
+                _keep(tally, out, name, seed, number, fault)
+        if index == begun:  # the time was over before the first case
             break
     return tally
 
 
-def _one_process(
-    tally: Tally, name: str, seed: int, first: int, last: int, seconds: float
-) -> Iterator[tuple[int, Fault | None]]:
-    """Yields the number of the next case with the fault of the one before, if it had one."""
-    command = ["work", name, str(seed), str(first), str(last), str(seconds)]
-    at, running = first, False
+def _one_process(tally: Tally, name: str, command: Sequence[str]) -> Iterator[tuple[int, Fault | None]]:
+    """Yields the number of each case that was run, with its fault if it had one."""
+    at, running = 0, False
     with tempfile.TemporaryFile() as trace, _started(command, trace) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -154,11 +156,11 @@ def _one_process(
                 tally.seconds += told["seconds"]
                 tally.slowest = max(tally.slowest, (told["seconds"], at))
                 tally.peak = max(tally.peak, told["peak"])
-                yield at + 1, Fault(**told["fault"]) if told["fault"] else None
+                yield at, Fault(**told["fault"]) if told["fault"] else None
         code = process.wait()
         if running:
             tally.cases += 1
-            yield at + 1, _death(code, _text(trace))
+            yield at, _death(code, _text(trace))
         elif code:
             raise RuntimeError(f"the worker of {name} failed between cases ({end_of(code)}):\n{_text(trace)}")
 
@@ -188,11 +190,11 @@ def _death(code: int, trace: str) -> Fault:
     return Fault(kind="crash", signature=f"crash: {end_of(code)}", text=f"{end_of(code)}\n{trace}")
 
 
-def _keep(tally: Tally, out: Path, name: str, seed: int, after: int, fault: Fault) -> None:
+def _keep(tally: Tally, out: Path, name: str, seed: int, index: int, fault: Fault) -> None:
     tally.faults[fault.signature] += 1
     if tally.faults[fault.signature] <= EXAMPLES:
-        files = build(targets.find(name), seed, after - 1)
-        folder = save(out, name, seed, after - 1, fault, files)
+        files = build(targets.find(name), seed, index)
+        folder = save(out, name, seed, index, fault, files)
         tally.kept.setdefault(fault.signature, []).append(str(folder))
 
 
@@ -204,9 +206,10 @@ def replay_here(folder: Path) -> None:
     trace = os.dup(2)
     name, files = load(folder)
     target = targets.find(name)
+    _guard(trace, 300.0)
+    for valid in seeds_of(target):
+        run_case(target, valid)
     _limit_address_space()
-    _guard(trace, MAX_SECONDS + 120.0)
-    seeds_of(target)  # so that the time of imports is not that of the case
     _guard(trace, MAX_SECONDS)
     fault = run_case(target, files)
     faulthandler.cancel_dump_traceback_later()

@@ -23,7 +23,7 @@ import numpy as np
 
 from sonotune.audio.io import probe, verify
 from sonotune.data.audio_root import AudioRoot
-from sonotune.data.lines import Problems, json_objects, show
+from sonotune.data.lines import MAX_LINE_BYTES, Problems, json_objects, show
 from sonotune.data.records import COLUMNS, ClipParser
 from sonotune.errors import AudioError, ManifestError
 from sonotune.progress import phase
@@ -126,8 +126,8 @@ def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
         clips: The clips; ids must be unique.
 
     Raises:
-        ManifestError: A clip cannot be written: its id is there twice, its text is no Unicode, or an extra column has
-            the name of a known one.
+        ManifestError: A clip cannot be written: its id is there twice, its text is no Unicode, an extra column has the
+            name of a known one, or its line would be too long to be read back.
         ResourceError: The disk is full; an old manifest is untouched.
     """
     folder = Path(path).absolute().parent
@@ -142,12 +142,17 @@ def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
         seen.add(clip.id)
         try:
             line = json.dumps(_to_record(clip, folder), ensure_ascii=False, allow_nan=False)
-            line.encode()
+            size = len(line.encode()) + 1
         except ValueError as error:  # includes UnicodeEncodeError
             raise ManifestError(
                 f"clip {show(clip.id)} cannot be written to {path}: found {error}; allowed are finite numbers, Unicode "
                 f"text and file names, and extra columns other than {', '.join(COLUMNS)}. Mend the clip's source."
             ) from error
+        if size > MAX_LINE_BYTES:
+            raise ManifestError(
+                f"clip {show(clip.id)} cannot be written to {path}: found a line of {size:,} bytes; allowed are "
+                f"{MAX_LINE_BYTES:,}, and a longer one could not be read back. Shorten its text or its extra columns."
+            )
         lines.append(line + "\n")
     atomic_write_text(Path(path), "".join(lines))
 

@@ -30,6 +30,7 @@ from sonotune.metrics.paired import (
     segment_differences,
 )
 from sonotune.metrics.slices import DURATION_EDGES_S, slice_clips
+from sonotune.paths import is_folder
 from sonotune.runs import read_predictions
 from sonotune.types import Clip
 
@@ -146,7 +147,7 @@ def prediction_file(place: Path, moment: str) -> Path:
 def _files(
     first: Sequence[Path], second: Sequence[Path], moment: str | None
 ) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    runs = [place for place in (*first, *second) if place.is_dir()]
+    runs = [place for place in (*first, *second) if is_folder(place)]
     wanted = MOMENTS if moment is None else (moment,)
     taken = next((name for name in wanted if all(prediction_file(run, name).is_file() for run in runs)), None)
     if taken is None:
@@ -159,7 +160,7 @@ def _files(
         )
 
     def resolve(places: Sequence[Path]) -> tuple[Path, ...]:
-        return tuple(prediction_file(place, taken) if place.is_dir() else place for place in places)
+        return tuple(prediction_file(place, taken) if is_folder(place) else place for place in places)
 
     return resolve(first), resolve(second)
 

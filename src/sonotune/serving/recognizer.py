@@ -16,6 +16,7 @@ from sonotune.evaluation.evaluate import EvaluationResult, evaluate
 from sonotune.loading import Opened, choose_family, open_model
 from sonotune.models.base import MULTI_LABEL
 from sonotune.models.precision import autocast, bound_kernel_cache, choose_precision
+from sonotune.paths import is_folder
 from sonotune.registry import resolve
 from sonotune.tasks.base import Task, TaskSettings
 from sonotune.types import Clip, Finding
@@ -131,7 +132,7 @@ def clips_of(paths: Sequence[Path], *, language: str | None = None) -> tuple[lis
     clips: list[Clip] = []
     findings: list[Finding] = []
     for path in paths:
-        if path.is_dir():
+        if is_folder(path):
             readable, unreadable = find_audio(path)
             files += readable
             if unreadable:

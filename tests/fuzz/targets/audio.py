@@ -79,8 +79,8 @@ def _wav_seeds() -> list[Files]:
         _encoded("WAVEX", "FLOAT"),
         _encoded("RF64", "PCM_16"),
         _rf64(_encoded("WAV", "PCM_16")),
-        _streamed(_encoded("WAV", "PCM_16"), 0),
-        _streamed(_encoded("WAV", "PCM_16"), 0xFFFF_FFFF),
+        _streamed(_encoded("WAV", "PCM_16"), 8, 0),
+        _streamed(_encoded("WAV", "PCM_16"), 0xFFFF_FFFF, 0xFFFF_FFFF),
     ]
     return [_file("a.wav", data) for data in (*usual, *others)]
 
@@ -93,10 +93,10 @@ def _rf64(wav: bytes) -> bytes:
     return b"RF64" + b"\xff" * 4 + b"WAVE" + body.replace(b"data" + struct.pack("<I", size), b"data" + b"\xff" * 4)
 
 
-def _streamed(wav: bytes, length: int) -> bytes:
+def _streamed(wav: bytes, file_bytes: int, data_bytes: int) -> bytes:
     """As a program leaves it that writes to a pipe."""
     at = wav.index(b"data")
-    return wav[:4] + struct.pack("<I", length) + wav[8 : at + 4] + struct.pack("<I", length) + wav[at + 8 :]
+    return wav[:4] + struct.pack("<I", file_bytes) + wav[8 : at + 4] + struct.pack("<I", data_bytes) + wav[at + 8 :]
 
 
 def _chunks(wav: bytes) -> list[tuple[bytes, bytes]]:
@@ -341,5 +341,5 @@ TARGETS: Final = (
     _target("ogg", _ogg_seeds, _damage_ogg),
     _target("mp3", _mp3_seeds, _damage_mp3),
     _target("other-audio", _other_seeds, damage_bytes),
-    Target(name="random", seeds=lambda: [_file("a", bytes(100))], mutate=_random_bytes, check=_check, weight=1.0),
+    Target(name="random", seeds=lambda: [_file("a", _encoded("WAV", "PCM_16"))], mutate=_random_bytes, check=_check, weight=1.0),
 )

@@ -51,8 +51,7 @@ def _hang_outside_python(folder: Path) -> None:
 
 def _hog(folder: Path) -> None:
     if _number(folder) == 3:
-        held = [bytes([1]) * 2**27 for _ in range(9)]  # 1.1 GiB that is written to
-        assert len(held) == 9
+        assert len(bytearray(b"\1") * 2 * 10**8) == 2 * 10**8
 
 
 def _crash(folder: Path) -> None:

@@ -24,6 +24,9 @@ def _check(folder: Path) -> None:
     from sonotune.config.composition import load_composition
     from sonotune.config.load import dump_yaml, load_run_config
 
+    if (folder / "composition.yaml").is_file():
+        attempt(load_composition, [f"config={folder / 'composition.yaml'}"])
+        return
     words = json.loads((folder / "words.json").read_bytes()) if (folder / "words.json").is_file() else []
     loaded = attempt(load_run_config, [f"config={folder / 'settings.yaml'}", *words])
     attempt(load_run_config, words)
@@ -34,8 +37,6 @@ def _check(folder: Path) -> None:
         again = attempt(load_run_config, [f"config={folder / 'again.yaml'}"])
         assert again is not None, "settings that were written are refused"
         assert again.digest == loaded.digest
-    attempt(load_composition, [f"config={folder / 'settings.yaml'}"])
-    attempt(load_composition, [word for word in words if "=" in word])
 
 
 def _seeds() -> list[Files]:
@@ -54,8 +55,10 @@ def _seeds() -> list[Files]:
         loaded = load_run_config(words)
         text = dump_yaml(loaded.config)
         found.append({"settings.yaml": text.encode(), "words.json": json.dumps(words).encode()})
-    chosen = b"recipe: quick\nmodel: whisper_nano\ndata:\n  train: x.jsonl\n  eval: ~\ntraining.max_epochs: 3\n"
-    return [*found, {"settings.yaml": chosen, "words.json": json.dumps(["training.seed=3", "adapter.rank=4"]).encode()}]
+    chosen = b"recipe: quickstart\nmodel: whisper_nano\ndata:\n  train: x.jsonl\n  eval: ~\ntraining.max_epochs: 3\n"
+    parts = b"encoder: assets:whisper-nano\nlanguage_model: assets:x\nprojector:\n  kind: mlp\n  downsample: 4\n"
+    found.append({"composition.yaml": parts})
+    return [*found, {"settings.yaml": chosen, "words.json": json.dumps([model, data, "training.seed=3", "adapter.rank=4"]).encode()}]
 
 
 def _as_tree(data: bytes) -> Any:
@@ -84,6 +87,8 @@ def _damage_word(rng: random.Random, word: str) -> str:
 
 
 def _mutate(rng: random.Random, files: Files) -> Files:
+    if "composition.yaml" in files:
+        return {"composition.yaml": damage_text(rng, bytes(files["composition.yaml"]), _TOKENS)}  # type: ignore[arg-type]
     changed = dict(files)
     data, words = files["settings.yaml"], json.loads(bytes(files["words.json"]))  # type: ignore[arg-type]
     assert isinstance(data, bytes)
