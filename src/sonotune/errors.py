@@ -26,11 +26,21 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Self
 
+_MAX_LISTED = 20
+_MAX_CHARACTERS = 900
+
 
 def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """The known name that was probably meant, as the end of a message: `; did you mean 'x'?`; else `otherwise`."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else otherwise
+
+
+def listed(heading: str, problems: Sequence[str]) -> str:
+    """A message of several problems: the first 20 of them, each cut where it is longer than a person reads."""
+    shown = [one if len(one) <= _MAX_CHARACTERS else f"{one[:_MAX_CHARACTERS]}..." for one in problems[:_MAX_LISTED]]
+    more = [f"  ... and {len(problems) - _MAX_LISTED} more"] if len(problems) > _MAX_LISTED else []
+    return "\n".join([heading, *(f"  - {one}" for one in shown), *more])
 
 
 def first_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar, cast
+from typing import Annotated, Any, BinaryIO, Final, Literal, TypeVar, cast
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -58,9 +58,7 @@ def read_json(
         SonotuneError: Of the class `error`: the file cannot be read, is no JSON, or holds something else.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise error(f"{path} cannot be read: it is no file. {do}")
-        with path.open("rb") as file:
+        with _opened(path, error, do) as file:
             data = file.read(max_bytes + 1)
     except (OSError, ValueError) as fault:
         raise error(f"{path} cannot be read: {getattr(fault, 'strerror', None) or fault}. {do}") from fault
@@ -85,7 +83,7 @@ def read_json_lines(
         SonotuneError: Of the class `error`, naming the line.
     """
     try:
-        with path.open("rb") as file:
+        with _opened(path, error, do) as file:
             for number in itertools.count(1):
                 line = file.readline(MAX_LINE_BYTES + 1)
                 if not line or (whole and len(line) <= MAX_LINE_BYTES and not line.endswith(b"\n")):
@@ -95,8 +93,14 @@ def read_json_lines(
                     raise error(f"{where} is longer than the {MAX_LINE_BYTES:,} bytes that a line may have. {do}")
                 if line.strip():
                     yield parse_json(line, kind, where=where, error=error, do=do)
-    except OSError as fault:
-        raise error(f"{path} cannot be read: {fault.strerror or fault}. {do}") from fault
+    except (OSError, ValueError) as fault:
+        raise error(f"{path} cannot be read: {getattr(fault, 'strerror', None) or fault}. {do}") from fault
+
+
+def _opened(path: Path, error: type[SonotuneError], do: str) -> BinaryIO:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise error(f"{path} cannot be read: it is no file. {do}")
+    return path.open("rb")
 
 
 def parse_json(data: bytes, kind: TypeAdapter[T], *, where: str, error: type[SonotuneError], do: str) -> T:

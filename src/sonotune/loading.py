@@ -26,6 +26,7 @@ from sonotune.models.checkpoints import check_frontend, read_config
 from sonotune.models.precision import DTYPES
 from sonotune.models.quantize import cast_frozen, choose_bits, quantize
 from sonotune.models.thinning import Thinning, contexts_of_training
+from sonotune.paths import is_file, is_folder
 from sonotune.progress import phase
 from sonotune.registry import in_order, names, resolve
 from sonotune.types import Context
@@ -176,7 +177,7 @@ def with_contexts(loaded: LoadedModel, recorded: Mapping[str, Any], *, asked: Co
 
 
 def _check_tokenizer_folder(tokenizer: str) -> None:
-    if not Path(tokenizer).is_dir():
+    if not is_folder(tokenizer):
         raise ModelError(
             f"model.tokenizer={tokenizer} is no folder here. Check the path, or make a tokenizer with "
             f"`sonotune data tokenizer MANIFEST {tokenizer}`."
@@ -253,7 +254,7 @@ def find_adapter(checkpoint: str) -> Path | None:
         ModelError: Its weights are missing, or not in safetensors.
     """
     for folder in (Path(checkpoint), Path(checkpoint) / "adapter"):
-        if (folder / PEFT_CONFIG).is_file() or _names_a_kind(folder / METADATA):
+        if is_file(folder / PEFT_CONFIG) or _names_a_kind(folder / METADATA):
             if not (folder / ADAPTER_WEIGHTS).is_file():
                 raise ModelError(f"{folder} has no {ADAPTER_WEIGHTS}; pickled adapters (.bin) are refused.")
             return folder
@@ -262,7 +263,7 @@ def find_adapter(checkpoint: str) -> Path | None:
 
 def _names_a_kind(metadata: Path) -> bool:
     """Whether a `sonotune.json` is that of an adapter: a whole model has one as well."""
-    return metadata.is_file() and "adapter" in read_entries(metadata)
+    return is_file(metadata) and "adapter" in read_entries(metadata)
 
 
 def model_folder(checkpoint: str) -> str:
@@ -272,7 +273,7 @@ def model_folder(checkpoint: str) -> str:
         ModelError: A run directory without a finished model.
     """
     folder = Path(checkpoint)
-    if (folder / "run.json").is_file():
+    if is_file(folder / "run.json"):
         if (folder / "model" / "config.json").is_file():
             return str(folder / "model")
         raise ModelError(

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from sonotune.errors import ConfigError, suggest
+from sonotune.paths import exists
 
 Kind = Literal["families", "tasks", "normalizers", "importers", "adapters", "allocators", "objectives", "frontends"]
 
@@ -206,7 +207,7 @@ def resolve_asset(name: str) -> Path:
     path = root.joinpath(*parts)
     if not parts or ".." in parts or Path(*parts).is_absolute():
         raise ConfigError(f"{name!r} does not name a packaged file. Write {ASSET_PREFIX}NAME; known: {_assets(root)}.")
-    if not path.exists():
+    if not exists(path):
         raise ConfigError(f"the package has no {name!r}. Known: {_assets(root)}.")
     return path
 

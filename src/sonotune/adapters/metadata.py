@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 from sonotune.errors import AdapterError, RunDirectoryError
 from sonotune.json_files import Count, Number, check_json, read_json
 from sonotune.models.base import LoadedModel
+from sonotune.paths import is_file, is_folder
 from sonotune.registry import is_asset, resolve_asset
 from sonotune.runs import read_record
 from sonotune.types import Context
@@ -102,7 +103,7 @@ def write_metadata(loaded: LoadedModel, folder: Path, *, extra: Mapping[str, Any
 def absolute_folder(checkpoint: str) -> str:
     """A folder's name, readable from any working directory; another name as it is."""
     base = Path(checkpoint)
-    return str(base.resolve()) if base.is_dir() else checkpoint
+    return str(base.resolve()) if is_folder(base) else checkpoint
 
 
 def name_for_peft(checkpoint: str) -> str:
@@ -179,7 +180,7 @@ def use_of(checkpoint: str) -> dict[str, Any]:
     """
     place = resolve_asset(checkpoint) if is_asset(checkpoint) else Path(checkpoint)
     found: dict[str, Any] = {}
-    if (place / "run.json").is_file():
+    if is_file(place / "run.json"):
         record = read_record(place)
         found = {name: record.config.get(section, {}).get(name) for section, name in USED}
         context = record.model.get("context") or record.config.get("model", {}).get("context")
@@ -192,7 +193,7 @@ def use_of(checkpoint: str) -> dict[str, Any]:
         do = "Restore the record."
         check_json(found, _ENTRIES, where=f"{place / 'run.json'}", error=RunDirectoryError, do=do)
     else:
-        described = next((path for name in (EXPORT_MARK, METADATA) if (path := place / name).is_file()), None)
+        described = next((path for name in (EXPORT_MARK, METADATA) if is_file(path := place / name)), None)
         found = read_entries(described) if described else {}
     wanted = (*(name for _, name in USED), "context", "trained_contexts", "thinning", "tokens_per_second")
     return {name: found[name] for name in wanted if found.get(name) is not None}

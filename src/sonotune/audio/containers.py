@@ -161,6 +161,32 @@ def _chunk_shortfall(fd: int, size: int, wanted: bytes) -> Shortfall | None:
     return None
 
 
+def unannounced_bytes(fd: int, container: Container) -> int:
+    """Count the bytes behind a WAV header that says that it has no samples.
+
+    Args:
+        fd: Descriptor of a regular file.
+        container: What `identify` said.
+
+    Returns:
+        Bytes from the empty `data` chunk to the end of the file; 0 where it is not empty, or where another chunk follows.
+    """
+    if container != "RIFF":
+        return 0
+    order = ">" if os.pread(fd, 4, 0) == b"RIFX" else "<"
+    position = 12
+    for _ in range(_MAX_CHUNKS):
+        chunk = os.pread(fd, 12, position)
+        if len(chunk) < 8:
+            return 0
+        length = struct.unpack(order + "I", chunk[4:8])[0]
+        if chunk[:4] == b"data":
+            named = len(chunk) == 12 and chunk[8:].isascii() and chunk[8:].decode("ascii").isprintable()
+            return 0 if length or named else os.fstat(fd).st_size - position - 8
+        position += 8 + length + (length & 1)
+    return 0
+
+
 def _au_shortfall(fd: int, size: int) -> Shortfall | None:
     head = os.pread(fd, 12, 0)
     if len(head) < 12:

@@ -88,7 +88,10 @@ class Decoder(soundfile.SoundFile):  # type: ignore[misc, unused-ignore]  # soun
         lead = min(frame, int(self.samplerate)) if self.format == "MP3" else 0
         if self.seek_limit is not None:
             lead = max(lead, frame - self.seek_limit)
-        self.seek(frame - lead)
+        if super().seekable():
+            self.seek(frame - lead)
+        else:
+            lead = frame  # GSM 6.10 in WAV can only be read from its start, where a new decoder stands
         while lead > 0:
             skipped = len(self.read(min(lead, _SKIP_FRAMES), dtype="float32", always_2d=True))
             lead = lead - skipped if skipped else 0
@@ -109,7 +112,7 @@ def opened(path: Path) -> Iterator[tuple[AudioInfo, Decoder]]:
         if short is not None and not _bearable(short):
             raise _cut_off(path, short)
         with _decoder(path, fd, size, container) as decoder:
-            info = _checked_info(path, decoder)
+            info = _checked_info(path, decoder, fd, container)
             if short is not None:
                 info = _with_missing(info, short)
             yield info, decoder
@@ -206,12 +209,19 @@ def _with_known_length(path: Path, fd: int, size: int, decoder: Decoder) -> Deco
     return Decoder(io.BytesIO(containers.with_frame_count(fd, stream, num_frames, size)))
 
 
-def _checked_info(path: Path, decoder: Decoder) -> AudioInfo:
+def _checked_info(path: Path, decoder: Decoder, fd: int, container: containers.Container) -> AudioInfo:
     rate, channels, frames = int(decoder.samplerate), int(decoder.channels), int(decoder.frames)
     check_rate(rate, f"the rate of {path}")
     if not 1 <= channels <= MAX_CHANNELS:
         raise AudioError(
             "channels", f"{path} has {channels} channels; allowed are 1 to {MAX_CHANNELS}. Extract the one you need."
+        )
+    if frames <= 0 and (following := containers.unannounced_bytes(fd, container)):
+        raise AudioError(
+            "unreadable",
+            f"{path} does not say how long it is: its header names 0 bytes of samples, and {following:,} follow. "
+            "It was written to a pipe, or its recorder was stopped before it could fill in the length. Write it again "
+            "(`sox --ignore-length IN OUT.wav`).",
         )
     if frames <= 0:
         raise AudioError("no_samples", f"{path} has a header and no samples. Record it again, or leave it out.")

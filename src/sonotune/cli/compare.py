@@ -10,6 +10,7 @@ import typer
 
 from sonotune.cli.shared import Json, app, print_result
 from sonotune.metrics.scores import score_title
+from sonotune.paths import exists
 
 _SHOWN_SLICES = 12
 
@@ -67,7 +68,7 @@ def compare(
 
 def _places(text: str) -> list[Path]:
     """Paths with commas between, or one path that has commas in it."""
-    return [Path(text)] if Path(text).exists() else [Path(part.strip()) for part in text.split(",")]
+    return [Path(text)] if exists(text) else [Path(part.strip()) for part in text.split(",")]
 
 
 def _points(row: Mapping[str, Any]) -> str:

@@ -56,11 +56,12 @@ def classify(
 def _recognize(words: Sequence[str], *, task: str) -> tuple[Any, Any]:
     """Predictions of the files among the words, by the model that the others name; and the task that made them."""
     from sonotune.errors import ManifestError
+    from sonotune.paths import exists
 
-    files = [Path(word) for word in words if "=" not in word or Path(word).exists()]
+    files = [Path(word) for word in words if "=" not in word or exists(word)]
     others = [word for word in words if Path(word) not in files]
     config = settings_of_use([*others, f"model.task={task}"]).config
-    if missing := [path for path in files if not path.exists()]:
+    if missing := [path for path in files if not exists(path)]:
         raise ManifestError(f"{missing[0]} does not exist.")
     recognizer = open_recognizer(config)
     result = recognizer.recognize(files, silence_db=config.data.silence_db, **evaluation_settings(config))

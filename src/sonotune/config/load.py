@@ -31,8 +31,9 @@ from sonotune.config.hints import meant_by
 from sonotune.config.kinds import affects_result, allowed, alternatives, choices, in_digest, is_text_choice
 from sonotune.config.plain_yaml import parse_yaml, read_yaml, write_yaml
 from sonotune.config.schema import RunConfig, Section
-from sonotune.errors import ConfigError, suggest
+from sonotune.errors import ConfigError, listed, suggest
 from sonotune.json_files import OBJECT, read_json
+from sonotune.paths import is_folder
 
 __all__ = [
     "LoadedConfig",
@@ -166,7 +167,7 @@ def load_run_config(
     config = _validate(draft, require)
     if config is None or draft.problems:
         heading = f"{len(draft.problems)} problem(s) in the configuration:"
-        raise ConfigError("\n".join([heading, *(f"  - {problem}" for problem in draft.problems)]))
+        raise ConfigError(listed(heading, draft.problems))
     return LoadedConfig(
         config=config, origin=draft.origin, digest=config_digest(config), explicit=frozenset(draft.explicit)
     )
@@ -238,7 +239,7 @@ def _choose(group: str, name: str, origin: str, draft: _Draft) -> None:
 
 
 def _is_model_place(name: str) -> bool:
-    return name not in presets()["model"] and (registry.is_asset(name) or Path(name).is_dir())
+    return name not in presets()["model"] and (registry.is_asset(name) or is_folder(name))
 
 
 def _choose_presets(tree: Mapping[str, Any], origin: str, draft: _Draft) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from sonotune.errors import ConfigError
+from sonotune.paths import exists, is_file
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
@@ -145,8 +146,8 @@ def read_yaml(path: Path) -> Any:
     Raises:
         ConfigError: Not a regular file, too large, not UTF-8, or not acceptable YAML; names file and line.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path} is {'not a regular file' if path.exists() else 'not there'}")
+    if not is_file(path):
+        raise ConfigError(f"{path} is {'not a regular file' if exists(path) else 'not there'}")
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)

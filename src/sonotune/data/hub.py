@@ -12,6 +12,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from sonotune.data.columns import SYNONYMS, Columns
 from sonotune.data.lines import Problems, RefusedError, show
 from sonotune.data.manifest import fill_durations
 from sonotune.data.records import COLUMNS, ClipParser
-from sonotune.errors import ManifestError, MissingExtraError
+from sonotune.errors import ManifestError, MissingExtraError, SonotuneError
 from sonotune.hub_access import why_unreachable
+from sonotune.paths import exists
 from sonotune.runs import atomic_write_bytes
 from sonotune.types import Clip
 
@@ -61,13 +63,14 @@ def load_hub(
         ManifestError: The data set cannot be found or reached, or rows of it cannot be used.
     """
     datasets = _import_datasets()
-    local = Path(source).exists()
-    data = _open(datasets, source, local, split=split, config=config, revision=revision, streaming=streaming)
-    features = data.features or {}
-    for column, feature in features.items():
-        if isinstance(feature, datasets.Audio):
-            audio_column = audio_column or column
-            data = data.cast_column(column, datasets.Audio(decode=False))
+    local = exists(source)
+    with _readable(source, local):
+        data = _open(datasets, source, local, split=split, config=config, revision=revision, streaming=streaming)
+        features = data.features or {}
+        for column, feature in features.items():
+            if isinstance(feature, datasets.Audio):
+                audio_column = audio_column or column
+                data = data.cast_column(column, datasets.Audio(decode=False))
     columns = _columns(source, list(features), {"path": audio_column, "text": text_column})
     label_names = getattr(features.get(columns.get("label", "")), "names", None)
     if local:
@@ -77,7 +80,7 @@ def load_hub(
     root = AudioRoot(folder, allow_outside=allow_outside_root, movable=False)
     cache = (cache_dir or _default_cache()) / re.sub(r"[^\w.-]+", "-", f"{Path(source).name}-{split}")
     problems = Problems(Path(source))
-    rows = _rows(itertools.islice(data, limit), columns, label_names, problems, cache=cache, root=root)
+    rows = _rows(_each(data, limit, source, local), columns, label_names, problems, cache=cache, root=root)
     # Cached files lie outside the root by design; `_rows` has already fenced every path that came from the data.
     parser = ClipParser(AudioRoot(cache, allow_outside=True), problems)
     clips = [clip for number, row in rows if (clip := parser.parse(number, row))]
@@ -113,26 +116,32 @@ def _open(
     streaming: bool,
 ) -> Any:
     path = Path(source)
-    failures: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *_http_errors())
-    unreachable = None if local else why_unreachable()
+    if not local:
+        why_unreachable()
+        return datasets.load_dataset(str(source), config, split=split, revision=revision, streaming=streaming)
+    parquet = [path] if path.suffix == ".parquet" else sorted(path.glob("**/*.parquet"))
+    if parquet:
+        files = {split: [str(file) for file in parquet]}
+        return datasets.load_dataset("parquet", data_files=files, split=split, streaming=streaming)
+    loaded = datasets.load_from_disk(str(path))
+    if not isinstance(loaded, datasets.DatasetDict):
+        return loaded
+    if split not in loaded:
+        raise ManifestError(
+            f"{source} has no split {split!r}: found {', '.join(loaded)}; allowed is one of them. Set split=NAME."
+        )
+    return loaded[split]
+
+
+@contextmanager
+def _readable(source: str | Path, local: bool) -> Iterator[None]:
+    """What `datasets` raises, which may be of any class for a damaged file, and of its HTTP library's for the hub."""
     try:
-        if not local:
-            return datasets.load_dataset(str(source), config, split=split, revision=revision, streaming=streaming)
-        parquet = [path] if path.suffix == ".parquet" else sorted(path.glob("**/*.parquet"))
-        if parquet:
-            files = {split: [str(file) for file in parquet]}
-            return datasets.load_dataset("parquet", data_files=files, split=split, streaming=streaming)
-        loaded = datasets.load_from_disk(str(path))
-        if not isinstance(loaded, datasets.DatasetDict):
-            return loaded
-        if split not in loaded:
-            raise ManifestError(
-                f"{source} has no split {split!r}: found {', '.join(loaded)}; allowed is one of them. Set split=NAME."
-            )
-        return loaded[split]
-    # Besides OSError and ValueError, the hub client lets its HTTP library's errors through; all mean the same here.
-    except failures as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}" if unreachable is None else unreachable
+        yield
+    except SonotuneError:
+        raise
+    except Exception as error:
+        reason = (None if local else why_unreachable()) or " ".join(str(error).split())[:200]
         where = "on this disk" if local else "on the hub; without network only data sets that are here can be used"
         raise ManifestError(
             f"the data set {str(source)!r} cannot be loaded: found {reason}; allowed is a data "
@@ -140,14 +149,16 @@ def _open(
         ) from error
 
 
-def _http_errors() -> tuple[type[Exception], ...]:
-    found: list[type[Exception]] = []
-    for module, name in (("httpx", "HTTPError"), ("requests", "RequestException")):
-        try:
-            found.append(getattr(importlib.import_module(module), name))
-        except ImportError:
-            continue
-    return tuple(found)
+def _each(data: Any, limit: int | None, source: str | Path, local: bool) -> Iterator[Mapping[str, Any]]:
+    """The rows, which are read only now; what is done with them is not blamed on the data set."""
+    with _readable(source, local):
+        rows = iter(itertools.islice(data, limit))
+    while True:
+        with _readable(source, local):
+            row = next(rows, None)
+        if row is None:
+            return
+        yield row
 
 
 def _columns(source: str | Path, present: list[str], given: Mapping[str, str | None]) -> dict[str, str]:

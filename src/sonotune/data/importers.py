@@ -29,6 +29,7 @@ from sonotune.data.readers.folders import metadata_of
 from sonotune.data.readers.json_records import first_record, is_one_value
 from sonotune.data.readers.tables import header_of, is_ljspeech
 from sonotune.errors import ManifestError, suggest
+from sonotune.paths import exists, is_folder
 from sonotune.types import Clip, Finding
 
 logger = logging.getLogger(__name__)
@@ -100,9 +101,9 @@ def sniff(source: str | Path) -> str:
         ManifestError: Nothing is there, or it looks like nothing we know.
     """
     path = Path(source)
-    if path.is_dir():
+    if is_folder(path):
         return next(name for name, proven in FOLDERS if proven(path))
-    if not path.exists():
+    if not exists(path):
         if _HUB_NAME.match(str(source)) and path.suffix not in {*_JSON, *_TABLES, _PARQUET}:
             return "hub"
         raise ManifestError(

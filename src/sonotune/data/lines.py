@@ -16,6 +16,7 @@ from typing import IO, Any, Final
 
 from sonotune.errors import ManifestError
 from sonotune.json_files import MAX_DEPTH
+from sonotune.paths import exists, is_file, is_folder
 
 MAX_LINE_BYTES: Final = 1_000_000
 MAX_LISTED: Final = 20
@@ -133,9 +134,9 @@ def require_file(path: Path) -> None:
     Raises:
         ManifestError: Nothing is there, or it is a folder, a pipe or a device.
     """
-    if path.is_file():
+    if is_file(path):
         return
-    found = "a folder" if path.is_dir() else "neither a file nor a folder" if path.exists() else "nothing there"
+    found = "a folder" if is_folder(path) else "neither a file nor a folder" if exists(path) else "nothing there"
     raise ManifestError(
         f"{path} cannot be read as a manifest: found {found}; allowed is a regular file. "
         "Check the name; `sonotune data import` makes manifests from folders and other formats."

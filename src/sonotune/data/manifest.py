@@ -28,7 +28,7 @@ from sonotune.audio.io import SPAN_TOLERANCE_S, measure, probe
 from sonotune.audio.opening import MAX_MISSING_S
 from sonotune.data.audio_files import enumerate_names
 from sonotune.data.audio_root import AudioRoot
-from sonotune.data.lines import Problems, RefusedError, check_record, json_objects, show
+from sonotune.data.lines import MAX_LINE_BYTES, Problems, RefusedError, check_record, json_objects, show
 from sonotune.data.records import COLUMNS, ClipParser
 from sonotune.errors import AudioError, ManifestError
 from sonotune.progress import phase
@@ -150,8 +150,8 @@ def manifest_text(path: Path, clips: Iterable[Clip]) -> str:
         clips: The clips; ids must be unique.
 
     Raises:
-        ManifestError: A clip cannot be written: its id is there twice, its text is no Unicode, or an extra column has
-            the name of a known one.
+        ManifestError: A clip cannot be written: its id is there twice, its text is no Unicode, an extra column has the
+            name of a known one, or its line would be too long to be read back.
     """
     folder = Path(path).absolute().parent
     seen: set[str] = set()
@@ -166,13 +166,19 @@ def manifest_text(path: Path, clips: Iterable[Clip]) -> str:
         try:
             record = _to_record(clip, folder)
             line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+            size = len(line.encode()) + 1
             check_record(record)
-        except (ValueError, RefusedError) as error:
+        except (ValueError, RefusedError) as error:  # includes UnicodeEncodeError
             found = f"{error}, {error.found}" if isinstance(error, RefusedError) else error
             raise ManifestError(
                 f"clip {show(clip.id)} cannot be written to {path}: found {found}; allowed are finite numbers, Unicode "
                 f"text, and extra columns other than {', '.join(COLUMNS)}. Mend the clip's source."
             ) from error
+        if size > MAX_LINE_BYTES:
+            raise ManifestError(
+                f"clip {show(clip.id)} cannot be written to {path}: found a line of {size:,} bytes; allowed are "
+                f"{MAX_LINE_BYTES:,}, and a longer one could not be read back. Shorten its text or its extra columns."
+            )
         lines.append(line + "\n")
     return "".join(lines)
 

@@ -32,6 +32,7 @@ from sonotune.metrics.paired import (
 )
 from sonotune.metrics.scores import primary_score
 from sonotune.metrics.slices import DURATION_EDGES_S, slice_clips
+from sonotune.paths import exists, is_folder
 from sonotune.runs import read_predictions, read_record
 from sonotune.types import Clip
 
@@ -152,13 +153,13 @@ def _files(
     first: Sequence[Path], second: Sequence[Path], moment: str | None
 ) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     for place in (*first, *second):
-        if not place.exists():
+        if not exists(place):
             near = [other.name for other in place.parent.glob("*")]
             raise RunDirectoryError(
                 f"{place} does not exist{suggest(place.name, near, '.')} Give a run directory, or a file that "
                 "`sonotune evaluate --out FILE` wrote."
             )
-    runs = [place for place in (*first, *second) if place.is_dir()]
+    runs = [place for place in (*first, *second) if is_folder(place)]
     wanted = MOMENTS if moment is None else (moment,)
     taken = next((name for name in wanted if all(prediction_file(run, name).is_file() for run in runs)), None)
     if taken is None:
@@ -171,7 +172,7 @@ def _files(
         )
 
     def resolve(places: Sequence[Path]) -> tuple[Path, ...]:
-        return tuple(prediction_file(place, taken) if place.is_dir() else place for place in places)
+        return tuple(prediction_file(place, taken) if is_folder(place) else place for place in places)
 
     return resolve(first), resolve(second)
 

@@ -14,13 +14,15 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sonotune.errors import ModelError, first_line
+from sonotune.errors import ModelError, SonotuneError, first_line
 from sonotune.hub_access import why_unreachable
 from sonotune.models.base import LoadedModel, ModelFamily
+from sonotune.models.config_files import check_config_files
 from sonotune.models.foreign_code import check_settings_files
 from sonotune.models.pretrained import load_weights, mismatched, wrong_shape
 from sonotune.models.published import PUBLISHED
 from sonotune.models.weight_files import check_weight_files, weights_digest
+from sonotune.paths import is_folder
 from sonotune.registry import in_order, is_asset, resolve, resolve_asset
 from sonotune.runs import digest_file, digest_json, torch_seed
 
@@ -41,7 +43,8 @@ def locate(checkpoint: str) -> Path | str:
         folder = Path(checkpoint).expanduser()
     except RuntimeError as error:  # of a user who is none
         raise ModelError(f"checkpoint {checkpoint!r} names no folder: {error} Write the whole path.") from error
-    if folder.is_dir():
+    if is_folder(folder):
+        _refuse_pipes(folder)
         return folder
     if folder.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") != 1:
         raise ModelError(
@@ -49,6 +52,13 @@ def locate(checkpoint: str) -> Path | str:
             f"Check the path, or use {_packaged(checkpoint)}."
         )
     return checkpoint
+
+
+def _refuse_pipes(folder: Path) -> None:
+    """Whoever opens a pipe waits for its other end."""
+    for path in folder.iterdir():
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ModelError(f"{path} is neither a file nor a folder, and would be waited for. Copy the model again.")
 
 
 def load_pretrained(
@@ -83,7 +93,6 @@ def load_pretrained(
             number; or the settings name code from elsewhere.
     """
     import transformers  # noqa: PLC0415
-    from safetensors import SafetensorError  # noqa: PLC0415
 
     config = read_config(checkpoint, revision, published=False)
     check_family(checkpoint, config, family)
@@ -103,7 +112,9 @@ def load_pretrained(
                 class_name, source, config=config, revision=revision, ignore_mismatched_sizes=True
             )
             reinitialise(module, _lacking(checkpoint, source, told, new_parameters))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+    except SonotuneError:
+        raise
+    except Exception as error:  # which one depends on what is wrong with the files, and where it is used
         raise ModelError(_why(checkpoint, source, error)) from error
     module.eval()
     return module, processor, _identity(source, config, random_weights=random_weights)
@@ -274,9 +285,12 @@ def outline_pretrained(
     config = read_config(checkpoint, revision)
     check_family(checkpoint, config, family)
     _change(config, config_changes or {})
-    with torch.device("meta"):
-        module = getattr(transformers, class_name)(config)
-    module.to("meta")  # a few parameters are made by `torch.Tensor(...)`, which knows no default device
+    try:
+        with torch.device("meta"):
+            module = getattr(transformers, class_name)(config)
+        module.to("meta")  # a few parameters are made by `torch.Tensor(...)`, which knows no default device
+    except Exception as error:  # which one depends on where the architecture uses a value that it cannot have
+        raise ModelError(_wrong_value(locate(checkpoint), error)) from error
     module.eval()
     return module, architecture_digest(config)
 
@@ -310,15 +324,16 @@ def read_config(checkpoint: str, revision: str | None, *, published: bool = True
         ModelError: It is missing, unreadable or unreachable, or the checkpoint names code from elsewhere.
     """
     import transformers  # noqa: PLC0415
-    from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415
 
     import sonotune.models.composed.model  # noqa: F401, PLC0415  (registers its configuration)
 
-    if published and checkpoint in PUBLISHED and revision is None and not Path(checkpoint).is_dir():
+    if published and checkpoint in PUBLISHED and revision is None and not is_folder(checkpoint):
         return transformers.AutoConfig.for_model(**PUBLISHED[checkpoint])
     source = locate(checkpoint)
     if isinstance(source, str):
         why_unreachable()
+    else:
+        check_config_files(source)
     try:
         check_settings_files(source, revision)  # before a reader without bounds
         return transformers.AutoConfig.from_pretrained(source, revision=revision)
@@ -329,11 +344,13 @@ def read_config(checkpoint: str, revision: str | None, *, published: bool = True
                 f"Without network, give a folder as model.checkpoint or use {_packaged(checkpoint)}."
             ) from error
         raise ModelError(f"{source} is not a model folder: config.json is missing or unreadable.") from error
-    except (StrictDataclassError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(
-            f"the config.json of {source} holds a value that it cannot have: {' '.join(str(error).split())[:200]}. "
-            "Copy the file again."
-        ) from error
+    except Exception as error:  # which one depends on where the value is used
+        raise ModelError(_wrong_value(source, error)) from error
+
+
+def _wrong_value(source: Path | str, error: Exception) -> str:
+    said = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"the config.json of {source} holds a value that it cannot have: {said}. Copy the file again."
 
 
 def _generation_config(source: Path | str, revision: str | None, default: Any) -> Any:
@@ -416,7 +433,12 @@ def settings_digest(checkpoint: str, *, within: Sequence[str] = ()) -> str:
     source = locate(checkpoint)
     if isinstance(source, str):
         return digest_json(source)
-    files = sorted(path for pattern in _SETTINGS for path in source.glob(pattern) if path.name not in _NOT_SETTINGS)
+    files = sorted(
+        path
+        for pattern in _SETTINGS
+        for path in source.glob(pattern)
+        if path.name not in _NOT_SETTINGS and path.is_file()
+    )
     found = {path.name: digest_file(path) for path in files}
     return digest_json(
         {**found, **{part: settings_digest(part, within=(*within, checkpoint)) for part in _parts_of(source)}}

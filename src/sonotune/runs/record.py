@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 
 from sonotune.errors import RunDirectoryError
 from sonotune.json_files import OBJECT, Count, Logged, Number, check_json, read_json
+from sonotune.paths import is_folder
 from sonotune.runs.files import to_plain
 from sonotune.types import Finding, RunRecord, RunStatus, Severity
 
@@ -165,7 +166,7 @@ def read_record(path: Path) -> RunRecord:
     Raises:
         RunDirectoryError: There is none, or it is damaged.
     """
-    path = path / "run.json" if path.is_dir() else path
+    path = path / "run.json" if is_folder(path) else path
     entries = read_json(path, OBJECT, error=RunDirectoryError, do=_DO)
     record = record_from_json(entries, where=str(path))
     if record.status == "running" and not is_locked(path.parent):

@@ -28,6 +28,7 @@ from sonotune.loading import base_of, choose_family
 from sonotune.metrics.intervals import MIN_BLOCKS
 from sonotune.metrics.scores import deciding, primary_score, score_title
 from sonotune.models.languages import find_code, language_name
+from sonotune.paths import is_folder
 from sonotune.registry import is_asset, resolve_asset
 from sonotune.runs import generator
 from sonotune.serving.recognizer import Recognizer
@@ -274,7 +275,7 @@ def _adapter_place(folder: Path) -> Place:
     outputs = tuple(metadata.get("outputs", ()))
     if is_asset(base):
         return Place(folder=folder, base=str(resolve_asset(base)), outputs=outputs)
-    revision = None if Path(base).is_dir() else metadata.get("revision")
+    revision = None if is_folder(base) else metadata.get("revision")
     return Place(folder=folder, base=base, revision=revision, outputs=outputs)
 
 

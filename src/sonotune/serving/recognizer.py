@@ -17,6 +17,7 @@ from sonotune.evaluation.evaluate import EvaluationResult, evaluate
 from sonotune.loading import Opened, choose_family, open_model
 from sonotune.models.base import MULTI_LABEL
 from sonotune.models.precision import autocast, bound_kernel_cache, choose_precision
+from sonotune.paths import is_folder
 from sonotune.registry import resolve
 from sonotune.tasks.base import Task, TaskSettings
 from sonotune.types import SILENCE_DB, Clip, Finding
@@ -140,7 +141,7 @@ def clips_of(
     clips: list[Clip] = []
     findings: list[Finding] = []
     for path in paths:
-        if path.is_dir():
+        if is_folder(path):
             readable, unreadable = find_audio(path)
             files += readable
             if unreadable:

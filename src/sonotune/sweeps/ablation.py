@@ -24,6 +24,7 @@ from sonotune.config.schema import DataConfig
 from sonotune.errors import AdapterError, Interrupted, RunDirectoryError
 from sonotune.json_files import Number, read_json
 from sonotune.metrics.scores import primary_score
+from sonotune.paths import is_file
 from sonotune.registry import split_source
 from sonotune.runs import (
     atomic_write_json,
@@ -65,7 +66,7 @@ Status = Literal["running", "finished", "stopped", "failed"]
 def _manifests(data: DataConfig) -> dict[str, str]:
     """Digests of the manifests that are files, by setting."""
     places = {f"data.{name}": split_source(getattr(data, name))[1] for name in ("train", "eval", "test")}
-    return {name: digest_file(Path(place)) for name, place in places.items() if Path(place).is_file()}
+    return {name: digest_file(Path(place)) for name, place in places.items() if is_file(place)}
 
 
 @dataclass(slots=True, kw_only=True)

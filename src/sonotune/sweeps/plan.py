@@ -10,6 +10,7 @@ from sonotune.config.load import load_run_config
 from sonotune.config.schema import DataConfig
 from sonotune.errors import ConfigError, SonotuneError
 from sonotune.optimizers import usual_rates
+from sonotune.paths import exists
 from sonotune.registry import is_asset, split_source
 from sonotune.sweeps.arms import ARMS, BASELINES, Arm, base_words, trial_words
 from sonotune.sweeps.schedule import STEP, Schedule, Trial
@@ -161,7 +162,7 @@ def _check_sources(data: DataConfig) -> None:
     """Refuse sources of clips that are not there."""
     for name in ("train", "eval", "test"):
         importer, place = split_source(getattr(data, name))
-        if importer == "auto" and not is_asset(place) and not Path(place).exists():
+        if importer == "auto" and not is_asset(place) and not exists(place):
             raise ConfigError(f"data.{name} is {place}, and there is nothing. Check the name.")
 
 

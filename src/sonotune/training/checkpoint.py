@@ -26,11 +26,11 @@ from typing import Any, NotRequired, get_type_hints
 
 import safetensors.torch
 from pydantic import TypeAdapter, with_config
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from sonotune.errors import CheckpointError, ResourceError
+from sonotune.errors import CheckpointError, ResourceError, first_line
 from sonotune.json_files import check_json, read_json
 from sonotune.processes import Processes
 from sonotune.runs import digest_file
@@ -194,8 +194,13 @@ def damage(path: Path) -> str | None:
             return f"{name} has changed since it was written (SHA-256 differs)"
     try:
         _read_state(path)
+        for name in (WEIGHTS, OPTIMIZER):
+            with safe_open(path / name, "pt"):  # reads the table at its head, which says how long the file is
+                pass
     except CheckpointError as error:
         return str(error).removesuffix(". ")
+    except SafetensorError as error:
+        return f"{name} holds no tensors: {first_line(error)}"
     return None
 
 

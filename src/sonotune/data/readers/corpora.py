@@ -13,6 +13,7 @@ from sonotune.data.audio_files import AUDIO_SUFFIXES, enumerate_names, find_audi
 from sonotune.data.lines import RefusedError, show
 from sonotune.data.readers.base import Reading
 from sonotune.errors import ManifestError
+from sonotune.paths import is_file
 from sonotune.types import Clip, Finding
 
 DIGITS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -86,7 +87,7 @@ def _kaldi_root(source: Path) -> Path:
     first = next((path for _, path in zip(range(1), _plain_paths(_pairs(reading, "wav.scp")), strict=False)), None)
     folder = source.absolute()
     places = (folder, folder.parent, folder.parent.parent)
-    return next((place for place in places if first and (place / first).is_file()), folder)
+    return next((place for place in places if first and is_file(place / first)), folder)
 
 
 def _plain_paths(entries: Mapping[str, str]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from sonotune.data.readers.corpora import FSDD_NAME
 from sonotune.data.readers.json_records import json_rows
 from sonotune.data.readers.tables import table_records
 from sonotune.errors import ManifestError
+from sonotune.paths import is_file
 from sonotune.types import Clip, Finding
 
 METADATA: Final = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.json")
@@ -92,7 +93,7 @@ def _transcript_beside(path: Path) -> Path | None:
         f"{path.stem}.TXT",
         *(unicodedata.normalize(form, f"{path.stem}.txt") for form in forms),
     )
-    return next((text for name in names if (text := path.with_name(name)).is_file()), None)
+    return next((text for name in names if is_file(text := path.with_name(name))), None)
 
 
 def _contents(reading: Reading, files: Sequence[Path], with_text: Sequence[Path]) -> Literal["transcripts", "classes"]:

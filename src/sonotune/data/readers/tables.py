@@ -12,6 +12,7 @@ from sonotune.data.columns import SYNONYMS, Columns
 from sonotune.data.lines import Problems, RefusedError, show, text_lines
 from sonotune.data.readers.base import Reading
 from sonotune.errors import ManifestError
+from sonotune.paths import is_file
 from sonotune.types import Clip, Finding
 
 DELIMITERS: Final = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
@@ -169,14 +170,12 @@ def _ljspeech_rows(reading: Reading, table: Path, delimiter: str) -> Iterator[tu
 
 def find_named_audio(folder: Path, name: str) -> str | None:
     """The file that a table without paths means: in the folder or its `wavs`, with or without its ending."""
-    if not name or "\0" in name or len(name) > 200:
+    if not name or "\0" in name:
         return None
     for place in ("wavs/", "wav/", ""):
         for suffix in ("", ".wav", ".flac", *sorted(AUDIO_SUFFIXES - {".wav", ".flac"})):
             # A name that holds folders is fenced later, as every path is.
-            if (suffix or Path(name).suffix.lower() in AUDIO_SUFFIXES) and (
-                folder / f"{place}{name}{suffix}"
-            ).is_file():
+            if (suffix or Path(name).suffix.lower() in AUDIO_SUFFIXES) and is_file(folder / f"{place}{name}{suffix}"):
                 return f"{place}{name}{suffix}"
     return None
 

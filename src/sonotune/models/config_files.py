@@ -1,0 +1,77 @@
+"""Files of JSON of a model that somebody else made, checked before a reader without bounds builds what they ask for.
+
+`transformers` checks few values. A number of layers or of mel bins that is wrong by some digits keeps it busy for
+hours or fills the memory, also where a model is only laid out without weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from sonotune.errors import ModelError
+from sonotune.json_files import OBJECT, read_json
+
+_FILES: Final = ("config.json", "preprocessor_config.json", "processor_config.json", "generation_config.json")
+_COPY: Final = "Copy the file again."
+_MOST: Final = (
+    (re.compile(r"(^|_)n?(layers|depth|blocks)$|^num_hidden_layers$"), 2_000, "layers"),
+    (re.compile(r"mel_bins|^feature_size$|num_mel|kernel_size$|^n_filters$"), 16_384, "bins"),
+    (re.compile(r"^(n_fft|win_length|fft_length|frame_length|hop_length)$"), 2**20, "samples"),
+    (re.compile(r"^chunk_length(_s)?$"), 86_400, "seconds"),
+    (re.compile(r"^(sampling|sample)_rate$"), 10_000_000, "Hz"),
+)
+"""Key -> the largest value that any published model is far below, and what it counts."""
+_LARGEST: Final = 2**31
+"""Of all other whole numbers of an architecture."""
+_PARTS: Final = re.compile(r"^[^_].*_config$")
+_SHOWN: Final = 60
+
+
+def check_config_files(folder: Path) -> None:
+    """Refuse a model whose files of settings are no JSON, or hold sizes that no model has.
+
+    Raises:
+        ModelError: Names the file and the value.
+    """
+    for name in _FILES:
+        path = folder / name
+        if path.exists():
+            found = read_json(path, OBJECT, error=ModelError, do=_COPY)
+            for key, value in _entries(found):
+                if allowed := _refused(key.rpartition(".")[2], value):
+                    raise ModelError(f"{path}: {key} is {repr(value)[:_SHOWN]}, and it must be {allowed}. {_COPY}")
+
+
+def _entries(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of every entry; those of a list have the key of the list."""
+    if isinstance(value, dict):
+        for name, child in value.items():
+            yield f"{prefix}{name}", child
+            yield from _entries(child, f"{prefix}{name}.")
+    elif isinstance(value, list):
+        for child in value:
+            if isinstance(child, dict):
+                yield from _entries(child, prefix)
+            elif isinstance(child, int | float):
+                yield prefix.removesuffix("."), child
+
+
+def _refused(key: str, value: Any) -> str | None:
+    """What an entry may be where it is not that."""
+    if key == "model_type" and not isinstance(value, str):
+        return "text"
+    if key == "architectures" and not (
+        value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+    ):
+        return "a list of names of classes"
+    if _PARTS.search(key) and not isinstance(value, dict | None):
+        return "an object, or null"
+    if not isinstance(value, int | float):
+        return None
+    for pattern, most, unit in _MOST:
+        if pattern.search(key) and value > most:
+            return f"at most {most:,} {unit}"
+    return f"at most {_LARGEST:,}" if isinstance(value, int) and abs(value) > _LARGEST else None
