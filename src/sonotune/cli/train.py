@@ -102,5 +102,6 @@ def _run_lines(record: RunRecord, folder: Path) -> list[str]:
     if left_out := clips_left_out(record.findings):
         lines.append(f"left out {left_out} clip{'s' * (left_out > 1)}; run.json says why")
     lines += warning_lines([finding for finding in told if finding not in worse], "run.json")
+    lines += [f"note     {found.message}" for found in record.findings if found.check == "training.still_improving"]
     lines.append(f"report   {folder / 'report.html'}")
     return lines
