@@ -6,11 +6,13 @@ operation that changes something below the folder `watch` it kills itself with S
 With `exchange` false the system cannot swap two folders.
 
 Python announces what it opens for writing, renames, removes and makes (`sys.addaudithook`); `os.write` and `os.fsync`
-are wrapped. What a library writes by itself (safetensors) lies between the operations before and after it.
+are wrapped, and nothing is flushed to the disk, which a kill does not ask for. What a library writes by itself
+(safetensors) lies between the operations before and after it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import json
@@ -19,7 +21,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ class KillPoint:
 
     def __init__(self, watch: Path, at: int | None, note: int) -> None:
         self._watch, self._at, self._note, self._count = watch.resolve(), at, note, 0
-        self._write, self._fsync = os.write, os.fsync
+        self._write = os.write
         self._getpid = os.getpid()
 
     def install(self) -> None:
@@ -50,7 +52,6 @@ class KillPoint:
 
         def fsync(descriptor: int) -> None:
             self._reach(f"fsync {self._of(descriptor)}", [self._of(descriptor)])
-            self._fsync(descriptor)
 
         os.write, os.fsync = write, fsync
 
@@ -124,27 +125,38 @@ def run(request: dict[str, Any], note: int, said: int) -> int:
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Fork, run, wait."""
-    with tempfile.TemporaryFile() as note, tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as note, tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as imported:
         child = os.fork()
         if child == 0:
             code = 1
             try:
                 code = run(request, note.fileno(), said.fileno())
+                imported.write("\n".join(sys.modules).encode())
+                imported.flush()
             except BaseException:  # noqa: BLE001  (a forked process must not go on as this one)
                 os.write(said.fileno(), traceback.format_exc().encode())
             finally:
                 os._exit(code)
         _, status = os.waitpid(child, 0)
         texts = []
-        for file in (note, said):
+        for file in (note, said, imported):
             file.seek(0)
             texts.append(file.read().decode(errors="replace"))
+    warm(texts[2].split())
     return {
         "killed": os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL,
         "code": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
         "operations": texts[0].splitlines(),
         "said": texts[1][-2000:],
     }
+
+
+def warm(modules: Iterable[str]) -> None:
+    """Import what a command imported, so that the next one need not; what cannot be imported alone is left to it."""
+    for name in modules:
+        if name not in sys.modules:
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
 
 
 def say(line: str) -> None:
@@ -154,14 +166,12 @@ def say(line: str) -> None:
 
 
 def main() -> None:
-    """Import what commands need, then answer requests."""
-    for name in sys.argv[1:]:
-        importlib.import_module(name)
-    tasks = len(list(Path("/proc/self/task").iterdir()))
-    if tasks != 1:
-        raise SystemExit(f"{tasks} threads run, and a fork would have one of them")
+    """Answer requests."""
+    warm(sys.argv[1:])
     say("ready")
     for line in sys.stdin:
+        if (threads := len(list(Path("/proc/self/task").iterdir()))) != 1:
+            raise SystemExit(f"{threads} threads run, and a fork would have one of them")
         say(json.dumps(answer(json.loads(line))))
 
 

@@ -112,6 +112,9 @@ def test_a_split_beside_the_audio_is_never_read_half(killer: Killer, work: Path)
 
 # --- report, allocate, compose, export -----------------------------------------------------------
 
+QUICK = pytest.param(True, id="sampled")
+EVERY = pytest.param(False, id="every", marks=pytest.mark.slow)
+
 
 def test_a_report_is_the_old_one_or_the_new_one(killer: Killer, work: Path, trained: Path):
     run = work / "run"
@@ -120,21 +123,17 @@ def test_a_report_is_the_old_one_or_the_new_one(killer: Killer, work: Path, trai
     killer.at_every_point(["report", str(run)], work)
 
 
-QUICK = pytest.param(True, id="sampled")
-EVERY = pytest.param(False, id="every", marks=pytest.mark.slow)
-
-
 @pytest.mark.parametrize("sampled", [QUICK, EVERY])
 def test_an_allocation_is_there_whole_or_not_at_all(
-    killer: Killer, work: Path, tiny_whisper: Path, words: list[str], sampled: bool
+    model_killer: Killer, work: Path, tiny_whisper: Path, words: list[str], sampled: bool
 ):
     asked = ["allocate", f"model={tiny_whisper}", *words, "allocation.clips=4", "--out", str(work / "ranks")]
-    killer.at_every_point(asked, work, sampled=sampled)
+    model_killer.at_every_point(asked, work, sampled=sampled)
     assert {"ranks.json", "entropy.json"} <= {path.name for path in (work / "ranks").iterdir()}
 
 
 def test_an_allocation_among_other_files_ends_with_what_says_that_it_is_whole(
-    killer: Killer, work: Path, tiny_whisper: Path, words: list[str]
+    model_killer: Killer, work: Path, tiny_whisper: Path, words: list[str]
 ):
     asked = ["allocate", f"model={tiny_whisper}", *words, "allocation.clips=4", "--out", str(work)]
     before = tree(work)
@@ -142,36 +141,38 @@ def test_an_allocation_among_other_files_ends_with_what_says_that_it_is_whole(
     def begun(folder: Path) -> bool:
         return "ranks.json" not in tree(folder) and before.items() <= tree(folder).items()
 
-    killer.at_every_point(asked, work, sampled=True, half=begun)
+    model_killer.at_every_point(asked, work, sampled=True, half=begun)
 
 
 @pytest.mark.parametrize("sampled", [QUICK, EVERY])
-def test_a_composed_model_is_there_whole_or_not_at_all(killer: Killer, work: Path, tiny_whisper: Path, sampled: bool):
+def test_a_composed_model_is_there_whole_or_not_at_all(
+    model_killer: Killer, work: Path, tiny_whisper: Path, sampled: bool
+):
     parts = [f"encoder={tiny_whisper}", "language_model=assets:qwen3-asr-nano"]
-    killer.at_every_point(["compose", str(work / "model"), *parts], work, sampled=sampled)
+    model_killer.at_every_point(["compose", str(work / "model"), *parts], work, sampled=sampled)
 
 
 @pytest.mark.parametrize("sampled", [QUICK, EVERY])
-def test_an_export_is_there_whole_or_not_at_all(killer: Killer, work: Path, trained: Path, sampled: bool):
-    killer.at_every_point(["export", str(trained), str(work / "export"), "--no-parity"], work, sampled=sampled)
+def test_an_export_is_there_whole_or_not_at_all(model_killer: Killer, work: Path, trained: Path, sampled: bool):
+    model_killer.at_every_point(["export", str(trained), str(work / "export"), "--no-parity"], work, sampled=sampled)
     assert {"README.md", "model.safetensors"} <= {path.name for path in (work / "export").iterdir()}
 
 
 @pytest.mark.parametrize("sampled", [QUICK, EVERY])
 @pytest.mark.parametrize("exchange", [True, False], ids=["swapped at once", "in two steps"])
 def test_an_export_replaces_an_earlier_one_as_a_whole(
-    killer: Killer, work: Path, trained: Path, sampled: bool, exchange: bool
+    model_killer: Killer, work: Path, trained: Path, sampled: bool, exchange: bool
 ):
     """By an adapter, which has other files."""
     words = ["export", str(trained), str(work / "export"), "--no-parity"]
-    assert killer.run(words, work).code == 0
+    assert model_killer.run(words, work).code == 0
     old = tree(work / "export")
 
     def set_aside(folder: Path) -> bool:
         aside = list(folder.glob(".export.*.tmp.old"))
         return not exchange and not (folder / "export").exists() and [tree(one) for one in aside] == [old]
 
-    killer.at_every_point(
+    model_killer.at_every_point(
         [*words, "--adapter", "--overwrite"], work, sampled=sampled, exchange=exchange, half=set_aside
     )
     assert (work / "export" / "adapter_model.safetensors").is_file()
@@ -179,7 +180,9 @@ def test_an_export_replaces_an_earlier_one_as_a_whole(
 
 
 @pytest.mark.slow
-def test_an_export_with_its_comparison_leaves_the_record_of_the_run_whole(killer: Killer, work: Path, trained: Path):
+def test_an_export_with_its_comparison_leaves_the_record_of_the_run_whole(
+    model_killer: Killer, work: Path, trained: Path
+):
     """The export, then the record of the run and its report: each is whole, and the next export writes them again."""
     run = work / "run"
     shutil.copytree(trained, run)
@@ -188,7 +191,7 @@ def test_an_export_with_its_comparison_leaves_the_record_of_the_run_whole(killer
         record = json.loads((folder / "run" / "run.json").read_text("utf-8"))
         return record["status"] == "finished" and (folder / "export" / "parity.json").is_file()
 
-    killer.at_every_point(
+    model_killer.at_every_point(
         ["export", str(run), str(work / "export"), "--parity-clips", "2", "--overwrite"],
         work,
         sampled=True,
