@@ -358,3 +358,30 @@ def test_weights_can_be_read_by_whoever_may_read_other_files(trained: Trained, t
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "export").iterdir()} == {0o644}
+
+
+def test_the_folder_a_user_stands_in_is_not_taken_away(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, _ = trained()
+    place = tmp_path / "export" / "deeper"
+    place.mkdir(parents=True)
+    monkeypatch.chdir(place)
+    for target in (place, place.parent):
+        with pytest.raises(RunDirectoryError, match="where this command runs"):
+            export(str(folder), target, overwrite=True)
+    assert place.is_dir()
+
+
+def test_what_finishes_an_export_is_in_it_before_it_takes_its_name(trained: Trained, tmp_path: Path):
+    folder, _ = trained()
+
+    def finish(draft: Path) -> None:
+        assert not (tmp_path / "export").exists()
+        assert (draft / "config.json").is_file()
+        (draft / "README.md").write_text("a card")
+
+    export(str(folder), tmp_path / "export", finish=finish)
+    assert (tmp_path / "export" / "README.md").read_text() == "a card"
+    export(str(folder), tmp_path / "export", overwrite=True)  # the card is an export's own
+    assert not (tmp_path / "export" / "README.md").exists()

@@ -28,6 +28,7 @@ def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = F
     from sonotune.errors import RunDirectoryError
     from sonotune.reports.rank_heatmap import save_pictures
     from sonotune.runs import atomic_write_json, atomic_write_text, make_folder
+    from sonotune.runs.folders import adding, can_replace
     from sonotune.training.adaptation import Adaptation
     from sonotune.training.inputs import load_inputs
     from sonotune.training.model import choose_ranks, measure_components
@@ -39,7 +40,7 @@ def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = F
     target = out / "ranks.json"
     if target.exists():
         raise RunDirectoryError(f"{target} exists already. Name another folder with --out.")
-    make_folder(out, choose="--out")
+    make_folder(out.parent if can_replace(out) else out, choose="--out")
     compute = set_up_compute(config.training.precision, threads=config.training.threads)
     autocast = compute.accelerator.autocast
     findings: list[Finding] = []
@@ -51,14 +52,18 @@ def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = F
     plan, found = choose_ranks(inputs, adaptation, objective, autocast=autocast)
     findings += () if found is None else found.findings
     loaded = inputs.opened.loaded
-    files = save_pictures(plan_to_json(plan, targets_in(loaded, list(plan.ranks))), out)
-    if split is not None:
-        atomic_write_text(out / "split.json", components_text(split))
-        files = [*files, out / "split.json"]
-    if found is not None:
-        atomic_write_json(out / "entropy.json", found.spectra())
-        files = [*files, out / "entropy.json"]
-    atomic_write_text(target, ranks_text(plan, loaded))  # last: what is half written can be written again
+    with adding(out) as place:
+        files = save_pictures(plan_to_json(plan, targets_in(loaded, list(plan.ranks))), place)
+        if split is not None:
+            atomic_write_text(place / "split.json", components_text(split))
+            files = [*files, place / "split.json"]
+        if found is not None:
+            atomic_write_json(place / "entropy.json", found.spectra())
+            files = [*files, place / "entropy.json"]
+        if target.exists():
+            raise RunDirectoryError(f"{target} was made meanwhile. Name another folder with --out.")
+        atomic_write_text(place / target.name, ranks_text(plan, loaded))  # last: without it, all is written again
+    files = [out / path.name for path in files]
     entropy = {} if found is None else dict(found.evidence.effective_ranks)
     warnings = worth_telling(findings)
     body = {

@@ -61,6 +61,7 @@ def export(
     if push is not None:
         check_name(push)
     place = source.removeprefix("model=")
+    run = Path(place) if (Path(place) / "run.json").is_file() else None
     compared = None if no_parity else parity_settings(place, manifest=parity, clips=parity_clips)
     result = write_export(
         place,
@@ -71,6 +72,7 @@ def export(
         plain=plain,
         overwrite=overwrite,
         parity=compared,
+        finish=None if run is None else lambda draft: write_card(run, draft, "adapter" if adapter else "model"),
     )
     lines = [f"export   {result['export']} ({result['bytes'] / 1e6:.1f} MB, {result['kind']})"]
     if form := result.get("plain"):
@@ -93,8 +95,6 @@ def export(
     if compared is not None:
         lines += parity_lines(result["parity"])
         record_parity(Path(place), result["parity"])
-    if (Path(place) / "run.json").is_file():
-        write_card(Path(place), Path(result["export"]), "adapter" if adapter else "model")
     if strict and not result["parity"]["passed"]:
         print_result(result, as_json=as_json, lines=lines)
         raise typer.Exit(NumericError.exit_code)

@@ -29,7 +29,7 @@ from sonotune.runs.files import (
     sync_directory,
     write_error,
 )
-from sonotune.runs.folders import remove_forgotten, replacing
+from sonotune.runs.folders import can_replace, remove_forgotten, replacing
 
 _CHOOSE: Final = "another FOLDER"
 
@@ -64,7 +64,7 @@ def write_set(
     _check_place(folder, stale, own, mark, overwrite=overwrite)
     digests = {name: digest_bytes(data) for name, data in files.items()}
     try:
-        if _stands_alone(folder, {*stale, mark}):
+        if can_replace(folder, {*stale, mark}):
             with replacing(folder) as draft:
                 for name, data in files.items():
                     (draft / name).write_bytes(data)
@@ -137,16 +137,6 @@ def _check_place(
             raise RunDirectoryError(
                 f"{place} {origin}, and would be lost. Give another folder, or pass --overwrite to replace it."
             )
-
-
-def _stands_alone(folder: Path, names: set[str]) -> bool:
-    """Whether the folder can be swapped for another: it is absent, or holds the set alone and nobody stands in it."""
-    if not folder.exists():
-        return True
-    here = Path.cwd()
-    if folder == here or folder in here.parents or folder.is_mount():
-        return False
-    return {entry.name for entry in folder.iterdir()} <= names
 
 
 def _replace_in_place(

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -55,6 +55,47 @@ def replacing(folder: Path, *, alone: bool = False) -> Iterator[Path]:
         remove_forgotten(left, alone=alone)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def adding(folder: Path, own: Collection[str] = ()) -> Iterator[Path]:
+    """A place to write files of `folder` to: a new folder for it where that can be, which is there whole or not at all.
+
+    Where the folder holds other things, it is the place itself, and what says that all is there must be written last.
+
+    Args:
+        folder: The folder.
+        own: Names of files in it that a new folder does without.
+
+    Raises:
+        OSError: Something cannot be written.
+    """
+    if can_replace(folder, own):
+        with replacing(folder) as draft:
+            yield draft
+    else:
+        yield folder
+
+
+def can_replace(folder: Path, own: Collection[str] = ()) -> bool:
+    """Whether a folder may give way to a new one: it is absent, or holds nothing else and can be renamed.
+
+    Args:
+        folder: The folder.
+        own: Names of files that may go with it.
+    """
+    folder = folder.resolve()
+    if not folder.exists():
+        return True
+    if not folder.is_dir() or folder.is_mount() or in_use(folder) or not os.access(folder.parent, os.W_OK):
+        return False
+    return {entry.name for entry in folder.iterdir()} <= set(own)
+
+
+def in_use(folder: Path) -> bool:
+    """Whether this process was started in the folder or below; its user would be left in one that is gone."""
+    here = Path.cwd()
+    return folder.resolve() in (here, *here.parents)
 
 
 def remove_forgotten(left: Iterable[Path], *, alone: bool = False) -> None:

@@ -47,7 +47,7 @@ from sonotune.models.weight_files import weights_digest
 from sonotune.progress import phase
 from sonotune.registry import is_asset
 from sonotune.runs import read_record, write_error
-from sonotune.runs.folders import replacing
+from sonotune.runs.folders import in_use, replacing
 from sonotune.serving.parity import PARITY_FILE, ParitySettings, check_parity
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ def export(
     plain: bool = False,
     overwrite: bool = False,
     parity: ParitySettings | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
     """Write a model that plain `transformers` (or plain PEFT) loads.
 
@@ -84,6 +85,7 @@ def export(
             was trained beside it into a copy of the base (`adapters.plain`), which `target` and `dtype` are about.
         overwrite: Replace an earlier export; any other folder is refused.
         parity: How the export is compared with the run by the tool that will serve it; None compares nothing.
+        finish: Adds to the folder before it takes its name, such as its card.
 
     Returns:
         What was written, how far its logits are from the adapted model's, and `parity` (`serving.parity`), which the
@@ -112,6 +114,8 @@ def export(
             result |= {"parity": check_parity(checkpoint, draft, parity, adapter=adapter_only)}
             found = json.dumps(result["parity"], indent=2, ensure_ascii=False) + "\n"
             (draft / PARITY_FILE).write_bytes(found.encode("utf-8", "backslashreplace"))
+        if finish is not None:
+            finish(draft)
         _check_place(folder, overwrite=overwrite)  # that was minutes ago
     return {"export": str(folder), "bytes": _size(folder), **result}
 
@@ -126,6 +130,8 @@ def _write_mark(draft: Path, result: dict[str, Any]) -> None:
 def _check_place(folder: Path, *, overwrite: bool) -> None:
     if not folder.exists():
         return
+    if in_use(folder):
+        raise RunDirectoryError(f"{folder} is where this command runs, and cannot be replaced. Run it from elsewhere.")
     if not overwrite:
         raise RunDirectoryError(f"{folder} exists already. Give another folder, or pass --overwrite.")
     if not (folder / EXPORT_MARK).is_file() and (folder.is_file() or any(folder.iterdir())):

@@ -38,11 +38,15 @@ def compose(folder: Path, **told: Any) -> SpeechLlm:
         RunDirectoryError: The folder exists or cannot be written.
         ResourceError: The disk is full; nothing half written is left.
     """
-    if folder.exists():
-        raise RunDirectoryError(f"{folder} exists already; a composed model needs a new folder. Give another one.")
+    _refuse_existing(folder)
     module, processor = put_together(**told)
     _write(folder, module, processor)
     return module
+
+
+def _refuse_existing(folder: Path) -> None:
+    if folder.exists():
+        raise RunDirectoryError(f"{folder} exists already; a composed model needs a new folder. Give another one.")
 
 
 def put_together(
@@ -228,6 +232,7 @@ def _write(folder: Path, module: SpeechLlm, processor: SpeechLlmProcessor) -> No
         with replacing(folder) as draft:
             module.save_pretrained(draft, safe_serialization=True)
             processor.save_pretrained(draft)
+            _refuse_existing(folder)  # that was minutes ago
     except (OSError, SafetensorError) as error:
         size = sum(value.numel() * value.element_size() for value in module.parameters())
         raise write_error(as_os_error(error), folder, size, choose="FOLDER") from error
