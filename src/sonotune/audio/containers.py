@@ -166,7 +166,7 @@ def unannounced_bytes(fd: int, container: Container) -> int:
         container: What `identify` said.
 
     Returns:
-        Bytes from the empty `data` chunk to the end of the file; 0 where it is not empty, or where another chunk follows.
+        Bytes from the empty `data` chunk to the end of the file; 0 where it is not empty, or another chunk follows.
     """
     if container != "RIFF":
         return 0
