@@ -412,6 +412,51 @@ def test_a_bad_file_above_the_limit_is_refused_before_anything_is_trained(data: 
     assert not list((data / "run" / "checkpoints").iterdir())
 
 
+def shorten(path: Path, seconds: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) - 2 * round(seconds * RATE_HZ)])
+
+
+def test_files_that_lack_a_little_are_used_and_a_refusal_lists_every_clip(data: Path):
+    """Twelve files of a corpus miss their last 21 ms, as a recorder left them; then far more."""
+    corpus(data, "train", 12)
+    for index in range(12):
+        shorten(data / f"{index}.wav", 0.021)
+    code, out, err = call(*train_words(data, "--json"))
+    assert code == 0, err
+    assert [w for w in only_json(out)["warnings"] if w.startswith("12 of 12 clips end") and "data.truncated=use" in w]
+    shutil.rmtree(data / "run")
+    text = refused(call(*train_words(data, "data.truncated=stop")), "12 of 12 clips", "data.truncated=stop")
+    assert str(data / "run" / "refused.txt") in text
+    for index in range(12):
+        shorten(data / f"{index}.wav", 0.2)
+    text = refused(call(*train_words(data)), "12 of 12 clips of data.train cannot be used", "data.truncated=leave_out")
+    assert f"All 12 are listed in {data / 'run' / 'refused.txt'}" in text
+    listed = (data / "run" / "refused.txt").read_text("utf-8").splitlines()
+    assert [f"'c{index}'" in line for index, line in enumerate(listed)] == [True] * 12
+    record = json.loads((data / "run" / "run.json").read_text("utf-8"))
+    kept = [finding for finding in record["findings"] if finding["check"] == "audio.truncated"]
+    assert [finding["clip_ids"] for finding in kept] == [[f"c{index}"] for index in range(12)]
+
+
+def test_files_that_lie_elsewhere_are_told_once_with_the_root_that_has_them(data: Path):
+    (data / "lists").mkdir()
+    (data / "train.jsonl").rename(data / "lists" / "train.jsonl")
+    words = train_words(data, f"data.train={data / 'lists' / 'train.jsonl'}")
+    text = refused(call(*words), "5 files do not exist", f"set data.root={data}.")
+    assert text.count("exist") == 1
+    code, _, err = call(*words, f"data.root={data}")
+    assert code == 0, err
+
+
+def test_a_refusal_without_a_run_lists_its_problems_in_a_file_that_it_names(data: Path):
+    manifest(data / "bad.jsonl", [{"id": f"c{index}", "text": "one"} for index in range(30)])
+    text = refused(call("data", "stats", str(data / "bad.jsonl")), "30 problems", "and 10 more", "All 30 are listed in")
+    place = Path(text.split("All 30 are listed in ")[1].strip().removesuffix("."))
+    assert len(place.read_text("utf-8").splitlines()) == 30
+    place.unlink()
+
+
 def test_bad_files_below_the_limit_are_findings_and_the_rest_is_trained(data: Path):
     """All kinds at once, beside files that are unusual and good: 96 kHz, 8 channels, 24 bits."""
     folders = []
@@ -722,6 +767,33 @@ def test_clips_too_long_to_train_on_are_counted_and_are_not_bad(data: Path):
     assert told["left_out"] == 1
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        (
+            "model.language=hebrw",
+            "model.language=hebrw: assets:whisper-nano does not know the language 'hebrw'; did you mean",
+        ),
+        ("adapter.targets=[qproj]", "did you mean"),
+        ("data.train=nowhere.jsonl", "nowhere.jsonl"),
+        ("training.accumulation_steps=1", None),
+    ],
+)
+def test_a_line_that_the_settings_refuse_leaves_no_run_directory(data: Path, word: str, said: str | None):
+    answer = call(*train_words(data, word))
+    if said is None:  # a line that is not refused does
+        assert answer[0] == 0, answer[2]
+    else:
+        refused(answer, said)
+    assert (data / "run").exists() is (said is None)
+
+
+def test_a_directory_that_was_there_stays(data: Path):
+    (data / "run").mkdir()
+    refused(call(*train_words(data, "adapter.targets=[qproj]")), "did you mean")
+    assert json.loads((data / "run" / "run.json").read_text("utf-8"))["status"] == "failed"
+
+
 def test_a_language_that_the_model_lacks_stops_training_and_is_detected_where_it_is_scored(
     finished: tuple[Path, Answer], data: Path
 ):
@@ -779,6 +851,52 @@ def test_evaluate_answers_with_scores_and_slices(finished: tuple[Path, Answer], 
     code, out, err = call(*words)
     assert code == 0, err
     assert out.startswith("WER")
+
+
+def test_silence_is_named_and_words_on_it_are_counted(finished: tuple[Path, Answer], tmp_path: Path):
+    folder, _ = finished
+    model = f"model={folder / 'run'}"
+    soundfile.write(tmp_path / "nothing.wav", np.zeros(8000), 16000)
+    code, out, err = call("transcribe", model, str(tmp_path / "nothing.wav"), str(folder / "1.wav"), "--json")
+    assert code == 0, err
+    body = only_json(out)
+    assert [item["no_signal"] for item in body["transcripts"]] == [True, False]
+    assert body["transcripts"][0]["text"] == ""
+    assert [("nothing.wav: no signal" in warning) for warning in body["warnings"] if "signal" in warning] == [True]
+    code, out, err = call("transcribe", model, str(tmp_path / "nothing.wav"))
+    assert out == f"{tmp_path / 'nothing.wav'}\t\n"
+    assert "nothing.wav: no signal" in err
+    manifest = tmp_path / "silence.jsonl"
+    manifest.write_text(json.dumps({"id": "n", "path": "nothing.wav", "text": "", "language": "en"}) + "\n")
+    words = ["evaluate", model, f"data.test={manifest}", "evaluation.bootstrap=100"]
+    code, out, err = call(*words)
+    assert code == 0, err
+    assert "WER per silent clip" in out
+    assert "1 clips without words, " in out
+    assert "left out" not in out
+    assert "note: 1 of 1 clips of data.test have no signal" in out
+    code, out, err = call(*words, "evaluation.primary=cer", "evaluation.max_new_tokens=1", "--json")
+    scores = only_json(out)["scores"]
+    assert next(iter(scores)) == "cer"
+    assert scores["cer"]["role"] == "primary"
+    code, _, err = call(*words, "evaluation.primary=map")
+    assert code == 2
+    assert "evaluation.primary=map is no score that can decide for the task transcribe" in err
+
+
+def test_evaluate_says_that_clips_were_trained_on(finished: tuple[Path, Answer]):
+    folder, _ = finished
+    words = [
+        "evaluate",
+        f"model={folder / 'run' / 'adapter'}",
+        "evaluation.max_new_tokens=3",
+        "evaluation.bootstrap=100",
+    ]
+    code, out, err = call(*words, f"data.test={folder / 'train.jsonl'}")
+    assert code == 0, err
+    (warned,) = [line for line in out.splitlines() if "5 of 5 clips that are scored" in line]
+    assert warned.startswith("warning")
+    assert "left out" not in out
 
 
 def test_transcribe_answers_in_the_order_of_the_files_and_names_what_is_left_out(

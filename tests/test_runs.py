@@ -232,6 +232,24 @@ def test_second_process_is_refused_and_a_killed_one_lets_go(tmp_path):
         assert (run.path / "run.lock").read_text() == f"{os.getpid()}\n"
 
 
+def test_a_run_whose_process_is_gone_shows_as_interrupted(tmp_path):
+    with open_run(tmp_path / "run") as run:
+        run.write_record(make_record())
+        assert runs.read_record(run.path).status == "running"
+    assert runs.read_record(tmp_path / "run").status == "interrupted"
+    with open_run(tmp_path / "run") as run:  # which goes on with it
+        assert run.resumed
+    holder = start_holder(tmp_path / "run")
+    try:
+        assert runs.read_record(tmp_path / "run" / "run.json").status == "running"
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert runs.read_record(tmp_path / "run").status == "interrupted"
+    (tmp_path / "run" / "run.lock").unlink()
+    assert runs.read_record(tmp_path / "run").status == "interrupted"
+
+
 def open_when_free(path, *, wait_s=10.0):
     """On a busy machine the worker may not yet have had the processor to let the lock go."""
     deadline = time.monotonic() + wait_s

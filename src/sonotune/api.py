@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -115,8 +115,9 @@ def evaluate(model: Place, manifest: Place, settings: Settings = ()) -> Evaluati
     words = [f"model.checkpoint={model}", f"data.test={manifest}", *words_of(settings)]
     config = settings_of_use(words, require=("data.test",)).config
     recognizer = open_recognizer(config)
-    clips = corpus_to_score(config, recognizer).splits["test"]
-    return recognizer.evaluate(clips, **evaluation_settings(config))
+    corpus = corpus_to_score(config, recognizer)
+    result = recognizer.evaluate(corpus.splits["test"], **evaluation_settings(config))
+    return replace(result, findings=[*corpus.findings, *result.findings])
 
 
 def transcribe(model: Place, files: Sequence[Place], settings: Settings = ()) -> list[Prediction]:
@@ -132,7 +133,8 @@ def classify(model: Place, files: Sequence[Place], settings: Settings = ()) -> l
 def _recognize(model: Place, files: Sequence[Place], settings: Settings, *, task: str) -> list[Prediction]:
     config = settings_of_use([f"model.checkpoint={model}", *words_of(settings), f"model.task={task}"]).config
     paths = [Path(file) for file in files]
-    return open_recognizer(config).recognize(paths, **evaluation_settings(config)).predictions
+    recognizer, silence_db = open_recognizer(config), config.data.silence_db
+    return recognizer.recognize(paths, silence_db=silence_db, **evaluation_settings(config)).predictions
 
 
 def inspect(settings: Settings) -> Inspection:
@@ -201,7 +203,7 @@ def export(source: Place, folder: Place, *, parity_clips: int = 50, **options: A
         source: A run, an adapter or a model folder.
         folder: Where to write.
         parity_clips: Development clips to compare on; 0 compares nothing.
-        **options: `target`, `dtype`, `adapter_only` and `overwrite` of `serving.export.export`.
+        **options: `target`, `dtype`, `adapter_only`, `plain` and `overwrite` of `serving.export.export`.
     """
     from sonotune.serving.export import export as write_export
 
@@ -258,6 +260,7 @@ def open_recognizer(config: RunConfig) -> Recognizer:
         multi_label=config.data.multi_label,
         text_scoring=config.data.text_scoring,
         verbalize_numbers=config.evaluation.verbalize_numbers,
+        primary=config.evaluation.primary,
         precision=config.training.precision,
         family=config.model.family,
         revision=config.model.revision,
@@ -270,15 +273,22 @@ def open_recognizer(config: RunConfig) -> Recognizer:
 
 
 def corpus_to_score(config: RunConfig, recognizer: Recognizer) -> Corpus:
-    """The clips of `data.test`, as the split `test`, with what was found in them."""
-    from sonotune.data.corpus import CORPUS_SETTINGS, load_corpus
+    """The clips of `data.test`, as the split `test`, with what was found in them.
 
-    return load_corpus(
+    That some of them were trained on is a finding where the model is a run, or in the folder of one.
+    """
+    from sonotune.data.corpus import CORPUS_SETTINGS, load_corpus
+    from sonotune.data.trained_on import check_trained_on
+
+    corpus = load_corpus(
         {"test": str(config.data.test)},
         seed=config.training.seed,
         require=recognizer.task.reference,
         **config.data.model_dump(include=CORPUS_SETTINGS),
     )
+    run = run_of(Path(config.model.checkpoint))
+    leaks = check_trained_on(run, corpus.splits["test"]) if run is not None else []
+    return replace(corpus, findings=(*corpus.findings, *leaks))
 
 
 def evaluation_settings(config: RunConfig) -> dict[str, Any]:
@@ -388,4 +398,6 @@ def _config_of(checkpoint: str) -> Any:
 
 def run_of(place: Path) -> Path | None:
     """The run directory that this is, or is the adapter or model of."""
+    if not place.is_dir():
+        return None
     return next((folder for folder in (place, place.absolute().parent) if (folder / "run.json").is_file()), None)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Self
 
 _MAX_LISTED = 20
 _MAX_CHARACTERS = 900
@@ -48,9 +49,29 @@ def first_line(error: Exception) -> str:
 
 
 class SonotuneError(Exception):
-    """Base of every error that is the user's to mend."""
+    """Base of every error that is the user's to mend.
+
+    Attributes:
+        listing: Every problem, a line each, where the message shows the first ones only. Who reports the error writes
+            them to a file and adds a note that names it.
+    """
 
     exit_code = 2
+    listing: Sequence[str] = ()
+
+    def listed(self, problems: Sequence[str]) -> Self:
+        """This error, with all its problems."""
+        self.listing = problems
+        return self
+
+    def kept_in(self, place: str) -> None:
+        """Note that the problems stand in a file."""
+        self.add_note(f"All {len(self.listing)} are listed in {place}.")
+        self.listing = ()
+
+    def told(self) -> str:
+        """The message and its notes."""
+        return "\n".join([str(self), *getattr(self, "__notes__", ())])
 
 
 class ConfigError(SonotuneError):
@@ -66,7 +87,7 @@ class AudioError(SonotuneError):
 
     Args:
         reason: Stable, machine-readable: `missing`, `empty`, `not_regular`, `not_audio`, `truncated`, `no_samples`,
-            `non_finite`, `sample_rate`, `channels`, `too_long`, `span`, `unreadable`.
+            `non_finite`, `amplitude`, `sample_rate`, `channels`, `too_long`, `span`, `unreadable`.
         message: The sentence for a person.
     """
 

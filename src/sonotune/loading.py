@@ -12,6 +12,7 @@ import torch
 from sonotune.adapters.kinds.base import kind_named
 from sonotune.adapters.metadata import (
     ADAPTER_WEIGHTS,
+    BESIDE,
     METADATA,
     PEFT_CONFIG,
     peft_entries,
@@ -154,7 +155,7 @@ def with_contexts(loaded: LoadedModel, recorded: Mapping[str, Any], *, asked: Co
 
     Args:
         loaded: As its architecture usually is.
-        recorded: `context`, `trained_contexts` and `thinning`, each where it is known (`use_of`).
+        recorded: `context`, `trained_contexts`, `thinning` and `tokens_per_second`, each where it is known (`use_of`).
         asked: How much of the model's window is to be computed; None goes by the record.
 
     Raises:
@@ -172,7 +173,7 @@ def with_contexts(loaded: LoadedModel, recorded: Mapping[str, Any], *, asked: Co
         loaded = loaded.with_(trained_contexts=tuple(recorded.get("trained_contexts") or trained))
     if "thinning" in recorded:
         loaded = loaded.with_(thinning=Thinning(**recorded["thinning"]))
-    return loaded
+    return loaded.with_(tokens_per_second=recorded.get("tokens_per_second", 0.0))
 
 
 def _check_tokenizer_folder(tokenizer: str) -> None:
@@ -295,7 +296,7 @@ def base_of(adapter: Path, settings: Mapping[str, Any]) -> str:
     named = settings.get("checkpoint") or peft_entries(adapter).get("base_model_name_or_path")
     if not named:
         raise ModelError(f"the adapter in {adapter} does not say which base model it belongs to.")
-    return model_folder(str(named))
+    return str(adapter / str(named)) if str(named).startswith(BESIDE) else model_folder(str(named))
 
 
 def choose_family(

@@ -8,12 +8,30 @@ is a line when it has taken a second, one every half minute, and one when it end
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, TextIO
+
+# Control codes but tab and line end, and halves of characters, as which names appear that are no UTF-8.
+_UNPRINTABLE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """A text as it may be shown: control codes, which a terminal would obey, and bytes that are no text are escaped.
+
+    Ids, transcripts and file names come from strangers. Everything that is shown passes through here.
+    """
+    return _UNPRINTABLE.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
 
 SHOWN_AFTER_S: Final = 1.0
 LINE_EVERY_S: Final = 30.0
@@ -131,7 +149,7 @@ class Lines:
 
     def note(self, text: str) -> None:
         """Print lines between phases."""
-        print(text, file=self._stream, flush=True)
+        print(printable(text), file=self._stream, flush=True)
 
     def close(self) -> None:
         """Stop looking."""
@@ -176,13 +194,13 @@ class Bars:
 
     def begin(self, phase: Phase) -> None:
         """A phase begins; those that are open go on."""
-        self._tasks[id(phase)] = self._bars.add_task(phase.title, total=phase.total, said="")
+        self._tasks[id(phase)] = self._bars.add_task(printable(phase.title), total=phase.total, said="")
         self.changed(phase)
 
     def changed(self, phase: Phase) -> None:
         """A phase got on; one that is not shown is passed over."""
         if (task := self._tasks.get(id(phase))) is not None:
-            said = phase.line().removeprefix(f"{phase.title}: ")
+            said = printable(phase.line().removeprefix(f"{phase.title}: "))
             self._bars.update(task, completed=phase.done, said=said)
 
     def end(self, phase: Phase) -> None:
@@ -194,7 +212,7 @@ class Bars:
 
     def note(self, text: str) -> None:
         """Print lines between phases."""
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(printable(text), markup=False, highlight=False)
 
     def close(self) -> None:
         """Take the bars away."""

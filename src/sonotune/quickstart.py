@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sonotune.config.load import LoadedConfig, load_run_config
-from sonotune.metrics.scores import loops_note, show_score
+from sonotune.metrics.scores import decoding_note, show_score
 from sonotune.types import RunRecord
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def quickstart(
     }
     lines = [
         f"zero-shot WER  {show_score(before['wer'])}   on {before['wer']['count']} clips of unseen speakers"
-        + loops_note(before["wer"]),
-        f"tuned WER      {show_score(after['wer'])}{loops_note(after['wer'])}",
+        + decoding_note(before["wer"]),
+        f"tuned WER      {show_score(after['wer'])}{decoding_note(after['wer'])}",
         f"adapter        {directory / 'adapter'}",
         f"merged model   {exported['export']} ({exported['bytes'] / 1e6:.1f} MB)",
         f"report         {directory / 'report.html'}",

@@ -20,6 +20,9 @@ RunStatus = Literal["running", "finished", "failed", "interrupted"]
 Context = Literal["thinned", "full", "cut"]
 """How much of a model's window is computed behind a clip: every position of it, as in pretraining (`full`); a margin
 and a few positions that stand for the rest (`thinned`); nothing (`cut`)."""
+SILENCE_DB = -70.0
+"""Level of the loudest 25 ms of a clip, in dB of full scale, below which it has no signal where nobody says otherwise:
+an amplitude of ten steps of 16 bit."""
 CONTEXTS: tuple[Context, ...] = ("thinned", "full", "cut")
 
 
@@ -106,8 +109,8 @@ class DecodingSettings:
 
     Attributes:
         beam_size: Hypotheses kept while decoding; 1 is greedy.
-        max_new_tokens: Most tokens of a text, the end token included. `auto` bounds each clip by its own duration;
-            None leaves it to the model.
+        max_new_tokens: Most tokens of a text, the end token included. `auto` bounds each clip by its own duration, the
+            model's tokenizer and the transcripts it was trained on; None leaves it to the model.
         no_repeat_ngram_size: No sequence of so many tokens is written twice; 0 sets no limit.
         repetition_penalty: Divides the scores of tokens that were written already; 1 changes nothing.
         temperatures: Of the first pass, which is 0, and of the passes that follow while a text fails a threshold.
@@ -135,11 +138,19 @@ class Hypothesis:
         text: Without special tokens.
         temperature: At which this text was decoded; 0 is greedy or beam search.
         attempts: Decoding passes over the clip; more than 1 where the first text failed a threshold.
+        finite: Whether the model computed numbers for the clip; where it gave NaN or infinity, there is no text.
+        cut: Whether the text ends because it reached its limit of tokens.
     """
 
     text: str
     temperature: float = 0.0
     attempts: int = 1
+    finite: bool = True
+    cut: bool = False
+
+
+NOT_FINITE = Hypothesis(text="", finite=False)
+"""Of a clip for which the model computed NaN or infinity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,12 +162,19 @@ class Prediction:
         text: Recognised text; empty when the model said nothing, which counts as deletions.
         scores: Label -> probability, for classification.
         attempts: Decoding passes over the clip; see `Hypothesis`.
+        finite: Whether the model computed numbers for the clip; where it gave NaN or infinity, text and scores are
+            empty.
+        cut: Whether the text, or that of one of its windows, ends because it reached its limit of tokens.
+        no_signal: Whether the clip was not decoded because it has no signal.
     """
 
     clip_id: str
     text: str | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     attempts: int = 1
+    finite: bool = True
+    cut: bool = False
+    no_signal: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

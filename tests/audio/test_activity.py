@@ -63,6 +63,22 @@ def test_bursts_are_found_in_noise_and_at_any_level(rate_hz, noise, gain):
     np.testing.assert_allclose(np.array(spans), [(0.5, 1.2), (1.8, 2.6)], atol=0.03)
 
 
+@pytest.mark.parametrize(
+    ("waveform", "level_db"),
+    [
+        (np.zeros(RATE_HZ), -200.0),
+        (np.full(RATE_HZ, 0.25), -200.0),
+        (np.zeros(0), -200.0),
+        (np.zeros(3), -200.0),
+        (0.5 + 0.1 * np.sin(2 * np.pi * 400 * np.arange(RATE_HZ) / RATE_HZ), 10 * np.log10(0.1**2 / 2)),
+        (np.concatenate([np.zeros(RATE_HZ), 0.2 * np.tile([1.0, -1.0], 200)]), 20 * np.log10(0.2)),  # the last 25 ms
+    ],
+)
+def test_the_level_is_that_of_the_loudest_frame_without_its_offset(waveform, level_db):
+    found = activity.signal_level_db(waveform.astype(np.float32), RATE_HZ)
+    assert found == pytest.approx(level_db, abs=0.05)
+
+
 def test_clips_without_contrast_are_all_or_nothing():
     steady = 0.1 * np.random.default_rng(0).standard_normal(RATE_HZ).astype(np.float32)
     assert activity.speech_mask(steady, RATE_HZ).all()

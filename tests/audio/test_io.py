@@ -172,6 +172,22 @@ def test_probe_reads_the_header(tmp_path):
 
 # --- bad input -----------------------------------------------------------------------------------
 
+
+def test_the_level_of_a_span_is_measured_while_it_is_decoded(tmp_path):
+    """Whatever block a loud moment falls into, of the channel that is used or of the mean of all."""
+    rate_hz = 8_000
+    both = np.zeros((io.BLOCK_SAMPLES * 2, 2), dtype=np.float32)
+    both[-1_000:, 0] = 0.5 * np.tile([1.0, -1.0], 500)
+    both[:, 1] = -both[:, 0]
+    path = tmp_path / "opposed.wav"
+    soundfile.write(path, both, rate_hz, subtype="FLOAT")
+    assert io.measure(path).level_db == -200.0
+    for channel in (0, 1):
+        assert io.measure(path, channel=channel).level_db == pytest.approx(20 * np.log10(0.5), abs=0.01)
+    assert io.measure(path, channel=0, duration_s=10.0).level_db == -200.0
+    assert io.measure(path).info == io.probe(path)
+
+
 CALLS = [io.probe, io.read, io.verify]
 
 
@@ -243,6 +259,38 @@ def test_a_cut_file_is_refused(tmp_path, name, share):
         assert refused(path, io.probe).reason == "truncated"
 
 
+@pytest.mark.parametrize("rate_hz", [16_000, 44_100])
+@pytest.mark.parametrize("name", ["x.wav", "x.rf64", "x.aiff", "x.au", "x.nist"])
+def test_a_file_that_lacks_a_few_milliseconds_is_read_as_far_as_it_goes(tmp_path, name, rate_hz):
+    path = tmp_path / name
+    whole = murmur(4 * rate_hz)
+    soundfile.write(path, whole, rate_hz, subtype="PCM_16")
+    expected = io.read(path, sample_rate_hz=rate_hz)
+    missing = round(0.021 * rate_hz)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) - 2 * missing])
+    for info in (io.probe(path), io.verify(path), io.verify(path, duration_s=4.0), io.verify(path, decode=False)):
+        assert info.num_frames == len(whole) - missing
+        assert info.missing_s == pytest.approx(0.021, abs=0.001)
+    np.testing.assert_array_equal(io.read(path, sample_rate_hz=rate_hz), expected[:-missing])
+    np.testing.assert_array_equal(
+        io.read(path, start_s=1.0, duration_s=3.0, sample_rate_hz=rate_hz), expected[rate_hz:-missing]
+    )
+    assert len(io.read(path)) == pytest.approx(16_000 * (4.0 - 0.021), abs=1)
+    path.write_bytes(content[: len(content) - round(0.11 * rate_hz) * 2])
+    assert refused(path, io.probe).reason == "truncated"
+
+
+def test_of_a_short_file_less_may_be_missing(tmp_path):
+    path = tmp_path / "x.wav"
+    soundfile.write(path, murmur(8_000), 16_000, subtype="PCM_16")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) - 2 * 320])  # 20 of 500 ms
+    assert io.verify(path).missing_s == pytest.approx(0.02)
+    path.write_bytes(content[: len(content) - 2 * 480])
+    assert refused(path, io.verify).reason == "truncated"
+
+
 @pytest.mark.parametrize("name", COMPRESSED)
 def test_a_damaged_file_is_refused_or_decodes_to_its_full_length(tmp_path, name):
     path = tmp_path / name
@@ -300,6 +348,29 @@ def test_samples_that_are_not_finite_are_refused(tmp_path, value, rate_hz):
     assert np.isfinite(io.read(path, channel=0)).all()
     assert np.isfinite(io.read(path, start_s=0.0, duration_s=0.4)).all()
     assert io.verify(path, start_s=0.6, duration_s=0.3).num_frames == rate_hz
+
+
+@pytest.mark.parametrize("value", [1e30, -1e30, 1001.0])
+@pytest.mark.parametrize("rate_hz", [16_000, 44_100])
+def test_samples_far_beyond_full_scale_are_refused(tmp_path, value, rate_hz):
+    path = tmp_path / "x.wav"
+    samples = murmur(rate_hz)
+    samples[rate_hz // 2] = value
+    soundfile.write(path, samples, rate_hz, subtype="FLOAT")
+    assert refused(path).reason == "amplitude"
+    assert f"{abs(value):.3g} times full scale; allowed are 1,000" in str(refused(path, io.verify))
+    assert np.isfinite(io.read(path, start_s=0.0, duration_s=0.4)).all()
+
+
+def test_integers_that_were_written_as_floats_are_refused_with_what_to_do(tmp_path):
+    soundfile.write(tmp_path / "x.wav", 32_768 * tone(0.2, RATE_HZ), RATE_HZ, subtype="FLOAT")
+    assert "divided by their full scale, 32768" in str(refused(tmp_path / "x.wav"))
+
+
+def test_loud_samples_within_the_bound_are_read_as_they_are(tmp_path):
+    samples = (io.MAX_AMPLITUDE * np.sign(murmur(1000))).astype(np.float32)
+    soundfile.write(tmp_path / "x.wav", samples, RATE_HZ, subtype="FLOAT")
+    np.testing.assert_array_equal(io.read(tmp_path / "x.wav"), samples)
 
 
 def test_a_float64_too_large_for_float32_is_refused(tmp_path):
@@ -501,6 +572,7 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
     for waveform, rate_hz, options, reason in [
         (np.zeros(0, dtype=np.float32), 16_000, {}, "no_samples"),
         (np.full(10, np.nan, dtype=np.float32), 16_000, {}, "non_finite"),
+        (np.full(10, 1e30, dtype=np.float32), 16_000, {}, "amplitude"),
         (np.zeros(10, dtype=np.float32), 10, {}, "sample_rate"),
         (np.zeros(10, dtype=np.float32), 16_000, {"subtype": "VORBIS"}, "unwritable"),
     ]:

@@ -83,3 +83,16 @@ def test_disabled_it_is_the_base_and_merged_it_is_itself(name: str):
     if kind_of(made).merge(made) is not None:
         merged = merge_into(made, fresh())
         torch.testing.assert_close(probe_logits(merged), after, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_matrices_of_low_rank_multiply_to_what_a_merge_adds(name: str):
+    made = moved(adapted(kind_named(name), fresh(), stem="lora"))
+    factors, updates = kind_of(made).low_rank(made), kind_of(made).merge(made)
+    if factors is None:
+        return
+    assert updates is not None
+    assert {f"{module}.weight" for module in factors} == updates.keys()
+    for module, (a, b_OR) in factors.items():
+        product = (b_OR @ a.flatten(1)).view(len(b_OR), *a.shape[1:])
+        torch.testing.assert_close(product, updates[f"{module}.weight"], rtol=1e-5, atol=1e-7)

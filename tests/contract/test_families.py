@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sonotune.errors import ConfigError
 from sonotune.features.batching import Batch, pad_targets
 from sonotune.features.frontend import from_state
 from sonotune.loading import choose_family, open_model
+from sonotune.models import decoding
 from sonotune.models.base import LoadedModel, ModelFamily, component_of_parameters, count_parameters, select
 from sonotune.models.probe import probe_logits
 from sonotune.models.quantize import quantize
@@ -181,6 +183,50 @@ def test_the_order_of_a_batch_changes_no_prediction(case: Case) -> None:
         assert one.scores == pytest.approx(other.scores, abs=1e-5)
     assert not case.loaded.module.training
     assert all(parameter.grad is None for parameter in case.loaded.module.parameters())
+
+
+@pytest.mark.parametrize("beam_size", [1, 2])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_clip_without_numbers_says_so_and_leaves_the_others_alone(case: Case, value: float, beam_size: int) -> None:
+    settings = DecodingSettings(max_new_tokens=5, beam_size=beam_size)
+    whole = case.batch([0, 1, 2])
+    broken = whole.inputs.clone()
+    broken[1] = value
+    expected = case.task.predict(case.loaded, whole, settings)
+    found = case.task.predict(case.loaded, replace(whole, inputs=broken), settings)
+    assert [prediction.finite for prediction in found] == [True, False, True]
+    assert (found[1].text or "", found[1].scores) == ("", {})
+    for row in (0, 2):
+        assert found[row].text == expected[row].text
+        assert found[row].scores == expected[row].scores
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_text_that_reaches_its_limit_says_so(case: Case, beams: int) -> None:
+    """Token by token, a text without its end token was cut; CTC and classes know no limit."""
+    limited = case.family.name in OWN_TOKENS
+    made = case.task.predict(case.loaded, case.batch([0, 1]), DecodingSettings(max_new_tokens=1, beam_size=beams))
+    assert [one.cut for one in made] == [limited and bool(one.text) for one in made]
+    assert any(one.cut for one in made) == limited
+    assert not any("\ufffd" in (one.text or "") for one in made)
+
+
+def test_the_limit_follows_the_transcripts_a_model_was_trained_on(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    honest = decoding.token_limits
+
+    def watched(*arguments: Any, tokens_per_second: float, **options: Any) -> list[int]:
+        rates.append(tokens_per_second)
+        return [2] * len(honest(*arguments, tokens_per_second=tokens_per_second, **options))
+
+    monkeypatch.setattr(decoding, "token_limits", watched)
+    for trained in (0.0, 1000.0):
+        case.task.predict(case.loaded.with_(tokens_per_second=trained), case.batch([0]))
+    if case.family.name in OWN_TOKENS:
+        assert 75.0 <= rates[0] <= 100.0
+        assert rates[1:] == [1000.0]
+    else:
+        assert rates == []
 
 
 def plan(loaded: LoadedModel, *, rank: int = 3) -> RankPlan:

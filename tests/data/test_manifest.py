@@ -15,6 +15,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sonotune.audio.io import verify
 from sonotune.data.manifest import check_audio, digest, filter_clips, read_manifest, statistics, write_manifest
 from sonotune.errors import ManifestError
 from sonotune.types import Clip, Word
@@ -160,6 +161,19 @@ def test_writing_refuses_double_ids_bad_text_and_hidden_columns(tmp_path: Path) 
     assert target.read_bytes() == before
 
 
+def test_a_file_name_that_is_no_utf8_is_written_and_found_again(tmp_path: Path) -> None:
+    name = os.fsdecode(b"bad\xff.wav")
+    (tmp_path / name).write_bytes(b"")
+    clip = Clip(id=name, path=tmp_path / name, duration_s=1.0)
+    target = tmp_path / "m.jsonl"
+    write_manifest(target, [clip])
+    assert target.read_bytes().decode("utf-8").count(r"bad\udcff.wav") == 2
+    [again] = read_manifest(target)
+    assert (again.id, again.path) == (clip.id, clip.path)
+    with pytest.raises(ManifestError, match="half of a surrogate pair"):  # in a transcript it is no byte of a name
+        write_manifest(target, [dataclasses.replace(clip, text=name)])
+
+
 # --- bad lines -----------------------------------------------------------------------------------
 
 BAD_LINES = {
@@ -287,6 +301,24 @@ def test_links_may_not_lead_out_of_the_root_unless_allowed(tmp_path: Path) -> No
         assert read_manifest(manifest, allow_outside_root=True)[0].path.name in ("file.wav", "s.wav", "gone.wav")
 
 
+def test_paths_that_leave_the_root_are_told_once_with_the_root_that_holds_them(tmp_path: Path) -> None:
+    audio = [tone(tmp_path / "audio" / folder / f"{folder}.wav") for folder in ("a", "b", "c")]
+    (tmp_path / "lists").mkdir()
+    manifest = lines(tmp_path / "lists" / "m.jsonl", *({"id": path.stem, "path": str(path)} for path in audio))
+    with pytest.raises(ManifestError, match="3 paths leave the root") as caught:
+        read_manifest(manifest)
+    assert "path leaves" not in str(caught.value)
+    assert f"data.root={tmp_path / 'audio'}," in str(caught.value)
+    assert [f"m.jsonl:{number}: " in line for number, line in enumerate(caught.value.listing, 1)] == [True] * 3
+    assert len(read_manifest(manifest, root=tmp_path / "audio")) == 3
+    tone(tmp_path / "lists" / "d.wav")  # beside a path that is relative to the manifest no other root does
+    lines(manifest, *({"id": str(path), "path": str(path)} for path in [*audio, "d.wav"]))
+    with pytest.raises(ManifestError, match="3 paths leave the root") as caught:
+        read_manifest(manifest)
+    assert "data.root=" not in str(caught.value)
+    assert "data.allow_outside_root=true" in str(caught.value)
+
+
 def test_paths_inside_the_root_are_taken(tmp_path: Path) -> None:
     target = tone(tmp_path / "wav" / "a.wav")
     (tmp_path / "link.wav").symlink_to(target)
@@ -333,7 +365,8 @@ def test_filter_counts_every_drop_once() -> None:
         "data.duration_unknown": ("unknown",),
         "data.too_short": ("short", "shorter"),
         "data.too_long": ("long",),
-        "data.no_text": ("mute", "blank"),
+        "data.no_text": ("mute",),
+        "data.empty_text": ("blank",),
     }
     assert sum(len(finding.clip_ids) for finding in findings) + len(kept) == len(clips)
     assert by_check["data.too_short"].measured == 0.2
@@ -378,6 +411,67 @@ def test_header_mode_opens_but_does_not_decode(tmp_path: Path) -> None:
     assert [finding.check for finding in findings] == ["audio.missing", "audio.span"]
     with pytest.raises(ManifestError, match="'decode' and 'header'"):
         check_audio(clips, "quick")  # type: ignore[arg-type]
+
+
+def cut(path: Path, seconds: float) -> Path:
+    """Take samples from the end of a file and leave its header."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) - 4 * round(seconds * RATE_HZ)])
+    return path
+
+
+def shortened(folder: Path) -> list[Clip]:
+    """A whole clip, three that end a little early (by header, by manifest, both), and two that end far too early."""
+    clips = [
+        Clip(id="whole", path=tone(folder / "whole.wav", 2.0), duration_s=2.0),
+        Clip(id="header", path=cut(tone(folder / "header.wav", 2.0), 0.021), duration_s=1.979),
+        Clip(id="manifest", path=folder / "whole.wav", duration_s=2.021),
+        Clip(id="both", path=folder / "header.wav", start_s=0.5, duration_s=1.5),
+        Clip(id="inside", path=folder / "header.wav", duration_s=1.0),
+        Clip(id="half", path=cut(tone(folder / "half.wav", 2.0), 1.0), duration_s=1.0),
+        Clip(id="beyond", path=folder / "whole.wav", duration_s=2.5),
+    ]
+    assert {c.path for c in clips if not c.path.is_file()} == set()
+    return clips
+
+
+@pytest.mark.parametrize("mode", ["decode", "header"])
+def test_clips_that_end_a_little_early_are_used_as_far_as_they_go(tmp_path: Path, mode: str) -> None:
+    kept, findings = check_audio(shortened(tmp_path), mode)  # type: ignore[arg-type]
+    assert {c.id: round(c.duration_s, 3) for c in kept} == {
+        "whole": 2.0,
+        "header": 1.979,
+        "manifest": 2.0,
+        "both": 1.479,
+        "inside": 1.0,
+    }
+    assert [(finding.check, finding.severity, finding.clip_ids) for finding in findings] == [
+        ("audio.truncated", "error", ("half",)),
+        ("audio.span", "error", ("beyond",)),
+        ("audio.shortened", "warning", ("header", "manifest", "both")),
+    ]
+    assert "0.021 s" in findings[-1].message
+    for c in kept:  # none is refused when it is read
+        verify(c.path, start_s=c.start_s, duration_s=c.duration_s)
+
+
+def test_truncated_clips_are_left_out_or_bad_where_the_settings_say_so(tmp_path: Path) -> None:
+    clips = shortened(tmp_path)
+    kept, findings = check_audio(clips, truncated="leave_out")
+    assert [c.id for c in kept] == ["whole", "inside"]
+    assert [(finding.check, finding.severity, finding.clip_ids) for finding in findings] == [
+        ("audio.span", "error", ("beyond",)),
+        ("data.truncated", "warning", ("header", "manifest", "both", "half")),
+    ]
+    kept, findings = check_audio(clips, truncated="stop")
+    assert [c.id for c in kept] == ["whole", "inside"]
+    assert {finding.clip_ids[0] for finding in findings if finding.check == "audio.truncated"} == {
+        "header",
+        "manifest",
+        "both",
+        "half",
+    }
+    assert {finding.severity for finding in findings} == {"error"}
 
 
 # --- digest and statistics -----------------------------------------------------------------------

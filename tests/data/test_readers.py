@@ -467,6 +467,7 @@ def test_what_a_reader_says_is_a_finding_of_the_run(tmp_path: Path):
         max_duration_s=None,
         check="header",
         max_bad_fraction=0.0,
+        truncated="use",
         eval_speakers=(),
         eval_fraction=0.1,
         leaks="report",

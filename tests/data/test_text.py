@@ -137,3 +137,9 @@ def test_names() -> None:
     assert [get(normalizer.name) for normalizer in NORMALIZERS] == list(NORMALIZERS)
     with pytest.raises(ConfigError, match="did you mean 'english'"):
         get("englsh")
+
+
+@given(st.text(alphabet="aé١2 ,.?!'-\u0301ß", max_size=12))
+def test_plain_sentences_take_a_shorter_way_to_the_same_form(text: str):
+    """A dash beside a space separates nothing and is on no shorter way."""
+    assert BASIC.scoring(text) == BASIC.scoring(f"{text} —")

@@ -291,6 +291,23 @@ def test_every_file_of_the_project_in_the_pages_exists():
     assert sorted(row for row in named if not (ROOT / row[1]).exists()) == []
 
 
+def test_every_fault_has_a_test_that_exists_or_says_that_there_is_nothing_to_break():
+    rows = re.findall(
+        r"^\| (\d+) \|(.*)\|([^|]*)\|$", (ROOT / "docs/reference/faults.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert [int(number) for number, _, _ in rows] == list(range(1, 51))
+    lost = []
+    for number, said, cell in rows:
+        tests = INLINE.findall(cell)
+        assert tests or re.search(r"there is no|no command", said), f"row {number} has no test"
+        for test in tests:
+            file, _, name = test.partition("::")
+            path = ROOT / "tests" / file
+            if not (path.is_file() and re.search(rf"^def {name}\(", path.read_text("utf-8"), re.MULTILINE)):
+                lost.append((number, test))
+    assert lost == []
+
+
 def test_no_page_names_a_place_on_somebodys_machine():
     place = re.compile(r"(?<![\w.~/])/(?:home|root|work|tmp|mnt|Users|opt|srv|data|content)/", re.IGNORECASE)
     assert place.search("see /home/x")

@@ -181,21 +181,38 @@ def test_clips_without_a_truth_are_left_out(write: Write):
         compare([rewrite(write("a", BAD), unsaid)], [rewrite(write("b", GOOD), unsaid)])
 
 
-def test_silence_alone_has_no_rate(write: Write):
-    silent = [""] * 8
-    with pytest.raises(TextError, match="empty"):
-        compare([write("a", silent, references=silent)], [write("b", silent, references=silent)])
+def test_on_silence_alone_what_was_written_on_each_clip_is_compared(write: Write):
+    silent = [""] * 12
+    words = ["thank you", *silent[1:]]
+    found = compare([write("a", words, references=silent)], [write("b", silent, references=silent)], resamples=200)
+    assert found.differences["wer"].first == pytest.approx(2 / 12)
+    assert found.differences["wer"].second == 0
+    by_domain = {row["value"]: row["difference"]["wer"]["first"] for row in found.slices if row["by"] == "domain"}
+    assert by_domain == {"phone": pytest.approx(2 / 6), "studio": 0.0}
+
+
+def test_characters_decide_where_the_script_has_no_spaces(write: Write):
+    references = ["今天天气很好", "明天下雨", "你好"] * 3
+    a, b = (
+        write(name, [text[:1] + other for text in references], references=references)
+        for name, other in (("a", ""), ("b", "天"))
+    )
+    assert compare([a], [b], resamples=200).primary.name == "cer"
+    assert compare([a], [b], primary="wer", resamples=200).primary.name == "wer"
+    assert compare([write("c", BAD)], [write("d", GOOD)], primary="cer", resamples=200).primary.name == "cer"
 
 
 def test_what_is_not_there_or_no_prediction_is_named(write: Write, tmp_path: Path):
     a = write("a", BAD)
-    with pytest.raises(RunDirectoryError, match="cannot be read"):
+    with pytest.raises(RunDirectoryError, match=r"missing\.jsonl does not exist"):
         compare([a], [tmp_path / "missing.jsonl"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunDirectoryError, match="no predictions of test or after"):
         compare([a], [tmp_path / "empty"])
     run = write("run", GOOD, run=True)
-    with pytest.raises(RunDirectoryError, match="found test"):
+    with pytest.raises(RunDirectoryError, match=r"in common: \S*empty has none\."):  # the one that lacks them
+        compare([run], [tmp_path / "empty"])
+    with pytest.raises(RunDirectoryError, match="run has test"):
         compare([run], [run], moment="before")
     damaged = tmp_path / "damaged.jsonl"
     damaged.write_text('{"id": "a"}\n[1]\n', "utf-8")

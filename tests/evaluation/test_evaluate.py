@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sonotune.data.text import Normalizer, get
-from sonotune.errors import ManifestError, ResourceError, TextError
+from sonotune.errors import ManifestError, NumericError, ResourceError
 from sonotune.evaluation.evaluate import evaluate, predict_clips, write_predictions
 from sonotune.features.batching import Batch
 from sonotune.features.workers import Crew
@@ -225,17 +225,79 @@ def test_both_texts_are_normalised(clips: list[Clip]) -> None:
     assert run(shouted, ReadsLoudness(scoring=get("identity"))).scores["wer"].value == 1.0
 
 
-def test_references_without_a_word_are_an_error(clips: list[Clip]) -> None:
-    with pytest.raises(TextError, match="empty after normalisation"):
-        run([replace(clip, text=" ") for clip in clips])
+def test_silence_alone_is_scored_by_what_was_written_on_it(clips: list[Clip]) -> None:
+    result = run([replace(clip, text=" ") for clip in clips])
+    assert result.scores["wer"].value == 1.0  # ten words on ten clips
+    assert result.details["decoding"]["silent_words"] == 10
+    [finding] = result.findings
+    assert (finding.check, len(finding.clip_ids)) == ("decode.words_on_silence", 10)
+    assert "10 clips without words, 10 words written on them" in finding.message
 
 
-def test_a_slice_of_silence_has_no_rate_but_says_what_was_made_up(clips: list[Clip]) -> None:
+def test_words_on_silence_count_in_the_whole_and_in_their_slice(clips: list[Clip]) -> None:
     some = [replace(clips[0], domain="speech"), replace(clips[1], text="", domain="silence")]
     result = run(some, ReadsLoudness(answers={"clip-1": "thank you"}))
+    assert result.scores["wer"].value == 2.0
     silence = next(part for part in result.slices if part["value"] == "silence")
-    assert silence["scores"] == {}
+    assert silence["scores"]["wer"]["value"] == 2.0
+    assert silence["scores"]["wer"]["title"] == "WER per silent clip"
     assert silence["insertions"] == 2
+
+
+def test_an_empty_reference_of_speech_counts_what_was_recognised(clips: list[Clip]) -> None:
+    result = run([replace(clips[0], text=""), *clips[1:]])
+    assert result.scores["wer"].value == pytest.approx(1 / 9)
+    assert result.details["decoding"]["silent_clips"] == 1
+
+
+def test_clips_that_are_not_decoded_have_no_text_and_say_so(clips: list[Clip]) -> None:
+    task = ReadsLoudness()
+    named = [clips[2].id, clips[7].id]
+    result = run(clips, task, no_signal=named)
+    assert not set(named) & {name for call in task.calls for name in call["ids"]}
+    assert [one.clip_id for one in result.predictions] == [clip.id for clip in clips]
+    assert [one.clip_id for one in result.predictions if one.no_signal] == named
+    assert [one.text for one in result.predictions if one.no_signal] == ["", ""]
+    assert result.scores["wer"].detail["deletions"] == 2
+    nothing = run(clips[:1], task, no_signal=[clips[0].id])
+    assert [one.text for one in nothing.predictions] == [""]
+
+
+class Cuts(ReadsLoudness):
+    """Reaches the limit of tokens on the clips named, and on each window of them."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.names = names
+
+    def predict(self, loaded: Loaded, batch: Batch, settings: DecodingSettings) -> list[Prediction]:
+        made = super().predict(loaded, batch, settings)
+        return [replace(one, cut=one.clip_id.partition("#")[0] in self.names) for one in made]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_texts_that_reach_their_limit_are_a_finding(clips: list[Clip], told: bool) -> None:
+    some = clips if told else [replace(clip, text=None) for clip in clips]
+    loaded = Loaded()
+    loaded.frontend.max_duration_s = 2.0
+    result = run(some, Cuts("clip-3", "clip-8"), loaded=loaded)
+    [finding] = [finding for finding in result.findings if finding.check == "decode.token_limit"]
+    assert (finding.severity, finding.clip_ids) == ("warning", ("clip-3", "clip-8"))
+    assert "2 of 10 texts" in finding.message
+    assert "evaluation.max_new_tokens=auto" in finding.message
+    if told:
+        assert result.scores["wer"].detail["cut"] == result.details["decoding"]["cut"] == 2
+
+
+def test_one_score_decides_in_every_slice(clips: list[Clip]) -> None:
+    """What decides is a matter of all clips, not of the few of a slice."""
+    chinese = [replace(clip, text="今天天气很好", domain="zh") for clip in clips[:7]]
+    english = [replace(clip, domain="en") for clip in clips[7:]]
+    result = run([*chinese, *english])
+    assert result.scores["cer"].role == "primary"
+    assert {part["scores"]["cer"]["role"] for part in result.slices} == {"primary"}
+    assert all("role" not in part["scores"]["wer"] for part in result.slices)
+    assert run(chinese, primary="wer").scores["wer"].role == "primary"
 
 
 def test_errors_of_the_slices_add_up_to_the_whole(clips: list[Clip]) -> None:
@@ -354,6 +416,45 @@ def test_a_clip_that_does_not_fit_alone_ends_an_evaluation_with_advice(clips: li
     assert caught.value.exit_code == 5
 
 
+class GivesNoNumbers(ReadsLoudness):
+    """The model computes NaN for some clips."""
+
+    def __init__(self, *ids: str) -> None:
+        super().__init__()
+        self.ids = ids
+
+    def predict(self, *arguments: Any, **options: Any) -> list[Prediction]:
+        return [
+            replace(one, text="", finite=False) if one.clip_id in self.ids else one
+            for one in super().predict(*arguments, **options)
+        ]
+
+
+def test_a_clip_without_numbers_is_found_and_counts_as_empty(clips: list[Clip]) -> None:
+    result = run(clips, GivesNoNumbers("clip-3"))
+    assert [prediction.text for prediction in result.predictions] == [*WORDS[:3], "", *WORDS[4:]]
+    [finding] = [finding for finding in result.findings if finding.check == "evaluation.not_finite"]
+    assert (finding.severity, finding.clip_ids, finding.measured) == ("error", ("clip-3",), 1.0)
+    assert "for 1 of 10 clips, which count as empty: clip-3." in finding.message
+    assert result.scores["wer"].value == pytest.approx(0.1)
+
+
+def test_a_window_without_numbers_names_its_clip(clips: list[Clip]) -> None:
+    loaded = Loaded()
+    loaded.frontend.max_duration_s = 1.0
+    long = max(clips, key=lambda clip: clip.duration_s)
+    [merged], findings = predict_clips(GivesNoNumbers(f"{long.id}#0"), loaded, [long])
+    assert not merged.finite
+    assert merged.text == long.text  # of the other windows
+    assert [one.clip_ids for one in findings if one.check == "evaluation.not_finite"] == [(long.id,)]
+
+
+def test_a_model_without_numbers_is_not_scored(clips: list[Clip]) -> None:
+    with pytest.raises(NumericError, match=r"loudness gives NaN .* for each of the 10 clips, such as clip-") as caught:
+        run(clips, GivesNoNumbers(*(clip.id for clip in clips)))
+    assert caught.value.exit_code == 4
+
+
 def test_a_task_that_mixes_up_its_clips_is_caught(clips: list[Clip]) -> None:
     class Reversed(ReadsLoudness):
         def predict(self, *arguments: Any, **options: Any) -> list[Prediction]:
@@ -381,6 +482,12 @@ def test_the_result_is_ready_for_json(clips: list[Clip]) -> None:
     assert {"scores", "slices", "clips", "seconds", "audio_seconds"} <= found.keys()
     assert {"value", "low", "high", "count", "unit"} <= found["scores"]["wer"].keys()
     assert {"by", "value", "scores"} <= found["slices"][0].keys()
+
+
+def test_the_prediction_of_a_file_whose_name_is_no_utf8_keeps_its_id(clips: list[Clip], tmp_path: Path) -> None:
+    clip, path = replace(clips[0], id="bad\udcff"), tmp_path / "after.jsonl"
+    write_predictions(path, ReadsLoudness(), [Prediction(clip_id=clip.id, text="zero")], [clip])
+    assert json.loads(path.read_text("utf-8"))["id"] == clip.id
 
 
 def test_predictions_on_disk(clips: list[Clip], tmp_path: Path) -> None:

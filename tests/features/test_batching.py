@@ -199,14 +199,18 @@ def test_unusable_clips_are_left_out_and_found(make_clips, tmp_path):
     text = Clip(id="text", path=tmp_path / "text.wav", duration_s=1.0)
     soundfile.write(tmp_path / "nan.wav", np.full(8000, np.nan), RATE, subtype="FLOAT")
     hollow = Clip(id="hollow", path=tmp_path / "nan.wav", duration_s=0.5)
-    ids = [np.array([index], dtype=np.int64) for index in range(6)]
-    data = dataset([absent, clips[0], text, hollow, clips[2], clips[1]], ids, [(0, 1, 2, 3, 4, 5), (0, 2)])
+    soundfile.write(tmp_path / "huge.wav", np.full(8000, 1e30), RATE, subtype="FLOAT")
+    huge = Clip(id="huge", path=tmp_path / "huge.wav", duration_s=0.5)
+    ids = [np.array([index], dtype=np.int64) for index in range(7)]
+    given = [absent, clips[0], text, hollow, clips[2], clips[1], huge]
+    data = dataset(given, ids, [(0, 1, 2, 3, 4, 5, 6), (0, 2)])
 
     batch = data[0]
     assert [clip.id for clip in batch.clips] == ["clip0", "clip1"]
     assert batch.targets.tolist() == [[1], [5]]
     checks = {finding.clip_ids[0]: finding.check for finding in batch.findings}
-    assert checks.keys() == {"absent", "text", "hollow", "clip2"}
+    assert checks.keys() == {"absent", "text", "hollow", "clip2", "huge"}
+    assert checks["huge"] == "audio.amplitude"
     assert checks["absent"] == "audio.missing"
     assert checks["text"] == "audio.not_audio"
     assert checks["hollow"] == "audio.non_finite"

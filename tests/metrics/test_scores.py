@@ -6,8 +6,8 @@ import pytest
 
 from sonotune.metrics.scores import (
     better_sign,
+    decoding_note,
     drawn_scores,
-    loops_note,
     primary_score,
     score_title,
     show_score,
@@ -46,6 +46,9 @@ def test_what_decides_comes_first_and_what_explains_it_is_not_drawn(written: boo
 
 
 def test_loops_are_counted_and_directions_known():
-    assert loops_note(of("wer", detail={"loops": 2})) == ", 2 of 8 texts loop (25.0 %)"
-    assert loops_note(of("wer")) == ""
+    assert decoding_note(of("wer", detail={"loops": 2})) == ", 2 of 8 texts loop (25.0 %)"
+    assert decoding_note(of("wer")) == ""
+    assert decoding_note(of("wer", detail={"cut": 1})) == ", 1 of 8 texts end at their limit of tokens (12.5 %)"
+    silent = of("wer", detail={"silent_clips": 3, "silent_words": 4})
+    assert decoding_note(silent) == ", 3 clips without words, 4 words written on them"
     assert (better_sign("lower"), better_sign("higher")) == (1, -1)

@@ -206,6 +206,27 @@ def test_a_vocabulary_of_upper_case_is_written_upper_and_read_lower(tmp_path: Pa
         FAMILY.encode_text(loaded, "café", "en")
 
 
+@pytest.mark.parametrize("text", ["IT'S שבע", "it's שבע", "It's שבע"])
+@pytest.mark.parametrize("letters", ["ABCDEFGHIJKLMNOPQRSTUVWXYZ'", "abcdefghijklmnopqrstuvwxyz'"])
+def test_a_vocabulary_of_one_case_writes_texts_of_any(tmp_path: Path, letters: str, text: str):
+    loaded = FAMILY.load(str(save(tmp_path / "one", [*letters, *HEBREW])))
+    ids = FAMILY.encode_text(loaded, text, "en")
+    written = "IT'S|שבע" if letters.isupper() else "it's|שבע"
+    assert loaded.processor.tokenizer.convert_ids_to_tokens(ids.tolist()) == [*written]
+    assert FAMILY.decode_text(loaded, ids.tolist()) == "it's שבע"
+    assert FAMILY.written_form(loaded)(text) == written.replace("|", " ")
+    with pytest.raises(TextError, match=r"lacks '1' 'É'\. .*model\.outputs=data"):
+        FAMILY.encode_text(loaded, "CAFÉ 1", "en")
+
+
+def test_what_a_new_vocabulary_lacks_is_not_mended_by_making_it(encoder: Path):
+    loaded = FAMILY.load(str(encoder), outputs=("A", "B"))
+    assert FAMILY.encode_text(loaded, "ab A", "en").size == 4
+    with pytest.raises(TextError, match=r"lacks 'c'\. .*data\.train with all the characters") as caught:
+        FAMILY.encode_text(loaded, "abc", "en")
+    assert "model.outputs" not in str(caught.value)
+
+
 def test_a_vocabulary_of_both_cases_keeps_them(tmp_path: Path):
     loaded = FAMILY.load(str(save(tmp_path / "both", [*"Aab"])))
     ids = FAMILY.encode_text(loaded, "Aa b", "en")

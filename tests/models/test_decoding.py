@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from sonotune.models import decoding
-from sonotune.models.decoding import Candidate, EndOfRow, fall_back, loops_at_end, token_limit, token_limits
-from sonotune.types import Clip, DecodingSettings, Hypothesis
+from sonotune.models.decoding import (
+    Candidate,
+    EndOfRow,
+    fall_back,
+    is_cut,
+    loops_at_end,
+    text_rate,
+    token_limit,
+    token_limits,
+    tokens_per_second,
+    without_half_character,
+)
+from sonotune.types import NOT_FINITE, Clip, DecodingSettings, Hypothesis
 
 END, VOCABULARY = 0, 12
 
@@ -57,6 +69,50 @@ def test_limits_are_of_each_clip() -> None:
     assert token_limits(DecodingSettings(), [0.0, 2.0], otherwise=7) == [16, 166]
     assert token_limits(DecodingSettings(max_new_tokens=3), [0.0, 2.0], otherwise=7) == [3, 3]
     assert token_limits(DecodingSettings(max_new_tokens=None), [0.0, 2.0], otherwise=7) == [7, 7]
+
+
+class Letters:
+    """A tokenizer that writes so many tokens for each UTF-8 byte of a letter beyond ASCII."""
+
+    def __init__(self, tokens_per_byte: int) -> None:
+        self.tokens_per_byte = tokens_per_byte
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> SimpleNamespace:
+        assert not add_special_tokens
+        sizes = [len(sign.encode()) for sign in text]
+        return SimpleNamespace(input_ids=[0] * sum(1 if size == 1 else self.tokens_per_byte * size for size in sizes))
+
+
+@pytest.mark.parametrize(("per_byte", "trained", "rate"), [(0, 0.0, 75), (1, 0.0, 100), (1, 140.0, 140), (2, 0.0, 200)])
+def test_the_rate_follows_the_tokenizer_and_the_transcripts(per_byte: int, trained: float, rate: float) -> None:
+    """A letter of Adlam has four bytes; a tokenizer that knows every letter keeps what marks on letters need."""
+    assert tokens_per_second(Letters(per_byte), trained) == rate
+    assert token_limits(DecodingSettings(), [2.0], otherwise=7, tokens_per_second=rate) == [2 * rate + 16]
+
+
+def test_the_rate_of_a_text_is_the_least_that_leaves_room_for_it() -> None:
+    assert text_rate(16, 1.0) == text_rate(40, 0.0) == 0
+    for tokens, duration_s in ((40, 0.3), (90, 1.7), (441, 2.9)):
+        rate = text_rate(tokens, duration_s)
+        assert token_limit(duration_s, tokens_per_second=rate) >= tokens
+        assert token_limit(duration_s, tokens_per_second=0.95 * rate) < tokens
+
+
+def test_a_text_is_cut_where_only_the_limit_ended_it() -> None:
+    assert is_cut([1, 2, 3], 3)
+    assert not is_cut([1, 2], 3)  # the end token was the third
+    assert not is_cut([4] * 40, 40)  # a loop
+    assert without_half_character("აბ\ufffd", cut=True) == "აბ"
+    assert without_half_character("აბ\ufffd", cut=False) == "აბ\ufffd"
+
+
+def test_the_text_that_is_kept_says_whether_it_was_cut() -> None:
+    settings = DecodingSettings(temperatures=(0.0, 0.5, 1.0))
+    answers = {0.5: [Candidate("half", -1.5, cut=True)], 1.0: [Candidate("one", -4.0)]}
+    [made] = fall_back([Candidate(LOOP, -0.1)], [0.0], settings, lambda _, heat: answers[heat])
+    assert (made.text, made.cut) == ("half", True)
+    [passed] = fall_back([Candidate("fine", -0.1, cut=True)], [0.0], settings, lambda _, heat: answers[heat])
+    assert passed.cut
 
 
 @pytest.mark.parametrize(("period", "needed"), [(1, 30), (2, 30), (3, 30), (4, 40), (7, 70), (8, 80)])
@@ -191,3 +247,31 @@ def test_a_loop_on_silence_becomes_no_text() -> None:
     settings = DecodingSettings(temperatures=(0.0, 1.0))
     [made] = fall_back([Candidate(LOOP, -0.1)], [0.9], settings, lambda _, heat: [Candidate("qx zv wj", -3.0)])
     assert made.text == ""
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_row_without_numbers_ends_there_and_the_others_go_on(value: float) -> None:
+    logits = torch.zeros(3, VOCABULARY, VOCABULARY)
+    for token in range(1, VOCABULARY):  # counts up from the last of the prompt, 5, then ends
+        logits[:, token, (token + 1) % VOCABULARY] = 9.0
+    plain = write(logits, [11, 11, 11])
+    logits[1, 8, 2] = value
+    made = write(logits, [11, 11, 11])
+    assert [one.finite for one in made] == [True, False, True]
+    assert len(made[1].ids) < len(plain[1].ids)
+    assert (made[0], made[2]) == (plain[0], plain[2])
+
+
+def test_tokens_that_are_never_written_are_no_lack_of_numbers() -> None:
+    logits = torch.zeros(1, VOCABULARY, VOCABULARY)
+    logits[..., 3:] = -torch.inf
+    assert write(logits, [4])[0].finite
+    assert decoding.finite_rows(torch.full((1, 3), -torch.inf)).tolist() == [False]
+
+
+def test_what_has_no_numbers_has_no_text_and_no_draw_is_taken_for_one() -> None:
+    settings = DecodingSettings(temperatures=(0.0, 0.5, 1.0))
+    lost = Candidate("x", float("nan"), finite=False)
+    answers = {0.5: [lost], 1.0: [Candidate(LOOP, -0.2)]}
+    made = fall_back([lost, Candidate(LOOP, -0.1)], [0.0, 0.0], settings, lambda _, heat: answers[heat])
+    assert made == [NOT_FINITE, Hypothesis(text=LOOP, temperature=0.0, attempts=3)]

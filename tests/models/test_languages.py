@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sonotune.models.languages import find_code, language_name
+from sonotune.models.languages import find_code, language_name, misspelt, named, nearest, whisper_names
 
 KNOWN = ("en", "he", "id", "yi", "zh", "yue", "jw", "no", "ro", "tl")
 
@@ -54,3 +54,32 @@ def test_names_that_a_model_was_trained_with_go_first():
     assert language_name("Tagalog", trained=trained) == "Filipino"
     assert language_name("klingon", trained=trained) == "Klingon"
     assert language_name("he_IL", trained=trained) == "Hebrew"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("hebrw", "; did you mean he (Hebrew)?"),
+        ("heb", "; did you mean he (Hebrew)?"),
+        ("Swahilli", "; did you mean sw (Swahili)?"),
+        ("klingon", ""),
+        ("xx", ""),
+    ],
+)
+def test_the_nearest_names_are_offered(given: str, meant: str):
+    assert nearest(given, whisper_names()) == meant
+
+
+def test_only_languages_that_there_are_are_offered():
+    assert nearest("hebrw", named(("en", "de"))) == ""
+    assert nearest("hebrw", named(("en", "iw"))) == "; did you mean iw (Hebrew)?"
+
+
+@pytest.mark.parametrize("name", ["hebrw", "Arabik", "portugese"])
+def test_a_known_name_with_a_wrong_letter_is_misspelt(name: str):
+    assert "did you mean" in misspelt(name)
+
+
+@pytest.mark.parametrize("name", ["Hebrew", "he", "ladino", "Guarani", "Romansh", "brezhoneg", "heb"])
+def test_names_of_other_languages_are_not(name: str):
+    assert misspelt(name) == ""

@@ -227,6 +227,11 @@ def test_names_of_languages(loaded: LoadedModel, given: str, name: str | None):
     assert FAMILY.knows_language(loaded, given) is (name is not None)
 
 
+def test_a_misspelt_language_is_refused_with_the_nearest_name(loaded: LoadedModel):
+    with pytest.raises(TextError, match=r"'hebrw' has none that is known; did you mean he \(Hebrew\)\? Give a code"):
+        FAMILY.encode_text(loaded, "seven", "hebrw")
+
+
 def test_a_language_it_was_not_trained_on_is_noted(loaded: LoadedModel):
     assert FAMILY.note_on_language(loaded, "en-US") is None
     note = FAMILY.note_on_language(loaded, "iw")

@@ -496,6 +496,10 @@ def test_the_language_and_the_chat_template_are_in_the_prompt(tmp_path: Path, pa
     assert tokenizer.decode(after) == "audio<reply>"
     with pytest.raises(TextError, match=r"model\.language"):
         FAMILY.encode_text(loaded, "one", None)
+    assert not FAMILY.knows_language(loaded, "hebrw")
+    with pytest.raises(TextError, match=r"'hebrw' is none that is known; did you mean he \(Hebrew\)\?"):
+        FAMILY.encode_text(loaded, "one", "hebrw")
+    assert FAMILY.knows_language(loaded, "Ladino")
     assert len(probe_logits(loaded)) == 36
     with pytest.raises(ModelError, match="chat template"):
         compose(tmp_path / "not", language_model=str(parts["llama"]), **arguments)

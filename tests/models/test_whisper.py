@@ -334,6 +334,10 @@ def test_the_languages_come_from_the_tokenizer_where_nothing_else_names_them(tmp
     packaged = FAMILY.load("assets:whisper-nano")
     assert FAMILY.knows_language(found, "he")
     assert not FAMILY.knows_language(found, "klingon")
+    with pytest.raises(
+        TextError, match=r"does not know the language 'hebrw'; did you mean he \(Hebrew\)\? It knows .*en.*he"
+    ):
+        FAMILY.encode_text(found, "seven", "hebrw")
     text = "seven"
     assert FAMILY.encode_text(found, text, "he").tolist() == FAMILY.encode_text(packaged, text, "he").tolist()
     found.module.save_pretrained(tmp_path / "kept")

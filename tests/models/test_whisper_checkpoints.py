@@ -19,7 +19,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from sonotune.errors import ModelError, TextError
+from sonotune.errors import ConfigError, ModelError, TextError
 from sonotune.features.frontend import from_feature_extractor
 from sonotune.models.families.whisper import WhisperFamily
 from sonotune.models.families.whisper_checkpoint import complete_generation_config
@@ -240,7 +240,9 @@ def test_an_english_only_checkpoint_takes_english_and_refuses_others(build: Buil
 def test_a_language_of_the_settings_that_the_model_lacks_is_refused_once(build: Build):
     loaded = load(build())
     task = Transcribe(FAMILY, TaskSettings(language="xx"))
-    with pytest.raises(TextError, match=r"does not know the language 'xx'; it knows en, he") as caught:
+    with pytest.raises(
+        ConfigError, match=r"model\.language=xx: .*does not know the language 'xx'; it knows en, he"
+    ) as caught:
         task.prepare(
             loaded, [Clip(id=f"{number}", path=Path("x.wav"), duration_s=1.0, text="one") for number in range(3)]
         )

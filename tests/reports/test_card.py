@@ -105,6 +105,16 @@ def test_no_path_of_a_machine_is_in_it(record: RunRecord):
     assert "base_model" not in front(build_card(local, kind="model", task="transcribe"))
 
 
+def test_a_local_folder_is_never_called_a_repository_of_the_hub(record: RunRecord):
+    commit = {"checkpoint": "openai/whisper-small", "revision": "973afd24965f72e36ca33b3055d56a652f456b4d"}
+    digest = {"checkpoint": "openai/whisper-small", "revision": "0123456789abcdef"}  # of the files of a folder
+    random = {"checkpoint": "openai/whisper-small", "revision": "random-0123456789abcdef"}
+    for model, base in ((commit, "openai/whisper-small"), (digest, None), (random, None)):
+        card = build_card(replace(record, model={**record.model, **model}), kind="adapter", task="transcribe")
+        assert front(card).get("base_model") == base
+        assert ("openai" in card) == (base is not None)
+
+
 def test_a_run_without_scores_says_so(record: RunRecord):
     card = build_card(replace(record, scores={}, ranks={}, data_digest={}), kind="model", task="transcribe")
     assert "Nothing was scored." in card

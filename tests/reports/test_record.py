@@ -270,3 +270,18 @@ def test_a_report_needs_no_torch() -> None:
         "assert not found, found\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_slices_are_of_the_rate_that_decides(run_record, run_predictions, read_page) -> None:
+    def shown(primary: str) -> str:
+        scores = {
+            where: {name: {**score, "role": "primary" if name == primary else "plain"} for name, score in each.items()}
+            for where, each in run_record.scores.items()
+        }
+        return read_page(build_html(replace(run_record, scores=scores), [], run_predictions)).flat("slices")
+
+    words, characters = shown("wer"), shown("cer")
+    assert "WER" in words
+    assert "CER" not in words
+    assert "CER" in characters
+    assert "WER" not in characters

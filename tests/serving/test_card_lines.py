@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import warnings
 from collections.abc import Callable
@@ -22,15 +23,20 @@ from sonotune.types import Clip, RunRecord
 
 Command = Callable[..., tuple[int, str, str]]
 CLASSES = ("kick", "one", "two")
+MERGED: dict[str, Any] = {}
+ADAPTER: dict[str, Any] = {"adapter_only": True}
+PLAIN: dict[str, Any] = {"adapter_only": True, "plain": True}
 ROWS = {
-    "whisper": ("whisper", {"language": "en"}, False),
-    "whisper-adapter": ("whisper", {"language": "en"}, True),
-    "ctc": ("ctc", {}, False),
-    "ctc-adapter": ("ctc", {"outputs": tuple("efghinorstuvwxz")}, True),
-    "qwen3_asr": ("qwen3_asr", {"language": "en"}, False),
-    "qwen3_asr-hebrew": ("qwen3_asr", {"language": "he"}, True),
-    "ast": ("ast", {}, False),
-    "ast-adapter": ("ast", {"outputs": CLASSES}, True),
+    "whisper": ("whisper", {"language": "en"}, MERGED),
+    "whisper-adapter": ("whisper", {"language": "en"}, ADAPTER),
+    "whisper-plain": ("whisper", {"language": "en"}, PLAIN),
+    "ctc": ("ctc", {}, MERGED),
+    "ctc-adapter": ("ctc", {"outputs": tuple("efghinorstuvwxz")}, ADAPTER),
+    "ctc-plain": ("ctc", {"outputs": tuple("efghinorstuvwxz")}, PLAIN),
+    "qwen3_asr": ("qwen3_asr", {"language": "en"}, MERGED),
+    "qwen3_asr-hebrew": ("qwen3_asr", {"language": "he"}, ADAPTER),
+    "ast": ("ast", {}, MERGED),
+    "ast-adapter": ("ast", {"outputs": CLASSES}, ADAPTER),
 }
 
 
@@ -73,11 +79,11 @@ def test_the_lines_print_what_the_model_is_scored_on(
     monkeypatch: pytest.MonkeyPatch,
     sonotune: Command,
 ):
-    family, settings, only = ROWS[row]
+    family, settings, form = ROWS[row]
     folder, place = adapted(family, **settings), tmp_path / "out"
     base = str(read_metadata(folder)["checkpoint"])
-    export(str(folder), place, dtype="fp32", adapter_only=only)
-    kind: Any = "adapter" if only else "model"
+    export(str(folder), place, dtype="fp32", **form)
+    kind: Any = "adapter" if form else "model"
     record = record_of(family, base, language=settings.get("language"))
     card = build_card(record, kind=kind, task="transcribe", usage=usage_in(place, record, kind))
     write_speech(place, digits[1][2])
@@ -115,4 +121,36 @@ def test_where_the_base_is_a_folder_its_name_stands_in_the_lines_and_its_place_d
     card = build_card(record, kind="adapter", task="transcribe")
     [python] = blocks(card, "python")
     assert r'BASE = "my \"base\""  # the folder of the base model' in python
+    assert str(tmp_path) not in card
+    assert 'Its base is a folder called `my "base"`, on no hub' in card
+
+
+def test_the_card_says_which_tools_read_the_form(adapted: Callable[..., Path], tmp_path: Path):
+    folder = adapted("whisper", language="en")
+    entries = folder / "adapter_config.json"
+    patterned = json.loads(entries.read_text("utf-8")) | {"alpha_pattern": {"^model.decoder": 3.0}}
+    record = record_of("whisper", "assets:whisper-nano", language="en")
+    export(str(folder), tmp_path / "plain", adapter_only=True, plain=True)
+    usage = usage_in(tmp_path / "plain", record, "adapter")
+    card = build_card(record, kind="adapter", task="transcribe", usage=usage)
+    assert "vllm serve BASE --enable-lora --max-lora-rank 8 --lora-modules tuned=." in card
+    assert "Its base is `assets:whisper-nano`, which is packaged with sonotune and on no hub." in card
+    assert "The model takes windows of 15 s." in card  # as its preprocessor_config.json says
+    entries.write_text(json.dumps(patterned), "utf-8")
+    card = build_card(record, kind="adapter", task="transcribe", usage=usage_in(folder, record, "adapter"))
+    assert "**no**: they read one rank and one scale for all modules, and this adapter has `alpha_pattern`." in card
+    assert "vllm serve" not in card
+    merged = build_card(record, kind="model", task="transcribe")
+    assert "ct2-transformers-converter" in merged
+    assert "The model takes windows of 30 s." in merged
+
+
+def test_the_card_of_a_plain_adapter_names_the_copy_of_the_base(adapted: Callable[..., Path], tmp_path: Path):
+    folder = adapted("ctc", outputs=tuple("efghinorstuvwxz"))
+    export(str(folder), tmp_path / "plain", adapter_only=True, plain=True)
+    record = record_of("ctc", "facebook/wav2vec2-base")
+    usage = usage_in(tmp_path / "plain", record, "adapter")
+    card = build_card(record, kind="adapter", task="transcribe", usage=usage)
+    assert "Its base is the folder `base` beside this card" in card
+    assert 'BASE = "./base"' in card
     assert str(tmp_path) not in card

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import WhisperFeatureExtractor, WhisperProcessor
 
 from sonotune.adapters.kinds import lora
 from sonotune.adapters.merge import MergeProof
@@ -252,6 +253,50 @@ def test_an_export_carries_the_language_of_its_run(trained: Trained, tmp_path: P
     written = json.loads((tmp_path / "export" / "generation_config.json").read_text("utf-8"))
     assert (written["language"], written["task"], written["forced_decoder_ids"]) == ("en", "transcribe", None)
     assert result["decoding"]["language"] == "en"
+
+
+@pytest.mark.parametrize("form", [{}, {"adapter_only": True}, {"adapter_only": True, "plain": True}])
+def test_every_form_has_the_files_that_other_tools_look_for(trained: Trained, tmp_path: Path, form: Any):
+    folder, _ = trained()
+    export(str(folder), tmp_path / "export", **form)
+    written = json.loads((tmp_path / "export" / "generation_config.json").read_text("utf-8"))
+    assert (written["language"], written["task"]) == ("en", "transcribe")
+    features = json.loads((tmp_path / "export" / "preprocessor_config.json").read_text("utf-8"))
+    assert (features["feature_extractor_type"], features["chunk_length"]) == ("WhisperFeatureExtractor", 15)
+    for place in (tmp_path / "export", tmp_path / "export" / "base"):
+        if (place / "config.json").is_file():
+            assert WhisperFeatureExtractor.from_pretrained(place).chunk_length == 15
+            assert WhisperProcessor.from_pretrained(place).tokenizer("one").input_ids
+
+
+@pytest.mark.parametrize("family", ["ctc", "qwen3_asr", "ast"])
+def test_features_stand_beside_adapters_of_every_family(adapted: Callable[..., Path], tmp_path: Path, family: str):
+    export(str(adapted(family)), tmp_path / "export", adapter_only=True)
+    assert (tmp_path / "export" / "preprocessor_config.json").is_file()
+    assert (tmp_path / "export" / "generation_config.json").is_file() == (family == "qwen3_asr")
+
+
+def test_an_adapter_names_a_base_that_plain_peft_opens(trained: Trained, tmp_path: Path):
+    from transformers import WhisperForConditionalGeneration
+
+    folder, _ = trained()
+    config = folder / "adapter_config.json"
+    named = json.loads(config.read_text("utf-8"))["base_model_name_or_path"]
+    assert WhisperForConditionalGeneration.from_pretrained(named).config.model_type == "whisper"
+    older = json.loads(config.read_text("utf-8")) | {"base_model_name_or_path": "assets:whisper-nano"}
+    config.write_text(json.dumps(older), "utf-8")
+    export(str(folder), tmp_path / "export", adapter_only=True)
+    again = json.loads((tmp_path / "export" / "adapter_config.json").read_text("utf-8"))
+    assert again == older | {"base_model_name_or_path": named}
+
+
+def test_an_adapter_whose_base_is_gone_is_exported_all_the_same(trained: Trained, tmp_path: Path):
+    folder, _ = trained()
+    entries = json.loads((folder / "sonotune.json").read_text("utf-8"))
+    (folder / "sonotune.json").write_text(json.dumps(entries | {"checkpoint": str(tmp_path / "gone")}), "utf-8")
+    export(str(folder), tmp_path / "export", adapter_only=True)
+    assert (tmp_path / "export" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "export" / "preprocessor_config.json").exists()
 
 
 def test_an_export_that_is_replaced_is_there_until_the_new_one_is(

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from sonotune.errors import ManifestError, ModelError, TextError
+from sonotune.adapters.kinds import lora
+from sonotune.errors import ManifestError, ModelError, NumericError, TextError
 from sonotune.features.batching import Batch
 from sonotune.models.base import LoadedModel
 from sonotune.models.families.whisper import WhisperFamily
@@ -59,6 +60,38 @@ def test_recordings_of_kinds_that_cannot_be_read_are_named(recordings: Path):
     assert "deep/memo.m4a" in finding.message
 
 
+def test_a_file_without_signal_is_named_and_has_no_text(recognizer: Recognizer, recordings: Path):
+    tone, rate_hz = soundfile.read(recordings / "a.wav")
+    soundfile.write(recordings / "aa.wav", np.zeros(8000), 16000)
+    soundfile.write(recordings / "opposed.wav", np.stack([tone, -tone], axis=1), rate_hz)
+    found = recognizer.recognize([recordings], decoding=DecodingSettings(max_new_tokens=4))
+    flags = {Path(one.clip_id).name: (one.no_signal, one.text == "") for one in found.predictions}
+    assert list(flags) == ["a.wav", "aa.wav", "b.flac", "c.ogg", "opposed.wav"]
+    assert {name for name, (no_signal, _) in flags.items() if no_signal} == {"aa.wav", "opposed.wav"}
+    assert flags["aa.wav"] == flags["opposed.wav"] == (True, True)
+    warned = [finding for finding in found.findings if finding.check == "audio.silent"]
+    assert [Path(str(finding.path)).name for finding in warned] == ["aa.wav", "opposed.wav"]
+    assert all("no signal" in finding.message and finding.severity == "warning" for finding in warned)
+    only = recognizer.recognize([recordings / "aa.wav"])
+    assert [(one.text, one.no_signal) for one in only.predictions] == [("", True)]
+    asked = recognizer.recognize(
+        [recordings / "aa.wav"], silence_db=-200.0, decoding=DecodingSettings(max_new_tokens=4)
+    )
+    assert not asked.predictions[0].no_signal
+    assert not [finding for finding in asked.findings if finding.check == "audio.silent"]
+
+
+def test_evaluation_asks_the_model_about_silence(recognizer: Recognizer, recordings: Path):
+    """What it would write there is what the score is to show."""
+    soundfile.write(recordings / "aa.wav", np.zeros(8000), 16000)
+    silence = Clip(id="aa", path=recordings / "aa.wav", duration_s=0.5, text="", language="en")
+    found = recognizer.evaluate([silence], bootstrap=100)
+    written = len((found.predictions[0].text or "").split())
+    assert written > 0  # whisper-nano has never heard silence alone
+    assert found.scores["wer"].value == written
+    assert found.details["decoding"]["silent_words"] == written
+
+
 def test_transcripts_come_in_the_order_of_the_files_whatever_the_batches(recognizer: Recognizer, recordings: Path):
     (recordings / "bad.wav").write_bytes(b"")
     together = recognizer.recognize([recordings], decoding=DecodingSettings(max_new_tokens=4))
@@ -72,6 +105,31 @@ def test_transcripts_come_in_the_order_of_the_files_whatever_the_batches(recogni
         for prediction in together.predictions
     ]
     assert one_by_one == [prediction.text for prediction in together.predictions]
+
+
+def test_one_absurd_sample_costs_its_clip_alone(recognizer: Recognizer, recordings: Path):
+    before = recognizer.recognize([recordings], decoding=DecodingSettings(max_new_tokens=4))
+    samples = 0.1 * np.random.default_rng(0).standard_normal(8000)
+    samples[4000] = 1e30
+    soundfile.write(recordings / "b.wav", samples, 16_000, subtype="FLOAT")
+    after = recognizer.recognize([recordings], decoding=DecodingSettings(max_new_tokens=4))
+    assert after.predictions == before.predictions
+    [finding] = [finding for finding in after.findings if finding.severity == "error"]
+    assert finding.check == "audio.amplitude"
+    assert str(recordings / "b.wav") in finding.message
+
+
+@pytest.mark.parametrize("beam_size", [1, 2])
+def test_a_scale_beyond_all_numbers_is_an_error_and_not_a_text(trained: Trained, recordings: Path, beam_size: int):
+    """Every weight is finite, and the products are not."""
+    folder, loaded = trained()
+    for layer in lora.lora_layers(loaded).values():
+        layer.lora_B["default"].weight.data.mul_(1e30)
+        layer.lora_A["default"].weight.data.mul_(1e30)
+    lora.save(loaded, folder, extra={"bits": 16, "language": "en"})
+    opened = Recognizer.open(str(folder), precision="fp32")
+    with pytest.raises(NumericError, match=r"NaN or infinity .* for each of the 3 clips.*lora_alpha"):
+        opened.recognize([recordings], decoding=DecodingSettings(max_new_tokens=4, beam_size=beam_size))
 
 
 def test_nothing_to_transcribe_is_an_error_with_the_reason(recognizer: Recognizer, tmp_path: Path):

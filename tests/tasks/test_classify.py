@@ -376,8 +376,9 @@ def test_several_classes_are_right_where_the_whole_set_is():
         said("c3", 0.49, 0.1, 0.1),
     ]
     made = task(multi_label=True)
-    assert made.primary == "map"
-    assert made.score(predictions, clips, resamples=100)["accuracy"].value == 0.5
+    scores = made.score(predictions, clips, resamples=100)
+    assert scores["map"].role == "primary"
+    assert scores["accuracy"].value == 0.5
     assert [made.decide(prediction) for prediction in predictions] == [["drag", "flam"], ["flam", "roll"], [], []]
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from sonotune.data.text import get
-from sonotune.errors import MissingExtraError
+from sonotune.errors import ConfigError, MissingExtraError
 from sonotune.models.base import LoadedModel
+from sonotune.models.decoding import TOKENS_MARGIN
 from sonotune.models.families.ctc import CtcFamily
 from sonotune.models.families.whisper import WhisperFamily
 from sonotune.models.probe import probe_batch
@@ -156,9 +157,66 @@ def test_predictions_come_in_the_order_of_the_batch(loaded: LoadedModel):
     ]
 
 
-def test_the_best_model_is_chosen_by_word_error_rate():
-    scores = task().score(predictions("one"), [clip(0, "one")], resamples=100)
-    assert scores[Transcribe.primary].better == "lower"
+@pytest.mark.parametrize(
+    ("texts", "decides"),
+    [
+        (["one two three", "four"], "wer"),
+        (["Donaudampfschifffahrt", "und Kapitänsmütze"], "wer"),
+        (["今天天气很好", "hello"], "cer"),
+        (["今日はいい天気です"], "cer"),
+        (["รัฐบาลตัดสินใจเพิ่มค่าแรง"], "cer"),
+        (["བོད་ཡིག"], "cer"),
+        (["ဒီနေ့ ရာသီဥတု ကောင်းတယ်"], "cer"),
+        (["오늘 날씨가 좋네요"], "wer"),
+        (["onetwothreefour", "fivesixseveneight"], "cer"),
+        (["", "42"], "wer"),
+    ],
+)
+def test_the_score_that_decides_follows_the_script(texts: list[str], decides: str):
+    made, said = predictions(*texts), spoken(*texts)
+    assert task().primary_of(said)[0] == decides
+    roles = {name: score.role for name, score in task().score(made, said, resamples=100).items()}
+    assert roles == {name: "primary" if name == decides else "plain" for name in ("wer", "cer")}
+    for asked in ("wer", "cer"):
+        chosen = Transcribe(FAMILY, TaskSettings(primary=asked))
+        assert chosen.score(made, said, resamples=100)[asked].role == "primary"
+    assert task().score(made, said, primary="cer", resamples=100)["cer"].role == "primary"
+
+
+def test_a_score_of_another_task_cannot_decide():
+    with pytest.raises(ConfigError, match="accuracy is no score that can decide for the task transcribe; it has wer"):
+        Transcribe(FAMILY, TaskSettings(primary="accuracy"))
+
+
+def test_what_was_cut_and_written_on_silence_is_counted_in_the_score():
+    said = spoken("go home", "", "")
+    made = [replace(one, cut=one.clip_id == "c0") for one in predictions("go", "thank you", "")]
+    score = task().score(made, said, resamples=100)["wer"]
+    assert {name: score.detail[name] for name in ("cut", "silent_clips", "silent_words")} == {
+        "cut": 1,
+        "silent_clips": 2,
+        "silent_words": 2,
+    }
+    assert score.value == pytest.approx(3 / 2)
+    assert task().row(made[0], said[0])["cut"] is True
+    assert "cut" not in task().row(made[1], said[1])
+
+
+def test_the_densest_transcripts_are_told(loaded: LoadedModel):
+    plain = [replace(clip(number, "seven"), id=f"p{number}") for number in range(3)]
+    assert task().prepare(loaded, plain).tokens_per_second == 0  # the margin is room enough
+    dense = clip(9, "seven " * 15)  # 89 letters and spaces, and the end, in one second
+    assert task().prepare(loaded, [*plain, dense]).tokens_per_second == 90 - TOKENS_MARGIN
+    many = [replace(one, id=f"{number}{one.id}") for number in range(40) for one in plain]
+    assert task().prepare(loaded, [*many, dense]).tokens_per_second == 0  # one of 121: rather a mistake
+    assert task().prepare(loaded, []).tokens_per_second == 0
+
+
+def test_an_empty_transcript_is_learned_where_it_is_given(loaded: LoadedModel):
+    prepared = task().prepare(loaded, [clip(0, ""), clip(1, " ")])
+    prompt = task().prepare(loaded, [clip(0, "one")]).targets[0][:4].tolist()
+    assert [ids.tolist() for ids in prepared.targets] == [[*prompt, loaded.module.config.eos_token_id]] * 2
+    assert not prepared.findings
 
 
 def test_loops_stand_beside_the_rate_and_are_cut_in_a_rate_of_their_own():
@@ -167,7 +225,7 @@ def test_loops_stand_beside_the_rate_and_are_cut_in_a_rate_of_their_own():
     assert scores["wer"].detail["loops"] == 1
     assert scores["wer"].value == pytest.approx(11 / 3)
     assert scores["wer_loops_cut"].value == 0
-    assert task().primary == "wer"
+    assert scores["wer"].role == "primary"
     fine = task().score(predictions("go home", "fine"), said, resamples=100)
     assert fine["wer"].detail["loops"] == 0
     assert set(fine) == {"wer", "cer"}
@@ -231,6 +289,42 @@ def test_the_language_of_a_clip_decides_how_its_numbers_are_said():
     clips = [clip(0, "drei", language="de"), clip(1, "tatu", language="sw"), clip(2, "three")]
     scores = spoken_task(verbalize=True).score(predictions("3", "3", "3"), clips, resamples=100)
     assert scores["wer_numbers_verbalized"].value == pytest.approx(1 / 3)
+
+
+@pytest.fixture(scope="module")
+def lower() -> LoadedModel:
+    return CtcFamily().load("assets:ctc-nano")  # its vocabulary is lower-case
+
+
+def ctc_task(scoring: str) -> Transcribe:
+    return Transcribe(CtcFamily(), TaskSettings(scoring_text=get(scoring)))
+
+
+def test_transcripts_of_another_case_are_learned_and_it_is_said_once(lower: LoadedModel):
+    upper, small = spoken("SEVEN TWO", "Nine"), spoken("seven two", "nine")
+    learned = ctc_task("basic").prepare(lower, upper)
+    assert [ids.tolist() for ids in learned.targets] == [
+        ids.tolist() for ids in ctc_task("basic").prepare(lower, small).targets
+    ]
+    [finding] = learned.findings
+    assert (finding.check, finding.severity, finding.clip_ids) == ("text.case", "note", ("c0", "c1"))
+    assert finding.message.startswith("2 of 2 transcripts are brought to the case")
+    assert not ctc_task("basic").prepare(lower, small).findings
+
+
+@pytest.mark.parametrize("scoring", ["basic", "identity"])
+def test_a_vocabulary_of_one_case_is_scored_without_case(lower: LoadedModel, scoring: str):
+    one = ctc_task(scoring)
+    one.prepare(lower, spoken("SEVEN"))
+    clips, found = spoken("SEVEN TWO", "Nine one"), predictions("seven two", "nine two")
+    assert one.score(found, clips, resamples=100)["wer"].value == pytest.approx(1 / 4)
+    assert one.row(found[0], clips[0])["edits"]["hits"] == 2
+
+
+def test_a_model_that_writes_both_cases_is_scored_with_case(loaded: LoadedModel):
+    one = task(scoring="identity")
+    one.prepare(loaded, spoken("seven"))
+    assert one.score(predictions("seven"), spoken("SEVEN"), resamples=100)["wer"].value == 1.0
 
 
 def test_a_missing_library_is_told_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch):

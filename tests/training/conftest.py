@@ -254,7 +254,8 @@ def bench(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Bench
     def build(
         *,
         folder: Path | None = None,
-        scores: Sequence[float] | None = None,
+        scores: Sequence[float | tuple[float, ...]] | None = None,
+        primary: str = "wer",
         max_epochs: int = 2,
         max_steps: int | None = None,
         patience: int | None = None,
@@ -312,7 +313,18 @@ def bench(tiny_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Bench
 
         def evaluate() -> dict[str, Score]:
             value = queue.pop(0)
-            return {"wer": Score(name="wer", value=value, low=value, high=value, count=1)}
+            values = value if isinstance(value, tuple) else (value,)  # of words, and of characters where given
+            return {
+                name: Score(
+                    name=name,
+                    value=one,
+                    low=one,
+                    high=one,
+                    count=1,
+                    role="primary" if name == primary else "plain",
+                )
+                for name, one in zip(("wer", "cer"), values, strict=False)
+            }
 
         digests = {"settings": "s" * 64, "training data": "d" * 64, "base model": loaded.revision, **(identity or {})}
         fingerprint = Fingerprint(values=digests, may_differ=frozenset())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -209,6 +210,61 @@ def test_training_stops_when_scores_get_no_better(bench: Build):
     assert made.loop.state.step == 20  # the evaluations after steps 15 and 20 were not better than 0.5
     assert made.loop.state.best == 0.5
     assert [event["best"] for event in made.of("evaluation")] == [True, True, False, False]
+
+
+def test_evaluations_of_equal_score_are_told_apart_by_characters(bench: Build):
+    """As in a script without spaces, where every evaluation has a word error rate of 100 %."""
+    made = bench(
+        max_epochs=9, scores=[(1.0, 0.6), (1.0, 0.4), (1.0, 0.5), (1.0, 0.3), (1.0, 0.4), (1.0, 0.4)], patience=2
+    )
+    made.loop.run()
+    assert [event["best"] for event in made.of("evaluation")] == [True, True, False, True, False, False]
+    assert made.loop.state.step == 30  # patience has counted from the best rate of characters
+    assert made.loop.load_best() == 20
+
+
+def test_the_rate_that_decides_comes_first(bench: Build):
+    made = bench(max_epochs=3, scores=[(0.5, 0.6), (0.9, 0.4), (0.4, 0.4)], primary="cer")
+    made.loop.run()
+    assert [event["best"] for event in made.of("evaluation")] == [True, True, True]
+    assert made.loop.state.primary == "cer"
+    assert made.loop.state.best == 0.4
+    assert made.loop.load_best() == 15
+
+
+def test_what_is_equal_in_all_rates_is_told_apart_by_the_loss_and_keeps_no_run_going(bench: Build):
+    made = bench(max_epochs=9, scores=[(1.0, 1.0)] * 4, patience=2)
+    made.loop.run()
+    assert made.loop.state.step == 15
+    ties = {int(step): ties for step, ties in made.loop.state.ties.items()}
+    assert [len(each) for each in ties.values()] == [2, 2, 2]
+    assert made.loop.load_best() == min(ties, key=lambda step: ties[step][-1])
+    assert len({each[-1] for each in ties.values()}) == 3
+
+
+def test_the_average_is_kept_only_where_no_rate_says_otherwise(bench: Build):
+    scores = [(1.0, 0.6), (1.0, 0.4), (1.0, 0.5)]
+    for of_average, kept in (((1.0, 0.4), True), ((1.0, 0.41), False), ((0.9, 0.9), True)):
+        made = bench(max_epochs=3, scores=[*scores, of_average], average_checkpoints=2)
+        made.loop.run()
+        assert made.loop.load_best() == 10
+        assert [event["kept"] for event in made.of("average")] == [kept]
+        shutil.rmtree(made.folder)
+
+
+def test_a_checkpoint_that_was_chosen_by_another_score_starts_the_choice_anew(bench: Build):
+    made = bench(max_epochs=2, scores=[(0.2, 0.6), (0.3, 0.5)])
+    made.loop.run()
+    made.loop.state.primary = ""  # as older versions left it
+    saved = newest_of(made.folder, 10)
+    position = {name: value for name, value in saved.state["position"].items() if name not in ("primary", "ties")}
+    later = bench(max_epochs=3, scores=[(0.9, 0.7)], primary="cer")
+    later.loop.resume(replace(saved, state={**saved.state, "position": position}))
+    later.loop.run()
+    assert [event["best"] for event in later.of("evaluation")] == [True]
+    assert (later.loop.state.primary, later.loop.state.best, later.loop.state.best_step) == ("cer", 0.7, 15)
+    [told] = later.of("primary")
+    assert (told["score"], told["earlier"]) == ("cer", "wer")
 
 
 def test_the_best_weights_are_put_back_at_the_end(bench: Build):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sonotune.training.scoring import worse_than_before
+from sonotune.training.scoring import still_improving, worse_than_before
 from sonotune.types import Score
 
 
@@ -40,3 +40,36 @@ def test_a_run_that_got_worse_says_so():
 )
 def test_any_other_says_nothing(found: dict[str, Any]):
     assert worse_than_before(found) == []
+
+
+def log(*values: float, better: str = "lower", steps: tuple[int, ...] = ()) -> list[dict[str, Any]]:
+    """Events of a run that was scored after every tenth step, or after those that are named."""
+    at = steps or tuple(range(10, 10 * len(values) + 10, 10))
+    evaluations = [
+        {"kind": "evaluation", "step": step, "scores": scores(None, value, better=better)["after"]}
+        for step, value in zip(at, values, strict=True)
+    ]
+    return [{"kind": "step", "step": 1}, *evaluations, {"kind": "spent", "step": at[-1] if at else 0}]
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        log(0.9, 0.5, 0.4),
+        log(0.5, 0.6, 0.8, better="higher"),
+        log(0.9, 0.3, 0.4, steps=(10, 20, 20)),  # the step was made again after a kill, and scored again
+    ],
+)
+def test_a_run_whose_last_score_is_the_best_by_far_says_that_more_may_pay(events: list[dict[str, Any]]):
+    [finding] = still_improving(events)
+    assert (finding.check, finding.severity) == ("training.still_improving", "note")
+    assert "WER on the development clips was still getting better" in finding.message
+    assert "training.max_epochs" in finding.message
+
+
+@pytest.mark.parametrize(
+    "events",
+    [log(), log(0.5), log(0.5, 0.4, 0.41), log(0.5, 0.49), log(0.0, 0.0), log(0.5, 0.4, better="higher")],
+)
+def test_one_that_got_no_better_at_its_end_does_not(events: list[dict[str, Any]]):
+    assert still_improving(events) == []

@@ -9,7 +9,7 @@ swallow the update.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,12 +42,15 @@ class MergeProof:
     agreement: float
 
 
-def merged_state(loaded: LoadedModel, original: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def merged_state(
+    loaded: LoadedModel, original: Mapping[str, Tensor] | None = None, *, apart: Collection[str] = ()
+) -> dict[str, Tensor]:
     """Weights of the bare model with the adapter folded in, fp32, under their bare names.
 
     Args:
         loaded: A model, adapted or not, quantised or not.
         original: Weights to merge into instead of those the model computes with (`target="original"`).
+        apart: Parameters whose adapter is not folded in.
 
     Raises:
         AdapterError: An adapter cannot be folded in.
@@ -73,20 +76,25 @@ def merged_state(loaded: LoadedModel, original: Mapping[str, Tensor] | None = No
     if original is not None:
         state |= {name: tensor.float() for name, tensor in original.items() if name in state}
     for name, update in updates.items():
+        if name in apart:
+            continue
         state[name] = state[name] + update.to(state[name].device)
     return state | learned
 
 
-def merge_into(loaded: LoadedModel, fresh: LoadedModel, *, target: MergeTarget = "dequantized") -> LoadedModel:
+def merge_into(
+    loaded: LoadedModel, fresh: LoadedModel, *, target: MergeTarget = "dequantized", apart: Collection[str] = ()
+) -> LoadedModel:
     """Load the merged weights into a freshly loaded plain model.
 
     Args:
         loaded: The adapted model.
         fresh: The same checkpoint, loaded again, without adapter or quantisation.
         target: Merge into the weights the adapter was trained over, or into the checkpoint's own.
+        apart: Full names of modules whose adapter is not folded in.
 
     Returns:
-        `fresh`, whose module is now a plain `transformers` model of the same function.
+        `fresh`, whose module is now a plain `transformers` model of the same function, but for what is kept apart.
 
     Raises:
         AdapterError: The two models differ in their parameters.
@@ -94,7 +102,7 @@ def merge_into(loaded: LoadedModel, fresh: LoadedModel, *, target: MergeTarget =
     if fresh.adapter is not None or fresh.quantized:
         raise AdapterError("a merge goes into plain 16- or 32-bit weights; load the target without quantisation.")
     original = fresh.module.state_dict() if target == "original" else None
-    state = merged_state(loaded, original)
+    state = merged_state(loaded, original, apart={f"{name}.weight" for name in apart})
     expected = set(fresh.module.state_dict())
     if missing := expected - set(state):
         raise AdapterError(f"the merge lacks {len(missing)} weights, the first is {min(missing)}.")

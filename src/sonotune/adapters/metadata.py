@@ -24,6 +24,8 @@ from sonotune.runs import read_record
 from sonotune.types import Context
 
 METADATA = "sonotune.json"
+BESIDE = "./"
+"""A base whose name in `sonotune.json` begins so lies in the folder of the adapter, wherever that is moved."""
 PEFT_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _MAX_BYTES = 16 * 2**20
@@ -61,11 +63,21 @@ class _Entries(TypedDict, total=False):
     min_duration_s: Number
     max_duration_s: Number | None
     multi_label: bool
+    tokens_per_second: Number
+    silence_db: Number
+    primary: str
+
+
+LARGEST_ALPHA = 1e6
+"""The update is scaled by alpha / rank: beyond this, products in 32 bits are no longer numbers."""
+_Alpha = Annotated[Number, Field(ge=-LARGEST_ALPHA, le=LARGEST_ALPHA)]
 
 
 class _PeftEntries(TypedDict, total=False):
     base_model_name_or_path: str | None
     target_modules: list[str] | str | None
+    lora_alpha: _Alpha
+    alpha_pattern: dict[str, _Alpha] | None
 
 
 _ENTRIES, _PEFT_ENTRIES = TypeAdapter(_Entries), TypeAdapter(_PeftEntries)
@@ -81,6 +93,7 @@ def write_metadata(loaded: LoadedModel, folder: Path, *, extra: Mapping[str, Any
         "context": loaded.context,
         "trained_contexts": list(loaded.trained_contexts),
         "thinning": asdict(loaded.thinning),
+        "tokens_per_second": loaded.tokens_per_second,
         **({"adapter": loaded.names.name} if loaded.adapter is not None else {}),
         **extra,
     }
@@ -91,6 +104,11 @@ def absolute_folder(checkpoint: str) -> str:
     """A folder's name, readable from any working directory; another name as it is."""
     base = Path(checkpoint)
     return str(base.resolve()) if is_folder(base) else checkpoint
+
+
+def name_for_peft(checkpoint: str) -> str:
+    """The base under a name that plain PEFT opens on this machine: it knows no packaged models."""
+    return str(resolve_asset(checkpoint)) if is_asset(checkpoint) else absolute_folder(checkpoint)
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -123,7 +141,8 @@ def peft_entries(folder: Path) -> dict[str, Any]:
     """The entries of `adapter_config.json`.
 
     Raises:
-        AdapterError: It is missing, no JSON object, or names no base model by a text.
+        AdapterError: It is missing, no JSON object, names no base model by a text, or scales its update beyond
+            `LARGEST_ALPHA`.
     """
     path = folder / PEFT_CONFIG
     if not path.is_file():
@@ -138,6 +157,8 @@ USED = (
     ("data", "min_duration_s"),
     ("data", "max_duration_s"),
     ("data", "multi_label"),
+    ("data", "silence_db"),
+    ("evaluation", "primary"),
 )
 """Section and name of the settings of a run that hold for the use of what it made, wherever that goes."""
 EXPORT_MARK = "sonotune_export.json"
@@ -148,7 +169,7 @@ def use_of(checkpoint: str) -> dict[str, Any]:
     """The settings in `USED` that a run, an adapter or an export was made with, by their names alone, and its contexts.
 
     Empty for any other model but a packaged one; a setting that is not written down there is absent. Contexts are
-    `context`, in which it was trained, and `trained_contexts` (`LoadedModel`).
+    `context`, in which it was trained, and `trained_contexts`; beside them stands `tokens_per_second` (`LoadedModel`).
 
     Args:
         checkpoint: What was named.
@@ -164,7 +185,7 @@ def use_of(checkpoint: str) -> dict[str, Any]:
         found = {name: record.config.get(section, {}).get(name) for section, name in USED}
         context = record.model.get("context") or record.config.get("model", {}).get("context")
         found["context"] = {"dynamic": "cut", "auto": None}.get(context, context)
-        found |= {name: record.model.get(name) for name in ("trained_contexts", "thinning")}
+        found |= {name: record.model.get(name) for name in ("trained_contexts", "thinning", "tokens_per_second")}
         found["language"] = record.model.get("language") or found["language"]
         if record.config.get("model", {}).get("full_context_share") and found["trained_contexts"] is None:
             found["trained_contexts"] = [found["context"], "full"]  # an older record, of both
@@ -174,5 +195,5 @@ def use_of(checkpoint: str) -> dict[str, Any]:
     else:
         described = next((path for name in (EXPORT_MARK, METADATA) if is_file(path := place / name)), None)
         found = read_entries(described) if described else {}
-    wanted = (*(name for _, name in USED), "context", "trained_contexts", "thinning")
+    wanted = (*(name for _, name in USED), "context", "trained_contexts", "thinning", "tokens_per_second")
     return {name: found[name] for name in wanted if found.get(name) is not None}

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 HOP_S = 0.010
 WINDOW_S = 0.025
 SILENCE_DB = -100.0
-"""Energy of digital silence: the floor of every figure in dB here."""
+"""Energy of digital silence: the floor of energies in dB here."""
+NO_SIGNAL_DB = -200.0
+"""Level of a waveform that does not change: the floor of levels, which are looked at below `SILENCE_DB` as well."""
 
 
 def frame_energy_db(waveform_S: NDArray[np.float32], sample_rate_hz: int) -> NDArray[np.float32]:
@@ -33,6 +35,23 @@ def frame_energy_db(waveform_S: NDArray[np.float32], sample_rate_hz: int) -> NDA
     floor = 10.0 ** (SILENCE_DB / 10.0)
     energy_db: NDArray[np.float32] = (10.0 * np.log10(np.maximum(power, floor))).astype(np.float32)
     return energy_db
+
+
+def signal_level_db(waveform_S: NDArray[np.float32], sample_rate_hz: int) -> float:
+    """Power of the loudest 25 ms, a constant offset taken out.
+
+    Args:
+        waveform_S: Samples, full scale 1.0.
+        sample_rate_hz: Rate.
+
+    Returns:
+        dB of full scale squared, `NO_SIGNAL_DB` at least: that of zeros, and of any other constant.
+    """
+    size = max(1, round(WINDOW_S * sample_rate_hz))
+    whole = waveform_S.size // size * size
+    frames = [part for part in (waveform_S[:whole].reshape(-1, size), waveform_S[None, whole:]) if part.size]
+    power = max((float(part.var(axis=1, dtype=np.float64).max()) for part in frames), default=0.0)
+    return max(NO_SIGNAL_DB, 10.0 * math.log10(power)) if power > 0 else NO_SIGNAL_DB
 
 
 def zero_crossings_hz(waveform_S: NDArray[np.float32], sample_rate_hz: int) -> NDArray[np.float32]:

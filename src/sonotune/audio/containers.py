@@ -37,11 +37,13 @@ class Shortfall:
         part: What is cut, in words.
         declared_bytes: Length that the header promises.
         present_bytes: Length that is there.
+        of_samples: Whether the part holds samples at a fixed number of bytes, of which those present can be read.
     """
 
     part: str
     declared_bytes: int
     present_bytes: int
+    of_samples: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,8 @@ def _chunk_shortfall(fd: int, size: int, wanted: bytes) -> Shortfall | None:
             elif length >= _PLACEHOLDER_BYTES:
                 return None
             present = size - position
-            return Shortfall(f"its {wanted.decode()} chunk", length, present) if length > present else None
+            part = f"its {wanted.decode()} chunk"
+            return Shortfall(part, length, present, of_samples=True) if length > present else None
         position += length + (length & 1)
     if size < declared_file < _PLACEHOLDER_BYTES:
         return Shortfall("the file", declared_file, size)
@@ -166,7 +169,7 @@ def unannounced_bytes(fd: int, container: Container) -> int:
         container: What `identify` said.
 
     Returns:
-        Bytes from the empty `data` chunk to the end of the file; 0 where it is not empty, or another chunk follows.
+        Bytes from the empty `data` chunk to the end of the file; 0 where it is not empty, or where another one follows.
     """
     if container != "RIFF":
         return 0
@@ -190,7 +193,7 @@ def _au_shortfall(fd: int, size: int) -> Shortfall | None:
         return Shortfall("its header", 24, len(head))
     offset, length = struct.unpack(">II" if head[:4] == b".snd" else "<II", head[4:])
     if length < _PLACEHOLDER_BYTES and offset + length > size:
-        return Shortfall("its sample data", length, max(0, size - offset))
+        return Shortfall("its sample data", length, max(0, size - offset), of_samples=True)
     return None
 
 
@@ -203,7 +206,7 @@ def _nist_shortfall(fd: int, size: int) -> Shortfall | None:
     length = fields.get(b"sample_count", 0) * fields.get(b"channel_count", 1) * fields.get(b"sample_n_bytes", 0)
     # "embedded-shorten" data are compressed, so the product says nothing about bytes.
     if b"shorten" not in text and header_bytes + length > size:
-        return Shortfall("its sample data", length, max(0, size - header_bytes))
+        return Shortfall("its sample data", length, max(0, size - header_bytes), of_samples=True)
     return None
 
 

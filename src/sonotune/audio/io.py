@@ -5,7 +5,8 @@ the rate asked for. Shape letter: S samples.
 
 - Only regular files are opened: a FIFO, a device or a directory is refused before `open` could block.
 - Only the span asked for is decoded, in blocks, so that memory is that of the result plus about 2 MB.
-- A file whose header promises more than its bytes hold is refused, although the decoder would read it as a shorter one.
+- A file whose header promises more than its bytes hold is refused, although the decoder would read it as a shorter one;
+  one that lacks a few milliseconds at its end is read as far as it goes, and `AudioInfo.missing_s` says so.
 - The length, rate and channel count come from the header and are limited before anything is decoded.
 
 Every refusal is an `AudioError` with a stable `reason`.
@@ -17,22 +18,25 @@ import io
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from sonotune.audio.opening import AudioInfo, Decoder, check_rate, decoder_words, opened
+from sonotune.audio.activity import signal_level_db
+from sonotune.audio.opening import AudioInfo, Decoder, bearable_s, check_rate, decoder_words, opened
 from sonotune.errors import AudioError, ResourceError
 
-__all__ = ["AudioInfo", "probe", "read", "transcode", "verify", "write"]
+__all__ = ["AudioInfo", "Measured", "measure", "probe", "read", "transcode", "verify", "write"]
 
 DEFAULT_MAX_DURATION_S = 7_200.0
 SPAN_TOLERANCE_S = 0.02
-"""How far a span may reach past the end of its file: manifests round durations. The span then ends with the file."""
+"""How far any span may reach past the end of its file: manifests round durations. The span then ends with the file, as
+does a long one that reaches `opening.bearable_s` past it."""
 
 MAX_DECODED_SAMPLES = 4_000_000_000
 """Samples over all channels that one call may decode: two hours of twelve channels at 44.1 kHz."""
@@ -40,6 +44,10 @@ BOMB_SAMPLES = 1 << 26
 BOMB_RATIO = 1_000
 """More than `BOMB_SAMPLES` at more than `BOMB_RATIO` times the bytes of the file (as 16 bit) is refused: no recording
 compresses so, whereas a FLAC of constants turns 293 kB into 922 MB."""
+
+MAX_AMPLITUDE = 1e3
+"""Largest sample, full scale being 1.0. Recordings that clip reach 1 or 2; beyond a thousand a file holds integers that
+were written as floats, or garbage, whose features are no speech."""
 
 BLOCK_SAMPLES = 1 << 18
 """Samples, of all channels together, that are decoded or encoded at once. Changes nothing in the output."""
@@ -97,12 +105,12 @@ def read(
         max_duration_s: Longest span that is decoded, in seconds; None sets no limit.
 
     Returns:
-        (S,) float32, `round((start_s + duration_s) * rate) - round(start_s * rate)` samples, full scale 1.0. Samples
-        beyond full scale stay as they are.
+        (S,) float32, `round((start_s + duration_s) * rate) - round(start_s * rate)` samples, fewer where the file ends
+        a little before the span, full scale 1.0. Samples beyond full scale stay as they are, up to `MAX_AMPLITUDE`.
 
     Raises:
         AudioError: Any reason of `probe`; `too_long`, `bomb`, `span`, `channels`, `non_finite`; and `truncated` or
-            `unreadable` when the decoder stops before the end.
+            `unreadable` when the decoder stops before the end; `amplitude`: a sample is beyond `MAX_AMPLITUDE`.
     """
     check_rate(sample_rate_hz, "the rate asked for")
     with opened(path) as (info, decoder):
@@ -126,9 +134,7 @@ def read(
         blocks = _mono(info, decoder, begin, end, channel)
         count = _fill(result, _resampled(blocks, end - begin, rate, sample_rate_hz))
         span = result[out_first - offset : min(count, out_last - offset)]
-        if not np.isfinite(span).all():
-            _refuse_non_finite(info)
-        return span
+        return _checked(info, span)
 
 
 def verify(
@@ -138,6 +144,7 @@ def verify(
     duration_s: float | None = None,
     channel: int | None = None,
     max_duration_s: float | None = DEFAULT_MAX_DURATION_S,
+    decode: bool = True,
 ) -> AudioInfo:
     """Decode a span block by block, keep nothing, and report the first thing wrong with it.
 
@@ -147,6 +154,7 @@ def verify(
         duration_s: Length of the span in seconds; None checks to the end.
         channel: Zero-based channel that will be used; None checks the mean of all.
         max_duration_s: Longest span that is decoded, in seconds; None sets no limit.
+        decode: False compares the span with the header alone.
 
     Returns:
         The header, which the samples have borne out.
@@ -154,13 +162,43 @@ def verify(
     Raises:
         AudioError: As `read`.
     """
+    return measure(
+        path, start_s=start_s, duration_s=duration_s, channel=channel, max_duration_s=max_duration_s, decode=decode
+    ).info
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What decoding a span says of it.
+
+    Attributes:
+        info: The header.
+        level_db: See `activity.signal_level_db`; of the channel that is used, or of the mean of all. None where no more
+            than the header was read.
+    """
+
+    info: AudioInfo
+    level_db: float | None
+
+
+def measure(
+    path: Path,
+    *,
+    start_s: float = 0.0,
+    duration_s: float | None = None,
+    channel: int | None = None,
+    max_duration_s: float | None = DEFAULT_MAX_DURATION_S,
+    decode: bool = True,
+) -> Measured:
+    """Decode a span as `verify` does, and say how loud it gets; arguments and errors are those of `verify`."""
     with opened(path) as (info, decoder):
         first, last = _span(info, start_s, duration_s)
         _check_size(info, first, last, max_duration_s)
         _check_channel(info, channel)
-        for _ in _mono(info, decoder, first, last, channel):
-            pass
-        return info
+        if not decode:
+            return Measured(info=info, level_db=None)
+        blocks = _mono(info, decoder, first, last, channel)
+        return Measured(info=info, level_db=max(signal_level_db(block, info.sample_rate_hz) for block in blocks))
 
 
 def write(
@@ -183,8 +221,8 @@ def write(
         compression_level: 0 (largest) to 1 (smallest), for FLAC, Ogg and MP3.
 
     Raises:
-        AudioError: `no_samples` or `non_finite` samples, `sample_rate`, or `unwritable`: a format or encoding that
-            does not exist.
+        AudioError: `no_samples`, `non_finite` or `amplitude` of samples, `sample_rate`, or `unwritable`: a format or
+            encoding that does not exist.
         ResourceError: The file cannot be written, such as on a full disk.
     """
     check_rate(sample_rate_hz, f"the rate of {path}")
@@ -192,8 +230,7 @@ def write(
         raise AudioError(
             "no_samples", f"{path} would have no samples (array of shape {waveform_S.shape}). Pass one axis of samples."
         )
-    if not np.isfinite(waveform_S).all():
-        raise AudioError("non_finite", f"{path} would have NaN or infinite samples. Repair the waveform first.")
+    check_samples(waveform_S, f"{path} would have", "Repair the waveform first.")
     usual = _WRITABLE.get(path.suffix.lower())
     if format is None and usual is None:
         raise AudioError(
@@ -302,7 +339,7 @@ def _span(info: AudioInfo, start_s: float, duration_s: float | None) -> tuple[in
             "`start_s` is 0 or more, `duration_s` above 0.",
         )
     first = round(start_s * info.sample_rate_hz)
-    if first >= info.num_frames or end_s > info.duration_s + SPAN_TOLERANCE_S:
+    if first >= info.num_frames or end_s > info.duration_s + max(SPAN_TOLERANCE_S, bearable_s(end_s - start_s)):
         raise AudioError(
             "span",
             f"{info.path} lasts {info.duration_s:.3f} s and the span from {start_s:.3f} s ends at "
@@ -362,9 +399,7 @@ def _mono(info: AudioInfo, decoder: Decoder, first: int, last: int, channel: int
                 # Not a matrix product: BLAS sums in an order that depends on its threads.
                 with np.errstate(over="ignore", invalid="ignore"):
                     mono = block.mean(axis=1, dtype=np.float32)
-            if not np.isfinite(mono).all():
-                _refuse_non_finite(info)
-            yield mono
+            yield _checked(info, mono)
     except soundfile.LibsndfileError as error:
         raise AudioError(
             "truncated",
@@ -399,9 +434,31 @@ def _fill(result: Waveform, blocks: Iterator[Waveform]) -> int:
     return count
 
 
-def _refuse_non_finite(info: AudioInfo) -> NoReturn:
-    raise AudioError(
-        "non_finite",
-        f"{info.path} ({info.subtype}) has NaN or infinite samples; allowed are finite ones. "
-        "Write the file again, or leave it out.",
-    )
+def check_samples(waveform_S: Waveform, subject: str, advice: str) -> None:
+    """Refuse samples that are no sound.
+
+    Args:
+        waveform_S: Samples, full scale 1.0.
+        subject: Begins the message, such as `a.wav has`.
+        advice: Ends it.
+
+    Raises:
+        AudioError: `non_finite`, or `amplitude`: beyond `MAX_AMPLITUDE`.
+    """
+    if not waveform_S.size:
+        return
+    largest = max(float(waveform_S.max()), -float(waveform_S.min()))  # NaN where one sample is
+    if not math.isfinite(largest):
+        raise AudioError("non_finite", f"{subject} NaN or infinite samples; allowed are finite ones. {advice}")
+    if largest > MAX_AMPLITUDE:
+        integers = "Integers that were written as floats are to be divided by their full scale, 32768 for 16 bits. "
+        raise AudioError(
+            "amplitude",
+            f"{subject} samples of up to {largest:.3g} times full scale; allowed are {MAX_AMPLITUDE:,.0f} times. "
+            f"{integers if largest <= 2**31 else ''}{advice}",
+        )
+
+
+def _checked(info: AudioInfo, samples_S: Waveform) -> Waveform:
+    check_samples(samples_S, f"{info.path} ({info.subtype}) has", "Write the file again, or leave it out.")
+    return samples_S

@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import soundfile
@@ -22,6 +22,11 @@ from sonotune.errors import AudioError
 MIN_SAMPLE_RATE_HZ = 1_000
 MAX_SAMPLE_RATE_HZ = 384_000
 MAX_CHANNELS = 64
+
+MAX_MISSING_S = 0.1
+MAX_MISSING_SHARE = 0.05
+"""Recorders and cutting tools lose a few milliseconds at the end, which no word needs. A file or span that ends so
+little early is read as far as it goes; where more is missing, the transcript may say what is not there."""
 
 _UNKNOWN_FRAMES = 1 << 60  # libsndfile says 2^63 - 1 where a FLAC header has no length
 _SKIP_FRAMES = 1 << 14
@@ -41,6 +46,7 @@ class AudioInfo:
         duration_s: `num_frames / sample_rate_hz`.
         format: Container, in libsndfile's words: `WAV`, `FLAC`, `OGG`, `MP3`, ...
         subtype: Encoding, in libsndfile's words: `PCM_16`, `VORBIS`, ...
+        missing_s: What the header promises beyond the last sample, in seconds; at most `bearable_s`.
     """
 
     path: Path
@@ -50,6 +56,12 @@ class AudioInfo:
     duration_s: float
     format: str
     subtype: str
+    missing_s: float = 0.0
+
+
+def bearable_s(duration_s: float) -> float:
+    """How much may be missing at the end of a file or span of a length, in seconds."""
+    return min(MAX_MISSING_S, MAX_MISSING_SHARE * duration_s)
 
 
 class Decoder(soundfile.SoundFile):  # type: ignore[misc, unused-ignore]  # soundfile has no type stubs
@@ -97,16 +109,35 @@ def opened(path: Path) -> Iterator[tuple[AudioInfo, Decoder]]:
                 "not_audio", f"{path} is not audio: it starts with {start!r}. Readable are {_READABLE}; convert it."
             )
         short = containers.shortfall(fd, size, container)
-        if short is not None:
-            raise AudioError(
-                "truncated",
-                f"{path} is cut off: {short.part} should have {short.declared_bytes:,} bytes and has "
-                f"{short.present_bytes:,}. Fetch the file again, or leave it out.",
-            )
+        if short is not None and not _bearable(short):
+            raise _cut_off(path, short)
         with _decoder(path, fd, size, container) as decoder:
-            yield _checked_info(path, decoder, fd, container), decoder
+            info = _checked_info(path, decoder, fd, container)
+            if short is not None:
+                info = _with_missing(info, short)
+            yield info, decoder
     finally:
         os.close(fd)
+
+
+def _bearable(short: containers.Shortfall) -> bool:
+    """Whether the share of a file that is missing is small; the samples that are there can be counted."""
+    return short.of_samples and short.declared_bytes - short.present_bytes <= MAX_MISSING_SHARE * short.declared_bytes
+
+
+def _with_missing(info: AudioInfo, short: containers.Shortfall) -> AudioInfo:
+    promised_s = info.duration_s * short.declared_bytes / short.present_bytes
+    if promised_s - info.duration_s > bearable_s(promised_s):
+        raise _cut_off(info.path, short)
+    return replace(info, missing_s=promised_s - info.duration_s)
+
+
+def _cut_off(path: Path, short: containers.Shortfall) -> AudioError:
+    return AudioError(
+        "truncated",
+        f"{path} is cut off: {short.part} should have {short.declared_bytes:,} bytes and has "
+        f"{short.present_bytes:,}. Fetch the file again, or leave it out.",
+    )
 
 
 def _open_regular(path: Path) -> tuple[int, int]:

@@ -7,12 +7,13 @@ interrupted with the state saved.
 
 from __future__ import annotations
 
-import json
+import io
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -23,6 +24,7 @@ from sonotune.cli import (  # the commands register themselves
     compare,
     compose,
     data,
+    data_split,
     evaluate,
     export,
     inspect,
@@ -33,9 +35,9 @@ from sonotune.cli import (  # the commands register themselves
     settings,
     train,
 )
-from sonotune.cli.shared import app
+from sonotune.cli.shared import BrokenPipe, app, discard_stdout, emit, json_text, reader_gone, tell
 from sonotune.errors import SonotuneError
-from sonotune.progress import shown
+from sonotune.progress import printable, shown
 
 __all__ = [
     "ablate",
@@ -44,6 +46,7 @@ __all__ = [
     "compare",
     "compose",
     "data",
+    "data_split",
     "evaluate",
     "export",
     "inspect",
@@ -65,22 +68,31 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     words = list(sys.argv[1:] if arguments is None else arguments)
     words = words if words not in ([], ["data"]) else [*words, "--help"]
     _set_up_logging()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an old encoding holds no Hebrew; no encoding halves
     try:
         with shown(enabled=_is_watched(words)):
             code = app(words, prog_name="sonotune", standalone_mode=False)
     except SonotuneError as error:
-        _fail(error.exit_code, str(error), words)
+        _fail(error.exit_code, _told(error), words)
     except (KeyboardInterrupt, typer.Abort):
         _fail(130, "stopped.", words)
     except MemoryError:
         _fail(5, "out of memory. Lower training.batch_seconds or evaluation.batch_seconds.", words)
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+    except BrokenPipe as broken:
+        if not reader_gone():
+            raise broken.__cause__ or broken from None  # another pipe than that of the output
+        discard_stdout()
+        code = 0  # as of `sonotune --help | head`: the reader has seen enough
     except OSError as error:
+        from sonotune.runs.files import DISK_FULL
+
+        if error.filename is None and error.errno in DISK_FULL:
+            discard_stdout()
+            _fail(5, f"{error.strerror}, on a disk or where the output goes. Free some space, and try again.", words)
         if error.filename is None:
             raise  # it names no file of the user's
-        from sonotune.runs.files import DISK_FULL
 
         logging.getLogger(__name__).info("what the system refused", exc_info=True)
         _fail(5 if error.errno in DISK_FULL else 2, f"{_printable(error.filename)}: {error.strerror}.", words)
@@ -102,10 +114,21 @@ def _is_watched(words: Sequence[str]) -> bool:
 
 
 def _fail(code: int, message: str, words: Sequence[str]) -> NoReturn:
-    print(f"sonotune: {message}", file=sys.stderr)
+    tell(f"sonotune: {message}")
     if "--json" in words:
-        print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False))
+        with suppress(SonotuneError):  # the code says it
+            emit(json_text({"error": message, "exit_code": code}))
     sys.exit(code)
+
+
+def _told(error: SonotuneError) -> str:
+    """The message, and where the problems are that it does not show."""
+    if error.listing:
+        from sonotune.runs.files import write_listing
+
+        with suppress(SonotuneError, OSError):  # the message says enough where nothing can be written
+            write_listing(error)
+    return error.told()
 
 
 def _printable(path: str | bytes | int) -> str:
@@ -124,9 +147,18 @@ def _usage_error(error: Exception) -> str | None:
     return f"{message} See `{context.command_path} --help`." if context is not None else message
 
 
+class _Printable(logging.Formatter):
+    """Log lines without codes that a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def _set_up_logging() -> None:
     level = os.environ.get("SONOTUNE_LOG", "WARNING").upper()
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=level, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Printable("%(levelname)s %(name)s: %(message)s"))
     for noisy in ("httpx", "urllib3", "huggingface_hub", "transformers", "bitsandbytes"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     # Announcements of libraries about each other; ours go through the log.
@@ -140,7 +172,7 @@ def _print_version(asked: bool) -> None:
     if asked:
         from sonotune import __version__
 
-        print(__version__)
+        emit(__version__)
         raise typer.Exit
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sonotune.cli.shared import Json, Words, app, print_result
+from sonotune.cli.shared import Json, Words, app, print_result, tell
 
 if TYPE_CHECKING:
     from sonotune.sweeps.ablation import Session
@@ -72,7 +71,7 @@ def ablate(
     )
 
     def told(line: str) -> None:
-        print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
+        tell(line, stdout=not as_json)
 
     session = Session(plan=plan, run=run_apart if apart else run_here, hours=hours, apart=apart, told=told)
     if dry_run:

@@ -20,11 +20,17 @@ Resamples = Annotated[int, typer.Option(min=100, max=1_000_000, help="Bootstrap 
 Moment = Annotated[str | None, typer.Option(help="test, after or before; default the first that all runs have.")]
 
 
+Primary = Annotated[
+    str | None, typer.Option(help="wer or cer: the score that decides; default that of the runs, or of the references.")
+]
+
+
 @app.command()
 def compare(
     first: First,
     second: Second,
     moment: Moment = None,
+    primary: Primary = None,
     resamples: Resamples = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Of the resampling.")] = 0,
     as_json: Json = False,
@@ -38,12 +44,14 @@ def compare(
     from sonotune.evaluation.compare import compare as compare_runs
 
     places = [_places(text) for text in (first, second)]
-    found = compare_runs(places[0], places[1], moment=moment, resamples=resamples, seed=seed)
+    found = compare_runs(places[0], places[1], moment=moment, primary=primary, resamples=resamples, seed=seed)
     body = found.to_json()
     lines = [f"B minus A on {found.clips} clips, in percentage points"]
     lines += [f"{score_title(name, row):<9}{_points(row)}" for name, row in body["difference"].items()]
-    primary = found.primary
-    lines.append(f"seen in 80 % of the cases would be {100 * primary.minimum_detectable:.2f} points or more")
+    decides = found.primary
+    called = score_title(decides.name, body["difference"][decides.name])
+    seen = f"{100 * decides.minimum_detectable:.2f} points or more"
+    lines.append(f"{called} decides; seen in 80 % of the cases would be {seen}")
     if found.matched_pairs is not None:
         pairs = found.matched_pairs
         lines.append(f"matched segments (speakers taken as alike): z = {pairs.z:.2f}, p = {pairs.p:.4f}")
@@ -54,7 +62,7 @@ def compare(
     ]
     if len(shown) > _SHOWN_SLICES:
         lines.append(f"  and {len(shown) - _SHOWN_SLICES} more slices (--json)")
-    lines += [f"note: {warning}" for warning in primary.warnings]
+    lines += [f"note: {warning}" for warning in decides.warnings]
     print_result(body, as_json=as_json, lines=lines)
 
 

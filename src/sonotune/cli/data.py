@@ -1,16 +1,15 @@
-"""Commands on corpora: import, stats, split, synth, tokenizer."""
+"""Commands on corpora: import, stats, synth, tokenizer; `split` is in `data_split`."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sonotune.cli.shared import HELP_OPTIONS, Json, app, print_result
+from sonotune.cli.shared import HELP_OPTIONS, Json, app, print_result, tell
 
 if TYPE_CHECKING:
     from sonotune.types import Clip, Finding
@@ -19,8 +18,6 @@ data_app = typer.Typer(
     help="Make, convert, describe and split corpora.", context_settings=HELP_OPTIONS, rich_markup_mode=None
 )
 app.add_typer(data_app, name="data")
-
-Speakers = Annotated[str, typer.Option(help="Comma-separated speakers of eval.jsonl, instead of a share.")]
 
 
 @data_app.command("import")
@@ -79,12 +76,12 @@ def data_import(
     clips = read_source(f"{format_name}:{place}", allow_outside_root=True, options=options, findings=findings)
     clips = [replace(clip, language=clip.language or language) for clip in clips]
     for finding in findings:
-        _print_finding(finding)
+        print_finding(finding)
     checked = check_clips(clips, source=source, place=Path(place))
     for finding in checked:
-        _print_finding(finding)
+        print_finding(finding)
     write_manifest(manifest, clips)
-    needed = _root_needed(manifest.parent, clips)
+    needed = root_needed(manifest.parent, clips)
     body = {
         "manifest": str(manifest),
         "root": needed,
@@ -99,15 +96,16 @@ def data_import(
         f"{manifest}: {body['clips']} clips, {body['hours']:.2f} h, {texts} texts, {len(body['labels'])} classes, "
         f"{speakers} speakers; read as {format_name}"
     ]
-    print_result(body, as_json=as_json, lines=[*lines, *_root_hint(needed)])
+    print_result(body, as_json=as_json, lines=[*lines, *root_hint(needed)])
 
 
-def _print_finding(finding: Finding) -> None:
+def print_finding(finding: Finding) -> None:
+    """Say a finding on stderr."""
     marks = {"note": "", "warning": "WARNING: ", "error": "WARNING: "}
-    print(f"sonotune: {marks[finding.severity]}{finding.message}", file=sys.stderr)
+    tell(f"sonotune: {marks[finding.severity]}{finding.message}")
 
 
-def _root_needed(folder: Path, clips: Sequence[Clip]) -> str | None:
+def root_needed(folder: Path, clips: Sequence[Clip]) -> str | None:
     """The folder that `data.root` must name, where the audio lies outside the manifest's own."""
     inside = folder.resolve()
     if all(clip.path.is_relative_to(inside) for clip in clips):
@@ -115,7 +113,8 @@ def _root_needed(folder: Path, clips: Sequence[Clip]) -> str | None:
     return os.path.commonpath([str(clip.path.parent) for clip in clips])
 
 
-def _root_hint(root: str | None) -> list[str]:
+def root_hint(root: str | None) -> list[str]:
+    """The line about it, where there is one."""
     return [] if root is None else [f"the audio lies outside the manifest's folder: use it with data.root={root}"]
 
 
@@ -135,44 +134,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-@data_app.command("split")
-def data_split(
-    source: Annotated[str, typer.Argument(help="A manifest or FORMAT:SOURCE.")],
-    folder: Annotated[Path, typer.Argument(help="Where train.jsonl, eval.jsonl and test.jsonl go.")],
-    eval_fraction: Annotated[float, typer.Option(help="Share of the speech in eval.jsonl.")] = 0.1,
-    test_fraction: Annotated[float, typer.Option(help="Share of the speech in test.jsonl.")] = 0.1,
-    eval_speakers: Speakers = "",
-    seed: Annotated[int, typer.Option(help="Decides which speakers go where.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Split a corpus so that no speaker is in two parts."""
-    from sonotune.data import splits
-    from sonotune.data.corpus import read_source
-    from sonotune.data.manifest import write_manifest
-
-    clips = read_source(source, allow_outside_root=True)
-    speakers = tuple(name for name in eval_speakers.split(",") if name)
-    shares = {"train": 1 - eval_fraction - test_fraction, "eval": eval_fraction, "test": test_fraction}
-    parts = splits.split_by_speaker(
-        clips,
-        fractions=None if speakers else {name: share for name, share in shares.items() if share > 0},
-        eval_speakers=speakers,
-        seed=seed,
-    )
-    body: dict[str, Any] = {}
-    for name, members in parts.items():
-        write_manifest(folder / f"{name}.jsonl", members)
-        body[name] = {
-            "manifest": str(folder / f"{name}.jsonl"),
-            "clips": len(members),
-            "seconds": sum(clip.duration_s for clip in members),
-            "speakers": sorted({clip.speaker for clip in members if clip.speaker}),
-        }
-    lines = [f"{name}: {part['clips']} clips, {len(part['speakers'])} speakers" for name, part in body.items()]
-    root = _root_needed(folder, clips)
-    print_result(body | {"root": root}, as_json=as_json, lines=[*lines, *_root_hint(root)])
 
 
 @data_app.command("tokenizer")

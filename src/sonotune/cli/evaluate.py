@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sonotune.api import corpus_to_score, evaluation_settings, open_recognizer, settings_of_use
-from sonotune.cli.findings import warning_lines
-from sonotune.cli.shared import Json, Words, app, print_result
-from sonotune.metrics.scores import loops_note, score_title, show_score
+from sonotune.cli.findings import removed_clips, warning_lines
+from sonotune.cli.shared import Json, Words, app, print_result, tell
+from sonotune.metrics.scores import decoding_note, primary_score, score_title, show_score
 
+_SHOWN_NOTES = ("text.numbers", "audio.silent")
 Predictions = Annotated[Path | None, typer.Option(help="Write every prediction to this JSONL file.")]
 
 
@@ -32,7 +33,13 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
         corpus = corpus_to_score(config, recognizer)
         clips = corpus.splits["test"]
         result = recognizer.evaluate(clips, crew=crew, **evaluation_settings(config))
-    body = result.to_json() | {"left_out": [finding.message for finding in corpus.findings]}
+    left_out = [finding for finding in corpus.findings if removed_clips(finding)]
+    told = [*(finding for finding in corpus.findings if finding not in left_out), *result.findings]
+    result = replace(result, findings=told)
+    body = result.to_json() | {
+        "left_out": [finding.message for finding in left_out],
+        "warnings": [finding.message for finding in told if finding.severity != "note"],
+    }
     problem: SonotuneError | None = None
     if out is not None:
         try:
@@ -40,23 +47,27 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
         except SonotuneError as error:  # the scores have cost more than the file
             problem, body = error, body | {"error": str(error), "exit_code": error.exit_code}
     lines = [
-        f"{score_title(name, score):<5} {show_score(score)}  on {score['count']} clips{loops_note(score)}"
+        f"{score_title(name, score):<5} {show_score(score)}  on {score['count']} clips{decoding_note(score)}"
         for name, score in body["scores"].items()
     ]
     if fallbacks := result.details.get("decoding", {}).get("fallbacks"):
         lines.append(f"{fallbacks} of {result.clips} clips were decoded again, because the first text looked wrong")
-    decides = recognizer.task.primary
-    called = score_title(decides, body["scores"].get(decides))
-    lines += [
-        f"  {row['by']}={row['value']}: {called} {show_score(row['scores'].get(decides))} on {row['clips']} clips"
-        for row in result.slices
-    ]
+    decides = primary_score(body["scores"])
+    if decides is not None:
+        scored = [clip for clip in clips if recognizer.task.has_reference(clip)]
+        lines.append(f"{score_title(decides)} decides: {recognizer.task.primary_of(scored)[1]}")
+        lines += [
+            f"  {row['by']}={row['value']}: {score_title(decides, row['scores'][decides])} "
+            f"{show_score(row['scores'][decides])} on {row['clips']} clips"
+            for row in result.slices
+        ]
     window = f", model.context={result.context}" if result.context else ""
     lines.append(f"{result.audio_seconds:.0f} s of audio in {result.seconds:.1f} s{window}")
-    lines += [f"left out: {finding.message}" for finding in corpus.findings]
+    lines += [f"left out: {finding.message}" for finding in left_out]
     lines += warning_lines([finding for finding in result.findings if finding.severity != "note"], "--json")
-    lines += [f"note: {finding.message}" for finding in result.findings if finding.check == "text.numbers"]
+    notes = [finding for finding in result.findings if finding.severity == "note" and finding.check in _SHOWN_NOTES]
+    lines += [f"note: {finding.message}" for finding in notes]
     print_result(body, as_json=as_json, lines=lines)
     if problem is not None:
-        print(f"sonotune: {problem}", file=sys.stderr)
+        tell(f"sonotune: {problem}")
         raise typer.Exit(problem.exit_code)

@@ -21,6 +21,10 @@ def export(
     target: Target = "dequantized",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     adapter: Annotated[bool, typer.Option("--adapter", help="The adapter only, in PEFT format.")] = False,
+    plain: Annotated[
+        bool,
+        typer.Option("--plain", help="With --adapter: one rank and one scale for all modules, for vLLM."),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")] = False,
     parity: Annotated[
         str | None, typer.Option(help="Clips to compare with; default are the run's development clips.")
@@ -64,12 +68,21 @@ def export(
         target=target,  # type: ignore[arg-type]
         dtype=dtype,  # type: ignore[arg-type]
         adapter_only=adapter,
+        plain=plain,
         overwrite=overwrite,
         parity=compared,
     )
     lines = [f"export   {result['export']} ({result['bytes'] / 1e6:.1f} MB, {result['kind']})"]
+    if form := result.get("plain"):
+        lines.append(f"plain    every module has rank {form['rank']} and scale 1")
+        if form["base"] is not None:
+            lines.append(
+                f"base     {Path(result['export']) / form['base']}: serve the adapter over this copy, which has the "
+                f"{len(form['beside'])} weights that trained beside it, such as {form['beside'][0]}"
+            )
     if merge := result.get("merge"):
-        lines.append(f"merge    largest logit difference {merge['largest']:.2g} of {merge['scale']:.3g}")
+        what = "proof" if adapter else "merge"
+        lines.append(f"{what}    largest logit difference {merge['largest']:.2g} of {merge['scale']:.3g}")
     elif result["kind"] == "model":
         lines.append("merge    there was no adapter to merge; the weights are the model's own")
     if rounding := result.get("rounding"):

@@ -11,12 +11,12 @@ _SHOWN = 10
 
 def clips_left_out(findings: Iterable[Finding]) -> int:
     """How many clips were not learned from or not used at all; a finding that came up twice counts once."""
-    return sum(len(finding.clip_ids) or 1 for finding in dict.fromkeys(findings) if _removed_clips(finding))
+    return sum(len(finding.clip_ids) or 1 for finding in dict.fromkeys(findings) if removed_clips(finding))
 
 
 def worth_telling(findings: Iterable[Finding]) -> list[Finding]:
     """Errors and warnings of a run beside those that left clips out, each once."""
-    told = (finding for finding in findings if finding.severity != "note" and not _removed_clips(finding))
+    told = (finding for finding in findings if finding.severity != "note" and not removed_clips(finding))
     return list(dict.fromkeys(told))
 
 
@@ -28,7 +28,7 @@ def warning_lines(findings: Sequence[Finding], place: str) -> list[str]:
     return lines
 
 
-def _removed_clips(finding: Finding) -> bool:
+def removed_clips(finding: Finding) -> bool:
     """Whether clips are missing because of it: settings left them out (`data.`), or they could not be used.
 
     A leak removes nothing, and a clip that evaluation could not hear is scored as wrong.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from sonotune.cli.shared import tell
 
 
 def parity_lines(parity: Mapping[str, Any]) -> list[str]:
@@ -14,7 +15,7 @@ def parity_lines(parity: Mapping[str, Any]) -> list[str]:
 
     found = finding_of(parity)
     if found.severity == "warning":
-        print(f"sonotune: WARNING: {found.message}", file=sys.stderr)
+        tell(f"sonotune: WARNING: {found.message}")
         return [f"parity   NOT SHOWN: {found.message}"]
     return [f"parity   {found.message}"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sonotune.api import evaluation_settings, open_recognizer, settings_of_use
-from sonotune.cli.shared import Files, Json, app, print_result
+from sonotune.cli.shared import Files, Json, app, one_field, print_result, tell
 
 
 @app.command()
@@ -23,8 +22,11 @@ def transcribe(
     sonotune transcribe model=runs/x recordings/ note.mp3
     """
     result, _ = _recognize(words, task="transcribe")
-    texts = [{"path": prediction.clip_id, "text": prediction.text} for prediction in result.predictions]
-    lines = [f"{item['path']}\t{item['text']}" for item in texts]
+    texts = [
+        {"path": one.clip_id, "text": one.text, "cut": one.cut, "no_signal": one.no_signal}
+        for one in result.predictions
+    ]
+    lines = [f"{one_field(item['path'])}\t{one_field(item['text'])}" for item in texts]
     print_result({"transcripts": texts, **_told(result)}, as_json=as_json, lines=lines)
 
 
@@ -47,7 +49,7 @@ def classify(
     for item in labels:
         best = sorted(item["scores"].items(), key=lambda pair: -pair[1])[:top]
         shown = "  ".join(f"{label} {100 * score:.0f} %" for label, score in best)
-        lines.append(f"{item['path']}\t{', '.join(item['labels']) or '-'}\t{shown}")
+        lines.append(f"{one_field(item['path'])}\t{', '.join(item['labels']) or '-'}\t{shown}")
     print_result({"predictions": labels, **_told(result)}, as_json=as_json, lines=lines)
 
 
@@ -62,10 +64,10 @@ def _recognize(words: Sequence[str], *, task: str) -> tuple[Any, Any]:
     if missing := [path for path in files if not exists(path)]:
         raise ManifestError(f"{missing[0]} does not exist.")
     recognizer = open_recognizer(config)
-    result = recognizer.recognize(files, **evaluation_settings(config))
+    result = recognizer.recognize(files, silence_db=config.data.silence_db, **evaluation_settings(config))
     for finding in result.findings:
         if finding.severity != "note":
-            print(f"sonotune: {'WARNING: ' * (finding.severity == 'warning')}{finding.message}", file=sys.stderr)
+            tell(f"sonotune: {'WARNING: ' * (finding.severity == 'warning')}{finding.message}")
     return result, recognizer.task
 
 

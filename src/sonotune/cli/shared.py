@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import select
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
 import typer.core
 
-from sonotune.progress import hide
+from sonotune.errors import ResourceError, SonotuneError
+from sonotune.progress import hide, printable
 
 ORDER = (
     *("quickstart", "data", "settings", "inspect", "plan", "train", "evaluate", "compare", "report", "export"),
@@ -21,15 +25,35 @@ ORDER = (
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 
-class _InOrder(typer.core.TyperGroup):
+class BrokenPipe(Exception):  # noqa: N818  (what it is caused by is the error)
+    """A `BrokenPipeError` on its way past typer, which would end the program with 1 and no word."""
+
+
+@contextmanager
+def _past_typer() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise BrokenPipe from error
+
+
+class _Commands(typer.core.TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         names = super().list_commands(ctx)
         return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
+    def make_context(self, *args: Any, **given: Any) -> Any:
+        with _past_typer():  # help is printed here
+            return super().make_context(*args, **given)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _past_typer():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="sonotune",
-    cls=_InOrder,
+    cls=_Commands,
     context_settings=HELP_OPTIONS,
     help="Fine-tune pretrained audio models on modest hardware.",
     epilog="Settings are words: model=whisper_nano data.train=train.jsonl training.max_epochs=5. "
@@ -47,10 +71,71 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 
 def print_result(result: Mapping[str, Any], *, as_json: bool, lines: Sequence[str]) -> None:
-    """One JSON object, or the lines, on stdout. A reader that has seen enough, such as `head`, is no failure."""
+    """One JSON object, or the lines, on stdout; see `emit`."""
     hide()
+    emit(json_text(result) if as_json else printable("\n".join(lines)))
+
+
+def json_text(value: Any) -> str:
+    """JSON in one line, with what is no text in UTF-8, or what a terminal would obey, as JSON escapes it."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return _NOT_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+_NOT_IN_JSON = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
+
+
+def emit(text: str, end: str = "\n") -> None:
+    """Write a result to stdout, where alone results go. A reader that has seen enough, such as `head`, is no failure.
+
+    Raises:
+        ResourceError: The disk that stdout goes to is full.
+        SonotuneError: It cannot be written for another reason.
+    """
     try:
-        print(json.dumps(result, ensure_ascii=False, allow_nan=False) if as_json else "\n".join(lines), flush=True)
+        print(text, end=end, flush=True)
     except BrokenPipeError:
-        # The interpreter flushes once more when it ends, and would fail there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
+    except OSError as error:
+        discard_stdout()
+        raise unwritten(error) from error
+
+
+def unwritten(error: OSError) -> SonotuneError:
+    """What is said where stdout takes no result."""
+    from sonotune.runs.files import DISK_FULL
+
+    kind = ResourceError if error.errno in DISK_FULL else SonotuneError
+    return kind(
+        f"the result could not be written to standard output: {error.strerror}. Files that the command wrote are kept. "
+        "Send the output to another place; a finished run is not trained again by the same line."
+    )
+
+
+def one_field(text: str | None) -> str:
+    """A text as one field of a line with tabs between fields: line ends and tabs in it are escaped."""
+    return str(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def tell(text: str, *, stdout: bool = False) -> None:
+    """A line beside the result, on stderr unless it is asked for on stdout; what nobody can read is lost."""
+    with suppress(OSError, ValueError):
+        print(printable(text), file=sys.stdout if stdout else sys.stderr, flush=True)
+
+
+def discard_stdout() -> None:
+    """Let the interpreter's last flush succeed, which would fail once more."""
+    with suppress(OSError, ValueError):  # ValueError: a stream of a test, which is no file
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def reader_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads any more."""
+    try:
+        watched = select.poll()
+        watched.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in watched.poll(0))
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -9,8 +9,8 @@ import typer
 
 from sonotune.cli.findings import clips_left_out, warning_lines, worth_telling
 from sonotune.cli.report import write_card, write_report
-from sonotune.cli.shared import Json, Words, app, print_result
-from sonotune.metrics.scores import loops_note, score_title, show_score
+from sonotune.cli.shared import Json, Words, app, emit, print_result
+from sonotune.metrics.scores import decoding_note, score_title, show_score
 from sonotune.progress import hide, phase
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def train(words: Words = None, as_json: Json = False, dump_config: Dump = False)
 
     settings = load_run_config(words or [], require=("data.train",))
     if dump_config:
-        print(dump_yaml(settings.config), end="")
+        emit(dump_yaml(settings.config), end="")
         return
     from sonotune.processes import is_main
 
@@ -88,9 +88,12 @@ def _run_lines(record: RunRecord, folder: Path) -> list[str]:
     for moment in ("before", "after", "test"):
         if scores := record.scores.get(moment):
             shown = "   ".join(
-                f"{score_title(name, score)} {show_score(score)}{loops_note(score)}" for name, score in scores.items()
+                f"{score_title(name, score)} {show_score(score)}{decoding_note(score)}"
+                for name, score in scores.items()
             )
             lines.append(f"{moment:<8} {shown}")
+    if decides := record.choices.get("evaluation.primary"):
+        lines.append(f"decides  {decides}")
     trainable = sum(row["trainable"] for row in record.model.get("components", {}).values())
     total = sum(row["parameters"] for row in record.model.get("components", {}).values())
     if total:
@@ -99,5 +102,6 @@ def _run_lines(record: RunRecord, folder: Path) -> list[str]:
     if left_out := clips_left_out(record.findings):
         lines.append(f"left out {left_out} clip{'s' * (left_out > 1)}; run.json says why")
     lines += warning_lines([finding for finding in told if finding not in worse], "run.json")
+    lines += [f"note     {found.message}" for found in record.findings if found.check == "training.still_improving"]
     lines.append(f"report   {folder / 'report.html'}")
     return lines

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import TypedDict
 
+from sonotune.json_files import Count, Number
+
 if TYPE_CHECKING:
     from sonotune.reports.usage import Usage
     from sonotune.types import RunRecord
@@ -21,6 +23,30 @@ class _ModelEntries(TypedDict, total=False):
     lang_to_id: dict[str, int] | None
 
 
+class _FeatureEntries(TypedDict, total=False):
+    """What is read of `preprocessor_config.json`: seconds of Whisper's window, or frames of 10 ms of a spectrogram."""
+
+    chunk_length: Number | None
+    max_length: Number | None
+
+
+class _AllFeatureEntries(TypedDict, total=False):
+    """What is read of `processor_config.json`."""
+
+    feature_extractor: _FeatureEntries
+
+
+class _AdapterEntries(TypedDict, total=False):
+    """What is read of `adapter_config.json`."""
+
+    r: Count
+    rank_pattern: dict[str, Number] | None
+    alpha_pattern: dict[str, Number] | None
+    modules_to_save: list[str] | None
+    use_rslora: bool | None
+    use_dora: bool | None
+
+
 def usage_in(folder: Path, record: RunRecord, kind: Literal["adapter", "model"]) -> Usage:
     """How what lies in the folder is used.
 
@@ -29,21 +55,53 @@ def usage_in(folder: Path, record: RunRecord, kind: Literal["adapter", "model"])
         record: Of its run.
         kind: What lies there.
     """
-    from sonotune.adapters.metadata import METADATA, read_entries
     from sonotune.reports.card import usage_of
 
-    usage = usage_of(record, kind)
+    usage, base = usage_of(record, kind), str(record.model.get("checkpoint", ""))
     if kind == "adapter":
-        metadata = read_entries(folder / METADATA) if (folder / METADATA).is_file() else {}
-        outputs, bits = bool(metadata.get("outputs")), int(metadata.get("bits", 16))
-        usage = replace(usage, brings_outputs=outputs, bits=bits)
-    home = _home(folder, str(record.model.get("checkpoint", "")), kind)
+        usage, base = _adapter(usage, folder, base)
+    home = _home(folder, base, kind)
+    usage = replace(usage, window_s=_window_s(usage.family, folder, home) or usage.window_s)
     if usage.family == "whisper":
-        return _whisper(usage, _read(home / "generation_config.json"))
+        return _whisper(usage, _read(home / "generation_config.json", _ModelEntries))
     if usage.family == "ctc":
-        config = _read(home / "config.json") or {}
+        config = _read(home / "config.json", _ModelEntries) or {}
         return replace(usage, masks_frames=config.get("model_type") == "parakeet_ctc")
     return _qwen3_asr(usage) if usage.family == "qwen3_asr" else usage
+
+
+def _adapter(usage: Usage, folder: Path, base: str) -> tuple[Usage, str]:
+    """What the files of an adapter say, and the base that it is to be used with."""
+    from sonotune.adapters.metadata import BESIDE, METADATA, PEFT_CONFIG, read_entries
+
+    metadata = read_entries(folder / METADATA) if (folder / METADATA).is_file() else {}
+    config = _read(folder / PEFT_CONFIG, _AdapterEntries) or {}
+    usage = replace(
+        usage,
+        brings_outputs=bool(metadata.get("outputs")),
+        bits=int(metadata.get("bits", 16)),
+        patterns=tuple(name for name in _UNREAD if config.get(name)),
+        rank=int(config.get("r", 0)),
+    )
+    named = str(metadata.get("checkpoint") or "")
+    return (replace(usage, base=named, revision=None), named) if named.startswith(BESIDE) else (usage, base)
+
+
+_UNREAD = ("rank_pattern", "alpha_pattern", "modules_to_save", "use_dora")
+
+
+def _window_s(family: str, folder: Path, home: Path) -> float | None:
+    """Seconds that a model takes at once, by the features beside it or beside its base."""
+    if family not in ("whisper", "ast"):
+        return None
+    for place in (folder, home):
+        whole = _read(place / "processor_config.json", _AllFeatureEntries) or {}
+        found = _read(place / "preprocessor_config.json", _FeatureEntries) or whole.get("feature_extractor") or {}
+        if family == "whisper" and (seconds := found.get("chunk_length")):
+            return float(seconds)
+        if family == "ast" and (frames := found.get("max_length")):
+            return float(frames) / 100
+    return None
 
 
 def _whisper(usage: Usage, decoding: Mapping[str, Any] | None) -> Usage:
@@ -67,12 +125,17 @@ def _qwen3_asr(usage: Usage) -> Usage:
 
 def _home(folder: Path, base: str, kind: str) -> Path:
     """The folder of the whole model; of an adapter its base, which may not be on this machine."""
+    from sonotune.adapters.metadata import BESIDE
     from sonotune.registry import is_asset, resolve_asset
 
-    return folder if kind == "model" else resolve_asset(base) if is_asset(base) else Path(base)
+    if kind == "model":
+        return folder
+    if base.startswith(BESIDE):
+        return folder / base
+    return resolve_asset(base) if is_asset(base) else Path(base)
 
 
-def _read(file: Path) -> Mapping[str, Any] | None:
+def _read(file: Path, entries: Any) -> Mapping[str, Any] | None:
     from pydantic import TypeAdapter
 
     from sonotune.errors import ModelError
@@ -80,4 +143,5 @@ def _read(file: Path) -> Mapping[str, Any] | None:
 
     if not file.is_file():
         return None
-    return read_json(file, TypeAdapter(_ModelEntries), error=ModelError, do="Copy the file again.")
+    found: Mapping[str, Any] = read_json(file, TypeAdapter(entries), error=ModelError, do="Copy the file again.")
+    return found

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from sonotune import registry
 from sonotune.errors import ConfigError, suggest
-from sonotune.types import Context, DecodingSettings
+from sonotune.types import SILENCE_DB, Context, DecodingSettings
 
 _NO_EFFECT_ON_RESULT: dict[str, Any] = {"affects_result": False}
 _LATER: dict[str, Any] = {"in_digest_at_default": False}
@@ -153,6 +153,10 @@ class DataConfig(Section):
     window, 30 s at most."""
     max_bad_fraction: Share = 0.01
     """Share of unusable clips above which a run stops before it trains."""
+    truncated: Literal["use", "leave_out", "stop"] = Field(default="use", json_schema_extra=_LATER)
+    """Files that end before their header or manifest says: with `use`, one that lacks 0.1 s at most, and 5 % of its
+    length at most, is used as far as it goes, and one that lacks more is bad; `leave_out` leaves out both and counts
+    neither as bad; `stop` refuses the run for either."""
     check: Literal["decode", "header"] = "decode"
     """Look at all samples of every file before the run, or only at its header (quick, misses truncated files)."""
     multi_label: bool = False
@@ -170,6 +174,12 @@ class DataConfig(Section):
     `data.eval_speakers` is set."""
     leaks: Literal["report", "stop"] = "report"
     """Recordings that are trained on and scored: say so beside the score, or stop before training (exit code 3)."""
+    empty_texts: Literal["leave_out", "learn"] = Field(default="leave_out", json_schema_extra=_LATER)
+    """Training clips with an empty transcript, which says that nothing is said: left out and counted, or learned, so
+    that the model writes nothing on such sound. Clips that are scored keep them: every word on them is an insertion."""
+    silence_db: float = Field(default=SILENCE_DB, ge=-200, le=0, json_schema_extra=_LATER)
+    """Clips whose loudest 25 ms are below this level, in dB of full scale, a constant offset taken out, have no signal.
+    They are not trained on where their transcript has words, and `transcribe` writes nothing on them."""
     limit: int | None = Field(default=None, ge=1, le=1_000_000_000)
     """Clips to keep of each split, drawn by the seed; null keeps all."""
     loader_workers: int = Field(default=1, ge=0, le=256, json_schema_extra=_NO_EFFECT_ON_RESULT)
@@ -504,6 +514,14 @@ class EvaluationConfig(Section):
     logprob_threshold: Annotated[float, Field(ge=-1000, le=0)] | None = -1.0
     """A text fails whose tokens have a lower mean log-probability, unless the clip is likely silent; null checks
     nothing."""
+    primary: Literal["auto", "wer", "cer", "accuracy", "f1_macro", "map"] = Field(
+        default="auto", json_schema_extra=_LATER
+    )
+    """Score that decides: it chooses the checkpoint, ends a run that has no more patience, and stands first in
+    comparisons and reports. `auto` takes the error rate of words; that of characters where the references are of a
+    script without spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan, ...) or have none;
+    accuracy for classes; mAP where a clip may have several. Evaluations of equal score are told apart by the other
+    error rate, then by the training loss."""
     bootstrap: int = Field(default=1000, ge=100, le=1_000_000)
     """Resamples behind each 95 % interval."""
     verbalize_numbers: Literal["auto"] | bool = "auto"

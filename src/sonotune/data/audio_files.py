@@ -78,7 +78,7 @@ def left_out(files: Sequence[Path], folder: Path) -> Finding:
     )
 
 
-def enumerate_names(names: Sequence[str]) -> str:
+def enumerate_names(names: Sequence[str], *, most: int = MAX_NAMED) -> str:
     """The first few names, and how many more there are."""
-    more = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from sonotune.data.lines import RefusedError, show
 
+_UP = 3
+_FOLDERS = 200
+_TRIED = 50
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -20,13 +25,17 @@ class AudioRoot:
     Args:
         root: The folder.
         allow_outside: Whether paths may leave it.
+        movable: Whether the user may name another folder (`data.root`).
     """
 
-    def __init__(self, root: Path, *, allow_outside: bool = False) -> None:
+    def __init__(self, root: Path, *, allow_outside: bool = False, movable: bool = True) -> None:
         self.root = root.absolute()
+        self.movable = movable
         self.allow_outside = allow_outside
         self._real_root = self._real(self.root)
         self._real_folders: dict[Path, Path] = {}
+        self._absolute: set[Path] = set()
+        self._relative = False
 
     def resolve(self, value: str) -> Path:
         """Find the file that a manifest's path names.
@@ -58,14 +67,38 @@ class AudioRoot:
                 "the path is too long", found=show(value), allowed="names that a file system can hold", do=do
             )
         real = self._real_file(path)
+        if Path(value).is_absolute():
+            self._absolute.add(real.parent)
+        else:
+            self._relative = True
         if not self.allow_outside and not real.is_relative_to(self._real_root):
             raise RefusedError(
                 "the path leaves the root of the manifest",
-                found=f"{show(value)}, which is {show(str(real), 200)}",
+                found=show(value) if str(real) == value else f"{show(value)}, which is {show(str(real), 200)}",
                 allowed=f"files below {self.root}",
-                do="Move the audio there, set another root (data.root), or set data.allow_outside_root=true.",
+                do="Set another root (data.root), or data.allow_outside_root=true.",
+                together=self._leaving,
             )
         return real if ".." in path.parts else path
+
+    def _leaving(self, errors: Sequence[RefusedError]) -> RefusedError:
+        """One error for all paths that leave the root, with the root that holds them."""
+        many = len(errors) > 1
+        return RefusedError(
+            f"{len(errors)} paths leave the root of the manifest" if many else errors[0].what,
+            found=f"{errors[0].found}{' first' if many else ''}",
+            allowed=errors[0].allowed,
+            do=self._how_to_allow(),
+        )
+
+    def _how_to_allow(self) -> str:
+        """What mends the paths seen so far; another root does where none of them is relative to this one."""
+        if self._relative or not self._absolute or not self.movable:
+            return "Move the audio there, or set data.allow_outside_root=true."
+        common = os.path.commonpath(self._absolute)
+        if common == self.root.anchor:
+            return "Their only common folder is the whole disk: set data.allow_outside_root=true."
+        return f"Set data.root={common}, which holds all of them."
 
     def _as_written_here(self, value: str) -> Path | None:
         """A file whose path was written with backslashes, or with its accents composed another way, as macOS does."""
@@ -98,6 +131,29 @@ class AudioRoot:
                 allowed="an audio file",
                 do="Mend the links.",
             ) from error
+
+
+def root_that_holds(paths: Sequence[Path], folder: Path) -> Path | None:
+    """Another folder near this one, below which lie the files that are not below this one.
+
+    Args:
+        paths: Absolute paths of files that are missing.
+        folder: What they are relative to; its parents, their folders and the working directory are looked at.
+
+    Returns:
+        The first that has all of them (of the first few); None where there is none.
+    """
+    folder = folder.absolute()
+    wanted = [path.relative_to(folder) for path in paths[:_TRIED] if path.is_relative_to(folder)]
+    if len(wanted) < len(paths[:_TRIED]):
+        return None  # written as absolute, which no root changes
+    near = [Path.cwd(), *list(folder.parents)[:_UP]]
+    for parent in (folder, folder.parent):
+        try:
+            near += sorted(entry for entry in parent.iterdir() if entry.is_dir())[:_FOLDERS]
+        except OSError:
+            continue
+    return next((other for other in near if wanted and all(_exists(other / name) for name in wanted)), None)
 
 
 def _size_bytes(name: str) -> int:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from sonotune.data import importers, manifest, splits
+from sonotune.data.audio_files import enumerate_names
+from sonotune.data.audio_root import root_that_holds
+from sonotune.data.split_corpus import way_that_works
 from sonotune.errors import GateError, ManifestError
 from sonotune.registry import is_asset, resolve_asset, split_source
 from sonotune.runs import generator
-from sonotune.types import Clip, Finding
+from sonotune.types import SILENCE_DB, Clip, Finding, Severity
 
 logger = logging.getLogger(__name__)
+
+_SHOWN: Final = 5
 
 # Settings of the data section that `load_corpus` takes, by the same names.
 CORPUS_SETTINGS: Final = {
@@ -24,9 +29,12 @@ CORPUS_SETTINGS: Final = {
     "max_duration_s",
     "check",
     "max_bad_fraction",
+    "truncated",
     "eval_speakers",
     "eval_fraction",
     "leaks",
+    "empty_texts",
+    "silence_db",
     "limit",
 }
 
@@ -49,17 +57,22 @@ def load_corpus(
     max_duration_s: float | None,
     check: Literal["decode", "header"],
     max_bad_fraction: float,
+    truncated: Literal["use", "leave_out", "stop"],
     eval_speakers: Sequence[str],
     eval_fraction: float,
     leaks: Literal["report", "stop"],
     limit: int | None,
     seed: int,
+    empty_texts: Literal["leave_out", "learn"] = "leave_out",
+    silence_db: float = SILENCE_DB,
     require: Literal["text", "label"] | None = "text",
+    tell: Callable[[Sequence[Finding]], None] = lambda findings: None,
 ) -> Corpus:
     """Load every split that is named; make the evaluation split by speaker where it is not.
 
     The limits of length are for training: what is scored is every clip that can be read and says what it is, so that a
-    score does not depend on them.
+    score does not depend on them. An empty transcript says that nothing is said: it is scored, and trained on if asked
+    for. A clip without signal whose transcript has words is wrong in any case: it is not trained on.
 
     Args:
         sources: Split name -> manifest or `format:source`.
@@ -69,28 +82,51 @@ def load_corpus(
         max_duration_s: Longer clips are not trained on; None sets no limit here, and the model's window does later.
         check: Decode every clip, or read headers only.
         max_bad_fraction: Share of unusable files above which nothing is trained.
+        truncated: What becomes of files that end before their header or manifest says; see `manifest.check_audio`.
         eval_speakers: Speakers held out when no evaluation split is named.
         eval_fraction: Share of the speech held out otherwise.
         leaks: Whether recordings that are trained on and scored are findings, or stop the run.
         limit: Keep so many clips of each split, drawn by the seed.
         seed: Of the split.
+        empty_texts: Whether clips with an empty transcript are trained on.
+        silence_db: Level below which a clip has no signal, in dB of full scale.
         require: What every clip must have: a transcript, a class, or neither.
+        tell: Hears of findings as they come, for a later check may refuse the clips.
 
     Raises:
-        ManifestError: A source cannot be read, a split is empty, or too many files are bad.
+        ManifestError: A source cannot be read, a split is empty, too many files are bad, or one is truncated and
+            `truncated` is `stop`.
         GateError: Recordings are trained on and scored, and `leaks` is `stop`.
     """
     found: dict[str, list[Clip]] = {}
     findings: list[Finding] = []
+
+    def found_out(more: Sequence[Finding]) -> None:
+        findings.extend(more)
+        tell(more)
+
     for name, source in sources.items():
-        clips = read_source(source, root=root, allow_outside_root=allow_outside_root, findings=findings)
+        noted: list[Finding] = []
+        clips = read_source(source, root=root, allow_outside_root=allow_outside_root, findings=noted)
+        found_out(noted)
         if not clips:
             raise ManifestError(f"data.{name}={source} has no clips. Check the file, or leave the setting out.")
-        kept, dropped = _usable(
-            name, _limited(clips, limit, seed, name), check=check, max_bad_fraction=max_bad_fraction, require=require
+        clips = _limited(clips, limit, seed, name)
+        sound, looked = manifest.check_audio(clips, mode=check, truncated=truncated, silence_db=silence_db)
+        sound, looked = _without_signal(name, sound, looked, require=require)
+        found_out(looked)
+        _refuse_bad(
+            name,
+            looked,
+            len(clips),
+            max_bad_fraction=max_bad_fraction,
+            truncated=truncated,
+            root=root or _folder_of(source),
         )
-        found[name] = kept
-        findings += dropped
+        found[name], dropped = _filtered(
+            name, sound, min_duration_s=0.0, max_duration_s=None, require=require, empty_texts=True
+        )
+        found_out(dropped)
     if "train" in found and "eval" not in found:
         fractions = None if eval_speakers else {"train": 1 - eval_fraction, "eval": eval_fraction}
         try:
@@ -98,17 +134,24 @@ def load_corpus(
                 found["train"], fractions=fractions, eval_speakers=tuple(eval_speakers), seed=seed
             )
         except ManifestError as error:
+            way = None if eval_speakers else way_that_works(found["train"], 2, but="speaker")
+            divide = f"divide it by `sonotune data split {sources['train']} FOLDER --by {way}`, or " if way else ""
             raise ManifestError(
-                f"no evaluation clips could be held out: {error} Or name them with data.eval."
+                f"no evaluation clips could be held out: {error} Or {divide}name them with data.eval."
             ) from error
     if "train" in found:
         found["train"], dropped = _filtered(
-            "train", found["train"], min_duration_s=min_duration_s, max_duration_s=max_duration_s, require=require
+            "train",
+            found["train"],
+            min_duration_s=min_duration_s,
+            max_duration_s=max_duration_s,
+            require=require,
+            empty_texts=empty_texts == "learn",
         )
-        findings += dropped
+        found_out(dropped)
         for other in ("eval", "test"):
             shared = splits.check_leaks(found["train"], found.get(other, []))
-            findings += shared
+            found_out(shared)
             if leaks == "stop":
                 _refuse_leaks(other, shared)
     digests = {name: manifest.digest(clips) for name, clips in found.items()}
@@ -177,19 +220,66 @@ def format_of(source: str, options: Collection[str] = ()) -> tuple[str, str]:
     return format_name, place
 
 
-def _usable(
-    name: str,
-    clips: list[Clip],
+def _refuse_bad(
+    split: str,
+    findings: Sequence[Finding],
+    clips: int,
     *,
-    check: Literal["decode", "header"],
     max_bad_fraction: float,
-    require: Literal["text", "label"] | None,
+    truncated: Literal["use", "leave_out", "stop"],
+    root: Path,
+) -> None:
+    """Stop where audio is too bad, or truncated and that is to stop."""
+    bad = [finding for finding in findings if finding.severity == "error"]
+    cut = [finding for finding in bad if finding.check == "audio.truncated"]
+    if cut and truncated == "stop":
+        raise _refusal(f"{len(cut)} of {clips} clips of data.{split} are truncated (data.truncated=stop)", cut)
+    refuse_too_many(split, bad, clips, max_bad_fraction=max_bad_fraction, root=root)
+
+
+def _folder_of(source: str) -> Path:
+    """What the paths of a source are relative to, where nothing else is said."""
+    place = Path(format_of(source)[1])
+    return place if place.is_dir() else place.parent
+
+
+def _without_signal(
+    split: str, clips: Sequence[Clip], findings: Sequence[Finding], *, require: Literal["text", "label"] | None
 ) -> tuple[list[Clip], list[Finding]]:
-    """Clips of any length that can be read and say what they are."""
-    sound, bad = manifest.check_audio(clips, mode=check)
-    refuse_too_many(name, bad, len(clips), max_bad_fraction=max_bad_fraction)
-    kept, dropped = _filtered(name, sound, min_duration_s=0.0, max_duration_s=None, require=require)
-    return kept, [*bad, *dropped]
+    """Clips that stay, and what is known of those without signal.
+
+    With words in its transcript such a clip is not trained on, and a warning where it is scored; without, it is a note.
+    """
+    silent = {one.clip_ids[0]: one for one in findings if one.check == manifest.SILENT}
+    others = [one for one in findings if one.check != manifest.SILENT]
+    told = {clip.id for clip in clips if clip.id in silent and require == "text" and manifest.has_words(clip)}
+    if split == "train":
+        others += [_words_and_no_signal(silent.pop(name)) for name in list(silent) if name in told]
+        clips = [clip for clip in clips if clip.id not in told]
+    kinds: tuple[tuple[Severity, list[str], str], ...] = (
+        ("warning", [name for name in silent if name in told], " and words in their transcript, which are scored"),
+        ("note", [name for name in silent if name not in told], ""),
+    )
+    for severity, ids, what in kinds:
+        if ids:
+            message = f"{len(ids)} of {len(clips)} clips of data.{split} have no signal{what}. The first is "
+            others.append(
+                Finding(
+                    check=manifest.SILENT,
+                    severity=severity,
+                    message=f"{message}{ids[0]!r}: {silent[ids[0]].message}",
+                    clip_ids=tuple(ids),
+                    measured=float(len(ids)),
+                    unit="clips",
+                )
+            )
+    return list(clips), others
+
+
+def _words_and_no_signal(found: Finding) -> Finding:
+    """Why a training clip whose transcript has words is left out."""
+    message = f"clip {found.clip_ids[0]!r} has words in its transcript and nothing to hear. The clip is left out. "
+    return replace(found, severity="error", message=message + found.message)
 
 
 def _filtered(
@@ -199,9 +289,14 @@ def _filtered(
     min_duration_s: float,
     max_duration_s: float | None,
     require: Literal["text", "label"] | None,
+    empty_texts: bool,
 ) -> tuple[list[Clip], list[Finding]]:
     kept, dropped = manifest.filter_clips(
-        clips, min_duration_s=min_duration_s, max_duration_s=max_duration_s, require=require
+        clips,
+        min_duration_s=min_duration_s,
+        max_duration_s=max_duration_s,
+        require=require,
+        empty_texts=empty_texts,
     )
     for finding in dropped:
         logger.info("%s", finding.message)
@@ -211,7 +306,9 @@ def _filtered(
     return kept, dropped
 
 
-def refuse_too_many(split: str, bad: Sequence[Finding], clips: int, *, max_bad_fraction: float) -> None:
+def refuse_too_many(
+    split: str, bad: Sequence[Finding], clips: int, *, max_bad_fraction: float, root: Path | None = None
+) -> None:
     """Stop before training when too many clips of a split cannot be used.
 
     Args:
@@ -219,21 +316,41 @@ def refuse_too_many(split: str, bad: Sequence[Finding], clips: int, *, max_bad_f
         bad: A finding for each clip that cannot be used.
         clips: How many clips the split has with them.
         max_bad_fraction: Share that may be bad; all of them never.
+        root: Folder that missing files were looked for in.
 
     Raises:
         ManifestError: There are more.
     """
     if len(bad) <= max_bad_fraction * clips and len(bad) < clips:
         return
+    allowed = f"at most {max_bad_fraction:.0%} may be bad (data.max_bad_fraction)"
+    do = []
+    if any(finding.check == "audio.truncated" for finding in bad):
+        do.append("data.truncated=leave_out leaves out files that are cut off, and does not count them as bad.")
+    raise _refusal(f"{len(bad)} of {clips} clips of data.{split} cannot be used; {allowed}", bad, do=do, root=root)
+
+
+def _refusal(what: str, bad: Sequence[Finding], *, do: Sequence[str] = (), root: Path | None = None) -> ManifestError:
+    """Says the first reasons, each once, and lists all clips; files that are missing are one reason."""
+    missing = [finding for finding in bad if finding.check == "audio.missing"]
     shared: dict[str, list[Finding]] = {}  # a reason -> the findings that give it
     for finding in bad:
+        if len(missing) > 1 and finding.check == "audio.missing":
+            continue
         name = f"clip {finding.clip_ids[0]!r}" if finding.clip_ids else ""
         shared.setdefault(finding.message.removeprefix(name), []).append(finding)
-    first = "\n".join(
+    lines = [
         f"  - {same[0].message}{f' The same holds for {len(same) - 1} more.' if len(same) > 1 else ''}"
-        for same in list(shared.values())[:5]
-    )
-    raise ManifestError(
-        f"{len(bad)} of {clips} clips of data.{split} cannot be used; at most "
-        f"{max_bad_fraction:.0%} may be bad (data.max_bad_fraction). The first:\n{first}"
-    )
+        for same in shared.values()
+    ]
+    if len(missing) > 1:
+        names = enumerate_names([str(finding.path) for finding in missing], most=3)
+        lines.insert(0, f"  - {len(missing)} files do not exist: {names}.")
+    paths = [Path(str(finding.path)) for finding in missing]
+    if paths and root is not None and (other := root_that_holds(paths, root)) is not None:
+        do = [f"Such files are in {other}: set data.root={other}.", *do]
+    heading = f"{what}. {'They are' if len(lines) <= _SHOWN else 'The first'}:"
+    error = ManifestError("\n".join([heading, *lines[:_SHOWN], *do]))
+    if len(lines) <= _SHOWN and len(bad) == len(lines):
+        return error
+    return error.listed([f"{', '.join(map(repr, finding.clip_ids))}\t{finding.message}" for finding in bad])

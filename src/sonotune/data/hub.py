@@ -23,6 +23,7 @@ from sonotune.data.lines import Problems, RefusedError, show
 from sonotune.data.manifest import fill_durations
 from sonotune.data.records import COLUMNS, ClipParser
 from sonotune.errors import ManifestError, MissingExtraError, SonotuneError
+from sonotune.hub_access import why_unreachable
 from sonotune.paths import exists
 from sonotune.runs import atomic_write_bytes
 from sonotune.types import Clip
@@ -76,7 +77,7 @@ def load_hub(
         folder = Path(source) if Path(source).is_dir() else Path(source).parent
     else:
         folder = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    root = AudioRoot(folder, allow_outside=allow_outside_root)
+    root = AudioRoot(folder, allow_outside=allow_outside_root, movable=False)
     cache = (cache_dir or _default_cache()) / re.sub(r"[^\w.-]+", "-", f"{Path(source).name}-{split}")
     problems = Problems(Path(source))
     rows = _rows(_each(data, limit, source, local), columns, label_names, problems, cache=cache, root=root)
@@ -116,6 +117,7 @@ def _open(
 ) -> Any:
     path = Path(source)
     if not local:
+        why_unreachable()
         return datasets.load_dataset(str(source), config, split=split, revision=revision, streaming=streaming)
     parquet = [path] if path.suffix == ".parquet" else sorted(path.glob("**/*.parquet"))
     if parquet:
@@ -139,10 +141,10 @@ def _readable(source: str | Path, local: bool) -> Iterator[None]:
     except SonotuneError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = (None if local else why_unreachable()) or " ".join(str(error).split())[:200]
         where = "on this disk" if local else "on the hub; without network only data sets that are here can be used"
         raise ManifestError(
-            f"the data set {str(source)!r} cannot be loaded: found {type(error).__name__}: {reason}; allowed is a data "
+            f"the data set {str(source)!r} cannot be loaded: found {reason}; allowed is a data "
             f"set {where}. Check name, split and connection, or give a local file or folder."
         ) from error
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from sonotune.data.audio_root import root_that_holds
 from sonotune.data.manifest import check_audio
 from sonotune.errors import ManifestError
 from sonotune.types import Clip, Finding
 
 _EXAMPLES: Final = 3
-_FOLDERS: Final = 200
 _REASONS: Final = {"missing": "do not exist", "span": "are shorter than the span that their clip names"}
 
 
@@ -30,7 +30,8 @@ def check_clips(clips: Sequence[Clip], *, source: str, place: Path) -> list[Find
     Raises:
         ManifestError: Not one clip can be used.
     """
-    _, bad = check_audio(clips, mode="header", workers=8)
+    _, found = check_audio(clips, mode="header", workers=8)
+    bad = [finding for finding in found if finding.severity == "error"]
     by_reason: dict[str, list[Finding]] = {}
     for finding in bad:
         by_reason.setdefault(finding.check.removeprefix("audio."), []).append(finding)
@@ -40,7 +41,8 @@ def check_clips(clips: Sequence[Clip], *, source: str, place: Path) -> list[Find
             f"no clip of {source} can be used, and nothing is written. " + " ".join(one.message for one in findings)
         )
     stay = "They stay in the manifest, and a run counts them as bad (data.max_bad_fraction)."
-    return [*(replace(one, message=f"{one.message} {stay}") for one in findings), *_lacking(clips)]
+    unusable = [replace(one, message=f"{one.message} {stay}") for one in findings]
+    return [*unusable, *(finding for finding in found if finding.severity != "error"), *_lacking(clips)]
 
 
 def _unusable(reason: str, found: Sequence[Finding], clips: int, place: Path) -> Finding:
@@ -48,7 +50,7 @@ def _unusable(reason: str, found: Sequence[Finding], clips: int, place: Path) ->
     paths = list(dict.fromkeys(finding.path or "" for finding in found))
     if reason == "missing":
         more = f" and {len(paths) - _EXAMPLES} more" if len(paths) > _EXAMPLES else ""
-        told = f"{', '.join(paths[:_EXAMPLES])}{more}. {_elsewhere(Path(paths[0]).name, place)}"
+        told = f"{', '.join(paths[:_EXAMPLES])}{more}. {_elsewhere(paths, place)}"
     else:
         told = f"the first is {found[0].message}"
     return Finding(
@@ -62,21 +64,11 @@ def _unusable(reason: str, found: Sequence[Finding], clips: int, place: Path) ->
     )
 
 
-def _elsewhere(name: str, place: Path) -> str:
-    """The folder near the source in which a missing file lies, as the option that makes it found."""
-    folder = (place if place.is_dir() else place.parent).absolute()
-    near = [folder, folder.parent]
-    for parent in (folder, folder.parent):
-        try:
-            near += sorted(entry for entry in parent.iterdir() if entry.is_dir())[:_FOLDERS]
-        except OSError:
-            continue
-    for other in near:
-        try:
-            if (other / name).is_file():
-                return f"A file {name} is in {other}: --root {other} takes the paths from there."
-        except (OSError, ValueError):
-            break  # a name that no file system takes
+def _elsewhere(paths: Sequence[str], place: Path) -> str:
+    """The folder near the source in which missing files lie, as the option that makes them found."""
+    folder = place if place.is_dir() else place.parent
+    if (other := root_that_holds([Path(path) for path in paths], folder)) is not None:
+        return f"Such files are in {other}: --root {other} takes the paths from there."
     return "Check the paths, or name the folder that they are relative to with --root."
 
 

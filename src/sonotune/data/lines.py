@@ -10,7 +10,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -20,17 +20,30 @@ from sonotune.paths import exists, is_file, is_folder
 
 MAX_LINE_BYTES: Final = 1_000_000
 MAX_LISTED: Final = 20
+MAX_KEPT: Final = 100_000
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_NOT_A_NAME = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
 _BOM = b"\xef\xbb\xbf"
 
 
 class RefusedError(Exception):
-    """A value from outside that cannot be taken, with the four parts of its message; ends up in `Problems`."""
+    """A value from outside that cannot be taken, with the four parts of its message; ends up in `Problems`.
 
-    def __init__(self, what: str, *, found: str, allowed: str, do: str) -> None:
+    Args:
+        what: What is wrong, and with which thing.
+        found: What stands there.
+        allowed: What may stand there.
+        do: What the person can do about it.
+        together: Makes one of all errors of a source that share it, where one cause has many.
+    """
+
+    def __init__(self, what: str, *, found: str, allowed: str, do: str, together: Merge | None = None) -> None:
         super().__init__(what)
-        self.what, self.found, self.allowed, self.do = what, found, allowed, do
+        self.what, self.found, self.allowed, self.do, self.together = what, found, allowed, do, together
+
+
+Merge = Callable[[Sequence[RefusedError]], RefusedError]
 
 
 class Problems:
@@ -46,6 +59,8 @@ class Problems:
         self.unit = unit
         self.count = 0
         self._listed: list[str] = []
+        self._alone: list[str] = []
+        self._shared: dict[Merge, list[tuple[int | None, RefusedError]]] = {}
 
     def add(self, line: int | None, what: str, *, found: str, allowed: str, do: str) -> None:
         """Note one problem.
@@ -57,35 +72,54 @@ class Problems:
             allowed: What may stand there.
             do: What the person can do about it.
         """
-        self.count += 1
-        if len(self._listed) < MAX_LISTED:
-            number = f"{self.source}:{line}" if self.unit is None else f"{self.source}, {self.unit} {line}"
-            where = self.source if line is None else number
-            self._listed.append(f"{where}: {what}: found {found}; allowed is {allowed}. {do}")
+        self.add_refused(line, RefusedError(what, found=found, allowed=allowed, do=do))
 
     def add_refused(self, line: int | None, error: RefusedError) -> None:
         """Note a value that was refused."""
-        self.add(line, error.what, found=error.found, allowed=error.allowed, do=error.do)
+        self.count += 1
+        if len(self._listed) >= MAX_KEPT:
+            return
+        entry = self._entry(line, error)
+        self._listed.append(entry)
+        if error.together is None:
+            self._alone.append(entry)
+        else:
+            self._shared.setdefault(error.together, []).append((line, error))
+
+    def _entry(self, line: int | None, error: RefusedError) -> str:
+        number = f"{self.source}:{line}" if self.unit is None else f"{self.source}, {self.unit} {line}"
+        where = self.source if line is None else number
+        return f"{where}: {error.what}: found {error.found}; allowed is {error.allowed}. {error.do}"
 
     def absorb(self, other: Problems) -> None:
         """Note the problems of another file of the same source."""
         self.count += other.count
-        self._listed += other._listed[: MAX_LISTED - len(self._listed)]
+        self._listed += other._listed[: MAX_KEPT - len(self._listed)]
+        self._alone += other._alone[: MAX_KEPT - len(self._alone)]
+        for together, errors in other._shared.items():
+            self._shared.setdefault(together, []).extend(errors)
 
     def check(self) -> None:
         """Stop here when there are problems.
 
         Raises:
-            ManifestError: Lists the first 20 and counts the rest.
+            ManifestError: Lists the first 20 and counts the rest; all of them are in its `listing`.
         """
         if not self.count:
             return
-        if self.count == 1:
-            raise ManifestError(self._listed[0])
-        lines = [f"{self.count} problems in {self.source}:", *(f"  - {entry}" for entry in self._listed)]
-        if self.count > len(self._listed):
-            lines.append(f"  ... and {self.count - len(self._listed)} more")
-        raise ManifestError("\n".join(lines))
+        shared = [
+            self._entry(errors[0][0] if len(errors) == 1 else None, together([error for _, error in errors]))
+            for together, errors in self._shared.items()
+        ]
+        shown = [*shared, *self._alone][:MAX_LISTED]
+        more = len(self._alone) + len(shared) + self.count - len(self._listed) - len(shown)
+        if len(shown) == 1:
+            raise ManifestError(shown[0]).listed(self._listed if self.count > 1 else ())
+        lines = [f"{self.count} problems in {self.source}:", *(f"  - {entry}" for entry in shown)]
+        if more:
+            lines.append(f"  ... and {more} more")
+        error = ManifestError("\n".join(lines))
+        raise error.listed(self._listed) if more or shared else error
 
 
 def show(value: object, limit: int = 80) -> str:
@@ -224,7 +258,7 @@ def json_objects(path: Path, problems: Problems, *, encoding: str = "utf-8") -> 
             continue
         try:
             value = json.loads(line, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-            check_value(value)
+            check_record(value)
         except RefusedError as error:
             problems.add_refused(number, error)
         except RecursionError:
@@ -280,6 +314,20 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise RefusedError("a number is not a number", found=name, allowed="finite numbers", do="Mend or remove the value.")
+
+
+def check_record(value: Any) -> None:
+    r"""Check a line of a manifest as `check_value` does, but let the name of a file be any that a disk can hold.
+
+    Bytes that are no UTF-8 stand in the path, and in the id that is made of it, as Python writes them (`\udcff`).
+
+    Raises:
+        RefusedError: There is a value that could never be written again.
+    """
+    if not isinstance(value, dict):
+        return check_value(value)
+    names = {key for key in ("id", "path") if isinstance(value.get(key), str) and not _NOT_A_NAME.search(value[key])}
+    return check_value({key: child for key, child in value.items() if key not in names})
 
 
 def check_value(value: Any, depth: int = 0) -> None:

@@ -14,24 +14,33 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 
-from sonotune.audio.io import probe, verify
+from sonotune.audio.activity import NO_SIGNAL_DB
+from sonotune.audio.io import SPAN_TOLERANCE_S, measure, probe
+from sonotune.audio.opening import MAX_MISSING_S
+from sonotune.data.audio_files import enumerate_names
 from sonotune.data.audio_root import AudioRoot
-from sonotune.data.lines import MAX_LINE_BYTES, Problems, json_objects, show
+from sonotune.data.lines import MAX_LINE_BYTES, Problems, RefusedError, check_record, json_objects, show
 from sonotune.data.records import COLUMNS, ClipParser
 from sonotune.errors import AudioError, ManifestError
 from sonotune.progress import phase
 from sonotune.runs import atomic_write_text, digest_json
+from sonotune.runs.file_sets import check_whole
 from sonotune.types import Clip, Finding
 
-# Headers round the length of a file, and a manifest made elsewhere rounds its spans: one MP3 frame of slack.
-SPAN_TOLERANCE_S: Final = 0.05
+SPLIT_MARK: Final = "sonotune_split.json"
+"""Beside the manifests of a split corpus; says which belong together."""
+SILENT: Final = "audio.silent"
+"""Check of clips without signal."""
+_MOST_CHANNELS: Final = 8  # of a file that is silent, which are looked at one by one
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -66,6 +75,7 @@ def read_manifest(
         ManifestError: Lists up to 20 problems by file and line, and the count of the rest.
     """
     path = Path(path)
+    check_whole(path, mark=SPLIT_MARK, again="sonotune data split", error=ManifestError)
     problems = Problems(path)
     parser = ClipParser(
         AudioRoot(root or path.parent, allow_outside=allow_outside_root),
@@ -109,7 +119,7 @@ def _with_duration(clip: Clip) -> Clip:
     except AudioError:
         return clip  # check_audio opens it again and says why it cannot be used
     rest_s = max(0.0, info.duration_s - clip.start_s)
-    return dataclasses.replace(clip, duration_s=rest_s, sample_rate_hz=clip.sample_rate_hz or info.sample_rate_hz)
+    return replace(clip, duration_s=rest_s, sample_rate_hz=clip.sample_rate_hz or info.sample_rate_hz)
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -118,17 +128,30 @@ def _with_duration(clip: Clip) -> Clip:
 def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
     """Write clips as a manifest, replacing an old one whole.
 
-    Paths below the manifest's folder are written relative to it, so that the folder can move; others stay absolute,
-    and reading them back needs another root or `allow_outside_root`.
-
     Args:
         path: The file to write.
         clips: The clips; ids must be unique.
 
     Raises:
+        ManifestError: A clip cannot be written; see `manifest_text`.
+        ResourceError: The disk is full; an old manifest is untouched.
+    """
+    atomic_write_text(Path(path), manifest_text(path, clips))
+
+
+def manifest_text(path: Path, clips: Iterable[Clip]) -> str:
+    """What a manifest of some clips says.
+
+    Paths below the manifest's folder are relative to it, so that the folder can move; others stay absolute, and
+    reading them back needs another root or `allow_outside_root`.
+
+    Args:
+        path: Where the manifest will be.
+        clips: The clips; ids must be unique.
+
+    Raises:
         ManifestError: A clip cannot be written: its id is there twice, its text is no Unicode, an extra column has the
             name of a known one, or its line would be too long to be read back.
-        ResourceError: The disk is full; an old manifest is untouched.
     """
     folder = Path(path).absolute().parent
     seen: set[str] = set()
@@ -141,12 +164,15 @@ def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
             )
         seen.add(clip.id)
         try:
-            line = json.dumps(_to_record(clip, folder), ensure_ascii=False, allow_nan=False)
+            record = _to_record(clip, folder)
+            line = json.dumps(record, ensure_ascii=False, allow_nan=False)
             size = len(line.encode()) + 1
-        except ValueError as error:  # includes UnicodeEncodeError
+            check_record(record)
+        except (ValueError, RefusedError) as error:  # includes UnicodeEncodeError
+            found = f"{error}, {error.found}" if isinstance(error, RefusedError) else error
             raise ManifestError(
-                f"clip {show(clip.id)} cannot be written to {path}: found {error}; allowed are finite numbers, Unicode "
-                f"text and file names, and extra columns other than {', '.join(COLUMNS)}. Mend the clip's source."
+                f"clip {show(clip.id)} cannot be written to {path}: found {found}; allowed are finite numbers, Unicode "
+                f"text, and extra columns other than {', '.join(COLUMNS)}. Mend the clip's source."
             ) from error
         if size > MAX_LINE_BYTES:
             raise ManifestError(
@@ -154,7 +180,7 @@ def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
                 f"{MAX_LINE_BYTES:,}, and a longer one could not be read back. Shorten its text or its extra columns."
             )
         lines.append(line + "\n")
-    atomic_write_text(Path(path), "".join(lines))
+    return "".join(lines)
 
 
 def _to_record(clip: Clip, folder: Path) -> dict[str, Any]:
@@ -194,6 +220,7 @@ def filter_clips(
     min_duration_s: float = 0.5,
     max_duration_s: float | None = None,
     require: Literal["text", "label"] | None = "text",
+    empty_texts: bool = False,
 ) -> tuple[list[Clip], list[Finding]]:
     """Leave out clips that are too short, too long or do not say what they are. Every drop is named and counted.
 
@@ -201,12 +228,14 @@ def filter_clips(
         clips: The clips.
         min_duration_s: Shortest clip kept, in seconds.
         max_duration_s: Longest clip kept, in seconds; None sets no limit.
-        require: `text` drops clips without a word of transcript, `label` those without a class, None neither.
+        require: `text` drops clips without a transcript, `label` those without a class, None neither.
+        empty_texts: Whether an empty transcript is one, which says that nothing is said.
 
     Returns:
         The clips kept, in order, and one finding for each reason: `data.duration_unknown`, `data.too_short`,
-        `data.too_long`, `data.no_text`, `data.no_label`. They are warnings (asked for by settings), except an unknown
-        duration, which means that the file cannot be opened. A clip is counted under its first reason.
+        `data.too_long`, `data.no_text`, `data.empty_text`, `data.no_label`. They are warnings (asked for by settings),
+        except an unknown duration, which means that the file cannot be opened. A clip is counted under its first
+        reason.
     """
     kept: list[Clip] = []
     dropped: dict[str, list[Clip]] = {}
@@ -217,8 +246,10 @@ def filter_clips(
             dropped.setdefault("too_short", []).append(clip)
         elif max_duration_s is not None and clip.duration_s > max_duration_s:
             dropped.setdefault("too_long", []).append(clip)
-        elif require == "text" and not (clip.text or "").strip():
+        elif require == "text" and clip.text is None:
             dropped.setdefault("no_text", []).append(clip)
+        elif require == "text" and not empty_texts and not has_words(clip):
+            dropped.setdefault("empty_text", []).append(clip)
         elif require == "label" and not clip.label:
             dropped.setdefault("no_label", []).append(clip)
         else:
@@ -228,6 +259,7 @@ def filter_clips(
         "too_short": (f"are shorter than data.min_duration_s={min_duration_s:g}", min_duration_s),
         "too_long": (f"are longer than data.max_duration_s={max_duration_s or 0:g}", max_duration_s),
         "no_text": ("have no transcript", None),
+        "empty_text": ("have an empty transcript (data.empty_texts=learn trains on them)", None),
         "no_label": ("have no class", None),
     }
     findings = [
@@ -247,71 +279,172 @@ def filter_clips(
     return kept, findings
 
 
+def has_words(clip: Clip) -> bool:
+    """Whether the transcript of a clip has anything but white space."""
+    return bool((clip.text or "").strip())
+
+
 def _extreme(clips: Sequence[Clip], reason: str) -> float:
     durations_s = [clip.duration_s for clip in clips]
     return min(durations_s) if reason == "too_short" else max(durations_s)
 
 
 def check_audio(
-    clips: Sequence[Clip], mode: Literal["decode", "header"] = "decode", *, workers: int = 4
+    clips: Sequence[Clip],
+    mode: Literal["decode", "header"] = "decode",
+    *,
+    truncated: Literal["use", "leave_out", "stop"] = "use",
+    silence_db: float | None = None,
+    workers: int = 4,
 ) -> tuple[list[Clip], list[Finding]]:
     """Open every clip's audio and leave out what cannot be used.
+
+    A file may end a little before its header or its clip says: up to 0.1 s and 5 % (`audio.opening`), as recorders and
+    other tools leave it.
 
     Args:
         clips: The clips.
         mode: `decode` reads every sample, and so finds truncated files and NaN; `header` only opens the file.
+        truncated: Clips that lack a little at their end are used as far as their file goes (`use`), left out together
+            with those that lack more (`leave_out`), or bad as those are (`stop`).
+        silence_db: Level below which a clip has no signal (`audio.activity.signal_level_db`), looked at where samples
+            are; None looks at none.
         workers: Threads; decoding lets go of the interpreter lock.
 
     Returns:
-        The clips kept, in order, and one finding of severity error for each bad clip. Its check is `audio.` and the
-        audio room's reason, such as `audio.truncated`.
+        The clips kept, in order, none longer than its file, and one finding of severity error for each bad clip. Its
+        check is `audio.` and the reason of `AudioError`, such as `audio.truncated`. One warning names all clips that
+        were cut short or, as asked, left out for it: `audio.shortened`, `data.truncated`. A clip without signal is
+        kept, with a warning `audio.silent`.
     """
     if mode not in ("decode", "header"):
         raise ManifestError(f"data.check: found {mode!r}; allowed are 'decode' and 'header'. Choose one of them.")
-    check = _decode if mode == "decode" else _open
-    results: list[Finding | None] = []
+    look_at = partial(_look, decode=mode == "decode", silence_db=silence_db)
+    results: list[_Look] = []
     with (
         phase("checking audio", len(clips), "clips") as advance,
         ThreadPoolExecutor(max_workers=max(1, workers)) as pool,
     ):
-        for finding in pool.map(lambda clip: _finding(clip, check), clips):
-            results.append(finding)
+        for look in pool.map(look_at, clips):
+            results.append(look)
             advance(len(results))
-    kept = [clip for clip, finding in zip(clips, results, strict=True) if finding is None]
-    return kept, [finding for finding in results if finding is not None]
+    if truncated == "stop":
+        results = [look.refused() if look.missing_s else look for look in results]
+    used = truncated == "use"
+    short = [look for look in results if look.missing_s or (look.cut_off and not used)]
+    if truncated == "leave_out":
+        results = [look for look in results if not (look.missing_s or look.cut_off)]
+    kept = [look.clip for look in results if look.usable]
+    found = [look.finding for look in results if look.finding is not None]
+    return kept, [*found, *([_shortened(short, len(clips), used=used)] if short and truncated != "stop" else [])]
 
 
-def _decode(clip: Clip) -> None:
-    verify(clip.path, start_s=clip.start_s, duration_s=clip.duration_s or None, channel=clip.channel)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """What the audio of a clip is like.
 
+    Attributes:
+        clip: The clip, no longer than its file.
+        missing_s: What its file lacks at the end, in seconds, where that is little.
+        finding: Why it cannot be used (an error), or that it has no signal (a warning).
+    """
 
-def _open(clip: Clip) -> None:
-    info = probe(clip.path)
-    end_s = clip.start_s + clip.duration_s
-    if end_s > info.duration_s + SPAN_TOLERANCE_S or (not clip.duration_s and clip.start_s >= info.duration_s):
-        raise AudioError(
-            "span",
-            f"{clip.path}: the clip ends at {end_s:.2f} s; found a file of {info.duration_s:.2f} s; allowed are spans "
-            "inside the file. Mend start_s and duration_s.",
+    clip: Clip
+    missing_s: float = 0.0
+    finding: Finding | None = None
+
+    @property
+    def usable(self) -> bool:
+        return self.finding is None or self.finding.severity != "error"
+
+    @property
+    def cut_off(self) -> bool:
+        return self.finding is not None and self.finding.check == "audio.truncated"
+
+    def refused(self) -> _Look:
+        """The same where nothing may be missing."""
+        message = (
+            f"{self.clip.path} ends {self.missing_s:.3f} s before its header or its clip says. Fetch the file again, "
+            "mend duration_s, or leave it out."
         )
-    if clip.channel is not None and clip.channel >= info.num_channels:
-        raise AudioError(
-            "channels",
-            f"{clip.path} has {info.num_channels} channel(s); the clip asks for channel {clip.channel}, counted "
-            "from 0. Mend its channel.",
-        )
+        return _Look(clip=self.clip, finding=_bad(self.clip, "truncated", message))
 
 
-def _finding(clip: Clip, check: Callable[[Clip], None]) -> Finding | None:
+def _look(clip: Clip, *, decode: bool, silence_db: float | None) -> _Look:
+    duration_s = clip.duration_s or None
     try:
-        check(clip)
+        measured = measure(clip.path, start_s=clip.start_s, duration_s=duration_s, channel=clip.channel, decode=decode)
+        info, level_db = measured.info, measured.level_db
+        found = None if level_db is None or silence_db is None else silent(clip, level_db, silence_db=silence_db)
     except AudioError as error:
-        reason, message = error.reason, str(error)
+        return _Look(clip=clip, finding=_bad(clip, error.reason, str(error)))
     except OSError as error:
-        reason, message = "unreadable", f"{clip.path} cannot be read: {error.strerror or error}."
-    else:
+        message = f"{clip.path} cannot be read: {error.strerror or error}."
+        return _Look(clip=clip, finding=_bad(clip, "unreadable", message))
+    beyond_s = 0.0 if duration_s is None else clip.start_s + duration_s - info.duration_s
+    if beyond_s > SPAN_TOLERANCE_S:
+        clip = replace(clip, duration_s=info.duration_s - clip.start_s)
+        return _Look(clip=clip, missing_s=beyond_s, finding=found)
+    to_the_end = duration_s is None or beyond_s > -SPAN_TOLERANCE_S
+    return _Look(clip=clip, missing_s=info.missing_s if to_the_end else 0.0, finding=found)
+
+
+def silent(clip: Clip, level_db: float, *, silence_db: float) -> Finding | None:
+    """A warning where a clip has no signal; it names the channels of its file that have one.
+
+    Args:
+        clip: The clip.
+        level_db: What `audio.io.measure` found.
+        silence_db: Level below which there is no signal.
+    """
+    if level_db >= silence_db:
         return None
+    channels = range(min(probe(clip.path).num_channels, _MOST_CHANNELS))
+    heard = [place for place in channels if len(channels) > 1 and _level_db(clip, place) >= silence_db]
+    constant = level_db <= NO_SIGNAL_DB
+    loudest = "its samples are all alike" if constant else f"its loudest 25 ms are at {level_db:.0f} dB of full scale"
+    others = f"Channel {' and '.join(map(str, heard))} of the file has one" if heard else ""
+    if others and clip.channel is None:
+        others += ", and the channels cancel each other in their mean: name one in the column `channel`"
+    return Finding(
+        check=SILENT,
+        severity="warning",
+        message=f"{clip.path}: no signal, for {loudest} (data.silence_db={silence_db:g})."
+        + (f" {others}." if others else ""),
+        clip_ids=(clip.id,),
+        path=str(clip.path),
+        measured=level_db,
+        limit=silence_db,
+        unit="dB",
+    )
+
+
+def _level_db(clip: Clip, channel: int) -> float:
+    level_db = measure(clip.path, start_s=clip.start_s, duration_s=clip.duration_s or None, channel=channel).level_db
+    return NO_SIGNAL_DB if level_db is None else level_db
+
+
+def _bad(clip: Clip, reason: str, message: str) -> Finding:
     return Finding(check=f"audio.{reason}", severity="error", message=message, clip_ids=(clip.id,), path=str(clip.path))
+
+
+def _shortened(short: Sequence[_Look], clips: int, *, used: bool) -> Finding:
+    """Names the clips that end early."""
+    most_s = max(look.missing_s for look in short)
+    names = enumerate_names([look.clip.id for look in short])
+    if used:
+        what = f"end up to {most_s:.3f} s before their header or manifest says, and are used as far as their file goes"
+    else:
+        what = "end before their header or manifest says, and are left out"
+    return Finding(
+        check="audio.shortened" if used else "data.truncated",
+        severity="warning",
+        message=f"{len(short)} of {clips} clips {what} (data.truncated={'use' if used else 'leave_out'}): {names}.",
+        clip_ids=tuple(look.clip.id for look in short),
+        measured=most_s if used else float(len(short)),
+        limit=MAX_MISSING_S if used else 0.0,
+        unit="s" if used else "clips",
+    )
 
 
 # --- describing ----------------------------------------------------------------------------------

@@ -1,8 +1,14 @@
-"""Splits that never share a speaker, and the check that two sets do not leak into each other."""
+"""Splits that never share a speaker, and the check that two sets do not leak into each other.
+
+`split_by_speaker` is what a run makes of its training clips when no evaluation clips are named, and what a finished run
+makes again when it is compared or exported: for a seed it always gives the same clips. `sonotune data split`
+has more ways and more to keep even (`sonotune.data.split_corpus`).
+"""
 
 from __future__ import annotations
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +27,11 @@ from sonotune.types import Clip, Finding, Severity
 DEFAULT_FRACTIONS: Final[Mapping[str, float]] = MappingProxyType({"train": 0.9, "eval": 0.1})
 
 # Spans that touch are no leak, and manifests round to milliseconds.
-_OVERLAP_S: Final = 0.01
+OVERLAP_S: Final = 0.01
 _TRIALS: Final = 32
+
+_USUAL: Final = "That is usual for commands and digits; --by text of `sonotune data split` keeps sentences apart."
+_AGAIN: Final = "Split again: `sonotune data split` keeps recordings together."
 
 
 def split_by_speaker(
@@ -148,12 +157,14 @@ def check_leaks(train: Sequence[Clip], evaluation: Sequence[Clip]) -> list[Findi
     """
     named_train = [clip for clip in train if clip.speaker is not None]
     named_eval = [clip for clip in evaluation if clip.speaker is not None]
+    one = len({clip.speaker for clip in (*named_train, *named_eval)}) == 1
+    advice = "There is no other speaker: the score holds for this voice only." if one else "Split again by speaker."
     found = [
-        _common("speaker", "error", "speakers", _by(named_train, _speaker), _by(named_eval, _speaker)),
-        _common("id", "error", "ids", _by(train, _id), _by(evaluation, _id)),
+        _common("speaker", "error", "speakers", _by(named_train, _speaker), _by(named_eval, _speaker), advice),
+        _common("id", "error", "ids", _by(train, _id), _by(evaluation, _id), "Give each clip its own id."),
         _spans(train, evaluation),
         _same_bytes(train, evaluation),
-        _common("sentence", "note", "transcripts", _by(train, _sentence), _by(evaluation, _sentence)),
+        _common("sentence", "note", "transcripts", _by(train, _sentence), _by(evaluation, _sentence), _USUAL),
     ]
     findings = [finding for finding in found if finding is not None]
     unnamed = [clip for clip in (*train, *evaluation) if clip.speaker is None]
@@ -199,17 +210,19 @@ def _common(
     things: str,
     train: Mapping[str, Sequence[Clip]],
     evaluation: Mapping[str, Sequence[Clip]],
+    advice: str,
 ) -> Finding | None:
     shared = sorted(train.keys() & evaluation.keys())
     if not shared:
         return None
     examples = ", ".join(map(show, shared[:5])) + (", ..." if len(shared) > 5 else "")
     clips = [clip for name in shared for clip in (*train[name], *evaluation[name])]
-    return _leak(kind, severity, f"share {len(shared)} {things} ({examples})", clips, len(shared), things)
+    return _leak(kind, severity, f"share {len(shared)} {things} ({examples})", clips, len(shared), things, advice)
 
 
-def _leak(kind: str, severity: Severity, what: str, clips: Iterable[Clip], count: int, unit: str) -> Finding:
-    advice = "Split again by speaker." if severity == "error" else "That is usual for commands and digits."
+def _leak(
+    kind: str, severity: Severity, what: str, clips: Iterable[Clip], count: int, unit: str, advice: str
+) -> Finding:
     return Finding(
         check=f"leak.{kind}",
         severity=severity,
@@ -222,7 +235,7 @@ def _leak(kind: str, severity: Severity, what: str, clips: Iterable[Clip], count
 
 
 def _spans(train: Sequence[Clip], evaluation: Sequence[Clip]) -> Finding | None:
-    real = {path: str(path.resolve()) for path in {clip.path for clip in (*train, *evaluation)}}
+    real = real_paths(clip.path for clip in (*train, *evaluation))
     by_file = _by(train, lambda clip: real[clip.path])
     pairs = [
         (one, other)
@@ -230,12 +243,12 @@ def _spans(train: Sequence[Clip], evaluation: Sequence[Clip]) -> Finding | None:
         for one in by_file.get(real[other.path], ())
         if (one.channel is None or other.channel is None or one.channel == other.channel)
         and min(one.start_s + one.duration_s, other.start_s + other.duration_s) - max(one.start_s, other.start_s)
-        > _OVERLAP_S
+        > OVERLAP_S
     ]
     if not pairs:
         return None
     what = f"share seconds of the same file in {len(pairs)} pairs of clips, first {show(str(pairs[0][1].path))}"
-    return _leak("span", "error", what, (clip for pair in pairs for clip in pair), len(pairs), "pairs")
+    return _leak("span", "error", what, (clip for pair in pairs for clip in pair), len(pairs), "pairs", _AGAIN)
 
 
 def _same_bytes(train: Sequence[Clip], evaluation: Sequence[Clip]) -> Finding | None:
@@ -249,13 +262,27 @@ def _same_bytes(train: Sequence[Clip], evaluation: Sequence[Clip]) -> Finding | 
             for path, clips in side[size].items():
                 table[digest_file(path)] += clips
         tables.append(table)
-    same_path = {clip.path.resolve() for clip in train} & {clip.path.resolve() for clip in evaluation}
+    real = real_paths(clip.path for table in tables for clips in table.values() for clip in clips)
+    places = [{real[clip.path] for clips in table.values() for clip in clips} for table in tables]
+    same_path = places[0] & places[1]
     for table in tables:  # one file in both sets is a matter of spans, reported above
         for name, clips in list(table.items()):
-            table[name] = [clip for clip in clips if clip.path.resolve() not in same_path]
+            table[name] = [clip for clip in clips if real[clip.path] not in same_path]
             if not table[name]:
                 del table[name]
-    return _common("audio", "error", "recordings under other names", *tables)
+    return _common("audio", "error", "recordings under other names", tables[0], tables[1], _AGAIN)
+
+
+def real_paths(paths: Iterable[Path]) -> dict[Path, str]:
+    """Where files really are, links followed. A folder is asked once, or a large corpus would take minutes."""
+    folders: dict[Path, str] = {}
+    real: dict[Path, str] = {}
+    for path in set(paths):
+        folder = path.parent
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        real[path] = os.path.realpath(path) if path.is_symlink() else f"{folders[folder]}{os.sep}{path.name}"
+    return real
 
 
 def _by_size(clips: Iterable[Clip]) -> dict[int, dict[Path, list[Clip]]]:

@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sonotune.errors import ManifestError, RunDirectoryError, TextError
+from sonotune.data.scripts import deciding_rate
+from sonotune.errors import ManifestError, RunDirectoryError, TextError, suggest
 from sonotune.metrics.error_rate import edit_counts
 from sonotune.metrics.intervals import MIN_BLOCKS
 from sonotune.metrics.paired import (
@@ -29,9 +30,10 @@ from sonotune.metrics.paired import (
     paired_difference,
     segment_differences,
 )
+from sonotune.metrics.scores import primary_score
 from sonotune.metrics.slices import DURATION_EDGES_S, slice_clips
-from sonotune.paths import is_folder
-from sonotune.runs import read_predictions
+from sonotune.paths import exists, is_folder
+from sonotune.runs import read_predictions, read_record
 from sonotune.types import Clip
 
 MOMENTS = ("test", "after")
@@ -85,6 +87,7 @@ def compare(
     second: Sequence[Path],
     *,
     moment: str | None = None,
+    primary: str | None = None,
     same_seeds: bool = False,
     resamples: int = 10_000,
     seed: int = 0,
@@ -98,6 +101,8 @@ def compare(
         second: Of the second system.
         moment: Predictions of a run to take (`test`, `after`, `before`); None takes the first of `MOMENTS` that all
             runs have.
+        primary: Score that decides, `wer` or `cer`; None takes the one that the runs were scored by, and for files the
+            one that fits the references (`data.scripts.deciding_rate`).
         same_seeds: The runs of both stand in the same order of seeds, so they are resampled as pairs.
         resamples: Bootstrap resamples.
         seed: Of the resampling.
@@ -107,12 +112,12 @@ def compare(
     Raises:
         RunDirectoryError: A run or file has no predictions, or cannot be read.
         ManifestError: The clips are not the same, their truths differ, or they are too few.
-        TextError: No clip has words, or no clip has a reference.
+        TextError: No clip has a reference.
     """
     files = _files(first, second, moment)
     systems = [[read_predictions(path) for path in side] for side in files]
     rows = _aligned(systems, files)
-    counted = _count(rows)
+    counted = _count(rows, primary or _decided(files))
     clips = [_clip(row) for row in rows[0][0]]
     sessions = [row.get("session") for row in rows[0][0]]
     blocks = choose_blocks([clip.speaker for clip in clips], sessions)
@@ -147,16 +152,23 @@ def prediction_file(place: Path, moment: str) -> Path:
 def _files(
     first: Sequence[Path], second: Sequence[Path], moment: str | None
 ) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    for place in (*first, *second):
+        if not exists(place):
+            near = [other.name for other in place.parent.glob("*")]
+            raise RunDirectoryError(
+                f"{place} does not exist{suggest(place.name, near, '.')} Give a run directory, or a file that "
+                "`sonotune evaluate --out FILE` wrote."
+            )
     runs = [place for place in (*first, *second) if is_folder(place)]
     wanted = MOMENTS if moment is None else (moment,)
     taken = next((name for name in wanted if all(prediction_file(run, name).is_file() for run in runs)), None)
     if taken is None:
-        lacking = next(run for run in runs if not all(prediction_file(run, name).is_file() for name in wanted))
-        found = sorted(path.stem for path in (lacking / "predictions").glob("*.jsonl"))
+        kept = {run: sorted(path.stem for path in (run / "predictions").glob("*.jsonl")) for run in runs}
+        without = [run for run, names in kept.items() if not set(wanted) & set(names)] or runs
+        told = "; ".join(f"{run} has {', '.join(kept[run]) or 'none'}" for run in without)
         raise RunDirectoryError(
-            f"{lacking} has no predictions of {' or '.join(wanted)} that the other runs have as well; found "
-            f"{', '.join(found) or 'none'}. A finished run scores data.eval (`after`) and data.test (`test`); or "
-            "write them with `sonotune evaluate --out FILE` and compare the files."
+            f"the runs have no predictions of {' or '.join(wanted)} in common: {told}. A finished run scores data.eval "
+            "(`after`) and data.test (`test`); or write them with `sonotune evaluate --out FILE` and compare the files."
         )
 
     def resolve(places: Sequence[Path]) -> tuple[Path, ...]:
@@ -246,15 +258,32 @@ class _Counts(NamedTuple):
     better: Literal["lower", "higher"]
 
 
-def _count(rows: Sequence[Sequence[Rows]]) -> dict[str, _Counts]:
+def _decided(files: Sequence[Sequence[Path]]) -> str | None:
+    """The score by which all runs were scored that these predictions are of; None where there is no such."""
+    found = {_decided_in(path) for side in files for path in side}
+    return found.pop() if len(found) == 1 else None
+
+
+def _decided_in(predictions: Path) -> str | None:
+    """The score that decided in the run of a file of predictions; None for a file of its own, or a damaged record."""
+    run = predictions.parent.parent
+    if predictions.parent.name != "predictions" or not (run / "run.json").is_file():
+        return None
+    try:
+        scores = read_record(run).scores
+    except RunDirectoryError:  # predictions are compared without it
+        return None
+    return primary_score(scores.get(predictions.stem, {}))
+
+
+def _count(rows: Sequence[Sequence[Rows]], primary: str | None) -> dict[str, _Counts]:
+    """What is counted for each score, the one that decides first."""
     if "labels" in rows[0][0][0]:
         right = [np.array([[_is_right(row) for row in run] for run in side], dtype=np.float64) for side in rows]
         apart_N = np.abs(right[0].mean(axis=0) - right[1].mean(axis=0))
         ones_N = np.ones(right[0].shape[1])
         return {"accuracy": _Counts(right[0], right[1], ones_N, apart_N, "higher")}
     references = [str(_reference(row)) for row in rows[0][0]]
-    if not any(text.split() for text in references):
-        raise TextError(f"all {len(references)} references are empty after normalisation, so no error rate exists.")
     units: tuple[tuple[str, Literal["word", "character"]], ...] = (("wer", "word"), ("cer", "character"))
     found = {}
     for name, unit in units:
@@ -262,7 +291,8 @@ def _count(rows: Sequence[Sequence[Rows]]) -> dict[str, _Counts]:
         errors = [np.array([[edit.errors for edit in run] for run in side], dtype=np.float64) for side in counts]
         totals_N = np.array([edit.reference for edit in counts[0][0]], dtype=np.float64)
         found[name] = _Counts(errors[0], errors[1], totals_N, _disputed(rows) if unit == "word" else None, "lower")
-    return found
+    decides = primary if primary in found else deciding_rate(references)[0]
+    return {name: found[name] for name in sorted(found, key=lambda name: name != decides)}
 
 
 def _is_right(row: Mapping[str, Any]) -> bool:
@@ -305,11 +335,12 @@ def _difference(
     same_seeds: bool,
     seed: int,
 ) -> PairedDifference:
+    totals_N = counts.totals[members]
     return paired_difference(
         name,
         counts.first[:, members],
         counts.second[:, members],
-        counts.totals[members],
+        totals_N if totals_N.any() else np.ones_like(totals_N),  # silence alone: what was written on each clip
         blocks=blocks,
         same_seeds=same_seeds,
         discordant=None if counts.discordant is None else float(counts.discordant[members].sum()),
@@ -338,7 +369,6 @@ def _slices(
                     name, counts, members, blocks, resamples=_SLICE_RESAMPLES, same_seeds=same_seeds, seed=seed
                 ).to_json()
                 for name, counts in counted.items()
-                if counts.totals[members].sum() > 0
             }
         rows.append({"by": part.by, "value": part.value, "clips": len(members), "difference": difference})
     for by in {row["by"] for row in rows}:

@@ -1,10 +1,10 @@
-"""What belongs between batches and predictions: the order of the clips."""
+"""What belongs between batches and predictions: the order of the clips, those not decoded, and texts that were cut."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sonotune.types import Finding, Prediction
+from sonotune.types import DecodingSettings, Finding, Prediction
 
 _SHOWN_IDS = 20
 
@@ -35,7 +35,7 @@ def in_clip_order(
                 check="evaluation.not_decoded",
                 severity="warning",
                 message=f"{len(unexplained)} clips came out of no batch and count as empty texts: "
-                f"{_some(unexplained)}. Check that their files can be read with `sonotune data stats`.",
+                f"{some_of(unexplained)}. Check that their files can be read with `sonotune data stats`.",
                 clip_ids=unexplained,
                 measured=float(len(unexplained)),
                 unit="clips",
@@ -45,6 +45,28 @@ def in_clip_order(
     return ordered, all_findings
 
 
-def _some(clip_ids: Sequence[str]) -> str:
+def cut_texts(predictions: Sequence[Prediction], settings: DecodingSettings) -> list[Finding]:
+    """A warning that names the texts which end because they reached their limit of tokens."""
+    cut = tuple(prediction.clip_id for prediction in predictions if prediction.cut)
+    if not cut:
+        return []
+    limit = settings.max_new_tokens
+    asked = "what the model can write" if limit is None else f"evaluation.max_new_tokens={limit}"
+    return [
+        Finding(
+            check="decode.token_limit",
+            severity="warning",
+            message=f"{len(cut)} of {len(predictions)} texts reached their limit of tokens ({asked}) and end there: "
+            f"{some_of(cut)}. What was said after that is missing. Raise evaluation.max_new_tokens, if the model can "
+            "write more, or cut the clips.",
+            clip_ids=cut,
+            measured=float(len(cut)),
+            unit="clips",
+        )
+    ]
+
+
+def some_of(clip_ids: Sequence[str]) -> str:
+    """The first ids, and how many more there are."""
     shown = ", ".join(clip_ids[:_SHOWN_IDS])
     return shown if len(clip_ids) <= _SHOWN_IDS else f"{shown} and {len(clip_ids) - _SHOWN_IDS} more"

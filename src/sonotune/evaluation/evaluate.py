@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sonotune.errors import ManifestError, ResourceError, TextError, out_of_memory
-from sonotune.evaluation.decode import in_clip_order
+from sonotune.errors import ManifestError, NumericError, ResourceError, out_of_memory
+from sonotune.evaluation.decode import cut_texts, in_clip_order, some_of
 from sonotune.evaluation.windows import cut_into_windows
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
 from sonotune.features.workers import Crew
@@ -42,9 +42,9 @@ class EvaluationResult:
 
     Attributes:
         scores: Of the clips that say what should come out (`wer`, `cer`; `accuracy`, `f1_macro`, `map`); empty when
-            none does.
+            none does. The one that decides has the role `primary`.
         slices: One JSON-ready mapping per slice: `by`, `value`, `clips`, `seconds`, `scores`, and for texts
-            `insertions`. There are no `scores` where none exists, as for a slice of silence.
+            `insertions`.
         predictions: One per clip, in the order of the clips; empty where a clip could not be read.
         findings: Clips that could not be read or have no reference, and warnings of the task.
         details: What the task tells besides: `decoding` (loops, fallbacks, empty texts and invented words), or
@@ -100,6 +100,8 @@ def evaluate(
     crew: Crew | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     processes: Processes = SINGLE_PROCESS,
+    primary: str | None = None,
+    no_signal: Collection[str] = (),
 ) -> EvaluationResult:
     """Decode every clip and score the predictions.
 
@@ -117,10 +119,12 @@ def evaluate(
         crew: Loader processes.
         autocast: Makes the precision context of each batch.
         processes: Share the batches; each has all predictions and scores in the end.
+        primary: Name of the score that decides; None asks the task for these clips.
+        no_signal: See `predict_clips`.
 
     Raises:
         ManifestError: There are no clips, an id stands twice, or a clip has a class that the model does not know.
-        TextError: There are transcripts, and none has a word after normalisation.
+        NumericError: The model gives NaN or infinity for every clip.
     """
     started_at = time.monotonic()
     task.check_references(loaded, clips)
@@ -135,7 +139,9 @@ def evaluate(
         crew=crew,
         autocast=autocast,
         processes=processes,
+        no_signal=no_signal,
     )
+    findings += cut_texts(predictions, decoding)
     told = [index for index, clip in enumerate(clips) if task.has_reference(clip)]
     findings += [*_foreign_context(loaded, context or loaded.context), *_untold(clips, told)]
     scores: dict[str, Score] = {}
@@ -143,10 +149,12 @@ def evaluate(
     details: dict[str, Any] = {}
     if told:
         true, found = [clips[index] for index in told], [predictions[index] for index in told]
-        scores = task.score(found, true, resamples=bootstrap, seed=seed)
+        primary = primary or task.primary_of(true)[0]
+        scores = task.score(found, true, primary=primary, resamples=bootstrap, seed=seed)
         details, warnings = task.details(found, true)
         findings += warnings
-        slices = _slices(task, found, true, slice_clips(true, duration_edges_s=duration_edges_s), bootstrap, seed)
+        parts = slice_clips(true, duration_edges_s=duration_edges_s)
+        slices = _slices(task, found, true, parts, primary=primary, bootstrap=bootstrap, seed=seed)
     seconds = time.monotonic() - started_at
     audio_seconds = math.fsum(clip.duration_s for clip in clips)
     return EvaluationResult(
@@ -175,6 +183,7 @@ def predict_clips(
     crew: Crew | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     processes: Processes = SINGLE_PROCESS,
+    no_signal: Collection[str] = (),
 ) -> tuple[list[Prediction], list[Finding]]:
     """Decode every clip, without gradients, in batches of similar length.
 
@@ -191,18 +200,22 @@ def predict_clips(
         crew: Loader processes; they change nothing but the speed. None reads here.
         autocast: Makes the precision context of each batch.
         processes: Share the batches; each has all predictions in the end.
+        no_signal: Ids of clips that are not decoded, for there is nothing on them: their text is empty.
 
     Returns:
-        One prediction per clip in the order of the clips, empty for a clip that could not be read, and the findings
-        that name those clips and the clips decoded in windows.
+        One prediction per clip in the order of the clips, empty for a clip that could not be read or for which the
+        model gives NaN or infinity, and the findings that name those clips and the clips decoded in windows.
 
     Raises:
         ManifestError: There are no clips, or an id stands twice.
+        NumericError: The model gives NaN or infinity for every clip.
         ResourceError: A single clip does not fit into memory.
         ValueError: The task broke its promise of one prediction per clip, in order.
     """
     _check_clips(clips)
-    windows = cut_into_windows(clips, loaded.frontend.max_duration_s)
+    silent = frozenset(no_signal)
+    heard = [clip for clip in clips if clip.id not in silent]
+    windows = cut_into_windows(heard, loaded.frontend.max_duration_s)
     pieces = windows.pieces
     durations_s = [loaded.computed_s(piece.duration_s, context) for piece in pieces]
     batches = plan_batches(
@@ -242,8 +255,11 @@ def predict_clips(
         unheard.append(_did_not_fit(cut, len(places), batch_seconds))
     shares = processes.all_gather((predictions, unheard))
     predictions = [prediction for share, _ in shares for prediction in share]
-    findings = [finding for _, share in shares for finding in share]
-    return windows.merge(clips, *in_clip_order([piece.id for piece in pieces], predictions, findings))
+    findings = [finding for _, share in shares for finding in share] + _not_finite(predictions, loaded)
+    merged, findings = windows.merge(heard, *in_clip_order([piece.id for piece in pieces], predictions, findings))
+    by_id = {prediction.clip_id: prediction for prediction in merged}
+    by_id |= {name: Prediction(clip_id=name, text="", no_signal=True) for name in silent}
+    return [by_id[clip.id] for clip in clips], findings
 
 
 def _predict(
@@ -271,6 +287,36 @@ def _predict(
     return [prediction for found, _ in halves for prediction in found], sum(parts for _, parts in halves)
 
 
+def _not_finite(predictions: Sequence[Prediction], loaded: Any) -> list[Finding]:
+    """The clips for which the model computed no numbers.
+
+    Raises:
+        NumericError: These are all of them.
+    """
+    lost = tuple(prediction.clip_id for prediction in predictions if not prediction.finite)
+    if not lost:
+        return []
+    found = f"{loaded.checkpoint} gives NaN or infinity instead of numbers"
+    if len(lost) == len(predictions):
+        raise NumericError(
+            f"{found} for each of the {len(lost)} clips, such as {lost[0]}: nothing can be recognised or scored. Take "
+            "training.precision=fp32; where that fails too, look at the scale of the adapter (lora_alpha), or take "
+            "other weights."
+        )
+    return [
+        Finding(
+            check="evaluation.not_finite",
+            severity="error",
+            message=f"{found} for {len(lost)} of {len(predictions)} clips, which count as empty: {some_of(lost)}. "
+            "Listen to them, or take training.precision=fp32.",
+            clip_ids=lost,
+            measured=float(len(lost)),
+            limit=0.0,
+            unit="clips",
+        )
+    ]
+
+
 def _did_not_fit(cut: int, batches: int, batch_seconds: float) -> Finding:
     return Finding(
         check="evaluation.memory",
@@ -287,16 +333,15 @@ def _slices(
     predictions: Sequence[Prediction],
     clips: Sequence[Clip],
     slices: Sequence[Slice],
+    *,
+    primary: str,
     bootstrap: int,
     seed: int,
 ) -> list[dict[str, Any]]:
     rows = []
     for part in slices:
         members, found = [clips[index] for index in part.members], [predictions[index] for index in part.members]
-        try:
-            scores = task.score(found, members, resamples=bootstrap, seed=seed)
-        except TextError:  # only silence in this slice: no rate exists
-            scores = {}
+        scores = task.score(found, members, primary=primary, resamples=bootstrap, seed=seed)
         row: dict[str, Any] = {
             "by": part.by,
             "value": part.value,
@@ -352,7 +397,8 @@ def write_predictions(path: Path, task: Task, predictions: Sequence[Prediction],
 
     Keys: `id`; for texts `reference`, `hypothesis` (as they came), `scored_reference`, `scored_hypothesis` (what was
     compared) and `edits` (words: `substitutions`, `deletions`, `insertions`, `hits`, `reference`; None without a
-    transcript); for classes `labels`, `decided` and `scores`; `duration_s`, `domain`, `speaker`, `language`.
+    transcript), and `cut` or `no_signal` where they are true; for classes `labels`, `decided` and `scores`;
+    `duration_s`, `domain`, `speaker`, `language`.
 
     Args:
         path: The file, usually `predictions/<where>.jsonl` in a run directory.
@@ -379,8 +425,10 @@ def write_predictions(path: Path, task: Task, predictions: Sequence[Prediction],
 
 
 def _json_line(row: Mapping[str, Any]) -> str:
-    # A tokenizer can produce half a surrogate pair, which no UTF-8 file can hold.
-    return json.dumps(row, ensure_ascii=False).encode("utf-8", "replace").decode("utf-8") + "\n"
+    # A tokenizer can produce half a surrogate pair, which is no text. An id keeps those of a name that is no UTF-8.
+    others = {name: value for name, value in row.items() if name != "id"}
+    cleaned = json.loads(json.dumps(others, ensure_ascii=False).encode("utf-8", "replace"))
+    return json.dumps({"id": row["id"], **cleaned}, ensure_ascii=False) + "\n"
 
 
 def _check_clips(clips: Sequence[Clip]) -> None:

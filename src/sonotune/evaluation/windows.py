@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from sonotune.data.chunking import cut_at_pauses
+from sonotune.data.scripts import UNSPACED
 from sonotune.data.windows import WINDOW_SLACK_S
 from sonotune.errors import AudioError
 from sonotune.types import Clip, Finding, Prediction
@@ -27,10 +28,9 @@ OVERLAP_SHARE: Final = 0.2
 """Overlap of two windows that no pause separates: this share of the window, at most so many seconds."""
 _MIN_COMMON_WORDS: Final = 2  # one word may be common by chance, unless it stands at the very border of both texts
 _RATE_MARGIN: Final = 2.0  # speech in the overlap may be so many times as fast as in its whole window
-# Scripts without spaces between words: Thai, Lao, Myanmar, Khmer, Kana, Han. Their words are single characters here.
-_UNSPACED: Final = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORDS: Final = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
-_BOTH_UNSPACED: Final = re.compile(rf"[{_UNSPACED}]{{2}}")
+# Words of scripts without spaces between them are single characters here.
+_WORDS: Final = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
+_BOTH_UNSPACED: Final = re.compile(rf"[{UNSPACED}]{{2}}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,17 +132,19 @@ def _overlap_s(before: Clip, after: Clip) -> float:
 def merge_predictions(clip_id: str, pieces: Sequence[tuple[Clip, Prediction]]) -> Prediction:
     """One prediction of those of a clip's pieces, in their order.
 
-    Texts are joined; class probabilities are the mean over the pieces, weighted by their length.
+    Texts are joined; class probabilities are the mean over the pieces, weighted by their length. A piece for which the
+    model gave no numbers adds nothing, and the whole says so.
     """
     if len(pieces) == 1:
         return replace(pieces[0][1], clip_id=clip_id)
     weighed: dict[str, float] = defaultdict(float)
+    finite = all(prediction.finite for _, prediction in pieces)
     total_s = math.fsum(piece.duration_s for piece, prediction in pieces if prediction.scores)
     for piece, prediction in pieces:
         for label, score in prediction.scores.items():
             weighed[label] += score * piece.duration_s / total_s
     if weighed:
-        return Prediction(clip_id=clip_id, scores=dict(weighed))
+        return Prediction(clip_id=clip_id, scores=dict(weighed), finite=finite)
     text = ""
     for number, (piece, prediction) in enumerate(pieces):
         said = (prediction.text or "").strip()
@@ -154,7 +156,8 @@ def merge_predictions(clip_id: str, pieces: Sequence[tuple[Clip, Prediction]]) -
             most = math.ceil(_RATE_MARGIN * count * overlap_s / min(previous.duration_s, piece.duration_s)) + 1
         text = merge_texts(text, said, max_words=most)
     attempts = max((prediction.attempts for _, prediction in pieces), default=1)
-    return Prediction(clip_id=clip_id, text=text, attempts=attempts)
+    cut = any(prediction.cut for _, prediction in pieces)
+    return Prediction(clip_id=clip_id, text=text, attempts=attempts, finite=finite, cut=cut)
 
 
 def merge_texts(left: str, right: str, *, max_words: int) -> str:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sonotune.audio.io import read
+from sonotune.audio.io import check_samples, read
 from sonotune.data.windows import WINDOW_SLACK_S
 from sonotune.errors import AudioError
 from sonotune.features.frontend import Frontend
@@ -304,7 +304,7 @@ class ClipBatches(Dataset[Batch]):
         """Read one clip and augment it.
 
         Raises:
-            AudioError: It cannot be read, is longer than the model's window, or is not finite.
+            AudioError: It cannot be read, is longer than the model's window, or its samples are no sound.
         """
         rate_hz, window_s = self._frontend.sample_rate_hz, self._frontend.max_duration_s
         recorded = read(
@@ -324,8 +324,7 @@ class ClipBatches(Dataset[Batch]):
             waveform = changed if window_s is None or changed.size <= limit else waveform
         if waveform.size == 0:
             raise AudioError("no_samples", f"clip {clip.id} has no samples at {clip.start_s} s. Mend its span.")
-        if not np.isfinite(waveform).all():
-            raise AudioError("non_finite", f"clip {clip.id} holds samples that are not numbers. Leave it out.")
+        check_samples(waveform, f"clip {clip.id} has", "Leave it out.")
         return np.ascontiguousarray(waveform, dtype=np.float32)
 
 

@@ -77,6 +77,7 @@ def classification_scores(
     multi_label: bool = False,
     threshold: float = 0.5,
     groups: Sequence[Hashable | None] | None = None,
+    primary: str | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, Score]:
@@ -92,6 +93,7 @@ def classification_scores(
         threshold: Least score at which a label is given, if `multi_label`.
         groups: What each clip belongs to, such as its speaker; whole groups are resampled where there are at least
             `intervals.MIN_BLOCKS`, single clips otherwise.
+        primary: Name of the score that decides; None takes mean average precision if `multi_label`, else accuracy.
         bootstrap: Resamples.
         seed: Of the resampling.
 
@@ -110,7 +112,7 @@ def classification_scores(
     low, high = percentile_interval(weights_RN @ right_N / weights_RN.sum(axis=1))
     if low == high:  # all right or all wrong: resampling says that nothing could be otherwise
         low, high = wilson(float(right_N.sum()), count)
-    made, decides = {"accuracy": (accuracy, low, high)}, "map" if multi_label else "accuracy"
+    made, decides = {"accuracy": (accuracy, low, high)}, primary or ("map" if multi_label else "accuracy")
     for name, metric in (("f1_macro", _f1_macro), ("map", _mean_average_precision)):
         made[name] = (float(metric(table, all_1N)[0]), *percentile_interval(metric(table, weights_RN)))
     return {

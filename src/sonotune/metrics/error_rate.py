@@ -1,9 +1,13 @@
 """Word and character error rates with their parts, counted by jiwer.
 
 A rate is the sum of all errors over the sum of all reference units, never the mean of single rates, so a clip of one
-word weighs one word. Texts are scored as given: the caller normalises (`sonotune.data.text`, scoring form), so that
-NFC and NFD, case and punctuation are decided in one place. Words are what stands between any Unicode white space;
-characters are code points, single spaces between words included.
+word weighs one word. An empty reference says that nothing was said: it adds no unit, and every unit written on it is an
+insertion. Where all references are empty there is no unit to divide by; the rate is then what was written on each clip
+on average, 0 where nothing was, and its title says so.
+
+Texts are scored as given: the caller normalises (`sonotune.data.text`, scoring form), so that NFC and NFD, case and
+punctuation are decided in one place. Words are what stands between any Unicode white space; characters are code points,
+single spaces between words included.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from itertools import zip_longest
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sonotune.errors import TextError
 from sonotune.metrics.intervals import block_bootstrap_ratio, wilson
@@ -144,15 +149,15 @@ def wer(
     """Word error rate over all clips.
 
     Args:
-        references: What was said, one per clip. Some may be empty (silence, noise): words recognised there are
-            insertions. All empty is an error.
+        references: What was said, one per clip. They may be empty (silence, noise): words recognised there are
+            insertions.
         hypotheses: What was recognised; empty counts every reference word as deleted.
         speakers: Speaker of each clip. See `error_rate` for what is resampled.
         bootstrap: Number of resamples for the interval.
         seed: Seed of the resampling.
 
     Raises:
-        TextError: Lengths differ, there are no clips, or no reference has a word.
+        TextError: Lengths differ, or there are no clips.
     """
     counts = edit_counts(references, hypotheses, unit="word")
     return error_rate("wer", counts, speakers=speakers, bootstrap=bootstrap, seed=seed)
@@ -188,6 +193,8 @@ def error_rate(
     better can be said from the data. `word`: the resamples had no spread (one clip, or all clips equally right or
     wrong), so the interval is Wilson's over reference words taken as independent.
 
+    Without any reference unit the rate is that of insertions to clips, and `detail["per"]` is `clip`.
+
     Args:
         name: Name of the score.
         title: What people call it; empty takes the name in capitals.
@@ -197,21 +204,18 @@ def error_rate(
         seed: Seed of the resampling.
 
     Raises:
-        TextError: There are no clips, or no reference has a word.
+        TextError: There are no clips.
     """
     if not counts:
         raise TextError(f"{name} needs at least one clip with a transcript; found none. Check the evaluation manifest.")
     if speakers is not None and len(speakers) != len(counts):
         raise TextError(f"{name}: {len(speakers)} speakers were given for {len(counts)} clips; one per clip is needed.")
     total = sum(counts, EditCounts())
-    if total.reference == 0:
-        raise TextError(
-            f"{name} is not defined: all {len(counts)} references are empty after normalisation, and a rate needs at "
-            "least one reference word. Check the transcripts and `data.text_scoring`."
-        )
-    value = total.errors / total.reference
+    title, silent = title or name.upper(), total.reference == 0
+    units_N = np.array([1 if silent else count.reference for count in counts], dtype=np.float64)
+    value = total.errors / float(units_N.sum())
     known = {speaker for speaker in speakers or () if speaker is not None}
-    low, high, resampled = _interval(counts, total, speakers, bootstrap=bootstrap, seed=seed)
+    low, high, resampled = _interval(counts, units_N, speakers, bootstrap=bootstrap, seed=seed)
     return Score(
         name=name,
         value=value,
@@ -220,26 +224,31 @@ def error_rate(
         count=len(counts),
         unit="fraction",
         better="lower",
-        title=title or name.upper(),
-        detail={**total.to_json(), "resampled": resampled, "speakers": len(known)},
+        title=f"{title} per silent clip" if silent else title,
+        detail={
+            **total.to_json(),
+            "resampled": resampled,
+            "speakers": len(known),
+            **({"per": "clip"} if silent else {}),
+        },
     )
 
 
 def _interval(
     counts: Sequence[EditCounts],
-    total: EditCounts,
+    units_N: NDArray[np.float64],
     speakers: Sequence[str | None] | None,
     *,
     bootstrap: int,
     seed: int,
 ) -> tuple[float, float, Literal["speaker", "clip", "word"]]:
+    errors_N = np.array([count.errors for count in counts], dtype=np.float64)
     if bootstrap > 0:
-        errors_N = np.array([count.errors for count in counts], dtype=np.float64)
-        totals_N = np.array([count.reference for count in counts], dtype=np.float64)
-        found = block_bootstrap_ratio(errors_N, totals_N, speakers, resamples=bootstrap, seed=seed)
+        found = block_bootstrap_ratio(errors_N, units_N, speakers, resamples=bootstrap, seed=seed)
         if found.high > found.low:
             return found.low, found.high, "speaker" if found.resampled == "block" else "clip"
-    low, high = wilson(min(total.errors, total.reference), total.reference)
+    units = float(units_N.sum())
+    low, high = wilson(min(float(errors_N.sum()), units), units)
     return low, high, "word"
 
 

@@ -1,4 +1,4 @@
-"""Signs that a decoder ran away or said nothing.
+"""Signs that a decoder ran away, was cut short, or wrote on silence.
 
 Encoder-decoder speech models loop on noise and silence ("thank you thank you thank you ..."). The counts here say how
 often it happened, which a word error rate alone hides among other insertions.
@@ -96,11 +96,15 @@ class DecodingHealth:
         loops: Share of clips whose text repeats a phrase of up to four words more than `MAX_REPEATS` times in a
             row, and more often than the reference does; or up to eight characters ten times and thirty characters long.
         empty: Share of clips with an empty text although words were said.
-        invented: Share of clips with more inserted words than words said.
+        invented: Share of clips on which words were said with more inserted words than those.
         insertions: Inserted words per reference word, over all clips; 0 where no words were said.
         loop_ids: The clips that loop.
-        invented_ids: The clips with more inserted words than words said.
+        invented_ids: The clips on which words were said with more inserted words than those.
         fallbacks: Clips that were decoded again because their first text failed a threshold.
+        cut: Clips whose text ends because it reached its limit of tokens.
+        silent: Clips on which no word was said.
+        silent_ids: Those of them on which words were written.
+        silent_words: Words written on them.
     """
 
     clips: int
@@ -111,6 +115,10 @@ class DecodingHealth:
     loop_ids: tuple[str, ...]
     invented_ids: tuple[str, ...]
     fallbacks: int = 0
+    cut: int = 0
+    silent: int = 0
+    silent_ids: tuple[str, ...] = ()
+    silent_words: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The figures, without the list of clips."""
@@ -119,13 +127,17 @@ class DecodingHealth:
             "loops": self.loops,
             "loop_clips": len(self.loop_ids),
             "fallbacks": self.fallbacks,
+            "cut": self.cut,
+            "silent_clips": self.silent,
+            "silent_clips_with_words": len(self.silent_ids),
+            "silent_words": self.silent_words,
             "empty": self.empty,
             "invented": self.invented,
             "insertions": self.insertions,
         }
 
     def findings(self) -> list[Finding]:
-        """One warning for loops and one for invented words, each with the clips; none when all is well."""
+        """Warnings of loops, of invented words and of words on silence, each with its clips; none when all is well."""
         found: list[Finding] = []
         if self.loop_ids:
             found.append(
@@ -134,10 +146,10 @@ class DecodingHealth:
                     self.loop_ids,
                     self.loops,
                     f"{len(self.loop_ids)} of {self.clips} texts repeat a phrase more than {MAX_REPEATS} times in "
-                    "a row. The clips may be noise or silence; as often it is the model or how it decodes. Try "
-                    "evaluation.no_repeat_ngram_size=5, evaluation.repetition_penalty=1.1, evaluation.beam_size=5, the "
-                    "default evaluation.temperatures (Whisper) and the model.context that the model was trained with, "
-                    "or train on such clips with their true transcripts.",
+                    "a row. Likely causes, in this order: another model.context than the model was trained in; another "
+                    "language than the clips' (model.language); too high a learning rate, where the model did not loop "
+                    "before it was trained; noise or silence in the recordings. evaluation.no_repeat_ngram_size=5 and "
+                    "evaluation.repetition_penalty=1.1 hinder loops and do not mend the cause.",
                 )
             )
         if self.invented_ids:
@@ -150,6 +162,17 @@ class DecodingHealth:
                     "were said. Check these transcripts and look for speech that they leave out.",
                 )
             )
+        if self.silent_ids:
+            found.append(
+                _finding(
+                    "decode.words_on_silence",
+                    self.silent_ids,
+                    len(self.silent_ids) / self.silent,
+                    f"{self.silent} clips without words, {self.silent_words} words written on them "
+                    f"({len(self.silent_ids)} clips): each counts as an insertion. Where nothing is said there, train "
+                    "on such clips too (data.empty_texts=learn); where something is, mend their transcripts.",
+                )
+            )
         return found
 
 
@@ -160,11 +183,13 @@ def decoding_health(
     edits: Sequence[EditCounts],
     *,
     fallbacks: int = 0,
+    cut: int = 0,
 ) -> DecodingHealth:
     """Look for loops, empty texts and invented words; all lists in the same order, texts in scoring form."""
     rows = list(zip(clip_ids, references, hypotheses, edits, strict=True))
     loop_ids = tuple(clip_id for clip_id, reference, hypothesis, _ in rows if loops(hypothesis, reference))
-    invented_ids = tuple(clip_id for clip_id, _, _, edit in rows if edit.insertions > edit.reference)
+    invented_ids = tuple(clip_id for clip_id, _, _, edit in rows if edit.insertions > edit.reference > 0)
+    silent = [(clip_id, edit.insertions) for clip_id, _, _, edit in rows if edit.reference == 0]
     empty = sum(1 for _, reference, hypothesis, _ in rows if reference.strip() and not hypothesis.strip())
     words = sum(edit.reference for edit in edits)
     count = max(1, len(rows))
@@ -177,6 +202,10 @@ def decoding_health(
         loop_ids=loop_ids,
         invented_ids=invented_ids,
         fallbacks=fallbacks,
+        cut=cut,
+        silent=len(silent),
+        silent_ids=tuple(clip_id for clip_id, written in silent if written),
+        silent_words=sum(written for _, written in silent),
     )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sonotune.types import Score
+
 Scores = Mapping[str, Mapping[str, Any]]
 """Name -> score in JSON form."""
 
@@ -55,10 +57,16 @@ def show_score(score: Mapping[str, Any] | None, *, digits: int = 1) -> str:
     return f"{show_value(score, digits=digits)} [{low}, {high}]"
 
 
-def loops_note(score: Mapping[str, Any]) -> str:
-    """How many texts of a rate loop, for the end of its line; nothing where none does."""
-    count = int(score.get("detail", {}).get("loops", 0))
-    return f", {count} of {score['count']} texts loop ({100 * count / score['count']:.1f} %)" if count else ""
+def decoding_note(score: Mapping[str, Any]) -> str:
+    """How many texts of a rate loop or were cut, and what was written on silence, for the end of its line."""
+    detail, clips = score.get("detail", {}), score["count"]
+    note = ""
+    for name, verb in (("loops", "loop"), ("cut", "end at their limit of tokens")):
+        if count := int(detail.get(name, 0)):
+            note += f", {count} of {clips} texts {verb} ({100 * count / clips:.1f} %)"
+    if silent := int(detail.get("silent_clips", 0)):
+        note += f", {silent} clips without words, {int(detail['silent_words'])} words written on them"
+    return note
 
 
 def better_sign(better: str) -> int:
@@ -70,6 +78,11 @@ def primary_score(scores: Scores) -> str | None:
     """Name of the score that decides: the one that says so, else, in an older record, the first."""
     marked = next((name for name, score in scores.items() if _role(name, score) == "primary"), None)
     return marked or next(iter(scores), None)
+
+
+def deciding(scores: Mapping[str, Score]) -> str:
+    """Name of the score that decides, of scores that a task has given."""
+    return next(name for name, score in scores.items() if score.role == "primary")
 
 
 def drawn_scores(scores: Scores) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sonotune.features.batching import Batch
 from sonotune.models.base import PADDING, TEXT
-from sonotune.models.decoding import generation_settings, stopping
+from sonotune.models.decoding import generation_settings, watched_rows
 from sonotune.models.losses import LabelOutputs
 from sonotune.types import DEFAULT_DECODING, DecodingSettings
 
@@ -126,8 +126,10 @@ def generate(
     limits: Sequence[int],
     decoding: DecodingSettings = DEFAULT_DECODING,
     settings: Any | None = None,
-) -> list[list[int]]:
+) -> list[list[int] | None]:
     """New tokens of each row, its end token and what follows left out; greedy or beam search with a key-value cache.
+
+    A row whose logits are not finite has none.
 
     Args:
         module: A `transformers` model with a `generate` of its own, which takes `inputs_embeds`.
@@ -139,12 +141,16 @@ def generate(
     settings = generation_settings(
         settings or module.generation_config, limits, decoding, temperature=None, top_k=None, top_p=None
     )
+    watching, watched = watched_rows(limits)
     written_BU = module.generate(
         inputs_embeds=rows.embeds,
         attention_mask=rows.mask.long(),
         generation_config=settings,
-        stopping_criteria=stopping(limits),
+        **watching,
     )
     ends = settings.eos_token_id
     stop = ({ends} if isinstance(ends, int) else set(ends or ())) | {settings.pad_token_id}
-    return [list(itertools.takewhile(lambda token: token not in stop, row)) for row in written_BU.tolist()]
+    return [
+        list(itertools.takewhile(lambda token: token not in stop, row)) if finite else None
+        for row, finite in zip(written_BU.tolist(), watched.finite_B.tolist(), strict=True)
+    ]

@@ -139,6 +139,8 @@ class LoadedModel:
             checkpoint's own is used. They are kept with an adapter, whose base has no such layer.
         untrained: Selectors of parts that are as random as they were made, such as the projector of a composed model;
             each must train in full, or the model never hears.
+        tokens_per_second: Rate of the transcripts that it was trained on (`PreparedClips.tokens_per_second`), below
+            which no text that it writes is limited; 0 where that is not known.
     """
 
     module: Any
@@ -163,6 +165,7 @@ class LoadedModel:
     labels: tuple[str, ...] = ()
     new_outputs: tuple[str, ...] = ()
     untrained: tuple[str, ...] = ()
+    tokens_per_second: float = 0.0
 
     def component(self, name: str) -> Component:
         """The component of that name.
@@ -331,6 +334,13 @@ class SpeechFamily(ModelFamily, Protocol):
 
     def decode_text(self, loaded: LoadedModel, ids: Sequence[int]) -> str:
         """Target ids -> text without special tokens."""
+        ...
+
+    def written_form(self, loaded: LoadedModel) -> Callable[[str], str]:
+        """What brings a text into the letters that the model has, as `encode_text` does; `str` where it has all.
+
+        References and hypotheses are scored in this form. The function must not hold on to the module.
+        """
         ...
 
     def forward(self, loaded: LoadedModel, batch: Batch) -> Outputs:

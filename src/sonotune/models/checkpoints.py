@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from sonotune.errors import ModelError, SonotuneError, first_line
+from sonotune.hub_access import why_unreachable
 from sonotune.models.base import LoadedModel, ModelFamily
 from sonotune.models.config_files import check_config_files
+from sonotune.models.foreign_code import check_settings_files
+from sonotune.models.pretrained import load_weights, mismatched, wrong_shape
 from sonotune.models.published import PUBLISHED
 from sonotune.models.weight_files import check_weight_files, weights_digest
 from sonotune.paths import is_folder
@@ -86,9 +89,9 @@ def load_pretrained(
         The module in evaluation mode, its processor, and its identity (commit or digest of the files).
 
     Raises:
-        ModelError: Missing, unreachable, of another family, without safetensors, or damaged.
+        ModelError: Missing, unreachable, of another family, without safetensors, or damaged; a weight is no finite
+            number; or the settings name code from elsewhere.
     """
-    import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415
 
     config = read_config(checkpoint, revision, published=False)
@@ -98,22 +101,15 @@ def load_pretrained(
     if processor_class is not None:
         processor = load_processor(checkpoint, class_name=processor_class, revision=revision)
     source = locate(checkpoint)
-    model_class = getattr(transformers, class_name)
     if isinstance(source, Path) and not random_weights:
         check_weight_files(source)
     try:
         if random_weights:
-            module = model_class(config)
+            module = getattr(transformers, class_name)(config)
             module.generation_config = _generation_config(source, revision, module.generation_config)
         else:
-            module, told = model_class.from_pretrained(
-                source,
-                config=config,
-                revision=revision,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
+            module, told = load_weights(
+                class_name, source, config=config, revision=revision, ignore_mismatched_sizes=True
             )
             reinitialise(module, _lacking(checkpoint, source, told, new_parameters))
     except SonotuneError:
@@ -137,35 +133,6 @@ def _lacking(checkpoint: str, source: Path | str, told: Mapping[str, Any], new_p
             "be random. Save the model again, or train from nothing with model.random_weights=true."
         )
     return made
-
-
-def mismatched(told: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Parameter -> its shape in the weights and in the configuration, where the two differ."""
-    return {name: (tuple(saved), tuple(made)) for name, saved, made in told.get("mismatched_keys", ())}
-
-
-def wrong_shape(
-    source: Path | str, wrong: Sequence[str], shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
-) -> str:
-    """What is said of weights that do not fit their configuration."""
-    saved, made = shapes[wrong[0]]
-    place = f"{source / _file_of(source, wrong[0])}" if isinstance(source, Path) else f"the weights of {source}"
-    return (
-        f"{place}: {wrong[0]} has the shape {saved}, and config.json asks for {made} ({len(wrong)} weights differ). "
-        "Keep the config.json and the weights of one model together."
-    )
-
-
-def _file_of(folder: Path, parameter: str) -> str:
-    """The file that holds a parameter; its name there may begin otherwise."""
-    from safetensors import safe_open  # noqa: PLC0415
-
-    files = sorted(folder.glob("*.safetensors"))
-    for file in files[1:]:
-        with safe_open(file, "pt") as opened:
-            if any(parameter.endswith(key) or key.endswith(parameter) for key in opened.keys()):  # noqa: SIM118
-                return file.name
-    return files[0].name if files else "*.safetensors"
 
 
 def check_frontend(loaded: LoadedModel) -> None:
@@ -237,7 +204,7 @@ def load_processor(checkpoint: str, *, class_name: str, revision: str | None) ->
     """Load a processor, tokenizer or feature extractor.
 
     Raises:
-        ModelError: Its files are missing or unreadable; the message names those that are missing.
+        ModelError: Its files are missing or unreadable, or name code from elsewhere; the message names them.
     """
     import transformers  # noqa: PLC0415
 
@@ -250,7 +217,10 @@ def load_processor(checkpoint: str, *, class_name: str, revision: str | None) ->
             "its processor; a CTC model can have a new vocabulary of your transcripts with model.outputs=data."
         )
     try:
+        check_settings_files(source, revision)
         return getattr(transformers, class_name).from_pretrained(source, revision=revision)
+    except ModelError:
+        raise
     except Exception as error:  # `tokenizers` raises bare exceptions
         if isinstance(source, Path) and writes and (damage := _tokenizer_damage(source)):
             raise ModelError(damage) from error
@@ -351,7 +321,7 @@ def read_config(checkpoint: str, revision: str | None, *, published: bool = True
         published: Whether the numbers in `models.published` do, which need no network; not where weights come next.
 
     Raises:
-        ModelError: It is missing, unreadable or unreachable.
+        ModelError: It is missing, unreadable or unreachable, or the checkpoint names code from elsewhere.
     """
     import transformers  # noqa: PLC0415
 
@@ -360,14 +330,17 @@ def read_config(checkpoint: str, revision: str | None, *, published: bool = True
     if published and checkpoint in PUBLISHED and revision is None and not is_folder(checkpoint):
         return transformers.AutoConfig.for_model(**PUBLISHED[checkpoint])
     source = locate(checkpoint)
-    if isinstance(source, Path):
+    if isinstance(source, str):
+        why_unreachable()
+    else:
         check_config_files(source)
     try:
+        check_settings_files(source, revision)  # before a reader without bounds
         return transformers.AutoConfig.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
         if isinstance(source, str):
             raise ModelError(
-                f"the hub checkpoint {checkpoint!r} could not be read ({first_line(error)}). "
+                f"the hub checkpoint {checkpoint!r} could not be read ({_of_hub(error)}). "
                 f"Without network, give a folder as model.checkpoint or use {_packaged(checkpoint)}."
             ) from error
         raise ModelError(f"{source} is not a model folder: config.json is missing or unreadable.") from error
@@ -401,18 +374,23 @@ def check_family(checkpoint: str, config: Any, family: ModelFamily) -> None:
 
 
 def _why(checkpoint: str, source: Path | str, error: Exception) -> str:
-    first = first_line(error)
     if isinstance(source, str):
         return (
-            f"the hub checkpoint {checkpoint!r} could not be loaded ({first}). Without network, download it elsewhere "
-            f"and give its folder as model.checkpoint, or use {_packaged(checkpoint)}."
+            f"the hub checkpoint {checkpoint!r} could not be loaded ({_of_hub(error)}). Without network, download it "
+            f"elsewhere and give its folder as model.checkpoint, or use {_packaged(checkpoint)}."
         )
     missing = [name for name in ("config.json", "preprocessor_config.json") if not (source / name).is_file()]
     if "preprocessor_config.json" in str(error) and not (source / "processor_config.json").is_file():
         return f"{source} is not a model folder: {' and '.join(missing)} missing. Save the model with its processor."
     if not any(source.glob("*.safetensors")):
         return f"{source} has no safetensors weights; pickled weights (.bin, .pt) are refused. Convert it first."
-    return f"{source} could not be loaded: {first}"
+    return f"{source} could not be loaded: {first_line(error)}"
+
+
+def _of_hub(error: Exception) -> str:
+    """Why something of the hub is not to be had."""
+    reason = why_unreachable()
+    return first_line(error) if reason is None else f"{reason}, and no copy of it is on this machine"
 
 
 def _packaged(checkpoint: str) -> str:

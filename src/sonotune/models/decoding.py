@@ -20,17 +20,29 @@ from torch import Tensor
 
 from sonotune.metrics.runaway import compression_ratio
 from sonotune.runs.seeds import generator
-from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Hypothesis
+from sonotune.types import DEFAULT_DECODING, NOT_FINITE, Clip, DecodingSettings, Hypothesis
 
 CHARACTERS_PER_SECOND = 25.0
 """Fast English speech has about 20; syllabic scripts and those without vowels have fewer."""
 
 TOKENS_PER_CHARACTER = 3.0
-"""A tokenizer that does not know a letter writes its UTF-8 bytes: three for Georgian, Ethiopic, Thai or Burmese. The
-published multilingual Whisper needs 2.5 tokens for a Georgian or Amharic letter and 2.8 for a Burmese one."""
+"""What is allowed at least: a letter may carry two marks, which a tokenizer of characters writes one by one.
+
+A tokenizer that does not know a letter writes its UTF-8 bytes, three for Georgian, Ethiopic, Thai or Burmese. The
+published multilingual Whisper needs 2.5 tokens for a Georgian or Amharic letter and 2.8 for a Burmese one. What a
+tokenizer needs beyond three is asked of it; see `tokens_per_character`."""
+
+_SCRIPTS = ("seven", "გადაწყვიტა", "የሠራተኞችን", "အစိုးရက", "മലയാളം", "བོད་ཡིག", "ខ្មែរ", "ᱥᱟᱱᱛᱟᱲᱤ", "𞤆𞤵𞤤𞤢𞤪")
+"""Words of scripts that tokenizers know well or not at all; the last, Adlam (Fulani), has four bytes a letter."""
+
+TOKENS_PER_SECOND = CHARACTERS_PER_SECOND * TOKENS_PER_CHARACTER
 
 TOKENS_MARGIN = 16
 """Room for special tokens, and for words in very short clips."""
+
+DENSE_SHARE = 0.99
+"""Of the rates of training transcripts, the one that so many do not exceed bounds texts: of fewer than a hundred, the
+highest. What is beyond is more often a transcript of other audio than speech."""
 
 NO_SPEECH_PROBABILITY = 0.6
 """An improbable text of a clip that is more probably silent than this is no text."""
@@ -45,7 +57,7 @@ _MIN_LOOP_TOKENS = 30
 def token_limit(
     duration_s: float,
     *,
-    tokens_per_second: float = CHARACTERS_PER_SECOND * TOKENS_PER_CHARACTER,
+    tokens_per_second: float = TOKENS_PER_SECOND,
     margin: int = TOKENS_MARGIN,
 ) -> int:
     """Most tokens a text of this much audio may have.
@@ -65,11 +77,58 @@ def token_limit(
     return math.ceil(duration_s * tokens_per_second) + margin
 
 
-def token_limits(settings: DecodingSettings, durations_s: Sequence[float], *, otherwise: int) -> list[int]:
+def text_rate(tokens: int, duration_s: float, *, margin: int = TOKENS_MARGIN) -> float:
+    """Least rate, in tokens a second, at which a text is within its limit; 0 where the margin is room enough.
+
+    Args:
+        tokens: Of the text, the end token included.
+        duration_s: Seconds of audio.
+        margin: See `token_limit`.
+    """
+    return max(0, tokens - margin) / duration_s if duration_s > 0 else 0.0
+
+
+def tokens_per_character(tokenizer: Any) -> float:
+    """Most tokens that a tokenizer needs for a letter, over words of scripts that are written in one to four bytes."""
+    return max(len(tokenizer(word, add_special_tokens=False).input_ids) / len(word) for word in _SCRIPTS)
+
+
+def tokens_per_second(tokenizer: Any, trained: float = 0.0) -> float:
+    """The rate that bounds a text: what fast speech needs in this tokenizer, and never less than was trained on.
+
+    Args:
+        tokenizer: Writes the texts.
+        trained: Rate of the transcripts that the model was trained on (`LoadedModel.tokens_per_second`).
+    """
+    return max(TOKENS_PER_SECOND, CHARACTERS_PER_SECOND * tokens_per_character(tokenizer), trained)
+
+
+def token_limits(
+    settings: DecodingSettings,
+    durations_s: Sequence[float],
+    *,
+    otherwise: int,
+    tokens_per_second: float = TOKENS_PER_SECOND,
+) -> list[int]:
     """Most tokens of each clip's text, by its own duration alone; `otherwise` is the model's own bound."""
     if settings.max_new_tokens == "auto":
-        return [token_limit(duration_s) for duration_s in durations_s]
+        return [token_limit(duration_s, tokens_per_second=tokens_per_second) for duration_s in durations_s]
     return [settings.max_new_tokens or otherwise] * len(durations_s)
+
+
+def is_cut(ids: Sequence[int], limit: int) -> bool:
+    """Whether a text ends because it has as many tokens as it may have, and neither by its end token nor in a loop.
+
+    Args:
+        ids: Its tokens, without the end token, which the limit counts.
+        limit: Most tokens, the end token included.
+    """
+    return len(ids) >= limit and not bool(loops_at_end(torch.tensor([list(ids)])))
+
+
+def without_half_character(text: str, *, cut: bool) -> str:
+    """A text that was cut, without the bytes at its end that make no character."""
+    return text.rstrip("\ufffd") if cut else text
 
 
 def loops_at_end(written_BU: Tensor) -> Tensor:
@@ -84,30 +143,69 @@ def loops_at_end(written_BU: Tensor) -> Tensor:
     return looping_B
 
 
+def finite_rows(logits_RV: Tensor) -> Tensor:
+    """Whether each row (R,) has a most probable token: no NaN, no infinity above, and not every token at -inf."""
+    finite_R: Tensor = logits_RV.logsumexp(dim=-1).isfinite()
+    return finite_R
+
+
+class FiniteClips:
+    """A logits processor of `transformers` that changes nothing and notes the clips whose logits are not finite.
+
+    Args:
+        clips: How many; beam search has several rows for each.
+
+    Attributes:
+        finite_B: Whether all logits of each clip so far were finite (B,).
+    """
+
+    def __init__(self, clips: int) -> None:
+        self.finite_B = torch.ones(clips, dtype=torch.bool)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores as they are."""
+        finite_BK = finite_rows(scores).view(len(self.finite_B), -1)
+        self.finite_B = self.finite_B.to(scores.device) & finite_BK.all(dim=1)
+        return scores
+
+
 class EndOfRow:
-    """A stopping criterion of `transformers`: a row ends at its own limit, or when it loops.
+    """A stopping criterion of `transformers`: a row ends at its own limit, when it loops, or where it has no numbers.
 
     Args:
         limits: Most new tokens of each clip; beam search has several rows for each.
         prompt: Tokens that every row begins with and that are not counted.
+        watched: Knows the clips whose logits are not finite.
     """
 
-    def __init__(self, limits: Sequence[int], *, prompt: int = 0) -> None:
-        self._limits_B, self._prompt = torch.tensor(limits), prompt
+    def __init__(self, limits: Sequence[int], *, prompt: int = 0, watched: FiniteClips | None = None) -> None:
+        self._limits_B, self._prompt, self._watched = torch.tensor(limits), prompt, watched
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         """Whether each row is done (B,)."""
         written_BU = input_ids[:, self._prompt :]
-        limits_B = self._limits_B.repeat_interleave(len(written_BU) // len(self._limits_B))
-        full_B = written_BU.shape[1] >= limits_B.to(written_BU.device)
-        return full_B | loops_at_end(written_BU)
+        rows = len(written_BU) // len(self._limits_B)
+        limits_B = self._limits_B.repeat_interleave(rows)
+        done_B = (written_BU.shape[1] >= limits_B.to(written_BU.device)) | loops_at_end(written_BU)
+        if self._watched is not None:
+            done_B |= ~self._watched.finite_B.to(done_B.device).repeat_interleave(rows)
+        return done_B
 
 
-def stopping(limits: Sequence[int], *, prompt: int = 0) -> Any:
+def stopping(limits: Sequence[int], *, prompt: int = 0, watched: FiniteClips | None = None) -> Any:
     """The criteria of `generate` that end rows one by one; see `EndOfRow`."""
     from transformers import StoppingCriteriaList  # noqa: PLC0415  (slow import, decoding only)
 
-    return StoppingCriteriaList([EndOfRow(limits, prompt=prompt)])
+    return StoppingCriteriaList([EndOfRow(limits, prompt=prompt, watched=watched)])
+
+
+def watched_rows(limits: Sequence[int], *, prompt: int = 0) -> tuple[dict[str, Any], FiniteClips]:
+    """Arguments of `generate` that end rows one by one, and what says afterwards which clips had finite logits."""
+    from transformers import LogitsProcessorList  # noqa: PLC0415  (slow import, decoding only)
+
+    watched = FiniteClips(len(limits))
+    ends = stopping(limits, prompt=prompt, watched=watched)
+    return {"logits_processor": LogitsProcessorList([watched]), "stopping_criteria": ends}, watched
 
 
 def generation_settings(own: Any, limits: Sequence[int], decoding: DecodingSettings, **further: Any) -> Any:
@@ -129,6 +227,7 @@ def generation_settings(own: Any, limits: Sequence[int], decoding: DecodingSetti
         use_cache=True,
         no_repeat_ngram_size=decoding.no_repeat_ngram_size,
         repetition_penalty=decoding.repetition_penalty,
+        remove_invalid_values=False,  # NaN is to be seen
         **further,
     )
     return settings
@@ -153,10 +252,12 @@ class Written:
     Attributes:
         ids: The tokens, without the end token.
         mean_logprob: Mean log-probability of the tokens, the end token included, at temperature 0.
+        finite: Whether all logits of the row were finite; the row ends at the first that are not.
     """
 
     ids: list[int]
     mean_logprob: float
+    finite: bool = True
 
 
 @torch.no_grad()
@@ -192,6 +293,7 @@ def write(
     lengths_B = torch.zeros(rows, dtype=torch.long, device=device)
     present_R = torch.arange(rows, device=device)  # rows that are still computed
     open_R = torch.ones(rows, dtype=torch.bool, device=device)  # those of them that are not done
+    finite_B = torch.ones(rows, dtype=torch.bool, device=device)
     tokens_RU = prompt_BU
     for place in range(longest):
         logits_RV = decoder.next(tokens_RU).float()
@@ -204,12 +306,15 @@ def write(
             chosen_R = scores_RV.argmax(dim=-1)
         else:
             chosen_R = _sample(scores_RV / temperature, draws_BU[present_R, place])
-        logprobs_R = logits_RV.gather(1, chosen_R[:, None])[:, 0] - logits_RV.logsumexp(dim=-1)
+        totals_R = logits_RV.logsumexp(dim=-1)
+        finite_R = totals_R.isfinite()
+        logprobs_R = logits_RV.gather(1, chosen_R[:, None])[:, 0] - totals_R
         going_R = present_R[open_R]
+        finite_B[going_R] = finite_R[open_R]
         text_BU[going_R, place] = chosen_R[open_R]
         sums_B[going_R] += logprobs_R[open_R]
         lengths_B[going_R] = place + 1
-        open_R = open_R & (chosen_R != end) & (place + 1 < limits_B[present_R])
+        open_R = open_R & finite_R & (chosen_R != end) & (place + 1 < limits_B[present_R])
         open_R &= ~loops_at_end(text_BU[present_R, : place + 1])
         left = int(open_R.sum())
         if left == 0:
@@ -221,7 +326,10 @@ def write(
             present_R, open_R, tokens_RU = present_R[kept_R], open_R[kept_R], tokens_RU[kept_R]
     means_B = (sums_B / lengths_B.clamp_min(1)).tolist()
     texts = [row[:length] for row, length in zip(text_BU.tolist(), lengths_B.tolist(), strict=True)]
-    return [Written([one for one in ids if one != end], mean) for ids, mean in zip(texts, means_B, strict=True)]
+    return [
+        Written([one for one in ids if one != end], mean, finite)
+        for ids, mean, finite in zip(texts, means_B, finite_B.tolist(), strict=True)
+    ]
 
 
 def _penalties(settings: DecodingSettings) -> Any:
@@ -255,10 +363,14 @@ class Candidate:
     Attributes:
         text: Without special tokens.
         mean_logprob: See `Written`.
+        finite: See `Written`.
+        cut: See `is_cut`.
     """
 
     text: str
     mean_logprob: float
+    finite: bool = True
+    cut: bool = False
 
     def compresses(self, settings: DecodingSettings) -> bool:
         """Whether the text is as repetitive as a loop."""
@@ -277,7 +389,7 @@ class Candidate:
         """Whether the text should be decoded again; not that of likely silence, which no draw makes better."""
         if self.is_silence(settings, no_speech):
             return False
-        return self.is_improbable(settings) or self.compresses(settings)
+        return not self.finite or self.is_improbable(settings) or self.compresses(settings)
 
 
 def fall_back(
@@ -291,7 +403,8 @@ def fall_back(
     Where none passes, the published recipe keeps the last text, which is the most random. Here it is the most probable
     of those that do not compress like a loop, unless that is far less probable than the threshold: random words in many
     scripts do not compress, and would hide a loop from whoever counts them. Then the first text stays, and is counted.
-    A clip that is likely silent and whose text is improbable gets no text, as in the published recipe.
+    A clip that is likely silent and whose text is improbable gets no text, as in the published recipe. One whose logits
+    were not finite at first has none either: no draw makes numbers of them.
 
     Args:
         first: Texts of the first pass.
@@ -302,15 +415,15 @@ def fall_back(
     Source: Radford et al. 2022, section 4.5.
     """
     tried = [[one] for one in first]
-    chosen = [Hypothesis(text=one.text) for one in first]
-    failed = [row for row, one in enumerate(first) if one.fails(settings, no_speech[row])]
+    chosen = [Hypothesis(text=one.text, cut=one.cut) for one in first]
+    failed = [row for row, one in enumerate(first) if one.finite and one.fails(settings, no_speech[row])]
     for temperature in settings.temperatures[1:]:
         if not failed:
             break
         still = []
         for row, one in zip(failed, again(failed, temperature), strict=True):
             tried[row].append(one)
-            chosen[row] = Hypothesis(text=one.text, temperature=temperature)
+            chosen[row] = Hypothesis(text=one.text, temperature=temperature, cut=one.cut)
             if one.fails(settings, no_speech[row]):
                 still.append(row)
         failed = still
@@ -319,11 +432,16 @@ def fall_back(
         usable = [
             place
             for place, one in enumerate(tried[row])
-            if not one.compresses(settings) and (settings.logprob_threshold is None or one.mean_logprob >= floor)
+            if one.finite
+            and not one.compresses(settings)
+            and (settings.logprob_threshold is None or one.mean_logprob >= floor)
         ]
         best = max(usable, key=lambda place: tried[row][place].mean_logprob, default=0)
-        chosen[row] = Hypothesis(text=tried[row][best].text, temperature=settings.temperatures[best])
+        kept = tried[row][best]
+        chosen[row] = Hypothesis(text=kept.text, temperature=settings.temperatures[best], cut=kept.cut)
     for row, attempts in enumerate(tried):
         if attempts[-1].is_silence(settings, no_speech[row]):
             chosen[row] = Hypothesis(text="")
+        if not attempts[0].finite:
+            chosen[row] = NOT_FINITE
     return [replace(one, attempts=len(attempts)) for one, attempts in zip(chosen, tried, strict=True)]

@@ -6,9 +6,14 @@ like a name: whoever asks is told that there is none.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Collection, Mapping
 from typing import Final
+
+_CLOSE: Final = 0.7
+_MISSPELT: Final = 0.81  # `arabik` and Arabic are 0.83; Guarani and Gujarati are 0.8, and two languages
+_SHORTEST_NAME: Final = 4
 
 # Codes of one language: deprecated ones, those of the macro-language, and what the tables of `transformers` write.
 _SAME: Final = (
@@ -48,11 +53,49 @@ def language_name(language: str, *, trained: Mapping[str, str] | None = None) ->
         language: As in `find_code`.
         trained: Code -> name that a model was trained with, which goes before Whisper's list.
     """
-    for names in (trained or {}, _whisper_names()):
+    for names in (trained or {}, whisper_names()):
         if (code := find_code(language, names)) is not None:
             return names[code]
     plain = language.strip().lower()
     return next((name for name in (trained or {}).values() if name.lower() == plain), None)
+
+
+def nearest(language: str, names: Mapping[str, str]) -> str:
+    """The languages that were probably meant, as the end of a message: `; did you mean he (Hebrew)?`; else nothing.
+
+    Args:
+        language: A code or name that is none of those.
+        names: Code -> English name of those there are.
+    """
+    plain = language.strip().lower()
+    written = {name.lower(): code for code, name in names.items()} | {code.lower(): code for code in names}
+    if len(plain) < _SHORTEST_NAME:  # a code of three letters begins as the name does
+        close = [name for name in written if len(plain) > 2 and name.startswith(plain)]
+    else:
+        close = difflib.get_close_matches(plain, written, n=3, cutoff=_CLOSE)
+    found = dict.fromkeys(written[match] for match in close)
+    return f"; did you mean {' or '.join(f'{code} ({names[code]})' for code in found)}?" if found else ""
+
+
+def misspelt(language: str) -> str:
+    """What `nearest` says of a name that no table knows and that differs from a known one in a letter or two.
+
+    A model that is told any name would take it for a language of its own. Codes say too little to tell.
+    """
+    plain = language.strip().lower()
+    if len(plain) < _SHORTEST_NAME or language_name(plain) is not None:
+        return ""
+    names = {code: name for code, name in whisper_names().items() if _alike(plain, name.lower()) >= _MISSPELT}
+    return nearest(plain, names)
+
+
+def named(codes: Collection[str]) -> dict[str, str]:
+    """Code -> English name, for those that have one; else the code itself."""
+    return {code: language_name(code) or code for code in codes}
+
+
+def _alike(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
 
 
 def nothing_to_note(language: str) -> str | None:
@@ -67,7 +110,8 @@ def _among(tag: str, known: Collection[str]) -> str | None:
     return next((code for code in sorted(same) if code in known), None)
 
 
-def _whisper_names() -> dict[str, str]:
+def whisper_names() -> dict[str, str]:
+    """Code -> English name of Whisper's list."""
     from transformers.models.whisper.tokenization_whisper import LANGUAGES  # noqa: PLC0415
 
     return {code: name.title() for code, name in LANGUAGES.items()}

@@ -68,6 +68,14 @@ def check_weight_files(folder: Path) -> None:
         )
 
 
+def stored_types(path: Path) -> dict[str, str]:
+    """Tensor -> its type in a file of weights, in the words of safetensors (`F32`, `BF16`, `I8`); reads the header."""
+    from safetensors import safe_open  # noqa: PLC0415
+
+    with safe_open(path, "pt") as opened:
+        return {name: str(opened.get_slice(name).get_dtype()) for name in opened.keys()}  # noqa: SIM118
+
+
 def weights_digest(folder: Path) -> str:
     """Digest of the content of every file of weights, in the folder or where its index says."""
     files = {path.name for path in folder.glob("*.safetensors")}.union(named_files(folder))

@@ -5,6 +5,7 @@ Front matter as the Hugging Face hub reads it; every number is from the run's re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing_extensions import TypedDict
 from sonotune.errors import RunDirectoryError
 from sonotune.json_files import Count, Number, read_json
 from sonotune.metrics.scores import score_title
+from sonotune.reports.tools import tools_lines
 from sonotune.reports.usage import Kind, Usage, usage_lines
 from sonotune.runs.record import language_of
 from sonotune.types import RunRecord
@@ -65,6 +67,8 @@ def build_card(
         _training(record),
         "## How to use it",
         usage_lines(usage),
+        "## Which tools read it",
+        tools_lines(usage),
         "## Limits",
         _limits(record),
     ]
@@ -111,10 +115,18 @@ def _adapter_of(record: RunRecord) -> str:
     return str(record.config.get("adapter", {}).get("kind", "lora"))
 
 
+_LOCAL_REVISION = re.compile(r"[0-9a-f]{16}|random-.*")  # a digest of files, where the hub has a commit
+
+
 def _hub_name(record: RunRecord) -> str | None:
-    """`OWNER/NAME` where the base is from the hub; a folder of somebody's machine is nobody else's business."""
-    checkpoint = str(record.model.get("checkpoint", ""))
-    return checkpoint if checkpoint.count("/") == 1 and not checkpoint.startswith((".", "/", "~")) else None
+    """`OWNER/NAME` where the base is from the hub; a folder of somebody's machine is nobody else's business.
+
+    A folder may be called `models/mine`, which is somebody's name on the hub: the revision tells the two apart.
+    """
+    checkpoint, revision = str(record.model.get("checkpoint", "")), str(record.model.get("revision") or "")
+    if checkpoint.count("/") != 1 or checkpoint.startswith((".", "/", "~")) or ":" in checkpoint:
+        return None
+    return None if _LOCAL_REVISION.fullmatch(revision) else checkpoint
 
 
 def _name_of_base(record: RunRecord) -> str:
@@ -169,6 +181,10 @@ def _training(record: RunRecord) -> str:
     return "\n".join(lines)
 
 
+_WINDOWS_S = {"whisper": 30.0}
+"""Of published models; what lies beside a card says it of others."""
+
+
 def usage_of(record: RunRecord, kind: Kind) -> Usage:
     """How a model is used, by the record alone; what only its files say is left at its default."""
     base = str(record.model.get("checkpoint", ""))
@@ -181,6 +197,8 @@ def usage_of(record: RunRecord, kind: Kind) -> Usage:
         multilingual=not base.endswith(".en"),
         multi_label=bool(record.config.get("data", {}).get("multi_label")),
         bits=_bits(record),
+        method=_adapter_of(record),
+        window_s=_WINDOWS_S.get(str(record.model.get("family", ""))),
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
-from sonotune.errors import TextError
 from sonotune.metrics.error_rate import align_words, edit_counts, error_rate, word_edits
 from sonotune.metrics.slices import slice_clips
 from sonotune.types import Clip
 
+Rate = Literal["wer", "cer"]
+_UNITS: Final[Mapping[Rate, Literal["word", "character"]]] = {"wer": "word", "cer": "character"}
 MAX_WORST = 20
 """Predictions shown with their edits; the file in `predictions/` has all."""
 
@@ -18,28 +19,31 @@ MAX_SLICES = 40
 """Slices shown of one property, the worst first when there are more."""
 
 
-def text_slices(predictions: Sequence[Mapping[str, Any]], edges_s: Sequence[float]) -> list[dict[str, Any]]:
-    """Groups of slices by property: `by`, `rows`, and `left_out`, how many more there are."""
+def text_slices(
+    predictions: Sequence[Mapping[str, Any]], edges_s: Sequence[float], *, rate: Rate = "wer"
+) -> list[dict[str, Any]]:
+    """Groups of slices by property: `by`, `rows`, and `left_out`, how many more there are.
+
+    The `score` of a row is the rate that decides in the run; None for a slice of silence.
+    """
     judged = [(row, texts) for row in predictions if (texts := _scored(row)) is not None]
     if not judged:
         return []
-    words = edit_counts([texts[0] for _, texts in judged], [texts[1] for _, texts in judged], unit="word")
+    edits = edit_counts([texts[0] for _, texts in judged], [texts[1] for _, texts in judged], unit=_UNITS[rate])
     clips = [clip_of(row) for row, _ in judged]
     groups: dict[str, list[dict[str, Any]]] = {}
     for found in slice_clips(clips, duration_edges_s=edges_s):
-        counts = [words[index] for index in found.members]
-        try:
-            score = error_rate("wer", counts, speakers=[clips[index].speaker for index in found.members])
-            scores = {"wer": score.to_json()}
-        except TextError:  # only silence in this slice: no rate exists
-            scores = {}
+        counts = [edits[index] for index in found.members]
+        score = None
+        if any(count.reference for count in counts):
+            score = error_rate(rate, counts, speakers=[clips[index].speaker for index in found.members]).to_json()
         insertions = sum(count.insertions for count in counts)
-        made = {"value": found.value, "clips": len(counts), "insertions": insertions, "scores": scores}
+        made = {"value": found.value, "clips": len(counts), "insertions": insertions, "score": score}
         groups.setdefault(found.by, []).append(made)
     for rows in groups.values():
-        widest = max((part["scores"]["wer"]["value"] for part in rows if part["scores"]), default=0.0) or 1.0
+        widest = max((part["score"]["value"] for part in rows if part["score"]), default=0.0) or 1.0
         for part in rows:
-            part["badness"] = part["scores"]["wer"]["value"] if part["scores"] else -1.0
+            part["badness"] = part["score"]["value"] if part["score"] else -1.0
             part["bar"] = 100 * max(0.0, part["badness"]) / widest
     return shown_slices(groups)
 

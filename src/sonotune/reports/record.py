@@ -19,7 +19,7 @@ from sonotune.metrics.slices import DURATION_EDGES_S
 from sonotune.reports.classes import view_classes
 from sonotune.reports.figures import Estimate, Series, bars, curve, estimates
 from sonotune.reports.page import render_page
-from sonotune.reports.predictions import text_slices, worst_texts
+from sonotune.reports.predictions import Rate, text_slices, worst_texts
 from sonotune.reports.rank_heatmap import run_pictures
 from sonotune.runs.record import task_of
 from sonotune.types import RunRecord
@@ -65,6 +65,7 @@ def build_html(
     classes = view_classes(predictions, edges_s, multi_label=multi_label)
     names = _shown_scores(record, evaluations)
     figures = _figures(record, training, evaluations, phases, names)
+    rate: Rate = "cer" if next(iter(names), None) == "cer" else "wer"
     worst, wrong = (classes["worst"], classes["wrong"]) if classes else worst_texts(predictions)
     changed, defaults = _settings(record)
     return render_page(
@@ -89,7 +90,8 @@ def build_html(
         of_classes=task_of(record) == "classify",
         classes=classes,
         matrix=Markup(classes["matrix"] if classes else ""),  # noqa: S704  (as the figures)
-        slices=classes["slices"] if classes else text_slices(predictions, edges_s),
+        slices=classes["slices"] if classes else text_slices(predictions, edges_s, rate=rate),
+        rate=rate,
         worst=worst,
         wrong=wrong,
         num_predictions=len(predictions),

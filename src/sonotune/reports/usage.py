@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["adapter", "model"]
+BASE_BESIDE = "./"
+"""A base whose name begins so lies in the folder of its adapter."""
 _LOADERS = {
     "whisper": "AutoModelForSpeechSeq2Seq",
     "qwen3_asr": "Qwen3ASRForConditionalGeneration",
@@ -25,7 +27,8 @@ class Usage:
     Attributes:
         family: Registry name of the architecture.
         kind: What lies beside the card.
-        base: Of an adapter: a hub name, `assets:NAME`, or the name of a folder (without its place).
+        base: Of an adapter: a hub name, `assets:NAME`, the name of a folder (without its place), or one beside the card
+            (`BASE_BESIDE`).
         revision: Of a base on the hub.
         language: As the tool is told it: a code for Whisper, an English name for Qwen3-ASR; None tells nothing.
         multilingual: Whether a Whisper model is told languages and tasks at all.
@@ -34,6 +37,10 @@ class Usage:
         masks_frames: Whether a CTC model has a `generate` that leaves out frames beyond the clip (Parakeet).
         multi_label: Whether a clip may have several classes.
         bits: In which the base of an adapter was held.
+        method: Registry name of the kind of adapter.
+        patterns: Settings of an adapter that tools of one rank and one scale do not read, such as `rank_pattern`.
+        rank: Of an adapter without patterns.
+        window_s: What the model takes at once; None where it takes clips of any length.
     """
 
     family: str
@@ -47,6 +54,10 @@ class Usage:
     masks_frames: bool = False
     multi_label: bool = False
     bits: int = 16
+    method: str = "lora"
+    patterns: tuple[str, ...] = ()
+    rank: int = 0
+    window_s: float | None = None
 
 
 def usage_lines(usage: Usage) -> str:
@@ -61,6 +72,13 @@ def usage_lines(usage: Usage) -> str:
     tool = "`transformers` and `peft`" if usage.kind == "adapter" else "`transformers`"
     parts.append(f"Or with plain {tool}, from this folder (`speech.wav` has one channel at 16 kHz):")
     parts.append("```python\n" + "\n".join([*_loading(usage), *_RUNNING[usage.family](usage)]) + "\n```")
+    if usage.window_s is not None:
+        parts.append(
+            f"The model takes windows of {usage.window_s:g} s. The Python lines leave out what comes after the first; "
+            "sonotune goes through longer recordings window by window."
+            if usage.family == "whisper"
+            else f"The model takes windows of {usage.window_s:g} s, and what comes after that is left out."
+        )
     if usage.kind == "adapter" and usage.bits < 16:
         parts.append(
             f"The adapter was trained over weights of {usage.bits} bits, which the lines above do not make; over those "
@@ -88,7 +106,7 @@ def _loading(usage: Usage) -> list[str]:
     changes = _changes(usage) if adapter else []
     lines += changes[:-1]
     given = ["dtype=torch.float32", *changes[-1:]]
-    if adapter and usage.revision and usage.base.count("/") == 1:
+    if adapter and usage.revision and usage.base.count("/") == 1 and not usage.base.startswith(BASE_BESIDE):
         given.insert(0, f"revision={_quoted(usage.revision)}")
     lines.append(f"model = {loader}.from_pretrained({source}, {', '.join(given)})")
     lines += ['model = PeftModel.from_pretrained(model, ".").eval()'] if adapter else []
@@ -98,6 +116,8 @@ def _loading(usage: Usage) -> list[str]:
 def _base(usage: Usage) -> str:
     if usage.base.startswith("assets:"):
         return f"str(resolve_asset({_quoted(usage.base)}))  # packaged with sonotune"
+    if usage.base.startswith(BASE_BESIDE):
+        return _quoted(usage.base) + "  # the copy of the base beside this card"
     return _quoted(usage.base) + ("" if usage.base.count("/") == 1 else "  # the folder of the base model")
 
 

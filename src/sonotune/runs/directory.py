@@ -12,9 +12,11 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import time
 import weakref
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, cast
@@ -22,7 +24,7 @@ from typing import Any, Literal, Self, cast
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from sonotune.errors import RunDirectoryError
+from sonotune.errors import RunDirectoryError, SonotuneError
 from sonotune.json_files import Number, read_json_lines
 from sonotune.runs.files import (
     atomic_write_bytes,
@@ -33,15 +35,21 @@ from sonotune.runs.files import (
     to_plain,
     write_all,
     write_error,
+    write_listing,
 )
-from sonotune.runs.record import ScoreEntries, read_record, record_to_json
+from sonotune.runs.record import LOCK, ScoreEntries, read_record, record_to_json
 from sonotune.types import RunRecord
 
 logger = logging.getLogger(__name__)
 
 ResumeMode = Literal["auto", "never", "must"]
 
-_OWN_FILES = frozenset({"run.lock", "events.jsonl"})
+REFUSED = "refused.txt"
+"""Every problem of data that a run was refused for."""
+TRAINED_ON = "trained_on.jsonl"
+"""The training clips of a run, and what their recordings contain."""
+_OWN_FILES = frozenset({LOCK, "events.jsonl", REFUSED})
+_LOCK_TRIES, _LOCK_WAIT_S = 3, 0.02
 
 
 class RunDirectory:
@@ -61,8 +69,10 @@ class RunDirectory:
         resumed: bool,
         changed: Mapping[str, tuple[Any, Any]] | None = None,
         visiting: bool = False,
+        own: bool = False,
     ) -> None:
         self.path = path
+        self._own = own
         self.resumed, self.changed = resumed, dict(changed or {})
         self._lock, self._visiting = lock, visiting
         _OPEN.add(self)
@@ -97,6 +107,7 @@ class RunDirectory:
                 run or to something else; or it cannot be written.
             ResourceError: The disk is full.
         """
+        own = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -106,8 +117,9 @@ class RunDirectory:
             changed = _changes_since_earlier_run(path, config_digest, settings or {}, resume, allow_change)
             for name in ("checkpoints", "predictions"):
                 make_folder(path / name)
-            directory = cls(path, lock, resumed=changed is not None, changed=changed)
+            directory = cls(path, lock, resumed=changed is not None, changed=changed, own=own)
             directory._drop_torn_line()
+            (path / REFUSED).unlink(missing_ok=True)  # of an earlier try
         except BaseException:
             os.close(lock)
             raise
@@ -194,6 +206,11 @@ class RunDirectory:
         if self._may_write():
             atomic_write_text(self.path / name, text)
 
+    def list_problems(self, error: BaseException) -> None:
+        """Write all problems of an error that shows the first ones only."""
+        if isinstance(error, SonotuneError) and error.listing and self._may_write() and not self._visiting:
+            write_listing(error, self.path / REFUSED)
+
     def drop_predictions(self, *moments: str) -> None:
         """Remove predictions of moments that a run which goes on comes to again."""
         for moment in () if self._visiting else moments:
@@ -202,6 +219,13 @@ class RunDirectory:
     def read_record(self) -> RunRecord:
         """The record as it stands on disk. See the function `read_record`."""
         return read_record(self.record_path)
+
+    def discard(self) -> bool:
+        """Remove a directory that was made for this run and holds no result; whether it was removed."""
+        if not self._own or self._lock is None or _has_results(self.path):
+            return False
+        shutil.rmtree(self.path)
+        return True
 
     def close(self) -> None:
         """Release the lock. Closing twice is allowed."""
@@ -253,13 +277,13 @@ os.register_at_fork(after_in_child=_forget_locks)
 
 
 def _take_lock(path: Path) -> int:
-    lock_path = path / "run.lock"
+    lock_path = path / LOCK
     try:
         lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise write_error(error, lock_path, 0) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _wait_briefly(lock)
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     except BlockingIOError as error:
@@ -275,10 +299,22 @@ def _take_lock(path: Path) -> int:
     return lock
 
 
+def _wait_briefly(lock: int) -> None:
+    """Take a lock that who asks whether it is held may hold for an instant (`is_locked`)."""
+    for _ in range(_LOCK_TRIES):
+        with suppress(BlockingIOError):
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(_LOCK_WAIT_S)
+    return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _failed_with_nothing(path: Path, record: RunRecord) -> bool:
     """Whether a run was refused before it made anything: the user mends a setting and runs the line again."""
-    results = (child for name in ("checkpoints", "predictions", "adapter") for child in (path / name).glob("*"))
-    return record.status == "failed" and not record.scores and next(results, None) is None
+    return record.status == "failed" and not record.scores and not _has_results(path)
+
+
+def _has_results(path: Path) -> bool:
+    return any(next((path / name).glob("*"), None) for name in ("checkpoints", "predictions", "adapter", "model"))
 
 
 def _changes_since_earlier_run(
@@ -303,7 +339,7 @@ def _changes_since_earlier_run(
     record = read_record(record_path)
     if resume != "must" and record.config_digest != config_digest and _failed_with_nothing(path, record):
         logger.info("%s holds a run that failed before it had any result; a new one takes its place", path)
-        for name in ("run.json", "events.jsonl"):
+        for name in ("run.json", "events.jsonl", REFUSED, TRAINED_ON):
             (path / name).unlink(missing_ok=True)
         return None
     if resume == "never":

@@ -15,6 +15,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from sonotune.errors import ResourceError, RunDirectoryError
+from sonotune.errors import ResourceError, RunDirectoryError, SonotuneError
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,9 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         ResourceError: The disk is full; names the path and the bytes needed. The old file is untouched.
         RunDirectoryError: The folder cannot be written for another reason.
     """
+    if _is_device(path):
+        _write_to_device(path, data)
+        return
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,16 +80,55 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         raise write_error(error, path, len(data)) from error
 
 
+def _is_device(path: Path) -> bool:
+    """Whether a name is no file that could be replaced: `/dev/stdout`, `/dev/full`, a pipe."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or str(path.absolute()).startswith(("/dev/", "/proc/"))
+
+
+def _write_to_device(path: Path, data: bytes) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            write_all(descriptor, data)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise write_error(error, path, len(data), choose="another file") from error
+
+
 def atomic_write_text(path: Path, text: str) -> None:
-    """Replace a text file whole, as UTF-8. See `atomic_write_bytes`."""
-    atomic_write_bytes(path, text.encode("utf-8"))
+    """Replace a text file whole, as UTF-8. See `atomic_write_bytes`.
+
+    Halves of characters, which UTF-8 cannot hold, are escaped as JSON escapes them: a file name that is not UTF-8 has
+    some, and so may a transcript.
+    """
+    atomic_write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def atomic_write_json(path: Path, value: Any) -> None:
     """Replace a JSON file whole, indented, with secrets redacted. See `atomic_write_bytes` and `to_plain`."""
     text = json.dumps(redact(to_plain(value)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    # A file name that is not UTF-8 becomes a lone surrogate, which JSON can escape and UTF-8 cannot hold.
+    atomic_write_text(path, text)
+
+
+def write_listing(error: SonotuneError, path: Path | None = None) -> None:
+    """Write every problem of an error, a line each, and note in the error where they are.
+
+    Args:
+        error: One with a `listing`.
+        path: Where to; None takes a new file among the temporary ones.
+    """
+    text = "".join(f"{' '.join(line.split())}\n" for line in error.listing)
+    if path is None:
+        descriptor, name = tempfile.mkstemp(prefix="sonotune-problems-", suffix=".txt")
+        os.close(descriptor)
+        path = Path(name)
     atomic_write_bytes(path, text.encode("utf-8", "backslashreplace"))
+    error.kept_in(str(path))
 
 
 def sync_directory(path: Path) -> None:

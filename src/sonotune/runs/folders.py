@@ -9,7 +9,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -52,11 +52,21 @@ def replacing(folder: Path, *, alone: bool = False) -> Iterator[Path]:
         else:
             draft.rename(folder)
         sync_directory(folder.parent)
-        for one in left:
-            if alone or time.time() - one.lstat().st_mtime > _FORGOTTEN_S:
-                shutil.rmtree(one, ignore_errors=True)
+        remove_forgotten(left, alone=alone)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def remove_forgotten(left: Iterable[Path], *, alone: bool = False) -> None:
+    """Remove drafts that killed processes left.
+
+    Args:
+        left: Such folders.
+        alone: No other process can be filling one; otherwise only those older than a day go.
+    """
+    for one in left:
+        if alone or time.time() - one.lstat().st_mtime > _FORGOTTEN_S:
+            shutil.rmtree(one, ignore_errors=True)
 
 
 def _flush(folder: Path) -> None:

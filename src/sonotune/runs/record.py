@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, Required
@@ -18,6 +20,7 @@ from sonotune.runs.files import to_plain
 from sonotune.types import Finding, RunRecord, RunStatus, Severity
 
 RECORD_SCHEMA = 1
+LOCK = "run.lock"
 _DO = "A run directory holds run.json, which is written whole: something else changed it. Restore the file."
 
 
@@ -157,12 +160,35 @@ def read_record(path: Path) -> RunRecord:
     Args:
         path: `run.json`, or the run directory that holds it.
 
+    Returns:
+        The record; one that says `running` is `interrupted` where its process is gone, which could not write that.
+
     Raises:
         RunDirectoryError: There is none, or it is damaged.
     """
     path = path / "run.json" if is_folder(path) else path
     entries = read_json(path, OBJECT, error=RunDirectoryError, do=_DO)
-    return record_from_json(entries, where=str(path))
+    record = record_from_json(entries, where=str(path))
+    if record.status == "running" and not is_locked(path.parent):
+        return replace(record, status="interrupted")
+    return record
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds a run directory. The lock is the kernel's, which lets go when the process dies."""
+    try:
+        lock = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # nobody can tell
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that two who ask do not see each other
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def language_of(record: RunRecord) -> str | None:

@@ -10,26 +10,42 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
-from sonotune.adapters.kinds.base import read_tensors
+from sonotune.adapters.kinds.base import kind_of, read_tensors
 from sonotune.adapters.merge import MergeProof, MergeTarget, compare_logits, merge_into
-from sonotune.adapters.metadata import EXPORT_MARK, read_entries, read_metadata, use_of
-from sonotune.errors import AdapterError, RunDirectoryError
-from sonotune.loading import Opened, find_adapter, model_folder, open_model, own_output_layer
+from sonotune.adapters.metadata import (
+    BESIDE,
+    EXPORT_MARK,
+    PEFT_CONFIG,
+    absolute_folder,
+    name_for_peft,
+    peft_entries,
+    read_entries,
+    read_metadata,
+    use_of,
+    write_metadata,
+)
+from sonotune.adapters.plain import PlainAdapter, applied, plain_adapter, write_plain
+from sonotune.errors import AdapterError, ConfigError, ModelError, RunDirectoryError
+from sonotune.loading import Opened, base_of, choose_family, find_adapter, open_model, own_output_layer
 from sonotune.models.base import MULTI_LABEL, LoadedModel
+from sonotune.models.beside import save_processor, save_use_of_adapter
 from sonotune.models.checkpoints import as_os_error
 from sonotune.models.decoding_defaults import set_decoding_defaults
 from sonotune.models.precision import DTYPES
 from sonotune.models.probe import probe_logits
+from sonotune.models.weight_files import weights_digest
 from sonotune.progress import phase
+from sonotune.registry import is_asset
 from sonotune.runs import read_record, write_error
 from sonotune.runs.folders import replacing
 from sonotune.serving.parity import PARITY_FILE, ParitySettings, check_parity
@@ -39,6 +55,8 @@ logger = logging.getLogger(__name__)
 ExportDtype = Literal["auto", "fp32", "bf16", "fp16"]
 LARGEST_MERGE_ERROR = 1e-3
 CARD_FILE = "README.md"
+BASE_FOLDER = "base"
+"""In the export of a plain adapter: the base with what was trained beside the adapter."""
 _OLD_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")  # exports that list no files have these
 
 
@@ -49,6 +67,7 @@ def export(
     target: MergeTarget = "dequantized",
     dtype: ExportDtype = "auto",
     adapter_only: bool = False,
+    plain: bool = False,
     overwrite: bool = False,
     parity: ParitySettings | None = None,
 ) -> dict[str, Any]:
@@ -61,6 +80,8 @@ def export(
             (another function when the base was quantised: evaluate it again).
         dtype: Of the saved weights; `auto` takes fp16 where every weight fits its range, else bf16.
         adapter_only: Copy the adapter instead of merging it.
+        plain: Write the adapter with one rank and one scale for all modules, for tools that know no others, and what
+            was trained beside it into a copy of the base (`adapters.plain`), which `target` and `dtype` are about.
         overwrite: Replace an earlier export; any other folder is refused.
         parity: How the export is compared with the run by the tool that will serve it; None compares nothing.
 
@@ -69,16 +90,22 @@ def export(
         export holds as `parity.json`.
 
     Raises:
-        AdapterError: The merge changed the function.
+        AdapterError: The merge changed the function, or the adapter has no plain form.
+        ConfigError: `plain` without `adapter_only`.
         RunDirectoryError: The folder exists, or cannot be written.
         ResourceError: The disk is full; nothing half written is left.
     """
+    if plain and not adapter_only:
+        raise ConfigError("--plain is a form of an adapter: pass --adapter too. A merged model is plain as it is.")
     folder = folder.resolve()
     _check_place(folder, overwrite=overwrite)
     with _writing(folder, 0), replacing(folder) as draft:
-        result = (
-            _copy_adapter(checkpoint, draft) if adapter_only else _merge(checkpoint, draft, target=target, dtype=dtype)
-        )
+        if plain:
+            result = _write_plain(checkpoint, draft, folder, target=target, dtype=dtype)
+        elif adapter_only:
+            result = _copy_adapter(checkpoint, draft, folder)
+        else:
+            result = _merge(checkpoint, draft, target=target, dtype=dtype)
         _write_mark(draft, result)
         if parity is not None:
             gc.collect()  # the merged model is not needed beside those that are compared
@@ -133,55 +160,156 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _copy_adapter(checkpoint: str, folder: Path) -> dict[str, Any]:
+def _adapter_of(checkpoint: str) -> Path:
+    """The folder of an adapter whose weights are whole."""
     adapter = find_adapter(checkpoint)
     if adapter is None:
         raise AdapterError(
             f"{checkpoint} has no adapter to export; it was trained in full. Export it without --adapter."
         )
-    metadata = read_metadata(adapter)
     read_tensors(adapter)
+    return adapter
+
+
+def _copy_adapter(checkpoint: str, draft: Path, folder: Path) -> dict[str, Any]:
+    adapter = _adapter_of(checkpoint)
+    metadata = read_metadata(adapter)
     files = [path for path in adapter.rglob("*") if path.name != PARITY_FILE]  # that is of an earlier export
     if links := sorted(path.name for path in files if path.is_symlink()):
         raise AdapterError(f"{adapter / links[0]} is a link, and what it names may be no part of the adapter. Copy it.")
-    with _writing(folder, _size(adapter)):
-        shutil.copytree(adapter, folder, ignore=shutil.ignore_patterns(PARITY_FILE), dirs_exist_ok=True)
-    return {"kind": "adapter", **metadata, **use_of(checkpoint)}
+    with _writing(draft, _size(adapter)):
+        shutil.copytree(adapter, draft, ignore=shutil.ignore_patterns(PARITY_FILE), dirs_exist_ok=True)
+        _name_base_for_peft(draft, str(metadata.get("checkpoint") or ""), folder)
+        decoding = _save_use(checkpoint, adapter, draft)
+    return {"kind": "adapter", **metadata, **use_of(checkpoint), **decoding}
+
+
+def _name_base_for_peft(draft: Path, base: str, folder: Path) -> None:
+    """Plain PEFT knows no packaged bases, which older versions named, and no base beside an adapter."""
+    path = draft / PEFT_CONFIG
+    named = str(peft_entries(draft).get("base_model_name_or_path") or "") if path.is_file() else ""
+    known = str(folder / base) if base.startswith(BESIDE) else name_for_peft(named)
+    if path.is_file() and named != known:
+        entries = {**json.loads(path.read_text("utf-8")), "base_model_name_or_path": known}
+        path.write_text(json.dumps(entries, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _save_use(checkpoint: str, adapter: Path, folder: Path) -> dict[str, Any]:
+    """`preprocessor_config.json` and `generation_config.json` beside an adapter, where its base can be read."""
+    metadata = read_metadata(adapter)
+    base = base_of(adapter, metadata)
+    on_hub = not (is_asset(base) or Path(base).is_dir())
+    try:
+        decoding = save_use_of_adapter(
+            base,
+            folder,
+            revision=metadata.get("revision") if on_hub else None,
+            family=choose_family(checkpoint).name,
+            language=use_of(checkpoint).get("language"),
+            **_scored_with(checkpoint),
+        )
+    except ModelError as error:
+        logger.warning("the adapter is exported without its features and decoding settings: %s", error)
+        return {}
+    return {"decoding": decoding}
+
+
+def _write_plain(
+    checkpoint: str, draft: Path, folder: Path, *, target: MergeTarget, dtype: ExportDtype
+) -> dict[str, Any]:
+    adapter = _adapter_of(checkpoint)
+    opened = open_model(checkpoint, precision="fp32")
+    loaded = opened.loaded
+    plain = plain_adapter(loaded)
+    before = probe_logits(loaded)
+    entries, copy = dict(opened.settings), dict[str, Any]()
+    base = name_for_peft(loaded.checkpoint)
+    if plain.beside:
+        copy = _write_base(opened, checkpoint, draft / BASE_FOLDER, plain, before, target=target, dtype=dtype)
+        revision = weights_digest(draft / BASE_FOLDER)
+        entries |= {"checkpoint": f"{BESIDE}{BASE_FOLDER}", "revision": revision, "bits": 16, "outputs": []}
+        base = str(folder / BASE_FOLDER)
+    else:
+        with kind_of(loaded).disabled(loaded), applied(loaded, plain):
+            proof = compare_logits(before, probe_logits(loaded))
+        _check_same(proof, "the plain adapter", checked=True)
+        copy = {"merge": asdict(proof)}
+        entries |= {"checkpoint": absolute_folder(loaded.checkpoint)}
+    with _writing(draft, sum(a.numel() + b.numel() for a, b in plain.factors.values()) * 4):
+        write_plain(plain, draft, base=base)
+        write_metadata(loaded, draft, extra=entries)
+        decoding = _save_use(checkpoint, adapter, draft)
+    beside = {"rank": plain.rank, "base": BASE_FOLDER if plain.beside else None, "beside": list(plain.beside)}
+    return {"kind": "adapter", **entries, **use_of(checkpoint), **decoding, **copy, "plain": beside}
+
+
+def _write_base(
+    opened: Opened,
+    checkpoint: str,
+    folder: Path,
+    plain: PlainAdapter,
+    before: Tensor,
+    *,
+    target: MergeTarget,
+    dtype: ExportDtype,
+) -> dict[str, Any]:
+    """The base with all that was trained but the plain adapter."""
+    with phase("copying the base"):
+        base = merge_into(opened.loaded, _fresh(opened, checkpoint), target=target, apart=plain.factors)
+    with applied(base, plain):
+        proof = compare_logits(before, probe_logits(base))
+    _check_same(proof, "the plain adapter over the copy of its base", checked=target == "dequantized")
+    saved = _save_model(base, opened, checkpoint, folder, dtype=dtype, within=lambda: applied(base, plain))
+    write_metadata(base, folder, extra=use_of(checkpoint))
+    return {"target": target, "merge": asdict(proof), **saved}
 
 
 def _merge(checkpoint: str, folder: Path, *, target: MergeTarget, dtype: ExportDtype) -> dict[str, Any]:
     opened = open_model(checkpoint, precision="fp32")
     with phase("merging"):
         merged, proof = merged_model(opened, checkpoint, target=target)
-    chosen = _choose_dtype(merged) if dtype == "auto" else dtype
-    rounded = _round(merged, opened, DTYPES[chosen])
-    _check_finite(
-        rounded, f"the model in {chosen}", "Take --dtype fp32; where that fails too, the weights are damaged."
-    )
-    used = use_of(checkpoint)
-    decoding = set_decoding_defaults(
-        merged.module,
-        getattr(merged.processor, "tokenizer", None),
-        family=opened.loaded.family.name,
-        language=used.get("language"),
-        **_scored_with(checkpoint),
-    )
-    with _writing(folder, sum(value.numel() * value.element_size() for value in merged.module.parameters())):
-        merged.module.save_pretrained(folder, safe_serialization=True)
-        merged.processor.save_pretrained(folder)
+    saved = _save_model(merged, opened, checkpoint, folder, dtype=dtype)
+    adapted = opened.loaded.adapter is not None
     return {
         "kind": "merged" if proof else "model",
         "target": target,
-        "dtype": chosen,
-        "base": opened.settings.get("checkpoint", checkpoint),
+        "base": opened.loaded.checkpoint if adapted else checkpoint,
         "merge": asdict(proof) if proof else None,
-        "rounding": asdict(rounded),
         "context": opened.loaded.context,
         "trained_contexts": list(opened.loaded.trained_contexts),
         "thinning": asdict(opened.loaded.thinning),
-        "decoding": decoding,
-        **used,
+        "tokens_per_second": opened.loaded.tokens_per_second,
+        **saved,
+        **use_of(checkpoint),
     }
+
+
+def _save_model(
+    model: LoadedModel,
+    opened: Opened,
+    checkpoint: str,
+    folder: Path,
+    *,
+    dtype: ExportDtype,
+    within: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> dict[str, Any]:
+    """Write a plain model in its type, with what other tools read beside it; returns what rounding did."""
+    chosen = _choose_dtype(model) if dtype == "auto" else dtype
+    rounded = _round(model, DTYPES[chosen], within)
+    _check_finite(
+        rounded, f"the model in {chosen}", "Take --dtype fp32; where that fails too, the weights are damaged."
+    )
+    decoding = set_decoding_defaults(
+        model.module,
+        getattr(model.processor, "tokenizer", None),
+        family=opened.loaded.family.name,
+        language=use_of(checkpoint).get("language"),
+        **_scored_with(checkpoint),
+    )
+    with _writing(folder, sum(value.numel() * value.element_size() for value in model.module.parameters())):
+        model.module.save_pretrained(folder, safe_serialization=True)
+        save_processor(model.processor, folder)
+    return {"dtype": chosen, "rounding": asdict(rounded), "decoding": decoding}
 
 
 def _scored_with(checkpoint: str) -> dict[str, Any]:
@@ -201,23 +329,33 @@ def merged_model(opened: Opened, checkpoint: str, *, target: MergeTarget) -> tup
     """
     if opened.loaded.adapter is None:
         return opened.loaded, None
-    base = model_folder(opened.settings.get("checkpoint", "") or opened.loaded.checkpoint)
-    adapter = find_adapter(checkpoint)
-    layer = own_output_layer(adapter, opened.settings) if adapter else {}
-    fresh = opened.loaded.family.load(base, context=opened.loaded.context, **layer)
-    if opened.settings.get("multi_label"):
-        fresh.module.config.problem_type = MULTI_LABEL
+    fresh = _fresh(opened, checkpoint)
     before = probe_logits(opened.loaded)
     merged = merge_into(opened.loaded, fresh, target=target)
     proof = compare_logits(before, probe_logits(merged))
-    _check_finite(proof, "the merged model", "The weights are damaged, or training ended in NaN: take another run.")
+    _check_same(proof, "the merged model", checked=target == "dequantized")
+    return merged, proof
+
+
+def _fresh(opened: Opened, checkpoint: str) -> LoadedModel:
+    """The base once more, in fp32, with an output layer as the adapter's."""
+    adapter = find_adapter(checkpoint)
+    layer = own_output_layer(adapter, opened.settings) if adapter else {}
+    loaded = opened.loaded
+    fresh = loaded.family.load(loaded.checkpoint, context=loaded.context, **layer)
+    if opened.settings.get("multi_label"):
+        fresh.module.config.problem_type = MULTI_LABEL
+    return fresh
+
+
+def _check_same(proof: MergeProof, what: str, *, checked: bool) -> None:
+    _check_finite(proof, what, "The weights are damaged, or training ended in NaN: take another run.")
     # Not `>`: what cannot be compared is not proven.
-    if target == "dequantized" and not proof.largest <= LARGEST_MERGE_ERROR * max(1.0, proof.scale):
+    if checked and not proof.largest <= LARGEST_MERGE_ERROR * max(1.0, proof.scale):
         raise AdapterError(
-            f"the merged model is not the adapted one: logits differ by {proof.largest:.3g} of {proof.scale:.3g}. "
+            f"{what} is not the adapted one: logits differ by {proof.largest:.3g} of {proof.scale:.3g}. "
             "Nothing was written; please report this with the run's record."
         )
-    return merged, proof
 
 
 def _check_finite(proof: MergeProof, what: str, advice: str) -> None:
@@ -233,10 +371,12 @@ def _choose_dtype(loaded: LoadedModel) -> Literal["bf16", "fp16"]:
     return "fp16" if largest < torch.finfo(torch.float16).max / 2 else "bf16"
 
 
-def _round(merged: LoadedModel, opened: Opened, dtype: torch.dtype) -> MergeProof:
+def _round(model: LoadedModel, dtype: torch.dtype, within: Callable[[], AbstractContextManager[None]]) -> MergeProof:
     """Cast the module to its saved type; returns what that does to the logits."""
-    before = probe_logits(merged)
-    merged.module.to(dtype)
-    as_saved = probe_logits(merged.with_(module=merged.module.float()))
-    merged.module.to(dtype)
+    with within():
+        before = probe_logits(model)
+    model.module.to(dtype)
+    with within():
+        as_saved = probe_logits(model.with_(module=model.module.float()))
+    model.module.to(dtype)
     return compare_logits(before, as_saved)

@@ -26,7 +26,7 @@ from sonotune.evaluation.compare import compare
 from sonotune.evaluation.evaluate import write_predictions
 from sonotune.loading import base_of, choose_family
 from sonotune.metrics.intervals import MIN_BLOCKS
-from sonotune.metrics.scores import score_title
+from sonotune.metrics.scores import deciding, primary_score, score_title
 from sonotune.models.languages import find_code, language_name
 from sonotune.paths import is_folder
 from sonotune.registry import is_asset, resolve_asset
@@ -193,7 +193,7 @@ def _decoded_as_others(scored: _Scored, settings: ParitySettings) -> float | Non
     if recognizer.opened.loaded.trained_contexts:
         decoding["context"] = "full"
     result = recognizer.evaluate(scored.clips, **decoding)
-    score = result.scores.get(scored.task.primary)
+    score = result.scores[deciding(result.scores)] if result.scores else None
     gc.collect()
     return None if score is None else score.value
 
@@ -228,9 +228,7 @@ def _scored(settings: ParitySettings) -> _Scored:
     loaded, task = recognizer.opened.loaded, recognizer.task
     clips, left_out = _clips(settings, task, loaded.frontend.max_duration_s)
     result = recognizer.evaluate(clips, **settings.decoding)
-    unread = {
-        clip_id for finding in result.findings if finding.check.startswith("audio.") for clip_id in finding.clip_ids
-    }
+    unread = {clip_id for finding in result.findings if finding.severity == "error" for clip_id in finding.clip_ids}
     kept = [index for index, clip in enumerate(clips) if clip.id not in unread]
     if not kept:
         raise ManifestError("no development clip could be read")
@@ -242,7 +240,7 @@ def _scored(settings: ParitySettings) -> _Scored:
         context=loaded.context,
         rate_hz=loaded.frontend.sample_rate_hz,
         known_languages=tuple(token.strip("<|>") for token in languages),
-        multi_label=task.name == "classify" and task.primary == "map",
+        multi_label=task.name == "classify" and task.reference is None,
         left_out=left_out + len(unread),
     )
 
@@ -333,8 +331,9 @@ def _difference(
     seed: int,
 ) -> dict[str, Any]:
     """Served minus scored, the score that decides first; without an interval where the clips are too few for one."""
-    if len(scored.clips) < MIN_BLOCKS:
-        name = "accuracy" if "accuracy" in first else task.primary  # as `compare` counts
+    primary = primary_score(first)
+    if primary is not None and len(scored.clips) < MIN_BLOCKS:
+        name = "accuracy" if "accuracy" in first else primary  # as `compare` counts
         value = second[name]["value"] - first[name]["value"]
         counted = {"count": len(scored.clips), "unit": "fraction", "p": None}
         return {name: {"value": value, "low": None, "high": None, **counted}}
@@ -342,7 +341,7 @@ def _difference(
         files = [Path(place) / f"{name}.jsonl" for name in ("scored", "served")]
         for file, side in zip(files, (scored.predictions, predictions), strict=True):
             write_predictions(file, task, side, scored.clips)
-        found = compare([files[0]], [files[1]], slices=False, seed=seed)
+        found = compare([files[0]], [files[1]], primary=primary, slices=False, seed=seed)
     return {name: difference.to_json() for name, difference in found.differences.items()}
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from sonotune.audio import io
 from sonotune.data import text
 from sonotune.data.audio_files import find_audio, left_out
+from sonotune.data.manifest import SILENT, silent
 from sonotune.errors import AudioError, ManifestError
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate
 from sonotune.loading import Opened, choose_family, open_model
@@ -19,7 +20,7 @@ from sonotune.models.precision import autocast, bound_kernel_cache, choose_preci
 from sonotune.paths import is_folder
 from sonotune.registry import resolve
 from sonotune.tasks.base import Task, TaskSettings
-from sonotune.types import Clip, Finding
+from sonotune.types import SILENCE_DB, Clip, Finding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,7 @@ class Recognizer:
         multi_label: bool = False,
         text_scoring: str = "basic",
         verbalize_numbers: Literal["auto"] | bool = "auto",
+        primary: str = "auto",
         precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
         device: str | None = None,
         **model_settings: Any,
@@ -63,6 +65,7 @@ class Recognizer:
             multi_label: Whether a clip may have several classes; an adapter and a saved model know.
             text_scoring: Normaliser for scoring.
             verbalize_numbers: See `TaskSettings`.
+            primary: See `TaskSettings`.
             precision: Of the matrix products.
             device: `cpu` or `cuda`; None takes CUDA where there is one.
             **model_settings: Further arguments of `loading.open_model`.
@@ -83,6 +86,7 @@ class Recognizer:
         settings = TaskSettings(
             scoring_text=text.get(text_scoring),
             verbalize_numbers=verbalize_numbers,
+            primary=primary,
             language=language or opened.settings.get("language"),
             multi_label=multi_label or opened.settings.get("multi_label", False) or kind == MULTI_LABEL,
         )
@@ -100,13 +104,15 @@ class Recognizer:
             **settings,
         )
 
-    def recognize(self, paths: Sequence[Path], **settings: Any) -> EvaluationResult:
+    def recognize(self, paths: Sequence[Path], *, silence_db: float = SILENCE_DB, **settings: Any) -> EvaluationResult:
         """Transcribe or classify audio files and every audio file in folders, in the order given.
 
-        A file longer than the model's window is decoded in windows, as everywhere (`evaluation.windows`).
+        A file longer than the model's window is decoded in windows, as everywhere (`evaluation.windows`). A file
+        without signal is named, and its text is empty, whatever the model would write on it; `evaluate` asks the model.
 
         Args:
             paths: Files or folders.
+            silence_db: Level below which a file has no signal (`audio.activity.signal_level_db`).
             **settings: As for `evaluate`.
 
         Returns:
@@ -115,19 +121,22 @@ class Recognizer:
         Raises:
             ManifestError: No audio file is there, or none can be read.
         """
-        clips, findings = clips_of(paths)
+        clips, findings = clips_of(paths, silence_db=silence_db)
         if not clips:
             reasons = "; ".join(finding.message for finding in findings[:5])
             raise ManifestError(f"nothing to {self.task.name}: {reasons or 'no audio file in the folders given'}.")
-        result = self.evaluate(clips, **settings)
+        empty = {name for finding in findings if finding.check == SILENT for name in finding.clip_ids}
+        result = self.evaluate(clips, no_signal=empty if self.task.reference == "text" else (), **settings)
         return replace(result, findings=[*findings, *result.findings])
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.precision, self.opened.loaded.device)
 
 
-def clips_of(paths: Sequence[Path], *, language: str | None = None) -> tuple[list[Clip], list[Finding]]:
-    """Clips of audio files and of every audio file in folders; what is no usable audio becomes a finding."""
+def clips_of(
+    paths: Sequence[Path], *, language: str | None = None, silence_db: float = SILENCE_DB
+) -> tuple[list[Clip], list[Finding]]:
+    """Clips of audio files and of every audio file in folders; no usable audio, or no signal, becomes a finding."""
     files: list[Path] = []
     clips: list[Clip] = []
     findings: list[Finding] = []
@@ -141,11 +150,19 @@ def clips_of(paths: Sequence[Path], *, language: str | None = None) -> tuple[lis
             files.append(path)
     for file in dict.fromkeys(files):  # a file may be named by itself and by its folder
         try:
-            info = io.verify(file)
+            measured = io.measure(file)
         except AudioError as error:
             findings.append(
                 Finding(check=f"audio.{error.reason}", severity="error", message=str(error), path=str(file))
             )
             continue
-        clips.append(Clip(id=str(file), path=file.resolve(), duration_s=info.duration_s, language=language))
+        info = measured.info
+        if info.missing_s:
+            message = f"{file} ends {info.missing_s:.3f} s before its header says; it is read as far as it goes."
+            findings.append(Finding(check="audio.shortened", severity="warning", message=message, path=str(file)))
+        clip = Clip(id=str(file), path=file.resolve(), duration_s=info.duration_s, language=language)
+        clips.append(clip)
+        level_db = measured.level_db
+        if level_db is not None and (found := silent(clip, level_db, silence_db=silence_db)) is not None:
+            findings.append(found)
     return clips, findings

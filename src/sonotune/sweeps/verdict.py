@@ -105,13 +105,15 @@ def judge_claims(
         found = _family([(control, by_name[name]) for control in present], score, tuned, resamples, seed)
         beaten = [row["against"] for row in found if row.get("outcome") == "better"]
         holds = len(beaten) == len(claim.controls)
-        unbeaten = [control for control in claim.controls if control not in beaten]
-        sentence = (
-            f"{name} is better than every control ({', '.join(beaten)}): {claim.meaning}."
-            if holds
-            else f"Nothing is claimed for {name}: {claim.demand}, and is not shown to be better than "
-            f"{', '.join(unbeaten)}."
-        )
+        unbeaten = [control.name for control in present if control.name not in beaten]
+        if holds:
+            sentence = f"{name} is better than every control ({', '.join(beaten)}): {claim.meaning}."
+        elif unbeaten:
+            sentence = f"Nothing is claimed for {name}: {claim.demand}, and is not shown to be better than "
+            sentence += f"{', '.join(unbeaten)}."
+        else:  # an arm that was not run is not spoken of
+            sentence = f"Nothing is claimed for {name}: {claim.demand}. It is better than {', '.join(beaten)}, "
+            sentence += "and not every such arm was run."
         rows.append({"arm": name, "comparisons": found, "holds": holds, "sentence": sentence})
     return rows
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonotune.data.text import Normalizer, get
+from sonotune.errors import ConfigError
 from sonotune.features.batching import Batch
 from sonotune.models.base import LoadedModel
 from sonotune.models.losses import Losses
@@ -31,6 +32,7 @@ class TaskSettings:
         class_weights: `balanced` lets every class weigh the same, however many clips it has.
         verbalize_numbers: Whether a second word error rate is given, of texts whose numbers are written as words;
             `auto` gives it where digits stand on one side of a clip only.
+        primary: Name of the score that decides; `auto` leaves it to the task and the references.
     """
 
     training_text: Normalizer = field(default_factory=lambda: get("basic"))
@@ -41,6 +43,15 @@ class TaskSettings:
     multi_label: bool = False
     class_weights: Literal["none", "balanced"] = "none"
     verbalize_numbers: Literal["auto"] | bool = "auto"
+    primary: str = "auto"
+
+    def check_primary(self, task: str, possible: Sequence[str]) -> None:
+        """Refuse a score that a task does not give; raises ConfigError."""
+        if self.primary not in ("auto", *possible):
+            raise ConfigError(
+                f"evaluation.primary={self.primary} is no score that can decide for the task {task}; it has "
+                f"{', '.join(possible)}. Name one of these, or leave the setting at auto."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +62,13 @@ class PreparedClips:
         clips: In the order given, without those that cannot be learned from.
         targets: One (U,) int64 array a clip.
         findings: Why clips were left out, or learned from in part.
+        tokens_per_second: Rate of the densest transcripts, beyond those that every text has room for; 0 for classes.
     """
 
     clips: tuple[Clip, ...]
     targets: tuple[NDArray[np.int64], ...]
     findings: tuple[Finding, ...]
+    tokens_per_second: float = 0.0
 
     @property
     def dropped(self) -> tuple[Finding, ...]:
@@ -67,8 +80,6 @@ class Task(Protocol):
     """What is learned from a clip."""
 
     name: str
-    primary: str
-    """Name of the score that chooses the best checkpoint."""
     reference: Literal["text", "label"] | None
     """What a clip must say to be learned from or scored; None where nothing is a reference as well."""
 
@@ -98,13 +109,22 @@ class Task(Protocol):
         """Refuse clips whose reference this model can never write, or that cannot be scored; raises ManifestError."""
         ...
 
+    def primary_of(self, clips: Sequence[Clip]) -> tuple[str, str]:
+        """Name of the score that decides about these clips (checkpoint, patience, headline), and why it does."""
+        ...
+
     def score(
-        self, predictions: Sequence[Prediction], clips: Sequence[Clip], *, resamples: int, seed: int = 0
+        self,
+        predictions: Sequence[Prediction],
+        clips: Sequence[Clip],
+        *,
+        primary: str | None = None,
+        resamples: int,
+        seed: int = 0,
     ) -> dict[str, Score]:
         """Scores with intervals over aligned predictions and clips that have a reference.
 
-        Raises:
-            TextError: No score exists, as for transcripts without a word.
+        The one that decides has the role `primary`: the one that is named, else that of `primary_of` these clips.
         """
         ...
 

@@ -23,6 +23,8 @@ from sonotune.models.losses import Losses
 from sonotune.tasks.base import PreparedClips, TaskSettings
 from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, Prediction, Score
 
+DECIDING = ("accuracy", "f1_macro", "map")
+"""Scores that can decide."""
 _THRESHOLD = 0.5
 
 
@@ -37,8 +39,9 @@ class Classify:
     name = "classify"
 
     def __init__(self, family: ModelFamily, settings: TaskSettings) -> None:
+        settings.check_primary(self.name, DECIDING)
         self.family = family
-        self.primary = "map" if settings.multi_label else "accuracy"
+        self._primary = settings.primary
         self.reference: Literal["text", "label"] | None = None if settings.multi_label else "label"
         self._many = settings.multi_label
         self._balanced = settings.class_weights == "balanced"
@@ -95,12 +98,15 @@ class Classify:
     def predict(
         self, loaded: LoadedModel, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING
     ) -> list[Prediction]:
-        """Probability of each class; the settings of text decoding have no meaning here."""
+        """Probability of each class, none where a logit is not finite; settings of text decoding mean nothing here."""
         logits_BC = self.family.logits(loaded, batch).float()
         scores_BC = logits_BC.sigmoid() if self._many else logits_BC.softmax(dim=-1)
+        finite_B = logits_BC.isfinite().all(dim=1)
         return [
-            Prediction(clip_id=clip.id, scores=dict(zip(loaded.labels, row, strict=True)))
-            for clip, row in zip(batch.clips, scores_BC.tolist(), strict=True)
+            Prediction(
+                clip_id=clip.id, scores=dict(zip(loaded.labels, row, strict=True)) if finite else {}, finite=finite
+            )
+            for clip, row, finite in zip(batch.clips, scores_BC.tolist(), finite_B.tolist(), strict=True)
         ]
 
     def has_reference(self, clip: Clip) -> bool:
@@ -131,8 +137,20 @@ class Classify:
                 "Fill the column 'label' of data.train; an empty list says that a clip has no class."
             )
 
+    def primary_of(self, clips: Sequence[Clip]) -> tuple[str, str]:
+        """The score that is asked for, else mAP where a clip may have several classes, and accuracy otherwise."""
+        if self._primary != "auto":
+            return self._primary, "asked for (evaluation.primary)"
+        return ("map", "a clip may have several classes") if self._many else ("accuracy", "a clip has one class")
+
     def score(
-        self, predictions: Sequence[Prediction], clips: Sequence[Clip], *, resamples: int = 1000, seed: int = 0
+        self,
+        predictions: Sequence[Prediction],
+        clips: Sequence[Clip],
+        *,
+        primary: str | None = None,
+        resamples: int = 1000,
+        seed: int = 0,
     ) -> dict[str, Score]:
         """Accuracy, macro F1 and mean average precision."""
         seen = self._aligned(predictions, clips)
@@ -143,6 +161,7 @@ class Classify:
             multi_label=self._many,
             threshold=_THRESHOLD,
             groups=[clip.speaker for clip in clips],
+            primary=primary or self.primary_of(clips)[0],
             bootstrap=resamples,
             seed=seed,
         )

@@ -1,10 +1,10 @@
-"""Speech to text: the transcript is the target, word error rate chooses the model."""
+"""Speech to text: the transcript is the target, an error rate of words or of characters chooses the model."""
 
 from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -12,13 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonotune.data import numbers
-from sonotune.errors import MissingExtraError, TextError
+from sonotune.data.scripts import deciding_rate
+from sonotune.errors import ConfigError, MissingExtraError, TextError
 from sonotune.features.batching import Batch
 from sonotune.metrics.error_rate import edit_counts, error_rate
 from sonotune.metrics.runaway import cut_loops, decoding_health, loops
 from sonotune.models.base import LoadedModel, SpeechFamily
+from sonotune.models.decoding import DENSE_SHARE, text_rate
 from sonotune.models.languages import find_code
 from sonotune.models.losses import Losses
+from sonotune.progress import note
 from sonotune.tasks.base import PreparedClips, TaskSettings
 from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, Prediction, Score
 
@@ -28,6 +31,8 @@ NUMBERS_VERBALIZED = "wer_numbers_verbalized"
 """Name of the word error rate of texts whose numbers are written as words."""
 LOOPS_CUT = "wer_loops_cut"
 """Name of the word error rate of texts whose loops are cut."""
+RATES = ("wer", "cer")
+"""Scores that can decide."""
 _BESIDE = {LOOPS_CUT: "WER with loops cut", NUMBERS_VERBALIZED: "WER with numbers as words"}
 
 
@@ -40,7 +45,6 @@ class Transcribe:
     """
 
     name = "transcribe"
-    primary = "wer"
     reference: Literal["text", "label"] | None = "text"
 
     def __init__(self, family: SpeechFamily, settings: TaskSettings) -> None:
@@ -49,9 +53,11 @@ class Transcribe:
                 "evaluation.verbalize_numbers=true needs the package num2words, which is not installed. "
                 f"Install it with {numbers.INSTALL}, or leave the setting at auto."
             )
+        settings.check_primary(self.name, RATES)
         self.family = family
         self._settings = settings
         self._unknown: set[str] = set()
+        self._written: Callable[[str], str] = str
 
     def outputs(self, clips: Sequence[Clip]) -> tuple[str, ...]:
         """Every character of the transcripts in training form, spaces left out."""
@@ -61,12 +67,14 @@ class Transcribe:
     def prepare(self, loaded: LoadedModel, clips: Sequence[Clip]) -> PreparedClips:
         """Encode every transcript; what the tokenizer cannot write, or the model cannot hold, becomes a finding."""
         self._refuse_language(loaded)
+        self._written = self.family.written_form(loaded)
         kept, targets, findings = [], [], []
-        limit = _Limit(self._settings.max_label_tokens, self.family, loaded, aligned=self._settings.aligned)
+        around = _Around(self.family, loaded)
+        limit = _Limit(self._settings.max_label_tokens, around, aligned=self._settings.aligned)
         for clip in clips:
             text = self._settings.training_text.training(clip.text or "")
             language = clip.language or self._settings.language
-            if clip.text and not _says_something(text):
+            if (clip.text or "").strip() and not _says_something(text):
                 message = f"clip {clip.id!r}: its transcript has no letter, digit or symbol. The clip is left out."
                 findings.append(Finding(check="text.empty", severity="error", message=message, clip_ids=(clip.id,)))
                 continue
@@ -84,22 +92,54 @@ class Transcribe:
                 kept.append(replace(clip, text=text, language=language))
         findings += self._notes(loaded, {clip.language for clip in kept if clip.language})
         findings += limit.findings(len(clips))
-        return PreparedClips(clips=tuple(kept), targets=tuple(targets), findings=tuple(findings))
+        findings += self._note_on_case(loaded, kept)
+        rates = [
+            text_rate(len(ids) - around.tokens(clip.language) + 1, clip.duration_s)
+            for ids, clip in zip(targets, kept, strict=True)
+        ]
+        return PreparedClips(
+            clips=tuple(kept),
+            targets=tuple(targets),
+            findings=tuple(findings),
+            tokens_per_second=float(np.quantile(rates, DENSE_SHARE, method="higher")) if rates else 0.0,
+        )
 
     def _refuse_language(self, loaded: LoadedModel) -> None:
         """Say once that the language of the settings cannot be learned, not once for each clip.
 
         Raises:
-            TextError: The model does not know it; with the family's own words.
+            ConfigError: The model does not know it; with the family's own words.
         """
         language = self._settings.language
-        if language is not None and not self.family.knows_language(loaded, language):
+        if language is not None and (problem := self._problem_of_language(loaded, language)):
+            raise ConfigError(f"model.language={language}: {problem}")
+
+    def _problem_of_language(self, loaded: LoadedModel, language: str) -> str | None:
+        """What the family says of a language that the model is not told; None where it is."""
+        if self.family.knows_language(loaded, language):
+            return None
+        try:
             self.family.encode_text(loaded, "", language)
+        except TextError as error:
+            return str(error)
+        return None
 
     def _notes(self, loaded: LoadedModel, languages: Collection[str]) -> list[Finding]:
         """What the family has to say about a language it can write and was never trained on."""
         notes = [self.family.note_on_language(loaded, language) for language in sorted(languages)]
         return [Finding(check="model.language", severity="note", message=note) for note in notes if note]
+
+    def _note_on_case(self, loaded: LoadedModel, clips: Sequence[Clip]) -> list[Finding]:
+        """That the transcripts are written in another case than they have."""
+        changed = tuple(clip.id for clip in clips if clip.text and self._written(clip.text) != clip.text)
+        if not changed:
+            return []
+        message = (
+            f"{len(changed)} of {len(clips)} transcripts are brought to the case of the letters that "
+            f"{loaded.checkpoint} has, which has one alone. Scores compare all texts in that case."
+        )
+        note(message)
+        return [Finding(check="text.case", severity="note", message=message, clip_ids=changed)]
 
     def loss(self, loaded: LoadedModel, batch: Batch, *, label_smoothing: float = 0.0) -> Losses:
         """See `Task.loss`."""
@@ -109,10 +149,11 @@ class Transcribe:
         self, loaded: LoadedModel, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING
     ) -> list[Prediction]:
         """See `Task.predict`."""
+        self._written = self.family.written_form(loaded)
         batch = replace(batch, clips=tuple(self._told(loaded, clip) for clip in batch.clips))
         made = self.family.transcribe(loaded, batch, settings)
         return [
-            Prediction(clip_id=clip.id, text=one.text, attempts=one.attempts)
+            Prediction(clip_id=clip.id, text=one.text, attempts=one.attempts, finite=one.finite, cut=one.cut)
             for clip, one in zip(batch.clips, made, strict=True)
         ]
 
@@ -124,11 +165,9 @@ class Transcribe:
             if clip.language not in self._unknown:
                 self._unknown.add(clip.language)
                 logger.warning(
-                    "clip %r and perhaps others: %s does not know the language %r; it is left to the model, which "
-                    "detects one where it can",
+                    "clip %r and perhaps others: %s The language is left to the model, which detects one where it can",
                     clip.id,
-                    loaded.checkpoint,
-                    clip.language,
+                    self._problem_of_language(loaded, clip.language),
                 )
             return replace(clip, language=None)
         return clip
@@ -140,13 +179,27 @@ class Transcribe:
     def check_references(self, loaded: LoadedModel, clips: Sequence[Clip]) -> None:
         """See `Task`: a character that the model cannot write is an error it makes; nothing is refused."""
 
+    def primary_of(self, clips: Sequence[Clip]) -> tuple[str, str]:
+        """The rate that is asked for, else that of characters where the references have no spaces between words."""
+        if self._settings.primary != "auto":
+            return self._settings.primary, "asked for (evaluation.primary)"
+        return deciding_rate(self._settings.scoring_text.scoring(clip.text) for clip in clips if clip.text is not None)
+
     def score(
-        self, predictions: Sequence[Prediction], clips: Sequence[Clip], *, resamples: int = 1000, seed: int = 0
+        self,
+        predictions: Sequence[Prediction],
+        clips: Sequence[Clip],
+        *,
+        primary: str | None = None,
+        resamples: int = 1000,
+        seed: int = 0,
     ) -> dict[str, Score]:
         """Word and character error rate over the scoring form of both texts; empty hypotheses count as deletions.
 
-        `wer` says how many texts loop (`detail.loops`). Where some do, `wer_loops_cut` stands beside it: the rate if
-        each of them had said its phrase once.
+        `wer` says how many texts loop (`detail.loops`), how many were cut at their limit of tokens (`detail.cut`), on
+        how many clips nothing was said (`detail.silent_clips`) and how many words were written on those
+        (`detail.silent_words`). Where texts loop, `wer_loops_cut` stands beside it: the rate if each of them had said
+        its phrase once.
 
         Beside them stands a word error rate with numbers as words, where `TaskSettings.verbalize_numbers` asks for it.
         """
@@ -168,21 +221,37 @@ class Transcribe:
             for name, edits in counts.items()
         }
         wer = scores["wer"]
-        scores["wer"] = replace(wer, role="primary", detail={**wer.detail, "loops": sum(looping)})
-        return {name: replace(one, role="beside") if name in _BESIDE else one for name, one in scores.items()}
+        silent = [edit.insertions for edit in words if edit.reference == 0]
+        counted = {
+            "loops": sum(looping),
+            "cut": sum(prediction.cut for prediction in predictions),
+            "silent_clips": len(silent),
+            "silent_words": sum(silent),
+        }
+        scores["wer"] = replace(wer, detail={**wer.detail, **counted})
+        decides = primary or self.primary_of(clips)[0]
+        return {
+            name: replace(one, role="primary" if name == decides else "beside" if name in _BESIDE else "plain")
+            for name, one in sorted(scores.items(), key=lambda named: named[0] != decides)
+        }
 
     def details(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[dict[str, Any], list[Finding]]:
         """Loops, fallbacks, empty texts and invented words."""
         references, hypotheses = self._scored(predictions, clips)
         edits = edit_counts(references, hypotheses, unit="word")
         again = sum(prediction.attempts > 1 for prediction in predictions)
-        health = decoding_health([clip.id for clip in clips], references, hypotheses, edits, fallbacks=again)
+        cut = sum(prediction.cut for prediction in predictions)
+        ids = [clip.id for clip in clips]
+        health = decoding_health(ids, references, hypotheses, edits, fallbacks=again, cut=cut)
         inserted = sum(edit.insertions for edit in edits)
         findings = [*health.findings(), *self._notes_on_numbers(references, hypotheses, clips)]
         return {"insertions": inserted, "decoding": health.to_json()}, findings
 
     def row(self, prediction: Prediction, clip: Clip) -> Mapping[str, Any]:
-        """The texts as they came, in the form that is compared, and the word errors between them."""
+        """The texts as they came, in the form that is compared, and the word errors between them.
+
+        `cut` and `no_signal` (see `Prediction`) stand in the rows of which they are true.
+        """
         hypothesis = prediction.text or ""
         row: dict[str, Any] = {
             "reference": clip.text,
@@ -195,14 +264,14 @@ class Transcribe:
             references, hypotheses = self._scored([prediction], [clip])
             edits = edit_counts(references, hypotheses, unit="word")[0]
             row |= {"scored_reference": references[0], "scored_hypothesis": hypotheses[0], "edits": edits.to_json()}
-        return row
+        return row | {name: True for name in ("cut", "no_signal") if getattr(prediction, name)}
 
     def _scored(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[list[str], list[str]]:
-        """References and hypotheses in scoring form."""
-        scoring = self._settings.scoring_text.scoring
+        """References and hypotheses in scoring form, both in the letters that the model has."""
+        scoring, written = self._settings.scoring_text.scoring, self._written
         return (
-            [scoring(clip.text or "") for clip in clips],
-            [scoring(prediction.text or "") for prediction in predictions],
+            [scoring(written(clip.text or "")) for clip in clips],
+            [scoring(written(prediction.text or "")) for prediction in predictions],
         )
 
     def _verbalized(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[list[str], list[str]]:
@@ -275,17 +344,29 @@ class Transcribe:
         ]
 
 
+class _Around:
+    """How many tokens a family puts around every text: what it encodes of an empty one, a prompt and an end token."""
+
+    def __init__(self, family: SpeechFamily, loaded: LoadedModel) -> None:
+        self._family, self._loaded = family, loaded
+        self._known: dict[str | None, int] = {}
+
+    def tokens(self, language: str | None) -> int:
+        """Of a clip in this language."""
+        if language not in self._known:
+            self._known[language] = len(self._family.encode_text(self._loaded, "", language))
+        return self._known[language]
+
+
 class _Limit:
     """The most tokens of a transcript that are learned.
 
-    What a family encodes of an empty text is what it puts around every text: a prompt, and one token that ends it. A
-    target that was cut loses its end, so the model is not taught to stop there. Families that are aligned with the
+    A target that was cut loses its end, so the model is not taught to stop there. Families that are aligned with the
     audio, as CTC is, have no end to leave out: a part of the text would teach that the rest of the clip is silence.
     """
 
-    def __init__(self, tokens: int | None, family: SpeechFamily, loaded: LoadedModel, *, aligned: bool) -> None:
-        self._tokens, self._family, self._loaded, self._aligned = tokens, family, loaded, aligned
-        self._around: dict[str | None, int] = {}
+    def __init__(self, tokens: int | None, around: _Around, *, aligned: bool) -> None:
+        self._tokens, self._around, self._aligned = tokens, around, aligned
         self._cut: list[str] = []
         self._left_out: list[str] = []
 
@@ -293,9 +374,7 @@ class _Limit:
         """The ids that are learned of a clip; None leaves it out."""
         if self._tokens is None:
             return ids
-        if language not in self._around:
-            self._around[language] = len(self._family.encode_text(self._loaded, "", language))
-        around = self._around[language]
+        around = self._around.tokens(language)
         if len(ids) - around <= self._tokens:
             return ids
         if around == 0 or self._aligned:

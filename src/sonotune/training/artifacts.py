@@ -60,6 +60,8 @@ def _metadata(session: Session, model: PreparedModel) -> dict[str, object]:
         "min_duration_s": config.data.min_duration_s,
         "max_duration_s": config.data.max_duration_s,
         "multi_label": config.data.multi_label,
+        "silence_db": config.data.silence_db,
+        "primary": config.evaluation.primary,
         "outputs": list(model.loaded.new_outputs),
         "run": session.log.record.run_id,
     }

@@ -32,11 +32,15 @@ class AudioDigests:
     Args:
         file: Where they are remembered; None reads every file.
         keep: Whether this process writes it.
+
+    Attributes:
+        found: Absolute path -> SHA-256, of the files that were asked for and could be read.
     """
 
     def __init__(self, file: Path | None = None, *, keep: bool = True) -> None:
         self._file, self._keep, self._new, self._saved = file, keep, False, time.monotonic()
         self._known: dict[str, list[int | str]] = _read(file) if file is not None else {}
+        self.found: dict[Path, str] = {}
 
     def of(self, clips: Sequence[Clip], *, processes: Processes = SINGLE_PROCESS) -> str:
         """One digest over the content of the files of some clips, in order; what cannot be read counts as missing.
@@ -61,6 +65,7 @@ class AudioDigests:
                 if time.monotonic() - self._saved > _SAVE_EVERY_S:
                     self._save()
         self._save()
+        self.found |= {path: digest for path, digest in found.items() if digest != _MISSING}
         return digest_json([found[path] for path in paths])
 
     def _save(self) -> None:

@@ -1,26 +1,35 @@
-"""Which evaluations are the best, and whose weights are kept in the end."""
+"""Which evaluations are the best, and whose weights are kept in the end.
+
+The primary score decides. Evaluations of equal score, as at a word error rate of 100 % or 0 %, are told apart by the
+other error rate (characters, else words), and then by the loss of the last training steps. The loss is that of clips
+the model has seen, which falls anyway: it chooses weights, and no run goes on for it.
+"""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from sonotune.metrics.scores import better_sign
+from sonotune.metrics.scores import better_sign, deciding
 from sonotune.training import checkpoint
 from sonotune.training.logging.run_log import EventLog
 from sonotune.training.state import TrainingState
 from sonotune.types import Score
+
+_RATES: Final = ("cer", "wer")
+_EARLIER: Final = "wer"  # what decided about texts in checkpoints that do not say what did
 
 
 class BestCheckpoint:
     """Scores the weights as they are, and remembers in the training state how they compare.
 
     Args:
-        evaluate: Scores the development clips, or None where there are none.
-        primary: Name of the score that decides.
+        evaluate: Scores the development clips, or None where there are none; the score whose role is `primary` decides.
         average: How many of the best are averaged in the end.
         final: Step -> whether the adapters have the ranks that they are kept with, so that a score counts.
         folder: Of checkpoints.
@@ -31,13 +40,12 @@ class BestCheckpoint:
         self,
         evaluate: Callable[[], Mapping[str, Score]] | None,
         *,
-        primary: str,
         average: int,
         final: Callable[[int], bool],
         folder: Path,
         log: EventLog,
     ) -> None:
-        self._evaluate, self._primary, self._average = evaluate, primary, average
+        self._evaluate, self._average = evaluate, average
         self._final, self._folder, self._log = final, folder, log
 
     def score(self, state: TrainingState) -> None:
@@ -46,27 +54,47 @@ class BestCheckpoint:
             return
         with self._log.timed("evaluation"):
             scores = self._evaluate()
-        score, final = scores[self._primary], self._final(state.step)
-        better, of_stage = (
-            final and (best is None or better_sign(score.better) * score.value < better_sign(score.better) * best)
-            for best in (state.best, state.stage_best)
-        )
+        self._begin(state, scores)
+        name, final = deciding(scores), self._final(state.step)
+        value, sign, rates = scores[name].value, better_sign(scores[name].better), _other_rates(scores)
+        losses = [statistics.fmean(state.recent_losses)] if rates and state.recent_losses else []
+        key = [sign * value, *rates, *losses]
+        better = final and (state.best is None or key < self._key(state, state.best_step, sign))
+        stage_key = None if state.stage_best is None else [sign * state.stage_best, *state.stage_ties]
+        progress = final and (stage_key is None or [sign * value, *rates] < stage_key)
         state.evaluated_step = state.step
-        state.scores[str(state.step)] = score.value
-        state.stage_best = score.value if of_stage else state.stage_best
-        state.stale = 0 if of_stage or not final else state.stale + 1
+        state.scores[str(state.step)], state.ties[str(state.step)] = value, [*rates, *losses]
+        if progress:
+            state.stage_best, state.stage_ties = value, rates
+        state.stale = 0 if progress or not final else state.stale + 1
         if final:
-            self._rank(state, score, better=better)
+            self._rank(state, sign, better=better)
         self._log.evaluated(state.step, scores, best=better)
 
-    def _rank(self, state: TrainingState, score: Score, *, better: bool) -> None:
+    def _begin(self, state: TrainingState, scores: Mapping[str, Score]) -> None:
+        """Forget earlier evaluations where another score decided, which an older version may have gone by."""
+        name = deciding(scores)
+        earlier = state.primary or (_EARLIER if _EARLIER in scores else name)
+        if earlier != name and state.scores:
+            self._log.event("primary", step=state.step, score=name, earlier=earlier)
+            state.best = state.best_step = state.stage_best = None
+            state.runners_up, state.stage_ties, state.stale = [], [], 0
+            state.scores, state.ties = {}, {}
+        state.primary = name
+
+    @staticmethod
+    def _key(state: TrainingState, step: int | None, sign: int) -> list[float]:
+        """What an evaluation is compared by: the smaller, number by number, is the better."""
+        return [sign * state.scores[str(step)], *state.ties.get(str(step), [])]
+
+    def _rank(self, state: TrainingState, sign: int, *, better: bool) -> None:
         """Keep the step of the best score, and of those that are averaged with it."""
         others = state.best_steps
         if better:
-            state.best, state.best_step = score.value, state.step
+            state.best, state.best_step = state.scores[str(state.step)], state.step
         else:
             others.append(state.step)
-        others.sort(key=lambda step: (better_sign(score.better) * state.scores[str(step)], step))
+        others.sort(key=lambda step: (self._key(state, step, sign), step))
         state.runners_up = [step for step in others if step != state.best_step][: self._average - 1]
 
     def put_best(self, state: TrainingState, put: Callable[[Mapping[str, Tensor]], None]) -> int | None:
@@ -88,10 +116,18 @@ class BestCheckpoint:
         weights = [checkpoint.read(checkpoint.step_path(self._folder, step)).weights for step in steps]
         if len(steps) > 1 and self._evaluate is not None:
             put({name: torch.stack([one[name] for one in weights]).mean(0) for name in weights[0]})
-            score = self._evaluate()[self._primary]
-            kept = better_sign(score.better) * score.value <= better_sign(score.better) * state.scores[str(best)]
+            scores = self._evaluate()
+            score, rates = scores[deciding(scores)], _other_rates(scores)
+            sign = better_sign(score.better)
+            kept = [sign * score.value, *rates] <= self._key(state, best, sign)[: 1 + len(rates)]
             self._log.event("average", step=state.step, steps=steps, score=score.to_json(), kept=kept)
             if kept:
                 return best
         put(weights[0])
         return best
+
+
+def _other_rates(scores: Mapping[str, Score]) -> list[float]:
+    """Error rates beside the one that decides; none where another score does."""
+    name = deciding(scores)
+    return [scores[other].value for other in _RATES if name in _RATES and other in scores and other != name]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sonotune.data.corpus import Corpus
+from sonotune.data.trained_on import write_trained_on
 from sonotune.models.base import LoadedModel
 from sonotune.models.checkpoints import settings_digest
 from sonotune.processes import Processes
@@ -95,17 +96,21 @@ class CheckpointPlace:
     fingerprint: Fingerprint
 
 
-def digest_audio(corpus: Corpus, directory: Path, processes: Processes) -> dict[str, str]:
+def digest_audio(corpus: Corpus, directory: Path, processes: Processes, *, resumed: bool) -> dict[str, str]:
     """Split -> digest of what its recordings contain, of those that decide what is trained and chosen.
 
     Args:
         corpus: Clips of the run.
-        directory: Of the run, which remembers the digests of files.
+        directory: Of the run, which remembers the digests of files, and which clips were trained on.
         processes: All of them call this, and share the files.
+        resumed: Whether it was trained on clips before.
     """
     digests = AudioDigests(directory / AUDIO_FILE, keep=processes.main)
     decide = ("train", "eval")
-    return {name: digests.of(clips, processes=processes) for name, clips in corpus.splits.items() if name in decide}
+    found = {name: digests.of(clips, processes=processes) for name, clips in corpus.splits.items() if name in decide}
+    if processes.main:
+        write_trained_on(directory, corpus.splits["train"], digests.found, add=resumed)
+    return found
 
 
 def may_differ(changing: Sequence[str]) -> set[str]:

@@ -41,6 +41,8 @@ class RunInputs:
         opened: The model as it was loaded.
         prepared: Training clips that can be used, with their targets.
         calibration_objective: Whose gradients calibration looks at: that of training, without label smoothing.
+        primary: Name of the score that decides in the whole run.
+        primary_reason: Why that one.
     """
 
     corpus: Corpus
@@ -48,6 +50,8 @@ class RunInputs:
     opened: Opened
     prepared: PreparedClips
     calibration_objective: Objective
+    primary: str
+    primary_reason: str
 
     @property
     def language(self) -> str | None:
@@ -78,17 +82,20 @@ def load_inputs(
         SonotuneError: Of whichever part is wrong.
     """
     family, task = _task(config)
-    corpus = _corpus(config, task)
-    finding(corpus.findings)
+    corpus = _corpus(config, task, finding)
     opened = _open(config, family, task.outputs(corpus.splits["train"]), compute.precision, compute.accelerator.device)
-    prepared = _targets(config, corpus, task, opened.loaded)
-    finding(prepared.findings)
+    prepared = _targets(config, corpus, task, opened.loaded, finding)
+    rate = max(prepared.tokens_per_second, opened.loaded.tokens_per_second)
+    opened = replace(opened, loaded=opened.loaded.with_(tokens_per_second=rate))
+    primary, reason = task.primary_of(corpus.splits.get("eval") or corpus.splits["train"])
     return RunInputs(
         corpus=corpus,
         task=task,
         opened=opened,
         prepared=prepared,
         calibration_objective=objective_of(config, task, calibrating=True),
+        primary=primary,
+        primary_reason=reason,
     )
 
 
@@ -107,18 +114,20 @@ def _task(config: RunConfig) -> tuple[ModelFamily, Task]:
             multi_label=config.data.multi_label,
             class_weights=config.training.class_weights,
             verbalize_numbers=config.evaluation.verbalize_numbers,
+            primary=config.evaluation.primary,
         ),
     )
     return family, task
 
 
-def _corpus(config: RunConfig, task: Task) -> Corpus:
+def _corpus(config: RunConfig, task: Task, tell: Callable[[Sequence[Finding]], None]) -> Corpus:
     data = config.data
     named = {"train": data.train, "eval": data.eval, "test": data.test}
     return load_corpus(
         {name: source for name, source in named.items() if source is not None},
         seed=config.training.seed,
         require=task.reference,
+        tell=tell,
         **data.model_dump(include=CORPUS_SETTINGS),
     )
 
@@ -153,7 +162,13 @@ def _open(
     return opened
 
 
-def _targets(config: RunConfig, corpus: Corpus, task: Task, loaded: LoadedModel) -> PreparedClips:
+def _targets(
+    config: RunConfig,
+    corpus: Corpus,
+    task: Task,
+    loaded: LoadedModel,
+    tell: Callable[[Sequence[Finding]], None],
+) -> PreparedClips:
     """Targets of the training clips; all splits are looked at before anything trains.
 
     Raises:
@@ -167,6 +182,7 @@ def _targets(config: RunConfig, corpus: Corpus, task: Task, loaded: LoadedModel)
     )
     prepared = task.prepare(loaded, fitting)
     findings = (*too_long, *prepared.findings)
+    tell(findings)
     if fitting:
         refuse_too_many("train", prepared.dropped, len(fitting), max_bad_fraction=config.data.max_bad_fraction)
     if not prepared.clips:

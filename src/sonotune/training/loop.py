@@ -53,7 +53,7 @@ class StageLoop:
     """Runs the stages to their end, to a stop request or to a numeric failure.
 
     Args:
-        objective: Gives the loss; its task names the primary score.
+        objective: Gives the loss.
         loaded: The model, with all that any stage trains marked trainable.
         stages: What trains, one after the other.
         settings: How it steps.
@@ -62,7 +62,7 @@ class StageLoop:
         checkpoints: Where they go, and what a checkpoint must share with the run that resumes from it.
         log: Events, findings, timings and listeners.
         callbacks: What happens to the adapters beside the gradient of the loss.
-        evaluate: Scores the development clips, or None where there are none.
+        evaluate: Scores the development clips, or None where there are none; the primary score decides.
         stop: Set by SIGTERM, SIGUSR1 and SIGINT.
 
     Attributes:
@@ -102,7 +102,6 @@ class StageLoop:
         self._gradients = Gradients(objective, loaded, seed=settings.seed, compute=compute, guard=self._guard, log=log)
         self._best = BestCheckpoint(
             evaluate,
-            primary=objective.task.primary,
             average=settings.average_checkpoints,
             final=self._final,
             folder=checkpoints.folder,
@@ -139,7 +138,7 @@ class StageLoop:
         if state.batch:
             state.epoch, state.batch = state.epoch + 1, 0
         state.stage, state.stage_step = state.stage + 1, state.step
-        state.stage_best, state.stale, state.counted = None, 0, None
+        state.stage_best, state.stage_ties, state.stale, state.counted = None, [], 0, None
         state.stage_epoch = state.epoch
         reset_losses(state)
         self._enter_stage(epoch=state.epoch)

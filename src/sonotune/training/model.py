@@ -24,6 +24,7 @@ from sonotune.adapters.ranks.plan import RankPlan
 from sonotune.adapters.schedule.build import build_callbacks
 from sonotune.adapters.schedule.callback import AdapterCallback
 from sonotune.adapters.trainable import adapt, check_shardable, new_outputs, targets_of, untrained_parts
+from sonotune.metrics.scores import score_title
 from sonotune.models.base import NEW, LoadedModel, count_parameters
 from sonotune.models.thinning import contexts_of_training
 from sonotune.processes import SINGLE_PROCESS, Processes
@@ -122,10 +123,13 @@ def prepare_model(session: Session, inputs: RunInputs, steps: LoopSettings) -> P
             "quantized_linears": len(loaded.quantized),
             "context": loaded.context,
             "thinning": asdict(loaded.thinning),
+            "tokens_per_second": loaded.tokens_per_second,
         },
     )
     device = compute.accelerator.device.type
-    note(header(log.record, inputs.corpus.splits, device=device, bits=bits, folder=log.directory.path))
+    decides = f"{score_title(inputs.primary)}: {inputs.primary_reason}"
+    place = log.directory.path
+    note(header(log.record, inputs.corpus.splits, device=device, bits=bits, decides=decides, folder=place))
     if config.training.shard_weights and compute.processes.world_size > 1:
         shard_layers(loaded, compute.processes, precision=compute.precision)
     return PreparedModel(loaded=loaded, stages=stages, callbacks=callbacks, targets=targets, bits=bits)
@@ -257,6 +261,8 @@ def _choices(session: Session, inputs: RunInputs, steps: LoopSettings, adaptatio
     new = inputs.opened.loaded.new_parts if NEW in adaptation.adapters.unfreeze else ()
     if new and adaptation.kind.name != "none":
         choices["adapter.unfreeze"] = f"{', '.join(new)}: new, so its random weights train in full"
+    if config.evaluation.primary == "auto":
+        choices["evaluation.primary"] = f"{score_title(inputs.primary)}: {inputs.primary_reason}"
     if steps.optimizer != config.training.optimizer:
         choices["training.optimizer"] = f"{steps.optimizer}: {steps.optimizer_reason}"
     if config.model.language is None and inputs.language is not None:

@@ -119,7 +119,7 @@ def resume_fingerprint(session: Session, inputs: RunInputs, steps: LoopSettings)
         inputs.opened.loaded,
         steps,
         settings=session.log.record.config_digest,
-        audio=digest_audio(inputs.corpus, directory, processes),
+        audio=digest_audio(inputs.corpus, directory, processes, resumed=session.has_checkpoint),
         precision=session.compute.precision,
         bits=inputs.bits,
         allow_change=session.config.run.allow_change,

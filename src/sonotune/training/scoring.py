@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final, Literal
 
 from sonotune.adapters.calibration.calibrate import collect
 from sonotune.adapters.ranks.choose import calibration_clips
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate, write_predictions
-from sonotune.metrics.scores import score_title, show_score
+from sonotune.metrics.scores import primary_score, score_title, show_score
+from sonotune.runs import read_events
 from sonotune.training.adaptation import rank_settings
 from sonotune.training.inputs import RunInputs
 from sonotune.training.logging.trackers import Trackers
@@ -20,6 +21,9 @@ from sonotune.types import Finding, Score
 
 EvaluationPoint = Literal["before", "after", "test"]
 WORSE: Final = "training.worse"
+IMPROVING: Final = "training.still_improving"
+LEAST_GAIN: Final = 0.03
+"""Share of the best earlier score by which the last one must be better: less is within the noise of most sets."""
 
 
 class Scoring:
@@ -61,6 +65,7 @@ class Scoring:
         self._trackers.scored(point, result.scores)
         if point == "after":
             log.finding(worse_than_before(log.record.scores))
+            log.finding(still_improving(read_events(log.directory.events_path)))
 
     def development_scores(self, step: int) -> Mapping[str, Score]:
         """Scores of the development clips, for choosing the best weights."""
@@ -108,6 +113,7 @@ class Scoring:
                 crew=session.evaluation_crew,
                 autocast=session.compute.accelerator.autocast,
                 processes=session.compute.processes,
+                primary=self._inputs.primary,
             )
 
 
@@ -130,3 +136,28 @@ def worse_than_before(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> 
         f"is {show_score(now)}. Lower training.learning_rate, train shorter, or look at the training transcripts."
     )
     return [Finding(check=WORSE, severity="warning", message=message, measured=now["value"], limit=was["value"])]
+
+
+def still_improving(events: Iterable[Mapping[str, Any]]) -> list[Finding]:
+    """A note where the last score of the development clips is the best by far, so that longer training may pay.
+
+    Args:
+        events: Of the run's log; of two evaluations after one step the later counts.
+    """
+    at_step = {event["step"]: event["scores"] for event in events if event["kind"] == "evaluation"}
+    found = [at_step[step] for step in sorted(at_step)]
+    name = primary_score(found[-1]) if found else None
+    if name is None or len(found) < 2:
+        return []
+    *earlier, last = [scores[name] for scores in found if name in scores]
+    sign = 1 if last["better"] == "higher" else -1
+    best = max(earlier, key=lambda score: sign * score["value"], default=last)
+    gain = sign * (last["value"] - best["value"])
+    if gain <= 0 or gain < LEAST_GAIN * abs(best["value"]):
+        return []
+    message = (
+        f"{score_title(name, last)} on the development clips was still getting better when training ended: "
+        f"{show_score(best)} at best before the last evaluation, and {show_score(last)} there. Train longer: raise "
+        "training.max_epochs; with run.allow_change=[training.max_epochs] the run goes on from here."
+    )
+    return [Finding(check=IMPROVING, severity="note", message=message, measured=last["value"], limit=best["value"])]

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 
 from sonotune.config.load import LoadedConfig
 from sonotune.config.schema import RunConfig
-from sonotune.errors import Interrupted, ProcessError, SonotuneError
+from sonotune.errors import (
+    AdapterError,
+    ConfigError,
+    Interrupted,
+    ManifestError,
+    MissingExtraError,
+    ModelError,
+    ProcessError,
+    SonotuneError,
+    TextError,
+)
 from sonotune.features.workers import Crew
 from sonotune.metrics.efficiency import Energy, PeakMemory
 from sonotune.processes import Processes
@@ -112,13 +122,22 @@ def open_session(settings: LoadedConfig, listeners: Sequence[Listener] = ()) -> 
             log.close("interrupted")
             raise
         except BaseException as error:
-            with suppress(SonotuneError):  # on a full disk these fail as well; the first error is the one to see
-                log.close("failed")
-                directory.event("failed", error=type(error).__name__, message=str(error))
+            with suppress(SonotuneError, OSError):  # a full disk fails these as well; the first error is the one to see
+                if not (_settings_refused(error, log) and directory.discard()):
+                    directory.list_problems(error)
+                    log.close("failed")
+                    directory.event("failed", error=type(error).__name__, message=str(error))
             raise
         directory.event("finished")
         log.close("finished")
         compute.processes.destroy()
+
+
+def _settings_refused(error: BaseException, log: RunLog) -> bool:
+    """Whether a run ends because of its settings, so that there is nothing to keep: neither results nor findings."""
+    if isinstance(error, (ConfigError, ModelError, AdapterError, MissingExtraError)):
+        return True
+    return isinstance(error, (ManifestError, TextError)) and not log.record.findings and not error.listing
 
 
 def _open_directory(settings: LoadedConfig, processes: Processes) -> RunDirectory:

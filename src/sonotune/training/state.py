@@ -68,10 +68,12 @@ class TrainingState:
         batch: Micro-batches of this epoch already used.
         clips: Clips seen.
         audio_s: Seconds of audio seen.
+        primary: Name of the score that decides; empty before the first evaluation.
         best: Best primary score so far.
-        best_step: Step of the best score.
-        runners_up: Steps of the next best scores, as many as are averaged in the end.
-        stage_best: Best of the present stage.
+        best_step: Step of the best evaluation.
+        runners_up: Steps of the next best ones, as many as are averaged in the end.
+        stage_best: Best primary score of the present stage.
+        stage_ties: What tells it apart from others that are equal; as in `ties`.
         stale: Evaluations since it.
         bad_steps: Steps in a row whose loss or gradient was not finite, or whose loss leapt.
         recent_losses: Of the last steps of this stage that were learned from.
@@ -82,6 +84,7 @@ class TrainingState:
         seconds: Wall seconds of training, over all sessions.
         spent: Where they went.
         scores: Primary score by step.
+        ties: What tells evaluations of equal primary score apart, by step: each number better where it is smaller.
     """
 
     step: int = 0
@@ -93,10 +96,12 @@ class TrainingState:
     batch: int = 0
     clips: int = 0
     audio_s: float = 0.0
+    primary: str = ""
     best: float | None = None
     best_step: int | None = None
     runners_up: list[int] = field(default_factory=list)
     stage_best: float | None = None
+    stage_ties: list[float] = field(default_factory=list)
     stale: int = 0
     bad_steps: int = 0
     recent_losses: list[float] = field(default_factory=list)
@@ -107,6 +112,7 @@ class TrainingState:
     seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
+    ties: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def best_steps(self) -> list[int]:

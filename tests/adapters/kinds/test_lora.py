@@ -297,6 +297,15 @@ def with_a_hole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors | {name: tensors[name] * float("nan")}
 
 
+def with_codes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    name = max(tensors)
+    return tensors | {name: tensors[name].to(torch.int8)}
+
+
+def in_eight_bits(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(torch.float8_e4m3fn) for name, tensor in tensors.items()}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -304,6 +313,8 @@ def with_a_hole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         (without_the_stem, r"lacks 4 of the \d+ tensors .*conv1"),  # what trains in full: PEFT has a KeyError
         (with_one_more, r"holds 1 tensors .* does not ask for, such as base_model\.model\.elsewhere"),
         (with_a_hole, r"NaN or infinity in 1 of \d+ tensors, such as base_model\.model\."),
+        (with_codes, r"as int8, and adapters are floats of 16 bits or more; 1 of \d+ tensors"),
+        (in_eight_bits, r"as float8_e4m3fn, and adapters are floats of 16 bits or more; (\d+) of \1 tensors"),
     ],
 )
 def test_an_adapter_has_exactly_its_tensors_and_all_are_finite(
@@ -341,6 +352,28 @@ def test_cut_weights_of_an_adapter_are_named(adapted: Fresh, fresh: Fresh, tmp_p
 def test_a_damaged_description_of_an_adapter_is_named(adapted: Fresh, tmp_path: Path, file: str, text: str, said: str):
     lora.save(adapted(), tmp_path)
     (tmp_path / file).write_text(text, "utf-8")
+    with pytest.raises(AdapterError, match=said) as caught:
+        open_model(str(tmp_path))
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"lora_alpha": 1e308}, r"beyond 1e\+100"),
+        ({"lora_alpha": 1e38}, r"lora_alpha is 1e\+38, and it must be less than or equal to 1000000"),
+        ({"lora_alpha": -2e6}, "lora_alpha is -2000000.0"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is null"),
+        ({"lora_alpha": "16"}, "lora_alpha is '16'"),
+        ({"alpha_pattern": {"model.encoder.layers.0.fc1": 1e30}}, r"fc1 is 1e\+30"),
+    ],
+)
+def test_the_scale_of_an_adapter_is_a_number_of_its_kind(
+    adapted: Fresh, tmp_path: Path, entries: dict[str, Any], said: str
+):
+    lora.save(adapted(), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | entries), "utf-8")
     with pytest.raises(AdapterError, match=said) as caught:
         open_model(str(tmp_path))
     assert caught.value.exit_code == 2

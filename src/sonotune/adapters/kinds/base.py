@@ -20,6 +20,7 @@ from sonotune.adapters.ranks.plan import RankPlan, Scaling
 from sonotune.adapters.targets import modules_of
 from sonotune.errors import AdapterError
 from sonotune.models.base import LoadedModel, ParameterNames
+from sonotune.models.pretrained import not_finite
 from sonotune.registry import resolve
 
 
@@ -109,6 +110,13 @@ class AdapterKind(ParameterNames, Protocol):
         """What adapters add to parameters of the plain model, by full name; None where no plain model computes it."""
         ...
 
+    def low_rank(self, loaded: LoadedModel) -> dict[str, tuple[Tensor, Tensor]] | None:
+        """Adapted module -> A (R, I, ...) and B (O, R) in fp32; their product is what `merge` adds to its weight.
+
+        None where that is no product of two matrices.
+        """
+        ...
+
     def activations(self, module: nn.Module) -> tuple[int, float]:
         """Features that the adapter of a module keeps for its backward pass beside its input, and its dropout."""
         ...
@@ -157,7 +165,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """What a saved adapter learned, by the names in its file.
 
     Raises:
-        AdapterError: The file is missing or damaged, or holds NaN or infinity.
+        AdapterError: The file is missing or damaged, or holds NaN, infinity, or anything but floats of 16 bits or more.
     """
     from safetensors import SafetensorError  # noqa: PLC0415
     from safetensors.torch import load_file  # noqa: PLC0415
@@ -167,13 +175,21 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise AdapterError(f"{path} is damaged or empty: {error}. Copy the adapter again.") from error
-    lost = sorted(name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all()))
-    if lost:
+    if wrong := sorted(name for name, tensor in tensors.items() if tensor.dtype not in _FLOATS):
         raise AdapterError(
-            f"{path} holds NaN or infinity in {len(lost)} of {len(tensors)} tensors, such as {lost[0]}. "
+            f"{path} holds {wrong[0]} as {str(tensors[wrong[0]].dtype).removeprefix('torch.')}, and adapters are "
+            f"floats of 16 bits or more; {len(wrong)} of {len(tensors)} tensors are stored so. Save the adapter in 16 "
+            "or 32 bits."
+        )
+    if lost := not_finite(tensors):
+        raise AdapterError(
+            f"{path} holds NaN or infinity in {len(lost)} of {len(tensors)} tensors, such as {min(lost)}. "
             "Take an adapter from before its training failed."
         )
     return tensors
+
+
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def each_module(module: nn.Module, names: ParameterNames) -> Iterator[tuple[str, nn.Module]]:

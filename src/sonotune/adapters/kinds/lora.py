@@ -30,7 +30,7 @@ from sonotune.adapters.kinds.patterns import check_patterns
 from sonotune.adapters.metadata import (
     ADAPTER_WEIGHTS,
     PEFT_CONFIG,
-    absolute_folder,
+    name_for_peft,
     peft_entries,
     read_metadata,
     write_metadata,
@@ -216,7 +216,7 @@ def save(loaded: LoadedModel, folder: Path, *, extra: dict[str, Any] | None = No
         loaded.adapter.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     config_path = folder / PEFT_CONFIG
     config = peft_entries(folder)
-    config["base_model_name_or_path"] = absolute_folder(loaded.checkpoint)
+    config["base_model_name_or_path"] = name_for_peft(loaded.checkpoint)
     if not isinstance(config["target_modules"], str):
         config["target_modules"] = sorted(config["target_modules"])  # a set: its order differs from run to run
     config_path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
@@ -315,18 +315,56 @@ def update_norms(loaded: LoadedModel) -> dict[str, float]:
         return {name: float(layer.lora_B["default"].weight.norm()) for name, layer in lora_layers(loaded).items()}
 
 
-def _update(name: str, layer: Any) -> Tensor:
-    a, b = layer.lora_A["default"].weight.float(), layer.lora_B["default"].weight.float()
-    scale = layer.scaling["default"]
-    update: Tensor
-    with torch.no_grad():
-        if a.ndim == 2:
-            update = scale * (b @ a)
-            return update
-        if a.ndim in (3, 4):  # a convolution: A holds the kernel, B mixes the rank channels
-            update = scale * torch.einsum("or,r...->o...", b.reshape(b.shape[0], b.shape[1]), a)
-            return update
-    raise AdapterError(f"{name} carries an adapter of {a.ndim} dimensions, which cannot be merged.")
+def _factors(name: str, layer: Any) -> tuple[Tensor, Tensor]:
+    """A (R, I, ...) and s B (O, R) in fp32: what is added to the weight (O, I, ...) is their product."""
+    if "default" not in layer.lora_A:
+        raise AdapterError(f"{name} carries an adapter of an embedding, which cannot be merged.")
+    down, up = layer.lora_A["default"], layer.lora_B["default"]
+    if isinstance(down, Tensor):  # PEFT's own AdaLoRA: s / (number of ranks) B diag(e) A
+        scale = layer.scaling["default"] / (float(layer.ranknum["default"]) + 1e-5)
+        return down.detach().float() * layer.lora_E["default"].detach().float(), scale * up.detach().float()
+    a, b = down.weight.detach().float(), up.weight.detach().float()
+    if a.ndim not in (2, 3, 4):
+        raise AdapterError(f"{name} carries an adapter of {a.ndim} dimensions, which cannot be merged.")
+    return a, layer.scaling["default"] * b.reshape(b.shape[0], b.shape[1])  # of a convolution, B mixes the channels
+
+
+def _product(a: Tensor, b_OR: Tensor) -> Tensor:
+    return torch.einsum("or,r...->o...", b_OR, a)
+
+
+# Settings of PEFT with which an adapter is more than A and B over unchanged weights, and what each is where it is not.
+_LOW_RANK_ONLY = {
+    "use_dora": False,
+    "bias": "none",
+    "lora_bias": False,
+    "use_qalora": False,
+    "trainable_token_indices": None,
+    "target_parameters": None,
+    "layer_replication": None,
+    "alora_invocation_tokens": None,
+    "arrow_config": None,
+}
+_LEAVES_WEIGHTS = (True, False, None, "gaussian", "eva", "orthogonal")  # values of `init_lora_weights`
+
+
+def _check_low_rank(loaded: LoadedModel) -> None:
+    """Raise AdapterError where an adapter of another tool is not the product of two matrices; the message names why."""
+    config: Any = loaded.adapter.peft_config["default"]  # type: ignore[union-attr]
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    found = [] if kind in ("LORA", "ADALORA") else [f"peft_type={kind}"]
+    found += [
+        f"{name}={value}"
+        for name, usual in _LOW_RANK_ONLY.items()
+        if (value := getattr(config, name, usual)) not in (usual, None, [], {})
+    ]
+    if (start := getattr(config, "init_lora_weights", True)) not in _LEAVES_WEIGHTS:
+        found.append(f"init_lora_weights={start}")  # such as PiSSA, which takes what it starts from out of the weights
+    if found:
+        raise AdapterError(
+            f"this adapter has {', '.join(found)}, so that what it adds is not one product of two matrices a module. "
+            "Export it merged, or with --adapter alone as it is."
+        )
 
 
 class Lora:
@@ -407,7 +445,17 @@ class Lora:
         Raises:
             AdapterError: An adapter sits on something that is neither a linear nor a convolution.
         """
-        return {f"{name}.weight": _update(name, layer) for name, layer in lora_layers(loaded).items()}
+        layers = lora_layers(loaded)
+        return {f"{name}.weight": _product(*_factors(name, layer)) for name, layer in layers.items()}
+
+    def low_rank(self, loaded: LoadedModel) -> dict[str, tuple[Tensor, Tensor]] | None:
+        """A and s B of every adapted module.
+
+        Raises:
+            AdapterError: The adapter does something else beside (DoRA, biases, ...); the message names it.
+        """
+        _check_low_rank(loaded)
+        return {name: _factors(name, layer) for name, layer in lora_layers(loaded).items()}
 
     def activations(self, module: nn.Module) -> tuple[int, float]:
         """The rank, and the dropout on the input."""

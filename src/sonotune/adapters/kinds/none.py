@@ -76,6 +76,10 @@ class NoAdapter(PlainNames):
         """The model is plain as it is."""
         return {}
 
+    def low_rank(self, loaded: LoadedModel) -> dict[str, tuple[Tensor, Tensor]] | None:
+        """No module has an adapter."""
+        return {}
+
     def activations(self, module: nn.Module) -> tuple[int, float]:
         """Nothing beside what the module keeps."""
         return 0, 0.0

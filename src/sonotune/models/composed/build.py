@@ -18,6 +18,7 @@ from sonotune.models.composed.model import (
     digests_of_new_parts,
     plain_language_model,
 )
+from sonotune.models.pretrained import load_weights
 from sonotune.runs import write_error
 from sonotune.runs.folders import replacing
 
@@ -200,18 +201,10 @@ def _has_language_model(config: Any) -> bool:
 
 def _from_pretrained(class_name: str, checkpoint: str, config: Any, revision: str | None, *, within: str = "") -> Any:
     """Load one part in fp32; every weight that is used must be in the checkpoint."""
-    import transformers  # noqa: PLC0415
     from safetensors import SafetensorError  # noqa: PLC0415
 
     try:
-        module, told = getattr(transformers, class_name).from_pretrained(
-            locate(checkpoint),
-            config=config,
-            revision=revision,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        module, told = load_weights(class_name, locate(checkpoint), config=config, revision=revision)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().partition("\n")[0][:200]
         raise ModelError(

@@ -17,7 +17,7 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -45,9 +45,10 @@ from sonotune.models.checkpoints import (
 )
 from sonotune.models.ctc_decoding import beam_search, collapse
 from sonotune.models.languages import nothing_to_note
+from sonotune.models.letters import Letters
 from sonotune.models.losses import FrameOutputs
 from sonotune.models.norms import fix_batch_norms
-from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
+from sonotune.types import DEFAULT_DECODING, NOT_FINITE, Context, DecodingSettings, Hypothesis
 
 logger = logging.getLogger(__name__)
 
@@ -192,21 +193,27 @@ class CtcFamily:
     def encode_text(
         self, loaded: LoadedModel, text: str, language: str | None, *, duration_s: float | None = None
     ) -> NDArray[np.int64]:
-        """Text -> (U,) symbols.
+        """Text -> (U,) symbols; a vocabulary of one case writes a text of any case in its own.
 
         Raises:
             TextError: The text has characters that the vocabulary lacks, or needs more frames than the clip has: one
                 for each symbol, and a blank between two that are the same.
         """
         tokenizer = loaded.processor.tokenizer
-        written = text.upper() if _upper_case(tokenizer) else text
+        case = _letters(tokenizer)
+        written = case.write(text)
         ids: list[int] = tokenizer(written, add_special_tokens=False).input_ids
-        if tokenizer.unk_token_id in ids or self.decode_text(loaded, ids).split() != text.split():
-            known = set(self.decode_text(loaded, range(len(tokenizer))))
-            lacking = sorted({character for character in text if not character.isspace()} - known)
+        if tokenizer.unk_token_id in ids or case.write(_decoded(tokenizer, ids)).split() != written.split():
+            known = {*case.write(_decoded(tokenizer, range(len(tokenizer)))), " "}
+            lacking = sorted({one for one in text if not one.isspace() and not known.issuperset(case.write(one))})
+            advice = (
+                "or take data.train with all the characters that are needed"
+                if loaded.new_outputs
+                else "or model.outputs=data for a new vocabulary"
+            )
             raise TextError(
                 f"the vocabulary of {loaded.checkpoint} lacks {' '.join(map(repr, lacking))[:80] or repr(text)}. "
-                "Take a normaliser that removes it (data.text_training), or model.outputs=data for a new vocabulary."
+                f"Take a normaliser that removes it (data.text_training), {advice}."
             )
         if duration_s is not None:
             self._check_room(loaded, ids, duration_s)
@@ -224,11 +231,13 @@ class CtcFamily:
             )
 
     def decode_text(self, loaded: LoadedModel, ids: Sequence[int]) -> str:
-        """Symbols -> text; every id stands for itself, repeats included."""
+        """Symbols -> text; every id stands for itself, repeats included. What is written upper is read lower."""
         tokenizer = loaded.processor.tokenizer
-        grouping = {"group_tokens": False} if type(tokenizer).__name__ in _GROUPING else {}
-        text: str = tokenizer.decode(list(ids), skip_special_tokens=True, **grouping)
-        return text.lower() if _upper_case(tokenizer) else text
+        return _letters(tokenizer).read(_decoded(tokenizer, ids))
+
+    def written_form(self, loaded: LoadedModel) -> Callable[[str], str]:
+        """See `SpeechFamily.written_form`."""
+        return _letters(loaded.processor.tokenizer).write
 
     def forward(self, loaded: LoadedModel, batch: Batch) -> FrameOutputs:
         """Log-probabilities of every frame."""
@@ -274,6 +283,9 @@ class CtcFamily:
         blank = loaded.module.config.pad_token_id
         texts = []
         for scores_TV, length in zip(scores_BTV.cpu(), lengths_B.tolist(), strict=True):
+            if bool(scores_TV[:length].isnan().any()):  # an infinite logit has no logarithm of a probability either
+                texts.append(NOT_FINITE)
+                continue
             if settings.beam_size == 1:
                 ids = collapse(scores_TV[:length].argmax(dim=-1).tolist(), blank=blank)
             else:
@@ -309,11 +321,15 @@ class CtcFamily:
 _GROUPING = ("Wav2Vec2CTCTokenizer", "ParakeetTokenizer")  # decoders that collapse repeats unless told not to
 
 
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    grouping = {"group_tokens": False} if type(tokenizer).__name__ in _GROUPING else {}
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=True, **grouping)
+    return text
+
+
 @functools.cache
-def _upper_case(tokenizer: Any) -> bool:
-    """Whether the vocabulary has upper-case letters only, as that of wav2vec2-base-960h."""
-    single = [token for token in tokenizer.get_vocab() if len(token) == 1 and token.lower() != token.upper()]
-    return bool(single) and all(token == token.upper() for token in single)
+def _letters(tokenizer: Any) -> Letters:
+    return Letters.of(tokenizer.get_vocab())
 
 
 def _head(module: Any) -> Any:

@@ -12,7 +12,7 @@ V vocabulary, N labels of a batch.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from sonotune.models.families.qwen3_asr_text import (
     TEXT_MARKER,
     language_name,
     language_prefix,
+    nearest_languages,
     prompt_of,
     token_ids,
     trained_languages,
@@ -44,7 +45,7 @@ from sonotune.models.families.qwen3_asr_text import (
 from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
 from sonotune.models.speech_encoders import row_kinds
-from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
+from sonotune.types import DEFAULT_DECODING, NOT_FINITE, Context, DecodingSettings, Hypothesis
 
 _CLASS = "Qwen3ASRForConditionalGeneration"
 _EMBEDDINGS, _HEAD = "model.language_model.embed_tokens", "lm_head"
@@ -206,6 +207,10 @@ class Qwen3AsrFamily:
         """Ids -> what was said, without the language and without special tokens."""
         return written_text(loaded.processor.tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def written_form(self, loaded: LoadedModel) -> Callable[[str], str]:
+        """See `SpeechFamily.written_form`; letters of every case have tokens."""
+        return str
+
     def forward(self, loaded: LoadedModel, batch: Batch) -> LabelOutputs:
         """Logits of language, text and end token, at label positions only, and CTC on the audio."""
         audio = self._encode(loaded, batch)
@@ -307,7 +312,10 @@ class Qwen3AsrFamily:
         audio = self._encode(loaded, batch)
         rows = self._rows(loaded, audio, prefixes=prefixes)
         own = _SPARE_TOKENS + _TOKENS_PER_POSITION * max(len(one) for one in audio)
-        limits = decoding.token_limits(settings, [clip.duration_s for clip in batch.clips], otherwise=own)
+        rate = decoding.tokens_per_second(tokenizer, loaded.tokens_per_second)
+        limits = decoding.token_limits(
+            settings, [clip.duration_s for clip in batch.clips], otherwise=own, tokens_per_second=rate
+        )
         spare = 0 if all(prefixes) else _longest_prefix(tokenizer)
         room = loaded.module.config.text_config.max_position_embeddings - rows.embeds.shape[1]
         if room < 1:
@@ -318,8 +326,16 @@ class Qwen3AsrFamily:
         bounds = [min(limit + spare, room) for limit in limits]
         answers = generate(loaded.module, rows, limits=bounds, decoding=settings)
         marker = tokenizer.convert_tokens_to_ids(TEXT_MARKER)
-        cut = [_first_text_tokens(answer, marker, limit) for answer, limit in zip(answers, limits, strict=True)]
-        return [Hypothesis(text=self.decode_text(loaded, answer)) for answer in cut]
+        made = []
+        for answer, limit, bound in zip(answers, limits, bounds, strict=True):
+            if answer is None:
+                made.append(NOT_FINITE)
+                continue
+            kept = _first_text_tokens(answer, marker, limit)
+            cut = decoding.is_cut(answer, bound if len(kept) == len(answer) else len(kept))
+            text = decoding.without_half_character(self.decode_text(loaded, kept), cut=cut)
+            made.append(Hypothesis(text=text, cut=cut))
+        return made
 
 
 def _positions(loaded: LoadedModel, lengths_B: Tensor) -> Tensor:
@@ -339,8 +355,9 @@ def _name(loaded: LoadedModel, language: str | None) -> str | None:
     name = language_name(language)
     if name is None:
         raise TextError(
-            f"{loaded.checkpoint} is told a language by its name, and {language!r} has none that is known. Give a "
-            f"code or an English name: {', '.join(sorted(trained_languages()))}, or another of Whisper's list (he)."
+            f"{loaded.checkpoint} is told a language by its name, and {language!r} has none that is known"
+            f"{nearest_languages(language) or '.'} Give a code or an English name: "
+            f"{', '.join(sorted(trained_languages()))}, or another of Whisper's list (he)."
         )
     return name
 

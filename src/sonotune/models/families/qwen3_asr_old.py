@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sonotune.errors import ModelError
-from sonotune.models.checkpoints import mismatched, wrong_shape
+from sonotune.models.pretrained import load_weights, mismatched, wrong_shape
 from sonotune.runs import digest_file, digest_json
 
 # In this order: a name is changed by the first that matches it.
@@ -112,18 +112,14 @@ def load_old_weights(source: Path | str, config: Any, revision: str | None) -> t
     Raises:
         ModelError: Missing, unreachable, damaged or incomplete.
     """
-    import torch  # noqa: PLC0415
-    import transformers  # noqa: PLC0415
     from safetensors import SafetensorError  # noqa: PLC0415
 
     try:
-        module, told = transformers.Qwen3ASRForConditionalGeneration.from_pretrained(
+        module, told = load_weights(
+            "Qwen3ASRForConditionalGeneration",
             source,
             config=config,
             revision=revision,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
             key_mapping=dict(_RENAMED),
             ignore_mismatched_sizes=True,
         )

@@ -109,6 +109,11 @@ def language_name(language: str) -> str | None:
     return languages.language_name(language, trained=trained_languages())
 
 
+def nearest_languages(language: str) -> str:
+    """Those that were probably meant by what is neither a code nor a name; see `languages.nearest`."""
+    return languages.nearest(language, {**languages.whisper_names(), **trained_languages()})
+
+
 def written_text(answer: str) -> str:
     """What was said, from an answer with or without its language."""
     head, marker, text = answer.partition(TEXT_MARKER)

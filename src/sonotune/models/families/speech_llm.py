@@ -9,7 +9,7 @@ N labels of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,10 +37,10 @@ from sonotune.models.composed.model import (
     digests_of_new_parts,
     new_parts_of,
 )
-from sonotune.models.languages import language_name
+from sonotune.models.languages import language_name, misspelt
 from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
-from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
+from sonotune.types import DEFAULT_DECODING, NOT_FINITE, Context, DecodingSettings, Hypothesis
 
 _MOST_TOKENS = 448  # of a transcript, where the caller sets no limit: Whisper's, for clips of 30 s
 
@@ -163,8 +163,8 @@ class SpeechLlmFamily:
         )
 
     def knows_language(self, loaded: LoadedModel, language: str) -> bool:
-        """A language model is told any language by its name, or none where the prompt has no `{language}`."""
-        return True
+        """A language model is told any name, or none where the prompt has no `{language}`; not one that is misspelt."""
+        return "{language}" not in loaded.module.config.prompt or not misspelt(language)
 
     def note_on_language(self, loaded: LoadedModel, language: str) -> str | None:
         """See `SpeechFamily.note_on_language`; a tag without a name goes into the prompt as it stands."""
@@ -209,6 +209,10 @@ class SpeechLlmFamily:
         """Ids -> text without special tokens."""
         text: str = loaded.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text.strip()
+
+    def written_form(self, loaded: LoadedModel) -> Callable[[str], str]:
+        """See `SpeechFamily.written_form`; letters of every case have tokens."""
+        return str
 
     def forward(self, loaded: LoadedModel, batch: Batch) -> LabelOutputs:
         """Logits of text and end tokens."""
@@ -269,17 +273,29 @@ class SpeechLlmFamily:
                 f"{_positions_of(loaded.module.config)}. Shorten the clips, or compose with a higher downsample."
             )
         pad = tokenizer.pad_token_id
-        limits = decoding.token_limits(settings, [clip.duration_s for clip in batch.clips], otherwise=_MOST_TOKENS)
+        rate = decoding.tokens_per_second(tokenizer, loaded.tokens_per_second)
+        limits = decoding.token_limits(
+            settings, [clip.duration_s for clip in batch.clips], otherwise=_MOST_TOKENS, tokens_per_second=rate
+        )
+        limits = [min(limit, room) for limit in limits]
         answers = generate(
             loaded.module.language_model,
             rows,
-            limits=[min(limit, room) for limit in limits],
+            limits=limits,
             decoding=settings,
             settings=GenerationConfig(
                 eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id if pad is None else pad
             ),
         )
-        return [Hypothesis(text=self.decode_text(loaded, answer)) for answer in answers]
+        made = []
+        for answer, limit in zip(answers, limits, strict=True):
+            if answer is None:
+                made.append(NOT_FINITE)
+                continue
+            cut = decoding.is_cut(answer, limit)
+            text = decoding.without_half_character(self.decode_text(loaded, answer), cut=cut)
+            made.append(Hypothesis(text=text, cut=cut))
+        return made
 
     def _rows(self, loaded: LoadedModel, batch: Batch, *, with_targets: bool) -> Rows:
         """Prompts with what was heard in them, and targets where wanted."""
@@ -299,8 +315,17 @@ class SpeechLlmFamily:
         )
 
     def prompt_tokens(self, loaded: LoadedModel, language: str | None) -> tuple[list[int], list[int]]:
-        """Ids of the prompt before and after the audio; a language that is not known is called `unknown`."""
+        """Ids of the prompt before and after the audio; a language that is not known is called `unknown`.
+
+        Raises:
+            TextError: The prompt names the language, and its name is misspelt.
+        """
         config, tokenizer = loaded.module.config, loaded.processor.tokenizer
+        if language is not None and not self.knows_language(loaded, language):
+            raise TextError(
+                f"the prompt {config.prompt!r} of {loaded.checkpoint} names the language, and {language!r} is none "
+                f"that is known{misspelt(language)} Write that, or write the language into the prompt when you compose."
+            )
         text = config.prompt.replace("{language}", _told(language))
         if config.chat:
             said = [{"role": "user", "content": text}]

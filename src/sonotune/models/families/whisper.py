@@ -11,7 +11,7 @@ Shape letters: B clips, T frames, P encoder positions (two frames each), F mel b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,13 @@ from sonotune.models import decoding, speech_encoders
 from sonotune.models.base import TEXT, Component, LoadedModel, Stream
 from sonotune.models.checkpoints import is_classifier, load_pretrained, outline_pretrained
 from sonotune.models.families.whisper_checkpoint import (
-    ENGLISH_VOCABULARY,
     complete_generation_config,
+    is_english,
+    is_multilingual,
+    language_tokens,
     load_whisper_processor,
 )
-from sonotune.models.languages import find_code, nothing_to_note
+from sonotune.models.languages import find_code, named, nearest, nothing_to_note
 from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
 from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
@@ -123,9 +125,9 @@ class WhisperFamily:
 
         The published English-only checkpoints know English; of any other without languages nothing is known.
         """
-        if not _is_multilingual(loaded):
-            return not _is_english(loaded) or find_code(language, ("en",)) is not None
-        return find_code(language, _language_tokens(loaded)) is not None
+        if not is_multilingual(loaded):
+            return not is_english(loaded) or find_code(language, ("en",)) is not None
+        return find_code(language, language_tokens(loaded)) is not None
 
     def note_on_language(self, loaded: LoadedModel, language: str) -> str | None:
         """See `SpeechFamily.note_on_language`; there is nothing to say."""
@@ -158,6 +160,10 @@ class WhisperFamily:
         """Ids -> text without special tokens."""
         text: str = loaded.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text.strip()
+
+    def written_form(self, loaded: LoadedModel) -> Callable[[str], str]:
+        """See `SpeechFamily.written_form`; letters of every case have tokens."""
+        return str
 
     def forward(self, loaded: LoadedModel, batch: Batch) -> LabelOutputs:
         """Logits of text and end tokens, and CTC on the encoder's states.
@@ -235,7 +241,10 @@ class WhisperFamily:
         prompts = [self.prompt_tokens(loaded, language) for language in languages]
         prompt_BU = torch.tensor(prompts, device=encoded_BPD.device)
         room = loaded.module.config.max_target_positions - prompt_BU.shape[1]
-        limits = decoding.token_limits(settings, [clip.duration_s for clip in batch.clips], otherwise=room)
+        rate = decoding.tokens_per_second(loaded.processor.tokenizer, loaded.tokens_per_second)
+        limits = decoding.token_limits(
+            settings, [clip.duration_s for clip in batch.clips], otherwise=room, tokens_per_second=rate
+        )
         limits = [min(limit, room) for limit in limits]
         mask = loaded.module.model.decoder.cross_mask
 
@@ -251,20 +260,32 @@ class WhisperFamily:
                 temperature=temperature,
                 clips=[batch.clips[row] for row in rows],
             )
-            made = [decoding.Candidate(self.decode_text(loaded, one.ids), one.mean_logprob) for one in written]
+            made = [
+                self._candidate(loaded, one.ids, one.mean_logprob, limit=limits[row], finite=one.finite)
+                for row, one in zip(rows, written, strict=True)
+            ]
             return made, decoder.no_speech
 
         try:
             if settings.beam_size == 1:
                 first, no_speech = candidates(range(len(limits)), 0.0)
             else:
-                rows = _beam_search(loaded, encoded_BPD, prompt_BU, limits, settings)
+                rows, finite = _beam_search(loaded, encoded_BPD, prompt_BU, limits, settings)
                 means, no_speech = _judge(loaded, encoded_BPD, prompt_BU, rows)
-                texts = [self.decode_text(loaded, row) for row in rows]
-                first = [decoding.Candidate(text, mean) for text, mean in zip(texts, means, strict=True)]
+                first = [
+                    self._candidate(loaded, row, mean, limit=limit, finite=number)
+                    for row, mean, limit, number in zip(rows, means, limits, finite, strict=True)
+                ]
             return decoding.fall_back(first, no_speech, settings, lambda rows, heat: candidates(rows, heat)[0])
         finally:
             loaded.module.model.decoder.cross_mask = mask
+
+    def _candidate(
+        self, loaded: LoadedModel, ids: Sequence[int], mean_logprob: float, *, limit: int, finite: bool
+    ) -> decoding.Candidate:
+        cut = decoding.is_cut(ids, limit)
+        text = decoding.without_half_character(self.decode_text(loaded, ids), cut=cut)
+        return decoding.Candidate(text, mean_logprob, finite=finite, cut=cut)
 
     def _encode(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Features (B, T, F) -> encoder states (B, P, D); what they stand for is left for the decoder's layers."""
@@ -280,7 +301,7 @@ class WhisperFamily:
         return encoded.states
 
     def _prompt_length(self, loaded: LoadedModel) -> int:
-        return 4 if _is_multilingual(loaded) else 2
+        return 4 if is_multilingual(loaded) else 2
 
     def prompt_tokens(self, loaded: LoadedModel, language: str | None) -> list[int]:
         """Ids that the decoder is given before it writes: `<|startoftranscript|> language task <|notimestamps|>`.
@@ -292,7 +313,7 @@ class WhisperFamily:
         """
         tokenizer, start = loaded.processor.tokenizer, loaded.module.config.decoder_start_token_id
         no_timestamps = tokenizer.convert_tokens_to_ids("<|notimestamps|>")
-        if not _is_multilingual(loaded):
+        if not is_multilingual(loaded):
             if language is not None and not self.knows_language(loaded, language):
                 raise TextError(
                     f"{loaded.checkpoint} is an English-only checkpoint and the language is {language!r}; it knows en. "
@@ -304,21 +325,22 @@ class WhisperFamily:
                 f"{loaded.checkpoint} is multilingual and a clip has no language. "
                 "Set model.language=en (or another code), or give each manifest line a `language`."
             )
-        known = _language_tokens(loaded)
+        known = language_tokens(loaded)
         code = find_code(language, known)
         if code is None:
-            codes = ", ".join(sorted(known))
+            meant = nearest(language, named(known))
+            it_knows = f"{meant} It knows" if meant else "; it knows"
             raise TextError(
-                f"{loaded.checkpoint} does not know the language {language!r}; it knows {codes}. To teach it another, "
-                "give the clips the code of a related one."
+                f"{loaded.checkpoint} does not know the language {language!r}{it_knows} "
+                f"{', '.join(sorted(known))}. To teach it another, give the clips the code of a related one."
             )
         return [start, known[code], tokenizer.convert_tokens_to_ids("<|transcribe|>"), no_timestamps]
 
     def _languages(self, loaded: LoadedModel, batch: Batch, encoded_BPD: Tensor) -> list[str | None]:
         languages = [clip.language for clip in batch.clips]
-        if not _is_multilingual(loaded) or all(languages):
+        if not is_multilingual(loaded) or all(languages):
             return languages
-        known = _language_tokens(loaded)
+        known = language_tokens(loaded)
         start = torch.full((len(languages), 1), loaded.module.config.decoder_start_token_id, device=encoded_BPD.device)
         hidden = loaded.module.model.decoder(
             input_ids=start, encoder_hidden_states=encoded_BPD, use_cache=False
@@ -385,23 +407,25 @@ def _no_speech(loaded: LoadedModel, hidden_BUD: Tensor) -> list[float]:
 
 def _beam_search(
     loaded: LoadedModel, encoded_BPD: Tensor, prompt_BU: Tensor, limits: Sequence[int], settings: DecodingSettings
-) -> list[list[int]]:
-    """Text tokens of each clip, by the beam search of `transformers`."""
+) -> tuple[list[list[int]], list[bool]]:
+    """Text tokens of each clip, by the beam search of `transformers`, and whether its logits were finite."""
     from transformers import GenerationMixin  # noqa: PLC0415  (slow import, decoding only)
     from transformers.modeling_outputs import BaseModelOutput  # noqa: PLC0415
 
     chosen = decoding.generation_settings(
         loaded.module.generation_config, limits, settings, forced_decoder_ids=None, return_timestamps=False
     )
+    watching, watched = decoding.watched_rows(limits, prompt=prompt_BU.shape[1])
     ids_BU = GenerationMixin.generate(
         loaded.module,
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded_BPD),
         decoder_input_ids=prompt_BU,
         generation_config=chosen,
-        stopping_criteria=decoding.stopping(limits, prompt=prompt_BU.shape[1]),
+        **watching,
     )
     ends = {loaded.module.config.eos_token_id, chosen.pad_token_id}
-    return [[one for one in row if one not in ends] for row in ids_BU[:, prompt_BU.shape[1] :].tolist()]
+    rows = [[one for one in row if one not in ends] for row in ids_BU[:, prompt_BU.shape[1] :].tolist()]
+    return rows, watched.finite_B.tolist()
 
 
 def _judge(
@@ -434,20 +458,6 @@ def text_tokens(tokenizer: Any, text: str) -> list[int]:
         return plain
     spaced: list[int] = tokenizer(f" {text}", add_special_tokens=False).input_ids
     return plain if spaced[1:] == plain else spaced
-
-
-def _is_multilingual(loaded: LoadedModel) -> bool:
-    return bool(getattr(loaded.module.generation_config, "lang_to_id", None))
-
-
-def _is_english(loaded: LoadedModel) -> bool:
-    return bool(loaded.module.config.vocab_size == ENGLISH_VOCABULARY)
-
-
-def _language_tokens(loaded: LoadedModel) -> dict[str, int]:
-    """Code -> id of the token that names the language."""
-    known: dict[str, int] = loaded.module.generation_config.lang_to_id
-    return {token.strip("<|>"): index for token, index in known.items()}
 
 
 def _components(module: Any) -> tuple[Component, ...]:

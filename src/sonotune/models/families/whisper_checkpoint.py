@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sonotune.errors import ModelError
+from sonotune.models.base import LoadedModel
 from sonotune.models.checkpoints import load_processor, locate
 
 logger = logging.getLogger(__name__)
@@ -131,3 +132,19 @@ def _suppressed(vocabulary: dict[str, int], config: Any) -> dict[str, Any]:
         "suppress_tokens": sorted({sign for sign in signs if sign < config.eos_token_id} | prompts),
         "begin_suppress_tokens": [_SPACE_TOKEN, config.eos_token_id],
     }
+
+
+def is_multilingual(loaded: LoadedModel) -> bool:
+    """Whether the checkpoint is told a language."""
+    return bool(getattr(loaded.module.generation_config, "lang_to_id", None))
+
+
+def is_english(loaded: LoadedModel) -> bool:
+    """Whether it is one of the published English-only checkpoints, or has their vocabulary."""
+    return bool(loaded.module.config.vocab_size == ENGLISH_VOCABULARY)
+
+
+def language_tokens(loaded: LoadedModel) -> dict[str, int]:
+    """Code -> id of the token that names the language."""
+    known: dict[str, int] = loaded.module.generation_config.lang_to_id
+    return {token.strip("<|>"): index for token, index in known.items()}

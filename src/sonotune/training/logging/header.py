@@ -8,14 +8,17 @@ from pathlib import Path
 from sonotune.types import Clip, RunRecord
 
 
-def header(record: RunRecord, splits: Mapping[str, Sequence[Clip]], *, device: str, bits: int, folder: Path) -> str:
-    """Model, data, what trains, and where it goes.
+def header(
+    record: RunRecord, splits: Mapping[str, Sequence[Clip]], *, device: str, bits: int, decides: str, folder: Path
+) -> str:
+    """Model, data, what trains, which score decides, and where it goes.
 
     Args:
         record: With the model as it is trained.
         splits: Clips by split.
         device: That computes.
         bits: Of the frozen weights.
+        decides: The score that chooses the weights, and why that one.
         folder: Of the run.
     """
     model, precision = record.model, str(record.choices.get("training.precision", "")).partition(":")[0]
@@ -31,6 +34,7 @@ def header(record: RunRecord, splits: Mapping[str, Sequence[Clip]], *, device: s
             f"{precision} on {device}",
             f"data     {data}",
             f"trains   {trains:,} parameters{how}",
+            f"decides  {decides}",
             f"run      {folder}",
         ]
     )

@@ -1,0 +1,51 @@
+"""Scripts that are written without spaces between words, and which error rate says more about transcripts.
+
+Where nothing separates words, a whole clause is one word: one wrong letter makes all of it wrong, and the word error
+rate stands at 100 % while a model learns. The rate of characters is what such languages are scored by.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Final, Literal
+
+# Thai, Lao, Tibetan; Myanmar and its extensions; Khmer; Tai Le, New Tai Lue, Tai Tham, Tai Viet; Balinese, Javanese;
+# Kana, Bopomofo, Han with its extensions and compatibility forms; Yi; half-width Katakana.
+UNSPACED: Final = (
+    "\u0e00-\u0fff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaadf\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u1b00-\u1b7f"
+    "\ua980-\ua9df\u3005-\u3007\u3040-\u312f\u31a0-\u31ff\u3400-\u9fff\ua000-\ua4cf\uf900-\ufaff\uff66-\uff9f"
+    "\U00020000-\U0003ffff"
+)
+"""Characters of scripts without spaces between words, as the inside of a class of a regular expression."""
+
+UNSPACED_SHARE: Final = 0.5
+"""Transcripts are of such a script where at least this share of their letters is."""
+LETTERS_PER_WORD: Final = 15.0
+"""Transcripts of another script are written without spaces where their words have at least so many letters each on
+average: twice as many as those of languages with long words (Finnish has about 8)."""
+
+_UNSPACED: Final = re.compile(f"[{UNSPACED}]")
+
+
+def deciding_rate(texts: Iterable[str]) -> tuple[Literal["wer", "cer"], str]:
+    """The error rate that decides about transcripts, and why.
+
+    Args:
+        texts: References in scoring form; without letters, words decide.
+    """
+    letters = unspaced = words = 0
+    for text in texts:
+        found = [sign for sign in text if unicodedata.category(sign)[0] in "LM"]
+        letters += len(found)
+        unspaced += sum(_UNSPACED.match(sign) is not None for sign in found)
+        words += len(text.split())
+    if not letters:
+        return "wer", "no reference has a letter"
+    share, length = unspaced / letters, letters / words
+    if share >= UNSPACED_SHARE:
+        return "cer", f"{share:.0%} of the letters of the references are of scripts without spaces between words"
+    if length >= LETTERS_PER_WORD:
+        return "cer", f"the words of the references have {length:.0f} letters on average, so they have no spaces"
+    return "wer", f"the references have spaces between words ({length:.1f} letters a word)"
