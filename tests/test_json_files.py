@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -392,3 +393,10 @@ def test_a_torn_last_line_is_left_out_where_that_is_asked(tmp_path: Path):
     assert list(read_json_lines(path, OBJECT, error=ConfigError, do="", whole=True)) == [{"a": 1}, {"a": 2}]
     with pytest.raises(ConfigError, match=r"a\.jsonl:4 is damaged"):
         list(read_json_lines(path, OBJECT, error=ConfigError, do=""))
+
+
+@pytest.mark.parametrize("read", [read_log, read_predictions, read_record])
+def test_a_pipe_is_refused_and_not_waited_for(read: Callable[[Path], object], tmp_path: Path):
+    os.mkfifo(tmp_path / "file.jsonl")
+    with pytest.raises(RunDirectoryError, match="it is no file"):
+        read(tmp_path / "file.jsonl")

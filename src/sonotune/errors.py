@@ -37,8 +37,11 @@ def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
 
 
 def listed(heading: str, problems: Sequence[str]) -> str:
-    """A message of several problems: the first 20 of them, each cut where it is longer than a person reads."""
-    shown = [one if len(one) <= _MAX_CHARACTERS else f"{one[:_MAX_CHARACTERS]}..." for one in problems[:_MAX_LISTED]]
+    """A message of several problems: the first 20 of them, without the middle of those that nobody would read."""
+    half = _MAX_CHARACTERS // 2
+    shown = [
+        one if len(one) <= _MAX_CHARACTERS else f"{one[:half]} [...] {one[-half:]}" for one in problems[:_MAX_LISTED]
+    ]
     more = [f"  ... and {len(problems) - _MAX_LISTED} more"] if len(problems) > _MAX_LISTED else []
     return "\n".join([heading, *(f"  - {one}" for one in shown), *more])
 

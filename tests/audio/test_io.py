@@ -324,6 +324,30 @@ def test_a_stream_written_to_a_pipe_is_read_although_its_header_has_no_length(tm
         np.testing.assert_allclose(io.read(path), expected, atol=2 / 32768)
 
 
+def test_a_wav_whose_length_was_never_filled_in_is_told_from_an_empty_one(tmp_path):
+    path = tmp_path / "x.wav"
+    soundfile.write(path, murmur(16_000), 16_000, subtype="PCM_16")
+    content = bytearray(path.read_bytes())
+    content[40:44] = bytes(4)
+    for size in (0, 36):
+        content[4:8] = struct.pack("<I", size)
+        path.write_bytes(content)
+        error = refused(path)
+        assert error.reason == "unreadable"
+        assert "names 0 bytes of samples, and 32,000 follow" in str(error)
+    path.write_bytes(bytes(content[:44]) + b"LIST\4\0\0\0INFO")
+    assert refused(path).reason == "no_samples"
+
+
+def test_a_span_of_a_file_that_cannot_be_sought_in_is_read_from_the_front(tmp_path):
+    path = tmp_path / "x.wav"
+    soundfile.write(path, tone(0.5, 8_000), 8_000, subtype="GSM610")
+    whole = io.read(path, sample_rate_hz=8_000)
+    span = io.read(path, start_s=0.2, duration_s=0.1, sample_rate_hz=8_000)
+    np.testing.assert_array_equal(span, whole[1600:2400])
+    assert io.verify(path, start_s=0.3, duration_s=0.05).subtype == "GSM610"
+
+
 def test_a_flac_without_a_length_is_refused_with_advice(tmp_path):
     path = tmp_path / "x.flac"
     soundfile.write(path, murmur(16_000), 16_000)

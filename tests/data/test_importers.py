@@ -289,6 +289,34 @@ def test_local_datasets(tmp_path: Path, hub_rows, kind: str, monkeypatch: pytest
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.wav")} == written
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("state.json", b'{"_data_files": ["x"]}'),
+        ("dataset_info.json", b'{"features": {"a": "b"}}'),
+        ("state.json", b"[]"),
+    ],
+)
+def test_a_damaged_data_set_is_an_error_of_the_source(tmp_path: Path, hub_rows, name: str, content: bytes) -> None:
+    audio_dataset(hub_rows).save_to_disk(tmp_path / "data")
+    (tmp_path / "data" / name).write_bytes(content)
+    with pytest.raises(ManifestError, match="cannot be loaded"):
+        load(tmp_path / "data", cache_dir=tmp_path / "cache")
+
+
+def test_a_damaged_parquet_file_is_an_error_of_the_source(
+    tmp_path: Path, hub_rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("datasets").config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    path = tmp_path / "a.parquet"
+    audio_dataset(hub_rows).to_parquet(path)
+    content = path.read_bytes()
+    for streaming in (False, True):
+        path.write_bytes(content[:4] + b"\xff" * 200 + content[204:])
+        with pytest.raises(ManifestError, match="cannot be loaded"):
+            load(path, cache_dir=tmp_path / "cache", streaming=streaming)
+
+
 @pytest.mark.parametrize("form", ["struct", "text"])
 def test_rows_of_a_data_set_may_not_name_files_elsewhere(tmp_path: Path, hub_rows, form: str) -> None:
     datasets = importlib.import_module("datasets")

@@ -542,3 +542,13 @@ def test_a_folder_named_from_the_working_directory_can_move(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     write_manifest(Path("here/m.jsonl"), [Clip(id="a", path=Path("here/audio/a.wav"), duration_s=1.0, text="one")])
     assert json.loads(Path("here/m.jsonl").read_text("utf-8"))["path"] == "audio/a.wav"
+
+
+def test_a_line_that_could_not_be_read_back_is_not_written(tmp_path):
+    clip = Clip(id="a", path=tmp_path / "a.wav", start_s=0.0, duration_s=1.0, text="x" * 1_000_000)
+    with pytest.raises(ManifestError, match=r"clip 'a' cannot be written.*a line of 1,000,0\d\d bytes"):
+        write_manifest(tmp_path / "m.jsonl", [clip])
+    assert not (tmp_path / "m.jsonl").exists()
+    fitting = dataclasses.replace(clip, text="x" * 999_900)
+    write_manifest(tmp_path / "m.jsonl", [fitting])
+    assert read_manifest(tmp_path / "m.jsonl")[0].text == fitting.text

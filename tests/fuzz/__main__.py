@@ -11,9 +11,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "src")]  # the checkout that this is of, whatever is installed
 
-import targets
-import worker
-from harness import MAX_BYTES, MAX_SECONDS
+import targets  # noqa: E402
+import worker  # noqa: E402
+from harness import MAX_BYTES, MAX_SECONDS  # noqa: E402
 
 
 def main() -> None:
@@ -52,8 +52,9 @@ def run(asked: argparse.Namespace) -> int:
         faults += sum(tally.faults.values())
         if not asked.json:
             print(
-                f"{target.name:<12} {tally.cases:>7} cases, {tally.refused} refused, {tally.seconds:>8.1f} s  slowest {tally.slowest[0]:.2f} s  "
-                f"peak {tally.peak // 10**6} MB  faults {sum(tally.faults.values())}",
+                f"{target.name:<12} {tally.cases:>7} cases, {tally.refused:>7} refused, {tally.seconds:>8.1f} s, "
+                f"slowest {tally.slowest[0]:.2f} s, peak {tally.peak // 10**6} MB, "
+                f"{sum(tally.faults.values())} faults",
                 flush=True,
             )
             if tally.seeds_refused:

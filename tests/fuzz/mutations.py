@@ -16,14 +16,101 @@ INTEGERS: Final = (
     *(2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53, 2**63 - 1, 2**63, 2**64 - 1, 10**30, 10**100, 10**400),
     *(-1, -2, -7, -(2**31), -(2**63), -(2**63) - 1, -(10**30)),
 )
-FLOATS: Final = ("0.0", "-0.0", "0.5", "1.5", "-0.1", "1e-9", "1e-320", "1e9", "1e99", "1e101", "1e308", "1e400", "-1e400")
+FLOATS: Final = (
+    "0.0",
+    "-0.0",
+    "0.5",
+    "1.5",
+    "-0.1",
+    "1e-9",
+    "1e-320",
+    "1e9",
+    "1e99",
+    "1e101",
+    "1e308",
+    "1e400",
+    "-1e400",
+)
 CONSTANTS: Final = ("NaN", "Infinity", "-Infinity", "null", "true", "false", '""', "[]", "{}", "[[]]", "[null]", "[{}]")
 STRINGS: Final = (
-    *("", " ", "\t", "\n", "\0", "\x1b[31m", "a\0b", "\ufeff", "\ud800", "x\udfff", "\u202e", "\u2028", "e\u0301", "İ", "ß"),
-    *("שלום", "😀", "nan", "inf", "-1", "0", "1", "1e400", "true", "null", "None", "auto", "none", "all", "lora", "whisper"),
-    *("..", ".", "/", "~", "~nobody/x", "../../../etc/passwd", "/etc/passwd", "/dev/zero", "/proc/self/mem", "file:///x"),
-    *("assets:", "assets:whisper-nano", "assets:../x", "assets:nothing", "a/b", "http://x/y", "a\\b", "%s", "{}", "{x}", "$(x)"),
-    *("<script>", "a|b", "a,b", 'a"b', "a'b", "-", "--help", "=", "a=b", "(a+)+$", "(", "[", "*", ".*", "(a|a)*b", "\\"),
+    *(
+        "",
+        " ",
+        "\t",
+        "\n",
+        "\0",
+        "\x1b[31m",
+        "a\0b",
+        "\ufeff",
+        "\ud800",
+        "x\udfff",
+        "\u202e",
+        "\u2028",
+        "e\u0301",
+        "İ",
+        "ß",
+    ),
+    *(
+        "שלום",
+        "😀",
+        "nan",
+        "inf",
+        "-1",
+        "0",
+        "1",
+        "1e400",
+        "true",
+        "null",
+        "None",
+        "auto",
+        "none",
+        "all",
+        "lora",
+        "whisper",
+    ),
+    *(
+        "..",
+        ".",
+        "/",
+        "~",
+        "~nobody/x",
+        "../../../etc/passwd",
+        "/etc/passwd",
+        "/dev/zero",
+        "/proc/self/mem",
+        "file:///x",
+    ),
+    *(
+        "assets:",
+        "assets:whisper-nano",
+        "assets:../x",
+        "assets:nothing",
+        "a/b",
+        "http://x/y",
+        "a\\b",
+        "%s",
+        "{}",
+        "{x}",
+        "$(x)",
+    ),
+    *(
+        "<script>",
+        "a|b",
+        "a,b",
+        'a"b',
+        "a'b",
+        "-",
+        "--help",
+        "=",
+        "a=b",
+        "(a+)+$",
+        "(",
+        "[",
+        "*",
+        ".*",
+        "(a|a)*b",
+        "\\",
+    ),
     *("encoder", "decoder", "encoder.layers[-1:]", "encoder.layers[:99999999999]", "head", "float16", "torch.float32"),
 )
 LENGTHS: Final = (300, 1001, 5000, 70_000, 200_000, 1_100_000)
@@ -91,7 +178,10 @@ def _swap(rng: random.Random, data: bytes) -> bytes:
     first, second = sorted((position(rng, len(data)), position(rng, len(data))))
     count = min(rng.choice((1, 4, 16, 200)), second - first)
     return (
-        data[:first] + data[second : second + count] + data[first + count : second] + data[first : first + count]
+        data[:first]
+        + data[second : second + count]
+        + data[first + count : second]
+        + data[first : first + count]
         + data[second + count :]
     )
 
@@ -195,7 +285,9 @@ def _long(rng: random.Random) -> str:
 
 def _wide(rng: random.Random) -> Any:
     count = rng.choice((100, 3000))
-    return rng.choice(([rng.choice(STRINGS)] * count, Pairs((f"k{i}", i) for i in range(count)), [rng.choice(INTEGERS)] * count))
+    return rng.choice(
+        ([rng.choice(STRINGS)] * count, Pairs((f"k{i}", i) for i in range(count)), [rng.choice(INTEGERS)] * count)
+    )
 
 
 def _tweak(rng: random.Random, value: Any) -> Any:
@@ -204,7 +296,9 @@ def _tweak(rng: random.Random, value: Any) -> Any:
         case bool():
             return not value
         case int():
-            return rng.choice((value + 1, value - 1, -value, value * 2, value * 1000, value // 2, float(value), str(value)))
+            return rng.choice(
+                (value + 1, value - 1, -value, value * 2, value * 1000, value // 2, float(value), str(value))
+            )
         case float():
             return rng.choice((-value, value * 1e6, value * 1e-9, value + 1, int(value), str(value), Raw("NaN")))
         case str():
@@ -212,7 +306,9 @@ def _tweak(rng: random.Random, value: Any) -> Any:
         case Pairs():
             return rng.choice(([child for _, child in value], [list(pair) for pair in value], Pairs(value[::-1])))
         case list():
-            return rng.choice((value[::-1], value * 2, value[:1], value[1:], Pairs((f"{i}", one) for i, one in enumerate(value))))
+            return rng.choice(
+                (value[::-1], value * 2, value[:1], value[1:], Pairs((f"{i}", one) for i, one in enumerate(value)))
+            )
         case _:
             return value_of_any_kind(rng)
 
@@ -273,7 +369,9 @@ def damage_json_lines(rng: random.Random, data: bytes) -> bytes:
         at = rng.randrange(len(lines))
         match rng.randrange(9):
             case 0:
-                lines.insert(at, rng.choice(("", "   ", "[]", "1", '"x"', "{}", "null", "{", "\ufeff", "\0", "x" * 1_100_000)))
+                lines.insert(
+                    at, rng.choice(("", "   ", "[]", "1", '"x"', "{}", "null", "{", "\ufeff", "\0", "x" * 1_100_000))
+                )
             case 1:
                 lines.insert(at, lines[at])
             case 2:
@@ -297,7 +395,9 @@ def _as_file(rng: random.Random, text: str) -> bytes:
         case 1:
             return b"\xef\xbb\xbf" + data
         case 2:
-            return text.encode(rng.choice(("utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252", "cp1255")), "replace")
+            return text.encode(
+                rng.choice(("utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252", "cp1255")), "replace"
+            )
         case 3:
             return data + rng.choice((b"\0", b"}", b"x", b"\n\n[]", data))
         case _:

@@ -31,7 +31,7 @@ CASES_A_PROCESS: Final = 2_000
 EXAMPLES: Final = 3
 """Cases that are kept of each signature."""
 _ADDRESS_SPACE: Final = 3 * 2**30
-"""What a case may ask for beyond what the process holds: a wild request fails at once instead of filling the machine."""
+"""What a case may ask for beyond what the process holds: a wild request fails at once and fills no machine."""
 
 
 @dataclass(slots=True)
@@ -111,7 +111,9 @@ def _limit_address_space() -> None:
 # --- its parent ----------------------------------------------------------------------------------
 
 
-def fuzz(name: str, *, seed: int, first: int, cases: int, seconds: float, limits: tuple[float, int], out: Path) -> Tally:
+def fuzz(
+    name: str, *, seed: int, first: int, cases: int, seconds: float, limits: tuple[float, int], out: Path
+) -> Tally:
     """Run cases of a target, in one process after another.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -341,3 +342,16 @@ def test_a_checkpoint_without_a_part_is_refused(tmp_path: Path, part: str):
     saved = checkpoint.Checkpoint(path=path, step=1, weights={"a": torch.zeros(1)}, optimizer={}, state=state)
     with pytest.raises(CheckpointError, match=part if part == "position" else "not recorded"):
         checkpoint.check_fingerprint(saved, wanted(), ["a"])
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors"])
+def test_a_file_that_holds_no_tensors_is_damage_though_its_digest_is_right(tmp_path: Path, name: str):
+    path = save(tmp_path, 7)
+    (path / name).write_bytes(b"no tensors")
+    manifest = json.loads((path / "MANIFEST.json").read_text("utf-8"))
+    manifest["files"][name] = {"bytes": 10, "sha256": hashlib.sha256(b"no tensors").hexdigest()}
+    (path / "MANIFEST.json").write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(CheckpointError, match=f"{name} holds no tensors"):
+        checkpoint.read(path)
+    with pytest.raises(CheckpointError, match="is whole"):
+        checkpoint.newest(tmp_path, on_damage=lambda *_: None)

@@ -1,4 +1,4 @@
-"""The kinds of files that are damaged, and what reads each. No target imports what it reads before it makes its seeds."""
+"""The kinds of files that are damaged, and what reads each. What reads them is imported when seeds are made."""
 
 from __future__ import annotations
 

@@ -70,7 +70,18 @@ def _file(name: str, data: bytes) -> Files:
 def _wav_seeds() -> list[Files]:
     usual = [
         _encoded("WAV", subtype)
-        for subtype in ("PCM_16", "PCM_U8", "PCM_24", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "GSM610")
+        for subtype in (
+            "PCM_16",
+            "PCM_U8",
+            "PCM_24",
+            "FLOAT",
+            "DOUBLE",
+            "ULAW",
+            "ALAW",
+            "IMA_ADPCM",
+            "MS_ADPCM",
+            "GSM610",
+        )
     ]
     others = [
         _encoded("WAV", "PCM_16", channels=2),
@@ -117,7 +128,9 @@ _FORMATS: Final = (0, 1, 2, 3, 6, 7, 0x11, 0x31, 0x50, 0x55, 0x161, 0xFFFE, 0xFF
 
 def _damage_wav(rng: random.Random, data: bytes) -> bytes:
     if rng.random() < 0.5 or data[:4] not in (b"RIFF", b"RF64"):
-        return damage_bytes(rng, data, (b"RIFF", b"RIFX", b"RF64", b"WAVE", b"data", b"fmt ", b"ds64", b"LIST", b"fact"))
+        return damage_bytes(
+            rng, data, (b"RIFF", b"RIFX", b"RF64", b"WAVE", b"data", b"fmt ", b"ds64", b"LIST", b"fact")
+        )
     chunks = _chunks(data)
     for _ in range(rng.choice((1, 1, 2, 3))):
         if not chunks:
@@ -132,7 +145,10 @@ def _damage_wav(rng: random.Random, data: bytes) -> bytes:
             case 2:
                 rng.shuffle(chunks)
             case 3:
-                extra = (rng.choice((b"LIST", b"id3 ", b"bext", b"ds64", b"fact", b"JUNK", b"\0\0\0\0")), rng.randbytes(28))
+                extra = (
+                    rng.choice((b"LIST", b"id3 ", b"bext", b"ds64", b"fact", b"JUNK", b"\0\0\0\0")),
+                    rng.randbytes(28),
+                )
                 chunks.insert(at, extra)
             case 4:
                 chunks[at] = (name, content[: rng.randrange(len(content) + 1)])
@@ -156,7 +172,11 @@ def _damage_fmt(rng: random.Random, content: bytes) -> bytes:
         return content
     fields = list(struct.unpack("<HHIIHH", content[:16]))
     at = rng.randrange(6)
-    usual = {0: _FORMATS, 1: (0, 1, 2, 6, 64, 65, 1024, 65535), 2: (0, 1, 999, 1000, 44_100, 384_000, 384_001, 2**32 - 1)}
+    usual = {
+        0: _FORMATS,
+        1: (0, 1, 2, 6, 64, 65, 1024, 65535),
+        2: (0, 1, 999, 1000, 44_100, 384_000, 384_001, 2**32 - 1),
+    }
     usual |= {5: (0, 1, 4, 8, 12, 16, 20, 24, 32, 33, 64, 65535)}
     fields[at] = rng.choice(usual.get(at, INTEGERS)) % (2**32 if at in (2, 3) else 2**16)
     return struct.pack("<HHIIHH", *fields) + content[16:]
@@ -274,7 +294,10 @@ def _damage_ogg(rng: random.Random, data: bytes) -> bytes:
 def _mp3_seeds() -> list[Files]:
     counted = _encoded("MP3", "MPEG_LAYER_III")
     stereo = _encoded("MP3", "MPEG_LAYER_III", channels=2, rate_hz=44_100)
-    return [_file("a.mp3", data) for data in (counted, stereo, _uncounted(counted), _tagged(counted), _tagged(_uncounted(counted)))]
+    return [
+        _file("a.mp3", data)
+        for data in (counted, stereo, _uncounted(counted), _tagged(counted), _tagged(_uncounted(counted)))
+    ]
 
 
 def _uncounted(mp3: bytes) -> bytes:
@@ -290,7 +313,9 @@ def _tagged(mp3: bytes) -> bytes:
 
 def _damage_mp3(rng: random.Random, data: bytes) -> bytes:
     if rng.random() < 0.6:
-        return damage_bytes(rng, data, (b"\xff\xfb", b"\xff\xe3", b"ID3", b"Xing", b"Info", b"TAG", b"\xff\xfb\x90\x64"))
+        return damage_bytes(
+            rng, data, (b"\xff\xfb", b"\xff\xe3", b"ID3", b"Xing", b"Info", b"TAG", b"\xff\xfb\x90\x64")
+        )
     at = max(data.find(b"Xing"), data.find(b"Info"))
     if at >= 0 and rng.random() < 0.5:  # flags, frames and bytes of the whole
         where = at + rng.choice((4, 8, 12))
@@ -312,7 +337,14 @@ def _other_seeds() -> list[Files]:
 
 _STARTS: Final = (
     *(b"RIFF\0\0\0\0WAVE", b"RF64\xff\xff\xff\xffWAVEds64", b"FORM\0\0\0\0AIFF", b"FORM\0\0\0\0AIFC", b".snd", b"dns."),
-    *(b"NIST_1A\n   1024\n", b"fLaC", b"OggS", b"ID3\x04\0\0\0\0\0\0\xff\xfb\x90\x64", b"\xff\xfb\x90\x64", b"\xff\xf3\x40\xc4"),
+    *(
+        b"NIST_1A\n   1024\n",
+        b"fLaC",
+        b"OggS",
+        b"ID3\x04\0\0\0\0\0\0\xff\xfb\x90\x64",
+        b"\xff\xfb\x90\x64",
+        b"\xff\xf3\x40\xc4",
+    ),
     *(b"caff\0\1\0\0", b"riff\x2e\x91\xcf\x11", b"\x1aE\xdf\xa3", b"\0\0\0\x20ftypM4A ", b"#!AMR\n", b""),
 )
 
@@ -341,5 +373,11 @@ TARGETS: Final = (
     _target("ogg", _ogg_seeds, _damage_ogg),
     _target("mp3", _mp3_seeds, _damage_mp3),
     _target("other-audio", _other_seeds, damage_bytes),
-    Target(name="random", seeds=lambda: [_file("a", _encoded("WAV", "PCM_16"))], mutate=_random_bytes, check=_check, weight=1.0),
+    Target(
+        name="random",
+        seeds=lambda: [_file("a", _encoded("WAV", "PCM_16"))],
+        mutate=_random_bytes,
+        check=_check,
+        weight=1.0,
+    ),
 )

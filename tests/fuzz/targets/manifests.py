@@ -62,7 +62,22 @@ def _check(folder: Path) -> None:
 def wav(frames: int = 400) -> bytes:
     """A short ramp."""
     data = struct.pack(f"<{frames}h", *(index % 200 - 100 for index in range(frames)))
-    head = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + len(data), b"WAVE", b"fmt ", 16, 1, 1, RATE_HZ, 2 * RATE_HZ, 2, 16, b"data", len(data))  # noqa: E501  # fmt: skip
+    head = struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        b"RIFF",
+        36 + len(data),
+        b"WAVE",
+        b"fmt ",
+        16,
+        1,
+        1,
+        RATE_HZ,
+        2 * RATE_HZ,
+        2,
+        16,
+        b"data",
+        len(data),
+    )
     return head + data
 
 
@@ -85,14 +100,41 @@ def _table(rows: Sequence[Sequence[str]], delimiter: str) -> bytes:
 def _ours() -> list[dict[str, Any]]:
     word = {"text": "one", "start_s": 0.0, "end_s": 0.02, "score": 0.5}
     return [
-        {"id": "a0", "path": "a0.wav", "text": TEXTS[0], "speaker": "ann", "language": "en", "domain": "phone", "words": [word]},
-        {"id": "a1", "path": "a1.wav", "text": TEXTS[1], "speaker": 7, "duration_s": 0.05, "sample_rate_hz": RATE_HZ, "label": "x"},
-        {"id": "a2", "path": "a2.wav", "text": TEXTS[2], "start_s": 0.01, "channel": 0, "label": ["x", "y"], "more": {"a": [1]}},
+        {
+            "id": "a0",
+            "path": "a0.wav",
+            "text": TEXTS[0],
+            "speaker": "ann",
+            "language": "en",
+            "domain": "phone",
+            "words": [word],
+        },
+        {
+            "id": "a1",
+            "path": "a1.wav",
+            "text": TEXTS[1],
+            "speaker": 7,
+            "duration_s": 0.05,
+            "sample_rate_hz": RATE_HZ,
+            "label": "x",
+        },
+        {
+            "id": "a2",
+            "path": "a2.wav",
+            "text": TEXTS[2],
+            "start_s": 0.01,
+            "channel": 0,
+            "label": ["x", "y"],
+            "more": {"a": [1]},
+        },
     ]
 
 
 def _json_seeds() -> list[Files]:
-    nemo = [{"audio_filepath": f"a{i}.wav", "duration": 0.05, "text": TEXTS[i], "offset": 0.0, "speaker": f"s{i}"} for i in range(3)]
+    nemo = [
+        {"audio_filepath": f"a{i}.wav", "duration": 0.05, "text": TEXTS[i], "offset": 0.0, "speaker": f"s{i}"}
+        for i in range(3)
+    ]
     qwen = [{"audio": f"a{i}.wav", "text": f"language English<asr_text>{TEXTS[i]}"} for i in range(3)]
     swift = [
         {
@@ -104,7 +146,10 @@ def _json_seeds() -> list[Files]:
     chat = [
         {
             "messages": [
-                {"role": "user", "content": [{"type": "audio", "audio": f"a{i}.wav"}, {"type": "text", "text": "write"}]},
+                {
+                    "role": "user",
+                    "content": [{"type": "audio", "audio": f"a{i}.wav"}, {"type": "text", "text": "write"}],
+                },
                 {"role": "assistant", "content": [{"type": "text", "text": TEXTS[i]}]},
             ],
             "speaker": f"s{i}",
@@ -112,29 +157,72 @@ def _json_seeds() -> list[Files]:
         for i in range(2)
     ]
     hugging_face = [
-        {"audio": {"path": f"a{i}.wav"}, "sentence": TEXTS[i], "start": 0.0, "end": 0.04, "speaker_id": i} for i in range(2)
+        {"audio": {"path": f"a{i}.wav"}, "sentence": TEXTS[i], "start": 0.0, "end": 0.04, "speaker_id": i}
+        for i in range(2)
     ]
     older = [{"query": "<audio>", "response": TEXTS[i], "audios": [f"a{i}.wav"], "spk": f"s{i}"} for i in range(2)]
-    spans = [{"path": f"a{i}.wav", "onset": 0.0, "offset": 0.03, "category": "dog", "speaker": f"s{i}"} for i in range(2)]
+    spans = [
+        {"path": f"a{i}.wav", "onset": 0.0, "offset": 0.03, "category": "dog", "speaker": f"s{i}"} for i in range(2)
+    ]
     rows = [_ours(), nemo, qwen, swift, chat, hugging_face, older, spans]
     found: list[Files] = [{"corpus.jsonl": _lines(one), **_audio("")} for one in rows]
     for one in rows:
         found.append({"corpus.json": json.dumps(one, ensure_ascii=False).encode(), **_audio("")})
-    keyed = {"a0": {"wav": "a0.wav", "wrd": TEXTS[0], "length": 0.05}, "a1": {"wav": "{data_root}/a1.wav", "wrd": TEXTS[1]}}
+    keyed = {
+        "a0": {"wav": "a0.wav", "wrd": TEXTS[0], "length": 0.05},
+        "a1": {"wav": "{data_root}/a1.wav", "wrd": TEXTS[1]},
+    }
     return [*found, {"corpus.json": json.dumps(keyed, indent=1).encode(), **_audio("")}]
 
 
 # --- tables --------------------------------------------------------------------------------------
 
 _CELLS: Final = (
-    *(",", ";", "\t", "|", '"', '""', '","', "\n", "\r", "\n\n", "path", "audio", "file_name", "text", "sentence", "start"),
-    *("end", "duration", "speaker", "id", "a0.wav", "1,5", "1.5", "nan", "inf", "-1", "1e400", "1e9", "0x10", "٣", "wavs/", "\0"),
+    *(
+        ",",
+        ";",
+        "\t",
+        "|",
+        '"',
+        '""',
+        '","',
+        "\n",
+        "\r",
+        "\n\n",
+        "path",
+        "audio",
+        "file_name",
+        "text",
+        "sentence",
+        "start",
+    ),
+    *(
+        "end",
+        "duration",
+        "speaker",
+        "id",
+        "a0.wav",
+        "1,5",
+        "1.5",
+        "nan",
+        "inf",
+        "-1",
+        "1e400",
+        "1e9",
+        "0x10",
+        "٣",
+        "wavs/",
+        "\0",
+    ),
     *("sep=;\n", "#", "'", "\\", "\\N", "NULL", "x" * 140_000),
 )
 
 
 def _table_seeds() -> list[Files]:
-    rows = [["path", "text", "speaker", "duration"], *([f"a{i}.wav", TEXTS[i].replace('"', ""), f"s{i}", "0.05"] for i in range(4))]
+    rows = [
+        ["path", "text", "speaker", "duration"],
+        *([f"a{i}.wav", TEXTS[i].replace('"', ""), f"s{i}", "0.05"] for i in range(4)),
+    ]
     found: list[Files] = [
         {f"corpus{end}": _table(rows, mark), **_audio("")}
         for end, mark in ((".csv", ","), (".csv", ";"), (".tsv", "\t"), (".tsv", ","), (".csv", "|"))
@@ -163,8 +251,34 @@ def _table_seeds() -> list[Files]:
 # --- folders -------------------------------------------------------------------------------------
 
 _WORDS: Final = (
-    *(" ", "\t", "\n", "|", " |", "cat a0.wav |", "sox a0.wav -t wav - |", "flac -c -d -s a0.flac |", "sph2pipe -f wav -c 3 a0.wav |"),
-    *("sph2pipe -c", "'", '"', "-1", "nan", "inf", "1e400", "a0", "a0 ", "a0 rec 0 1\n", "../a0.wav", "/dev/zero", "-", "#", "\0"),
+    *(
+        " ",
+        "\t",
+        "\n",
+        "|",
+        " |",
+        "cat a0.wav |",
+        "sox a0.wav -t wav - |",
+        "flac -c -d -s a0.flac |",
+        "sph2pipe -f wav -c 3 a0.wav |",
+    ),
+    *(
+        "sph2pipe -c",
+        "'",
+        '"',
+        "-1",
+        "nan",
+        "inf",
+        "1e400",
+        "a0",
+        "a0 ",
+        "a0 rec 0 1\n",
+        "../a0.wav",
+        "/dev/zero",
+        "-",
+        "#",
+        "\0",
+    ),
     *("ffmpeg -i a0.wav -f wav - |", "|||", "a0.wav", "~/a0.wav", "\u00a0", "\u2028"),
 )
 
@@ -193,8 +307,15 @@ def _folder_seeds() -> list[Files]:
     for speaker in ("84", "85"):
         chapter = f"corpus/{speaker}/121/{speaker}-121"
         libri |= {f"{chapter}-0000.wav": wav(), f"{chapter}.trans.txt": f"{speaker}-121-0000 ONE TWO\n".encode()}
-    speech = {"corpus/metadata.csv": b"a0|one, two|one, two\na1|two|two\n", "corpus/wavs/a0.wav": wav(), "corpus/wavs/a1.wav": wav()}
-    lines = {"corpus/metadata.jsonl": _lines([{"file_name": f"a{i}.wav", "text": TEXTS[i]} for i in range(3)]), **_audio()}
+    speech = {
+        "corpus/metadata.csv": b"a0|one, two|one, two\na1|two|two\n",
+        "corpus/wavs/a0.wav": wav(),
+        "corpus/wavs/a1.wav": wav(),
+    }
+    lines = {
+        "corpus/metadata.jsonl": _lines([{"file_name": f"a{i}.wav", "text": TEXTS[i]} for i in range(3)]),
+        **_audio(),
+    }
     return [beside, classes, libri, speech, lines]
 
 
@@ -257,7 +378,25 @@ def _kaldi_words(rng: random.Random, data: bytes) -> bytes:
 TARGETS: Final = (
     _target("json", _json_seeds, {".jsonl": damage_json_lines, ".json": damage_json_file}),
     _target("tables", _table_seeds, {".csv": _cells, ".tsv": _cells}),
-    _target("kaldi", _kaldi_seeds, {"wav.scp": _kaldi_words, "segments": _kaldi_words, "text": _kaldi_words, "utt2spk": _kaldi_words, "utt2lang": _kaldi_words}),  # noqa: E501  # fmt: skip
-    _target("folders", _folder_seeds, {".txt": _cells, ".csv": _cells, ".jsonl": damage_json_lines, ".wav": damage_bytes}),
-    _target("hub", _hub_seeds, {".parquet": damage_bytes, ".json": damage_json_file, ".arrow": damage_bytes}, check=_check_hub, weight=60.0),  # noqa: E501  # fmt: skip
+    _target(
+        "kaldi",
+        _kaldi_seeds,
+        {
+            "wav.scp": _kaldi_words,
+            "segments": _kaldi_words,
+            "text": _kaldi_words,
+            "utt2spk": _kaldi_words,
+            "utt2lang": _kaldi_words,
+        },
+    ),
+    _target(
+        "folders", _folder_seeds, {".txt": _cells, ".csv": _cells, ".jsonl": damage_json_lines, ".wav": damage_bytes}
+    ),
+    _target(
+        "hub",
+        _hub_seeds,
+        {".parquet": damage_bytes, ".json": damage_json_file, ".arrow": damage_bytes},
+        check=_check_hub,
+        weight=60.0,
+    ),
 )

@@ -1,4 +1,4 @@
-"""Folders of models and adapters: their configurations, tokenizers, tables of weights, and what sonotune notes of them."""
+"""Folders of models and adapters: configurations, tokenizers, tables of weights, and what sonotune notes of them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,27 @@ from harness import Files, Target, attempt
 from mutations import damage_bytes, damage_folder, damage_json_file
 
 _SMALL: Final = {
-    "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_source_positions": 100,
-}  # fmt: skip
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+    "max_source_positions": 100,
+}
 _WAVEFORM: Final = {
-    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "conv_dim": (8, 8, 8),
-    "conv_kernel": (10, 8, 4), "conv_stride": (5, 8, 8), "num_feat_extract_layers": 3, "num_conv_pos_embeddings": 8,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "conv_dim": (8, 8, 8),
+    "conv_kernel": (10, 8, 4),
+    "conv_stride": (5, 8, 8),
+    "num_feat_extract_layers": 3,
+    "num_conv_pos_embeddings": 8,
     "num_conv_pos_embedding_groups": 2,
-}  # fmt: skip
+}
 
 
 # --- models --------------------------------------------------------------------------------------
@@ -244,9 +257,15 @@ def _rank_seeds() -> list[Files]:
     from sonotune.adapters.ranks.choose import RankSettings, plan_ranks, ranks_text
 
     split = {
-        "schema": 1, "stem": True, "unfreeze": ["encoder.norms"], "rates": {"stem": 0.5}, "weights": {"encoder": 1.5},
-        "gains": {"stem": 0.1, "encoder": 0.4}, "parameters": {"stem": 100, "encoder": 900}, "groups": ["encoder"],
-    }  # fmt: skip
+        "schema": 1,
+        "stem": True,
+        "unfreeze": ["encoder.norms"],
+        "rates": {"stem": 0.5},
+        "weights": {"encoder": 1.5},
+        "gains": {"stem": 0.1, "encoder": 0.4},
+        "parameters": {"stem": 100, "encoder": 900},
+        "groups": ["encoder"],
+    }
     plan = plan_ranks(_outlined(), RankSettings(rank=4))
     return [{"ranks.json": ranks_text(plan, _outlined()).encode(), "split.json": json.dumps(split).encode()}]
 

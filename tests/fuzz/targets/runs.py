@@ -46,7 +46,11 @@ def _check_run(folder: Path) -> None:
     attempt(load_run_config, [f"model.checkpoint={run}", "data.train=x.jsonl"])
     digest = record.config_digest if record is not None else "0" * 64
     opened = attempt(
-        RunDirectory.create_or_open, run, config_digest=digest, settings={"training.seed": 0}, allow_change=["data.train"]
+        RunDirectory.create_or_open,
+        run,
+        config_digest=digest,
+        settings={"training.seed": 0},
+        allow_change=["data.train"],
     )
     if opened is not None:
         with opened:
@@ -61,9 +65,15 @@ def _score(value: float, **more: Any) -> dict[str, Any]:
 
 def _record(**changes: Any) -> dict[str, Any]:
     finding = {
-        "check": "audio.truncated", "severity": "error", "message": "clip b7 is cut", "clip_ids": ["b7"], "path": "b7.wav",
-        "measured": 1.1, "limit": 3.2, "unit": "s",
-    }  # fmt: skip
+        "check": "audio.truncated",
+        "severity": "error",
+        "message": "clip b7 is cut",
+        "clip_ids": ["b7"],
+        "path": "b7.wav",
+        "measured": 1.1,
+        "limit": 3.2,
+        "unit": "s",
+    }
     group = {"name": "adapters", "learning_rate": 1e-3, "decay": True, "parameters": 9, "tensors": ["m.fc1.lora_A"]}
     return {
         "schema": 1,
@@ -82,8 +92,14 @@ def _record(**changes: Any) -> dict[str, Any]:
         "code": {"version": "0.1.0", "commit": "1234567", "tree": "clean"},
         "environment": {"python": "3.11.9", "packages": {"torch": "2.13.0"}, "cores": 2, "world_size": 1},
         "model": {
-            "family": "whisper", "checkpoint": "assets:whisper-nano", "revision": "0" * 16, "task": "transcribe",
-            "context": "cut", "trained_contexts": ["cut"], "thinning": {"margin": 50, "spacing": 30}, "language": "en",
+            "family": "whisper",
+            "checkpoint": "assets:whisper-nano",
+            "revision": "0" * 16,
+            "task": "transcribe",
+            "context": "cut",
+            "trained_contexts": ["cut"],
+            "thinning": {"margin": 50, "spacing": 30},
+            "language": "en",
             "components": {"stem": {"parameters": 120, "trainable": 60, "bytes": 240}},
         },
         "ranks": {"model.encoder.layers.0.self_attn.q_proj": 8, "model.encoder.layers.1.fc1": 4},
@@ -98,12 +114,20 @@ def _record(**changes: Any) -> dict[str, Any]:
         "seconds": 143.2,
         "energy_joules": 12.5,
         **changes,
-    }  # fmt: skip
+    }
 
 
 def _events() -> list[dict[str, Any]]:
     steps: list[dict[str, Any]] = [
-        {"kind": "step", "step": step, "loss": 3 * math.exp(-step), "learning_rates": {"adapter": 1e-3}, "samples_per_s": 30.0, "audio_s": 8.0, "seconds": 0.5}
+        {
+            "kind": "step",
+            "step": step,
+            "loss": 3 * math.exp(-step),
+            "learning_rates": {"adapter": 1e-3},
+            "samples_per_s": 30.0,
+            "audio_s": 8.0,
+            "seconds": 0.5,
+        }
         for step in range(1, 6)
     ]
     scored = {"kind": "evaluation", "step": 5, "scores": {"wer": _score(0.3), "cer": _score(0.1)}}
@@ -115,10 +139,18 @@ def _events() -> list[dict[str, Any]]:
 def _plan() -> dict[str, Any]:
     names = ["model.encoder.layers.0.self_attn.q_proj", "model.encoder.layers.1.fc1", "model.decoder.layers.0.fc2"]
     return {
-        "schema": 1, "allocator": "entropy", "parameters": 100, "budget": 120, "reference": 8, "pruned_to": None,
-        "groups": {"encoder": 60, "decoder": 40}, "costs": dict.fromkeys(names, 10), "ranks": dict.fromkeys(names, 4),
-        "evidence": {name: 0.5 * index for index, name in enumerate(names)}, "caps": dict.fromkeys(names, 16),
-    }  # fmt: skip
+        "schema": 1,
+        "allocator": "entropy",
+        "parameters": 100,
+        "budget": 120,
+        "reference": 8,
+        "pruned_to": None,
+        "groups": {"encoder": 60, "decoder": 40},
+        "costs": dict.fromkeys(names, 10),
+        "ranks": dict.fromkeys(names, 4),
+        "evidence": {name: 0.5 * index for index, name in enumerate(names)},
+        "caps": dict.fromkeys(names, 16),
+    }
 
 
 def _predictions(*, classes: bool = False, shift: int = 0) -> list[dict[str, Any]]:
@@ -126,19 +158,30 @@ def _predictions(*, classes: bool = False, shift: int = 0) -> list[dict[str, Any
         label = ("flam", "drag")
         return [
             {
-                "id": f"c{i}", "duration_s": 1.0 + i, "speaker": f"s{i}", "domain": "studio", "labels": [label[i % 2]],
-                "decided": [label[(i + (i == shift)) % 2]], "scores": {"flam": 0.2 * i, "drag": 1 - 0.2 * i},
+                "id": f"c{i}",
+                "duration_s": 1.0 + i,
+                "speaker": f"s{i}",
+                "domain": "studio",
+                "labels": [label[i % 2]],
+                "decided": [label[(i + (i == shift)) % 2]],
+                "scores": {"flam": 0.2 * i, "drag": 1 - 0.2 * i},
             }
             for i in range(6)
-        ]  # fmt: skip
+        ]
     return [
         {
-            "id": name, "duration_s": 0.8 + index, "domain": domain, "speaker": speaker, "language": language,
-            "reference": reference, "hypothesis": hypothesis, "scored_reference": reference,
+            "id": name,
+            "duration_s": 0.8 + index,
+            "domain": domain,
+            "speaker": speaker,
+            "language": language,
+            "reference": reference,
+            "hypothesis": hypothesis,
+            "scored_reference": reference,
             "scored_hypothesis": hypothesis if index != shift else reference,
         }
         for index, (name, reference, hypothesis, domain, speaker, language) in enumerate(_TEXTS)
-    ]  # fmt: skip
+    ]
 
 
 def _run_seeds() -> list[Files]:
@@ -156,7 +199,10 @@ def _run_seeds() -> list[Files]:
             "predictions/test.jsonl": _lines(_predictions(classes=classes)),
         }
         other = json.dumps(_record()).encode()
-        beside = {"other/run.json": other, "other/predictions/test.jsonl": _lines(_predictions(classes=classes, shift=2))}
+        beside = {
+            "other/run.json": other,
+            "other/predictions/test.jsonl": _lines(_predictions(classes=classes, shift=2)),
+        }
         found.append({f"run-0123abcd/{name}": data for name, data in run.items()} | beside)
     return found
 
@@ -220,7 +266,11 @@ def _checkpoint_seeds() -> list[Files]:
         root = Path(place)
         for step in (1, 2):
             checkpoint.save(root, step, weights=weights, optimizer=moments, state=state)
-        files = {f"checkpoints/{path.relative_to(root)}": path.read_bytes() for path in sorted(root.rglob("*.*")) if path.is_file()}
+        files = {
+            f"checkpoints/{path.relative_to(root)}": path.read_bytes()
+            for path in sorted(root.rglob("*.*"))
+            if path.is_file()
+        }
     return [files, {**files, "signed": b""}]
 
 

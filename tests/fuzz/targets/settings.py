@@ -11,10 +11,70 @@ from harness import Files, Target, attempt
 from mutations import INTEGERS, LENGTHS, STRINGS, damage_json, damage_text, dump, parse
 
 _TOKENS: Final = (
-    *("&a ", "*a", "!!python/object:os.system ", "!!int ", "!x ", "<<: *a", "- ", "-", "? ", ": ", ":", "|", "|+\n", ">", ">-\n"),
-    *("{", "}", "[", "]", ",", "{{", "[[", "'", '"', '"\\u0000"', '"\\ud800"', '"\\x"', "%YAML 1.2\n---\n", "---\n", "...\n", "#"),
-    *("\t", "  ", "\n", "\r", "\u2028", "\x85", "\x07", "~", "null", "yes", "no", "0o17", "0x1f", "1_000", "1e3", ".inf", ".nan"),
-    *("12:30", "2001-01-01", "10" * 3000, "model: whisper_nano", "with:", "model.checkpoint: x", "a: {b: {c: 1}}", "config: x.yaml"),
+    *(
+        "&a ",
+        "*a",
+        "!!python/object:os.system ",
+        "!!int ",
+        "!x ",
+        "<<: *a",
+        "- ",
+        "-",
+        "? ",
+        ": ",
+        ":",
+        "|",
+        "|+\n",
+        ">",
+        ">-\n",
+    ),
+    *(
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        "{{",
+        "[[",
+        "'",
+        '"',
+        '"\\u0000"',
+        '"\\ud800"',
+        '"\\x"',
+        "%YAML 1.2\n---\n",
+        "---\n",
+        "...\n",
+        "#",
+    ),
+    *(
+        "\t",
+        "  ",
+        "\n",
+        "\r",
+        "\u2028",
+        "\x85",
+        "\x07",
+        "~",
+        "null",
+        "yes",
+        "no",
+        "0o17",
+        "0x1f",
+        "1_000",
+        "1e3",
+        ".inf",
+        ".nan",
+    ),
+    *(
+        "12:30",
+        "2001-01-01",
+        "10" * 3000,
+        "model: whisper_nano",
+        "with:",
+        "model.checkpoint: x",
+        "a: {b: {c: 1}}",
+        "config: x.yaml",
+    ),
     *("recipe: quick", "@", "`", "=", "training:", "\ufeff", "\U0001f600"),
 )
 
@@ -47,8 +107,19 @@ def _seeds() -> list[Files]:
         [model, data],
         [model, data, "training.learning_rates={encoder: 0.1, decoder: 1}", "adapter.unfreeze=[encoder.norms]"],
         ["model=ast_nano", data, "data.multi_label=true", "evaluation.duration_edges_s=[1, 5]", "training.max_steps=5"],
-        [model, data, "adapter.kind=none", "training.stages=[{name: a, weights: [decoder], max_epochs: 1}, {name: b, weights: [encoder], max_epochs: 2}]"],
-        ["model=ctc_nano", data, "adapter.targets=[q_proj, v_proj]", "allocation.max_rank=16", "adapter.allocator=entropy"],
+        [
+            model,
+            data,
+            "adapter.kind=none",
+            "training.stages=[{name: a, weights: [decoder]}, {name: b, weights: [encoder], max_epochs: 2}]",
+        ],
+        [
+            "model=ctc_nano",
+            data,
+            "adapter.targets=[q_proj, v_proj]",
+            "allocation.max_rank=16",
+            "adapter.allocator=entropy",
+        ],
     )
     found: list[Files] = []
     for words in lines:
@@ -58,7 +129,13 @@ def _seeds() -> list[Files]:
     chosen = b"recipe: quickstart\nmodel: whisper_nano\ndata:\n  train: x.jsonl\n  eval: ~\ntraining.max_epochs: 3\n"
     parts = b"encoder: assets:whisper-nano\nlanguage_model: assets:x\nprojector:\n  kind: mlp\n  downsample: 4\n"
     found.append({"composition.yaml": parts})
-    return [*found, {"settings.yaml": chosen, "words.json": json.dumps([model, data, "training.seed=3", "adapter.rank=4"]).encode()}]
+    return [
+        *found,
+        {
+            "settings.yaml": chosen,
+            "words.json": json.dumps([model, data, "training.seed=3", "adapter.rank=4"]).encode(),
+        },
+    ]
 
 
 def _as_tree(data: bytes) -> Any:
