@@ -34,6 +34,8 @@ from sonotune.progress import phase
 from sonotune.runs import atomic_write_text, digest_json
 from sonotune.types import Clip, Finding
 
+_MOST_NAMED = 50
+
 # --- reading -------------------------------------------------------------------------------------
 
 
@@ -412,6 +414,23 @@ def statistics(clips: Sequence[Clip]) -> dict[str, Any]:
         "without_text": len(clips) - len(texts),
         "alphabet": dict(sorted(alphabet.items(), key=lambda item: (-item[1], item[0]))),
     }
+
+
+def summary(clips: Sequence[Clip]) -> dict[str, Any]:
+    """What a person wants to know of a split, for the record of a run.
+
+    Returns:
+        `clips`, `hours`, `duration_s` (min, p50, max; seconds), how many `speakers` and `labels` there are, and clips
+        by `domains` and `languages`, the most frequent first.
+    """
+    found = statistics(clips)
+    durations_s = {name: found["duration_s"][name] for name in ("min", "p50", "max") if name in found["duration_s"]}
+    named = {
+        kind: dict(sorted(found[kind].items(), key=lambda item: -item[1])[:_MOST_NAMED])
+        for kind in ("domains", "languages")
+    }
+    counts = {kind: len(found[kind]) for kind in ("speakers", "labels")}
+    return {"clips": found["clips"], "hours": found["hours"], "duration_s": durations_s, **counts, **named}
 
 
 def _counts(names: Iterable[str | None]) -> dict[str, int]:

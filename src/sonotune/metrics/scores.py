@@ -7,7 +7,7 @@ is guessed from its name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 Scores = Mapping[str, Mapping[str, Any]]
 """Name -> score in JSON form."""
@@ -20,6 +20,10 @@ _BEFORE_TITLES = {
     "map": ("mAP", "plain"),
 }
 """Titles and roles in records from before scores had them."""
+
+
+WORSE: Final = "training.worse"
+"""The finding of a run whose model is worse than before it was trained, by the score that decides."""
 
 
 def _role(name: str, score: Mapping[str, Any]) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from sonotune.adapters.calibration.calibrate import collect
 from sonotune.adapters.ranks.choose import calibration_clips
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate, write_predictions
-from sonotune.metrics.scores import score_title, show_score
+from sonotune.metrics.scores import WORSE, score_title, show_score
 from sonotune.training.adaptation import rank_settings
 from sonotune.training.inputs import RunInputs
 from sonotune.training.logging.trackers import Trackers
@@ -19,7 +19,6 @@ from sonotune.training.sharding import unsharded
 from sonotune.types import Finding, Score
 
 EvaluationPoint = Literal["before", "after", "test"]
-WORSE: Final = "training.worse"
 
 
 class Scoring:
