@@ -244,6 +244,7 @@ class RunRecord:
         peak_memory_bytes: Highest resident (CPU) or allocated (CUDA) memory seen.
         seconds: Wall time, summed over resumed sessions.
         energy_joules: Measured or estimated energy, None where nothing could be read.
+        data: Split name -> what its clips are (`data.manifest.summary`); empty in older records.
     """
 
     schema: int
@@ -264,3 +265,4 @@ class RunRecord:
     peak_memory_bytes: int
     seconds: float
     energy_joules: float | None = None
+    data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

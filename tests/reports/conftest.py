@@ -182,6 +182,18 @@ def record(**changes: Any) -> RunRecord:
         "peak_memory_bytes": 812_000_000,
         "seconds": 143.2,
         "energy_joules": None,
+        "data": {
+            "train": {
+                "clips": 1200,
+                "hours": 1.254,
+                "duration_s": {"min": 0.6, "p50": 3.1, "max": 14.2},
+                "speakers": 31,
+                "labels": 0,
+                "domains": {"phone": 900, "<b>studio</b>": 300},
+                "languages": {"en": 1000, "he": 200},
+            },
+            "eval": {"clips": 6, "hours": 0.01, "duration_s": {}, "speakers": 0, "domains": {}, "languages": {}},
+        },
     }
     return RunRecord(**(values | changes))
 

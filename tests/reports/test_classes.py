@@ -112,7 +112,7 @@ def drawn(svg: str) -> list[str]:
 def test_the_page_is_whole_and_says_nothing_of_words(html: str, page) -> None:
     assert page.open == []
     sections = [attributes["id"] for tag, attributes in page.elements if tag == "section"]
-    assert sections[:5] == ["scores", "training", "classes", "predictions", "slices"]
+    assert sections[:7] == ["findings", "data", "scores", "training", "classes", "predictions", "slices"]
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     for word in ("WER", "CER", "error rate", "Error rate", "per token", "substituted", "said"):

@@ -29,8 +29,10 @@ def page(html: str, read_page):
 def test_every_element_is_closed_and_every_section_is_there(page) -> None:
     assert page.open == []
     sections = [attributes["id"] for tag, attributes in page.elements if tag == "section"]
-    training = ["scores", "training", "predictions", "slices", "findings"]
+    training = ["findings", "data", "scores", "training", "predictions", "slices"]
     assert sections == [*training, "model", "time", "settings", "environment"]
+    links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
+    assert links == [f"#{name}" for name in sections]
 
 
 def test_a_stage_is_a_row_for_each_group_and_its_tensors_are_folded(html: str, run_record) -> None:

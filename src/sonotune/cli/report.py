@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from sonotune.cli.shared import Json, app, print_result
+
+if TYPE_CHECKING:
+    from sonotune.evaluation.compare import Comparison
+
+_RESAMPLES = 2000
 
 
 @app.command()
@@ -28,15 +33,34 @@ def write_report(folder: Path) -> Path:
     from sonotune.runs import atomic_write_text, read_events, read_predictions, read_record
 
     record = read_record(folder / "run.json")
-    predictions: list[dict[str, Any]] = []
-    for moment in ("test", "after"):
-        if (path := folder / "predictions" / f"{moment}.jsonl").is_file():
-            predictions = read_predictions(path)
-            break
+    files = {moment: folder / "predictions" / f"{moment}.jsonl" for moment in ("test", "after", "before")}
+    split = next((moment for moment, path in files.items() if path.is_file()), None)
+    predictions = read_predictions(files[split]) if split is not None else []
     ranks, target = folder / "ranks.json", folder / "report.html"
-    plan = read_plan(ranks) if ranks.is_file() else None
-    atomic_write_text(target, build_html(record, read_events(folder / "events.jsonl"), predictions, plan))
+    html = build_html(
+        record,
+        read_events(folder / "events.jsonl"),
+        predictions,
+        read_plan(ranks) if ranks.is_file() else None,
+        split=split,
+        change=_change(files["before"], files["after"]),
+        place=str(folder),
+    )
+    atomic_write_text(target, html)
     return target
+
+
+def _change(before: Path, after: Path) -> Comparison | None:
+    """What training changed on the development clips; None where they were not scored twice, or are too few."""
+    from sonotune.errors import SonotuneError
+    from sonotune.evaluation.compare import compare
+
+    if not (before.is_file() and after.is_file()):
+        return None
+    try:
+        return compare([before], [after], resamples=_RESAMPLES)
+    except SonotuneError:  # too few clips, or clips without words
+        return None
 
 
 def write_card(run: Path, folder: Path, kind: Literal["adapter", "model"]) -> None:

@@ -10,7 +10,7 @@ import typer
 from sonotune.cli.findings import clips_left_out, warning_lines, worth_telling
 from sonotune.cli.report import write_card, write_report
 from sonotune.cli.shared import Json, Words, app, emit, print_result
-from sonotune.metrics.scores import decoding_note, score_title, show_score
+from sonotune.metrics.scores import WORSE, decoding_note, score_title, show_score
 from sonotune.progress import hide, phase
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _summary(record: RunRecord, folder: Path) -> dict[str, Any]:
 
 def _run_lines(record: RunRecord, folder: Path) -> list[str]:
     told = worth_telling(record.findings)
-    worse = [finding for finding in told if finding.check == "training.worse"]
+    worse = [finding for finding in told if finding.check == WORSE]
     lines = [*(f"WORSE    {finding.message}" for finding in worse), f"run      {folder}"]
     if changed := record.choices.get("run.allow_change"):
         lines.append(f"changed  {changed}")

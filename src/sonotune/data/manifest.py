@@ -41,6 +41,7 @@ SPLIT_MARK: Final = "sonotune_split.json"
 SILENT: Final = "audio.silent"
 """Check of clips without signal."""
 _MOST_CHANNELS: Final = 8  # of a file that is silent, which are looked at one by one
+_MOST_NAMED: Final = 50
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -501,6 +502,23 @@ def statistics(clips: Sequence[Clip]) -> dict[str, Any]:
         "without_text": len(clips) - len(texts),
         "alphabet": dict(sorted(alphabet.items(), key=lambda item: (-item[1], item[0]))),
     }
+
+
+def summary(clips: Sequence[Clip]) -> dict[str, Any]:
+    """What a person wants to know of a split, for the record of a run.
+
+    Returns:
+        `clips`, `hours`, `duration_s` (min, p50, max; seconds), how many `speakers` and `labels` there are, and clips
+        by `domains` and `languages`, the most frequent first.
+    """
+    found = statistics(clips)
+    durations_s = {name: found["duration_s"][name] for name in ("min", "p50", "max") if name in found["duration_s"]}
+    named = {
+        kind: dict(sorted(found[kind].items(), key=lambda item: -item[1])[:_MOST_NAMED])
+        for kind in ("domains", "languages")
+    }
+    counts = {kind: len(found[kind]) for kind in ("speakers", "labels")}
+    return {"clips": found["clips"], "hours": found["hours"], "duration_s": durations_s, **counts, **named}
 
 
 def _counts(names: Iterable[str | None]) -> dict[str, int]:

@@ -7,7 +7,7 @@ is guessed from its name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from sonotune.types import Score
 
@@ -22,6 +22,10 @@ _BEFORE_TITLES = {
     "map": ("mAP", "plain"),
 }
 """Titles and roles in records from before scores had them."""
+
+
+WORSE: Final = "training.worse"
+"""The finding of a run whose model is worse than before it was trained, by the score that decides."""
 
 
 def _role(name: str, score: Mapping[str, Any]) -> str:

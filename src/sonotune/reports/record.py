@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sonotune.evaluation.compare import Comparison
 from sonotune.metrics.scores import drawn_scores, score_title, show_value
 from sonotune.metrics.slices import DURATION_EDGES_S
 from sonotune.reports.classes import view_classes
@@ -21,6 +22,7 @@ from sonotune.reports.figures import Estimate, Series, bars, curve, estimates
 from sonotune.reports.page import render_page
 from sonotune.reports.predictions import Rate, text_slices, worst_texts
 from sonotune.reports.rank_heatmap import run_pictures
+from sonotune.reports.verdict import command_line, dates, domain_rows, usage_lines, verdict
 from sonotune.runs.record import task_of
 from sonotune.types import RunRecord
 
@@ -28,6 +30,12 @@ logger = logging.getLogger(__name__)
 
 _SEVERITIES = ("error", "warning", "note")
 _SHOWN_IDS = 8
+_SHOWN_FINDINGS = 10
+_SPLITS = {
+    "test": "test clips (data.test)",
+    "after": "development clips (data.eval), after training",
+    "before": "development clips (data.eval), before training",
+}
 _CURVES = (
     ("steps", "Scores over steps"),
     ("loss", "Loss"),
@@ -41,6 +49,10 @@ def build_html(
     events: Iterable[Mapping[str, Any]] = (),
     predictions: Sequence[Mapping[str, Any]] = (),
     plan: Mapping[str, Any] | None = None,
+    *,
+    split: str | None = None,
+    change: Comparison | None = None,
+    place: str | None = None,
 ) -> str:
     """Make the report.
 
@@ -51,6 +63,9 @@ def build_html(
             since the run began; the last one counts), and those of kind `adapter_entropy` and `activation_entropy`.
         predictions: Lines of one file of `predictions/`, as `runs.read_predictions` gives them.
         plan: What `ranks.json` holds, for the evidence that ranks follow and the budget of each group.
+        split: Name of the file of predictions, `test`, `after` or `before`, which says whose clips they are of.
+        change: Predictions before and after training, compared clip by clip; None where that cannot be done.
+        place: The run directory as a command names it, for lines that use the run; None shows none.
 
     Returns:
         A whole HTML document with inline style and figures; no script, no link to the network.
@@ -68,6 +83,7 @@ def build_html(
     rate: Rate = "cer" if next(iter(names), None) == "cer" else "wer"
     worst, wrong = (classes["worst"], classes["wrong"]) if classes else worst_texts(predictions)
     changed, defaults = _settings(record)
+    told = sorted(dict.fromkeys(record.findings), key=lambda finding: _SEVERITIES.index(finding.severity))
     return render_page(
         "template.html",
         filters={
@@ -76,6 +92,8 @@ def build_html(
             "score": show_value,
             "count": _show_count,
             "percent": _show_percent,
+            "points": _show_points,
+            "outcome": _outcome,
         },
         record=record,
         figures={name: Markup(svg) for name, svg in figures.items()},  # noqa: S704  (our own SVG, text escaped there)
@@ -95,12 +113,16 @@ def build_html(
         worst=worst,
         wrong=wrong,
         num_predictions=len(predictions),
-        alarms=[
-            finding
-            for finding in record.findings
-            if finding.check in ("export.parity", "model.context") and finding.severity == "warning"
-        ],
-        findings=sorted(record.findings, key=lambda finding: _SEVERITIES.index(finding.severity)),
+        verdict=verdict(record, change),
+        dates=dates(events),
+        command=command_line(record),
+        usage=usage_lines(record, place, task_of(record)),
+        clips_of=_SPLITS.get(split or "", ""),
+        domains=domain_rows(change),
+        data=[(split, of) for split in ("train", "eval", "test") if (of := record.data.get(split))],
+        findings=[finding for finding in told if finding.severity != "note"],
+        notes=[finding for finding in told if finding.severity == "note"],
+        shown_findings=_SHOWN_FINDINGS,
         shown_ids=_SHOWN_IDS,
         components=_components(record.model),
         model_facts=_model_facts(record.model),
@@ -144,6 +166,17 @@ def _show_count(number: float) -> str:
 
 def _show_percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def _show_points(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "\u2212")
+
+
+def _outcome(difference: Mapping[str, Any]) -> str:
+    """Class of a paired difference: `better`, `worse`, or nothing where chance can do it."""
+    if difference["low"] <= 0 <= difference["high"]:
+        return ""
+    return "better" if (difference["value"] < 0) == (difference["better"] == "lower") else "worse"
 
 
 # --- events and curves ---------------------------------------------------------------------------------------------
@@ -281,7 +314,9 @@ def _tiles(record: RunRecord, names: Mapping[str, Mapping[str, Any]]) -> list[di
         if name in before and name in after:
             text = f"{show_value(before[name])} → {show_value(after[name])}"
             note = _change(before[name], after[name])
-            tiles.append({"name": f"{score_title(name, after[name])}, before → after", "value": text, "note": note})
+            worse = " worse" if _is_worse(before[name], after[name]) else ""
+            title = f"{score_title(name, after[name])}, before → after"
+            tiles.append({"name": title, "value": text, "note": note, "kind": f"wide{worse}"})
         elif name in (after or before):
             score = (after or before)[name]
             note = f"{show_value(score, 'low')} to {show_value(score, 'high')}, {score['count']} clips"
@@ -316,6 +351,11 @@ def _parity_tile(record: RunRecord) -> list[dict[str, str]]:
             "note": f"{note}; {found.limit:g} allowed",
         }
     ]
+
+
+def _is_worse(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    change = float(after["value"]) - float(before["value"])
+    return change < 0 if after.get("better") == "higher" else change > 0
 
 
 def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

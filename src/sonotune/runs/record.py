@@ -80,6 +80,16 @@ class _Environment(TypedDict, total=False):
     world_size: Count
 
 
+class _Split(TypedDict, total=False):
+    clips: Required[Count]
+    hours: Required[Number]
+    duration_s: dict[str, Number]
+    speakers: Count
+    domains: dict[str, Count]
+    languages: dict[str, Count]
+    labels: Count
+
+
 class _Schema1(TypedDict):
     schema: Literal[1]
     run_id: str
@@ -99,6 +109,7 @@ class _Schema1(TypedDict):
     peak_memory_bytes: Count
     seconds: Number
     energy_joules: NotRequired[Number | None]
+    data: NotRequired[dict[str, _Split]]
 
 
 def _ascending(edges: list[Logged]) -> list[Logged]:

@@ -24,6 +24,7 @@ from sonotune.adapters.ranks.plan import RankPlan
 from sonotune.adapters.schedule.build import build_callbacks
 from sonotune.adapters.schedule.callback import AdapterCallback
 from sonotune.adapters.trainable import adapt, check_shardable, new_outputs, targets_of, untrained_parts
+from sonotune.data.manifest import summary
 from sonotune.metrics.scores import score_title
 from sonotune.models.base import NEW, LoadedModel, count_parameters
 from sonotune.models.thinning import contexts_of_training
@@ -111,6 +112,7 @@ def prepare_model(session: Session, inputs: RunInputs, steps: LoopSettings) -> P
     log.chose(_choices(session, inputs, steps, adaptation))
     log.write(
         data_digest=inputs.corpus.digests,
+        data={name: summary(clips) for name, clips in {**inputs.corpus.splits, "train": inputs.prepared.clips}.items()},
         ranks=dict(plan.ranks) if plan else {},
         stages=tuple(describe(stage, loaded) for stage in stages),
         model={

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from sonotune.adapters.calibration.calibrate import collect
 from sonotune.adapters.ranks.choose import calibration_clips
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate, write_predictions
-from sonotune.metrics.scores import primary_score, score_title, show_score
+from sonotune.metrics.scores import WORSE, primary_score, score_title, show_score
 from sonotune.runs import read_events
 from sonotune.training.adaptation import rank_settings
 from sonotune.training.inputs import RunInputs
@@ -20,7 +20,6 @@ from sonotune.training.sharding import unsharded
 from sonotune.types import Finding, Score
 
 EvaluationPoint = Literal["before", "after", "test"]
-WORSE: Final = "training.worse"
 IMPROVING: Final = "training.still_improving"
 LEAST_GAIN: Final = 0.03
 """Share of the best earlier score by which the last one must be better: less is within the noise of most sets."""

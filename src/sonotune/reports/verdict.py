@@ -1,0 +1,145 @@
+"""What a report says first: whether the run made the model better, when, by which line, and how to use it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple
+
+from sonotune.evaluation.compare import Comparison
+from sonotune.metrics.scores import WORSE, primary_score, score_title, show_value
+from sonotune.types import RunRecord
+
+Outcome = Literal["better", "worse", "none"]
+
+
+class Verdict(NamedTuple):
+    """The sentence on top of a report.
+
+    Attributes:
+        outcome: Colour of the badge.
+        badge: One or two words.
+        sentence: What was scored before and after, and how sure the change is.
+    """
+
+    outcome: Outcome
+    badge: str
+    sentence: str
+
+
+def verdict(record: RunRecord, change: Comparison | None) -> Verdict | None:
+    """What the run did to the score that decides; None where nothing was scored.
+
+    It never says other than the finding of the run: `training.worse` makes it worse.
+
+    Args:
+        record: Of the run.
+        change: The scores before and after training, paired by clip; None where there are too few clips.
+    """
+    before, after, test = (record.scores.get(point, {}) for point in ("before", "after", "test"))
+    name = primary_score(after) or primary_score(test) or primary_score(before)
+    if name is None:
+        return None
+    sentence = _unfinished(record)
+    worse = any(finding.check == WORSE for finding in record.findings)
+    outcome: Outcome = "worse" if worse else "none"
+    badge = "worse" if worse else "scored"
+    if name in before and name in after:
+        change_told, sure = _change(before[name], after[name], change)
+        clips = after[name]["count"]
+        sentence += f"Training took {score_title(name, after[name])} on the development clips ({clips}) from "
+        sentence += f"{show_value(before[name])} to {show_value(after[name])}{change_told}."
+        improved = (after[name]["value"] < before[name]["value"]) == (after[name].get("better", "lower") == "lower")
+        if not worse:
+            same = after[name]["value"] == before[name]["value"]
+            outcome = "better" if improved and sure and not same else "none"
+            badge = "better" if outcome == "better" else "no clear change"
+    elif name in after:
+        sentence += f"{score_title(name, after[name])} on the development clips ({after[name]['count']}) is "
+        sentence += f"{show_value(after[name])} after training; the model was not scored before."
+    elif name in before:
+        sentence += f"Before training, {score_title(name, before[name])} on the development clips is "
+        sentence += f"{show_value(before[name])}; there is no score after it."
+    if name in test:
+        low, high = show_value(test[name], "low"), show_value(test[name], "high")
+        sentence += (
+            f" On the test clips ({test[name]['count']}), which decided nothing, it is {show_value(test[name])} "
+        )
+        sentence += f"(95 % interval {low} to {high})."
+    return Verdict(outcome, badge, sentence.strip())
+
+
+def _unfinished(record: RunRecord) -> str:
+    return "" if record.status == "finished" else f"The run is {record.status}, and its scores are not final. "
+
+
+def _change(before: Mapping[str, Any], after: Mapping[str, Any], change: Comparison | None) -> tuple[str, bool]:
+    """The difference in words, and whether chance is ruled out."""
+    points = 100 * (after["value"] - before["value"])
+    told = f" ({points:+.1f} points"
+    if change is None or change.clips != after["count"]:
+        return f"{told}; too few clips to tell it from chance)".replace("-", "\u2212"), False
+    found = change.primary
+    sure = not found.low <= 0 <= found.high
+    told += f", 95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    told += ")" if sure else "; chance alone can do that)"
+    return told.replace("-", "\u2212"), sure
+
+
+def domain_rows(change: Comparison | None) -> list[dict[str, Any]]:
+    """Before and after by domain: `value`, `clips`, and `difference` of the score that decides, None for few clips."""
+    if change is None:
+        return []
+    rows = [row for row in change.slices if row["by"] == "domain"]
+    name = change.primary.name
+    return [{"value": row["value"], "clips": row["clips"], "difference": row["difference"].get(name)} for row in rows]
+
+
+def command_line(record: RunRecord) -> str:
+    """A line that asks for the settings of the run: presets, a file, and what was set beside them."""
+    words: dict[str, None] = {}
+    given: list[str] = []
+    for name, origin in record.config_origin.items():
+        kind, _, rest = origin.partition(" ")
+        if kind == "preset":
+            words[rest] = None
+        elif origin == "command line":
+            section, _, setting = name.partition(".")
+            given.append(f"{name}={_word(record.config.get(section, {}).get(setting))}")
+        elif not origin.startswith("the run"):
+            words[f"config={origin}"] = None
+    return shlex.join(["sonotune", "train", *words, *given])
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        return ",".join(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def dates(events: Sequence[Mapping[str, Any]]) -> str | None:
+    """When the first and the last thing of a run happened, in UTC; None where no event says."""
+    times = [event["time"] for event in events if isinstance(event.get("time"), int | float)]
+    if not times:
+        return None
+    first, last = (datetime.fromtimestamp(moment, UTC) for moment in (min(times), max(times)))
+    if first.date() == last.date():
+        return f"{first:%Y-%m-%d}, {first:%H:%M} to {last:%H:%M} UTC"
+    return f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
+
+
+def usage_lines(record: RunRecord, place: str | None, task: str) -> list[tuple[str, str]]:
+    """What to do with the result: a purpose and a command each; nothing before the run is finished."""
+    if place is None or record.status != "finished":
+        return []
+    model = shlex.quote(f"model={place}")
+    return [
+        ("recognise recordings" if task == "transcribe" else "classify recordings", f"sonotune {task} {model} FILES"),
+        ("score it on other clips", f"sonotune evaluate {model} data.test=MANIFEST"),
+        ("compare it with another run", f"sonotune compare {shlex.quote(place)} OTHER_RUN"),
+        ("merge it, for other tools to load", f"sonotune export {shlex.quote(place)} FOLDER"),
+    ]
