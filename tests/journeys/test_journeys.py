@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sonotune import assets
+from sonotune.audio import io as audio
 
+ROOT = Path(__file__).resolve().parents[2]
 SPEECH = Path(assets.__file__).parent / "quickstart"
 Play = Callable[..., None]
 
@@ -38,19 +42,66 @@ def test_numbers_may_differ_and_words_may_not(
     assert shown_as(expected, shown) is same
 
 
-def own_recordings(folder: Path, *, clips: int) -> None:
-    """`recordings/` and a table of them, as somebody has them: 16 kHz Ogg, a transcript, a speaker."""
+def write_table(folder: Path, name: str, clips: list[dict[str, Any]], source: Path) -> None:
+    """`recordings/` and a table of them, as somebody has them: a path, a transcript, and what else is known."""
     (folder / "recordings").mkdir()
-    with (folder / "recordings.csv").open("w", encoding="utf-8", newline="") as file:
+    columns = ["speaker", "domain", "language"]
+    with (folder / name).open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["path", "sentence", "speaker", "domain"])
-        for line in (SPEECH / "train.jsonl").read_text("utf-8").splitlines()[:clips]:
-            clip = json.loads(line)
-            name = Path(clip["path"]).name
-            shutil.copy(SPEECH / "audio" / name, folder / "recordings" / name)
-            table.writerow([f"recordings/{name}", clip["text"], clip["speaker"], clip["domain"]])
+        table.writerow(["path", "sentence", *columns])
+        for clip in clips:
+            recording = source / (clip.get("path") or clip["audio"])
+            shutil.copy(recording, folder / "recordings" / recording.name)
+            table.writerow(
+                [f"recordings/{recording.name}", clip["text"], *(clip.get(column, "") for column in columns)]
+            )
+
+
+def some_clips(manifest: Path, *, count: int, longest_s: float) -> list[dict[str, Any]]:
+    clips = [json.loads(line) for line in manifest.read_text("utf-8").splitlines()]
+    return [clip for clip in clips if clip["duration_s"] <= longest_s][:count]
 
 
 def test_a_researcher_compares_two_ways_to_train(play: Play, tmp_path: Path):
-    own_recordings(tmp_path, clips=160)
+    clips = some_clips(SPEECH / "train.jsonl", count=160, longest_s=5.0)
+    write_table(tmp_path, "recordings.csv", clips, SPEECH)
     play("researcher")
+
+
+def test_an_engineer_with_one_card_has_a_folder_for_each_keyword(play: Play, tmp_path: Path):
+    clips = some_clips(SPEECH / "train.jsonl", count=60, longest_s=5.0)
+    for index, clip in enumerate(clips):
+        word = ("one", "two", "three")[index % 3]
+        (tmp_path / "sounds" / word).mkdir(parents=True, exist_ok=True)
+        waveform_S = audio.read(SPEECH / clip["path"])
+        audio.write(tmp_path / "sounds" / word / f"{word}-{index // 3}.wav", waveform_S, 16_000)
+    play("one_card")
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_a_team_tunes_the_published_whisper_on_one_reader(play: Play, tmp_path: Path, whisper_base: Path):
+    source = corpus("swahili")
+    clips = [
+        *some_clips(source / "train.jsonl", count=20, longest_s=12.0),
+        *some_clips(source / "test.jsonl", count=10, longest_s=10.0),
+    ]
+    write_table(tmp_path, "swahili.csv", clips, source)
+    shutil.copy(source / clips[20]["audio"], tmp_path / "recordings" / "test-000.opus")
+    play("low_resource", WHISPER=whisper_base)
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_a_team_tunes_the_published_whisper_without_names_of_speakers(play: Play, tmp_path: Path, whisper_base: Path):
+    source = corpus("breton")
+    write_table(tmp_path, "breton.csv", some_clips(source / "all.jsonl", count=24, longest_s=6.0), source)
+    play("breton", WHISPER=whisper_base)
+
+
+def corpus(name: str) -> Path:
+    """A folder of real recordings beside the checkout, or named by `SONOTUNE_CORPORA`."""
+    for place in (os.environ.get("SONOTUNE_CORPORA"), ROOT.parent / "shared" / "data"):
+        if place and (Path(place) / name).is_dir():
+            return Path(place) / name
+    pytest.skip(f"real recordings not found: set SONOTUNE_CORPORA to a folder that holds {name}")
