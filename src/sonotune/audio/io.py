@@ -206,7 +206,7 @@ def write(
         raise AudioError(
             "unwritable", f"{path}: format {container!r} with encoding {encoding!r} does not exist. See libsndfile."
         )
-    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         # By descriptor: a Python file object swallows errors of the disk inside the encoder's callback.
         fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)

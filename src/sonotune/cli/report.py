@@ -9,15 +9,20 @@ import typer
 
 from sonotune.cli.shared import Json, app, print_result
 
+REPORT = "report.html"
+KINDS: tuple[Literal["adapter"], Literal["model"]] = ("adapter", "model")
+"""Folders of a run that hold what was trained."""
+
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_json: Json = False) -> None:
-    """(Re)build the HTML report of a run."""
+    """(Re)build the HTML report of a run, and the card of what it trained where that is missing."""
     from sonotune.errors import RunDirectoryError
 
     if not (run / "run.json").is_file():
         raise RunDirectoryError(f"{run} is not a run directory: run.json is missing.")
     target = write_report(run)
+    write_cards(run, missing=True)
     print_result({"report": str(target)}, as_json=as_json, lines=[str(target)])
 
 
@@ -33,10 +38,17 @@ def write_report(folder: Path) -> Path:
         if (path := folder / "predictions" / f"{moment}.jsonl").is_file():
             predictions = read_predictions(path)
             break
-    ranks, target = folder / "ranks.json", folder / "report.html"
+    ranks, target = folder / "ranks.json", folder / REPORT
     plan = read_plan(ranks) if ranks.is_file() else None
     atomic_write_text(target, build_html(record, read_events(folder / "events.jsonl"), predictions, plan))
     return target
+
+
+def write_cards(run: Path, *, missing: bool = False) -> None:
+    """The model cards of what lies in a run; with `missing`, those that are not there yet."""
+    for kind in KINDS:
+        if (run / kind).is_dir() and not (missing and (run / kind / "README.md").is_file()):
+            write_card(run, run / kind, kind)
 
 
 def write_card(run: Path, folder: Path, kind: Literal["adapter", "model"]) -> None:

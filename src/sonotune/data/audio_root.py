@@ -63,7 +63,8 @@ class AudioRoot:
                 "the path leaves the root of the manifest",
                 found=f"{show(value)}, which is {show(str(real), 200)}",
                 allowed=f"files below {self.root}",
-                do="Move the audio there, set another root (data.root), or set data.allow_outside_root=true.",
+                do="Move the audio there, set another root (data.root=FOLDER, in `sonotune data` --root FOLDER), "
+                "or allow it (data.allow_outside_root=true, --allow-outside-root).",
             )
         return real if ".." in path.parts else path
 

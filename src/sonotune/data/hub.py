@@ -22,7 +22,7 @@ from sonotune.data.lines import Problems, RefusedError, show
 from sonotune.data.manifest import fill_durations
 from sonotune.data.records import COLUMNS, ClipParser
 from sonotune.errors import ManifestError, MissingExtraError
-from sonotune.runs import atomic_write_bytes
+from sonotune.runs import atomic_write_bytes, clear_drafts
 from sonotune.types import Clip
 
 _MAGIC = ((b"RIFF", ".wav"), (b"fLaC", ".flac"), (b"OggS", ".ogg"), (b"FORM", ".aiff"), (b"ID3", ".mp3"))
@@ -75,6 +75,7 @@ def load_hub(
         folder = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     root = AudioRoot(folder, allow_outside=allow_outside_root)
     cache = (cache_dir or _default_cache()) / re.sub(r"[^\w.-]+", "-", f"{Path(source).name}-{split}")
+    clear_drafts(cache)
     problems = Problems(Path(source))
     rows = _rows(itertools.islice(data, limit), columns, label_names, problems, cache=cache, root=root)
     # Cached files lie outside the root by design; `_rows` has already fenced every path that came from the data.

@@ -28,6 +28,7 @@ from sonotune.runs.files import (
     atomic_write_bytes,
     atomic_write_json,
     atomic_write_text,
+    clear_drafts,
     make_folder,
     redact,
     to_plain,
@@ -108,6 +109,8 @@ class RunDirectory:
                 make_folder(path / name)
             directory = cls(path, lock, resumed=changed is not None, changed=changed)
             directory._drop_torn_line()
+            for folder in (path, directory.predictions_dir):
+                clear_drafts(folder)
         except BaseException:
             os.close(lock)
             raise
