@@ -21,7 +21,7 @@ from sonotune.adapters.ranks.choose import read_components
 from sonotune.adapters.ranks.plan import Target, plan_from_json
 from sonotune.cli import main
 from sonotune.cli.train import _run_lines
-from sonotune.cli.usage import _read as read_model_entries
+from sonotune.cli.usage import read_adapter_entries, read_model_entries, read_processor_entries
 from sonotune.errors import (
     AdapterError,
     CheckpointError,
@@ -132,6 +132,7 @@ KINDS = [
     Kind(
         "sonotune.json",
         {
+            "schema": 1,
             "adapter": "lora",
             "family": "whisper",
             "checkpoint": None,
@@ -162,6 +163,25 @@ KINDS = [
         "generation_config.json",
         {"model_type": "whisper", "lang_to_id": {"<|en|>": 3}},
         read_model_entries,
+        ModelError,
+    ),
+    Kind(
+        "preprocessor_config.json",
+        {"chunk_length": 30, "max_length": 1024, "feature_extractor": {"chunk_length": 30}},
+        read_processor_entries,
+        ModelError,
+    ),
+    Kind(
+        "adapter_config.json",
+        {
+            "r": 8,
+            "rank_pattern": {"a": 4},
+            "alpha_pattern": {"a": 4.0},
+            "modules_to_save": ["head"],
+            "use_rslora": False,
+            "use_dora": False,
+        },
+        read_adapter_entries,
         ModelError,
     ),
     Kind(
