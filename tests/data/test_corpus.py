@@ -54,6 +54,7 @@ def load(sources: dict[str, str], **changes: Any) -> Corpus:
         "max_duration_s": None,
         "check": "decode",
         "max_bad_fraction": 0.9,
+        "truncated": "use",
         "eval_speakers": (),
         "eval_fraction": 0.5,
         "leaks": "report",

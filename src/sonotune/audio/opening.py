@@ -25,6 +25,7 @@ MAX_CHANNELS = 64
 
 MAX_MISSING_S = 0.1
 MAX_MISSING_SHARE = 0.05
+LEAST_BEARABLE_S = 0.05
 """Recorders and cutting tools lose a few milliseconds at the end, which no word needs. A file or span that ends so
 little early is read as far as it goes; where more is missing, the transcript may say what is not there."""
 
@@ -61,7 +62,7 @@ class AudioInfo:
 
 def bearable_s(duration_s: float) -> float:
     """How much may be missing at the end of a file or span of a length, in seconds."""
-    return min(MAX_MISSING_S, MAX_MISSING_SHARE * duration_s)
+    return min(MAX_MISSING_S, max(LEAST_BEARABLE_S, MAX_MISSING_SHARE * duration_s))
 
 
 class Decoder(soundfile.SoundFile):  # type: ignore[misc, unused-ignore]  # soundfile has no type stubs
