@@ -154,9 +154,9 @@ class DataConfig(Section):
     max_bad_fraction: Share = 0.01
     """Share of unusable clips above which a run stops before it trains."""
     truncated: Literal["use", "leave_out", "stop"] = Field(default="use", json_schema_extra=_LATER)
-    """Files that end before their header or manifest says: with `use`, one that lacks a little (5 % of its
-    length, but at least 0.05 and at most 0.1 s) is used as far as it goes, and one that lacks more is bad; `leave_out` leaves out both and counts
-    neither as bad; `stop` refuses the run for either."""
+    """Files that end before their header or manifest says: with `use`, one that lacks a little (5 % of its length, but
+    at least 0.05 and at most 0.1 s) is used as far as it goes, and one that lacks more is bad; `leave_out` leaves out
+    both and counts neither as bad; `stop` refuses the run for either."""
     check: Literal["decode", "header"] = "decode"
     """Look at all samples of every file before the run, or only at its header (quick, misses truncated files)."""
     multi_label: bool = False
