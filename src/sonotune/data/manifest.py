@@ -167,7 +167,7 @@ def manifest_text(path: Path, clips: Iterable[Clip]) -> str:
         try:
             record = _to_record(clip, folder)
             line = json.dumps(record, ensure_ascii=False, allow_nan=False)
-            size = len(line.encode()) + 1
+            size = len(line.encode("utf-8", "backslashreplace")) + 1
             check_record(record)
         except (ValueError, RefusedError) as error:  # includes UnicodeEncodeError
             found = f"{error}, {error.found}" if isinstance(error, RefusedError) else error
