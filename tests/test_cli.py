@@ -475,7 +475,7 @@ def test_bad_files_below_the_limit_are_findings_and_the_rest_is_trained(data: Pa
     assert code == 0, err
     assert only_json(out)["status"] == "finished"
     record = json.loads((data / "run" / "run.json").read_text("utf-8"))
-    of_clips = [finding for finding in record["findings"] if not finding["check"].startswith("leak.")]
+    of_clips = [found for found in record["findings"] if not found["check"].startswith(("leak.", "decode."))]
     found = {clip: finding["check"] for finding in of_clips for clip in finding["clip_ids"]}
     for number, (kind, (_, _, checks)) in enumerate(BAD_AUDIO.items()):
         assert found.pop(f"bad{number}") in checks, kind
@@ -962,6 +962,33 @@ def test_a_report_is_rebuilt(finished: tuple[Path, Answer], tmp_path: Path):
     refused(call("report", str(tmp_path)), "run.json is missing")
 
 
+def test_the_report_that_a_killed_run_did_not_get_to_is_made_by_the_same_line(
+    finished: tuple[Path, Answer], tmp_path: Path
+):
+    folder, (code, _, err) = finished
+    assert code == 0, err
+    shutil.copytree(folder, tmp_path / "copy")
+    run = tmp_path / "copy" / "run"
+    words = train_words(folder, f"run.dir={run}", "--json")
+    refused_as_finished = call(*words)
+    assert refused_as_finished[0] == 2
+    for name in ("report.html", "adapter/README.md"):
+        (run / name).unlink()
+    before = (run / "adapter" / "adapter_model.safetensors").read_bytes()
+    code, out, err = call(*words)
+    assert code == 0, err
+    assert (only_json(out)["status"], only_json(out)["run"]) == ("finished", str(run))
+    assert "<html" in (run / "report.html").read_text("utf-8")
+    assert (run / "adapter" / "README.md").is_file()
+    assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == before
+    (run / "adapter" / "README.md").unlink()
+    assert call("report", str(run))[0] == 0
+    assert (run / "adapter" / "README.md").is_file()
+    (run / "report.html").unlink()  # other settings are not taken for it
+    assert call(*words, "training.seed=7")[0] == 2
+    assert not (run / "report.html").exists()
+
+
 def test_corpora_are_imported_described_and_split(data: Path):
     folder = data / "words"
     for word in ("one", "two", "six"):
@@ -986,18 +1013,39 @@ def test_corpora_are_imported_described_and_split(data: Path):
         "--json",
     )
     assert code == 0, err
-    parts = {name: part for name, part in only_json(out).items() if name != "root"}
+    parts = only_json(out)
+    root = parts.pop("root")
     assert set(parts) == {"train", "eval", "test"}
     assert sorted(name for part in parts.values() for name in part["speakers"]) == ["s0", "s1", "s2"]
     assert sum(part["clips"] for part in parts.values()) == 5
-    # What was split trains: the audio is found from the new manifests.
-    code, _, err = call("data", "stats", parts["train"]["manifest"])
+    # What was split trains: the audio is found from the new manifests, with the root that is told.
+    refused(call("data", "stats", parts["train"]["manifest"]), "the path leaves the root", "--root FOLDER")
+    code, _, err = call("data", "stats", parts["train"]["manifest"], "--root", root)
     assert code == 0, err
     code, out, err = call(
         "data", "split", str(data / "train.jsonl"), str(data / "held"), "--eval-speakers", "s0,s2", "--json"
     )
     assert code == 0, err
     assert only_json(out)["eval"]["speakers"] == ["s0", "s2"]
+
+
+def test_commands_on_corpora_follow_no_path_out_of_the_root(data: Path):
+    """As training does: a manifest of a stranger must not make them open what it names elsewhere."""
+    soundfile.write(data / "outside.wav", tone(), RATE_HZ)
+    (data / "in").mkdir()
+    (data / "in" / "link.wav").symlink_to(data / "outside.wav")
+    out = str(data / "out")
+    for path in ("../outside.wav", str(data / "outside.wav"), "../../../../etc/passwd", "link.wav"):
+        manifest = data / "in" / "m.jsonl"
+        manifest.write_text(json.dumps({"id": "a", "path": path, "text": "one two three", "duration_s": 1.0}) + "\n")
+        for words in (["stats"], ["split", out], ["tokenizer", out], ["import", f"{out}.jsonl"]):
+            command = ["data", words[0], str(manifest), *words[1:]]
+            refused(call(*command), "the path leaves the root of the manifest", "--allow-outside-root")
+        assert not Path(out).exists()
+    for path, more in (("../outside.wav", ["--allow-outside-root"]), ("outside.wav", ["--root", str(data)])):
+        manifest.write_text(json.dumps({"id": "a", "path": path, "text": "one"}) + "\n")
+        code, _, err = call("data", "stats", str(manifest), *more)
+        assert code == 0, err
 
 
 def test_an_import_says_what_it_assumed_and_what_is_missing(tmp_path: Path):

@@ -21,7 +21,7 @@ from sonotune.adapters.ranks.choose import read_components
 from sonotune.adapters.ranks.plan import Target, plan_from_json
 from sonotune.cli import main
 from sonotune.cli.train import _run_lines
-from sonotune.cli.usage import usage_in
+from sonotune.cli.usage import read_adapter_entries, read_model_entries, read_processor_entries
 from sonotune.errors import (
     AdapterError,
     CheckpointError,
@@ -36,7 +36,7 @@ from sonotune.models.weight_files import check_weight_files
 from sonotune.planning.cost import read_throughput
 from sonotune.reports.card import build_card, read_parity
 from sonotune.reports.rank_heatmap import plan_pictures, read_plan
-from sonotune.runs import read_events, read_predictions, read_record, record_from_json
+from sonotune.runs import read_events, read_predictions, read_record
 from sonotune.sweeps.ablation import read_ablation
 from sonotune.training import checkpoint
 
@@ -110,10 +110,6 @@ def use_plan(path: Path) -> None:
     plan_pictures(read_plan(path))
 
 
-def use_generation_config(path: Path) -> None:
-    usage_in(path.parent, record_from_json(RECORD), "model")
-
-
 def read_log(path: Path) -> list[Any]:
     return list(read_events(path))
 
@@ -136,6 +132,7 @@ KINDS = [
     Kind(
         "sonotune.json",
         {
+            "schema": 1,
             "adapter": "lora",
             "family": "whisper",
             "checkpoint": None,
@@ -165,7 +162,26 @@ KINDS = [
     Kind(
         "generation_config.json",
         {"model_type": "whisper", "lang_to_id": {"<|en|>": 3}},
-        use_generation_config,
+        read_model_entries,
+        ModelError,
+    ),
+    Kind(
+        "preprocessor_config.json",
+        {"chunk_length": 30, "max_length": 1024, "feature_extractor": {"chunk_length": 30}},
+        read_processor_entries,
+        ModelError,
+    ),
+    Kind(
+        "adapter_config.json",
+        {
+            "r": 8,
+            "rank_pattern": {"a": 4},
+            "alpha_pattern": {"a": 4.0},
+            "modules_to_save": ["head"],
+            "use_rslora": False,
+            "use_dora": False,
+        },
+        read_adapter_entries,
         ModelError,
     ),
     Kind(

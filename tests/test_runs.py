@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -545,3 +546,47 @@ def test_code_version():
 def test_importing_runs_is_free_of_torch():
     code = "import sonotune.runs, sys; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+# --- drafts of killed processes -------------------------------------------------------------------
+
+
+def gone() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_drafts_of_processes_that_are_gone_are_removed_and_nothing_else(tmp_path: Path):
+    left = [f".run.json.{gone()}.tmp", f".after.jsonl.{gone()}.tmp"]
+    kept = [f".run.json.{os.getpid()}.tmp", ".notes.tmp", "run.json.1.tmp", f".run.json.{gone()}.txt", ".hidden"]
+    for name in (*left, *kept):
+        (tmp_path / name).write_text("x")
+    (tmp_path / f".corpus.{gone()}.tmp").mkdir()
+    runs.clear_drafts(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    os.utime(tmp_path / kept[0], (0, 0))  # a day and more: the number is another process's by now
+    runs.clear_drafts(tmp_path)
+    assert not (tmp_path / kept[0]).exists()
+    runs.clear_drafts(tmp_path / "absent")
+
+
+def test_a_file_that_is_written_again_loses_its_own_drafts_alone(tmp_path: Path):
+    own, other = tmp_path / f".m.jsonl.{gone()}.tmp", tmp_path / f".theirs.{gone()}.tmp"
+    for path in (own, other):
+        path.write_text("x")
+    runs.atomic_write_text(tmp_path / "m.jsonl", "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([other.name, "m.jsonl"])
+
+
+def test_a_run_that_starts_again_clears_what_a_kill_left(tmp_path: Path):
+    with open_run(tmp_path / "run") as run:
+        run.write_record(make_record(status="interrupted"))
+    process = gone()
+    names = (f".events.jsonl.{process}.tmp", f"predictions/.after.jsonl.{process}.tmp", f".run.json.{process}.tmp")
+    drafts = [tmp_path / "run" / name for name in names]
+    for path in drafts:
+        path.write_text("x")
+    open_run(tmp_path / "run").close()
+    assert not any(path.exists() for path in drafts)

@@ -23,6 +23,7 @@ Messages have four parts: what is wrong with which thing, what was found, what i
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Self
 
@@ -158,8 +159,16 @@ def out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"  # torch's, of a card
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))  # its allocator on a CPU
+        or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None)
     )
+
+
+_NO_MEMORY = re.compile(
+    "can't allocate memory|not enough memory"  # torch's allocator on a CPU
+    "|std::bad_alloc"
+    "|could not create a (primitive|memory)(?! descriptor)"  # oneDNN; of a descriptor, it is the shape that it lacks
+    "|CUBLAS_STATUS_ALLOC_FAILED|cudaErrorMemoryAllocation|CUDA out of memory"
+)
 
 
 class CheckpointError(SonotuneError):

@@ -17,7 +17,7 @@ from torch import Tensor
 from sonotune.adapters.kinds import lora
 from sonotune.adapters.kinds.base import AdapterSettings
 from sonotune.adapters.kinds.none import NONE
-from sonotune.adapters.metadata import use_of, write_metadata
+from sonotune.adapters.metadata import read_entries, use_of, write_metadata
 from sonotune.adapters.ranks.choose import RankSettings, plan_ranks
 from sonotune.adapters.trainable import adapt
 from sonotune.api import settings_of_use
@@ -337,3 +337,14 @@ def test_a_command_that_uses_a_model_inherits_it_unless_told_otherwise(adapted: 
     assert found == USE
     told = settings_of_use([word.format(place), "model.language=en", "data.max_duration_s=9"]).config
     assert (told.model.language, told.data.max_duration_s, told.data.min_duration_s) == ("en", 9.0, 0.2)
+
+
+@pytest.mark.parametrize("name", ["sonotune.json", "sonotune_export.json"])
+def test_a_description_of_a_newer_schema_is_refused_by_name(name: str, tmp_path: Path):
+    path = tmp_path / name
+    path.write_text(json.dumps({"schema": 2, "context": "full"}), "utf-8")
+    with pytest.raises(AdapterError, match=rf"{name} has schema 2, and this version of sonotune reads 1 at most"):
+        read_entries(path)
+    for entries in ({"schema": 1, "context": "full"}, {"context": "full"}):  # older exports say none
+        path.write_text(json.dumps(entries), "utf-8")
+        assert read_entries(path)["context"] == "full"

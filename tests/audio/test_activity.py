@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -116,3 +118,24 @@ def test_real_digits_have_speech_in_most_of_their_frames(fsdd):
     assert len(shares) > 10
     assert min(shares) > 0.15
     assert 0.4 < np.median(shares) <= 1.0
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050])
+@pytest.mark.parametrize("block", [1, 7, 160, 401, 5000, 10**6])
+def test_the_energy_of_blocks_is_that_of_the_whole(rate: int, block: int):
+    rng = np.random.default_rng(3)
+    count = 3_001 if block == 1 else 30_011
+    waveform = (rng.standard_normal(count) * np.linspace(0, 0.5, count) ** 2).astype(np.float32)
+    whole = activity.frame_energy_db(waveform, rate)
+    found = activity.energy_of_blocks((waveform[first : first + block] for first in range(0, count, block)), rate)
+    assert len(found) == len(whole) == math.ceil(count / (0.01 * rate))
+    np.testing.assert_allclose(found, whole, atol=1e-4)
+    assert activity.energy_of_blocks([], rate).size == 0
+
+
+def test_frames_are_the_means_of_their_own_samples():
+    waveform = np.random.default_rng(5).standard_normal(16_000).astype(np.float32)
+    found = activity.energy_of_blocks([waveform[:9_999], waveform[9_999:]], 16_000)
+    for frame in (0, 61, 62, 98, 99):
+        part = waveform[160 * frame : 160 * frame + 400].astype(np.float64)
+        assert found[frame] == pytest.approx(10 * np.log10(np.mean(part**2)), abs=1e-4)

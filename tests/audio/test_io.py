@@ -483,6 +483,18 @@ def test_memory_is_that_of_the_result(tmp_path):
     assert peak_bytes < 16 << 20  # whole it would be 512 MB as float32
 
 
+@pytest.mark.parametrize("rate_hz", [16_000, 22_050])
+def test_blocks_are_the_samples_of_the_whole(tmp_path, rate_hz):
+    waveform = np.random.default_rng(2).standard_normal(rate_hz * 40).astype(np.float32) * 0.1
+    io.write(tmp_path / "a.flac", waveform, rate_hz)
+    for span in ({}, {"start_s": 3.21, "duration_s": 30.0}):
+        blocks = list(io.read_blocks(tmp_path / "a.flac", **span))
+        assert len(blocks) > 1
+        np.testing.assert_array_equal(np.concatenate(blocks), io.read(tmp_path / "a.flac", **span))
+    with pytest.raises(AudioError, match="does not exist"):
+        next(io.read_blocks(tmp_path / "b.flac"))
+
+
 def test_a_span_outside_the_file_is_refused(tmp_path):
     path = tmp_path / "x.wav"
     soundfile.write(path, murmur(16_000), 16_000)

@@ -121,13 +121,23 @@ def test_a_domain_of_few_speakers_is_in_every_part():
             assert {one.domain for one in members} == {"phone", "studio"}
 
 
+@pytest.mark.parametrize("unknown", [0.3, 1.0])
+def test_clips_of_unknown_duration_are_spread_like_the_others(unknown: float):
+    """Their files cannot be opened; without a weight all of them would go to one part."""
+    clips = [dataclasses.replace(one, duration_s=0.0) if i < unknown * 400 else one for i, one in enumerate(corpus())]
+    split = split_clips(clips, by="clip", sizes=THREE)
+    for part, share in THREE.shares.items():
+        found = sum(one.duration_s == 0 for one in split.parts[part]) / sum(one.duration_s == 0 for one in clips)
+        assert found == pytest.approx(share, abs=0.05)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     data=st.lists(
         st.tuples(
             st.none() | st.sampled_from("abcdef"),
             st.sampled_from(["", "one two three", "one two four", "five six seven eight", "yes"]),
-            st.floats(0.1, 30),
+            st.just(0.0) | st.floats(0.1, 30),
             st.sampled_from("xyz"),
         ),
         min_size=3,
@@ -308,12 +318,19 @@ def test_sizes(asked: str, share: float | None, unit: str):
         ("nan", "0.1", "'nan'"),
         ("10clips", "10s", "Give both alike"),
         ("0.5", "0.5", "nothing to train on"),
+        (float("nan"), 0.1, "nan"),
+        (-0.1, 0.1, "-0.1"),
         ("90clips", "20clips", "nothing to train on"),
     ],
 )
-def test_sizes_that_cannot_be_used_are_refused(evaluation: str, test: str, said: str):
+def test_sizes_that_cannot_be_used_are_refused(evaluation: str | float, test: str | float, said: str):
     with pytest.raises(ManifestError, match=said):
         parse_sizes([clip(str(index)) for index in range(100)], evaluation=evaluation, test=test)
+
+
+def test_a_share_may_be_a_small_number():
+    shares = parse_sizes([clip("a")], evaluation=1e-5, test=0.0).shares
+    assert shares == {"train": pytest.approx(1 - 1e-5), "eval": 1e-5}
 
 
 def test_what_a_split_says_is_what_train_says_and_its_gate_lets_it_pass(tmp_path: Path):

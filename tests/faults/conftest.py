@@ -90,6 +90,7 @@ class Killer:
             The operations of the whole command.
         """
         pristine = work.with_name(f"{work.name}-pristine")
+        shutil.rmtree(pristine, ignore_errors=True)
         shutil.copytree(work, pristine, symlinks=True)
         before, hidden = tree(work), {path.name for path in work.rglob(".*")}
 
@@ -115,7 +116,7 @@ class Killer:
                 continue  # the same command goes on from the same things
             tried.add(kind)
             again = self.run(words, work, exchange=exchange)
-            refused = again.code == 2 and seen == after and "exists already" in again.said
+            refused = again.code == 2 and seen == after and re.search(r"exists already|is not empty", again.said)
             assert again.code == 0 or refused, (where, again.said)
             assert tree(work) == after, (where, differences(tree(work), before, after))
             assert hidden <= {path.name for path in work.rglob(".*")}, where

@@ -110,6 +110,13 @@ def test_a_split_beside_the_audio_is_never_read_half(killer: Killer, work: Path)
     assert split_ids(manifest.parent) == states[1]
 
 
+def test_a_tokenizer_is_there_whole_or_not_at_all(killer: Killer, work: Path):
+    """Half of one would be refused by the next call, which wants an empty folder."""
+    words = ["data", "tokenizer", str(speech(work / "corpus")), str(work / "tokens"), "--kind", "characters"]
+    killer.at_every_point(words, work)
+    killer.at_every_point([*words[:-1], "bpe", "--vocab-size", "30", "--overwrite"], work)
+
+
 # --- report, allocate, compose, export -----------------------------------------------------------
 
 QUICK = pytest.param(True, id="sampled")

@@ -24,6 +24,8 @@ from sonotune.runs import read_record
 from sonotune.types import Context
 
 METADATA = "sonotune.json"
+METADATA_SCHEMA = 1
+"""Of `sonotune.json` and of `sonotune_export.json`."""
 BESIDE = "./"
 """A base whose name in `sonotune.json` begins so lies in the folder of the adapter, wherever that is moved."""
 PEFT_CONFIG = "adapter_config.json"
@@ -47,6 +49,7 @@ class _Thinning(TypedDict, total=False):
 class _Entries(TypedDict, total=False):
     """What is read of `sonotune.json`."""
 
+    schema: Count
     adapter: Annotated[str, AfterValidator(_is_a_kind)]
     family: str | None
     checkpoint: str | None
@@ -86,7 +89,7 @@ _ENTRIES, _PEFT_ENTRIES = TypeAdapter(_Entries), TypeAdapter(_PeftEntries)
 def write_metadata(loaded: LoadedModel, folder: Path, *, extra: Mapping[str, Any]) -> None:
     """Write `sonotune.json`: what a model was made of, and what else is to be known when it is used."""
     metadata = {
-        "schema": 1,
+        "schema": METADATA_SCHEMA,
         "family": loaded.family.name,
         "checkpoint": absolute_folder(loaded.checkpoint),
         "revision": loaded.revision,
@@ -132,6 +135,11 @@ def read_entries(path: Path) -> dict[str, Any]:
     """
     found = read_json(path, _ENTRIES, error=AdapterError, do=_COPY, max_bytes=_MAX_BYTES)
     entries = cast("dict[str, Any]", found)
+    if entries.get("schema", METADATA_SCHEMA) > METADATA_SCHEMA:
+        raise AdapterError(
+            f"{path} has schema {entries['schema']}, and this version of sonotune reads {METADATA_SCHEMA} at most: a "
+            "newer one wrote it, and what it says of the model would be read wrongly. Update sonotune."
+        )
     if entries.get("context") == "dynamic":  # what older versions called it
         entries["context"] = "cut"
     return entries

@@ -7,6 +7,7 @@ Frames are 10 ms apart. An energy detector hears that something is loud, not tha
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +31,37 @@ def frame_energy_db(waveform_S: NDArray[np.float32], sample_rate_hz: int) -> NDA
         (T,) in dB of full scale squared (a full-scale square wave is 0, a sine -3), `SILENCE_DB` at least, with
         T = ceil(S / hop). Frame t looks at 25 ms from t * 10 ms on, less at the end.
     """
-    starts, stops = _frames(waveform_S.size, sample_rate_hz)
-    power = _frame_means(np.square(waveform_S, dtype=np.float64), starts, stops)
+    return energy_of_blocks([waveform_S], sample_rate_hz)
+
+
+def energy_of_blocks(blocks: Iterable[NDArray[np.float32]], sample_rate_hz: int) -> NDArray[np.float32]:
+    """`frame_energy_db` of a waveform that comes in blocks and is never held as a whole.
+
+    Args:
+        blocks: (S,) samples each, one after the other.
+        sample_rate_hz: Rate.
+    """
     floor = 10.0 ** (SILENCE_DB / 10.0)
-    energy_db: NDArray[np.float32] = (10.0 * np.log10(np.maximum(power, floor))).astype(np.float32)
-    return energy_db
+    window = max(1, round(WINDOW_S * sample_rate_hz))
+    made: list[NDArray[np.float32]] = []
+    held, first, frame = np.zeros(0, dtype=np.float32), 0, 0  # samples held, the place of the first, the next frame
+
+    def measure(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
+        power = _frame_means(np.square(held, dtype=np.float64), starts - first, stops - first)
+        made.append((10.0 * np.log10(np.maximum(power, floor))).astype(np.float32))
+
+    for block in blocks:
+        held = np.concatenate((held, block)) if held.size else block
+        starts = _frame_starts(frame, first + held.size - window + 1, sample_rate_hz)
+        if starts.size:
+            measure(starts, starts + window)
+            frame += starts.size
+            left = round(frame * (HOP_S * sample_rate_hz)) - first
+            held, first = held[left:].copy(), first + left
+    starts = _frame_starts(frame, first + held.size, sample_rate_hz)
+    if starts.size:  # their windows end with the recording
+        measure(starts, np.minimum(starts + window, first + held.size))
+    return np.concatenate(made) if made else np.zeros(0, dtype=np.float32)
 
 
 def signal_level_db(waveform_S: NDArray[np.float32], sample_rate_hz: int) -> float:
@@ -99,7 +126,26 @@ def speech_mask(
     Returns:
         (T,) bool; frames as in `frame_energy_db`.
     """
-    energy_db = frame_energy_db(waveform_S, sample_rate_hz)
+    return loud_frames(
+        frame_energy_db(waveform_S, sample_rate_hz),
+        threshold_share=threshold_share,
+        range_db=range_db,
+        silence_db=silence_db,
+        min_speech_s=min_speech_s,
+        max_gap_s=max_gap_s,
+    )
+
+
+def loud_frames(
+    energy_db: NDArray[np.float32],
+    *,
+    threshold_share: float = 0.35,
+    range_db: float = 40.0,
+    silence_db: float = -70.0,
+    min_speech_s: float = 0.05,
+    max_gap_s: float = 0.20,
+) -> NDArray[np.bool_]:
+    """`speech_mask` of the energies of frames (T,), such as `energy_of_blocks` gives."""
     if not energy_db.size:
         return np.zeros(0, dtype=np.bool_)
     quiet, loud = np.percentile(energy_db, (10, 95))
@@ -144,11 +190,16 @@ def signal_to_noise_db(waveform_S: NDArray[np.float32], sample_rate_hz: int) -> 
     return 10.0 * math.log10(signal / noise) if signal > 0 else None
 
 
-def _frames(num_samples: int, sample_rate_hz: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Start and stop sample of each frame; positions are rounded one by one, so they never drift."""
+def _frame_starts(first: int, num_samples: int, sample_rate_hz: int) -> NDArray[np.int64]:
+    """Start sample of each frame from a first on; positions are rounded one by one, so they never drift."""
     count = math.ceil(num_samples / (HOP_S * sample_rate_hz))
-    starts = np.round(np.arange(count) * (HOP_S * sample_rate_hz)).astype(np.int64)
-    starts = starts[starts < num_samples]
+    starts = np.round(np.arange(first, count) * (HOP_S * sample_rate_hz)).astype(np.int64)
+    return starts[starts < num_samples]
+
+
+def _frames(num_samples: int, sample_rate_hz: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Start and stop sample of each frame."""
+    starts = _frame_starts(0, num_samples, sample_rate_hz)
     return starts, np.minimum(starts + max(1, round(WINDOW_S * sample_rate_hz)), num_samples)
 
 

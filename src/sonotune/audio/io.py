@@ -18,6 +18,7 @@ import io
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from sonotune.audio.activity import signal_level_db
 from sonotune.audio.opening import AudioInfo, Decoder, bearable_s, check_rate, decoder_words, opened
 from sonotune.errors import AudioError, ResourceError
 
-__all__ = ["AudioInfo", "Measured", "measure", "probe", "read", "transcode", "verify", "write"]
+__all__ = ["AudioInfo", "Measured", "measure", "probe", "read", "read_blocks", "transcode", "verify", "write"]
 
 DEFAULT_MAX_DURATION_S = 7_200.0
 SPAN_TOLERANCE_S = 0.02
@@ -112,29 +113,30 @@ def read(
         AudioError: Any reason of `probe`; `too_long`, `bomb`, `span`, `channels`, `non_finite`; and `truncated` or
             `unreadable` when the decoder stops before the end; `amplitude`: a sample is beyond `MAX_AMPLITUDE`.
     """
-    check_rate(sample_rate_hz, "the rate asked for")
-    with opened(path) as (info, decoder):
-        first, last = _span(info, start_s, duration_s)
-        _check_size(info, first, last, max_duration_s)
-        _check_channel(info, channel)
-        rate = info.sample_rate_hz
-        if rate == sample_rate_hz:
-            result = np.empty(last - first, dtype=np.float32)
-            return result[: _fill(result, _mono(info, decoder, first, last, channel))]
-        # Decoding starts where both rates have a sample, so that cutting the margin off leaves the same grid.
-        margin = math.ceil(_MARGIN_SAMPLES * max(1.0, rate / sample_rate_hz))
-        grid = rate // math.gcd(rate, sample_rate_hz)
-        begin = max(0, first - margin) // grid * grid
-        end = min(info.num_frames, last + margin)
-        offset = begin * sample_rate_hz // rate
-        out_first, out_last = round(start_s * sample_rate_hz), round(last * sample_rate_hz / rate)
-        if duration_s is not None and last < info.num_frames:
-            out_last = round((start_s + duration_s) * sample_rate_hz)
-        result = np.empty(math.ceil((end - begin) * sample_rate_hz / rate) + 64, dtype=np.float32)
-        blocks = _mono(info, decoder, begin, end, channel)
-        count = _fill(result, _resampled(blocks, end - begin, rate, sample_rate_hz))
-        span = result[out_first - offset : min(count, out_last - offset)]
-        return _checked(info, span)
+    with _span_opened(path, start_s, duration_s, channel, sample_rate_hz, max_duration_s) as span:
+        result = np.empty(span.most_samples, dtype=np.float32)
+        return result[: _fill(result, span.blocks)]
+
+
+def read_blocks(
+    path: Path,
+    *,
+    start_s: float = 0.0,
+    duration_s: float | None = None,
+    channel: int | None = None,
+    sample_rate_hz: int = 16_000,
+    max_duration_s: float | None = DEFAULT_MAX_DURATION_S,
+) -> Iterator[Waveform]:
+    """The samples of `read` one block after the other, for recordings that are too long to hold.
+
+    Yields:
+        (S,) float32, of some seconds each; the blocks one after the other are what `read` returns.
+
+    Raises:
+        AudioError: As `read`, when the first block is asked for or on the way.
+    """
+    with _span_opened(path, start_s, duration_s, channel, sample_rate_hz, max_duration_s) as span:
+        yield from span.blocks
 
 
 def verify(
@@ -242,7 +244,7 @@ def write(
         raise AudioError(
             "unwritable", f"{path}: format {container!r} with encoding {encoding!r} does not exist. See libsndfile."
         )
-    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         # By descriptor: a Python file object swallows errors of the disk inside the encoder's callback.
         fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
@@ -377,6 +379,57 @@ def _check_size(info: AudioInfo, first: int, last: int, max_duration_s: float | 
 
 
 # --- decoding ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Samples of a span at the rate asked for, in blocks; never more than `most_samples`."""
+
+    blocks: Iterator[Waveform]
+    most_samples: int
+
+
+@contextmanager
+def _span_opened(
+    path: Path,
+    start_s: float,
+    duration_s: float | None,
+    channel: int | None,
+    sample_rate_hz: int,
+    max_duration_s: float | None,
+) -> Iterator[_Span]:
+    """See `read`."""
+    check_rate(sample_rate_hz, "the rate asked for")
+    with opened(path) as (info, decoder):
+        first, last = _span(info, start_s, duration_s)
+        _check_size(info, first, last, max_duration_s)
+        _check_channel(info, channel)
+        rate = info.sample_rate_hz
+        if rate == sample_rate_hz:
+            yield _Span(_mono(info, decoder, first, last, channel), last - first)
+            return
+        # Decoding starts where both rates have a sample, so that cutting the margin off leaves the same grid.
+        margin = math.ceil(_MARGIN_SAMPLES * max(1.0, rate / sample_rate_hz))
+        grid = rate // math.gcd(rate, sample_rate_hz)
+        begin = max(0, first - margin) // grid * grid
+        end = min(info.num_frames, last + margin)
+        offset = begin * sample_rate_hz // rate
+        out_first, out_last = round(start_s * sample_rate_hz), round(last * sample_rate_hz / rate)
+        if duration_s is not None and last < info.num_frames:
+            out_last = round((start_s + duration_s) * sample_rate_hz)
+        made = _resampled(_mono(info, decoder, begin, end, channel), end - begin, rate, sample_rate_hz)
+        wanted = _between(info, made, out_first - offset, out_last - offset)
+        yield _Span(wanted, max(0, out_last - out_first))
+
+
+def _between(info: AudioInfo, blocks: Iterator[Waveform], first: int, last: int) -> Iterator[Waveform]:
+    """Samples `first` to `last` of all; every block is made, so that a file that breaks off is found out."""
+    position = 0
+    for block in blocks:
+        part = block[max(0, first - position) : max(0, last - position)]
+        position += block.size
+        if part.size:
+            yield _checked(info, part)
 
 
 def _mono(info: AudioInfo, decoder: Decoder, first: int, last: int, channel: int | None) -> Iterator[Waveform]:

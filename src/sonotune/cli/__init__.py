@@ -36,7 +36,7 @@ from sonotune.cli import (  # the commands register themselves
     train,
 )
 from sonotune.cli.shared import BrokenPipe, app, discard_stdout, emit, json_text, reader_gone, tell
-from sonotune.errors import SonotuneError
+from sonotune.errors import SonotuneError, first_line, out_of_memory
 from sonotune.progress import printable, shown
 
 __all__ = [
@@ -78,8 +78,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(error.exit_code, _told(error), words)
     except (KeyboardInterrupt, typer.Abort):
         _fail(130, "stopped.", words)
-    except MemoryError:
-        _fail(5, "out of memory. Lower training.batch_seconds or evaluation.batch_seconds.", words)
     except BrokenPipe as broken:
         if not reader_gone():
             raise broken.__cause__ or broken from None  # another pipe than that of the output
@@ -99,10 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if (usage := _usage_error(error)) is not None:
             _fail(2, usage, words)
-        if type(error).__name__ == "OutOfMemoryError":
-            _fail(5, f"out of device memory: {str(error).splitlines()[0]} Lower training.batch_seconds.", words)
-        if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch's allocator on a CPU
-            _fail(5, "out of memory. Lower training.batch_seconds or evaluation.batch_seconds.", words)
+        if out_of_memory(error):
+            logging.getLogger(__name__).info("where memory ran out", exc_info=True)
+            place = "device memory" if type(error).__name__ == "OutOfMemoryError" else "memory"
+            advice = "Lower training.batch_seconds or evaluation.batch_seconds."
+            _fail(5, f"out of {place} ({first_line(error)}). {advice}", words)
         raise
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -19,6 +19,9 @@ data_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 
+Root = Annotated[Path | None, typer.Option(help="Folder that paths are relative to; that of the source.")]
+Outside = Annotated[bool, typer.Option("--allow-outside-root", help="Let paths lead out of that folder.")]
+
 
 @data_app.command("import")
 def data_import(
@@ -39,7 +42,8 @@ def data_import(
         str | None, typer.Option(help="Of a table: a character, or comma, semicolon, tab, pipe. Found by its header.")
     ] = None,
     encoding: Annotated[str | None, typer.Option(help="Of text files, such as cp1252; UTF-8 or by their mark.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder that paths are relative to; that of the source.")] = None,
+    root: Root = None,
+    allow_outside_root: Outside = False,
     contents: Annotated[
         str | None, typer.Option(help="Of a folder: transcripts (.txt beside the audio) or classes (its folders).")
     ] = None,
@@ -73,7 +77,9 @@ def data_import(
     if manifest.exists() and Path(place).exists() and manifest.samefile(place):
         raise ManifestError(f"{manifest} is what is imported, and would be lost. Give the manifest another name.")
     findings: list[Finding] = []
-    clips = read_source(f"{format_name}:{place}", allow_outside_root=True, options=options, findings=findings)
+    clips = read_source(
+        f"{format_name}:{place}", allow_outside_root=allow_outside_root, options=options, findings=findings
+    )
     clips = [replace(clip, language=clip.language or language) for clip in clips]
     for finding in findings:
         print_finding(finding)
@@ -115,18 +121,23 @@ def root_needed(folder: Path, clips: Sequence[Clip]) -> str | None:
 
 def root_hint(root: str | None) -> list[str]:
     """The line about it, where there is one."""
-    return [] if root is None else [f"the audio lies outside the manifest's folder: use it with data.root={root}"]
+    if root is None:
+        return []
+    return [f"the audio lies outside the manifest's folder: use it with data.root={root} (in `sonotune data` --root)"]
 
 
 @data_app.command("stats")
 def data_stats(
-    source: Annotated[str, typer.Argument(help="A manifest or FORMAT:SOURCE.")], as_json: Json = False
+    source: Annotated[str, typer.Argument(help="A manifest or FORMAT:SOURCE.")],
+    root: Root = None,
+    allow_outside_root: Outside = False,
+    as_json: Json = False,
 ) -> None:
     """Describe a corpus."""
     from sonotune.data.corpus import read_source
     from sonotune.data.manifest import statistics
 
-    body = statistics(read_source(source, allow_outside_root=True))
+    body = statistics(read_source(source, root=root, allow_outside_root=allow_outside_root))
     print_result(body, as_json=as_json, lines=[f"{name:<22} {_plain(value)}" for name, value in body.items()])
 
 
@@ -147,6 +158,8 @@ def data_tokenizer(
     special: Annotated[bool, typer.Option(help="Put <s> and </s> around a text; not for CTC.")] = False,
     byte_fallback: Annotated[bool, typer.Option("--byte-fallback", help="bpe: unknown characters as bytes.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier one.")] = False,
+    root: Root = None,
+    allow_outside_root: Outside = False,
     as_json: Json = False,
 ) -> None:
     """Train a subword tokenizer on the transcripts of a corpus; loads in `transformers.AutoTokenizer`."""
@@ -158,7 +171,8 @@ def data_tokenizer(
     prepare = text.get(normalizer).training
 
     def transcripts(place: str) -> list[str]:
-        return [prepare(clip.text) for clip in read_source(place, allow_outside_root=True) if clip.text]
+        clips = read_source(place, root=root, allow_outside_root=allow_outside_root)
+        return [prepare(clip.text) for clip in clips if clip.text]
 
     report = train_tokenizer(
         transcripts(source),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sonotune.cli.data import data_app, print_finding, root_hint, root_needed
-from sonotune.cli.shared import Json, print_result
+from sonotune.cli.data import Outside, Root, data_app, print_finding, root_hint, root_needed
+from sonotune.cli.shared import Json, print_result, tell
 
 if TYPE_CHECKING:
     from sonotune.data.split_corpus import Split
@@ -33,6 +32,8 @@ def data_split(
     test_size: TestSize = None,
     eval_speakers: Speakers = "",
     seed: Annotated[int, typer.Option(help="Decides which speakers, texts or clips go where.")] = 0,
+    root: Root = None,
+    allow_outside_root: Outside = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace manifests that no split wrote.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -47,7 +48,7 @@ def data_split(
     from sonotune.data.split_folder import write_split
     from sonotune.runs import to_plain
 
-    clips = read_source(source, allow_outside_root=True)
+    clips = read_source(source, root=root, allow_outside_root=allow_outside_root)
     asked = {
         "eval_fraction": eval_fraction,
         "test_fraction": test_fraction,
@@ -62,13 +63,13 @@ def data_split(
     written = write_split(folder, split, about=about, source=place if place.is_file() else None, overwrite=overwrite)
     body = {name: {"manifest": str(written[name]), **part} for name, part in to_plain(split.to_json()).items()}
     for note in split.notes:
-        print(f"sonotune: WARNING: {note}", file=sys.stderr)
+        tell(f"sonotune: WARNING: {note}")
     told = {finding.message: finding for found in split.findings.values() for finding in found}
     for finding in told.values():
         print_finding(finding)
     lines = [_line(name, part) for name, part in body.items()]
-    root = root_needed(folder, clips)
-    print_result(body | {"root": root}, as_json=as_json, lines=[*lines, *root_hint(root)])
+    needed = root_needed(folder, clips)
+    print_result(body | {"root": needed}, as_json=as_json, lines=[*lines, *root_hint(needed)])
 
 
 def _divide(clips: list[Clip], *, by: str, given: Mapping[str, Any], speakers: tuple[str, ...], seed: int) -> Split:

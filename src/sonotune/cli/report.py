@@ -12,17 +12,21 @@ from sonotune.cli.shared import Json, app, print_result
 if TYPE_CHECKING:
     from sonotune.evaluation.compare import Comparison
 
+REPORT = "report.html"
+KINDS: tuple[Literal["adapter"], Literal["model"]] = ("adapter", "model")
+"""Folders of a run that hold what was trained."""
 _RESAMPLES = 2000
 
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_json: Json = False) -> None:
-    """(Re)build the HTML report of a run."""
+    """(Re)build the HTML report of a run, and the card of what it trained where that is missing."""
     from sonotune.errors import RunDirectoryError
 
     if not (run / "run.json").is_file():
         raise RunDirectoryError(f"{run} is not a run directory: run.json is missing.")
     target = write_report(run)
+    write_cards(run, missing=True)
     print_result({"report": str(target)}, as_json=as_json, lines=[str(target)])
 
 
@@ -36,7 +40,7 @@ def write_report(folder: Path) -> Path:
     files = {moment: folder / "predictions" / f"{moment}.jsonl" for moment in ("test", "after", "before")}
     split = next((moment for moment, path in files.items() if path.is_file()), None)
     predictions = read_predictions(files[split]) if split is not None else []
-    ranks, target = folder / "ranks.json", folder / "report.html"
+    ranks, target = folder / "ranks.json", folder / REPORT
     html = build_html(
         record,
         read_events(folder / "events.jsonl"),
@@ -61,6 +65,13 @@ def _change(before: Path, after: Path) -> Comparison | None:
         return compare([before], [after], resamples=_RESAMPLES)
     except SonotuneError:  # too few clips, or clips without words
         return None
+
+
+def write_cards(run: Path, *, missing: bool = False) -> None:
+    """The model cards of what lies in a run; with `missing`, those that are not there yet."""
+    for kind in KINDS:
+        if (run / kind).is_dir() and not (missing and (run / kind / "README.md").is_file()):
+            write_card(run, run / kind, kind)
 
 
 def write_card(run: Path, folder: Path, kind: Literal["adapter", "model"]) -> None:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sonotune.cli.findings import clips_left_out, warning_lines, worth_telling
-from sonotune.cli.report import write_card, write_report
+from sonotune.cli.report import REPORT, write_cards, write_report
 from sonotune.cli.shared import Json, Words, app, emit, print_result
+from sonotune.errors import RunDirectoryError
 from sonotune.metrics.scores import WORSE, decoding_note, score_title, show_score
-from sonotune.progress import hide, phase
+from sonotune.progress import hide, note, phase
 
 if TYPE_CHECKING:
     from sonotune.config.load import LoadedConfig
     from sonotune.types import RunRecord
 
-KINDS: tuple[Literal["adapter"], Literal["model"]] = ("adapter", "model")
-"""Folders of a run that hold what was trained."""
 Dump = Annotated[bool, typer.Option("--dump-config", help="Print the resolved settings as YAML and stop.")]
 
 
@@ -52,14 +51,30 @@ def run_and_report(settings: LoadedConfig, *, quiet: bool) -> tuple[RunRecord, P
     with phase("starting"):
         from sonotune.training.logging.progress import TrainingProgress
         from sonotune.training.run import run
-    with TrainingProgress() as training:
-        record, folder = run(settings, listeners=[training])
+    try:
+        with TrainingProgress() as training:
+            record, folder = run(settings, listeners=[training])
+    except RunDirectoryError:
+        if (left := _without_report(settings)) is None:
+            raise
+        record, folder = left
+        note(f"{folder} holds this run, finished and without a report, as a kill leaves it: the report is made now.")
     if is_main():
         write_report(folder)
-        for kind in KINDS:
-            if (folder / kind).is_dir():
-                write_card(folder, folder / kind, kind)
+        write_cards(folder)
     return record, folder
+
+
+def _without_report(settings: LoadedConfig) -> tuple[RunRecord, Path] | None:
+    """A finished run of these settings whose process was killed before it wrote the report."""
+    from sonotune.runs import read_record
+
+    folder = settings.run_dir()
+    if not (folder / "run.json").is_file() or (folder / REPORT).is_file():
+        return None
+    record = read_record(folder)
+    same = record.status == "finished" and record.config_digest == settings.digest
+    return (record, folder) if same else None
 
 
 def _summary(record: RunRecord, folder: Path) -> dict[str, Any]:
@@ -103,5 +118,5 @@ def _run_lines(record: RunRecord, folder: Path) -> list[str]:
         lines.append(f"left out {left_out} clip{'s' * (left_out > 1)}; run.json says why")
     lines += warning_lines([finding for finding in told if finding not in worse], "run.json")
     lines += [f"note     {found.message}" for found in record.findings if found.check == "training.still_improving"]
-    lines.append(f"report   {folder / 'report.html'}")
+    lines.append(f"report   {folder / REPORT}")
     return lines

@@ -24,14 +24,14 @@ class _ModelEntries(TypedDict, total=False):
 
 
 class _FeatureEntries(TypedDict, total=False):
-    """What is read of `preprocessor_config.json`: seconds of Whisper's window, or frames of 10 ms of a spectrogram."""
+    """What is read of features: seconds of Whisper's window, or frames of 10 ms of a spectrogram."""
 
     chunk_length: Number | None
     max_length: Number | None
 
 
-class _AllFeatureEntries(TypedDict, total=False):
-    """What is read of `processor_config.json`."""
+class _ProcessorEntries(_FeatureEntries, total=False):
+    """What is read of `preprocessor_config.json`, and of `processor_config.json`, which has the features in a part."""
 
     feature_extractor: _FeatureEntries
 
@@ -63,9 +63,9 @@ def usage_in(folder: Path, record: RunRecord, kind: Literal["adapter", "model"])
     home = _home(folder, base, kind)
     usage = replace(usage, window_s=_window_s(usage.family, folder, home) or usage.window_s)
     if usage.family == "whisper":
-        return _whisper(usage, _read(home / "generation_config.json", _ModelEntries))
+        return _whisper(usage, read_model_entries(home / "generation_config.json"))
     if usage.family == "ctc":
-        config = _read(home / "config.json", _ModelEntries) or {}
+        config = read_model_entries(home / "config.json") or {}
         return replace(usage, masks_frames=config.get("model_type") == "parakeet_ctc")
     return _qwen3_asr(usage) if usage.family == "qwen3_asr" else usage
 
@@ -75,7 +75,7 @@ def _adapter(usage: Usage, folder: Path, base: str) -> tuple[Usage, str]:
     from sonotune.adapters.metadata import BESIDE, METADATA, PEFT_CONFIG, read_entries
 
     metadata = read_entries(folder / METADATA) if (folder / METADATA).is_file() else {}
-    config = _read(folder / PEFT_CONFIG, _AdapterEntries) or {}
+    config = read_adapter_entries(folder / PEFT_CONFIG) or {}
     usage = replace(
         usage,
         brings_outputs=bool(metadata.get("outputs")),
@@ -95,8 +95,8 @@ def _window_s(family: str, folder: Path, home: Path) -> float | None:
     if family not in ("whisper", "ast"):
         return None
     for place in (folder, home):
-        whole = _read(place / "processor_config.json", _AllFeatureEntries) or {}
-        found = _read(place / "preprocessor_config.json", _FeatureEntries) or whole.get("feature_extractor") or {}
+        whole = read_processor_entries(place / "processor_config.json") or {}
+        found = read_processor_entries(place / "preprocessor_config.json") or whole.get("feature_extractor") or {}
         if family == "whisper" and (seconds := found.get("chunk_length")):
             return float(seconds)
         if family == "ast" and (frames := found.get("max_length")):
@@ -133,6 +133,21 @@ def _home(folder: Path, base: str, kind: str) -> Path:
     if base.startswith(BESIDE):
         return folder / base
     return resolve_asset(base) if is_asset(base) else Path(base)
+
+
+def read_model_entries(file: Path) -> Mapping[str, Any] | None:
+    """What is used of `config.json` and `generation_config.json`; None where there is no file. Raises ModelError."""
+    return _read(file, _ModelEntries)
+
+
+def read_processor_entries(file: Path) -> Mapping[str, Any] | None:
+    """What is used of `preprocessor_config.json` and `processor_config.json`; see `read_model_entries`."""
+    return _read(file, _ProcessorEntries)
+
+
+def read_adapter_entries(file: Path) -> Mapping[str, Any] | None:
+    """What is used of `adapter_config.json`; see `read_model_entries`."""
+    return _read(file, _AdapterEntries)
 
 
 def _read(file: Path, entries: Any) -> Mapping[str, Any] | None:

@@ -76,7 +76,8 @@ class AudioRoot:
                 "the path leaves the root of the manifest",
                 found=show(value) if str(real) == value else f"{show(value)}, which is {show(str(real), 200)}",
                 allowed=f"files below {self.root}",
-                do="Set another root (data.root), or data.allow_outside_root=true.",
+                do="Move the audio there, set another root (data.root=FOLDER, in `sonotune data` --root FOLDER), "
+                "or allow it (data.allow_outside_root=true, --allow-outside-root).",
                 together=self._leaving,
             )
         return real if ".." in path.parts else path

@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from sonotune.audio.activity import speech_mask, speech_spans
-from sonotune.audio.io import read, write
+from sonotune.audio.activity import energy_of_blocks, loud_frames, speech_spans
+from sonotune.audio.io import read, read_blocks, write
 from sonotune.data.manifest import write_manifest
 from sonotune.data.windows import WINDOW_SLACK_S
 from sonotune.errors import ManifestError
@@ -206,10 +206,10 @@ def cut_at_pauses(clip: Clip, max_duration_s: float, *, overlap_s: float = 0.0) 
     longest_s = max_duration_s + WINDOW_SLACK_S  # differences of times are rounded; a rest of 1e-15 s is no piece
     if clip.duration_s <= longest_s:
         return [clip]
-    waveform = read(
+    blocks = read_blocks(
         clip.path, sample_rate_hz=SAMPLE_RATE_HZ, start_s=clip.start_s, duration_s=clip.duration_s, channel=clip.channel
     )
-    spans = speech_spans(speech_mask(waveform, SAMPLE_RATE_HZ))
+    spans = speech_spans(loud_frames(energy_of_blocks(blocks, SAMPLE_RATE_HZ)))
     pauses = [(before[1], after[0]) for before, after in itertools.pairwise(spans)]
     cuts_s: list[tuple[float, float]] = []  # where a piece ends, and where the next begins
     begin_s = 0.0

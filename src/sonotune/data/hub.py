@@ -25,7 +25,7 @@ from sonotune.data.records import COLUMNS, ClipParser
 from sonotune.errors import ManifestError, MissingExtraError, SonotuneError
 from sonotune.hub_access import why_unreachable
 from sonotune.paths import exists
-from sonotune.runs import atomic_write_bytes
+from sonotune.runs import atomic_write_bytes, clear_drafts
 from sonotune.types import Clip
 
 _MAGIC = ((b"RIFF", ".wav"), (b"fLaC", ".flac"), (b"OggS", ".ogg"), (b"FORM", ".aiff"), (b"ID3", ".mp3"))
@@ -79,6 +79,7 @@ def load_hub(
         folder = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     root = AudioRoot(folder, allow_outside=allow_outside_root, movable=False)
     cache = (cache_dir or _default_cache()) / re.sub(r"[^\w.-]+", "-", f"{Path(source).name}-{split}")
+    clear_drafts(cache)
     problems = Problems(Path(source))
     rows = _rows(_each(data, limit, source, local), columns, label_names, problems, cache=cache, root=root)
     # Cached files lie outside the root by design; `_rows` has already fenced every path that came from the data.

@@ -41,7 +41,7 @@ from sonotune.data.manifest import read_manifest
 from sonotune.data.shards import AUDIO_FILES, GRID_SAMPLES, SAMPLE_RATE_HZ, render_shards, write_splits
 from sonotune.data.speech_plans import AudioFormat
 from sonotune.errors import ConfigError, ManifestError
-from sonotune.runs import generator, write_error
+from sonotune.runs import clear_drafts, generator, write_error
 from sonotune.types import Clip
 
 logger = logging.getLogger(__name__)
@@ -423,7 +423,8 @@ def load_rudiments(source: Path) -> list[Clip]:
     if not source.is_file():
         folder = source.parent
         logger.warning("rendering %s into %s", folder.name, folder)
-        draft = folder.resolve().with_name(f".tmp-{os.getpid()}-{folder.name}")
+        draft = folder.resolve().with_name(f".{folder.name}.{os.getpid()}.tmp")
+        clear_drafts(draft.parent, folder.name)
         try:
             synthesize_rudiments(draft, clips=RUDIMENT_CORPORA[folder.name], seed=_SEED)
             draft.rename(folder)

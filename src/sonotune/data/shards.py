@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 from sonotune.data.manifest import write_manifest
 from sonotune.data.speech_plans import AudioFormat
 from sonotune.errors import ResourceError
+from sonotune.runs import clear_drafts
 from sonotune.types import Clip
 
 _T = TypeVar("_T")
@@ -50,6 +51,7 @@ def render_shards(
     Raises:
         ResourceError: A process died.
     """
+    clear_drafts(folder / "audio")
     if workers == 1 and not fresh:
         return [clip for index, shard in enumerate(shards) for clip in render(index, shard)]
     # spawn: a forked process would inherit what this one has done with the renderer.

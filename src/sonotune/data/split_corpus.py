@@ -112,7 +112,7 @@ def split_clips(clips: Sequence[Clip], *, by: str = "speaker", sizes: Sizes, see
     plans = _plans(by, texts)
     if by == "text" and not (texts.exact >= 0).any():
         raise ManifestError("--by text: found no clip with a transcript. Take another way, such as --by clip.")
-    weights = np.array([clip.duration_s if sizes.unit == "seconds" else 1.0 for clip in clips])
+    weights = _weights(clips, sizes.unit)
     chosen: tuple[Assignment, NDArray[np.int64], list[str]] | None = None
     order = order_names(clips, names)
     for labels, notes in plans:
@@ -131,6 +131,15 @@ def split_clips(clips: Sequence[Clip], *, by: str = "speaker", sizes: Sizes, see
         for index, part in enumerate(sizes.shares)
     }
     return describe(clips, parts, by=by, texts=texts, notes=tuple(told))
+
+
+def _weights(clips: Sequence[Clip], unit: str) -> NDArray[np.float64]:
+    """What each clip counts for; one without a duration, whose file cannot be opened, as the mean of the others."""
+    seconds = np.array([clip.duration_s for clip in clips], dtype=np.float64)
+    known = seconds[seconds > 0]
+    if unit != "seconds" or not known.size:
+        return np.ones(len(clips))
+    return np.where(seconds > 0, seconds, known.mean())
 
 
 def _plans(by: str, texts: Texts) -> list[tuple[list[NDArray[np.int64]], list[str]]]:

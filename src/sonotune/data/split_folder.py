@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ def parse_sizes(clips: Sequence[Clip], *, evaluation: str | float, test: str | f
     Raises:
         ManifestError: A size cannot be read, clips and a duration are mixed, or nothing is left to train on.
     """
-    asked = {"eval": _parse(str(evaluation)), "test": _parse(str(test))}
+    asked = {"eval": _parse(evaluation), "test": _parse(test)}
     shown = f"eval {evaluation} and test {test}"
     units = {unit for _, unit in asked.values()}
     if "clips" in units and units & _SECONDS.keys():
@@ -77,8 +78,10 @@ def parse_sizes(clips: Sequence[Clip], *, evaluation: str | float, test: str | f
     return Sizes(shares=shares, unit="clips" if "clips" in units else "seconds")
 
 
-def _parse(size: str) -> tuple[float, str]:
-    found = _SIZE.fullmatch(size.strip().lower())
+def _parse(size: str | float) -> tuple[float, str]:
+    if isinstance(size, float) and 0 <= size < math.inf:
+        return size, ""
+    found = _SIZE.fullmatch(str(size).strip().lower())
     if found is None:
         raise ManifestError(
             f"the size {size!r} of a split cannot be read; allowed are a share such as 0.1 or 10%, and 500clips, 90s, "

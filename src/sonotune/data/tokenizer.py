@@ -22,7 +22,8 @@ from typing import Any, Final, Literal, get_args
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from sonotune.errors import ConfigError, RunDirectoryError, TextError
-from sonotune.runs.files import atomic_write_text
+from sonotune.runs.files import atomic_write_text, write_error
+from sonotune.runs.folders import adding
 
 Kind = Literal["unigram", "bpe", "characters"]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
@@ -131,8 +132,13 @@ def train_tokenizer(
         held_out_characters=None if held_out is None else sum(len(text.replace(" ", "")) for text in unseen),
         unknown_characters=_unknown(unseen, _alphabet(words)),
     )
-    atomic_write_text(folder / "tokenizer_config.json", json.dumps(_config(), indent=2) + "\n")
-    atomic_write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
+    files = {"tokenizer_config.json": json.dumps(_config(), indent=2), "tokenizer.json": tokenizer.to_str(pretty=True)}
+    try:
+        with adding(folder, files) as place:
+            for name, text in files.items():
+                atomic_write_text(place / name, text + "\n")
+    except OSError as error:
+        raise write_error(error, folder, sum(map(len, files.values())), choose="another FOLDER") from error
     return report
 
 

@@ -30,6 +30,7 @@ from sonotune.runs.files import (
     atomic_write_bytes,
     atomic_write_json,
     atomic_write_text,
+    clear_drafts,
     make_folder,
     redact,
     to_plain,
@@ -120,6 +121,8 @@ class RunDirectory:
             directory = cls(path, lock, resumed=changed is not None, changed=changed, own=own)
             directory._drop_torn_line()
             (path / REFUSED).unlink(missing_ok=True)  # of an earlier try
+            for folder in (path, directory.predictions_dir):
+                clear_drafts(folder)
         except BaseException:
             os.close(lock)
             raise

@@ -17,7 +17,9 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,42 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         raise write_error(error, path, len(data)) from error
 
 
+_DRAFT = re.compile(r"\.(?P<name>.+)\.(?P<process>[0-9]+)\.tmp")
+_FORGOTTEN_S = 86_400.0  # a process of this number may be another one by now, or run on another machine
+
+
+def clear_drafts(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left of files that were never finished: `.NAME.PROCESS.tmp`.
+
+    A draft stays while its process runs, for a day at most. Nothing else is touched, and nothing is raised: what
+    cannot be removed does no harm.
+
+    Args:
+        folder: Where they lie; may be missing.
+        name: Of the one file whose drafts are removed, in a folder that others use as well; None takes all.
+    """
+    try:
+        drafts = [(Path(entry.path), match) for entry in os.scandir(folder) if (match := _DRAFT.fullmatch(entry.name))]
+    except OSError:
+        return
+    for path, match in drafts:
+        if name is not None and match["name"] != name:
+            continue
+        with suppress(OSError):
+            if not _is_running(int(match["process"])) or time.time() - path.lstat().st_mtime > _FORGOTTEN_S:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def _is_device(path: Path) -> bool:
     """Whether a name is no file that could be replaced: `/dev/stdout`, `/dev/full`, a pipe.
 
@@ -111,6 +149,7 @@ def atomic_write_text(path: Path, text: str) -> None:
     some, and so may a transcript.
     """
     atomic_write_bytes(path, text.encode("utf-8", "backslashreplace"))
+    clear_drafts(path.parent, path.name)
 
 
 def atomic_write_json(path: Path, value: Any) -> None:

@@ -25,6 +25,7 @@ from sonotune.adapters.merge import MergeProof, MergeTarget, compare_logits, mer
 from sonotune.adapters.metadata import (
     BESIDE,
     EXPORT_MARK,
+    METADATA_SCHEMA,
     PEFT_CONFIG,
     absolute_folder,
     name_for_peft,
@@ -123,7 +124,7 @@ def export(
 def _write_mark(draft: Path, result: dict[str, Any]) -> None:
     """By which an export is known, and what in its folder is its own."""
     files = {path.relative_to(draft).as_posix() for path in draft.rglob("*") if path.is_file()}
-    entries = {**result, "files": sorted(files | {EXPORT_MARK, PARITY_FILE, CARD_FILE})}
+    entries = {"schema": METADATA_SCHEMA, **result, "files": sorted(files | {EXPORT_MARK, PARITY_FILE, CARD_FILE})}
     (draft / EXPORT_MARK).write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 

@@ -29,6 +29,7 @@ from sonotune.registry import split_source
 from sonotune.runs import (
     atomic_write_json,
     atomic_write_text,
+    clear_drafts,
     code_version,
     digest_file,
     environment,
@@ -356,6 +357,7 @@ def _locked(folder: Path) -> Iterator[None]:
         raise RunDirectoryError(
             f"{folder} is in use by another process. Wait for that ablation, or choose another directory with --dir."
         ) from error
+    clear_drafts(folder)
     try:
         yield
     finally:
