@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -93,6 +94,25 @@ def test_digests(tmp_path):
 
 
 # --- writing ---
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="there is no /dev/shm here")  # noqa: S108
+def test_a_file_in_shared_memory_is_a_file_and_no_device():
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:  # noqa: S108
+        path = Path(place) / "f"
+        runs.atomic_write_text(path, "a long text")
+        before = path.stat().st_ino
+        runs.atomic_write_text(path, "short")
+        assert path.read_text() == "short"
+        assert path.stat().st_ino != before  # replaced, not written over
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_standard_output_that_leads_to_a_file_is_written_to(tmp_path, name):
+    program = f"from pathlib import Path; from sonotune import runs; runs.atomic_write_text(Path({name!r}), 'x')"
+    with (tmp_path / "out").open("wb") as out:
+        subprocess.run([sys.executable, "-c", program], stdout=out, check=True)
+    assert (tmp_path / "out").read_text() == "x"
 
 
 def test_atomic_write_replaces_and_leaves_nothing_beside(tmp_path):

@@ -26,6 +26,7 @@ from typing import Any, Final
 from sonotune.errors import SonotuneError
 
 MAX_SECONDS: Final = 10.0
+"""Of the processor; see `worker.WAITING`."""
 MAX_BYTES: Final = 2**30
 """Of the whole process at its largest, libraries included."""
 MAX_MESSAGE: Final = 20_000

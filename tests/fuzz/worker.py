@@ -1,7 +1,8 @@
 """One process that runs cases and reports each on a pipe, and its parent, which starts the next where one died.
 
-A case that hangs is ended from outside the interpreter's reach: the timer of `faulthandler` is a thread of its own that
-prints the stack and leaves the process, also where a C library never comes back.
+A case that hangs is ended from outside the interpreter's reach: a signal and a thread of `faulthandler` print the stack
+and end the process, also where a C library never comes back. Its limit is of the processor's time, so that a machine
+that does other things makes no case slow; `WAITING` times as long on the clock ends one that waits.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +32,7 @@ CASES_A_PROCESS: Final = 2_000
 """After which a new one is begun, so that what a library keeps is not laid at the door of a case."""
 EXAMPLES: Final = 3
 """Cases that are kept of each signature."""
+WAITING: Final = 6
 _ADDRESS_SPACE: Final = 3 * 2**30
 """What a case may ask for beyond what the process holds: a wild request fails at once and fills no machine."""
 
@@ -86,7 +89,7 @@ def work(name: str, seed: int, first: int, last: int, seconds: float, limit: flo
         started = time.monotonic()
         _guard(trace, limit)
         fault = run_case(target, files)
-        faulthandler.cancel_dump_traceback_later()
+        _unguard()
         peak = peak_bytes()
         if fault is None and peak > most:
             fault = Fault(kind="memory", signature="memory", text=f"{peak:,} bytes at the most\n")
@@ -99,7 +102,15 @@ def work(name: str, seed: int, first: int, last: int, seconds: float, limit: flo
 
 
 def _guard(trace: int, seconds: float) -> None:
-    faulthandler.dump_traceback_later(seconds, exit=True, file=trace)
+    """End the process after so many seconds of computing, and of waiting after `WAITING` times as many."""
+    faulthandler.register(signal.SIGPROF, file=trace, chain=True)  # whose usual end is that of the process
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    faulthandler.dump_traceback_later(WAITING * seconds, exit=True, file=trace)
+
+
+def _unguard() -> None:
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    faulthandler.cancel_dump_traceback_later()
 
 
 def _limit_address_space() -> None:
@@ -185,7 +196,7 @@ def _text(trace: IO[bytes]) -> str:
 
 
 def _death(code: int, trace: str) -> Fault:
-    if "Timeout (" in trace:
+    if "Timeout (" in trace or code == -signal.SIGPROF:
         frames = [line.strip() for line in trace.splitlines() if line.startswith("  File ")]
         own = next((line for line in frames if "sonotune" in line), frames[0] if frames else "?")
         return Fault(kind="hang", signature=f"hang at {own.rpartition('/')[2]}", text=trace)
@@ -214,7 +225,7 @@ def replay_here(folder: Path) -> None:
     _limit_address_space()
     _guard(trace, MAX_SECONDS)
     fault = run_case(target, files)
-    faulthandler.cancel_dump_traceback_later()
+    _unguard()
     if fault is None and (peak := peak_bytes()) > MAX_BYTES:
         fault = Fault(kind="memory", signature="memory", text=f"{peak:,} bytes at the most\n")
     if fault is None:

@@ -11,8 +11,9 @@ import pytest
 
 from sonotune.errors import ModelError
 from sonotune.loading import choose_family
-from sonotune.models.checkpoints import locate, read_config, settings_digest
+from sonotune.models.checkpoints import load_processor, locate, read_config, settings_digest
 from sonotune.models.config_files import check_config_files
+from sonotune.models.families.ctc import character_tokenizer
 from sonotune.models.published import PUBLISHED
 from sonotune.planning.inspection import inspect_model
 from sonotune.registry import resolve_asset
@@ -86,3 +87,12 @@ def test_folders_named_as_settings_are_left_out_of_the_digest(tmp_path: Path) ->
     before = settings_digest(str(write(tmp_path)))
     (tmp_path / "more.json").mkdir()
     assert settings_digest(str(tmp_path)) == before
+
+
+@pytest.mark.parametrize("number", ["7", None, -1, 0.5])
+def test_a_token_without_a_number_is_named(number: Any, tmp_path: Path) -> None:
+    character_tokenizer([*"abc"]).save_pretrained(tmp_path)
+    vocabulary = json.loads((tmp_path / "vocab.json").read_text("utf-8"))
+    (tmp_path / "vocab.json").write_text(json.dumps({**vocabulary, "b": number}), "utf-8")
+    with pytest.raises(ModelError, match="the token 'b' of its vocabulary has the number"):
+        load_processor(str(tmp_path), class_name="Wav2Vec2CTCTokenizer", revision=None)

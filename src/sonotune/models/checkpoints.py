@@ -218,7 +218,9 @@ def load_processor(checkpoint: str, *, class_name: str, revision: str | None) ->
         )
     try:
         check_settings_files(source, revision)
-        return getattr(transformers, class_name).from_pretrained(source, revision=revision)
+        made = getattr(transformers, class_name).from_pretrained(source, revision=revision)
+        _check_vocabulary(made, source)
+        return made
     except ModelError:
         raise
     except Exception as error:  # `tokenizers` raises bare exceptions
@@ -230,6 +232,18 @@ def load_processor(checkpoint: str, *, class_name: str, revision: str | None) ->
                 "with `sonotune data tokenizer`."
             ) from error
         raise ModelError(_why(checkpoint, source, error)) from error
+
+
+def _check_vocabulary(processor: Any, source: Path | str) -> None:
+    """Refuse tokens without a number, which some tokenizers take from their file as they stand there."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+    wrong = next((token for token, index in vocabulary.items() if not isinstance(index, int) or index < 0), None)
+    if wrong is not None:
+        raise ModelError(
+            f"the tokenizer in {source} is damaged: the token {wrong!r:.60} of its vocabulary has the number "
+            f"{vocabulary[wrong]!r:.60}. Save it again, or copy its files again."
+        )
 
 
 _TOKENIZER_FILES = (

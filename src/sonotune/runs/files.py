@@ -119,12 +119,16 @@ def _is_running(process: int) -> bool:
 
 
 def _is_device(path: Path) -> bool:
-    """Whether a name is no file that could be replaced: `/dev/stdout`, `/dev/full`, a pipe."""
+    """Whether a name is no file that could be replaced: `/dev/stdout`, `/dev/full`, a pipe.
+
+    A redirected `/dev/stdout` leads to a file by way of `/proc`; a file in `/dev/shm` is one like any other.
+    """
     try:
         mode = path.stat().st_mode
+        places = [path.parent.resolve(), *([path.readlink()] if path.is_symlink() else [])]
     except OSError:
         return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or str(path.absolute()).startswith(("/dev/", "/proc/"))
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or any(place.is_relative_to("/proc") for place in places)
 
 
 def _write_to_device(path: Path, data: bytes) -> None:

@@ -44,6 +44,11 @@ def _hang(folder: Path) -> None:
         time.sleep(3600)
 
 
+def _busy(folder: Path) -> None:
+    while _number(folder) == 3:
+        pass
+
+
 def _hang_outside_python(folder: Path) -> None:
     if _number(folder) == 3:
         ctypes.PyDLL(None).sleep(3600)  # holds the interpreter's lock
@@ -66,5 +71,5 @@ TARGETS: Final = tuple(
         mutate=lambda rng, files: {"file": damage_bytes(rng, bytes(files["file"]))},
         check=check,
     )
-    for check in (_raise, _refuse, _bad_message, _hang, _hang_outside_python, _hog, _crash)
+    for check in (_raise, _refuse, _bad_message, _hang, _busy, _hang_outside_python, _hog, _crash)
 )

@@ -21,7 +21,7 @@ _SMALL: Final = {
     "decoder_attention_heads": 2,
     "encoder_ffn_dim": 16,
     "decoder_ffn_dim": 16,
-    "max_source_positions": 100,
+    "max_source_positions": 750,
 }
 _WAVEFORM: Final = {
     "hidden_size": 16,
@@ -94,8 +94,10 @@ def _ctc(folder: Path) -> None:
 def _ast(folder: Path) -> None:
     import transformers
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = transformers.ASTConfig(**sizes, num_mel_bins=32, max_length=64, num_labels=3)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.ASTConfig(
+        **sizes, num_mel_bins=32, max_length=64, id2label=dict(enumerate(["flam", "drag", "roll"]))
+    )
     transformers.ASTForAudioClassification(config).save_pretrained(folder)
     transformers.ASTFeatureExtractor(num_mel_bins=32, max_length=64).save_pretrained(folder)
 

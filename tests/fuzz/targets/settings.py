@@ -111,7 +111,7 @@ def _seeds() -> list[Files]:
             model,
             data,
             "adapter.kind=none",
-            "training.stages=[{name: a, weights: [decoder]}, {name: b, weights: [encoder], max_epochs: 2}]",
+            "training.stages=[{name: a, weights: [decoder], max_steps: 1}, {name: b, weights: [head], max_steps: 2}]",
         ],
         [
             "model=ctc_nano",
