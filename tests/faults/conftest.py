@@ -82,7 +82,7 @@ class Killer:
         Args:
             words: The command.
             work: The folder it works in, as it is before; what it writes lies below.
-            sampled: Take the first operation, some between, and the last twelve.
+            sampled: Take the first, the middle and the last operation, and the last three renames with what follows.
             exchange: Whether the system can swap two folders at once.
             half: Says of a folder that is neither old nor new whether that is allowed.
 
@@ -103,8 +103,7 @@ class Killer:
         after, count = tree(work), len(whole.operations)
         assert after != before
         tried: set[tuple[Any, ...]] = set()
-        points = sorted({1, *range(2, count, max(1, count // 4)), *range(max(1, count - 11), count + 1)})
-        for point in points if sampled else range(1, count + 1):
+        for point in _sample(whole.operations) if sampled else range(1, count + 1):
             reset()
             ended = self.run(words, work, at=point, exchange=exchange)
             where = f"killed at {point} of {count}: {ended.operations[-1:]}"
@@ -125,6 +124,13 @@ class Killer:
         assert not unharmed.killed
         assert tree(work) == after  # the same bytes again, or none of the comparisons above meant anything
         return whole.operations
+
+
+def _sample(operations: Sequence[str]) -> list[int]:
+    """Some operations, counted from 1: those by which something takes its name, and others."""
+    count = len(operations)
+    renames = [at for at, what in enumerate(operations, start=1) if what.startswith(("exchange", "os.rename"))][-3:]
+    return sorted({1, count // 2, count, *renames, *(min(at + 1, count) for at in renames)})
 
 
 def _plain(name: str) -> str:

@@ -139,6 +139,7 @@ def test_an_allocation_is_there_whole_or_not_at_all(
     assert {"ranks.json", "entropy.json"} <= {path.name for path in (work / "ranks").iterdir()}
 
 
+@pytest.mark.slow
 def test_an_allocation_among_other_files_ends_with_what_says_that_it_is_whole(
     model_killer: Killer, work: Path, tiny_whisper: Path, words: list[str]
 ):
