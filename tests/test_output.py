@@ -158,6 +158,18 @@ def test_another_pipe_that_breaks_is_not_taken_for_the_output():
     assert "BrokenPipeError" in done.stderr
 
 
+@pytest.mark.parametrize("words", ["could not create a primitive", "std::bad_alloc"])
+def test_memory_that_ran_out_below_torch_is_exit_code_5_with_advice(words: str):
+    script = (
+        "import sonotune.cli as cli\n"
+        f"@cli.app.command()\ndef breaks(): raise RuntimeError({words!r})\n"
+        "cli.main(['breaks'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 5
+    assert done.stderr.startswith(f"sonotune: out of memory ({words}). Lower training.batch_seconds")
+
+
 @needs_full
 def test_a_device_is_written_to_and_never_replaced():
     with pytest.raises(ResourceError, match="the disk is full: /dev/full"):

@@ -173,6 +173,16 @@ def test_what_trained_beside_the_adapter_is_in_a_copy_of_the_base(beside: Any, b
     torch.testing.assert_close(probe_logits(opened), probe_logits(loaded), atol=1e-3, rtol=0)
 
 
+def test_an_adapter_over_4_bits_without_a_copy_is_the_same_over_them(tmp_path: Path):
+    loaded = tuned("entropy", bits=4)
+    source = saved(loaded, tmp_path / "adapter", bits=4)
+    result = export(str(source), tmp_path / "plain", adapter_only=True, plain=True)
+    assert (result["plain"]["base"], result["bits"]) == (None, 4)
+    assert result["merge"]["largest"] < 1e-3
+    opened = open_model(str(tmp_path / "plain")).loaded
+    torch.testing.assert_close(probe_logits(opened), probe_logits(loaded), atol=1e-3, rtol=0)
+
+
 def test_the_copy_of_the_base_takes_the_type_that_is_asked_for(tmp_path: Path):
     loaded = tuned("entropy", stem="train")
     source, place = saved(loaded, tmp_path / "adapter"), tmp_path / "plain"

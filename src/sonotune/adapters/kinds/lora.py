@@ -363,7 +363,7 @@ def _check_low_rank(loaded: LoadedModel) -> None:
     if found:
         raise AdapterError(
             f"this adapter has {', '.join(found)}, so that what it adds is not one product of two matrices a module. "
-            "Export it merged, or with --adapter alone as it is."
+            "Hand it on as it is (--adapter alone), or merged, which is refused too where the merge is not the same."
         )
 
 
