@@ -77,7 +77,11 @@ def test_one_speaker_is_divided_by_text_and_near_copies_stay_together():
     assert finding.check == "leak.speaker"
     assert "this voice only" in finding.message
     alone = split_clips(clips, by="clip", sizes=THREE)
-    assert alone.shared["test"]["train"]["near_copies"] > 0
+    in_train = {index // 5 for index in range(400) if index % 5 < 2 and part_of(alone)[f"c{index}"] == "train"}
+    copied = [index for index in range(400) if index % 5 < 2 and part_of(alone)[f"c{index}"] == "test"]
+    expected = sum(index // 5 in in_train for index in copied)
+    assert alone.shared["test"]["train"] == {"speakers": 1, "texts": 0, "near_copies": expected}
+    assert expected > 0
 
 
 def test_one_speaker_by_speaker_is_refused_with_the_way_that_works():

@@ -7,7 +7,7 @@ may all have read the same words. What is shared is counted by the same check th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -56,8 +56,8 @@ class Split:
         by: What is in one split only.
         parts: Split -> its clips, in their old order.
         findings: For each split after the first, what it shares with the training set.
-        shared: For each split after the first: earlier split -> how many `speakers`, `sessions`, `texts` and
-            `near_copies` (clusters of nearly equal texts) are in both.
+        shared: For each split after the first: earlier split -> how many `speakers`, `sessions` and `texts` are in
+            both, and how many of its texts are copies or `near_copies` of texts there.
         notes: What could not be kept.
     """
 
@@ -194,8 +194,8 @@ def describe(
     columns: dict[str, Sequence[Any]] = {"speakers": [clip.speaker for clip in clips]}
     if sessions_known(clips):
         columns["sessions"] = names_of(clips, "session")
-    for name, numbers in (("texts", texts.exact), ("near_copies", texts.near)):
-        columns[name] = [number if number >= 0 else None for number in numbers.tolist()]
+    columns["texts"] = [number if number >= 0 else None for number in texts.exact.tolist()]
+    cluster = dict(zip(texts.exact.tolist(), texts.near.tolist(), strict=True))
     place = {clip.id: index for index, clip in enumerate(clips)}
     has = {
         part: {name: {column[place[clip.id]] for clip in members} - {None} for name, column in columns.items()}
@@ -206,10 +206,17 @@ def describe(
     first, *others = parts
     for index, part in enumerate(others, start=1):
         shared[part] = {
-            other: {name: len(has[part][name] & has[other][name]) for name in columns} for other in list(parts)[:index]
+            other: {name: len(has[part][name] & has[other][name]) for name in columns}
+            | {"near_copies": _near(has[part]["texts"], has[other]["texts"], cluster)}
+            for other in list(parts)[:index]
         }
         findings[part] = check_leaks(parts[first], parts[part])
     return Split(by=by, parts=parts, findings=findings, shared=shared, notes=notes)
+
+
+def _near(texts: Set[int], others: Set[int], cluster: Mapping[int, int]) -> int:
+    known = {cluster[text] for text in others}
+    return sum(cluster[text] in known for text in texts)
 
 
 def _too_few(clips: Sequence[Clip], by: str, names: Sequence[str], texts: Texts, sizes: Sizes) -> ManifestError:
