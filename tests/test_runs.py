@@ -98,7 +98,7 @@ def test_digests(tmp_path):
 
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="there is no /dev/shm here")  # noqa: S108
 def test_a_file_in_shared_memory_is_a_file_and_no_device():
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:  # noqa: S108
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
         path = Path(place) / "f"
         runs.atomic_write_text(path, "a long text")
         before = path.stat().st_ino
