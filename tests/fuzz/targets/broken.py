@@ -45,7 +45,8 @@ def _hang(folder: Path) -> None:
 
 
 def _busy(folder: Path) -> None:
-    while _number(folder) == 3:
+    damaged = _number(folder) == 3
+    while damaged:
         pass
 
 
