@@ -339,6 +339,13 @@ def test_a_command_that_uses_a_model_inherits_it_unless_told_otherwise(adapted: 
     assert (told.model.language, told.data.max_duration_s, told.data.min_duration_s) == ("en", 9.0, 0.2)
 
 
+def test_a_model_in_a_folder_whose_name_is_no_utf8_is_refused_with_what_to_do(tmp_path: Path):
+    folder = tmp_path / "base\udcff"
+    shutil.copytree(resolve_asset("assets:whisper-nano"), folder)
+    with pytest.raises(ModelError, match=r"base\\udcff' is no UTF-8.*Rename it"):
+        open_model(str(folder))
+
+
 @pytest.mark.parametrize("name", ["sonotune.json", "sonotune_export.json"])
 def test_a_description_of_a_newer_schema_is_refused_by_name(name: str, tmp_path: Path):
     path = tmp_path / name

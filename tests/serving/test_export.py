@@ -188,6 +188,7 @@ def test_an_export_keeps_the_settings_it_is_to_be_used_with(trained: Trained, tm
         "context": "cut",
         "trained_contexts": list(loaded.trained_contexts),
         "thinning": asdict(loaded.thinning),
+        "tokens_per_second": loaded.tokens_per_second,
     }
     lora.save(loaded, folder, extra={"bits": 16, **made_with})
     for name, only in (("export", False), ("adapter", True)):

@@ -44,6 +44,8 @@ def locate(checkpoint: str) -> Path | str:
     except RuntimeError as error:  # of a user who is none
         raise ModelError(f"checkpoint {checkpoint!r} names no folder: {error} Write the whole path.") from error
     if is_folder(folder):
+        if re.search("[\ud800-\udfff]", str(folder.absolute())):
+            raise ModelError(f"the path {str(folder)!r} is no UTF-8, and safetensors opens no such path. Rename it.")
         _refuse_pipes(folder)
         return folder
     if folder.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") != 1:
