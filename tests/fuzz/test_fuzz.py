@@ -1,4 +1,4 @@
-"""A little of every light target in each run of the tests, a minute of each among the slow ones; the fuzzer itself."""
+"""A little of every light target in each run of the tests, minutes of all of them among the slow ones; the fuzzer itself."""
 
 from __future__ import annotations
 
@@ -73,12 +73,14 @@ def test_damaged_files_end_in_errors_of_the_tool(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*LIGHT, *HEAVY])
-def test_more_damaged_files_end_in_errors_of_the_tool(name: str, tmp_path: Path) -> None:
-    code, report = fuzz(*targets(name), "--cases", "100000", "--seconds", "60", "--seed", "2", out=tmp_path)
+@pytest.mark.parametrize(("names", "seconds"), [(LIGHT, 60), *(((name,), 15) for name in HEAVY)])
+def test_more_damaged_files_end_in_errors_of_the_tool(names: tuple[str, ...], seconds: int, tmp_path: Path) -> None:
+    words = (*targets(*names), "--cases", "100000", "--seconds", str(seconds), "--seed", "2")
+    code, report = fuzz(*words, out=tmp_path)
     check(report, tmp_path)
     assert code == 0
-    assert report[name]["cases"] > 20
+    assert report.keys() == set(names)
+    assert all(found["cases"] >= 5 for found in report.values())
 
 
 # --- the fuzzer itself ---------------------------------------------------------------------------
