@@ -165,6 +165,7 @@ def plan(
     *,
     clip_seconds: Sequence[float] = (),
     memory_bytes: int | None = None,
+    gpu: str | None = None,
     exact: bool = False,
     device: Literal["cpu", "cuda"] = "cpu",
     devices: int = 1,
@@ -175,13 +176,18 @@ def plan(
         settings: Of the run; no data are needed.
         clip_seconds: Lengths of clips to plan for; empty takes the usual buckets.
         memory_bytes: What it should fit into, to say how many clips do.
+        gpu: A card to fit, by name or size as sold, instead of `memory_bytes` and `device`; it need not be here.
         exact: Run the largest step on fake tensors instead of the formula.
         device: Whose kernels are assumed.
         devices: Processes that train together.
     """
     from sonotune.config.load import load_run_config
+    from sonotune.planning.cards import find_card
     from sonotune.planning.plan import make_plan
 
+    card = find_card(gpu) if gpu is not None else None
+    if card is not None:
+        memory_bytes, device = card.memory_bytes, "cuda"
     config = load_run_config(words_of(settings)).config
     return make_plan(
         planned_settings(config, device, devices),
@@ -193,6 +199,7 @@ def plan(
         memory_bytes=memory_bytes,
         exact=exact,
         device=device,
+        card=card,
     )
 
 

@@ -62,7 +62,7 @@ def test_a_gain_that_chance_cannot_make_is_better(run_record: RunRecord, predict
     found = verdict(replace(run_record, scores=scores), change)
     assert found is not None
     assert (found.outcome, found.badge) == ("better", "better")
-    assert "from 50.0 % to 5.0 % (−45.0 points, 95 % interval −" in found.sentence
+    assert "20 development clips went from 50.0 % before training to 5.0 % after it (−45.0 points, " in found.sentence
 
 
 def test_a_gain_that_chance_can_make_is_no_clear_change(run_record: RunRecord, predict: Predict):
@@ -113,8 +113,8 @@ def test_domains_stand_before_and_after(run_record: RunRecord, predict: Predict,
 
 def test_the_data_of_each_split_are_there(run_record: RunRecord, read_page: Any):
     shown = closed(read_page(build_html(run_record)).flat("data"))
-    assert closed("training 1200 1.25 0.6 to 14.2 s 31 phone 900, <b>studio</b> 300 en, he") in shown
-    assert closed("development 6 0.01 not named none named none named") in shown
+    assert closed("training 1200 1 h 15 min 0.6 to 14.2 s 31 phone 900, <b>studio</b> 300 en, he") in shown
+    assert closed("development 6 36 s not named none named none named") in shown
     assert "data" not in read_page(build_html(replace(run_record, data={}))).text  # an older record
 
 

@@ -12,14 +12,20 @@ from sonotune.progress import phase
 
 if TYPE_CHECKING:
     from sonotune.config.schema import RunConfig
+    from sonotune.planning.cards import Card
     from sonotune.planning.plan import Plan
 
+_TIGHT = 0.1
 _UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 Clips = Annotated[list[float] | None, typer.Option(help="Seconds of the clips of a bucket; repeat it for several.")]
 Labels = Annotated[int | None, typer.Option(help="Tokens of each transcript; else 5 for each second are assumed.")]
 Memory = Annotated[
     str | None, typer.Option(help="What there is, such as 8GB or 24GiB (a number alone: GiB): says what fits.")
+]
+Gpu = Annotated[
+    str | None,
+    typer.Option(help="A card to fit, by name ('RTX 4090', 'A100 80GB') or size as sold (8GB); it need not be here."),
 ]
 Throughput = Annotated[
     str | None, typer.Option(help="Seconds of audio that one device trains on in a second, or a run to measure it by.")
@@ -37,6 +43,7 @@ def plan(
     clip_seconds: Clips = None,
     label_tokens: Labels = None,
     memory: Memory = None,
+    gpu: Gpu = None,
     throughput: Throughput = None,
     price: Price = None,
     devices: Devices = 1,
@@ -47,7 +54,7 @@ def plan(
 ) -> None:
     """Predict peak memory by component, stage and bucket, what fits, time and cost; no weights are read.
 
-    sonotune plan model=whisper_large_v3 quantization.bits=4 training.precision=bf16 --memory 8GB
+    sonotune plan model=whisper_large_v3 quantization.bits=4 --gpu 8GB
     """
     from sonotune.api import planned_lengths_s, planned_settings
     from sonotune.config.load import load_run_config
@@ -57,8 +64,9 @@ def plan(
         from sonotune.planning.plan import make_plan
 
     config = load_run_config(words or []).config
-    place = _device(device)
-    memory_bytes = None if memory is None else parse_bytes(memory)
+    card = None if gpu is None else _card(gpu, memory=memory, device=device)
+    place = "cuda" if card else _device(device)
+    memory_bytes = card.memory_bytes if card else None if memory is None else parse_bytes(memory)
     _check_together(throughput=throughput, audio_hours=audio_hours, price=price)
     training = config.training
     cost = None
@@ -71,6 +79,7 @@ def plan(
             throughput=throughput,
             devices=devices,
             price_per_hour=price,
+            checkpoint=config.model.checkpoint,
         )
     with phase("planning"):
         found = make_plan(
@@ -84,6 +93,7 @@ def plan(
             exact=exact,
             device=place,
             cost=cost,
+            card=card,
         )
     print_result(found.to_json(), as_json=as_json, lines=_lines(found))
 
@@ -108,6 +118,16 @@ def _device(asked: str) -> Literal["cpu", "cuda"]:
     if asked == "cuda":
         return "cuda"
     raise ConfigError(f"--device {asked!r} is not known; take one of auto, cpu, cuda.")
+
+
+def _card(text: str, *, memory: str | None, device: str) -> Card:
+    from sonotune.errors import ConfigError
+    from sonotune.planning.cards import find_card
+
+    if memory is not None or device == "cpu":
+        other = "--memory" if memory is not None else "--device cpu"
+        raise ConfigError(f"--gpu names a card and its memory; leave out {other}, or --gpu.")
+    return find_card(text)
 
 
 def _check_together(*, throughput: str | None, audio_hours: float | None, price: float | None) -> None:
@@ -170,13 +190,37 @@ def _lines(plan: Plan) -> list[str]:
                 f"  {bucket.clips} clips of {bucket.clip_s:g} s, {bucket.label_tokens} tokens: "
                 f"{_mib(bucket.memory.peak_bytes)} MiB{largest}"
             )
+    if plan.card is not None:
+        lines.append(f"card     {plan.card.told()}")
+    elif plan.memory_bytes is not None:
+        lines.append(
+            f"memory   {plan.memory_bytes / 1e9:.2f} decimal GB, which are {plan.memory_bytes / 2**30:.2f} GiB"
+        )
     if plan.memory_bytes is not None:
-        fits = "fits" if plan.peak_bytes <= plan.memory_bytes else "does not fit"
-        lines.append(f"memory   {_mib(plan.memory_bytes)} MiB: {fits}; tensors alone are counted")
+        lines += [f"{head:<9}{line}" for head, line in zip(("verdict", "counted"), _verdict(plan), strict=True)]
         lines += [f"  try {line}" for line in advice(plan)]
     if plan.cost is not None:
         lines.append(_cost_line(plan.cost))
     return lines
+
+
+def _verdict(plan: Plan) -> list[str]:
+    """Whether it fits and by how much, and what was counted."""
+    from sonotune.planning.cards import CONTEXT_BYTES, FRAGMENTATION
+
+    have, need, left = (plan.memory_bytes or 0) / 2**30, plan.needed_bytes / 2**30, plan.left or 0.0
+    if left < 0:
+        head = f"does not fit: needs {need:.2f} GiB of {have:.2f}, {-100 * left:.0f} % too much"
+    else:
+        head = f"fits with {100 * left:.0f} % left: needs {need:.2f} GiB of {have:.2f}"
+        head += ", which is tight where a screen or another program uses the card" if left < _TIGHT else ""
+    if plan.device != "cuda":
+        return [head, "tensors alone; a process on a CPU has taken 1.8 to 4.1 times as much"]
+    counted = (
+        f"{_mib(plan.peak_bytes)} MiB of tensors, {100 * FRAGMENTATION:.0f} % of that for what the allocator loses, "
+        f"{_mib(CONTEXT_BYTES)} MiB for the CUDA context; the last two are assumed"
+    )
+    return [head, counted]
 
 
 def _cost_line(cost: Any) -> str:

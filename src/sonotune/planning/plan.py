@@ -8,6 +8,7 @@ from typing import Any
 
 from sonotune.adapters.trainable import check_shardable
 from sonotune.errors import ConfigError
+from sonotune.planning.cards import Card, left_for_tensors, needed_bytes
 from sonotune.planning.cost import Cost
 from sonotune.planning.exact import measure_step
 from sonotune.planning.layout import Layout, TrainingSettings, lay_out
@@ -86,7 +87,7 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a run would take. Bytes are of tensors: the process, the CUDA context and fragmentation come on top.
+    """What a run would take. Bytes are of tensors, but for what is needed of a card (`needed_bytes`).
 
     Attributes:
         settings: What was planned for.
@@ -95,6 +96,7 @@ class Plan:
         loading_bytes: The model as it is opened: in single precision, but for what is quantised.
         stages: In the order of training.
         memory_bytes: What must hold it, where that was named.
+        card: The card that has this memory, where one was named.
         cost: Time and money, where a throughput was named.
     """
 
@@ -105,6 +107,17 @@ class Plan:
     stages: tuple[StagePlan, ...]
     memory_bytes: int | None
     cost: Cost | None
+    card: Card | None = None
+
+    @property
+    def needed_bytes(self) -> int:
+        """The peak, and on a card the CUDA context and what the allocator loses (`planning.cards`)."""
+        return needed_bytes(self.peak_bytes, self.device)
+
+    @property
+    def left(self) -> float | None:
+        """Share of the memory that is left; below 0 where the run does not fit, None where no memory was named."""
+        return None if self.memory_bytes is None else 1 - self.needed_bytes / self.memory_bytes
 
     @property
     def peak_bytes(self) -> int:
@@ -130,7 +143,11 @@ class Plan:
             "components": component_rows(self.worst.worst.memory),
             "stages": [stage.to_json() for stage in self.stages],
             "memory_bytes": self.memory_bytes,
-            "fits": None if self.memory_bytes is None else self.peak_bytes <= self.memory_bytes,
+            "needed_bytes": self.needed_bytes,
+            "fits": None if self.left is None else self.left >= 0,
+            "left": self.left,
+            "card": None if self.card is None else {"name": self.card.name, "sold_gb": self.card.sold_gb},
+            "advice": advice(self),
             "seconds": None if cost is None else cost.seconds,
             "cost": None if cost is None else cost.cost,
             **({} if cost is None else {"throughput": cost.throughput, "throughput_source": cost.throughput_source}),
@@ -157,6 +174,7 @@ def make_plan(
     exact: bool = False,
     device: str = "cpu",
     cost: Cost | None = None,
+    card: Card | None = None,
 ) -> Plan:
     """Plan a run.
 
@@ -171,6 +189,7 @@ def make_plan(
         exact: Run the worst bucket's step on fake tensors.
         device: `cpu` or `cuda`.
         cost: Of the run.
+        card: Whose memory that is, for the answer.
 
     Raises:
         ConfigError: A number is out of range.
@@ -198,6 +217,7 @@ def make_plan(
     window_s = layout.loaded.frontend.max_duration_s
     if within_window and window_s is not None:
         lengths = sorted({min(length, window_s) for length in lengths})
+    tensor_bytes = None if memory_bytes is None else left_for_tensors(memory_bytes, device)
     planned = []
     for index, stage in enumerate(layout.stages):
         layout = layout.enter(index)
@@ -205,10 +225,10 @@ def make_plan(
         for clip_s in lengths:
             tokens = label_tokens or max(1, round(LABELS_PER_SECOND * clip_s))
             clips = max(1, min(batch_max_clips, int(batch_seconds / layout.loaded.computed_s(clip_s) + 1e-9)))
-            buckets.append(_bucket(layout, clip_s, clips, tokens, memory_bytes))
+            buckets.append(_bucket(layout, clip_s, clips, tokens, tensor_bytes))
         if exact:
             place = max(range(len(buckets)), key=lambda index: buckets[index].memory.peak_bytes)
-            buckets[place] = _measured(layout, index, buckets[place], memory_bytes)
+            buckets[place] = _measured(layout, index, buckets[place], tensor_bytes)
         trainable = sum(value.numel() for value in layout.loaded.module.parameters() if value.requires_grad)
         planned.append(StagePlan(name=stage.name, trainable=trainable, buckets=tuple(buckets)))
     return Plan(
@@ -219,6 +239,7 @@ def make_plan(
         stages=tuple(planned),
         memory_bytes=memory_bytes,
         cost=cost,
+        card=card,
     )
 
 
@@ -287,16 +308,17 @@ def largest_that_fits(peak: Callable[[int], float], memory_bytes: int, *, most: 
 
 def advice(plan: Plan) -> list[str]:
     """What to change, mildest first, where the run does not fit."""
-    if plan.memory_bytes is None or plan.peak_bytes <= plan.memory_bytes:
+    if plan.memory_bytes is None or plan.needed_bytes <= plan.memory_bytes:
         return []
     lines = []
-    if plan.loading_bytes > plan.memory_bytes:
+    for_tensors = left_for_tensors(plan.memory_bytes, plan.device)
+    if plan.loading_bytes > for_tensors:
         lines.append(
             "the model does not fit as it is opened, in single precision; take a smaller one"
             + ("" if plan.bits[0] != 16 else ", or quantization.bits=4")
         )
     worst = plan.worst.worst
-    if worst.memory.peak_bytes > plan.memory_bytes:
+    if worst.memory.peak_bytes > for_tensors:
         if worst.largest:
             seconds = worst.largest * worst.computed_s
             lines.append(

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sonotune.evaluation.compare import Comparison
-from sonotune.metrics.scores import drawn_scores, score_title, show_value
+from sonotune.metrics.scores import WORSE, drawn_scores, score_title, show_value
 from sonotune.metrics.slices import DURATION_EDGES_S
 from sonotune.reports.classes import view_classes
 from sonotune.reports.figures import Estimate, Series, bars, curve, estimates
@@ -83,7 +83,10 @@ def build_html(
     rate: Rate = "cer" if next(iter(names), None) == "cer" else "wer"
     worst, wrong = (classes["worst"], classes["wrong"]) if classes else worst_texts(predictions)
     changed, defaults = _settings(record)
-    told = sorted(dict.fromkeys(record.findings), key=lambda finding: _SEVERITIES.index(finding.severity))
+    told = sorted(
+        dict.fromkeys(record.findings),
+        key=lambda finding: (finding.check != WORSE, _SEVERITIES.index(finding.severity)),
+    )
     return render_page(
         "template.html",
         filters={

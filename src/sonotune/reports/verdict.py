@@ -32,8 +32,6 @@ class Verdict(NamedTuple):
 def verdict(record: RunRecord, change: Comparison | None) -> Verdict | None:
     """What the run did to the score that decides; None where nothing was scored.
 
-    It never says other than the finding of the run: `training.worse` makes it worse.
-
     Args:
         record: Of the run.
         change: The scores before and after training, paired by clip; None where there are too few clips.
@@ -42,37 +40,47 @@ def verdict(record: RunRecord, change: Comparison | None) -> Verdict | None:
     name = primary_score(after) or primary_score(test) or primary_score(before)
     if name is None:
         return None
-    sentence = _unfinished(record)
-    worse = any(finding.check == WORSE for finding in record.findings)
-    outcome: Outcome = "worse" if worse else "none"
-    badge = "worse" if worse else "scored"
+    title = score_title(name, (after or test or before)[name])
+    outcome: Outcome = "none"
+    badge, sentences = "scored", [_unfinished(record)]
     if name in before and name in after:
-        change_told, sure = _change(before[name], after[name], change)
-        clips = after[name]["count"]
-        sentence += f"Training took {score_title(name, after[name])} on the development clips ({clips}) from "
-        sentence += f"{show_value(before[name])} to {show_value(after[name])}{change_told}."
-        improved = (after[name]["value"] < before[name]["value"]) == (after[name].get("better", "lower") == "lower")
-        if not worse:
-            same = after[name]["value"] == before[name]["value"]
-            outcome = "better" if improved and sure and not same else "none"
-            badge = "better" if outcome == "better" else "no clear change"
-    elif name in after:
-        sentence += f"{score_title(name, after[name])} on the development clips ({after[name]['count']}) is "
-        sentence += f"{show_value(after[name])} after training; the model was not scored before."
-    elif name in before:
-        sentence += f"Before training, {score_title(name, before[name])} on the development clips is "
-        sentence += f"{show_value(before[name])}; there is no score after it."
-    if name in test:
-        low, high = show_value(test[name], "low"), show_value(test[name], "high")
-        sentence += (
-            f" On the test clips ({test[name]['count']}), which decided nothing, it is {show_value(test[name])} "
+        told, sure = _change(before[name], after[name], change)
+        outcome, badge = _outcome(record, before[name], after[name], sure=sure)
+        sentences.append(
+            f"{title} on the {after[name]['count']} development clips went from {show_value(before[name])} before "
+            f"training to {show_value(after[name])} after it{told}."
         )
-        sentence += f"(95 % interval {low} to {high})."
-    return Verdict(outcome, badge, sentence.strip())
+    elif name in after:
+        sentences.append(
+            f"{title} on the {after[name]['count']} development clips is {show_value(after[name])} after training; the "
+            "model was not scored before."
+        )
+    elif name in before:
+        sentences.append(
+            f"Before training, {title} on the development clips is {show_value(before[name])}; there is no score "
+            "after it."
+        )
+    if name in test:
+        low, value, high = (show_value(test[name], key) for key in ("low", "value", "high"))
+        sentences.append(
+            f"On the {test[name]['count']} test clips, which decided nothing, it is {value} (95 % interval {low} to "
+            f"{high})."
+        )
+    return Verdict(outcome, badge, " ".join(filter(None, sentences)))
+
+
+def _outcome(
+    record: RunRecord, before: Mapping[str, Any], after: Mapping[str, Any], *, sure: bool
+) -> tuple[Outcome, str]:
+    """Worse wherever the run says so, as it does of any change to the worse; better only where chance is ruled out."""
+    gain = (before["value"] - after["value"]) * (-1 if after.get("better") == "higher" else 1)
+    if gain < 0 or any(finding.check == WORSE for finding in record.findings):
+        return "worse", "worse"
+    return ("better", "better") if gain > 0 and sure else ("none", "no clear change")
 
 
 def _unfinished(record: RunRecord) -> str:
-    return "" if record.status == "finished" else f"The run is {record.status}, and its scores are not final. "
+    return "" if record.status == "finished" else f"The run is {record.status}, and its scores are not final."
 
 
 def _change(before: Mapping[str, Any], after: Mapping[str, Any], change: Comparison | None) -> tuple[str, bool]:
