@@ -29,11 +29,12 @@ LIMIT_S: Final = 1200
 WIDTH: Final = 120
 VARYING: Final = (
     (re.compile(r"\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?(\.\d+)?( ?UTC|Z|\+00:00)?"), "#"),
-    (re.compile(r"[-+]?\d+(\.\d+)? (?=(B|kB|MB|GB|KiB|MiB|GiB|ms|s|min|h)\b)"), "# "),
+    (re.compile(r", \d+ of \d+ texts (loop|end at their limit of tokens) \([^)]*\)"), ""),
+    (re.compile(r"[-+]?\d[\d,]*(\.\d+)? (?=(B|kB|MB|GB|KiB|MiB|GiB|ms|s|min|h)\b)"), "# "),
     (re.compile(r"# (B|kB|MB|GB|KiB|MiB|GiB)\b"), "# B"),
     (re.compile(r"# (ms|s|min|h)( # s)?\b"), "# s"),
     (re.compile(r"[-+]?\d+(\.\d+)?(e-?\d+)?( ?%)"), "# %"),
-    (re.compile(r"[-+]?\d+\.\d+(e-?\d+)?"), "#"),
+    (re.compile(r"[-+]?\d[\d,]*\.\d+(e-?\d+)?"), "#"),
     (re.compile(r" {2,}"), " "),
     (re.compile(r"-{3,}|─{3,}"), "---"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,9 +65,9 @@ def data_split(
     body = {name: {"manifest": str(written[name]), **part} for name, part in to_plain(split.to_json()).items()}
     for note in split.notes:
         tell(f"sonotune: WARNING: {note}")
-    told = {finding.message: finding for found in split.findings.values() for finding in found}
-    for finding in told.values():
-        print_finding(finding)
+    for name, found in split.findings.items():
+        for finding in found:
+            print_finding(replace(finding, message=f"{name}: {finding.message}"))
     lines = [_line(name, part) for name, part in body.items()]
     needed = root_needed(folder, clips)
     print_result(body | {"root": needed}, as_json=as_json, lines=[*lines, *root_hint(needed)])
