@@ -17,7 +17,7 @@ from sonotune.training.logging.trackers import Trackers
 from sonotune.training.model import PreparedModel
 from sonotune.training.session import Session
 from sonotune.training.sharding import unsharded
-from sonotune.types import Finding, Score
+from sonotune.types import Finding, Score, Severity
 
 EvaluationPoint = Literal["before", "after", "test"]
 IMPROVING: Final = "training.still_improving"
@@ -134,7 +134,7 @@ def worse_than_before(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> 
         f"training made the model worse on the development clips: {score_title(name, now)} was {show_score(was)} and "
         f"is {show_score(now)}. Lower training.learning_rate, train shorter, or look at the training transcripts."
     )
-    return [Finding(check=WORSE, severity="warning", message=message, measured=now["value"], limit=was["value"])]
+    return [_finding(WORSE, "warning", message, now, was)]
 
 
 def still_improving(events: Iterable[Mapping[str, Any]]) -> list[Finding]:
@@ -159,4 +159,13 @@ def still_improving(events: Iterable[Mapping[str, Any]]) -> list[Finding]:
         f"{show_score(best)} at best before the last evaluation, and {show_score(last)} there. Train longer: raise "
         "training.max_epochs; with run.allow_change=[training.max_epochs] the run goes on from here."
     )
-    return [Finding(check=IMPROVING, severity="note", message=message, measured=last["value"], limit=best["value"])]
+    return [_finding(IMPROVING, "note", message, last, best)]
+
+
+def _finding(
+    check: str, severity: Severity, message: str, score: Mapping[str, Any], other: Mapping[str, Any]
+) -> Finding:
+    """About one score beside another of the same name."""
+    scale, unit = (100.0, "%") if score["unit"] == "fraction" else (1.0, score["unit"])
+    measured, limit = (round(scale * one["value"], 2) for one in (score, other))
+    return Finding(check=check, severity=severity, message=message, measured=measured, limit=limit, unit=unit)
