@@ -589,15 +589,35 @@ def test_a_full_disk_while_the_adapter_is_kept_leaves_none_and_can_go_on(
 
 
 def test_what_was_trained_is_kept_though_the_test_clips_cannot_be_scored(
-    settings: Settings, clips: Callable[..., Path], tmp_path: Path
+    settings: Settings, clips: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     manifest = clips(tmp_path / "odd", "odd", 2, speaker="t")
-    lines = [json.loads(line) | {"text": "!!!"} for line in manifest.read_text("utf-8").splitlines()]
-    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
-    with pytest.raises(TextError):
+    honest = scoring.evaluate
+
+    def evaluate(task: Any, loaded: Any, scored: Any, **options: Any) -> Any:
+        if {clip.speaker for clip in scored} <= {"t0", "t1"}:
+            raise TextError("these clips cannot be scored")
+        return honest(task, loaded, scored, **options)
+
+    monkeypatch.setattr(scoring, "evaluate", evaluate)
+    with pytest.raises(TextError, match="cannot be scored"):
         run(settings(f"data.test={manifest}"))
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
     assert read_record(tmp_path / "run").status == "failed"
+
+
+def test_test_clips_on_which_nothing_is_said_are_scored(settings: Settings, clips: Callable[..., Path], tmp_path: Path):
+    manifest = clips(tmp_path / "odd", "odd", 2, speaker="t")
+    lines = [
+        json.loads(line) | {"text": text}
+        for line, text in zip(manifest.read_text("utf-8").splitlines(), ("!!!", ""), strict=True)
+    ]
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    record, _ = run(settings(f"data.test={manifest}", "training.max_steps=1", "training.max_epochs=1"))
+    score = record.scores["test"]["wer"]
+    assert score["title"] == "WER per silent clip"
+    assert score["detail"]["silent_clips"] == 2
+    assert score["value"] == score["detail"]["silent_words"] / 2
 
 
 def test_a_clip_that_breaks_while_training_is_in_the_record(
