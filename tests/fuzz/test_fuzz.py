@@ -1,4 +1,4 @@
-"""A little of every light target in each run of the tests, minutes of all of them among the slow ones; the fuzzer itself."""
+"""A little of every light target in each run of the tests, minutes of all among the slow ones; the fuzzer itself."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from sonotune.config.hints import meant_by
 from sonotune.config.kinds import affects_result, allowed, alternatives, choices, in_digest, is_text_choice
 from sonotune.config.plain_yaml import parse_yaml, read_yaml, write_yaml
 from sonotune.config.schema import RunConfig, Section
-from sonotune.errors import ConfigError, listed, suggest
+from sonotune.errors import ConfigError, problem_list, suggest
 from sonotune.json_files import OBJECT, read_json
 from sonotune.paths import is_folder
 
@@ -167,7 +167,7 @@ def load_run_config(
     config = _validate(draft, require)
     if config is None or draft.problems:
         heading = f"{len(draft.problems)} problem(s) in the configuration:"
-        raise ConfigError(listed(heading, draft.problems))
+        raise ConfigError(problem_list(heading, draft.problems))
     return LoadedConfig(
         config=config, origin=draft.origin, digest=config_digest(config), explicit=frozenset(draft.explicit)
     )
