@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 COMMAND_LINE = "command line"
+MAX_WORD = 65_536
 RECIPE = "recipe"
 BROUGHT = "with"
 
@@ -198,6 +199,8 @@ def _sort_words(words: Sequence[str], draft: _Draft) -> tuple[Path | None, list[
         key, equals, text = word.partition("=")
         if not word.isprintable() or not _is_utf8(word):
             draft.problems.append(f"{word!r} has control characters or is not UTF-8 text")
+        elif len(word) > MAX_WORD:  # which the file that `--dump-config` makes could not hold
+            draft.problems.append(f"{word[:80]!r}... has {len(word):,} characters; at most {MAX_WORD:,} are allowed")
         elif not equals or not key:
             draft.problems.append(f"{word!r} is not of the form setting=value, group=preset or config=file.yaml")
         elif key in seen:
