@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sonotune.errors import ConfigError, ManifestError, ModelError, listed
+from sonotune.errors import ConfigError, ManifestError, ModelError, problem_list
 from sonotune.paths import exists, is_file, is_folder
 
 
@@ -62,9 +62,9 @@ def test_readers_say_that_nothing_is_there(name: str, tmp_path: Path) -> None:
 
 
 def test_a_message_lists_twenty_problems_and_cuts_each() -> None:
-    message = listed("30 problems:", [f"{'x' * 5000} is not there"] * 30)
+    message = problem_list("30 problems:", [f"{'x' * 5000} is not there"] * 30)
     assert message.startswith("30 problems:\n  - xxx")
     assert message.count("x is not there") == 20
     assert message.endswith("\n  ... and 10 more")
     assert len(message) < 20_000
-    assert listed("1 problem:", ["a"]) == "1 problem:\n  - a"
+    assert problem_list("1 problem:", ["a"]) == "1 problem:\n  - a"

@@ -37,14 +37,16 @@ def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
     return f"; did you mean {close[0]!r}?" if close else otherwise
 
 
-def listed(heading: str, problems: Sequence[str]) -> str:
-    """A message of several problems: the first 20 of them, without the middle of those that nobody would read."""
+def shortened(problem: str) -> str:
+    """A problem without its middle where nobody would read all of it."""
     half = _MAX_CHARACTERS // 2
-    shown = [
-        one if len(one) <= _MAX_CHARACTERS else f"{one[:half]} [...] {one[-half:]}" for one in problems[:_MAX_LISTED]
-    ]
+    return problem if len(problem) <= _MAX_CHARACTERS else f"{problem[:half]} [...] {problem[-half:]}"
+
+
+def problem_list(heading: str, problems: Sequence[str]) -> str:
+    """A message of several problems: the first 20 of them, each shortened."""
     more = [f"  ... and {len(problems) - _MAX_LISTED} more"] if len(problems) > _MAX_LISTED else []
-    return "\n".join([heading, *(f"  - {one}" for one in shown), *more])
+    return "\n".join([heading, *(f"  - {shortened(one)}" for one in problems[:_MAX_LISTED]), *more])
 
 
 def first_line(error: Exception) -> str:

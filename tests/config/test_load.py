@@ -515,3 +515,10 @@ def test_what_decodes_is_one_object():
     words = ["evaluation.temperatures=[0]", "evaluation.logprob_threshold=null", "evaluation.beam_size=5"]
     found = load_run_config(["model=whisper_nano", *words]).config.evaluation.decoding()
     assert found == DecodingSettings(temperatures=(0.0,), logprob_threshold=None, beam_size=5)
+
+
+def test_a_word_that_no_file_could_hold_is_refused():
+    with pytest.raises(ConfigError, match=r"'data.train=xxx.* has 100,011 characters; at most 65,536 are allowed"):
+        load_run_config(["model=whisper_nano", f"data.train={'x' * 100_000}"])
+    long = "x" * 60_000
+    assert load_run_config(["model=whisper_nano", f"data.train={long}"]).config.data.train == long

@@ -208,6 +208,9 @@ BAD_LINES = {
     '{"id": "x", "path": "a/../../x.wav"}': "leaves the root",
     '{"id": "x", "path": "/etc/passwd"}': "leaves the root",
     f'{{"id": "x", "path": "{"a" * 300}.wav"}}': "too long",
+    f'{{"id": "x", "path": "{"b/" * 3000}.wav"}}': "too long",
+    '{"id": "x", "path": "."}': "that of a folder",
+    '{"id": "x", "path": "/"}': "that of a folder",
     "[" * 100_000: "nested too deeply",
     f'{{"id": "x", "path": "x.wav", "text": "{"a" * 1_000_000}"}}': "line is too long",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -499,3 +500,27 @@ def test_whole_numbers_may_be_written_as_pandas_does(tmp_path: Path):
     table.write_text("path,text,sample_rate,channel\na.wav,one,16000.0,0.0\n", "utf-8")
     [clip] = read_source(f"csv:{table}")
     assert (clip.sample_rate_hz, clip.channel) == (16_000, 0)
+
+
+@pytest.mark.parametrize("path", [".", "/", "./"])
+def test_a_folder_in_place_of_audio_is_refused(tmp_path, path):
+    (tmp_path / "m.json").write_text(json.dumps([{"audio": path, "text": "one"}]), "utf-8")
+    for allow in (False, True):
+        with pytest.raises(ManifestError, match="the path is that of a folder"):
+            importers.load(tmp_path / "m.json", format="json", allow_outside_root=allow)
+
+
+def test_a_path_of_many_thousand_parts_is_refused_at_once(tmp_path):
+    (tmp_path / "m.csv").write_text("path,text\na.wav,one\n" + "\\N" * 30_000 + ",two\n", "utf-8")
+    began = time.monotonic()
+    with pytest.raises(ManifestError, match="the path is too long"):
+        importers.load(tmp_path / "m.csv", format="csv")
+    assert time.monotonic() - began < 2  # looking for each part took minutes
+
+
+def test_an_entry_of_thousands_of_columns_has_a_message_that_can_be_read(tmp_path):
+    entry = {f"k{number}": number for number in range(5000)}
+    (tmp_path / "m.json").write_text(json.dumps([entry]), "utf-8")
+    with pytest.raises(ManifestError, match=r"the column 'path' is missing.* \[\.\.\.\] .*'k4999'") as caught:
+        importers.load(tmp_path / "m.json", format="json")
+    assert len(str(caught.value)) < 1500

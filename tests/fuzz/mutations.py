@@ -292,6 +292,13 @@ def _wide(rng: random.Random) -> Any:
 
 def _tweak(rng: random.Random, value: Any) -> Any:
     """Something near a value, so that the first check lets it through."""
+    try:
+        return _near(rng, value)
+    except (ValueError, OverflowError):  # a number that has no such neighbour
+        return value_of_any_kind(rng)
+
+
+def _near(rng: random.Random, value: Any) -> Any:
     match value:
         case bool():
             return not value

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from sonotune.config.kinds import allowed, alternatives, is_text_choice
 from sonotune.config.plain_yaml import parse_yaml, read_yaml
-from sonotune.errors import ConfigError, listed, suggest
+from sonotune.errors import ConfigError, problem_list, suggest
 
 Heads = Annotated[int, Field(ge=1, le=512)]
 
@@ -122,7 +122,7 @@ def load_composition(words: Sequence[str]) -> Composition:
         problems += _without_effect(found, values)
     if found is None or problems:
         heading = f"{len(problems)} problem(s) in what is to be composed:"
-        raise ConfigError(listed(heading, problems))
+        raise ConfigError(problem_list(heading, problems))
     return found
 
 

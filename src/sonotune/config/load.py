@@ -31,7 +31,7 @@ from sonotune.config.hints import meant_by
 from sonotune.config.kinds import affects_result, allowed, alternatives, choices, in_digest, is_text_choice
 from sonotune.config.plain_yaml import parse_yaml, read_yaml, write_yaml
 from sonotune.config.schema import RunConfig, Section
-from sonotune.errors import ConfigError, listed, suggest
+from sonotune.errors import ConfigError, problem_list, suggest
 from sonotune.json_files import OBJECT, read_json
 from sonotune.paths import is_folder
 
@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 COMMAND_LINE = "command line"
+MAX_WORD = 65_536
 RECIPE = "recipe"
 BROUGHT = "with"
 
@@ -167,7 +168,7 @@ def load_run_config(
     config = _validate(draft, require)
     if config is None or draft.problems:
         heading = f"{len(draft.problems)} problem(s) in the configuration:"
-        raise ConfigError(listed(heading, draft.problems))
+        raise ConfigError(problem_list(heading, draft.problems))
     return LoadedConfig(
         config=config, origin=draft.origin, digest=config_digest(config), explicit=frozenset(draft.explicit)
     )
@@ -198,6 +199,8 @@ def _sort_words(words: Sequence[str], draft: _Draft) -> tuple[Path | None, list[
         key, equals, text = word.partition("=")
         if not word.isprintable() or not _is_utf8(word):
             draft.problems.append(f"{word!r} has control characters or is not UTF-8 text")
+        elif len(word) > MAX_WORD:  # which the file that `--dump-config` makes could not hold
+            draft.problems.append(f"{word[:80]!r}... has {len(word):,} characters; at most {MAX_WORD:,} are allowed")
         elif not equals or not key:
             draft.problems.append(f"{word!r} is not of the form setting=value, group=preset or config=file.yaml")
         elif key in seen:

@@ -13,6 +13,8 @@ from sonotune.data.lines import RefusedError, show
 _UP = 3
 _FOLDERS = 200
 _TRIED = 50
+_MAX_BYTES = 4000
+_MAX_NAME_BYTES = 255
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -59,14 +61,19 @@ class AudioRoot:
             raise RefusedError(
                 "the path is a URL", found=show(value), allowed="a file on this machine", do="Download the audio first."
             )
+        long = RefusedError(
+            "the path is too long", found=show(value), allowed="names that a file system can hold", do=do
+        )
+        if _size_bytes(value) > _MAX_BYTES:  # before it is looked for, which takes a look for each of its parts
+            raise long
         path = self.root / value
         if ("\\" in value or not value.isascii()) and not _exists(path):
             path = self._as_written_here(value) or path
-        if _size_bytes(value) > 4000 or max(map(_size_bytes, path.parts)) > 255:
-            raise RefusedError(
-                "the path is too long", found=show(value), allowed="names that a file system can hold", do=do
-            )
+        if max(map(_size_bytes, path.parts)) > _MAX_NAME_BYTES:
+            raise long
         real = self._real_file(path)
+        if not real.name or real == self._real_root:
+            raise RefusedError("the path is that of a folder", found=show(value), allowed=name, do=do)
         if Path(value).is_absolute():
             self._absolute.add(real.parent)
         else:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
-from sonotune.errors import ManifestError
+from sonotune.errors import ManifestError, shortened
 from sonotune.json_files import MAX_DEPTH
 from sonotune.paths import exists, is_file, is_folder
 
@@ -89,7 +89,7 @@ class Problems:
     def _entry(self, line: int | None, error: RefusedError) -> str:
         number = f"{self.source}:{line}" if self.unit is None else f"{self.source}, {self.unit} {line}"
         where = self.source if line is None else number
-        return f"{where}: {error.what}: found {error.found}; allowed is {error.allowed}. {error.do}"
+        return shortened(f"{where}: {error.what}: found {error.found}; allowed is {error.allowed}. {error.do}")
 
     def absorb(self, other: Problems) -> None:
         """Note the problems of another file of the same source."""
