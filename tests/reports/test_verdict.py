@@ -94,6 +94,14 @@ def test_the_verdict_agrees_with_the_finding_that_the_run_made(
     assert not any("better" in each.split() for each in classes)
 
 
+def test_scores_of_recordings_that_were_trained_on_are_not_believed(run_record: RunRecord, predict: Predict):
+    scores, change = predict([WRONG] * 20, [SAID] * 20)
+    leak = Finding(check="leak.span", severity="error", message="share seconds of the same file")
+    found = verdict(replace(run_record, scores=scores, findings=(leak,)), change)
+    assert found is not None
+    assert found.sentence.endswith("also trained on, so the scores say little of new ones.")
+
+
 def test_a_run_that_did_not_end_says_so(run_record: RunRecord, predict: Predict):
     scores, _ = predict([WRONG] * 20, [SAID] * 20)
     found = verdict(replace(run_record, status="interrupted", scores={"before": scores["before"]}), None)

@@ -98,6 +98,7 @@ def test_a_run_leaves_all_that_the_design_lists(settings: Settings, tmp_path: Pa
         "run.json",
         "ranks.json",
         "audio.json",
+        "trained_on.jsonl",
         "events.jsonl",
         "run.lock",
         "checkpoints",

@@ -6,13 +6,14 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from sonotune.evaluation.compare import Comparison
 from sonotune.metrics.scores import WORSE, primary_score, score_title, show_value
 from sonotune.types import RunRecord
 
 Outcome = Literal["better", "worse", "none"]
+_SAME_RECORDINGS: Final = ("leak.span", "leak.audio")
 
 
 class Verdict(NamedTuple):
@@ -66,6 +67,8 @@ def verdict(record: RunRecord, change: Comparison | None) -> Verdict | None:
             f"On the {test[name]['count']} test clips, which decided nothing, it is {value} (95 % interval {low} to "
             f"{high})."
         )
+    if any(finding.check in _SAME_RECORDINGS for finding in record.findings):
+        sentences.append("Recordings that are scored were also trained on, so the scores say little of new ones.")
     return Verdict(outcome, badge, " ".join(filter(None, sentences)))
 
 
