@@ -165,7 +165,7 @@ def test_probe_reads_the_header(tmp_path):
     path = tmp_path / "x.flac"
     soundfile.write(path, np.zeros((22_050, 2)), 44_100, subtype="PCM_24")
     info = io.probe(path)
-    assert info == io.verify(path)
+    assert info == io.measure(path).info
     assert (info.path, info.sample_rate_hz, info.num_frames, info.num_channels) == (path, 44_100, 22_050, 2)
     assert (info.duration_s, info.format, info.subtype) == (0.5, "FLAC", "PCM_24")
 
@@ -188,7 +188,7 @@ def test_the_level_of_a_span_is_measured_while_it_is_decoded(tmp_path):
     assert io.measure(path).info == io.probe(path)
 
 
-CALLS = [io.probe, io.read, io.verify]
+CALLS = [io.probe, io.read, io.measure]
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -248,10 +248,10 @@ def test_a_cut_file_is_refused(tmp_path, name, share):
     path = tmp_path / name
     options = COMPRESSED.get(name, {"subtype": "PCM_16"})
     soundfile.write(path, murmur(64_037), 16_000, **options)
-    io.verify(path)
+    io.measure(path)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    for call in (io.read, io.verify):
+    for call in (io.read, io.measure):
         error = refused(path, call)
         assert error.reason == "truncated"
         assert "cut off" in str(error)
@@ -269,7 +269,10 @@ def test_a_file_that_lacks_a_few_milliseconds_is_read_as_far_as_it_goes(tmp_path
     missing = round(0.021 * rate_hz)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) - 2 * missing])
-    for info in (io.probe(path), io.verify(path), io.verify(path, duration_s=4.0), io.verify(path, decode=False)):
+    for info in (
+        io.probe(path),
+        *(io.measure(path, **given).info for given in ({}, {"duration_s": 4.0}, {"decode": False})),
+    ):
         assert info.num_frames == len(whole) - missing
         assert info.missing_s == pytest.approx(0.021, abs=0.001)
     np.testing.assert_array_equal(io.read(path, sample_rate_hz=rate_hz), expected[:-missing])
@@ -286,9 +289,9 @@ def test_of_a_short_file_less_may_be_missing(tmp_path):
     soundfile.write(path, murmur(8_000), 16_000, subtype="PCM_16")
     content = path.read_bytes()
     path.write_bytes(content[: len(content) - 2 * 320])  # 20 of 500 ms
-    assert io.verify(path).missing_s == pytest.approx(0.02)
+    assert io.measure(path).info.missing_s == pytest.approx(0.02)
     path.write_bytes(content[: len(content) - 2 * 480])
-    assert refused(path, io.verify).reason == "truncated"
+    assert refused(path, io.measure).reason == "truncated"
 
 
 @pytest.mark.parametrize("name", COMPRESSED)
@@ -345,7 +348,7 @@ def test_a_span_of_a_file_that_cannot_be_sought_in_is_read_from_the_front(tmp_pa
     whole = io.read(path, sample_rate_hz=8_000)
     span = io.read(path, start_s=0.2, duration_s=0.1, sample_rate_hz=8_000)
     np.testing.assert_array_equal(span, whole[1600:2400])
-    assert io.verify(path, start_s=0.3, duration_s=0.05).subtype == "GSM610"
+    assert io.measure(path, start_s=0.3, duration_s=0.05).info.subtype == "GSM610"
 
 
 def test_a_flac_without_a_length_is_refused_with_advice(tmp_path):
@@ -368,10 +371,10 @@ def test_samples_that_are_not_finite_are_refused(tmp_path, value, rate_hz):
     samples[rate_hz // 2, 1] = value
     soundfile.write(path, samples, rate_hz, subtype="FLOAT")
     assert refused(path).reason == "non_finite"
-    assert refused(path, io.verify).reason == "non_finite"
+    assert refused(path, io.measure).reason == "non_finite"
     assert np.isfinite(io.read(path, channel=0)).all()
     assert np.isfinite(io.read(path, start_s=0.0, duration_s=0.4)).all()
-    assert io.verify(path, start_s=0.6, duration_s=0.3).num_frames == rate_hz
+    assert io.measure(path, start_s=0.6, duration_s=0.3).info.num_frames == rate_hz
 
 
 @pytest.mark.parametrize("value", [1e30, -1e30, 1001.0])
@@ -382,7 +385,7 @@ def test_samples_far_beyond_full_scale_are_refused(tmp_path, value, rate_hz):
     samples[rate_hz // 2] = value
     soundfile.write(path, samples, rate_hz, subtype="FLOAT")
     assert refused(path).reason == "amplitude"
-    assert f"{abs(value):.3g} times full scale; allowed are 1,000" in str(refused(path, io.verify))
+    assert f"{abs(value):.3g} times full scale; allowed are 1,000" in str(refused(path, io.measure))
     assert np.isfinite(io.read(path, start_s=0.0, duration_s=0.4)).all()
 
 
@@ -444,10 +447,10 @@ def test_three_hours_are_refused_unless_a_span_is_asked_for(tmp_path):
     assert error.reason == "too_long"
     assert "7200 s" in str(error)
     assert "span" in str(error)
-    assert refused(path, io.verify).reason == "too_long"
+    assert refused(path, io.measure).reason == "too_long"
     assert io.probe(path).duration_s == 3 * 3600
     assert len(io.read(path, start_s=9_000.0, duration_s=2.0)) == 2 * RATE_HZ
-    assert io.verify(path, start_s=9_000.0, duration_s=2.0).duration_s == 3 * 3600
+    assert io.measure(path, start_s=9_000.0, duration_s=2.0).info.duration_s == 3 * 3600
 
 
 def test_a_flac_bomb_is_refused_from_its_header(tmp_path):
@@ -456,7 +459,7 @@ def test_a_flac_bomb_is_refused_from_its_header(tmp_path):
         for _ in range(10):
             file.write(np.zeros((1_000_000, 8), dtype=np.int16))
     assert path.stat().st_size * io.BOMB_RATIO < 10_000_000 * 8 * 2
-    for call in (io.read, io.verify):
+    for call in (io.read, io.measure):
         begin = time.monotonic()
         assert refused(path, call).reason == "bomb"
         assert refused(path, call, max_duration_s=None).reason == "bomb"
@@ -476,7 +479,7 @@ def test_memory_is_that_of_the_result(tmp_path):
     tracemalloc.start()
     try:
         assert len(io.read(path)) == round(frames / 192_000 * RATE_HZ)
-        io.verify(path)
+        io.measure(path)
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -511,7 +514,7 @@ def test_a_span_outside_the_file_is_refused(tmp_path):
     for start_s, duration_s in [*bad, (0.0, float("inf")), (0.5, 1e-7)]:
         error = refused(path, start_s=start_s, duration_s=duration_s)
         assert error.reason == "span", (start_s, duration_s)
-        assert refused(path, io.verify, start_s=start_s, duration_s=duration_s).reason == "span"
+        assert refused(path, io.measure, start_s=start_s, duration_s=duration_s).reason == "span"
     assert len(io.read(path, start_s=0.5, duration_s=0.515)) == 8_000  # manifests round
 
 
@@ -549,7 +552,7 @@ def test_an_mp3_without_a_frame_count_is_read_whole(tmp_path):
     samples = np.concatenate([np.zeros(16_000, dtype=np.float32), murmur(64_000)])
     frames = mp3_without_count(path, samples)
     assert soundfile.info(path).frames != frames * 576  # the decoder alone guesses from the first frame
-    info = io.verify(path)
+    info = io.measure(path).info
     assert abs(info.num_frames - frames * 576) <= 3 * 576
     waveform = io.read(path)
     assert waveform[20_000:-4_000].std() == pytest.approx(0.2, rel=0.1)
@@ -644,7 +647,7 @@ def test_every_tenth_real_recording_is_sound_and_twice_as_long_at_16_khz(fsdd):
     paths = sorted(fsdd.rglob("*.wav"))[::10]
     assert len(paths) > 50
     for path in paths:
-        info = io.verify(path)
+        info = io.measure(path).info
         assert info.sample_rate_hz == 8_000
         waveform = io.read(path)
         assert len(waveform) == 2 * info.num_frames

@@ -15,8 +15,9 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sonotune.audio.io import verify
-from sonotune.data.manifest import check_audio, digest, filter_clips, read_manifest, statistics, write_manifest
+from sonotune.audio.io import measure
+from sonotune.data.audio_checks import check_audio
+from sonotune.data.manifest import digest, filter_clips, read_manifest, statistics, write_manifest
 from sonotune.errors import ManifestError
 from sonotune.types import Clip, Word
 
@@ -455,7 +456,7 @@ def test_clips_that_end_a_little_early_are_used_as_far_as_they_go(tmp_path: Path
     ]
     assert "0.021 s" in findings[-1].message
     for c in kept:  # none is refused when it is read
-        verify(c.path, start_s=c.start_s, duration_s=c.duration_s)
+        measure(c.path, start_s=c.start_s, duration_s=c.duration_s)
 
 
 def test_truncated_clips_are_left_out_or_bad_where_the_settings_say_so(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from sonotune.audio import io
 from sonotune.data import rudiments, synth
+from sonotune.data.audio_checks import check_audio
 from sonotune.data.drums import KITS, ROOMS, Hit, play, record
-from sonotune.data.manifest import check_audio, read_manifest
+from sonotune.data.manifest import read_manifest
 from sonotune.data.rudiments import LABELS, PlannedRudiment, hits, plan_rudiments, render, sticking, strokes
 from sonotune.errors import ConfigError
 from sonotune.runs import generator

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from sonotune.audio import io
 from sonotune.data import espeak, synth, vocabulary
+from sonotune.data.audio_checks import check_audio
 from sonotune.data.channels import CHANNELS
 from sonotune.data.espeak import Voice
-from sonotune.data.manifest import check_audio, filter_clips, read_manifest
+from sonotune.data.manifest import filter_clips, read_manifest
 from sonotune.data.speech_plans import PlannedClip, nano_speech, quickstart
 from sonotune.errors import ConfigError, MissingExtraError, ResourceError
 from sonotune.registry import resolve_asset

@@ -32,7 +32,7 @@ from sonotune.audio.activity import signal_level_db
 from sonotune.audio.opening import AudioInfo, Decoder, bearable_s, check_rate, decoder_words, opened
 from sonotune.errors import AudioError, ResourceError
 
-__all__ = ["AudioInfo", "Measured", "measure", "probe", "read", "read_blocks", "transcode", "verify", "write"]
+__all__ = ["AudioInfo", "Measured", "measure", "probe", "read", "read_blocks", "transcode", "write"]
 
 DEFAULT_MAX_DURATION_S = 7_200.0
 SPAN_TOLERANCE_S = 0.02
@@ -139,36 +139,6 @@ def read_blocks(
         yield from span.blocks
 
 
-def verify(
-    path: Path,
-    *,
-    start_s: float = 0.0,
-    duration_s: float | None = None,
-    channel: int | None = None,
-    max_duration_s: float | None = DEFAULT_MAX_DURATION_S,
-    decode: bool = True,
-) -> AudioInfo:
-    """Decode a span block by block, keep nothing, and report the first thing wrong with it.
-
-    Args:
-        path: The file.
-        start_s: Begin of the span, in seconds.
-        duration_s: Length of the span in seconds; None checks to the end.
-        channel: Zero-based channel that will be used; None checks the mean of all.
-        max_duration_s: Longest span that is decoded, in seconds; None sets no limit.
-        decode: False compares the span with the header alone.
-
-    Returns:
-        The header, which the samples have borne out.
-
-    Raises:
-        AudioError: As `read`.
-    """
-    return measure(
-        path, start_s=start_s, duration_s=duration_s, channel=channel, max_duration_s=max_duration_s, decode=decode
-    ).info
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """What decoding a span says of it.
@@ -192,7 +162,22 @@ def measure(
     max_duration_s: float | None = DEFAULT_MAX_DURATION_S,
     decode: bool = True,
 ) -> Measured:
-    """Decode a span as `verify` does, and say how loud it gets; arguments and errors are those of `verify`."""
+    """Decode a span block by block, keep nothing but how loud it gets, and report the first thing wrong with it.
+
+    Args:
+        path: The file.
+        start_s: Begin of the span, in seconds.
+        duration_s: Length of the span in seconds; None goes to the end.
+        channel: Zero-based channel that will be used; None takes the mean of all.
+        max_duration_s: Longest span that is decoded, in seconds; None sets no limit.
+        decode: False compares the span with the header alone.
+
+    Returns:
+        The header, which the samples have borne out, and their level.
+
+    Raises:
+        AudioError: As `read`.
+    """
     with opened(path) as (info, decoder):
         first, last = _span(info, start_s, duration_s)
         _check_size(info, first, last, max_duration_s)

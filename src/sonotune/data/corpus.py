@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from sonotune.data import importers, manifest, splits
+from sonotune.data.audio_checks import SILENT, check_audio
 from sonotune.data.audio_files import enumerate_names
 from sonotune.data.audio_root import root_that_holds
 from sonotune.data.split_corpus import way_that_works
@@ -82,7 +83,7 @@ def load_corpus(
         max_duration_s: Longer clips are not trained on; None sets no limit here, and the model's window does later.
         check: Decode every clip, or read headers only.
         max_bad_fraction: Share of unusable files above which nothing is trained.
-        truncated: What becomes of files that end before their header or manifest says; see `manifest.check_audio`.
+        truncated: What becomes of files that end before their header or manifest says; see `audio_checks.check_audio`.
         eval_speakers: Speakers held out when no evaluation split is named.
         eval_fraction: Share of the speech held out otherwise.
         leaks: Whether recordings that are trained on and scored are findings, or stop the run.
@@ -112,7 +113,7 @@ def load_corpus(
         if not clips:
             raise ManifestError(f"data.{name}={source} has no clips. Check the file, or leave the setting out.")
         clips = _limited(clips, limit, seed, name)
-        sound, looked = manifest.check_audio(clips, mode=check, truncated=truncated, silence_db=silence_db)
+        sound, looked = check_audio(clips, mode=check, truncated=truncated, silence_db=silence_db)
         sound, looked = _without_signal(name, sound, looked, require=require)
         found_out(looked)
         _refuse_bad(
@@ -250,8 +251,8 @@ def _without_signal(
 
     With words in its transcript such a clip is not trained on, and a warning where it is scored; without, it is a note.
     """
-    silent = {one.clip_ids[0]: one for one in findings if one.check == manifest.SILENT}
-    others = [one for one in findings if one.check != manifest.SILENT]
+    silent = {one.clip_ids[0]: one for one in findings if one.check == SILENT}
+    others = [one for one in findings if one.check != SILENT]
     told = {clip.id for clip in clips if clip.id in silent and require == "text" and manifest.has_words(clip)}
     if split == "train":
         others += [_words_and_no_signal(silent.pop(name)) for name in list(silent) if name in told]
@@ -265,7 +266,7 @@ def _without_signal(
             message = f"{len(ids)} of {len(clips)} clips of data.{split} have no signal{what}. The first is "
             others.append(
                 Finding(
-                    check=manifest.SILENT,
+                    check=SILENT,
                     severity=severity,
                     message=f"{message}{ids[0]!r}: {silent[ids[0]].message}",
                     clip_ids=tuple(ids),

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from sonotune.data.audio_checks import check_audio
 from sonotune.data.audio_root import root_that_holds
-from sonotune.data.manifest import check_audio
 from sonotune.errors import ManifestError
 from sonotune.types import Clip, Finding
 

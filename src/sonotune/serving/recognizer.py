@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from sonotune.audio import io
 from sonotune.data import text
+from sonotune.data.audio_checks import SILENT, silent
 from sonotune.data.audio_files import find_audio, left_out
-from sonotune.data.manifest import SILENT, silent
 from sonotune.errors import AudioError, ManifestError
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate
 from sonotune.loading import Opened, choose_family, open_model

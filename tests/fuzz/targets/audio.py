@@ -20,8 +20,9 @@ def _check(folder: Path) -> None:
     """Header, whole file at another rate, a span of one channel, and what `data.check` does: as training does."""
     import numpy as np
 
-    from sonotune.audio.io import probe, read, verify
-    from sonotune.data.manifest import check_audio, digest, fill_durations
+    from sonotune.audio.io import measure, probe, read
+    from sonotune.data.audio_checks import check_audio
+    from sonotune.data.manifest import digest, fill_durations
     from sonotune.types import Clip
 
     for path in sorted(folder.iterdir()):
@@ -38,7 +39,7 @@ def _check(folder: Path) -> None:
                 assert abs(whole.size - expected) <= slack, f"{whole.size} samples of {expected:.1f}"
         start_s = info.duration_s / 3 if info else 0.05
         attempt(read, path, start_s=start_s, duration_s=max(start_s / 2, 1e-4), channel=0)
-        attempt(verify, path)
+        attempt(measure, path)
         clips = [Clip(id="a", path=path, start_s=0.0, duration_s=0.0)]
         kept, findings = check_audio(fill_durations(clips), workers=1)
         assert kept or findings
