@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from sonotune.errors import RunDirectoryError
 from sonotune.runs import folders
-from sonotune.runs.folders import exchange, replacing
+from sonotune.runs.folders import adding, exchange, replacing
 
 
 def fill(folder: Path, text: str) -> None:
@@ -98,3 +99,38 @@ def test_what_a_link_names_is_not_touched(tmp_path: Path):
         (draft / "link").symlink_to(secret)
         (draft / "nowhere").symlink_to(tmp_path / "absent")
     assert secret.stat().st_mode & 0o777 == 0o600
+
+
+def add(folder: Path, name: str) -> None:
+    with adding(folder, {"file", "second"}) as place:
+        (place / name).write_text(name)
+
+
+def test_a_folder_that_holds_nothing_else_is_replaced_and_any_other_is_added_to(tmp_path: Path):
+    add(tmp_path / "target", "file")
+    add(tmp_path / "target", "second")
+    assert [path.name for path in (tmp_path / "target").iterdir()] == ["second"]
+    (tmp_path / "target" / "mine").write_text("mine")
+    add(tmp_path / "target", "file")
+    assert {path.name for path in (tmp_path / "target").iterdir()} == {"second", "mine", "file"}
+
+
+def test_the_working_directory_is_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "target").mkdir()
+    monkeypatch.chdir(tmp_path / "target")
+    add(tmp_path / "target", "file")
+    assert Path("file").read_text() == "file"
+
+
+def test_what_comes_into_a_folder_meanwhile_is_not_lost(tmp_path: Path):
+    target = tmp_path / "target"
+    target.mkdir()
+
+    def crowded() -> None:
+        with adding(target) as place:
+            (place / "file").write_text("new")
+            (target / "mine").write_text("mine")
+
+    with pytest.raises(RunDirectoryError, match="changed meanwhile"):
+        crowded()
+    assert [path.name for path in tmp_path.rglob("*")] == ["target", "mine"]

@@ -29,7 +29,7 @@ from sonotune.runs.files import (
     sync_directory,
     write_error,
 )
-from sonotune.runs.folders import can_replace, remove_forgotten, replacing
+from sonotune.runs.folders import adding, can_replace, remove_forgotten
 
 _CHOOSE: Final = "another FOLDER"
 
@@ -65,7 +65,7 @@ def write_set(
     digests = {name: digest_bytes(data) for name, data in files.items()}
     try:
         if can_replace(folder, {*stale, mark}):
-            with replacing(folder) as draft:
+            with adding(folder, {*stale, mark}) as draft:
                 for name, data in files.items():
                     (draft / name).write_bytes(data)
                 atomic_write_json(draft / mark, {**about, "files": digests})

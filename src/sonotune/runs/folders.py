@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from sonotune.errors import RunDirectoryError
 from sonotune.runs.files import sync_directory
 
 _AT_FDCWD: Final = -100
@@ -69,10 +70,13 @@ def adding(folder: Path, own: Collection[str] = ()) -> Iterator[Path]:
 
     Raises:
         OSError: Something cannot be written.
+        RunDirectoryError: Something else came into the folder meanwhile, and would be lost.
     """
     if can_replace(folder, own):
         with replacing(folder) as draft:
             yield draft
+            if not can_replace(folder, own):
+                raise RunDirectoryError(f"{folder} was changed meanwhile, and is not replaced. Run the command again.")
     else:
         yield folder
 
