@@ -79,15 +79,29 @@ def test_training_clips_without_signal_that_have_words_are_left_out(folder: Path
     }
     corpus = load(sources)
     assert {clip.id for clip in corpus.splits["train"]} == set(WAVEFORMS) - SILENT
-    found = silent(corpus)
-    assert {name for finding in found for name in finding.clip_ids} == SILENT
-    assert {finding.severity for finding in found} == {"error"}
-    [opposed] = [finding for finding in found if finding.clip_ids == ("opposed",)]
-    assert "Channel 0 and 1 of the file has one, and the channels cancel each other in their mean" in opposed.message
-    with pytest.raises(ManifestError, match="nothing to hear"):
-        load(sources, max_bad_fraction=0.5)
+    [finding] = [finding for finding in corpus.findings if finding.check == "data.no_signal"]
+    assert set(finding.clip_ids) == SILENT
+    assert finding.severity == "warning"
+    assert "Channels 0 and 1 of the file have a signal, and the channels cancel each other in" in finding.message
+    assert load(sources, max_bad_fraction=0.0).splits["train"] == corpus.splits["train"]  # none of them is bad audio
     assert {clip.id for clip in load(sources, silence_db=-200.0).splits["train"]} == set(WAVEFORMS)
     assert {clip.id for clip in load(sources, check="header").splits["train"]} == set(WAVEFORMS)
+
+
+def test_what_is_held_out_does_not_depend_on_what_is_silent(folder: Path):
+    clips = [
+        {"path": path, "text": "one", "speaker": f"s{place % 4}"} for place, path in enumerate(["tone", "zeros"] * 8)
+    ]
+    sources = {"train": write(folder, "train", *clips)}
+    usual, loud = load(sources), load(sources, silence_db=-200.0)
+    assert usual.splits["eval"] == loud.splits["eval"]
+    assert {clip.path.name for clip in usual.splits["train"]} <= {"tone.wav"}
+
+
+def test_a_split_of_nothing_but_silence_says_so(folder: Path):
+    sources = {name: write(folder, name, {"path": "zeros", "text": "one"}) for name in ("train", "eval")}
+    with pytest.raises(ManifestError, match=r"no clip of data.train is left.*data.silence_db"):
+        load(sources)
 
 
 def test_a_named_channel_is_what_counts(folder: Path):
@@ -109,10 +123,10 @@ def test_scored_clips_without_signal_stay_and_are_told(folder: Path):
     told = {finding.severity: set(finding.clip_ids) for finding in silent(corpus)}
     assert told == {"warning": SILENT, "note": {"said"}}
     warning = next(finding for finding in silent(corpus) if finding.severity == "warning")
-    assert (
-        f"{len(SILENT)} of {len(clips)} clips of data.test have no signal and words in their transcript"
-        in warning.message
+    said = (
+        f"{len(SILENT)} of {len(clips)} clips of data.test have no signal in their audio and words in their transcript"
     )
+    assert said in warning.message
 
 
 def test_silence_may_be_a_class(folder: Path):

@@ -33,6 +33,10 @@ def plan(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
         ("a100 40 gb", 40_960, 40),
         ("RTX 4060 Ti 16GB", 16_380, 16),
         ("Tesla T4", 15_360, 16),
+        ("NVIDIA A100-SXM4-80GB", 81_920, 80),  # as nvidia-smi writes it
+        ("NVIDIA H100 80GB HBM3", 81_559, 80),
+        ("A100 80G", 81_920, 80),
+        ("RTX 4090 16GB", 15_360, 16),  # that of a laptop: another size than the table has
         ("8GB", 8_188, 8),
         ("8", 8_188, 8),
         ("24 GB", 23_028, 24),  # the least that a card sold as 24 GB has
@@ -43,14 +47,13 @@ def plan(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
 def test_a_card_is_found_by_name_or_by_size(text: str, mib: int, gb: int):
     card = find_card(text)
     assert (card.memory_bytes, card.sold_gb) == (mib * MIB, gb)
-    assert f"{mib:,} MiB, which are {mib * MIB / 1e9:.2f} decimal GB" in card.told()
+    assert f"{mib:,} MiB ({mib * MIB / 1e9:.2f} decimal GB)" in card.told()
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("A100", "--gpu 'A100 40GB' or --gpu 'A100 80GB'"),
-        ("RTX 4090 16GB", "sold with 24 GB"),
         ("RTX 4909", "did you mean"),
         ("toaster", "Known are RTX 3060"),
         ("", "no card that is known"),

@@ -308,7 +308,7 @@ def test_transcripts_of_another_case_are_learned_and_it_is_said_once(lower: Load
     ]
     [finding] = learned.findings
     assert (finding.check, finding.severity, finding.clip_ids) == ("text.case", "note", ("c0", "c1"))
-    assert finding.message.startswith("2 of 2 transcripts are brought to the case")
+    assert finding.message.startswith("2 of 2 transcripts are written in another case")
     assert not ctc_task("basic").prepare(lower, small).findings
 
 

@@ -135,7 +135,9 @@ def silent(clip: Clip, level_db: float, *, silence_db: float) -> Finding | None:
     heard = [place for place in channels if len(channels) > 1 and _level_db(clip, place) >= silence_db]
     constant = level_db <= NO_SIGNAL_DB
     loudest = "its samples are all alike" if constant else f"its loudest 25 ms are at {level_db:.0f} dB of full scale"
-    others = f"Channel {' and '.join(map(str, heard))} of the file has one" if heard else ""
+    named = " and ".join(map(str, heard))
+    others = f"Channels {named} of the file have a signal" if len(heard) > 1 else f"Channel {named} of the file has one"
+    others = others if heard else ""
     if others and clip.channel is None:
         others += ", and the channels cancel each other in their mean: name one in the column `channel`"
     return Finding(
@@ -152,8 +154,12 @@ def silent(clip: Clip, level_db: float, *, silence_db: float) -> Finding | None:
 
 
 def _level_db(clip: Clip, channel: int) -> float:
-    level_db = measure(clip.path, start_s=clip.start_s, duration_s=clip.duration_s or None, channel=channel).level_db
-    return NO_SIGNAL_DB if level_db is None else level_db
+    """Of a channel that nobody asked for: one that cannot be read has nothing to offer."""
+    try:
+        found = measure(clip.path, start_s=clip.start_s, duration_s=clip.duration_s or None, channel=channel)
+    except (AudioError, OSError):
+        return NO_SIGNAL_DB
+    return NO_SIGNAL_DB if found.level_db is None else found.level_db
 
 
 def _bad(clip: Clip, reason: str, message: str) -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -20,7 +20,10 @@ from sonotune.types import SILENCE_DB, Clip, Finding, Severity
 
 logger = logging.getLogger(__name__)
 
+NO_SIGNAL: Final = "data.no_signal"
+"""Check of training clips that are left out because their transcript has words and their audio no signal."""
 _SHOWN: Final = 5
+_SHOWN_REASONS: Final = 3
 
 # Settings of the data section that `load_corpus` takes, by the same names.
 CORPUS_SETTINGS: Final = {
@@ -101,6 +104,7 @@ def load_corpus(
     """
     found: dict[str, list[Clip]] = {}
     findings: list[Finding] = []
+    silent: dict[str, dict[str, Finding]] = {}
 
     def found_out(more: Sequence[Finding]) -> None:
         findings.extend(more)
@@ -114,7 +118,8 @@ def load_corpus(
             raise ManifestError(f"data.{name}={source} has no clips. Check the file, or leave the setting out.")
         clips = _limited(clips, limit, seed, name)
         sound, looked = check_audio(clips, mode=check, truncated=truncated, silence_db=silence_db)
-        sound, looked = _without_signal(name, sound, looked, require=require)
+        silent[name] = {one.clip_ids[0]: one for one in looked if one.check == SILENT}
+        looked = [one for one in looked if one.check != SILENT]
         found_out(looked)
         _refuse_bad(
             name,
@@ -125,7 +130,7 @@ def load_corpus(
             root=root or _folder_of(source),
         )
         found[name], dropped = _filtered(
-            name, sound, min_duration_s=0.0, max_duration_s=None, require=require, empty_texts=True
+            name, sound, min_duration_s=0.0, max_duration_s=None, require=require, empty_texts=True, before=looked
         )
         found_out(dropped)
     if "train" in found and "eval" not in found:
@@ -140,6 +145,10 @@ def load_corpus(
             raise ManifestError(
                 f"no evaluation clips could be held out: {error} Or {divide}name them with data.eval."
             ) from error
+    for name, clips in found.items():  # after the split: what is held out does not depend on it
+        of_source = silent.get(name, silent.get("train", {}))
+        found[name], looked = _without_signal(name, clips, of_source, require=require)
+        found_out(looked)
     if "train" in found:
         found["train"], dropped = _filtered(
             "train",
@@ -148,6 +157,7 @@ def load_corpus(
             max_duration_s=max_duration_s,
             require=require,
             empty_texts=empty_texts == "learn",
+            before=findings,
         )
         found_out(dropped)
         for other in ("eval", "test"):
@@ -245,42 +255,47 @@ def _folder_of(source: str) -> Path:
 
 
 def _without_signal(
-    split: str, clips: Sequence[Clip], findings: Sequence[Finding], *, require: Literal["text", "label"] | None
+    split: str, clips: Sequence[Clip], silent: Mapping[str, Finding], *, require: Literal["text", "label"] | None
 ) -> tuple[list[Clip], list[Finding]]:
     """Clips that stay, and what is known of those without signal.
 
-    With words in its transcript such a clip is not trained on, and a warning where it is scored; without, it is a note.
+    With words in its transcript such a clip is left out of training, and a warning where it is scored; without, it is
+    a note.
     """
-    silent = {one.clip_ids[0]: one for one in findings if one.check == SILENT}
-    others = [one for one in findings if one.check != SILENT]
-    told = {clip.id for clip in clips if clip.id in silent and require == "text" and manifest.has_words(clip)}
-    if split == "train":
-        others += [_words_and_no_signal(silent.pop(name)) for name in list(silent) if name in told]
-        clips = [clip for clip in clips if clip.id not in told]
-    kinds: tuple[tuple[Severity, list[str], str], ...] = (
-        ("warning", [name for name in silent if name in told], " and words in their transcript, which are scored"),
-        ("note", [name for name in silent if name not in told], ""),
+    without = [clip for clip in clips if clip.id in silent]
+    wordy = [clip.id for clip in without if require == "text" and manifest.has_words(clip)]
+    others = [clip.id for clip in without if clip.id not in set(wordy)]
+    kept = list(clips)
+    findings = []
+    if split == "train" and wordy:
+        kept = [clip for clip in clips if clip.id not in set(wordy)]
+        what = "have words in their transcript and no signal in their audio, and are left out (data.silence_db)"
+        findings.append(_silent_clips(NO_SIGNAL, "warning", split, wordy, silent, len(clips), what))
+    elif wordy:
+        what = "have no signal in their audio and words in their transcript, which are scored"
+        findings.append(_silent_clips(SILENT, "warning", split, wordy, silent, len(clips), what))
+    if others:
+        findings.append(_silent_clips(SILENT, "note", split, others, silent, len(clips), "have no signal"))
+    return kept, findings
+
+
+def _silent_clips(
+    check: str, severity: Severity, split: str, ids: Sequence[str], silent: Mapping[str, Finding], clips: int, what: str
+) -> Finding:
+    """Names the clips, and an example of each of the first reasons."""
+    examples: dict[str, str] = {}
+    for name in ids:
+        found = silent[name]
+        examples.setdefault(found.message.removeprefix(f"{found.path}: "), name)
+    shown = " ".join(f"{name!r}: {reason}" for reason, name in list(examples.items())[:_SHOWN_REASONS])
+    return Finding(
+        check=check,
+        severity=severity,
+        message=f"{len(ids)} of {clips} clips of data.{split} {what}, such as {shown}",
+        clip_ids=tuple(ids),
+        measured=float(len(ids)),
+        unit="clips",
     )
-    for severity, ids, what in kinds:
-        if ids:
-            message = f"{len(ids)} of {len(clips)} clips of data.{split} have no signal{what}. The first is "
-            others.append(
-                Finding(
-                    check=SILENT,
-                    severity=severity,
-                    message=f"{message}{ids[0]!r}: {silent[ids[0]].message}",
-                    clip_ids=tuple(ids),
-                    measured=float(len(ids)),
-                    unit="clips",
-                )
-            )
-    return list(clips), others
-
-
-def _words_and_no_signal(found: Finding) -> Finding:
-    """Why a training clip whose transcript has words is left out."""
-    message = f"clip {found.clip_ids[0]!r} has words in its transcript and nothing to hear. The clip is left out. "
-    return replace(found, severity="error", message=message + found.message)
 
 
 def _filtered(
@@ -291,6 +306,7 @@ def _filtered(
     max_duration_s: float | None,
     require: Literal["text", "label"] | None,
     empty_texts: bool,
+    before: Sequence[Finding] = (),
 ) -> tuple[list[Clip], list[Finding]]:
     kept, dropped = manifest.filter_clips(
         clips,
@@ -302,8 +318,8 @@ def _filtered(
     for finding in dropped:
         logger.info("%s", finding.message)
     if not kept:
-        reasons = "; ".join(finding.message for finding in dropped[:3])
-        raise ManifestError(f"no clip of data.{name} is left after filtering {len(clips)}: {reasons}")
+        reasons = "; ".join(finding.message for finding in [*dropped, *reversed(before)][:3])
+        raise ManifestError(f"no clip of data.{name} is left: {reasons}")
     return kept, dropped
 
 

@@ -142,7 +142,9 @@ def _readable(source: str | Path, local: bool) -> Iterator[None]:
     except SonotuneError:
         raise
     except Exception as error:
-        reason = (None if local else why_unreachable()) or " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if not local and (unreachable := why_unreachable()):
+            reason = f"{unreachable}; {reason}"
         where = "on this disk" if local else "on the hub; without network only data sets that are here can be used"
         raise ManifestError(
             f"the data set {str(source)!r} cannot be loaded: found {reason}; allowed is a data "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from sonotune.data.audio_checks import check_audio
+from sonotune.data.audio_files import enumerate_names
 from sonotune.data.audio_root import root_that_holds
 from sonotune.errors import ManifestError
 from sonotune.types import Clip, Finding
@@ -42,7 +43,14 @@ def check_clips(clips: Sequence[Clip], *, source: str, place: Path) -> list[Find
         )
     stay = "They stay in the manifest, and a run counts them as bad (data.max_bad_fraction)."
     unusable = [replace(one, message=f"{one.message} {stay}") for one in findings]
-    return [*unusable, *(finding for finding in found if finding.severity != "error"), *_lacking(clips)]
+    return [*unusable, *(_short(one) for one in found if one.check == "audio.shortened"), *_lacking(clips)]
+
+
+def _short(found: Finding) -> Finding:
+    """Of clips whose file ends a little early: what is done about it is for the run to say."""
+    names = enumerate_names(found.clip_ids)
+    message = f"{len(found.clip_ids)} clips end up to {found.measured:.3f} s before their header or table says: {names}"
+    return replace(found, message=f"{message}. A run uses them as far as they go (data.truncated).")
 
 
 def _unusable(reason: str, found: Sequence[Finding], clips: int, place: Path) -> Finding:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -210,7 +211,8 @@ def _same_bytes(paths: Iterable[str]) -> dict[str, str]:
     for same_size in by_size.values():
         by_digest: dict[str, list[str]] = defaultdict(list)
         for path in same_size if len(same_size) > 1 else ():
-            by_digest[digest_file(Path(path))].append(path)
+            with suppress(OSError):  # one that may not be read is found by check_audio as well
+                by_digest[digest_file(Path(path))].append(path)
         for copies in by_digest.values():
             if len(copies) > 1:
                 first |= dict.fromkeys(copies, min(copies))

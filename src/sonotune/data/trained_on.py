@@ -92,9 +92,9 @@ def check_trained_on(run: Path, clips: Sequence[Clip]) -> list[Finding]:
             named.append(clip)
     found = []
     if heard:
-        found.append(_finding(run, "audio", "recordings that it was trained on", heard, len(clips)))
+        found.append(_finding(run, "audio", "are of recordings that it was trained on", heard, len(clips)))
     if named:
-        found.append(_finding(run, "id", "ids and lengths of clips that it was trained on", named, len(clips)))
+        found.append(_finding(run, "id", "have the ids and lengths of clips that it was trained on", named, len(clips)))
     return found
 
 
@@ -122,7 +122,7 @@ def _finding(run: Path, kind: str, what: str, clips: Sequence[Clip], total: int)
     return Finding(
         check=f"leak.{kind}",
         severity="error" if kind == "audio" else "warning",
-        message=f"{len(clips)} of {total} clips that are scored have the {what} ({run}): "
+        message=f"{len(clips)} of {total} clips that are scored {what} ({run}): "
         f"{enumerate_names([clip.id for clip in clips], most=3)}. The score says little of new recordings; score "
         "clips of speakers that the model has not heard.",
         clip_ids=tuple(clip.id for clip in clips),

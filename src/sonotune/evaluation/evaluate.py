@@ -255,8 +255,9 @@ def predict_clips(
         unheard.append(_did_not_fit(cut, len(places), batch_seconds))
     shares = processes.all_gather((predictions, unheard))
     predictions = [prediction for share, _ in shares for prediction in share]
-    findings = [finding for _, share in shares for finding in share] + _not_finite(predictions, loaded)
+    findings = [finding for _, share in shares for finding in share]
     merged, findings = windows.merge(heard, *in_clip_order([piece.id for piece in pieces], predictions, findings))
+    findings = [*findings, *_not_finite(merged, loaded)]
     by_id = {prediction.clip_id: prediction for prediction in merged}
     by_id |= {name: Prediction(clip_id=name, text="", no_signal=True) for name in silent}
     return [by_id[clip.id] for clip in clips], findings
@@ -307,7 +308,8 @@ def _not_finite(predictions: Sequence[Prediction], loaded: Any) -> list[Finding]
         Finding(
             check="evaluation.not_finite",
             severity="error",
-            message=f"{found} for {len(lost)} of {len(predictions)} clips, which count as empty: {some_of(lost)}. "
+            message=f"{found} for {len(lost)} of {len(predictions)} clips, or for a part of them that counts as empty: "
+            f"{some_of(lost)}. "
             "Listen to them, or take training.precision=fp32.",
             clip_ids=lost,
             measured=float(len(lost)),

@@ -348,10 +348,9 @@ def read_config(checkpoint: str, revision: str | None, *, published: bool = True
     source = locate(checkpoint)
     if isinstance(source, str):
         why_unreachable()
-    else:
-        check_config_files(source)
     try:
-        check_settings_files(source, revision)  # before a reader without bounds
+        check_settings_files(source, revision)
+        check_config_files(source, revision)  # before a reader without bounds
         return transformers.AutoConfig.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
         if isinstance(source, str):
@@ -360,6 +359,8 @@ def read_config(checkpoint: str, revision: str | None, *, published: bool = True
                 f"Without network, give a folder as model.checkpoint or use {_packaged(checkpoint)}."
             ) from error
         raise ModelError(f"{source} is not a model folder: config.json is missing or unreadable.") from error
+    except SonotuneError:
+        raise
     except Exception as error:  # which one depends on where the value is used
         raise ModelError(_wrong_value(source, error)) from error
 
@@ -405,8 +406,11 @@ def _why(checkpoint: str, source: Path | str, error: Exception) -> str:
 
 def _of_hub(error: Exception) -> str:
     """Why something of the hub is not to be had."""
-    reason = why_unreachable()
-    return first_line(error) if reason is None else f"{reason}, and no copy of it is on this machine"
+    reason, said = why_unreachable(), first_line(error) or type(error).__name__
+    if reason is None:
+        return said
+    # The client says so of what it looked for in its cache in vain; anything else is wrong with a copy that is here.
+    return f"{reason}, and no copy of it is on this machine" if "cache" in str(error).lower() else f"{said}; {reason}"
 
 
 def _packaged(checkpoint: str) -> str:

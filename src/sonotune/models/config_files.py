@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from sonotune.errors import ModelError
 from sonotune.json_files import OBJECT, read_json
+from sonotune.models.foreign_code import CLASS_NAMES, settings_files
 
-_FILES: Final = ("config.json", "preprocessor_config.json", "processor_config.json", "generation_config.json")
+_TOKENIZER: Final = "tokenizer_config.json"
 _COPY: Final = "Copy the file again."
 _MOST: Final = (
     (re.compile(r"(^|_)n?(layers|depth|blocks)$|^num_hidden_layers$"), 2_000, "layers"),
@@ -30,19 +31,23 @@ _PARTS: Final = re.compile(r"^[^_].*_config$")
 _SHOWN: Final = 60
 
 
-def check_config_files(folder: Path) -> None:
+def check_config_files(source: Path | str, revision: str | None = None) -> None:
     """Refuse a model whose files of settings are no JSON, or hold sizes that no model has.
+
+    Args:
+        source: A folder, or a hub name; see `foreign_code.settings_files`.
+        revision: Of a hub name.
 
     Raises:
         ModelError: Names the file and the value.
+        OSError: The hub checkpoint cannot be reached, or is none.
     """
-    for name in _FILES:
-        path = folder / name
-        if path.exists():
-            found = read_json(path, OBJECT, error=ModelError, do=_COPY)
-            for key, value in _entries(found):
-                if allowed := _refused(key.rpartition(".")[2], value):
-                    raise ModelError(f"{path}: {key} is {repr(value)[:_SHOWN]}, and it must be {allowed}. {_COPY}")
+    for path in settings_files(source, revision):
+        if path.name == _TOKENIZER:  # it holds limits of 10^30, which cost nothing
+            continue
+        for key, value in _entries(read_json(path, OBJECT, error=ModelError, do=_COPY)):
+            if allowed := _refused(key.rpartition(".")[2], value):
+                raise ModelError(f"{path}: {key} is {repr(value)[:_SHOWN]}, and it must be {allowed}. {_COPY}")
 
 
 def _entries(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -50,7 +55,8 @@ def _entries(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for name, child in value.items():
             yield f"{prefix}{name}", child
-            yield from _entries(child, f"{prefix}{name}.")
+            if name not in CLASS_NAMES:
+                yield from _entries(child, f"{prefix}{name}.")
     elif isinstance(value, list):
         for child in value:
             if isinstance(child, dict):

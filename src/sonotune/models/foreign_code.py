@@ -33,6 +33,9 @@ FILES: Final = (
 )
 """What `transformers` reads of a checkpoint beside its weights and the tokens themselves."""
 
+CLASS_NAMES: Final = frozenset({"label2id"})
+"""Settings whose keys are names of classes, and no settings."""
+
 _PACKAGES: Final = MappingProxyType({"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"})
 _CHOICES: Final = MappingProxyType(
     {
@@ -77,14 +80,21 @@ def check_settings_files(source: Path | str, revision: str | None) -> None:
         ModelError: The message names the file, the key and the value; or a file is no JSON object.
         OSError: The hub checkpoint cannot be reached, or is none.
     """
-    for path in _of_hub(source, revision) if isinstance(source, str) else _of_folder(source):
+    for path in settings_files(source, revision):
         for place, key, value in _settings(read_json(path, OBJECT, error=ModelError, do="Copy the file again."), ""):
             if problem := _problem(key, value):
                 raise ModelError(f"{path}: {place} is {_shown(value)}, and {problem}.")
 
 
-def _of_folder(folder: Path) -> list[Path]:
-    return [path for name in FILES if (path := folder / name).exists()]
+def settings_files(source: Path | str, revision: str | None) -> list[Path]:
+    """The files in `FILES` that a folder or a hub checkpoint has.
+
+    Raises:
+        OSError: The hub checkpoint cannot be reached, or is none.
+    """
+    if isinstance(source, str):
+        return _of_hub(source, revision)
+    return [path for name in FILES if (path := source / name).exists()]
 
 
 @functools.lru_cache(maxsize=64)  # a loading asks several times, and every time would be a connection
@@ -111,7 +121,7 @@ def _settings(value: Any, place: str) -> Iterator[tuple[str, str, Any]]:
     for key, child in parts:
         path = f"{place}.{key}" if place else str(key)
         yield path, str(key), child
-        if key != "label2id":  # its keys are names of classes
+        if key not in CLASS_NAMES:
             yield from _settings(child, path)
 
 

@@ -36,6 +36,7 @@ CARDS: Final[Mapping[str, Mapping[int, int]]] = {
     "RTX A4000": {16: 16_376},
     "RTX A6000": {48: 49_140},
     "T4": {16: 15_360},
+    "V100": {16: 16_384, 32: 32_768},
     "L4": {24: 23_034},
     "A10": {24: 23_028},
     "A10G": {24: 23_028},
@@ -47,7 +48,7 @@ CARDS: Final[Mapping[str, Mapping[int, int]]] = {
 }
 _ECC_SHARE: Final = 15 / 16
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(GB|GIB|G)?$", re.IGNORECASE)
-_MAKERS: Final = re.compile(r"nvidia|geforce|tesla|[\s_-]")
+_MAKERS: Final = re.compile(r"nvidia|geforce|tesla|sxm\d?|pcie|hbm\d?e?|nvl|[\s_-]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +70,8 @@ class Card:
     def told(self) -> str:
         """One line on its size, in every unit that a seller or a tool may have used."""
         return (
-            f"{self.name}, sold as {self.sold_gb:g} GB: {self.memory_bytes / 2**20:,.0f} MiB, which are "
-            f"{self.memory_bytes / 1e9:.2f} decimal GB, {self.source}"
+            f"{self.name}, sold as {self.sold_gb:g} GB: {self.memory_bytes / 2**20:,.0f} MiB "
+            f"({self.memory_bytes / 1e9:.2f} decimal GB), {self.source}"
         )
 
 
@@ -83,15 +84,15 @@ def find_card(text: str) -> Card:
         ConfigError: No such card is known, or it is sold in several sizes.
     """
     known = {_plain(name): name for name in CARDS}
-    sold = re.search(r"(\d+)\s*GB$", text.strip(), re.IGNORECASE)
-    plain = _plain(text[: text.rindex(sold[0])] if sold else text)
+    sold = re.search(r"(\d+)\s*G(?:i?B)?\b", text, re.IGNORECASE)
+    plain = _plain(text.replace(sold[0], " ") if sold else text)
     if name := known.get(plain) or known.get(f"rtx{plain}"):
         return _of_name(text, name, int(sold[1]) if sold else None)
     size = _SIZE.fullmatch(text.strip())
     if size and 0 < float(size[1]) <= _MOST_GB:
         return _of_size(float(size[1]), binary=(size[2] or "").upper() == "GIB")
     raise ConfigError(
-        f"--gpu {text!r} is no card that is known here{suggest(plain, known, '.')} Known are {', '.join(CARDS)}. For "
+        f"--gpu {text!r} is no card that is known here{suggest(text, CARDS, '.')} Known are {', '.join(CARDS)}. For "
         "another, give its size as sold (--gpu 24GB), or exactly what may be used (--device cuda --memory 23GiB)."
     )
 
@@ -100,7 +101,9 @@ def _of_name(text: str, name: str, sold_gb: int | None) -> Card:
     sizes = CARDS[name]
     if sold_gb is None and len(sizes) == 1:
         sold_gb = next(iter(sizes))
-    if sold_gb is None or sold_gb not in sizes:
+    if sold_gb is not None and sold_gb not in sizes:  # another edition of it
+        return _of_size(sold_gb, binary=False)
+    if sold_gb is None:
         choices = " or ".join(f"--gpu '{name} {each}GB'" for each in sizes)
         raise ConfigError(f"--gpu {text!r}: the {name} is sold with {' or '.join(map(str, sizes))} GB. Say {choices}.")
     return Card(name=f"the {name}", sold_gb=sold_gb, memory_bytes=sizes[sold_gb] * 2**20, source=_SOURCE)
@@ -112,7 +115,7 @@ def _of_size(size: float, *, binary: bool) -> Card:
     of_size = [(mib, name) for name, sizes in CARDS.items() for gb, mib in sizes.items() if gb == size]
     if of_size:
         least, name = min(of_size)
-        source = f"the least of those known: {name}, {_SOURCE}"
+        source = f"as the {name} has, the least of those known of that size"
         return Card(name="a card", sold_gb=size, memory_bytes=least * 2**20, source=source)
     source = "less a sixteenth, which ECC takes where there is ECC"
     return Card(name="a card", sold_gb=size, memory_bytes=int(size * 2**30 * _ECC_SHARE), source=source)

@@ -121,7 +121,7 @@ def build_html(
         command=command_line(record),
         usage=usage_lines(record, place, task_of(record)),
         clips_of=_SPLITS.get(split or "", ""),
-        domains=domain_rows(change),
+        domains=domain_rows(change, next(iter(names), None)),
         data=[(split, of) for split in ("train", "eval", "test") if (of := record.data.get(split))],
         findings=[finding for finding in told if finding.severity != "note"],
         notes=[finding for finding in told if finding.severity == "note"],

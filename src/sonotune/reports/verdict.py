@@ -45,7 +45,7 @@ def verdict(record: RunRecord, change: Comparison | None) -> Verdict | None:
     outcome: Outcome = "none"
     badge, sentences = "scored", [_unfinished(record)]
     if name in before and name in after:
-        told, sure = _change(before[name], after[name], change)
+        told, sure = _change(name, before[name], after[name], change)
         outcome, badge = _outcome(record, before[name], after[name], sure=sure)
         sentences.append(
             f"{title} on the {after[name]['count']} development clips went from {show_value(before[name])} before "
@@ -86,25 +86,28 @@ def _unfinished(record: RunRecord) -> str:
     return "" if record.status == "finished" else f"The run is {record.status}, and its scores are not final."
 
 
-def _change(before: Mapping[str, Any], after: Mapping[str, Any], change: Comparison | None) -> tuple[str, bool]:
+def _change(
+    name: str, before: Mapping[str, Any], after: Mapping[str, Any], change: Comparison | None
+) -> tuple[str, bool]:
     """The difference in words, and whether chance is ruled out."""
     points = 100 * (after["value"] - before["value"])
     told = f" ({points:+.1f} points"
     if change is None or change.clips != after["count"]:
         return f"{told}; too few clips to tell it from chance)".replace("-", "\u2212"), False
-    found = change.primary
+    found = change.differences.get(name)
+    if found is None:
+        return f"{told}; no paired interval is computed for this score)".replace("-", "\u2212"), False
     sure = not found.low <= 0 <= found.high
     told += f", 95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}"
     told += ")" if sure else "; chance alone can do that)"
     return told.replace("-", "\u2212"), sure
 
 
-def domain_rows(change: Comparison | None) -> list[dict[str, Any]]:
+def domain_rows(change: Comparison | None, name: str | None) -> list[dict[str, Any]]:
     """Before and after by domain: `value`, `clips`, and `difference` of the score that decides, None for few clips."""
-    if change is None:
+    if change is None or name not in change.differences:
         return []
     rows = [row for row in change.slices if row["by"] == "domain"]
-    name = change.primary.name
     return [{"value": row["value"], "clips": row["clips"], "difference": row["difference"].get(name)} for row in rows]
 
 

@@ -135,8 +135,8 @@ class Transcribe:
         if not changed:
             return []
         message = (
-            f"{len(changed)} of {len(clips)} transcripts are brought to the case of the letters that "
-            f"{loaded.checkpoint} has, which has one alone. Scores compare all texts in that case."
+            f"{len(changed)} of {len(clips)} transcripts are written in another case than they have, for training and "
+            f"for scores: {loaded.checkpoint} has letters of one case only."
         )
         note(message)
         return [Finding(check="text.case", severity="note", message=message, clip_ids=changed)]
