@@ -180,11 +180,17 @@ def plan(
         exact: Run the largest step on fake tensors instead of the formula.
         device: Whose kernels are assumed.
         devices: Processes that train together.
+
+    Raises:
+        ConfigError: The card is not known, or `memory_bytes` is given beside it.
     """
     from sonotune.config.load import load_run_config
+    from sonotune.errors import ConfigError
     from sonotune.planning.cards import find_card
     from sonotune.planning.plan import make_plan
 
+    if gpu is not None and memory_bytes is not None:
+        raise ConfigError("gpu and memory_bytes both say what the run should fit into. Give one of them.")
     card = find_card(gpu) if gpu is not None else None
     if card is not None:
         memory_bytes, device = card.memory_bytes, "cuda"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sonotune.errors import ManifestError, RunDirectoryError, TextError
+from sonotune.errors import ConfigError, ManifestError, RunDirectoryError, TextError
 from sonotune.evaluation.compare import compare
 from sonotune.evaluation.evaluate import write_predictions
 from sonotune.metrics.error_rate import cer, wer
@@ -200,6 +200,8 @@ def test_characters_decide_where_the_script_has_no_spaces(write: Write):
     assert compare([a], [b], resamples=200).primary.name == "cer"
     assert compare([a], [b], primary="wer", resamples=200).primary.name == "wer"
     assert compare([write("c", BAD)], [write("d", GOOD)], primary="cer", resamples=200).primary.name == "cer"
+    with pytest.raises(ConfigError, match="'accuracy' is not compared here; known for these clips: cer, wer"):
+        compare([a], [b], primary="accuracy")
 
 
 def test_what_is_not_there_or_no_prediction_is_named(write: Write, tmp_path: Path):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonotune.data.scripts import deciding_rate
-from sonotune.errors import ManifestError, RunDirectoryError, TextError, suggest
+from sonotune.errors import ConfigError, ManifestError, RunDirectoryError, TextError, suggest
 from sonotune.metrics.error_rate import edit_counts
 from sonotune.metrics.intervals import MIN_BLOCKS
 from sonotune.metrics.paired import (
@@ -113,11 +113,14 @@ def compare(
         RunDirectoryError: A run or file has no predictions, or cannot be read.
         ManifestError: The clips are not the same, their truths differ, or they are too few.
         TextError: No clip has a reference.
+        ConfigError: `primary` is no score of such clips.
     """
     files = _files(first, second, moment)
     systems = [[read_predictions(path) for path in side] for side in files]
     rows = _aligned(systems, files)
     counted = _count(rows, primary or _decided(files))
+    if primary is not None and primary not in counted:
+        raise ConfigError(f"the score {primary!r} is not compared here; known for these clips: {', '.join(counted)}.")
     clips = [_clip(row) for row in rows[0][0]]
     sessions = [row.get("session") for row in rows[0][0]]
     blocks = choose_blocks([clip.speaker for clip in clips], sessions)

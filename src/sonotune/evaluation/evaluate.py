@@ -257,7 +257,7 @@ def predict_clips(
     predictions = [prediction for share, _ in shares for prediction in share]
     findings = [finding for _, share in shares for finding in share]
     merged, findings = windows.merge(heard, *in_clip_order([piece.id for piece in pieces], predictions, findings))
-    findings = [*findings, *_not_finite(merged, loaded)]
+    findings = [*findings, *_not_finite(merged, predictions, loaded)]
     by_id = {prediction.clip_id: prediction for prediction in merged}
     by_id |= {name: Prediction(clip_id=name, text="", no_signal=True) for name in silent}
     return [by_id[clip.id] for clip in clips], findings
@@ -288,7 +288,7 @@ def _predict(
     return [prediction for found, _ in halves for prediction in found], sum(parts for _, parts in halves)
 
 
-def _not_finite(predictions: Sequence[Prediction], loaded: Any) -> list[Finding]:
+def _not_finite(predictions: Sequence[Prediction], pieces: Sequence[Prediction], loaded: Any) -> list[Finding]:
     """The clips for which the model computed no numbers.
 
     Raises:
@@ -298,7 +298,7 @@ def _not_finite(predictions: Sequence[Prediction], loaded: Any) -> list[Finding]
     if not lost:
         return []
     found = f"{loaded.checkpoint} gives NaN or infinity instead of numbers"
-    if len(lost) == len(predictions):
+    if not any(piece.finite for piece in pieces):
         raise NumericError(
             f"{found} for each of the {len(lost)} clips, such as {lost[0]}: nothing can be recognised or scored. Take "
             "training.precision=fp32; where that fails too, look at the scale of the adapter (lora_alpha), or take "
@@ -308,8 +308,8 @@ def _not_finite(predictions: Sequence[Prediction], loaded: Any) -> list[Finding]
         Finding(
             check="evaluation.not_finite",
             severity="error",
-            message=f"{found} for {len(lost)} of {len(predictions)} clips, or for a part of them that counts as empty: "
-            f"{some_of(lost)}. "
+            message=f"{found} for {len(lost)} of {len(predictions)} clips, which count as empty: {some_of(lost)}. Of a "
+            "long clip it is one window or more. "
             "Listen to them, or take training.precision=fp32.",
             clip_ids=lost,
             measured=float(len(lost)),
