@@ -318,6 +318,7 @@ def test_what_holds_for_the_use_of_a_model_goes_with_it(adapted: Fresh, tmp_path
         "context": "cut",
         "trained_contexts": ["full", "thinned"],
         "thinning": {"margin": 50, "spacing": 30},
+        "tokens_per_second": 0.0,
     }
     assert use_of(str(tmp_path / "adapter")) == USE | contexts
     (tmp_path / "model").mkdir()

@@ -208,7 +208,6 @@ def test_a_text_that_reaches_its_limit_says_so(case: Case, beams: int) -> None:
     made = case.task.predict(case.loaded, case.batch([0, 1]), DecodingSettings(max_new_tokens=1, beam_size=beams))
     assert all(one.cut == limited for one in made if one.text)
     assert any(one.cut for one in made) == limited
-    assert not any("\ufffd" in (one.text or "") for one in made)
 
 
 def test_the_limit_follows_the_transcripts_a_model_was_trained_on(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

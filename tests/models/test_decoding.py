@@ -103,6 +103,7 @@ def test_a_text_is_cut_where_only_the_limit_ended_it() -> None:
     assert not is_cut([1, 2], 3)  # the end token was the third
     assert not is_cut([4] * 40, 40)  # a loop
     assert without_half_character("აბ\ufffd", cut=True) == "აბ"
+    assert without_half_character("\ufffd\ufffd", cut=True) == "\ufffd"  # what was written wrong stays an error
     assert without_half_character("აბ\ufffd", cut=False) == "აბ\ufffd"
 
 

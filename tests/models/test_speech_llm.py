@@ -436,7 +436,8 @@ def test_greedy_decoding_takes_the_best_token_each_time(made: Any):
                 loaded, replace(batch, targets=targets, target_lengths=torch.tensor([len(written) + 1]))
             )
         written.append(int(logits[-1].argmax()))
-    assert transcripts(loaded, batch, DecodingSettings(max_new_tokens=4)) == [FAMILY.decode_text(loaded, written)]
+    expected = FAMILY.decode_text(loaded, written).removesuffix("\ufffd")  # it was cut, perhaps within a character
+    assert transcripts(loaded, batch, DecodingSettings(max_new_tokens=4)) == [expected]
 
 
 def test_gradient_checkpointing_changes_no_gradient(made: Any):

@@ -183,13 +183,16 @@ def test_an_export_keeps_the_settings_it_is_to_be_used_with(trained: Trained, tm
         "min_duration_s": 0.1,
         "max_duration_s": 9.0,
         "multi_label": False,
+        "silence_db": -60.0,
+        "primary": "cer",
     }
     contexts = {
         "context": "cut",
         "trained_contexts": list(loaded.trained_contexts),
         "thinning": asdict(loaded.thinning),
-        "tokens_per_second": loaded.tokens_per_second,
+        "tokens_per_second": 120.0,
     }
+    loaded = loaded.with_(tokens_per_second=120.0)
     lora.save(loaded, folder, extra={"bits": 16, **made_with})
     for name, only in (("export", False), ("adapter", True)):
         export(str(folder), tmp_path / name, adapter_only=only)

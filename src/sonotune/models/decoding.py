@@ -127,8 +127,8 @@ def is_cut(ids: Sequence[int], limit: int) -> bool:
 
 
 def without_half_character(text: str, *, cut: bool) -> str:
-    """A text that was cut, without the bytes at its end that make no character."""
-    return text.rstrip("\ufffd") if cut else text
+    """A text that was cut, without the bytes at its end that begin a character."""
+    return text.removesuffix("\ufffd") if cut else text
 
 
 def loops_at_end(written_BU: Tensor) -> Tensor:
