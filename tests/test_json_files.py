@@ -420,3 +420,13 @@ def test_a_pipe_is_refused_and_not_waited_for(read: Callable[[Path], object], tm
     os.mkfifo(tmp_path / "file.jsonl")
     with pytest.raises(RunDirectoryError, match="it is no file"):
         read(tmp_path / "file.jsonl")
+
+
+@pytest.mark.parametrize("key", ["id", "speaker", "labels"])
+def test_a_name_without_end_is_refused_with_a_message_that_ends(tmp_path: Path, key: str):
+    name = "x" * 100_000
+    row = {"id": "a", "labels": ["a"], "speaker": "s"} | {key: [name] if key == "labels" else name}
+    (tmp_path / "file.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    with pytest.raises(RunDirectoryError, match=f"{key}.*at most 5000 characters") as caught:
+        read_predictions(tmp_path / "file.jsonl")
+    assert len(str(caught.value)) < 1000

@@ -211,6 +211,7 @@ BAD_LINES = {
     f'{{"id": "x", "path": "{"a" * 300}.wav"}}': "too long",
     f'{{"id": "x", "path": "{"b/" * 3000}.wav"}}': "too long",
     '{"id": "x", "path": "."}': "that of a folder",
+    f'{{"id": "x", "path": "x.wav", "label": "{"a" * 1001}"}}': "of 1 to 1000 characters",
     '{"id": "x", "path": "/"}': "that of a folder",
     "[" * 100_000: "nested too deeply",
     f'{{"id": "x", "path": "x.wav", "text": "{"a" * 1_000_000}"}}': "line is too long",

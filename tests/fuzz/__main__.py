@@ -53,7 +53,7 @@ def run(asked: argparse.Namespace) -> int:
         if not asked.json:
             print(
                 f"{target.name:<12} {tally.cases:>7} cases, {tally.refused:>7} refused, {tally.seconds:>8.1f} s, "
-                f"slowest {tally.slowest[0]:.2f} s, peak {tally.peak // 10**6} MB, "
+                f"slowest {tally.slowest[0]:.2f} s (case {tally.slowest[1]}), peak {tally.peak // 10**6} MB, "
                 f"{sum(tally.faults.values())} faults",
                 flush=True,
             )

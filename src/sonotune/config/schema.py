@@ -9,6 +9,7 @@ No setting holds a secret: tokens are read from the environment where they are u
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -52,7 +53,7 @@ def _check_checkpoint(checkpoint: str) -> str:
 
 
 def _check_selectors(selectors: tuple[str, ...]) -> tuple[str, ...]:
-    repeated = sorted({name for name in selectors if selectors.count(name) > 1})
+    repeated = sorted(name for name, count in Counter(selectors).items() if count > 1)
     if repeated or not all(selectors):
         raise ValueError(f"{repeated[0]!r} stands twice" if repeated else "an empty name")
     return selectors

@@ -28,6 +28,8 @@ COLUMNS: Final = (
     "speaker",
 )
 REQUIRED: Final = ("id", "path")
+MAX_NAME: Final = 1000
+"""Characters of an id, a class, a speaker and the like."""
 
 
 class ClipParser:
@@ -133,11 +135,11 @@ def _text(name: str, value: object) -> str:
 
 def _name(name: str, value: object) -> str:
     text = _text(name, value)
-    if not text.strip() or len(text) > 1000:
+    if not text.strip() or len(text) > MAX_NAME:
         raise RefusedError(
             f"the column {name!r} is {'empty' if not text.strip() else 'too long'}",
             found=show(text),
-            allowed="1 to 1000 characters",
+            allowed=f"1 to {MAX_NAME} characters",
             do="Mend the value.",
         )
     return text
@@ -182,8 +184,9 @@ def _whole(name: str, value: object) -> int:
 
 def _labels(name: str, value: object) -> tuple[str, ...]:
     entries = value if isinstance(value, list) else [value]
-    if not all(isinstance(entry, str) and entry.strip() for entry in entries):
-        raise _refuse_type(name, value, "a class name, or a list of class names, in quotes and not empty")
+    if not all(isinstance(entry, str) and entry.strip() and len(entry) <= MAX_NAME for entry in entries):
+        allowed = f"a class name, or a list of class names, in quotes and of 1 to {MAX_NAME} characters"
+        raise _refuse_type(name, value, allowed)
     # Two ways to write the same letters would be two classes.
     return tuple(dict.fromkeys(_transcript(name, entry).strip() for entry in entries))
 

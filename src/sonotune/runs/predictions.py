@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Required, cast
+from typing import Annotated, Any, Required, cast
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from sonotune.errors import RunDirectoryError
 from sonotune.json_files import Number, read_json_lines
 
+_Name = Annotated[str, Field(max_length=5_000)]
+"""More than a path has, which is the id of a file that was recognised; messages name it."""
+
 
 class _Prediction(TypedDict, total=False):
     """What is read of a clip: texts of a recogniser, or classes."""
 
-    id: Required[str]
+    id: Required[_Name]
     duration_s: Number | None
-    domain: str | None
-    speaker: str | None
-    session: str | float | None
-    language: str | None
+    domain: _Name | None
+    speaker: _Name | None
+    session: _Name | float | None
+    language: _Name | None
     reference: str | None
     hypothesis: str | None
     scored_reference: str | None
     scored_hypothesis: str | None
-    labels: list[str]
-    decided: list[str]
+    labels: list[_Name]
+    decided: list[_Name]
     scores: dict[str, Any]
 
 

@@ -235,6 +235,8 @@ def _check_checkpoints(folder: Path) -> None:
 
 def _sign(path: Path, digest_file: Any) -> None:
     manifest = path / "MANIFEST.json"
+    if not all(child.is_file() for child in path.iterdir()):
+        return
     try:
         entries = json.loads(manifest.read_bytes())
         for name, entry in entries["files"].items():

@@ -106,7 +106,7 @@ class Reading:
             ManifestError: Lists what is wrong with the source; or there is no clip in it.
         """
         parser = ClipParser(self.root, self.problems)
-        used: set[str] = set()
+        used: dict[str, int] = {}  # an id -> the number of the last that was made of it
         clips = []
         for number, record in records:
             clip_id = record.get("id")
@@ -114,7 +114,7 @@ class Reading:
                 named = isinstance(record.get("path"), str)
                 record = {**record, "id": self._make_id(record, used) if named else f"line {number}"}
             elif isinstance(clip_id, str):
-                used.add(clip_id)
+                used.setdefault(clip_id, 1)
             if clip := parser.parse(number, record):
                 clips.append(clip)
         self.problems.check()
@@ -135,7 +135,7 @@ class Reading:
                 severity="warning",
             )
 
-    def _make_id(self, record: Mapping[str, Any], used: set[str]) -> str:
+    def _make_id(self, record: Mapping[str, Any], used: dict[str, int]) -> str:
         """The path below the root without its ending, with the start where there is one; unique by a number."""
         try:
             path = self.root.resolve(record["path"])
@@ -145,11 +145,11 @@ class Reading:
         stem = (path.relative_to(self.root.root) if inside else Path(path.name)).with_suffix("").as_posix()
         start_s = record.get("start_s")
         base = f"{stem}@{start_s:.3f}" if isinstance(start_s, (int, float)) and start_s else stem
-        name, number = base, 1
-        while name in used:
+        number = used.get(base, 0) + 1
+        while (name := base if number == 1 else f"{base}-{number}") in used:
             number += 1
-            name = f"{base}-{number}"
-        used.add(name)
+        used[base] = number
+        used.setdefault(name, 1)
         return name
 
 

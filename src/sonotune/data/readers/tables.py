@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -293,7 +294,7 @@ def _with_header(reading: Reading, path: Path, delimiter: str) -> Iterator[tuple
 
 
 def _check_header(reading: Reading, header: Sequence[str], delimiter: str) -> bool:
-    double = sorted({name for name in header if name and header.count(name) > 1})
+    double = sorted(name for name, count in Counter(header).items() if name and count > 1)
     if double:
         reading.problems.add(1, "a column stands twice", found=show(double), allowed="each once", do="Rename one.")
         return False
