@@ -228,7 +228,7 @@ def test_a_difference_is_loud_and_with_strict_an_error(
     assert (finding.severity, finding.unit) == ("warning", "points")
     assert finding.measured == pytest.approx(100 * found["difference"]["wer"]["value"], abs=0.01)
     page = (run / "report.html").read_text("utf-8")
-    assert page.index('role="alert"') < page.index('<section id="scores">')
+    assert page.index(f"<code>{CHECK}</code>") < page.index('<section id="scores">')
     assert "**More than** the 1 point" in (tmp_path / "out" / "README.md").read_text("utf-8")
 
 
