@@ -177,6 +177,8 @@ def test_what_a_finished_run_is_good_for_is_told_with_its_place(run_record: RunR
 
 def test_many_findings_are_folded_and_notes_always(run_record: RunRecord, read_page: Any):
     many = tuple(Finding(check=f"audio.{index:02}", severity="warning", message=f"w{index}") for index in range(14))
-    page = read_page(build_html(replace(run_record, findings=(*many, *run_record.findings))))
-    assert "5 more errors and warnings" in page.flat("findings")
+    told = Finding(check="export.parity", severity="warning", message="what is served is not what was scored")
+    page = read_page(build_html(replace(run_record, findings=(*many, told, *run_record.findings))))
+    assert page.flat("findings").index("export.parity") < page.flat("findings").index("audio.truncated")
+    assert "6 more errors and warnings" in page.flat("findings")
     assert "1 note " in page.flat("findings")

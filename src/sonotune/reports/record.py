@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 _SEVERITIES = ("error", "warning", "note")
 _SHOWN_IDS = 8
 _SHOWN_FINDINGS = 10
+_FIRST = (WORSE, "export.parity", "model.context")  # what they say is of the result, not of single clips
 _SPLITS = {
     "test": "test clips (data.test)",
     "after": "development clips (data.eval), after training",
@@ -85,7 +86,7 @@ def build_html(
     changed, defaults = _settings(record)
     told = sorted(
         dict.fromkeys(record.findings),
-        key=lambda finding: (finding.check != WORSE, _SEVERITIES.index(finding.severity)),
+        key=lambda finding: (finding.check not in _FIRST, _SEVERITIES.index(finding.severity)),
     )
     return render_page(
         "template.html",
