@@ -202,7 +202,7 @@ def test_a_run_is_compared_on_its_own_development_clips(short_run: Path, tmp_pat
     assert (finding.severity, finding.measured) == ("note", 0.0)
     page = (run / "report.html").read_text("utf-8")
     assert "Export, served − scored" in page
-    assert 'role="alert"' not in page
+    assert "what is served is not what was scored" not in page
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert "100 % of the answers are equal. Within the 1 point that is allowed." in card
 
