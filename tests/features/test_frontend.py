@@ -8,6 +8,7 @@ import math
 import pickle
 import time
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -280,3 +281,20 @@ def test_a_waveform_too_short_for_one_position_is_padded_to_it():
     assert features[0, :16].abs().sum() > 0
     assert features[0, 16:].abs().sum() == 0
     assert RawWaveform()(waveforms[:1])[0].shape == (1, 400, 1)
+
+
+@pytest.mark.parametrize(
+    ("extractor", "setting", "value"),
+    [
+        (Wav2Vec2FeatureExtractor, "sampling_rate", "fast"),
+        (Wav2Vec2FeatureExtractor, "sampling_rate", {}),
+        (partial(ASTFeatureExtractor, num_mel_bins=40), "max_length", "long"),
+        (WhisperFeatureExtractor, "hop_length", None),
+        (WhisperFeatureExtractor, "hop_length", 0),
+    ],
+)
+def test_a_setting_that_an_extractor_cannot_have_is_an_error_of_the_model(extractor, setting, value):
+    made = extractor()
+    setattr(made, setting, value)
+    with pytest.raises(ModelError, match=f"the feature extractor {type(made).__name__} has a setting"):
+        from_feature_extractor(made)

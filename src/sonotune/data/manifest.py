@@ -181,6 +181,8 @@ def _to_record(clip: Clip, folder: Path) -> dict[str, Any]:
     if taken:
         raise ValueError(f"the extra column {taken[0]!r}")
     place = clip.path.absolute()  # a folder may have been named from the working directory
+    if place in (folder, Path(place.anchor)):  # which no reader takes for audio
+        raise ValueError(f"a folder, {place}, in place of its audio")
     record: dict[str, Any] = {
         "id": clip.id,
         "path": (place.relative_to(folder) if place.is_relative_to(folder) else place).as_posix(),

@@ -418,5 +418,11 @@ def from_feature_extractor(extractor: Any) -> Frontend:
             f"no frontend for the feature extractor {name}; known: {', '.join(made)}. "
             "Use a checkpoint with one of these, or add a frontend (docs/how-to/add-a-model-family.md)."
         )
-    frontend: Frontend = made[name].of_extractor(extractor)
+    try:
+        frontend: Frontend = made[name].of_extractor(extractor)
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:  # no class checks its settings
+        raise ModelError(
+            f"the feature extractor {name} has a setting that it cannot have: {error}. "
+            "Copy the preprocessor_config.json or processor_config.json of the model again."
+        ) from error
     return frontend

@@ -10,7 +10,8 @@ import functools
 import json
 import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -301,12 +302,10 @@ def outline_pretrained(
     config = read_config(checkpoint, revision)
     check_family(checkpoint, config, family)
     _change(config, config_changes or {})
-    try:
+    with built_from(checkpoint):
         with torch.device("meta"):
             module = getattr(transformers, class_name)(config)
         module.to("meta")  # a few parameters are made by `torch.Tensor(...)`, which knows no default device
-    except Exception as error:  # which one depends on where the architecture uses a value that it cannot have
-        raise ModelError(_wrong_value(locate(checkpoint), error)) from error
     module.eval()
     return module, architecture_digest(config)
 
@@ -363,6 +362,20 @@ def read_config(checkpoint: str, revision: str | None, *, published: bool = True
         raise
     except Exception as error:  # which one depends on where the value is used
         raise ModelError(_wrong_value(source, error)) from error
+
+
+@contextmanager
+def built_from(checkpoint: str) -> Iterator[None]:
+    """Turn whatever an architecture says of a value that it cannot have into a ModelError.
+
+    It is checked nowhere before, and which error comes depends on where the value is used.
+    """
+    try:
+        yield
+    except SonotuneError:
+        raise
+    except Exception as error:
+        raise ModelError(_wrong_value(locate(checkpoint), error)) from error
 
 
 def _wrong_value(source: Path | str, error: Exception) -> str:

@@ -18,7 +18,7 @@ from sonotune.models.foreign_code import CLASS_NAMES, settings_files
 _TOKENIZER: Final = "tokenizer_config.json"
 _COPY: Final = "Copy the file again."
 _MOST: Final = (
-    (re.compile(r"(^|_)n?(layers|depth|blocks)$|^num_hidden_layers$"), 2_000, "layers"),
+    (re.compile(r"(^|_)n?(layers|depth|blocks)$|^num_hidden_layers$"), 256, "layers"),
     (re.compile(r"mel_bins|^feature_size$|num_mel|kernel_size$|^n_filters$"), 16_384, "bins"),
     (re.compile(r"^(n_fft|win_length|fft_length|frame_length|hop_length)$"), 2**20, "samples"),
     (re.compile(r"^chunk_length(_s)?$"), 86_400, "seconds"),

@@ -265,6 +265,18 @@ def test_an_adapter_of_other_weights_is_refused(adapted: Fresh, fresh: Fresh, tm
         lora.load(other, tmp_path)
 
 
+@pytest.mark.parametrize("entry", [{"megatron_config": {"a": 1}}, {"bias": "some"}, {"init_lora_weights": {"a": 1}}])
+def test_an_entry_that_peft_cannot_use_is_an_error_of_the_adapter(
+    adapted: Fresh, fresh: Fresh, tmp_path: Path, entry: dict[str, object]
+):
+    """PEFT imports a package for the first of them, which nobody has."""
+    lora.save(adapted(), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | entry), "utf-8")
+    with pytest.raises(AdapterError, match="does not fit"):
+        lora.load(fresh(), tmp_path)
+
+
 def test_an_adapter_of_another_geometry_is_refused_in_one_line(adapted: Fresh, fresh: Fresh, tmp_path: Path):
     lora.save(adapted(), tmp_path)
     (tmp_path / "sonotune.json").unlink()  # as another tool would leave it

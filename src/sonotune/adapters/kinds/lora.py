@@ -37,7 +37,7 @@ from sonotune.adapters.metadata import (
 )
 from sonotune.adapters.ranks.plan import RankPlan, Scaling, alphas
 from sonotune.adapters.targets import modules_of
-from sonotune.errors import AdapterError, ModelError
+from sonotune.errors import AdapterError, ModelError, SonotuneError
 from sonotune.models.base import LoadedModel
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,9 @@ def _must_fit(loaded: LoadedModel, folder: Path) -> Iterator[None]:
     try:
         with _quiet_peft():
             yield
-    except (ValueError, RuntimeError, OSError, TypeError, KeyError, AttributeError) as error:
+    except SonotuneError:
+        raise
+    except Exception as error:  # which one depends on the entry of its configuration that PEFT cannot use
         raise AdapterError(f"the adapter in {folder} does not fit {loaded.checkpoint}: {str(error)[:200]}") from error
 
 

@@ -24,7 +24,13 @@ from sonotune.features.normalization import valid_frames
 from sonotune.models import decoding, speech_encoders
 from sonotune.models.audio_lm import Rows, generate, kinds_of_rows, label_logits, label_outputs, lay_out, own_targets
 from sonotune.models.base import PADDING, Component, LoadedModel, Stream
-from sonotune.models.checkpoints import architecture_digest, load_pretrained, load_processor, read_config
+from sonotune.models.checkpoints import (
+    architecture_digest,
+    built_from,
+    load_pretrained,
+    load_processor,
+    read_config,
+)
 from sonotune.models.composed import model as composed
 from sonotune.models.composed.build import processor_of_parts, put_together
 from sonotune.models.composed.model import (
@@ -76,7 +82,8 @@ class SpeechLlmFamily:
         processor = _processor(checkpoint, config, revision)
         if random_weights:
             config.dropout = config.dropout if dropout is None else dropout
-            module, identity = SpeechLlm(config).eval(), f"random-{architecture_digest(config)}"
+            with built_from(checkpoint):
+                module, identity = SpeechLlm(config).eval(), f"random-{architecture_digest(config)}"
         elif config.parts:
             module, identity = _of_parts(config, dropout)
         else:
@@ -109,7 +116,7 @@ class SpeechLlmFamily:
     def outline(self, checkpoint: str, *, revision: str | None = None, outputs: int | None = None) -> LoadedModel:
         """See `ModelFamily.outline`."""
         config = self._config(checkpoint, revision)
-        with torch.device("meta"):
+        with built_from(checkpoint), torch.device("meta"):
             module = SpeechLlm(config)
         module.eval()
         frontend = speech_encoders.frontend_of(config.audio_config)
