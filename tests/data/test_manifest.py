@@ -561,5 +561,5 @@ def test_a_line_that_could_not_be_read_back_is_not_written(tmp_path):
 
 def test_a_clip_whose_audio_is_the_folder_of_the_manifest_is_not_written(tmp_path):
     for path in (tmp_path, Path("/")):
-        with pytest.raises(ManifestError, match="cannot be written.*in place of its audio"):
+        with pytest.raises(ManifestError, match=r"cannot be written.*in place of its audio"):
             write_manifest(tmp_path / "m.jsonl", [Clip(id="a", path=path, duration_s=1.0)])
