@@ -345,6 +345,24 @@ def test_files_that_no_export_wrote_are_never_removed(trained: Trained, tmp_path
     export(str(folder), target, adapter_only=True, overwrite=True)
 
 
+def test_a_card_that_somebody_has_edited_is_not_replaced(trained: Trained, tmp_path: Path):
+    folder, _ = trained()
+    target = tmp_path / "export"
+
+    def card(draft: Path) -> None:
+        (draft / "README.md").write_text("ours")
+
+    export(str(folder), target, adapter_only=True, finish=card)
+    export(str(folder), target, adapter_only=True, finish=card, overwrite=True)
+    (target / "README.md").write_text("mine")
+    with pytest.raises(RunDirectoryError, match=r"README\.md in .* was changed since it was exported"):
+        export(str(folder), target, adapter_only=True, finish=card, overwrite=True)
+    assert (target / "README.md").read_text() == "mine"
+    (target / "README.md").unlink()
+    export(str(folder), target, adapter_only=True, finish=card, overwrite=True)
+    assert (target / "README.md").read_text() == "ours"
+
+
 def test_a_link_in_an_adapter_is_not_followed(trained: Trained, tmp_path: Path):
     folder, _ = trained()
     (tmp_path / "secret").write_text("mine")

@@ -187,6 +187,25 @@ def unannounced_bytes(fd: int, container: Container) -> int:
     return 0
 
 
+def with_data_length(fd: int, size: int, following: int) -> bytes:
+    """A WAV file whose header has the length of its samples, for one whose length was never filled in.
+
+    Args:
+        fd: Descriptor of a regular file.
+        size: Its length in bytes.
+        following: What `unannounced_bytes` counted.
+
+    Returns:
+        The whole file, with the sizes of its `RIFF` and `data` chunks.
+    """
+    content = bytearray(os.pread(fd, size, 0))
+    order = ">" if content[:4] == b"RIFX" else "<"
+    at = size - following - 4
+    content[4:8] = struct.pack(order + "I", size - 8)
+    content[at : at + 4] = struct.pack(order + "I", following)
+    return bytes(content)
+
+
 def _au_shortfall(fd: int, size: int) -> Shortfall | None:
     head = os.pread(fd, 12, 0)
     if len(head) < 12:

@@ -31,7 +31,7 @@ little early is read as far as it goes; where more is missing, the transcript ma
 
 _UNKNOWN_FRAMES = 1 << 60  # libsndfile says 2^63 - 1 where a FLAC header has no length
 _SKIP_FRAMES = 1 << 14
-_MAX_UNCOUNTED_MP3_BYTES = 1 << 28
+_MAX_UNCOUNTED_BYTES = 1 << 28
 _READABLE = "WAV, AIFF, AU, NIST SPHERE, FLAC, Ogg Vorbis, Ogg Opus, MP3"
 
 
@@ -181,6 +181,13 @@ def _decoder(path: Path, fd: int, size: int, container: containers.Container) ->
             decoder = _with_known_length(path, fd, size, decoder)
         elif container == "OGG" and decoder.subtype == "VORBIS":
             decoder.seek_limit = containers.ogg_last_page_start(fd, size)
+        elif (
+            decoder.frames <= 0
+            and size <= _MAX_UNCOUNTED_BYTES
+            and (following := containers.unannounced_bytes(fd, container))
+        ):
+            decoder.close()
+            decoder = Decoder(io.BytesIO(containers.with_data_length(fd, size, following)))
     except soundfile.LibsndfileError as error:
         raise AudioError(
             "unreadable",
@@ -200,7 +207,7 @@ def _with_known_length(path: Path, fd: int, size: int, decoder: Decoder) -> Deco
     if broken_at is None and abs(num_frames * per_frame - decoder.frames) <= 2 * per_frame:
         return decoder
     decoder.close()
-    if broken_at is not None or size > _MAX_UNCOUNTED_MP3_BYTES:
+    if broken_at is not None or size > _MAX_UNCOUNTED_BYTES:
         where = f"its frames break off at byte {broken_at:,}" if broken_at is not None else f"it has {size:,} bytes"
         raise AudioError(
             "unreadable",
@@ -217,7 +224,7 @@ def _checked_info(path: Path, decoder: Decoder, fd: int, container: containers.C
         raise AudioError(
             "channels", f"{path} has {channels} channels; allowed are 1 to {MAX_CHANNELS}. Extract the one you need."
         )
-    if frames <= 0 and (following := containers.unannounced_bytes(fd, container)):
+    if frames <= 0 and (following := containers.unannounced_bytes(fd, container)):  # too many to hold
         raise AudioError(
             "unreadable",
             f"{path} does not say how long it is: its header names 0 bytes of samples, and {following:,} follow. "

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -45,9 +45,10 @@ from sonotune.models.decoding_defaults import set_decoding_defaults
 from sonotune.models.precision import DTYPES
 from sonotune.models.probe import probe_logits
 from sonotune.models.weight_files import weights_digest
+from sonotune.paths import is_file
 from sonotune.progress import phase
 from sonotune.registry import is_asset
-from sonotune.runs import read_record, write_error
+from sonotune.runs import digest_file, read_record, write_error
 from sonotune.runs.folders import in_use, replacing
 from sonotune.serving.parity import PARITY_FILE, ParitySettings, check_parity
 
@@ -58,6 +59,7 @@ LARGEST_MERGE_ERROR = 1e-3
 CARD_FILE = "README.md"
 BASE_FOLDER = "base"
 """In the export of a plain adapter: the base with what was trained beside the adapter."""
+_TEXTS: Final = frozenset({".md", ".json", ".jinja", ".txt"})
 _OLD_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")  # exports that list no files have these
 
 
@@ -117,6 +119,7 @@ def export(
             (draft / PARITY_FILE).write_bytes(found.encode("utf-8", "backslashreplace"))
         if finish is not None:
             finish(draft)
+        _write_digests(draft)
         _check_place(folder, overwrite=overwrite)  # that was minutes ago
     return {"export": str(folder), "bytes": _size(folder), **result}
 
@@ -125,6 +128,14 @@ def _write_mark(draft: Path, result: dict[str, Any]) -> None:
     """By which an export is known, and what in its folder is its own."""
     files = {path.relative_to(draft).as_posix() for path in draft.rglob("*") if path.is_file()}
     entries = {"schema": METADATA_SCHEMA, **result, "files": sorted(files | {EXPORT_MARK, PARITY_FILE, CARD_FILE})}
+    (draft / EXPORT_MARK).write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _write_digests(draft: Path) -> None:
+    """What the texts beside the weights hold, so that a card that somebody has edited is known as theirs."""
+    entries = read_entries(draft / EXPORT_MARK)
+    texts = [path for path in draft.rglob("*") if path.suffix in _TEXTS and path.name != EXPORT_MARK]
+    entries["digests"] = {path.relative_to(draft).as_posix(): digest_file(path) for path in sorted(texts)}
     (draft / EXPORT_MARK).write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -142,6 +153,19 @@ def _check_place(folder: Path, *, overwrite: bool) -> None:
             f"{folder} holds {len(foreign)} files that no export wrote, such as {foreign[0]}, and would lose them. "
             "Move them, or give another folder."
         )
+    if changed := _changed_files(folder):
+        raise RunDirectoryError(
+            f"{changed[0]} in {folder} was changed since it was exported, and would be lost. Move it, or give another "
+            "folder."
+        )
+
+
+def _changed_files(folder: Path) -> list[str]:
+    """Texts of an export that somebody has edited."""
+    digests = read_entries(folder / EXPORT_MARK).get("digests") if (folder / EXPORT_MARK).is_file() else None
+    if not isinstance(digests, dict):  # an older export
+        return []
+    return [name for name, digest in digests.items() if is_file(folder / name) and digest_file(folder / name) != digest]
 
 
 def _foreign_files(folder: Path) -> list[str]:

@@ -428,6 +428,7 @@ def test_the_metadata_says_what_the_adapter_belongs_to(adapted: Fresh, tmp_path:
         "context": "cut",
         "trained_contexts": ["full", "thinned"],
         "thinning": {"margin": 50, "spacing": 30},
+        "tokens_per_second": 0.0,
         "bits": 4,
         "language": "he",
     }
