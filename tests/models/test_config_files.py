@@ -48,6 +48,7 @@ def test_the_published_models_pass(name: str, tmp_path: Path) -> None:
         ({"encoder_config__num_mel_bins": 10**7}, "num_mel_bins is 10000000, and it must be at most 16,384 bins"),
         ({"encoder_config__hidden_size": 2**63}, "hidden_size is 9223372036854775808"),
         ({"encoder_config": "x"}, "encoder_config is 'x', and it must be an object, or null"),
+        ({"parts": 0.5}, "parts is 0.5, and it must be an object, or null"),
         ({"architectures": 5}, "architectures is 5, and it must be a list of names of classes"),
         ({"architectures": [["ParakeetForCTC"]]}, "architectures"),
         ({"model_type": ["x"]}, "model_type"),

@@ -27,7 +27,7 @@ _MOST: Final = (
 """Key -> the largest value that any published model is far below, and what it counts."""
 _LARGEST: Final = 2**31
 """Of all other whole numbers of an architecture."""
-_PARTS: Final = re.compile(r"^[^_].*_config$")
+_PARTS: Final = re.compile(r"^([^_].*_config|parts)$")
 _SHOWN: Final = 60
 
 
