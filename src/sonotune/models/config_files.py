@@ -7,7 +7,7 @@ hours or fills the memory, also where a model is only laid out without weights.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,7 +59,7 @@ def check_config_files(source: Path | str, revision: str | None = None) -> None:
         check_entries(read_json(path, OBJECT, error=ModelError, do=_COPY), str(path))
 
 
-def check_entries(found: Mapping[str, Any], where: str) -> None:
+def check_entries(found: dict[str, Any], where: str) -> None:
     """Refuse values that no model has.
 
     Args:
