@@ -48,6 +48,7 @@ def test_the_published_models_pass(name: str, tmp_path: Path) -> None:
         ({"encoder_config__num_mel_bins": 10**7}, "num_mel_bins is 10000000, and it must be at most 16,384 bins"),
         ({"encoder_config__hidden_size": 2**63}, "hidden_size is 9223372036854775808"),
         ({"encoder_config": "x"}, "encoder_config is 'x', and it must be an object, or null"),
+        ({"parts": 0.5}, "parts is 0.5, and it must be an object, or null"),
         ({"architectures": 5}, "architectures is 5, and it must be a list of names of classes"),
         ({"architectures": [["ParakeetForCTC"]]}, "architectures"),
         ({"model_type": ["x"]}, "model_type"),
@@ -76,6 +77,24 @@ def test_a_value_that_an_architecture_cannot_use_is_an_error_of_the_model(
 ) -> None:
     with pytest.raises(ModelError, match=r"(?s)config\.json.*Copy the file again"):
         inspect_model(str(write(tmp_path, asset, **changes)))
+
+
+@pytest.mark.parametrize("key", ["architectures", "encoder_config", "parts"])
+def test_an_infinite_number_is_no_way_round(key: str, tmp_path: Path) -> None:
+    """No JSON, which `json` and `transformers` read all the same."""
+    for value in (float("inf"), float("nan")):
+        with pytest.raises(ModelError, match=r"config.json"):
+            read_config(str(write(tmp_path, **{key: value})), None)
+
+
+def test_a_processor_of_an_unknown_class_is_no_processor(tmp_path: Path) -> None:
+    for file in resolve_asset("assets:whisper-nano").iterdir():
+        if file.suffix == ".json" or file.name == "model.safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "processor_config.json").write_text('{"processor_class": "%s"}', "utf-8")
+    (tmp_path / "preprocessor_config.json").unlink(missing_ok=True)
+    with pytest.raises(ModelError, match=r"has no tokenizer and no feature_extractor|could not be loaded"):
+        load_processor(str(tmp_path), class_name="AutoProcessor", revision=None)
 
 
 def test_a_folder_with_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from sonotune.errors import ModelError, SonotuneError, first_line
 from sonotune.hub_access import why_unreachable
 from sonotune.models.base import LoadedModel, ModelFamily
-from sonotune.models.config_files import check_config_files
+from sonotune.models.config_files import check_config_files, check_entries, refuse_pipes
 from sonotune.models.foreign_code import check_settings_files
 from sonotune.models.pretrained import load_weights, mismatched, wrong_shape
 from sonotune.models.published import PUBLISHED
@@ -47,7 +47,7 @@ def locate(checkpoint: str) -> Path | str:
     if is_folder(folder):
         if re.search("[\ud800-\udfff]", str(folder.absolute())):
             raise ModelError(f"the path {str(folder)!r} is no UTF-8, and safetensors opens no such path. Rename it.")
-        _refuse_pipes(folder)
+        refuse_pipes(folder)
         return folder
     if folder.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") != 1:
         raise ModelError(
@@ -55,13 +55,6 @@ def locate(checkpoint: str) -> Path | str:
             f"Check the path, or use {_packaged(checkpoint)}."
         )
     return checkpoint
-
-
-def _refuse_pipes(folder: Path) -> None:
-    """Whoever opens a pipe waits for its other end."""
-    for path in folder.iterdir():
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise ModelError(f"{path} is neither a file nor a folder, and would be waited for. Copy the model again.")
 
 
 def load_pretrained(
@@ -222,7 +215,7 @@ def load_processor(checkpoint: str, *, class_name: str, revision: str | None) ->
     try:
         check_settings_files(source, revision)
         made = getattr(transformers, class_name).from_pretrained(source, revision=revision)
-        _check_vocabulary(made, source)
+        _check_parts(made, source, class_name)
         return made
     except ModelError:
         raise
@@ -237,8 +230,14 @@ def load_processor(checkpoint: str, *, class_name: str, revision: str | None) ->
         raise ModelError(_why(checkpoint, source, error)) from error
 
 
-def _check_vocabulary(processor: Any, source: Path | str) -> None:
-    """Refuse tokens without a number, which some tokenizers take from their file as they stand there."""
+def _check_parts(processor: Any, source: Path | str, class_name: str) -> None:
+    """Refuse what is no processor, and tokens without a number, which tokenizers take as they stand in their file."""
+    lacking = [part for part in ("tokenizer", "feature_extractor") if not hasattr(processor, part)]
+    if class_name == "AutoProcessor" and lacking:
+        raise ModelError(
+            f"the processor in {source} is a {type(processor).__name__} and has no {' and no '.join(lacking)}. "
+            "Save the model with its processor, or copy its processor_config.json again."
+        )
     tokenizer = getattr(processor, "tokenizer", processor)
     vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
     wrong = next((token for token, index in vocabulary.items() if not isinstance(index, int) or index < 0), None)
@@ -350,7 +349,9 @@ def read_config(checkpoint: str, revision: str | None, *, published: bool = True
     try:
         check_settings_files(source, revision)
         check_config_files(source, revision)  # before a reader without bounds
-        return transformers.AutoConfig.from_pretrained(source, revision=revision)
+        config = transformers.AutoConfig.from_pretrained(source, revision=revision)
+        check_entries(config.to_dict(), f"the config.json of {source}")
+        return config
     except (OSError, ValueError) as error:
         if isinstance(source, str):
             raise ModelError(

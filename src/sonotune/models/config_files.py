@@ -27,8 +27,19 @@ _MOST: Final = (
 """Key -> the largest value that any published model is far below, and what it counts."""
 _LARGEST: Final = 2**31
 """Of all other whole numbers of an architecture."""
-_PARTS: Final = re.compile(r"^[^_].*_config$")
+_PARTS: Final = re.compile(r"^([^_].*_config|parts)$")
 _SHOWN: Final = 60
+
+
+def refuse_pipes(folder: Path) -> None:
+    """Refuse a folder with a pipe or the like in it: whoever opens one waits for its other end.
+
+    Raises:
+        ModelError: Names it.
+    """
+    for path in folder.iterdir():
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ModelError(f"{path} is neither a file nor a folder, and would be waited for. Copy the model again.")
 
 
 def check_config_files(source: Path | str, revision: str | None = None) -> None:
@@ -45,9 +56,22 @@ def check_config_files(source: Path | str, revision: str | None = None) -> None:
     for path in settings_files(source, revision):
         if path.name == _TOKENIZER:  # it holds limits of 10^30, which cost nothing
             continue
-        for key, value in _entries(read_json(path, OBJECT, error=ModelError, do=_COPY)):
-            if allowed := _refused(key.rpartition(".")[2], value):
-                raise ModelError(f"{path}: {key} is {repr(value)[:_SHOWN]}, and it must be {allowed}. {_COPY}")
+        check_entries(read_json(path, OBJECT, error=ModelError, do=_COPY), str(path))
+
+
+def check_entries(found: dict[str, Any], where: str) -> None:
+    """Refuse values that no model has.
+
+    Args:
+        found: What a file holds, or what `transformers` made of it, which reads `Infinity` as a number.
+        where: What the message names.
+
+    Raises:
+        ModelError: Names the first of them.
+    """
+    for key, value in _entries(found):
+        if allowed := _refused(key.rpartition(".")[2], value):
+            raise ModelError(f"{where}: {key} is {repr(value)[:_SHOWN]}, and it must be {allowed}. {_COPY}")
 
 
 def _entries(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
