@@ -99,4 +99,4 @@ def test_importing_the_registry_imports_nothing_it_names():
         print(*sorted(name for name in sys.modules if name.startswith("sonotune.") or name == "torch"))
     """
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert output == "sonotune.errors sonotune.registry\n"
+    assert output == "sonotune.errors sonotune.paths sonotune.registry\n"

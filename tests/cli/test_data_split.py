@@ -48,7 +48,7 @@ def test_one_speaker_is_refused_with_the_way_that_works_and_that_way_works(tmp_p
     assert "train: 32 clips, 0.09 h, 1 speaker" in out
     assert "test: 4 clips, 0.01 h, 1 speaker; 1 speaker also in train" in out
     assert "texts" not in out
-    assert err.count("share 1 speakers ('ann')") == 1
+    assert err.count("share 1 speakers ('ann')") == 2
     assert "this voice only" in err
 
 

@@ -21,8 +21,8 @@ def worth_telling(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def warning_lines(findings: Sequence[Finding], place: str) -> list[str]:
-    """The first findings, a line for each message, and where the rest is."""
-    messages = list(dict.fromkeys(finding.message for finding in findings))  # of two splits it may be the same
+    """The first findings, a line each, and where the rest is."""
+    messages = [finding.message for finding in findings]
     lines = [f"warning  {message}" for message in messages[:_SHOWN]]
     if len(messages) > _SHOWN:
         lines.append(f"warning  and {len(messages) - _SHOWN} more; {place} has all of them")
