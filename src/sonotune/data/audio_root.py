@@ -102,7 +102,10 @@ class AudioRoot:
     def _how_to_allow(self) -> str:
         """What mends the paths seen so far; another root does where none of them is relative to this one."""
         if self._relative or not self._absolute or not self.movable:
-            return "Move the audio there, or set data.allow_outside_root=true."
+            return (
+                "Move the audio there, or set data.allow_outside_root=true (in `sonotune data`: --root FOLDER, "
+                "--allow-outside-root)."
+            )
         common = os.path.commonpath(self._absolute)
         if common == self.root.anchor:
             return "Their only common folder is the whole disk: set data.allow_outside_root=true."
