@@ -313,7 +313,7 @@ def test_paths_that_leave_the_root_are_told_once_with_the_root_that_holds_them(t
     with pytest.raises(ManifestError, match="3 paths leave the root") as caught:
         read_manifest(manifest)
     assert "path leaves" not in str(caught.value)
-    assert f"data.root={tmp_path / 'audio'}," in str(caught.value)
+    assert f"data.root={tmp_path / 'audio'} (" in str(caught.value)
     assert [f"m.jsonl:{number}: " in line for number, line in enumerate(caught.value.listing, 1)] == [True] * 3
     assert len(read_manifest(manifest, root=tmp_path / "audio")) == 3
     tone(tmp_path / "lists" / "d.wav")  # beside a path that is relative to the manifest no other root does

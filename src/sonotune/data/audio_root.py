@@ -109,7 +109,7 @@ class AudioRoot:
         common = os.path.commonpath(self._absolute)
         if common == self.root.anchor:
             return "Their only common folder is the whole disk: set data.allow_outside_root=true."
-        return f"Set data.root={common}, which holds all of them."
+        return f"Set data.root={common} (in `sonotune data`: --root {common}), which holds all of them."
 
     def _as_written_here(self, value: str) -> Path | None:
         """A file whose path was written with backslashes, or with its accents composed another way, as macOS does."""
