@@ -89,6 +89,14 @@ def test_wer_can_exceed_one_and_stays_inside_its_interval() -> None:
     assert score.low <= 3.0 <= score.high
 
 
+@pytest.mark.parametrize("bootstrap", [0, 200])
+def test_a_rate_above_one_without_spread_has_an_interval_on_both_sides(bootstrap: int) -> None:
+    score = wer(["a b"], ["c d e f g h"], bootstrap=bootstrap)
+    assert score.detail["resampled"] == "word"
+    assert score.value == 3.0
+    assert (score.low, score.high) == pytest.approx((1.10, 6.53), abs=0.01)  # Garwood's for 6 events: 2.20 to 13.06
+
+
 def test_empty_hypotheses_are_deletions_and_words_in_silence_are_insertions() -> None:
     score = wer(["a b", "", "c"], ["", "hello", "c"])
     assert score.detail["deletions"] == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sonotune.metrics.intervals import block_bootstrap_ratio, percentile_interval, wilson
+from sonotune.metrics.intervals import block_bootstrap_ratio, percentile_interval, poisson, wilson
 
 
 def test_equal_clips_have_no_spread() -> None:
@@ -100,6 +100,16 @@ def test_wilson_against_published_values() -> None:
     assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
     assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
     assert wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+
+
+def test_poisson_against_published_values() -> None:
+    """Garwood's table: 0, 1, 10 and 50 events."""
+    for events, ends in ((0, (0.0, 3.689)), (1, (0.0253, 5.572)), (10, (4.795, 18.39)), (50, (37.11, 65.92))):
+        assert poisson(events, 1) == pytest.approx(ends, rel=2e-3)
+        assert poisson(events, 4) == pytest.approx([end / 4 for end in ends], rel=2e-3)
+    for events, exposure in ((-1, 3), (1, 0)):
+        with pytest.raises(ValueError, match="must not be negative"):
+            poisson(events, exposure)
 
 
 def test_wilson_is_symmetric_and_checks_its_arguments() -> None:

@@ -319,6 +319,27 @@ def test_missing_settings_of_the_extractor_are_named(folder: Path, tmp_path: Pat
         FAMILY.load(place, **given)
 
 
+def edited(folder: Path, place: Path, file: str, **entries: Any) -> str:
+    path = Path(copy(folder, place)) / file
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | entries), "utf-8")
+    return str(place)
+
+
+def test_convolutions_behind_the_encoder_are_refused(folder: Path, tmp_path: Path):
+    place = edited(folder, tmp_path / "model", "config.json", add_adapter=True)
+    for attempt in (FAMILY.load, FAMILY.outline):
+        with pytest.raises(ModelError, match="add_adapter=true"):
+            attempt(place)
+
+
+def test_a_setting_of_the_extractor_is_quoted_in_part(folder: Path, tmp_path: Path):
+    extractor = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": "/" * 10**5}
+    place = edited(folder, tmp_path / "model", "processor_config.json", feature_extractor=extractor)
+    with pytest.raises(ModelError, match="Wav2Vec2FeatureExtractor has a setting that it cannot have") as caught:
+        FAMILY.load(place)
+    assert len(str(caught.value)) < 600
+
+
 @pytest.mark.parametrize("vocab_size", [8, 52])
 def test_a_vocabulary_that_is_larger_than_the_output_layer_is_refused(tmp_path: Path, vocab_size: int):
     place = save(tmp_path / "model", [*ENGLISH, *HEBREW], vocab_size=vocab_size)  # 3 + 26 + 27 symbols

@@ -108,6 +108,13 @@ def test_a_damaged_index_is_named(build: Build, content: str):
         load(folder)
 
 
+def test_a_name_in_the_index_that_no_file_can_have_is_a_missing_file(build: Build):
+    folder = build(shard_size="30KB")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "part-\\ud800.safetensors"}}')
+    with pytest.raises(ModelError, match="1 are missing"):
+        load(folder)
+
+
 @pytest.mark.parametrize("shard_size", ["1GB", "30KB"])
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.7])
 def test_a_file_of_weights_that_is_cut_short_is_named(build: Build, shard_size: str, kept: float):

@@ -76,11 +76,29 @@ LARGEST_ALPHA = 1e6
 _Alpha = Annotated[Number, Field(ge=-LARGEST_ALPHA, le=LARGEST_ALPHA)]
 
 
+_Rank = Annotated[Count, Field(ge=1)]
+
+
 class _PeftEntries(TypedDict, total=False):
+    """What PEFT uses of a LoRA, typed here because PEFT itself checks little of it."""
+
     base_model_name_or_path: str | None
+    peft_type: str | None
+    task_type: str | None
     target_modules: list[str] | str | None
+    exclude_modules: list[str] | str | None
+    modules_to_save: list[str] | None
+    layers_to_transform: list[Count] | Count | None
+    layers_pattern: list[str] | str | None
+    r: _Rank
     lora_alpha: _Alpha
+    rank_pattern: dict[str, _Rank | list[bool]] | None  # lists are AdaLoRA's
     alpha_pattern: dict[str, _Alpha] | None
+    lora_dropout: Annotated[Number, Field(ge=0, le=1)]
+    bias: Literal["none", "all", "lora_only"]
+    fan_in_fan_out: bool
+    use_rslora: bool
+    use_dora: bool
 
 
 _ENTRIES, _PEFT_ENTRIES = TypeAdapter(_Entries), TypeAdapter(_PeftEntries)
@@ -149,7 +167,7 @@ def peft_entries(folder: Path) -> dict[str, Any]:
     """The entries of `adapter_config.json`.
 
     Raises:
-        AdapterError: It is missing, no JSON object, names no base model by a text, or scales its update beyond
+        AdapterError: It is missing, no JSON object, has an entry that PEFT cannot use, or scales its update beyond
             `LARGEST_ALPHA`.
     """
     path = folder / PEFT_CONFIG

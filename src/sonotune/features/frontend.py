@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sonotune.errors import ModelError
+from sonotune.errors import ModelError, first_line
 from sonotune.features.mel import kaldi_filters, slaney_filters
 from sonotune.features.normalization import Normalizer, valid_frames
 from sonotune.features.waveforms import Waveforms, check_waveforms, pad_waveforms
@@ -390,7 +390,7 @@ def from_state(state: Mapping[str, Any]) -> Frontend:
         frontend: Frontend = getattr(found, "from_state", found)(**settings)
     except TypeError as error:
         raise ModelError(
-            f"the frontend {kind} cannot be built from {settings}: {error}. Save the model again."
+            f"the frontend {kind} cannot be built from its settings: {first_line(error)}. Save the model again."
         ) from error
     return frontend
 
@@ -422,7 +422,7 @@ def from_feature_extractor(extractor: Any) -> Frontend:
         frontend: Frontend = made[name].of_extractor(extractor)
     except (TypeError, ValueError, ArithmeticError, AttributeError) as error:  # no class checks its settings
         raise ModelError(
-            f"the feature extractor {name} has a setting that it cannot have: {error}. "
+            f"the feature extractor {name} has a setting that it cannot have: {first_line(error)}. "
             "Copy the preprocessor_config.json or processor_config.json of the model again."
         ) from error
     return frontend

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonotune.errors import TextError
-from sonotune.metrics.intervals import block_bootstrap_ratio, wilson
+from sonotune.metrics.intervals import block_bootstrap_ratio, poisson, wilson
 from sonotune.types import Score
 
 Operation = Literal["equal", "substitute", "delete", "insert"]
@@ -191,7 +191,8 @@ def error_rate(
     speaker on every clip and at least `intervals.MIN_BLOCKS` of them. `clip`: single clips were, and where clips of
     one speaker resemble each other the interval is narrower than the truth; with two to four speakers nothing
     better can be said from the data. `word`: the resamples had no spread (one clip, or all clips equally right or
-    wrong), so the interval is Wilson's over reference words taken as independent.
+    wrong), so the interval is Wilson's over reference words taken as independent, or that of a Poisson rate where
+    insertions bring the rate above one.
 
     Without any reference unit the rate is that of insertions to clips, and `detail["per"]` is `clip`.
 
@@ -200,7 +201,7 @@ def error_rate(
         title: What people call it; empty takes the name in capitals.
         counts: Edits of each clip.
         speakers: Speaker of each clip, or None.
-        bootstrap: Number of resamples; 0 asks for the Wilson interval.
+        bootstrap: Number of resamples; 0 asks for the interval over words.
         seed: Seed of the resampling.
 
     Raises:
@@ -247,8 +248,8 @@ def _interval(
         found = block_bootstrap_ratio(errors_N, units_N, speakers, resamples=bootstrap, seed=seed)
         if found.high > found.low:
             return found.low, found.high, "speaker" if found.resampled == "block" else "clip"
-    units = float(units_N.sum())
-    low, high = wilson(min(float(errors_N.sum()), units), units)
+    errors, units = float(errors_N.sum()), float(units_N.sum())
+    low, high = wilson(errors, units) if errors <= units else poisson(errors, units)
     return low, high, "word"
 
 

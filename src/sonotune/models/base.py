@@ -446,10 +446,15 @@ def count_parameters(loaded: LoadedModel) -> dict[str, dict[str, int]]:
     """Parameters, trainable parameters and bytes of each component; tied weights are counted once.
 
     Adapter weights are counted in the component of the module that carries them.
+
+    Raises:
+        ModelError: A parameter lies in no component.
     """
     table = {component.name: {"parameters": 0, "trainable": 0, "bytes": 0} for component in loaded.components}
     for name, parameter in loaded.module.named_parameters():
-        owner = next(component.name for component in loaded.components if component.owns(loaded.names.base_name(name)))
+        owner = loaded.owner(loaded.names.base_name(name))
+        if owner is None:
+            raise ModelError(f"{loaded.checkpoint} has {name}, which no part of a {loaded.family.name} model holds.")
         logical = _logical_size(parameter)
         row = table[owner]
         if not loaded.names.owns(name) and not loaded.names.is_copy(name):

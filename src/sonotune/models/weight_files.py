@@ -53,7 +53,7 @@ def check_weight_files(folder: Path) -> None:
         try:
             with safe_open(folder / name, "pt") as opened:  # its header says how long the file must be
                 opened.keys()
-        except FileNotFoundError:
+        except (FileNotFoundError, UnicodeError):  # a lone surrogate is in no file's name
             missing.append(name)
         except (OSError, SafetensorError) as error:
             damaged.append(f"{name} ({first_line(error)})")

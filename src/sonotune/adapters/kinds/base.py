@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sonotune.adapters.metadata import ADAPTER_WEIGHTS
 from sonotune.adapters.ranks.plan import RankPlan, Scaling
 from sonotune.adapters.targets import modules_of
-from sonotune.errors import AdapterError
+from sonotune.errors import AdapterError, first_line
 from sonotune.models.base import LoadedModel, ParameterNames
 from sonotune.models.pretrained import not_finite
 from sonotune.registry import resolve
@@ -174,7 +174,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
-        raise AdapterError(f"{path} is damaged or empty: {error}. Copy the adapter again.") from error
+        raise AdapterError(f"{path} is damaged or empty: {first_line(error)}. Copy the adapter again.") from error
     if wrong := sorted(name for name, tensor in tensors.items() if tensor.dtype not in _FLOATS):
         raise AdapterError(
             f"{path} holds {wrong[0]} as {str(tensors[wrong[0]].dtype).removeprefix('torch.')}, and adapters are "

@@ -18,7 +18,7 @@ from sonotune.data.columns import Columns
 from sonotune.data.lines import RefusedError, check_value, json_type, show
 from sonotune.data.manifest import read_manifest
 from sonotune.data.readers.base import Reading, find_encoding
-from sonotune.errors import ManifestError
+from sonotune.errors import ManifestError, first_line
 from sonotune.json_files import MAX_BYTES, parse_json
 from sonotune.types import Clip, Finding
 
@@ -97,7 +97,7 @@ def _entries(reading: Reading, path: Path) -> Iterator[tuple[int, dict[str, Any]
     except OSError as error:
         raise ManifestError(f"{path} cannot be read: {error.strerror or error}. Check its permissions.") from error
     except UnicodeError as error:
-        raise ManifestError(f"{path} is no text: {error}. Name its encoding (--encoding).") from error
+        raise ManifestError(f"{path} is no text: {first_line(error)}. Name its encoding (--encoding).") from error
     if len(data) > MAX_BYTES:
         raise ManifestError(f"{path} is larger than the {MAX_BYTES:,} bytes that one list may have. {do}")
     value = parse_json(text.encode("utf-8", "surrogatepass"), _ANYTHING, where=str(path), error=ManifestError, do=do)

@@ -375,6 +375,11 @@ def _settings(config: Any, dropout: float | None) -> dict[str, Any]:
             "encoder_config.attention_dropout": dropout,
             "encoder_config.activation_dropout": dropout,
         }
+    if getattr(config, "add_adapter", False):
+        raise ModelError(
+            "this checkpoint has convolutions behind its encoder (add_adapter=true in config.json), which are not "
+            "supported: they leave CTC too few frames. Take one without them."
+        )
     return {"apply_spec_augment": False, "layerdrop": 0.0, "hidden_dropout": dropout, "final_dropout": dropout}
 
 
