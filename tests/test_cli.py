@@ -1048,6 +1048,32 @@ def test_commands_on_corpora_follow_no_path_out_of_the_root(data: Path):
         assert code == 0, err
 
 
+def test_statistics_count_no_audio_that_does_not_open_as_silence(tmp_path: Path):
+    soundfile.write(tmp_path / "a.wav", tone(), RATE_HZ)
+    (tmp_path / "b.wav").write_bytes(b"no audio")
+    manifest = tmp_path / "all.jsonl"
+    manifest.write_text("".join(json.dumps({"path": f"{name}.wav", "text": "x"}) + "\n" for name in "abc"), "utf-8")
+    code, out, err = call("data", "stats", str(manifest), "--json")
+    assert code == 0, err
+    body = only_json(out)
+    assert (body["clips"], body["without_duration"]) == (3, 2)
+    assert body["duration_s"]["min"] == body["duration_s"]["max"] > 0
+    assert "the audio of 2 of 3 clips does not exist or does not open" in err
+
+
+def test_an_import_says_that_another_column_could_be_the_transcript(tmp_path: Path):
+    soundfile.write(tmp_path / "a.wav", tone(), RATE_HZ)
+    table = tmp_path / "t.csv"
+    for sentence, said in (("Two.", True), ("one", False)):
+        table.write_text(f"path,text,sentence\na.wav,one,{sentence}\n")
+        code, _, err = call("data", "import", str(table), str(tmp_path / "all.jsonl"))
+        assert code == 0, err
+        assert ("'sentence' holds another transcript for 1 clip" in err) is said
+    code, out, err = call("data", "import", str(table), str(tmp_path / "all.jsonl"), "--text-column", "sentence")
+    assert code == 0, err
+    assert "another transcript" not in err
+
+
 def test_an_import_says_what_it_assumed_and_what_is_missing(tmp_path: Path):
     for name in ("a", "b"):
         soundfile.write(tmp_path / f"{name}.wav", tone(), RATE_HZ)

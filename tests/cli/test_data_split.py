@@ -124,3 +124,16 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_written(tmp_path: Path, w
     assert said in err
     assert "Traceback" not in err
     assert not (tmp_path / "parts").exists()
+
+
+def test_audio_of_unknown_length_is_said(tmp_path: Path):
+    (tmp_path / "noise.wav").write_bytes(b"no audio")
+    manifest = tmp_path / "all.jsonl"
+    lines = [{"id": f"c{index}", "path": f"{index}.wav", "duration_s": 5.0, "text": f"{index}"} for index in range(10)]
+    lines += [{"id": name, "path": f"{name}.wav", "text": name} for name in ("noise", "gone")]
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    code, _, err = split(manifest, tmp_path / "parts", "--by", "clip")
+    assert code == 0, err
+    assert "the audio of 2 of 12 clips does not exist or does not open" in err
+    assert "noise.wav" in err
+    assert "gone.wav" in err

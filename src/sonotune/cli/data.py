@@ -135,9 +135,14 @@ def data_stats(
 ) -> None:
     """Describe a corpus."""
     from sonotune.data.corpus import read_source
+    from sonotune.data.import_checks import check_durations
     from sonotune.data.manifest import statistics
 
-    body = statistics(read_source(source, root=root, allow_outside_root=allow_outside_root))
+    findings: list[Finding] = []
+    clips = read_source(source, root=root, allow_outside_root=allow_outside_root, findings=findings)
+    for finding in [*findings, *check_durations(clips)]:
+        print_finding(finding)
+    body = statistics(clips)
     print_result(body, as_json=as_json, lines=[f"{name:<22} {_plain(value)}" for name, value in body.items()])
 
 

@@ -14,7 +14,7 @@ from sonotune.cli.shared import Json, print_result, tell
 
 if TYPE_CHECKING:
     from sonotune.data.split_corpus import Split
-    from sonotune.types import Clip
+    from sonotune.types import Clip, Finding
 
 Speakers = Annotated[str, typer.Option(help="Comma-separated speakers of eval.jsonl, instead of a share.")]
 By = Annotated[str, typer.Option(help="What is in one split only: speaker, session, text, clip or column=NAME.")]
@@ -46,10 +46,14 @@ def data_split(
     Domains, durations and classes are spread evenly.
     """
     from sonotune.data.corpus import format_of, read_source
+    from sonotune.data.import_checks import check_durations
     from sonotune.data.split_folder import write_split
     from sonotune.runs import to_plain
 
-    clips = read_source(source, root=root, allow_outside_root=allow_outside_root)
+    read: list[Finding] = []
+    clips = read_source(source, root=root, allow_outside_root=allow_outside_root, findings=read)
+    for finding in [*read, *check_durations(clips)]:
+        print_finding(finding)
     asked = {
         "eval_fraction": eval_fraction,
         "test_fraction": test_fraction,

@@ -82,7 +82,7 @@ class Columns:
             RefusedError: A column that the user named is not there.
         """
         # Of two columns for one thing the better name wins; of two spellings of a name, the first.
-        by_folded = {_SEPARATOR.sub("_", name.casefold()): name for name in reversed(list(present))}
+        by_folded = {_folded(name): name for name in reversed(list(present))}
         matched: dict[str, str] = {}
         for column, given in (("path", self.audio), ("text", self.text)):
             if given is not None:
@@ -143,6 +143,10 @@ class Columns:
             ) from None
 
 
+def _folded(name: str) -> str:
+    return _SEPARATOR.sub("_", name.casefold())
+
+
 def _is_timed(words: object) -> bool:
     return isinstance(words, list) and all(
         isinstance(word, dict) and {"text", "start_s"} <= set(word) for word in words
@@ -158,6 +162,11 @@ def _duration_s(start_s: object, end_s: object) -> float:
             do="Mend the times.",
         )
     return end_s - start_s
+
+
+def may_be_text(name: str) -> bool:
+    """Whether a column that is not used has a name for transcripts."""
+    return _folded(name.removeprefix("source_")) in SYNONYMS["text"]
 
 
 def looks_like_time(name: str, value: str) -> bool:

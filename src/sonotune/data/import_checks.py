@@ -46,6 +46,26 @@ def check_clips(clips: Sequence[Clip], *, source: str, place: Path) -> list[Find
     return [*unusable, *(_short(one) for one in found if one.check == "audio.shortened"), *_lacking(clips)]
 
 
+def check_durations(clips: Sequence[Clip]) -> list[Finding]:
+    """A finding where clips have no duration: nothing says it, and their audio does not open."""
+    unknown = [clip for clip in clips if clip.duration_s == 0]
+    if not unknown:
+        return []
+    paths = list(dict.fromkeys(str(clip.path) for clip in unknown))
+    return [
+        Finding(
+            check="audio.unreadable",
+            severity="warning",
+            message=f"the audio of {len(unknown)} of {len(clips)} clips does not exist or does not open, and nothing "
+            f"says how long they are: {enumerate_names(paths)}",
+            clip_ids=tuple(clip.id for clip in unknown),
+            measured=float(len(unknown)),
+            limit=0.0,
+            unit="clips",
+        )
+    ]
+
+
 def _short(found: Finding) -> Finding:
     """Of clips whose file ends a little early: what is done about it is for the run to say."""
     names = enumerate_names(found.clip_ids)

@@ -314,14 +314,15 @@ def statistics(clips: Sequence[Clip]) -> dict[str, Any]:
 
     Returns:
         `clips`, `hours`, `duration_s` (min, p5, p50, p95, max, mean; seconds), clips by `speakers`, `languages`,
-        `domains` and `labels`, `words` and `characters` in all transcripts, `without_text`, and `alphabet`: each
+        `domains` and `labels`, `words` and `characters` in all transcripts, `without_text`, `without_duration`
+        (clips whose file cannot be opened; they count for nothing in `hours` and `duration_s`), and `alphabet`: each
         character (NFC) with its count, most frequent first.
     """
-    durations_s = np.array([clip.duration_s for clip in clips], dtype=np.float64)
+    durations_s = np.array([clip.duration_s for clip in clips if clip.duration_s > 0], dtype=np.float64)
     texts = [clip.text for clip in clips if clip.text and clip.text.strip()]
     alphabet = Counter(character for text in texts for character in unicodedata.normalize("NFC", text))
     percentiles: dict[str, float] = {}
-    if clips:
+    if durations_s.size:
         names = ("min", "p5", "p50", "p95", "max")
         percentiles = dict(zip(names, np.percentile(durations_s, (0, 5, 50, 95, 100)).tolist(), strict=True))
         percentiles["mean"] = float(durations_s.mean())
@@ -336,6 +337,7 @@ def statistics(clips: Sequence[Clip]) -> dict[str, Any]:
         "words": sum(len(text.split()) for text in texts),
         "characters": sum(map(len, texts)),
         "without_text": len(clips) - len(texts),
+        "without_duration": len(clips) - int(durations_s.size),
         "alphabet": dict(sorted(alphabet.items(), key=lambda item: (-item[1], item[0]))),
     }
 

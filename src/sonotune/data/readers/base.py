@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sonotune.data.audio_root import AudioRoot
-from sonotune.data.columns import Columns, looks_like_time
+from sonotune.data.columns import Columns, looks_like_time, may_be_text
 from sonotune.data.lines import Problems, RefusedError, json_objects, require_file, show, text_lines
 from sonotune.data.manifest import fill_durations
 from sonotune.data.records import ClipParser
@@ -123,6 +123,7 @@ class Reading:
                 f"{self.source} has no clips: found an empty source; allowed is at least one clip. Check the path."
             )
         self._say_unused_times(clips)
+        self._say_other_texts(clips)
         return fill_durations(clips)
 
     def _say_unused_times(self, clips: Iterable[Clip]) -> None:
@@ -132,6 +133,21 @@ class Reading:
                 "unused_time",
                 f"the column {show(name)} of {count} clips looks like a time or a length and is not used. Where clips "
                 "are parts of longer files, name their columns start_s and end_s (or duration_s), in seconds.",
+                severity="warning",
+            )
+
+    def _say_other_texts(self, clips: Iterable[Clip]) -> None:
+        other = Counter(
+            name
+            for clip in clips
+            for name, value in clip.extra.items()
+            if may_be_text(name) and value.strip() != (clip.text or "").strip()
+        )
+        for name, count in other.items():
+            self.say(
+                "other_text",
+                f"the column {show(name)} holds another transcript for {count} clips and is not used; "
+                f"--text-column {name} takes it.",
                 severity="warning",
             )
 
