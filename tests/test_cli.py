@@ -1069,7 +1069,7 @@ def test_an_import_says_that_another_column_could_be_the_transcript(tmp_path: Pa
         code, _, err = call("data", "import", str(table), str(tmp_path / "all.jsonl"))
         assert code == 0, err
         assert ("'sentence' holds another transcript for 1 clip" in err) is said
-    code, out, err = call("data", "import", str(table), str(tmp_path / "all.jsonl"), "--text-column", "sentence")
+    code, _, err = call("data", "import", str(table), str(tmp_path / "all.jsonl"), "--text-column", "sentence")
     assert code == 0, err
     assert "another transcript" not in err
 

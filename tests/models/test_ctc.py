@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor
 
 from sonotune.data.tokenizer import train_tokenizer
-from sonotune.errors import ModelError, TextError
+from sonotune.errors import ConfigError, ModelError, TextError
 from sonotune.features.batching import Batch, pad_targets
 from sonotune.models.base import LoadedModel
 from sonotune.models.families.ctc import CtcFamily, character_tokenizer
@@ -422,6 +422,14 @@ def test_the_task_leaves_out_what_does_not_fit_and_says_why(loaded: LoadedModel)
     assert "The clip is left out." in long.message
     assert odd.clip_ids == ("odd",)
     assert prepared.dropped == prepared.findings
+
+
+def test_a_language_of_another_name_is_taken_and_a_misspelt_one_is_not(loaded: LoadedModel):
+    """A vocabulary is told no language: nobody else would notice."""
+    for language in ("sw", "bre", "klingon"):
+        Transcribe(FAMILY, TaskSettings(language=language)).check_references(loaded, [])
+    with pytest.raises(ConfigError, match=r"model\.language=hebrw: no language .*did you mean he \(Hebrew\)"):
+        Transcribe(FAMILY, TaskSettings(language="hebrw")).check_references(loaded, [])
 
 
 # --- the loss ------------------------------------------------------------------------------------

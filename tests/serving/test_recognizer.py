@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from sonotune.adapters.kinds import lora
-from sonotune.errors import ManifestError, ModelError, NumericError, TextError
+from sonotune.errors import ConfigError, ManifestError, ModelError, NumericError
 from sonotune.features.batching import Batch
 from sonotune.models.base import LoadedModel
 from sonotune.models.families.whisper import WhisperFamily
@@ -191,7 +191,7 @@ def test_clips_are_scored(recognizer: Recognizer, recordings: Path):
 
 def test_an_unknown_language_is_refused_with_those_there_are(recordings: Path):
     opened = Recognizer.open("assets:whisper-nano", language="xx", precision="fp32")
-    with pytest.raises(TextError, match="'xx'; it knows"):
+    with pytest.raises(ConfigError, match=r"model\.language=xx: .*'xx'"):
         opened.recognize([recordings])
 
 

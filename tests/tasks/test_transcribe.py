@@ -89,6 +89,12 @@ def test_what_cannot_be_a_target_is_a_finding_that_names_the_clip(
     assert len(prepared.targets) == 2
 
 
+def test_a_language_that_is_none_is_refused_before_anything_is_written(loaded: LoadedModel):
+    for method in (task(language="hebrw").prepare, task(language="hebrw").check_references):
+        with pytest.raises(ConfigError, match=r"model\.language=hebrw: .*did you mean he \(Hebrew\)\?"):
+            method(loaded, [clip(0, "seven")])
+
+
 @pytest.mark.parametrize("text", ["\u200b\u200d", "...", " \u05be ", "\ufe0f", "?!", "\u0301"])
 def test_a_transcript_that_says_nothing_is_not_trained_on(loaded: LoadedModel, text: str):
     prepared = task().prepare(loaded, [clip(0, "two"), clip(1, text), clip(2, "\u05d0\u05d1"), clip(3, "5 %")])

@@ -106,7 +106,12 @@ class Task(Protocol):
         ...
 
     def check_references(self, loaded: LoadedModel, clips: Sequence[Clip]) -> None:
-        """Refuse clips whose reference this model can never write, or that cannot be scored; raises ManifestError."""
+        """Refuse what this model can never write or be scored on.
+
+        Raises:
+            ManifestError: A clip has such a reference.
+            ConfigError: The settings name a language that the model cannot be told.
+        """
         ...
 
     def primary_of(self, clips: Sequence[Clip]) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from sonotune.metrics.error_rate import edit_counts, error_rate
 from sonotune.metrics.runaway import cut_loops, decoding_health, loops
 from sonotune.models.base import LoadedModel, SpeechFamily
 from sonotune.models.decoding import DENSE_SHARE, text_rate
-from sonotune.models.languages import find_code
+from sonotune.models.languages import find_code, misspelt
 from sonotune.models.losses import Losses
 from sonotune.progress import note
 from sonotune.tasks.base import PreparedClips, TaskSettings
@@ -108,10 +108,16 @@ class Transcribe:
         """Say once that the language of the settings cannot be learned, not once for each clip.
 
         Raises:
-            ConfigError: The model does not know it; with the family's own words.
+            ConfigError: The model does not know it, in the family's own words; or a model that is told no language
+                would not notice that its name is misspelt.
         """
         language = self._settings.language
-        if language is not None and (problem := self._problem_of_language(loaded, language)):
+        if language is None:
+            return
+        problem = self._problem_of_language(loaded, language)
+        if problem is None and (meant := misspelt(language)):
+            problem = f"no language has that code or name{meant}"
+        if problem is not None:
             raise ConfigError(f"model.language={language}: {problem}")
 
     def _problem_of_language(self, loaded: LoadedModel, language: str) -> str | None:
@@ -177,7 +183,8 @@ class Transcribe:
         return clip.text is not None
 
     def check_references(self, loaded: LoadedModel, clips: Sequence[Clip]) -> None:
-        """See `Task`: a character that the model cannot write is an error it makes; nothing is refused."""
+        """See `Task`: a character that the model cannot write is an error it makes; only the language is refused."""
+        self._refuse_language(loaded)
 
     def primary_of(self, clips: Sequence[Clip]) -> tuple[str, str]:
         """The rate that is asked for, else that of characters where the references have no spaces between words."""
