@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import math
 import os
 from collections.abc import Callable
@@ -361,6 +362,20 @@ def test_a_card_that_somebody_has_edited_is_not_replaced(trained: Trained, tmp_p
     (target / "README.md").unlink()
     export(str(folder), target, adapter_only=True, finish=card, overwrite=True)
     assert (target / "README.md").read_text() == "ours"
+
+
+def test_the_links_of_the_hub_cache_are_its_files(trained: Trained, tmp_path: Path):
+    folder, _ = trained()
+    blobs, snapshot = tmp_path / "models--x" / "blobs", tmp_path / "models--x" / "snapshots" / "0123"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for index, path in enumerate(folder.iterdir()):
+        shutil.copy(path, blobs / str(index))
+        (snapshot / path.name).symlink_to(Path("..", "..", "blobs", str(index)))
+    export(str(snapshot), tmp_path / "out", adapter_only=True)
+    copied = tmp_path / "out" / "adapter_model.safetensors"
+    assert not copied.is_symlink()
+    assert copied.read_bytes() == (folder / copied.name).read_bytes()
 
 
 def test_a_link_in_an_adapter_is_not_followed(trained: Trained, tmp_path: Path):

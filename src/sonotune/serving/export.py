@@ -206,13 +206,18 @@ def _copy_adapter(checkpoint: str, draft: Path, folder: Path) -> dict[str, Any]:
     adapter = _adapter_of(checkpoint)
     metadata = read_metadata(adapter)
     files = [path for path in adapter.rglob("*") if path.name != PARITY_FILE]  # that is of an earlier export
-    if links := sorted(path.name for path in files if path.is_symlink()):
+    if links := sorted(path.name for path in files if path.is_symlink() and not _is_in_hub_cache(path, adapter)):
         raise AdapterError(f"{adapter / links[0]} is a link, and what it names may be no part of the adapter. Copy it.")
     with _writing(draft, _size(adapter)):
         shutil.copytree(adapter, draft, ignore=shutil.ignore_patterns(PARITY_FILE), dirs_exist_ok=True)
         _name_base_for_peft(draft, str(metadata.get("checkpoint") or ""), folder)
         decoding = _save_use(checkpoint, adapter, draft)
     return {"kind": "adapter", **metadata, **use_of(checkpoint), **decoding}
+
+
+def _is_in_hub_cache(link: Path, snapshot: Path) -> bool:
+    """Whether it is a file of a snapshot in the cache of `huggingface_hub`: `snapshots/REVISION/FILE` -> `blobs/HASH`."""
+    return link.resolve().parent == snapshot.resolve().parent.parent / "blobs"
 
 
 def _name_base_for_peft(draft: Path, base: str, folder: Path) -> None:
