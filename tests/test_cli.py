@@ -907,14 +907,20 @@ def test_transcribe_answers_in_the_order_of_the_files_and_names_what_is_left_out
     files = [str(folder / "6.wav"), str(tmp_path / "broken.wav"), str(folder / "1.wav")]
     words = ["transcribe", f"model={folder / 'run'}", "model.language=en", "evaluation.max_new_tokens=3", *files]
     code, out, err = call(*words, "--json")
-    assert code == 0, err
+    assert code == 2, err
     body = only_json(out)
     assert [item["path"] for item in body["transcripts"]] == [files[0], files[2]]
     assert len(body["left_out"]) == 1
     assert "broken.wav" in body["left_out"][0]
     assert "broken.wav" in err
     code, out, _ = call(*words)
+    assert code == 2
     assert [line.split("\t")[0] for line in out.splitlines()] == [files[0], files[2]]
+    (tmp_path / "folder").mkdir()
+    shutil.copy(tmp_path / "broken.wav", tmp_path / "folder" / "broken.wav")
+    code, _, err = call(*words[:-3], files[0], str(tmp_path / "folder"))
+    assert code == 0, err  # a folder may hold anything
+    assert "broken.wav" in err
 
 
 @pytest.mark.parametrize("name", ["absent.wav", "nothing"])

@@ -20,14 +20,17 @@ def transcribe(
     """Write what is said in audio files.
 
     sonotune transcribe model=runs/x recordings/ note.mp3
+
+    A file that is named and cannot be read ends the command with exit code 2, after the others are written.
     """
-    result, _ = _recognize(words, task="transcribe")
+    result, _, code = _recognize(words, task="transcribe")
     texts = [
         {"path": one.clip_id, "text": one.text, "cut": one.cut, "no_signal": one.no_signal}
         for one in result.predictions
     ]
     lines = [f"{one_field(item['path'])}\t{one_field(item['text'])}" for item in texts]
     print_result({"transcripts": texts, **_told(result)}, as_json=as_json, lines=lines)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -39,8 +42,10 @@ def classify(
     """Say which classes audio files belong to.
 
     sonotune classify model=runs/x recordings/ hit.wav
+
+    A file that is named and cannot be read ends the command with exit code 2, after the others are written.
     """
-    result, task = _recognize(words, task="classify")
+    result, task, code = _recognize(words, task="classify")
     labels = [
         {"path": prediction.clip_id, "labels": task.decide(prediction), "scores": dict(prediction.scores)}
         for prediction in result.predictions
@@ -51,10 +56,11 @@ def classify(
         shown = "  ".join(f"{label} {100 * score:.0f} %" for label, score in best)
         lines.append(f"{one_field(item['path'])}\t{', '.join(item['labels']) or '-'}\t{shown}")
     print_result({"predictions": labels, **_told(result)}, as_json=as_json, lines=lines)
+    raise typer.Exit(code)
 
 
-def _recognize(words: Sequence[str], *, task: str) -> tuple[Any, Any]:
-    """Predictions of the files among the words, by the model that the others name; and the task that made them."""
+def _recognize(words: Sequence[str], *, task: str) -> tuple[Any, Any, int]:
+    """Predictions of the files among the words, by the model that the others name; the task; and the exit code."""
     from sonotune.errors import ManifestError
     from sonotune.paths import exists
 
@@ -62,13 +68,16 @@ def _recognize(words: Sequence[str], *, task: str) -> tuple[Any, Any]:
     others = [word for word in words if Path(word) not in files]
     config = settings_of_use([*others, f"model.task={task}"]).config
     if missing := [path for path in files if not exists(path)]:
-        raise ManifestError(f"{missing[0]} does not exist.")
+        more = f", and neither do {len(missing) - 1} others that are named" if len(missing) > 1 else ""
+        raise ManifestError(f"{missing[0]} does not exist{more}. Check the path.")
     recognizer = open_recognizer(config)
     result = recognizer.recognize(files, silence_db=config.data.silence_db, **evaluation_settings(config))
     for finding in result.findings:
         if finding.severity != "note":
             tell(f"sonotune: {'WARNING: ' * (finding.severity == 'warning')}{finding.message}")
-    return result, recognizer.task
+    named = {str(path) for path in files}
+    unread = any(finding.severity == "error" and finding.path in named for finding in result.findings)
+    return result, recognizer.task, ManifestError.exit_code if unread else 0
 
 
 def _told(result: Any) -> dict[str, Any]:
