@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,10 @@ Change = Callable[[Tensor], Tensor]
 def copied(folder: Path, asset: str = "whisper-nano") -> Path:
     shutil.copytree(resolve_asset(f"assets:{asset}"), folder)
     return folder
+
+
+def peak_rss_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def change(folder: Path, name: str, how: Change) -> None:
@@ -83,6 +88,17 @@ def test_large_finite_weights_are_numbers(tmp_path: Path):
     change(folder, NAME, lambda tensor: torch.full_like(tensor.float(), 3e38))  # their sum is no number in 32 bits
     opened = open_model(str(folder))
     assert float(opened.loaded.module.get_parameter(NAME).detach().min()) == pytest.approx(3e38)
+
+
+@pytest.mark.parametrize("entry", ["max_source_positions", "vocab_size", "decoder_ffn_dim"])
+def test_settings_of_a_giant_are_refused_before_memory_is_taken(tmp_path: Path, entry: str):
+    folder = copied(tmp_path / "m")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {entry: 10**7}), "utf-8")
+    tracked = peak_rss_bytes()
+    with pytest.raises(ModelError, match=r"describes a model of [\d,]{11,} weights, and its files hold [\d,]+ bytes"):
+        open_model(str(folder))
+    assert peak_rss_bytes() - tracked < 200 * 2**20
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 import math
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path

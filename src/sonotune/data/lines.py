@@ -202,8 +202,8 @@ def _utf8_lines(file: IO[bytes], problems: Problems) -> Iterator[tuple[int, str]
                 "the line is not UTF-8",
                 found=f"byte 0x{raw[error.start]:02x} at offset {error.start}",
                 allowed="UTF-8 text",
-                do="Save the file as UTF-8, or name its encoding where `sonotune data import` reads it: --encoding cp1252 "
-                "is Western Windows, cp1255 its Hebrew, cp1256 its Arabic.",
+                do="Save the file as UTF-8, or name its encoding where `sonotune data import` reads it: "
+                "--encoding cp1252 is Western Windows, cp1255 its Hebrew, cp1256 its Arabic.",
             )
             continue
         yield number, line

@@ -452,7 +452,8 @@ def count_parameters(loaded: LoadedModel) -> dict[str, dict[str, int]]:
     """
     table = {component.name: {"parameters": 0, "trainable": 0, "bytes": 0} for component in loaded.components}
     for name, parameter in loaded.module.named_parameters():
-        owner = loaded.owner(loaded.names.base_name(name))
+        base = loaded.names.base_name(name)
+        owner = next((component.name for component in loaded.components if component.owns(base)), None)
         if owner is None:
             raise ModelError(f"{loaded.checkpoint} has {name}, which no part of a {loaded.family.name} model holds.")
         logical = _logical_size(parameter)

@@ -17,6 +17,8 @@ from sonotune.models.weight_files import named_files, stored_types
 _FLOATS: Final = ("F64", "F32", "F16", "BF16")
 _OLD_NAMES: Final = frozenset({"weight_g", "weight_v", "gamma", "beta"})  # of parameters that have others now
 ADAPTER: Final = "adapter_config.json"
+_SMALL: Final = 10**8
+"""Weights for which memory may be taken before it is known how many there are."""
 
 
 def load_weights(class_name: str, source: Path | str, **options: Any) -> tuple[Any, Mapping[str, Any]]:
@@ -31,8 +33,8 @@ def load_weights(class_name: str, source: Path | str, **options: Any) -> tuple[A
         The module, and what `transformers` tells of the loading: missing and mismatched names.
 
     Raises:
-        ModelError: The folder is an adapter, or a weight is stored as something else than a float, or is NaN or
-            infinite.
+        ModelError: The folder is an adapter, its settings describe a much larger model than its weights are, or a
+            weight is stored as something else than a float, or is NaN or infinite.
         Exception: Whatever `transformers` raises.
     """
     import torch  # noqa: PLC0415
@@ -43,12 +45,33 @@ def load_weights(class_name: str, source: Path | str, **options: Any) -> tuple[A
             f"{source} has an {ADAPTER}: it is an adapter and not a whole model. Merge it first: "
             "sonotune export ADAPTER FOLDER."
         )
+    if isinstance(source, Path) and (config := options.get("config")) is not None:
+        _check_size(getattr(transformers, class_name), config, source)
     module, told = getattr(transformers, class_name).from_pretrained(
         source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
     )
     _check_types(module, source, options.get("revision"))
     _check_finite(module, source, {*told["missing_keys"], *mismatched(told)})
     return module, told
+
+
+def _check_size(kind: Any, config: Any, folder: Path) -> None:
+    """Refuse an architecture of many times the weights before memory is taken for it.
+
+    Raises:
+        ModelError: Says how large both are.
+    """
+    import torch  # noqa: PLC0415
+
+    stored = sum((folder / name).stat().st_size for name in named_files(folder))
+    with torch.device("meta"):
+        outline = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+    described = sum(parameter.numel() for parameter in outline.parameters())
+    if stored and described > max(stored, _SMALL):  # a weight has two bytes at least, and new heads are small
+        raise ModelError(
+            f"the config.json of {folder} describes a model of {described:,} weights, and its files hold "
+            f"{stored:,} bytes. Copy the folder again."
+        )
 
 
 def _check_types(module: Any, source: Path | str, revision: str | None) -> None:

@@ -216,7 +216,7 @@ def _copy_adapter(checkpoint: str, draft: Path, folder: Path) -> dict[str, Any]:
 
 
 def _is_in_hub_cache(link: Path, snapshot: Path) -> bool:
-    """Whether it is a file of a snapshot in the cache of `huggingface_hub`: `snapshots/REVISION/FILE` -> `blobs/HASH`."""
+    """Whether it is a file of the cache of `huggingface_hub`: `snapshots/REVISION/FILE` -> `blobs/HASH`."""
     return link.resolve().parent == snapshot.resolve().parent.parent / "blobs"
 
 
