@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +107,26 @@ def test_a_damaged_index_is_named(build: Build, content: str):
     (folder / "model.safetensors.index.json").write_text(content)
     with pytest.raises(ModelError, match=r"model\.safetensors\.index\.json(:| is damaged).* Copy the file again"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "entries", "said"),
+    [
+        ("config.json", {"decoder_start_token_id": 99_999}, "names the token 99999 (decoder_start_token_id)"),
+        ("config.json", {"eos_token_id": [1, 2]}, "eos_token_id is a list"),
+        ("generation_config.json", {"begin_suppress_tokens": [10**7]}, "names the token 10000000"),
+        ("generation_config.json", {"suppress_tokens": "x"}, "suppress_tokens is 'x'"),
+        ("generation_config.json", {"suppress_tokens": [-1]}, "suppress_tokens"),
+        ("generation_config.json", {"lang_to_id": {"<|en|>": 9_999}}, "names the token 9999 (lang_to_id)"),
+    ],
+)
+def test_tokens_that_the_model_does_not_have_are_refused(build: Build, file: str, entries: dict[str, Any], said: str):
+    folder = build()
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | entries), "utf-8")
+    with pytest.raises(ModelError, match=re.escape(said)) as caught:
+        load(folder)
+    assert file in str(caught.value)
 
 
 def test_a_name_in_the_index_that_no_file_can_have_is_a_missing_file(build: Build):

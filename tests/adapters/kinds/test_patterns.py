@@ -55,3 +55,8 @@ def test_patterns_of_megabytes_are_refused_before_they_are_compiled():
     with pytest.raises(AdapterError, match="characters"):
         check_patterns({"rank_pattern": {"(a|b)*" * 2_000_000: 1}}, MODULES, file="adapter_config.json")
     assert time.perf_counter() - started < 5
+
+
+def test_more_names_than_modules_are_refused_before_they_are_compared():
+    with pytest.raises(AdapterError, match="names 100000 modules, and the model has 4"):
+        check_patterns({"target_modules": [f"m{index}" for index in range(100_000)]}, MODULES, file="a.json")

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,9 @@ from sonotune.errors import AdapterError, ModelError, SonotuneError
 from sonotune.models.base import LoadedModel
 
 logger = logging.getLogger(__name__)
+
+_USUAL_RANK: Final = 1024
+"""Settings may ask for ranks up to here for modules that the adapter does not have."""
 
 
 @contextmanager
@@ -248,6 +251,7 @@ def load(loaded: LoadedModel, folder: Path, *, trainable: bool = False) -> Loade
         )
     tensors = read_tensors(folder)
     _check_patterns(loaded, folder)
+    _check_ranks(tensors, folder)
     with _must_fit(loaded, folder):
         config = LoraConfig.from_pretrained(str(folder))
         config.inference_mode = not trainable
@@ -260,6 +264,19 @@ def load(loaded: LoadedModel, folder: Path, *, trainable: bool = False) -> Loade
     adapted = loaded.with_(adapter=wrapper, names=LORA)
     make_lean(lora_layers(adapted).values())
     return adapted
+
+
+def _check_ranks(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Raise AdapterError where the settings ask for ranks that no tensor has, before memory is taken for them."""
+    entries = peft_entries(folder)
+    asked = [entries.get("r", 0), *(entries.get("rank_pattern") or {}).values()]
+    held = max((min(tensor.shape) for tensor in tensors.values() if tensor.ndim > 1), default=0)
+    largest = max(rank for rank in asked if isinstance(rank, int))
+    if largest > max(held, _USUAL_RANK):
+        raise AdapterError(
+            f"{folder / PEFT_CONFIG} asks for rank {largest}, and no tensor of {ADAPTER_WEIGHTS} has a rank above "
+            f"{held}. Keep both files of one adapter together."
+        )
 
 
 def _check_tensors(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], folder: Path) -> None:

@@ -40,8 +40,12 @@ def check_patterns(config: Mapping[str, Any], modules: Iterable[str], *, file: s
         file: Its name, for the message.
 
     Raises:
-        AdapterError: A pattern is no regular expression, or takes too long.
+        AdapterError: A pattern is no regular expression, or takes too long; or there are more names than modules, all
+            of which PEFT would compare with each other.
     """
+    modules = list(modules)
+    if (named := len(_patterns(config))) > 4 * len(modules):
+        raise AdapterError(f"{file} names {named} modules, and the model has {len(modules)}. Copy the adapter again.")
     patterns = [text for text in _patterns(config) if not _PLAIN.fullmatch(text)]
     if not patterns:
         return
@@ -59,7 +63,7 @@ def check_patterns(config: Mapping[str, Any], modules: Iterable[str], *, file: s
     try:
         subprocess.run(  # noqa: S603 - our own program; the patterns are its input
             [sys.executable, "-I", "-S", "-c", _TRY],
-            input=json.dumps([patterns, list(modules)]).encode(),
+            input=json.dumps([patterns, modules]).encode(),
             timeout=SECONDS,
             capture_output=True,
             check=True,

@@ -27,6 +27,7 @@ from sonotune.models import decoding, speech_encoders
 from sonotune.models.base import TEXT, Component, LoadedModel, Stream
 from sonotune.models.checkpoints import is_classifier, load_pretrained, outline_pretrained
 from sonotune.models.families.whisper_checkpoint import (
+    check_tokens,
     complete_generation_config,
     is_english,
     is_multilingual,
@@ -77,6 +78,7 @@ class WhisperFamily:
         )
         processor = load_whisper_processor(checkpoint, revision=revision, config=module.config)
         complete_generation_config(module, processor.tokenizer, checkpoint)
+        check_tokens(module, checkpoint)
         return self._mapped(
             module,
             checkpoint=checkpoint,

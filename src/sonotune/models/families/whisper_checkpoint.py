@@ -10,7 +10,11 @@ import logging
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
 from sonotune.errors import ModelError
+from sonotune.json_files import Count, check_json
 from sonotune.models.base import LoadedModel
 from sonotune.models.checkpoints import load_processor, locate
 
@@ -29,6 +33,24 @@ _NEVER_WRITTEN: Final = (
     "<|nospeech|>",
     "<|nocaptions|>",
 )
+
+
+_COPY: Final = "Copy the file of the model again."
+
+
+class _ConfigTokens(TypedDict):
+    decoder_start_token_id: Count
+    eos_token_id: Count
+    pad_token_id: Count | None
+
+
+class _Tokens(TypedDict):
+    suppress_tokens: list[Count] | None
+    begin_suppress_tokens: list[Count] | None
+    lang_to_id: dict[str, Count] | None
+    task_to_id: dict[str, Count] | None
+    no_timestamps_token_id: Count | None
+    prev_sot_token_id: Count | None
 
 
 def load_whisper_processor(checkpoint: str, *, revision: str | None, config: Any) -> Any:
@@ -103,6 +125,29 @@ def complete_generation_config(module: Any, tokenizer: Any, checkpoint: str) -> 
             len(getattr(settings, "lang_to_id", None) or {}),
             len(settings.suppress_tokens or ()),
         )
+
+
+def check_tokens(module: Any, checkpoint: str) -> None:
+    """Refuse settings that name tokens which the model does not have.
+
+    Raises:
+        ModelError: Names the file, the setting and its value.
+    """
+    described = (
+        ("config.json", module.config, _ConfigTokens),
+        ("generation_config.json", module.generation_config, _Tokens),
+    )
+    for file, settings, kind in described:
+        where = f"the {file} of {checkpoint}"
+        tokens = {name: getattr(settings, name, None) for name in kind.__annotations__}
+        check_json(tokens, TypeAdapter(kind), where=where, error=ModelError, do=_COPY)
+        for name, value in tokens.items():
+            named = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+            if beyond := [token for token in named if token is not None and token >= module.config.vocab_size]:
+                raise ModelError(
+                    f"{where} names the token {beyond[0]} ({name}), and the vocabulary has "
+                    f"{module.config.vocab_size}. {_COPY}"
+                )
 
 
 def _may_know_languages(settings: Any, config: Any, *, absent: bool) -> bool:
