@@ -317,6 +317,33 @@ def test_a_best_checkpoint_that_was_damaged_is_not_loaded(bench: Build):
     assert all(torch.equal(value, before[name]) for name, value in made.weights().items())
 
 
+@pytest.mark.parametrize(
+    ("wer", "cer", "best"),
+    [(0.4, 0.5, 0), (0.5, 0.3, 0), (0.5, 0.4, 10), (0.6, 0.1, 10), (None, None, 10)],
+)
+def test_the_weights_from_before_training_are_put_back_where_none_was_better(
+    bench: Build, wer: float | None, cer: float | None, best: int
+):
+    rates = {"wer": wer, "cer": cer}
+    start = {name: {"value": value, "better": "lower"} for name, value in rates.items() if value is not None}
+    made = bench(max_epochs=3, scores=[(0.9, 0.9), (0.5, 0.4), (0.7, 0.7)])
+    before = made.weights()
+    made.loop.keep_start()
+    made.loop.run()
+    assert made.loop.load_best(start) == best
+    assert all(torch.equal(value, before[name]) for name, value in made.weights().items()) is (best == 0)
+
+
+def test_weights_from_before_training_that_no_longer_fit_are_no_candidate(bench: Build):
+    made = bench(max_epochs=1, scores=[0.9])
+    checkpoint.save_start(made.folder, {name: torch.zeros(3) for name in made.weights()})
+    made.loop.run()
+    assert made.loop.load_best({"wer": {"value": 0.1, "better": "lower"}}) == 5
+    (made.folder / "start.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="start.safetensors cannot be read"):
+        made.loop.load_best({"wer": {"value": 0.1, "better": "lower"}})
+
+
 def test_without_evaluation_the_last_weights_stay(bench: Build):
     made = bench(max_epochs=1)
     made.loop.run()

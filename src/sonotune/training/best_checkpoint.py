@@ -8,9 +8,9 @@ the model has seen, which falls anyway: it chooses weights, and no run goes on f
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -126,8 +126,26 @@ class BestCheckpoint:
         put(weights[0])
         return best
 
+    def is_beaten_by(self, state: TrainingState, start: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether the model before training, with these scores of the same clips, is better than the best since.
+
+        Args:
+            state: At the end of training.
+            start: Name -> score, as in `run.json`.
+        """
+        if state.best_step is None or state.primary not in start:
+            return False
+        sign = better_sign(start[state.primary]["better"])
+        rates = [start[name]["value"] for name in _rates_beside(state.primary, start)]
+        key = [sign * start[state.primary]["value"], *rates]
+        return key < self._key(state, state.best_step, sign)[: len(key)]
+
+
+def _rates_beside(name: str, scores: Collection[str]) -> list[str]:
+    """Names of the error rates beside the one that decides; none where another score does."""
+    return [other for other in _RATES if name in _RATES and other in scores and other != name]
+
 
 def _other_rates(scores: Mapping[str, Score]) -> list[float]:
-    """Error rates beside the one that decides; none where another score does."""
-    name = deciding(scores)
-    return [scores[other].value for other in _RATES if name in _RATES and other in scores and other != name]
+    """Values of the error rates beside the one that decides."""
+    return [scores[other].value for other in _rates_beside(deciding(scores), scores)]

@@ -9,6 +9,7 @@ bad.
       optimizer.safetensors   moments, by parameter name
       state.json              counters, position, best score, digests
       MANIFEST.json
+    start.safetensors         every trainable parameter before the first step, where the model was scored there
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from sonotune.runs import digest_file
 from sonotune.training.compatibility import ADDED_LATER, MICRO_BATCHES, Fingerprint
 from sonotune.training.state import TrainingState
 
+START = "start.safetensors"
 WEIGHTS, OPTIMIZER, STATE, MANIFEST = "weights.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"
 REQUIRED = (WEIGHTS, OPTIMIZER, STATE)
 SCHEMA = 1
@@ -123,6 +125,40 @@ def save(
             ) from error
         raise ResourceError(f"cannot write a checkpoint in {root}: {error}") from error
     return final
+
+
+def save_start(root: Path, weights: Mapping[str, Tensor]) -> None:
+    """Keep the weights from before the first step.
+
+    Raises:
+        ResourceError: The disk is full.
+    """
+    draft = root / f".tmp-{START}-{os.getpid()}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _write_tensors(draft, weights)
+        draft.rename(root / START)
+        _sync(root)
+    except (OSError, SafetensorError) as error:
+        draft.unlink(missing_ok=True)
+        raise ResourceError(
+            f"cannot write {root / START}: {first_line(error)}. Free some space, and try again."
+        ) from error
+
+
+def read_start(root: Path) -> dict[str, Tensor] | None:
+    """The weights from before the first step; None where they were not kept.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    path = root / START
+    if not path.is_file():
+        return None
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {first_line(error)}. Start afresh in a new run.dir.") from error
 
 
 def newest(root: Path, *, on_damage: Callable[[Path, str], None]) -> Checkpoint | None:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import psutil
@@ -229,8 +230,29 @@ class StageLoop:
             )
         del held
 
-    def load_best(self) -> int | None:
-        """Put the best weights in place; see `BestCheckpoint.put_best`."""
+    def keep_start(self) -> None:
+        """Keep the weights as they are before the first step: no later ones may be better."""
+        weights = full_tensors(self._weights)
+        if self._processes.main:
+            checkpoint.save_start(self._checkpoints.folder, weights)
+        self._processes.barrier()
+
+    def load_best(self, start: Mapping[str, Mapping[str, Any]] | None = None) -> int | None:
+        """Put the best weights in place; see `BestCheckpoint.put_best`.
+
+        Args:
+            start: Scores of the development clips before training, as in `run.json`; None or empty where there are none.
+
+        Returns:
+            The step of the best evaluation; 0 where none was better than the start, whose weights are put in place.
+            None where nothing was evaluated.
+        """
+        if self._best.is_beaten_by(self.state, start or {}):
+            kept = checkpoint.read_start(self._checkpoints.folder)
+            # Adapters whose ranks have changed since cannot hold them.
+            if kept is not None and all(kept[name].shape == value.shape for name, value in self._weights.items()):
+                self._put(kept)
+                return 0
         return self._best.put_best(self.state, self._put)
 
     def _put(self, weights: Mapping[str, Tensor]) -> None:

@@ -54,10 +54,12 @@ def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[
             if not session.has_checkpoint:
                 scoring.measure_entropy("before", 0)
             loop = train(session, inputs, model, steps, fingerprint, scoring)
-            best_step = loop.load_best() or loop.state.step
+            best_step = loop.load_best(session.log.record.scores.get("before", {}))
+            if best_step == 0:
+                scoring.start_was_best(loop.state)
             model = scoring.model = trained_model(session, model)
             save_artifacts(session, model)
-            scoring.measure_entropy("after", best_step)
+            scoring.measure_entropy("after", loop.state.step if best_step is None else best_step)
             scoring.score("after")
             scoring.score("test")
     return session.log.record, session.log.directory.path
@@ -96,6 +98,8 @@ def train(
     )
     frozen = checks.fingerprint(loaded.module, exclude=all_stages(*model.stages))
     start = checks.fingerprint(loaded.module, exclude=frozenset(frozen))
+    if not session.has_checkpoint and scoring.has_development_clips and "before" in log.record.scores:
+        loop.keep_start()
     _resume(session, loop, fingerprint)
     with session.stop.waits(True):
         loop.run()

@@ -17,6 +17,7 @@ from sonotune.training.logging.trackers import Trackers
 from sonotune.training.model import PreparedModel
 from sonotune.training.session import Session
 from sonotune.training.sharding import unsharded
+from sonotune.training.state import TrainingState
 from sonotune.types import Finding, Score, Severity
 
 EvaluationPoint = Literal["before", "after", "test"]
@@ -65,6 +66,23 @@ class Scoring:
         if point == "after":
             log.finding(worse_than_before(log.record.scores))
             log.finding(still_improving(read_events(log.directory.events_path)))
+
+    def start_was_best(self, state: TrainingState) -> None:
+        """Say that no evaluation while training was better than the one before it, whose weights are kept."""
+        log = self._session.log
+        before = log.record.scores["before"][state.primary]
+        reached = next(
+            event["scores"][state.primary]
+            for event in read_events(log.directory.events_path)
+            if event["kind"] == "evaluation" and event["step"] == state.best_step
+        )
+        message = (
+            f"training made the model no better: {score_title(state.primary, before)} on the development clips was "
+            f"{show_score(before)} before it and {show_score(reached)} at best, after step {state.best_step}. The "
+            "weights from before training are kept, so that the adapter changes nothing. Lower training.learning_rate, "
+            "or look at the training transcripts."
+        )
+        log.finding([_finding(WORSE, "warning", message, reached, before)])
 
     def development_scores(self, step: int) -> Mapping[str, Score]:
         """Scores of the development clips, for choosing the best weights."""
