@@ -239,7 +239,7 @@ def test_a_process_that_is_killed_ends_the_others_and_the_next_start_goes_on(
     assert code != 0
     assert "another process is gone" in said
     assert read_record(tmp_path / "run").status == ("failed" if rank else "interrupted")
-    left = {path.name.partition("-")[0] for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    left = {path.name.partition("-")[0] for path in (tmp_path / "run" / "checkpoints").glob("*-*")}
     assert left == ({"step"} if rank else {"step", ".tmp"})
     code, said = train(tmp_path / "run", *words)
     assert code == 0, said

@@ -390,7 +390,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over_and_logs_each_step
     with pytest.raises(SystemError):
         run(settings(), listeners=[Killed(3)])
     folder = tmp_path / "run"
-    assert not list((folder / "checkpoints").iterdir())
+    assert not list((folder / "checkpoints").glob("step-*"))
     run(settings())
     assert [event["step"] for event in events(folder, "step")] == list(range(1, 11))
 
@@ -558,7 +558,7 @@ def test_a_full_disk_at_a_checkpoint_ends_with_exit_5_and_can_go_on(
             run(settings("training.save_steps=1"))
     assert caught.value.exit_code == 5
     folder = tmp_path / "run"
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
+    assert sorted(path.name for path in (folder / "checkpoints").glob("*-*")) == ["step-000002", "step-000003"]
     run(settings("training.save_steps=1"))
     assert_same(adapter(straight), adapter(folder))
 
@@ -782,3 +782,18 @@ def test_the_language_that_all_clips_name_goes_with_what_was_trained(settings: S
     assert record.choices["model.language"].startswith("en: every training clip names it")
     assert json.loads((folder / "adapter" / "sonotune.json").read_text("utf-8"))["language"] == "en"
     assert use_of(str(folder))["language"] == use_of(str(folder / "adapter"))["language"] == "en"
+
+
+def test_a_run_that_made_the_model_no_better_keeps_it_as_it_was_and_says_so(settings: Settings, tmp_path: Path):
+    with pytest.raises(Interrupted):
+        run(settings(), listeners=[StopAfter(7)])
+    path = tmp_path / "run" / "run.json"
+    record = json.loads(path.read_text("utf-8"))
+    for name in ("wer", "cer"):  # as if the model had been perfect
+        record["scores"]["before"][name] |= {"value": 0.0, "low": 0.0}
+    path.write_text(json.dumps(record), "utf-8")
+    finished, folder = run(settings())
+    assert all(not value.any() for name, value in adapter(folder).items() if "lora_B" in name)
+    found = next(finding for finding in finished.findings if finding.check == "training.worse")
+    assert "WER on the development clips was 0.0 %" in found.message
+    assert "The weights from before training are kept" in found.message
