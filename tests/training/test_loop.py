@@ -340,7 +340,7 @@ def test_weights_from_before_training_that_no_longer_fit_are_no_candidate(bench:
     made.loop.run()
     assert made.loop.load_best({"wer": {"value": 0.1, "better": "lower"}}) == 5
     (made.folder / "start.safetensors").write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match="start.safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match=r"start\.safetensors cannot be read"):
         made.loop.load_best({"wer": {"value": 0.1, "better": "lower"}})
 
 

@@ -241,7 +241,7 @@ class StageLoop:
         """Put the best weights in place; see `BestCheckpoint.put_best`.
 
         Args:
-            start: Scores of the development clips before training, as in `run.json`; None or empty where there are none.
+            start: Scores of the development clips before training, as in `run.json`; empty where there are none.
 
         Returns:
             The step of the best evaluation; 0 where none was better than the start, whose weights are put in place.
