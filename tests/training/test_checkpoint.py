@@ -355,3 +355,24 @@ def test_a_file_that_holds_no_tensors_is_damage_though_its_digest_is_right(tmp_p
         checkpoint.read(path)
     with pytest.raises(CheckpointError, match="is whole"):
         checkpoint.newest(tmp_path, on_damage=lambda *_: None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_checkpoint_of_values_that_are_no_numbers_is_not_resumed(tmp_path: Path, value: float):
+    save(tmp_path, 1)
+    broken = torch.full((4, 4), value)
+    for step, (weights, moments) in ((2, (broken, torch.ones(4, 4))), (3, (torch.ones(4, 4), broken))):
+        checkpoint.save(
+            tmp_path,
+            step,
+            weights={"a": weights},
+            optimizer={"a/exp_avg": moments},
+            state={"position": {"step": step}, "identity": IDENTITY},
+        )
+    found, damages = read_newest(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert [problem for _, problem in damages] == [
+        "optimizer.safetensors holds NaN or infinity in a/exp_avg",
+        "weights.safetensors holds NaN or infinity in a",
+    ]

@@ -204,6 +204,19 @@ def test_the_loss_falls(bench: Build):
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
 
 
+def test_adapters_that_have_no_decomposition_end_training_as_a_numeric_failure(
+    bench: Build, monkeypatch: pytest.MonkeyPatch
+):
+    made = bench(max_epochs=1)
+
+    def fail(*_: object) -> None:
+        torch.linalg.eigh(torch.full((3, 3), float("nan")))
+
+    monkeypatch.setattr(made.on_gradients, "after_step", fail)
+    with pytest.raises(NumericError, match="cannot be decomposed after step 1"):
+        made.loop.run()
+
+
 def test_training_stops_when_scores_get_no_better(bench: Build):
     made = bench(max_epochs=9, scores=[0.9, 0.5, 0.5, 0.7, 0.1], patience=2)
     made.loop.run()

@@ -33,6 +33,7 @@ from typing_extensions import TypedDict
 
 from sonotune.errors import CheckpointError, ResourceError, first_line
 from sonotune.json_files import check_json, read_json
+from sonotune.models.pretrained import not_finite
 from sonotune.processes import Processes
 from sonotune.runs import digest_file
 from sonotune.training.compatibility import ADDED_LATER, MICRO_BATCHES, Fingerprint
@@ -77,6 +78,7 @@ class _Manifest(TypedDict):
 
 class _State(TypedDict):
     step: int
+    stage: NotRequired[str]
     identity: NotRequired[dict[str, str]]
     position: NotRequired[dict[str, Any]]
     optimizer: NotRequired[list[str]]
@@ -231,8 +233,10 @@ def damage(path: Path) -> str | None:
     try:
         _read_state(path)
         for name in (WEIGHTS, OPTIMIZER):
-            with safe_open(path / name, "pt"):  # reads the table at its head, which says how long the file is
-                pass
+            with safe_open(path / name, "pt") as tensors:  # the table at its head says how long the file is
+                for key in tensors.keys():  # noqa: SIM118
+                    if not_finite({key: tensors.get_tensor(key)}):
+                        return f"{name} holds NaN or infinity in {key}"
     except CheckpointError as error:
         return str(error).removesuffix(". ")
     except SafetensorError as error:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sonotune.adapters.schedule.callback import AdapterCallback
-from sonotune.errors import ConfigError, Interrupted, ManifestError, NumericError
+from sonotune.errors import ConfigError, Interrupted, ManifestError, NumericError, first_line
 from sonotune.models.base import LoadedModel
 from sonotune.stages import Stage, all_stages, parameters_by_name
 from sonotune.training import checkpoint
@@ -391,7 +391,13 @@ class StageLoop:
     def _change_adapters(self) -> None:
         for callback in self._acting():
             step = self.state.step + 1
-            event = callback.after_step(step, self.total_steps, self._optimizer)
+            try:
+                event = callback.after_step(step, self.total_steps, self._optimizer)
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+                raise NumericError(
+                    f"the matrices of the adapters cannot be decomposed after step {step} ({first_line(error)}): they "
+                    "have grown beyond all numbers. Lower training.learning_rate; the last checkpoint is from before."
+                ) from error
             if event is None:
                 continue
             kind, fields = event
