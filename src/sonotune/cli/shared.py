@@ -6,6 +6,7 @@ import json
 import os
 import re
 import select
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ import typer.core
 
 from sonotune.errors import ResourceError, SonotuneError
 from sonotune.progress import hide, printable
+from sonotune.signals import Stopped
 
 ORDER = (
     *("quickstart", "data", "settings", "inspect", "plan", "train", "evaluate", "compare", "report", "export"),
@@ -35,6 +37,8 @@ def _past_typer() -> Iterator[None]:
         yield
     except BrokenPipeError as error:
         raise BrokenPipe from error
+    except KeyboardInterrupt as error:  # for which typer ends the program without a word
+        raise Stopped(signal.SIGINT) from error
 
 
 class _Commands(typer.core.TyperGroup):
