@@ -249,7 +249,8 @@ def settings_of_use(words: Sequence[str], *, require: Sequence[str] = ()) -> Loa
 
     They come from the run, adapter or export that is named.
     """
-    from sonotune.adapters.metadata import USED, use_of
+    with phase("starting"):
+        from sonotune.adapters.metadata import USED, use_of
     from sonotune.config.load import load_run_config
     from sonotune.errors import ConfigError
 
@@ -264,7 +265,7 @@ def settings_of_use(words: Sequence[str], *, require: Sequence[str] = ()) -> Loa
 
 def open_recognizer(config: RunConfig) -> Recognizer:
     """The model that settings name, ready to recognise."""
-    with phase("starting"):
+    with phase("starting the model's libraries"):
         from sonotune.serving.recognizer import Recognizer
     return Recognizer.open(
         config.model.checkpoint,

@@ -38,7 +38,7 @@ from sonotune.cli import (  # the commands register themselves
 )
 from sonotune.cli.shared import BrokenPipe, app, discard_stdout, emit, json_text, reader_gone, tell
 from sonotune.errors import SonotuneError, first_line, out_of_memory
-from sonotune.progress import printable, shown
+from sonotune.progress import printable_name, shown
 from sonotune.signals import Stopped, stopping_at_once
 
 __all__ = [
@@ -155,7 +155,7 @@ class _Printable(logging.Formatter):
     """Log lines without codes that a terminal would obey."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return printable_name(super().format(record))
 
 
 def _set_up_logging() -> None:
