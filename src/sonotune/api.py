@@ -139,8 +139,9 @@ def _recognize(model: Place, files: Sequence[Place], settings: Settings, *, task
 
 def inspect(settings: Settings) -> Inspection:
     """What a model is made of, what would train and what it weighs; no weights are read (`sonotune inspect`)."""
+    with phase("starting"):
+        from sonotune.planning.inspection import inspect_model
     from sonotune.config.load import load_run_config
-    from sonotune.planning.inspection import inspect_model
     from sonotune.training.adaptation import adapter_settings, rank_settings
 
     config = load_run_config(words_of(settings)).config

@@ -207,7 +207,7 @@ class Bars:
         self._bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             Said(),
             console=self._console,
             transient=True,

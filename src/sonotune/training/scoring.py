@@ -102,7 +102,7 @@ class Scoring:
         """Score the clips of a split, and say what the score is."""
         session, settings = self._session, self._session.config.evaluation
         clips = f"{'test' if split == 'test' else 'development'} clips"
-        with unsharded(self.model.loaded.module), about(f"{clips} {when}"):
+        with unsharded(self.model.loaded.module), about(clips if split == "test" else when):
             result = evaluate(
                 self._inputs.task,
                 self.model.loaded,
