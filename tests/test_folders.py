@@ -114,6 +114,16 @@ def test_an_old_folder_that_a_kill_left_aside_is_put_back_before_anything_is_rem
     assert (tmp_path / "target" / "file").read_text() == "old"
 
 
+def test_an_old_folder_stays_aside_while_nothing_has_its_name(tmp_path: Path):
+    old = tmp_path / ".target.0123abcd.tmp.old"
+    old.mkdir()
+    os.utime(old, (0, 0))
+    with replacing(tmp_path / "target"):
+        assert old.exists()
+    fill(tmp_path / "target", "two")
+    assert not old.exists()
+
+
 def test_a_link_keeps_its_place_and_what_it_names_is_replaced(tmp_path: Path):
     fill(tmp_path / "real", "one")
     (tmp_path / "link").symlink_to(tmp_path / "real")

@@ -68,7 +68,8 @@ def drafting(target: Path) -> Iterator[Path]:
         target: A file or folder whose name the draft has, with a dot before it and a number behind.
     """
     for one in _left_beside(target):
-        _remove_if_left(one)
+        if one.suffix != ".old" or target.exists():  # else it is all that there is of the target
+            _remove_if_left(one)
     while True:
         draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
         draft.mkdir()
