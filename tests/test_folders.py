@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,16 +59,44 @@ def test_two_steps_are_undone_where_the_second_fails(tmp_path: Path, monkeypatch
     assert (tmp_path / "target" / "inner" / "file").read_text() == "one"
 
 
-def test_what_a_killed_process_left_is_removed_by_the_only_writer(tmp_path: Path):
-    left, other = tmp_path / ".target.0123abcd.tmp", tmp_path / ".target.mine.tmp"
-    left.mkdir()
-    other.mkdir()
-    with replacing(tmp_path / "target"):
-        assert left.exists()
-    with replacing(tmp_path / "target", alone=True):
-        assert left.exists()  # until the new one is in place
-    assert not left.exists()
-    assert other.exists()
+DRAFT = """
+import sys, time
+from pathlib import Path
+from sonotune.runs.folders import replacing
+with replacing(Path(sys.argv[1])) as draft:
+    (draft / "half").touch()
+    print(draft, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_draft_stays_while_its_process_runs_and_the_next_one_removes_it(tmp_path: Path):
+    target, others = tmp_path / "target", [tmp_path / ".target.mine.tmp", tmp_path / ".target2.0123abcd.tmp"]
+    for folder in others:
+        folder.mkdir()
+    with subprocess.Popen([sys.executable, "-c", DRAFT, target], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        draft = Path(process.stdout.readline().strip())
+        fill(target, "one")
+        assert (draft / "half").exists()
+        process.kill()
+    assert draft.exists()
+    fill(target, "two")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["target", *(path.name for path in others)])
+
+
+def test_where_there_are_no_locks_a_draft_stays_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refused(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(folders.fcntl, "flock", refused)
+    old, new = tmp_path / ".target.0123abcd.tmp", tmp_path / ".target.4567abcd.tmp"
+    for folder in (old, new):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    fill(tmp_path / "target", "one")
+    assert not old.exists()
+    assert new.exists()
 
 
 def test_an_old_folder_that_a_kill_left_aside_is_put_back_before_anything_is_removed(tmp_path: Path):
@@ -80,6 +112,16 @@ def test_an_old_folder_that_a_kill_left_aside_is_put_back_before_anything_is_rem
     with pytest.raises(BlockingIOError):
         full()
     assert (tmp_path / "target" / "file").read_text() == "old"
+
+
+def test_an_old_folder_stays_aside_while_nothing_has_its_name(tmp_path: Path):
+    old = tmp_path / ".target.0123abcd.tmp.old"
+    old.mkdir()
+    os.utime(old, (0, 0))
+    with replacing(tmp_path / "target"):
+        assert old.exists()
+    fill(tmp_path / "target", "two")
+    assert not old.exists()
 
 
 def test_a_link_keeps_its_place_and_what_it_names_is_replaced(tmp_path: Path):

@@ -17,10 +17,10 @@ import pytest
 import soundfile
 
 from sonotune import cli
-from sonotune.cli.shared import json_text, one_field
+from sonotune.cli.shared import json_text, one_field, print_result, tell
 from sonotune.data.manifest import write_manifest
 from sonotune.errors import ResourceError
-from sonotune.progress import note, printable, shown
+from sonotune.progress import note, printable, printable_name, shown
 from sonotune.registry import resolve_asset
 from sonotune.runs.files import atomic_write_bytes, atomic_write_text
 from sonotune.types import Clip
@@ -50,6 +50,25 @@ def test_what_a_terminal_would_obey_is_escaped_and_text_is_left_alone():
     for text in ("שלום עולם\n\tא\u0301", "中文 🎵", "\u200f-\u200f"):
         assert printable(text) == text
     assert one_field("a\tb\nc") == r"a\tb\nc"
+
+
+BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c"
+
+
+def test_controls_of_direction_are_escaped_in_names_and_left_in_transcripts(capsys: pytest.CaptureFixture[str]):
+    assert printable_name("safe\u202egpj.wav") == r"safe\u202egpj.wav"
+    assert not set(BIDI) & set(printable_name(BIDI))
+    assert printable(BIDI) == BIDI
+    assert json.loads(json_text({"text": BIDI})) == {"text": BIDI}
+    assert not set(BIDI) & set(json_text({"text": BIDI}))
+    tell(f"WARNING: {BIDI}")
+    print_result({}, as_json=False, lines=[BIDI])
+    with shown():
+        note(BIDI)
+    shown_of_names = capsys.readouterr()
+    assert not set(BIDI) & set(shown_of_names.out + shown_of_names.err)
+    print_result({}, as_json=False, lines=[BIDI], transcripts=True)
+    assert capsys.readouterr().out == f"{BIDI}\n"
 
 
 def test_json_is_valid_in_utf8_whatever_is_in_it():

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from sonotune import progress
-from sonotune.progress import Phase, duration, hide, note, phase, shown
+from sonotune.progress import Phase, about, duration, hide, note, phase, shown
 
 
 class Terminal(io.StringIO):
@@ -76,6 +76,27 @@ def test_a_terminal_has_bars_and_keeps_a_line_of_what_took_long():
     assert "model    whisper_nano [en]" in told
     assert "calibrating" in told
     assert "calibrating: 4 clips, took 0 s" in told
+
+
+def test_a_bar_goes_on_though_the_work_does_not():
+    stream = Terminal()
+    with shown(stream=stream), phase("loading"):
+        wait_for(stream, "0 s")
+        wait_for(stream, "1 s")
+
+
+def test_a_phase_that_ends_a_moment_after_its_first_line_has_no_other(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(progress, "SHOWN_AFTER_S", 0.5)
+    stream = io.StringIO()
+    with shown(stream=stream), phase("starting"):
+        wait_for(stream, "starting")
+    assert stream.getvalue().count("\n") == 1
+
+
+def test_a_phase_says_what_it_is_about():
+    stream = io.StringIO()
+    with shown(stream=stream), about("test clips"), phase("recognising", 4, "clips"):
+        wait_for(stream, "recognising test clips: 0 of 4 clips")
 
 
 def test_the_phase_inside_another_is_the_one_that_is_told():

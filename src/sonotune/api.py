@@ -139,8 +139,9 @@ def _recognize(model: Place, files: Sequence[Place], settings: Settings, *, task
 
 def inspect(settings: Settings) -> Inspection:
     """What a model is made of, what would train and what it weighs; no weights are read (`sonotune inspect`)."""
+    with phase("starting"):
+        from sonotune.planning.inspection import inspect_model
     from sonotune.config.load import load_run_config
-    from sonotune.planning.inspection import inspect_model
     from sonotune.training.adaptation import adapter_settings, rank_settings
 
     config = load_run_config(words_of(settings)).config
@@ -249,7 +250,8 @@ def settings_of_use(words: Sequence[str], *, require: Sequence[str] = ()) -> Loa
 
     They come from the run, adapter or export that is named.
     """
-    from sonotune.adapters.metadata import USED, use_of
+    with phase("starting"):
+        from sonotune.adapters.metadata import USED, use_of
     from sonotune.config.load import load_run_config
     from sonotune.errors import ConfigError
 
@@ -264,7 +266,7 @@ def settings_of_use(words: Sequence[str], *, require: Sequence[str] = ()) -> Loa
 
 def open_recognizer(config: RunConfig) -> Recognizer:
     """The model that settings name, ready to recognise."""
-    with phase("starting"):
+    with phase("starting the model's libraries"):
         from sonotune.serving.recognizer import Recognizer
     return Recognizer.open(
         config.model.checkpoint,

@@ -2,7 +2,7 @@
 
 Code that takes time opens a `phase`; nothing is shown unless somebody asked for a display with `shown`, as the command
 line does. A phase that is over within a second is never shown. Without a terminal (a scheduler's log, a pipe) a phase
-is a line when it has taken a second, one every half minute, and one when it ends.
+is a line when it has taken a second, one every half minute, and one when it ends, if that is not a moment later.
 """
 
 from __future__ import annotations
@@ -17,15 +17,25 @@ from contextlib import contextmanager, suppress
 from typing import Final, TextIO
 
 # Control codes but tab and line end, and halves of characters, as which names appear that are no UTF-8.
-_UNPRINTABLE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROLS: Final = r"\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff"
+BIDI_CONTROLS: Final = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+"""What changes the direction of text: legal in a transcript, while in a name it can show another name."""
+_UNPRINTABLE: Final = re.compile(f"[{_CONTROLS}]")
+_UNPRINTABLE_NAME: Final = re.compile(f"[{_CONTROLS}{BIDI_CONTROLS}]")
 
 
 def printable(text: str) -> str:
     """A text as it may be shown: control codes, which a terminal would obey, and bytes that are no text are escaped.
 
-    Ids, transcripts and file names come from strangers. Everything that is shown passes through here.
+    Ids, transcripts and file names come from strangers. Everything that is shown passes through here or, unless it is
+    a transcript, through `printable_name`.
     """
     return _UNPRINTABLE.sub(_escaped, text)
+
+
+def printable_name(text: str) -> str:
+    """A name or a message as it may be shown: controls of direction are escaped as well."""
+    return _UNPRINTABLE_NAME.sub(_escaped, text)
 
 
 def _escaped(found: re.Match[str]) -> str:
@@ -144,12 +154,13 @@ class Lines:
             if phase not in self._open:
                 return
             self._open.remove(phase)
-            if self._told.pop(id(phase), None) is not None:
+            told = self._told.pop(id(phase), None) is not None
+            if told and phase.elapsed_s >= 2 * SHOWN_AFTER_S:
                 self.note(phase.line(ended=True))
 
     def note(self, text: str) -> None:
         """Print lines between phases."""
-        print(printable(text), file=self._stream, flush=True)
+        print(printable_name(text), file=self._stream, flush=True)
 
     def close(self) -> None:
         """Stop looking."""
@@ -174,14 +185,30 @@ class Bars:
 
     def __init__(self, stream: _Forgiving) -> None:
         from rich.console import Console  # noqa: PLC0415 - 50 ms that a help text need not pay
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn  # noqa: PLC0415
+        from rich.progress import (  # noqa: PLC0415
+            BarColumn,
+            Progress,
+            ProgressColumn,
+            SpinnerColumn,
+            Task,
+            TaskID,
+            TextColumn,
+        )
+        from rich.text import Text  # noqa: PLC0415
+
+        class Said(ProgressColumn):
+            """How far a phase is, asked whenever the bars are drawn, so that its seconds go on."""
+
+            def render(self, task: Task) -> Text:
+                shown: Phase = task.fields["phase"]
+                return Text(printable_name(shown.line().removeprefix(f"{shown.title}: ")))
 
         self._console = Console(file=stream)  # type: ignore[arg-type]  # it has what is used of a stream
         self._bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[said]}", markup=False),
+            BarColumn(bar_width=16),
+            Said(),
             console=self._console,
             transient=True,
             refresh_per_second=4,
@@ -194,14 +221,13 @@ class Bars:
 
     def begin(self, phase: Phase) -> None:
         """A phase begins; those that are open go on."""
-        self._tasks[id(phase)] = self._bars.add_task(printable(phase.title), total=phase.total, said="")
-        self.changed(phase)
+        title = printable_name(phase.title)
+        self._tasks[id(phase)] = self._bars.add_task(title, total=phase.total, completed=phase.done, phase=phase)
 
     def changed(self, phase: Phase) -> None:
         """A phase got on; one that is not shown is passed over."""
         if (task := self._tasks.get(id(phase))) is not None:
-            said = printable(phase.line().removeprefix(f"{phase.title}: "))
-            self._bars.update(task, completed=phase.done, said=said)
+            self._bars.update(task, completed=phase.done)
 
     def end(self, phase: Phase) -> None:
         """A phase is over; one that took a while leaves a line."""
@@ -212,7 +238,7 @@ class Bars:
 
     def note(self, text: str) -> None:
         """Print lines between phases."""
-        self._console.print(printable(text), markup=False, highlight=False)
+        self._console.print(printable_name(text), markup=False, highlight=False)
 
     def close(self) -> None:
         """Take the bars away."""
@@ -269,6 +295,19 @@ def hide() -> None:
         display.close()
 
 
+_about: list[str] = []
+
+
+@contextmanager
+def about(what: str) -> Iterator[None]:
+    """Say what the phases are about that begin in the block: `recognising` becomes `recognising WHAT`."""
+    _about.append(what)
+    try:
+        yield
+    finally:
+        _about.remove(what)
+
+
 @contextmanager
 def phase(title: str, total: int | None = None, unit: str = "") -> Iterator[Callable[[int], None]]:
     """Something that takes time; gives the function that takes how many units are done.
@@ -278,7 +317,7 @@ def phase(title: str, total: int | None = None, unit: str = "") -> Iterator[Call
         total: Units in all, where that is known.
         unit: What is counted, such as `clips`.
     """
-    made = Phase(title, total, unit)
+    made = Phase(" ".join([title, *_about]), total, unit)
 
     def advance(done: int) -> None:
         made.advance(done)

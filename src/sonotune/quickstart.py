@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sonotune.config.load import LoadedConfig, load_run_config
 from sonotune.metrics.scores import decoding_note, show_score
+from sonotune.progress import phase
 from sonotune.types import RunRecord
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def quickstart(
     Returns:
         The keys `quickstart --json` promises, and the lines a person reads.
     """
-    from sonotune.serving.export import export  # noqa: PLC0415  (torch, only when run)
+    with phase("starting"):
+        from sonotune.serving.export import export  # noqa: PLC0415  (torch, only when run)
 
     started = time.monotonic()
     place = folder or Path("runs") / time.strftime("quickstart-%Y%m%d-%H%M%S")

@@ -22,6 +22,7 @@ from sonotune.errors import AudioError, ResourceError
 from sonotune.features.batching import ClipBatches, batch_loader
 from sonotune.features.frontend import LogMel
 from sonotune.features.workers import Crew
+from sonotune.signals import STOP_SIGNALS
 from sonotune.types import Clip
 
 
@@ -226,8 +227,8 @@ def test_stop_signals_to_the_group_do_not_end_the_workers():
     stream = results(slow, 4)
     assert next(stream) == 0
     for worker in children():
-        os.kill(worker.pid, signal.SIGTERM)
-        os.kill(worker.pid, signal.SIGINT)
+        for number in STOP_SIGNALS:
+            os.kill(worker.pid, number)
     assert list(stream) == [1, 2, 3]
 
 

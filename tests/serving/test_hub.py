@@ -9,7 +9,13 @@ import huggingface_hub
 import pytest
 
 from sonotune.errors import ConfigError, HubError
+from sonotune.serving import hub
 from sonotune.serving.hub import check_name, push
+
+
+@pytest.fixture(autouse=True)
+def reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "why_unreachable", lambda: None)
 
 
 class Hub:
@@ -47,6 +53,16 @@ def test_what_cannot_be_sent_is_kept_and_the_command_is_told(
     assert caught.value.exit_code == 2
     assert "second line" not in str(caught.value)
     assert (tmp_path / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_without_a_network_nobody_is_asked_to_log_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hub, "why_unreachable", lambda: "https://hub cannot be reached (Name or service not known)")
+    with pytest.raises(HubError) as caught:
+        push(tmp_path, "me/mine")
+    assert str(caught.value) == (
+        "me/mine could not be uploaded: https://hub cannot be reached (Name or service not known). Nothing is lost, "
+        f"{tmp_path} is whole. When it can be reached: hf upload me/mine {tmp_path}"
+    )
 
 
 @pytest.mark.parametrize("name", ["mine", "a/b/c", "../x", "", "me/mi ne", "http://x/y"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +14,20 @@ from typing import Any
 
 import pytest
 
-from sonotune.errors import AdapterError, ConfigError, Interrupted, NumericError, ResourceError, RunDirectoryError
+from sonotune.errors import (
+    AdapterError,
+    ConfigError,
+    Interrupted,
+    ModelError,
+    NumericError,
+    ResourceError,
+    RunDirectoryError,
+)
+from sonotune.progress import shown
 from sonotune.sweeps.ablation import Session, exit_code, read_ablation
 from sonotune.sweeps.arms import choose_arms
 from sonotune.sweeps.plan import Plan, plan_ablation
+from sonotune.sweeps.trials import TrialProcessError, error_in, run_apart
 from sonotune.training.runtime import stop_on_signals
 
 Planned = Callable[..., Plan]
@@ -215,6 +226,17 @@ def test_what_is_to_come_is_told(plan: Planned, fake):
     assert more.seconds_to_come() == pytest.approx(120.0)
 
 
+def test_each_run_has_a_line_before_it_and_one_after(plan: Planned, sit: Sit, fake):
+    told: list[str] = []
+    sit(plan(seeds=(0,), points=1), fake(fail={"entropy_half": ModelError("no such layer")}), told=told.append)
+    heads = [line for line in told if line.startswith("arm ")]
+    assert heads[0].startswith("arm 1 of 2, uniform: learning rate ")
+    assert heads[0].endswith("seed 0 (run 1 of 2)")
+    assert heads[1].endswith("seed 0 (run 2 of 2)")
+    assert re.search(r": WER 20\.00 % on data\.eval \(60 s; at least 1 run to go\)$", told[2])
+    assert re.search(r": failed: ModelError: no such layer \(0 s; no run to go\)$", told[5])
+
+
 def test_the_directory_follows_from_the_settings(base: list[str]):
     first, second = (plan_ablation(base, choose_arms(arms)).folder for arms in ("uniform", "ranks"))
     assert first == second
@@ -356,3 +378,13 @@ def test_a_damaged_record_is_named(plan: Planned, sit: Sit, fake, tmp_path: Path
     (tmp_path / "ablation" / "ablation.json").write_text("{", "utf-8")
     with pytest.raises(RunDirectoryError, match="damaged"):
         sit(plan(), fake())
+
+
+def test_a_run_in_a_process_of_its_own_is_heard_and_its_error_kept(capsys: pytest.CaptureFixture[str]):
+    with shown(), pytest.raises(TrialProcessError, match="nonsense") as caught:
+        run_apart(["nonsense"])
+    assert caught.value.exit_code == 2
+    assert "nonsense" in capsys.readouterr().err
+    said = "loading: 1 s\n\nsonotune: out of memory.\nLower it.\n"
+    assert error_in(said) == "sonotune: out of memory.\nLower it."
+    assert error_in("killed") == "killed"

@@ -123,7 +123,7 @@ def test_claims_need_every_control_beaten(plan, sit, fake, tmp_path):
     body = sit(plan("uniform,entropy_half,random_1"), fake(errors_of=errors))
     [claim] = body["claims"]
     assert not claim["holds"]  # it beats both, and the others were not run
-    assert claim["sentence"].endswith("It is better than uniform, random_1, and not every such arm was run.")
+    assert claim["sentence"].endswith(": it is better than uniform, random_1, and not all of its controls were run.")
     assert not any(name in sentence for name in ("shuffled", "random_2") for sentence in body["verdict"])
     gains.update(random_2=1, random_3=0, shuffled=1)
     body = sit(plan(",".join(("entropy_half", *controls)), folder=folder / "all"), fake(errors_of=errors))

@@ -2,7 +2,7 @@
 
 Results go to stdout (one JSON object with `--json`), everything else to stderr. Exit codes: 0 done, 1 a bug of ours, 2
 the user's input, 3 a gate said STOP, 4 numeric failure, 5 out of memory or disk, 6 a checkpoint's integrity, 75
-interrupted with the state saved.
+interrupted with the state saved, 128 and its number for a signal that stopped another command.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -37,7 +38,8 @@ from sonotune.cli import (  # the commands register themselves
 )
 from sonotune.cli.shared import BrokenPipe, app, discard_stdout, emit, json_text, reader_gone, tell
 from sonotune.errors import SonotuneError, first_line, out_of_memory
-from sonotune.progress import printable, shown
+from sonotune.progress import printable_name, shown
+from sonotune.signals import Stopped, stopping_at_once
 
 __all__ = [
     "ablate",
@@ -61,6 +63,7 @@ __all__ = [
 
 
 _LONGEST_PATH = 200  # of a message
+_BY_SIGNAL = 128  # to which a shell adds the number of the signal
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -72,12 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an old encoding holds no Hebrew; no encoding halves
     try:
-        with shown(enabled=_is_watched(words)):
+        with stopping_at_once(), shown(enabled=_is_watched(words)):
             code = app(words, prog_name="sonotune", standalone_mode=False)
     except SonotuneError as error:
         _fail(error.exit_code, _told(error), words)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail(130, "stopped.", words)
+    except Stopped as stop:
+        _fail(_BY_SIGNAL + stop.number, "stopped.", words)
+    except typer.Abort:
+        _fail(_BY_SIGNAL + signal.SIGINT, "stopped.", words)
     except BrokenPipe as broken:
         if not reader_gone():
             raise broken.__cause__ or broken from None  # another pipe than that of the output
@@ -150,7 +155,7 @@ class _Printable(logging.Formatter):
     """Log lines without codes that a terminal would obey."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return printable_name(super().format(record))
 
 
 def _set_up_logging() -> None:

@@ -10,6 +10,7 @@ import typer
 
 from sonotune.cli.findings import warning_lines, worth_telling
 from sonotune.cli.shared import Json, Words, app, print_result
+from sonotune.progress import phase
 
 Folder = Annotated[Path, typer.Option(help="Folder for ranks.json and its pictures.")]
 
@@ -22,17 +23,18 @@ def allocate(words: Words = None, out: Folder = Path("ranks"), as_json: Json = F
 
     Train with them by allocation.file=ranks/ranks.json.
     """
-    from sonotune.adapters.ranks.choose import components_text, ranks_text
-    from sonotune.adapters.ranks.plan import plan_to_json, targets_in
+    with phase("starting"):
+        from sonotune.adapters.ranks.choose import components_text, ranks_text
+        from sonotune.adapters.ranks.plan import plan_to_json, targets_in
+        from sonotune.training.adaptation import Adaptation
+        from sonotune.training.inputs import load_inputs
+        from sonotune.training.model import choose_ranks, measure_components
+        from sonotune.training.runtime import set_up_compute
     from sonotune.config.load import load_run_config
     from sonotune.errors import RunDirectoryError
     from sonotune.reports.rank_heatmap import save_pictures
     from sonotune.runs import atomic_write_json, atomic_write_text, make_folder
     from sonotune.runs.folders import adding, can_replace
-    from sonotune.training.adaptation import Adaptation
-    from sonotune.training.inputs import load_inputs
-    from sonotune.training.model import choose_ranks, measure_components
-    from sonotune.training.runtime import set_up_compute
     from sonotune.types import Finding
 
     given = list(words or [])

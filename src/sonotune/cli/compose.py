@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sonotune.cli.shared import Json, app, print_result
+from sonotune.progress import phase
 
 
 @app.command()
@@ -28,7 +29,9 @@ def compose(
     random_weights, seed.
     """
     from sonotune.config.composition import load_composition
-    from sonotune.models.composed.build import compose as compose_model
+
+    with phase("starting"):
+        from sonotune.models.composed.build import compose as compose_model
 
     asked = load_composition(words)
     module = compose_model(folder, **asked.arguments())

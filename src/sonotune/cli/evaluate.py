@@ -12,6 +12,7 @@ from sonotune.api import corpus_to_score, evaluation_settings, open_recognizer, 
 from sonotune.cli.findings import removed_clips, warning_lines
 from sonotune.cli.shared import Json, Words, app, print_result, tell
 from sonotune.metrics.scores import decoding_note, primary_score, score_title, show_score
+from sonotune.progress import phase
 
 _SHOWN_NOTES = ("text.numbers", "audio.silent")
 Predictions = Annotated[Path | None, typer.Option(help="Write every prediction to this JSONL file.")]
@@ -24,8 +25,10 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
     sonotune evaluate model=runs/x data.test=test.jsonl
     """
     from sonotune.errors import SonotuneError
-    from sonotune.evaluation.evaluate import write_predictions
-    from sonotune.features.workers import Crew
+
+    with phase("starting"):
+        from sonotune.evaluation.evaluate import write_predictions
+        from sonotune.features.workers import Crew
 
     config = settings_of_use(words or [], require=("data.test",)).config
     with Crew(config.data.loader_workers) as crew:

@@ -10,6 +10,7 @@ import typer
 
 from sonotune.api import evaluation_settings, open_recognizer, settings_of_use
 from sonotune.cli.shared import Files, Json, app, one_field, print_result, tell
+from sonotune.progress import printable_name
 
 
 @app.command()
@@ -28,8 +29,8 @@ def transcribe(
         {"path": one.clip_id, "text": one.text, "cut": one.cut, "no_signal": one.no_signal}
         for one in result.predictions
     ]
-    lines = [f"{one_field(item['path'])}\t{one_field(item['text'])}" for item in texts]
-    print_result({"transcripts": texts, **_told(result)}, as_json=as_json, lines=lines)
+    lines = [f"{printable_name(one_field(item['path']))}\t{one_field(item['text'])}" for item in texts]
+    print_result({"transcripts": texts, **_told(result)}, as_json=as_json, lines=lines, transcripts=True)
     raise typer.Exit(code)
 
 

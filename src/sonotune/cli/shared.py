@@ -6,6 +6,7 @@ import json
 import os
 import re
 import select
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +16,8 @@ import typer
 import typer.core
 
 from sonotune.errors import ResourceError, SonotuneError
-from sonotune.progress import hide, printable
+from sonotune.progress import BIDI_CONTROLS, hide, printable, printable_name
+from sonotune.signals import Stopped
 
 ORDER = (
     *("quickstart", "data", "settings", "inspect", "plan", "train", "evaluate", "compare", "report", "export"),
@@ -35,6 +37,8 @@ def _past_typer() -> Iterator[None]:
         yield
     except BrokenPipeError as error:
         raise BrokenPipe from error
+    except KeyboardInterrupt as error:  # for which typer ends the program without a word
+        raise Stopped(signal.SIGINT) from error
 
 
 class _Commands(typer.core.TyperGroup):
@@ -70,10 +74,18 @@ Files = Annotated[list[str], typer.Argument(metavar="[SETTING=VALUE]... FILE|FOL
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
-def print_result(result: Mapping[str, Any], *, as_json: bool, lines: Sequence[str]) -> None:
-    """One JSON object, or the lines, on stdout; see `emit`."""
+def print_result(result: Mapping[str, Any], *, as_json: bool, lines: Sequence[str], transcripts: bool = False) -> None:
+    """One JSON object, or the lines, on stdout; see `emit`.
+
+    Args:
+        result: The object.
+        as_json: Whether it is printed.
+        lines: What a person reads.
+        transcripts: Whether the lines have transcripts, in which controls of direction are left as they are.
+    """
     hide()
-    emit(json_text(result) if as_json else printable("\n".join(lines)))
+    text = "\n".join(lines)
+    emit(json_text(result) if as_json else printable(text) if transcripts else printable_name(text))
 
 
 def json_text(value: Any) -> str:
@@ -82,7 +94,7 @@ def json_text(value: Any) -> str:
     return _NOT_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-_NOT_IN_JSON = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
+_NOT_IN_JSON = re.compile(f"[\x7f-\x9f\ud800-\udfff{BIDI_CONTROLS}]")
 
 
 def emit(text: str, end: str = "\n") -> None:
@@ -120,7 +132,7 @@ def one_field(text: str | None) -> str:
 def tell(text: str, *, stdout: bool = False) -> None:
     """A line beside the result, on stderr unless it is asked for on stdout; what nobody can read is lost."""
     with suppress(OSError, ValueError):
-        print(printable(text), file=sys.stdout if stdout else sys.stderr, flush=True)
+        print(printable_name(text), file=sys.stdout if stdout else sys.stderr, flush=True)
 
 
 def discard_stdout() -> None:

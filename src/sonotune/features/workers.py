@@ -25,6 +25,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from sonotune.errors import ResourceError
+from sonotune.signals import STOP_SIGNALS
 
 Result = TypeVar("Result")
 
@@ -120,13 +121,18 @@ class Crew:
         context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         # Before multiprocessing's own clean-up, which sends a signal that workers ignore and then waits for them.
         atexit.register(self.close)
-        for _ in range(self.workers):
-            ours, theirs = context.Pipe()
-            self._pipes.append(ours)
-            process = context.Process(target=_work, args=(theirs, list(self._pipes)), daemon=True)
-            process.start()
-            theirs.close()
-            self._processes.append(process)
+        # Until a worker ignores them: a fork has the handlers of the main process.
+        held_back = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            for _ in range(self.workers):
+                ours, theirs = context.Pipe()
+                self._pipes.append(ours)
+                process = context.Process(target=_work, args=(theirs, list(self._pipes)), daemon=True)
+                process.start()
+                theirs.close()
+                self._processes.append(process)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
 
     def _take(self, worker: int, *, timeout_s: float, name: str) -> Any:
         """Next result of one worker."""
@@ -157,10 +163,11 @@ def _work(pipe: Connection, others: Sequence[Connection]) -> None:
     # A fork inherits the other ends; while one is open here, a worker would not notice that the main process died.
     for other in others:
         other.close()
-    # Ctrl-C and a scheduler's stop signal reach the whole process group. The main process decides what they mean: it
-    # finishes its step and saves, and needs its workers until then.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Ctrl-C, a terminal that closes and a scheduler reach the whole process group. The main process decides what a
+    # signal means: it finishes its step and saves, and needs its workers until then.
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the main process is gone
         while True:
             job, share = pipe.recv()

@@ -9,9 +9,6 @@ refused and that the same command completes.
 
 from __future__ import annotations
 
-import glob
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +26,7 @@ from sonotune.runs.files import (
     sync_directory,
     write_error,
 )
-from sonotune.runs.folders import adding, can_replace, remove_forgotten
+from sonotune.runs.folders import adding, can_replace, drafting
 
 _CHOOSE: Final = "another FOLDER"
 
@@ -142,10 +139,7 @@ def _check_place(
 def _replace_in_place(
     folder: Path, files: Mapping[str, bytes], stale: Sequence[str], mark: str, entries: Mapping[str, Any]
 ) -> None:
-    left = list(folder.glob(f".{glob.escape(mark)}.{'[0-9a-f]' * 8}.tmp"))
-    draft = folder / f".{mark}.{secrets.token_hex(4)}.tmp"
-    draft.mkdir()
-    try:
+    with drafting(folder / mark) as draft:
         for name, data in files.items():
             atomic_write_bytes(draft / name, data)
         old = {name: digest_file(folder / name) for name in stale if (folder / name).exists()}
@@ -157,6 +151,3 @@ def _replace_in_place(
             (draft / name).rename(folder / name)
         sync_directory(folder)
         atomic_write_json(folder / mark, entries)
-        remove_forgotten(left)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)

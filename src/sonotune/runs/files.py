@@ -74,12 +74,14 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
             os.close(descriptor)
         beside.replace(path)
         sync_directory(path.parent)
-    except OSError as error:
+    except BaseException as error:
         try:
             beside.unlink(missing_ok=True)
         except OSError:
             logger.warning("%s is left behind: it could not be removed", beside)
-        raise write_error(error, path, len(data)) from error
+        if isinstance(error, OSError):
+            raise write_error(error, path, len(data)) from error
+        raise
 
 
 _DRAFT = re.compile(r"\.(?P<name>.+)\.(?P<process>[0-9]+)\.tmp")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import glob
 import os
 import secrets
 import shutil
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -27,25 +28,23 @@ def replacing(folder: Path, *, alone: bool = False) -> Iterator[Path]:
     """A new folder to fill. It takes the name of `folder` when the block ends well, and is removed when it does not.
 
     What had that name is whole until then, and gone after. A kill at any instant leaves the one or the other whole,
-    and may leave a folder beside it whose name begins with a dot: the new one, or the old one on its way out. Where
-    the system cannot swap two folders at once, it may be only there; the next call puts it back.
+    and may leave a folder beside it whose name begins with a dot: the new one, or the old one on its way out. The next
+    call removes it (`drafting`). Where the system cannot swap two folders at once, the old one may be only there; the
+    next call puts it back.
 
     Args:
         folder: The name; of a link, what it names is replaced. Its parent is created where missing.
-        alone: No other process writes this folder, so what a killed one left beside it is removed in the end;
-            otherwise what is older than a day.
+        alone: No other process writes this folder, so all that a killed one left beside it is removed in the end.
 
     Raises:
         OSError: Something cannot be written.
     """
     folder = folder.resolve()
-    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-    draft.parent.mkdir(parents=True, exist_ok=True)
-    left = list(draft.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 8}.tmp*"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    left = _left_beside(folder)
     if alone and not folder.exists() and (old := next((one for one in left if one.suffix == ".old"), None)):
         old.rename(folder)
-    draft.mkdir()
-    try:
+    with drafting(folder) as draft:
         yield draft
         _flush(draft)
         if folder.exists():
@@ -53,9 +52,66 @@ def replacing(folder: Path, *, alone: bool = False) -> Iterator[Path]:
         else:
             draft.rename(folder)
         sync_directory(folder.parent)
-        remove_forgotten(left, alone=alone)
+        if alone:
+            for one in left:
+                shutil.rmtree(one, ignore_errors=True)
+
+
+@contextmanager
+def drafting(target: Path) -> Iterator[Path]:
+    """A new folder beside a target, to fill; what is there in the end is removed.
+
+    A lock of the system on the folder says that its process lives. Drafts of the same target that nobody holds are
+    removed first; where there are no such locks, those older than a day.
+
+    Args:
+        target: A file or folder whose name the draft has, with a dot before it and a number behind.
+    """
+    for one in _left_beside(target):
+        if one.suffix != ".old" or target.exists():  # else it is all that there is of the target
+            _remove_if_left(one)
+    while True:
+        draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        draft.mkdir()
+        lock = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with suppress(OSError):  # some mounts have no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if draft.exists():
+            break
+        os.close(lock)  # another process took it for left, in the instant before it was locked
+    try:
+        yield draft
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        os.close(lock)
+
+
+def _left_beside(target: Path) -> list[Path]:
+    return list(target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.tmp*"))
+
+
+def _remove_if_left(draft: Path) -> None:
+    with suppress(OSError):
+        lock = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if _is_left(draft, lock):
+                shutil.rmtree(draft, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _is_left(draft: Path, lock: int) -> bool:
+    """Whether the process of a draft is gone. The lock is taken where it is free."""
+    old = time.time() - os.fstat(lock).st_mtime > _FORGOTTEN_S
+    if draft.suffix == ".old":  # the folder that is replaced, which nobody locks
+        return old
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # there are no locks here
+        return old
+    return True
 
 
 @contextmanager
@@ -100,18 +156,6 @@ def in_use(folder: Path) -> bool:
     """Whether this process was started in the folder or below; its user would be left in one that is gone."""
     here = Path.cwd()
     return folder.resolve() in (here, *here.parents)
-
-
-def remove_forgotten(left: Iterable[Path], *, alone: bool = False) -> None:
-    """Remove drafts that killed processes left.
-
-    Args:
-        left: Such folders.
-        alone: No other process can be filling one; otherwise only those older than a day go.
-    """
-    for one in left:
-        if alone or time.time() - one.lstat().st_mtime > _FORGOTTEN_S:
-            shutil.rmtree(one, ignore_errors=True)
 
 
 def _flush(folder: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sonotune.errors import ConfigError, HubError
+from sonotune.errors import ConfigError, HubError, first_line
+from sonotune.hub_access import why_unreachable
 
 _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -37,13 +38,18 @@ def push(folder: Path, name: str, *, private: bool = True, message: str = "Made 
     """
     from huggingface_hub import HfApi  # noqa: PLC0415  (half a second, and most exports stay here)
 
+    if (unreachable := why_unreachable()) is not None:
+        raise _not_sent(folder, name, unreachable, "When it can be reached")
     try:
         api = HfApi()
         api.create_repo(name, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message=message))
     except Exception as error:  # the hub's, the network's and the token's errors have nothing in common
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise HubError(
-            f"{name} could not be reached: {reason} Nothing is lost, {folder} is whole. Log in with `hf auth login` "
-            f"and try again: hf upload {name} {folder}"
-        ) from error
+        raise _not_sent(folder, name, first_line(error), "Log in with `hf auth login`, and then") from error
+
+
+def _not_sent(folder: Path, name: str, reason: str, when: str) -> HubError:
+    return HubError(
+        f"{name} could not be uploaded: {reason.rstrip('.')}. Nothing is lost, {folder} is whole. "
+        f"{when}: hf upload {name} {folder}"
+    )

@@ -18,6 +18,7 @@ from sonotune.loading import Opened, choose_family, open_model
 from sonotune.models.base import MULTI_LABEL
 from sonotune.models.precision import autocast, bound_kernel_cache, choose_precision
 from sonotune.paths import is_folder
+from sonotune.progress import phase
 from sonotune.registry import resolve
 from sonotune.tasks.base import Task, TaskSettings
 from sonotune.types import SILENCE_DB, Clip, Finding
@@ -148,21 +149,28 @@ def clips_of(
                 findings.append(left_out(unreadable, path))
         else:
             files.append(path)
-    for file in dict.fromkeys(files):  # a file may be named by itself and by its folder
-        try:
-            measured = io.measure(file)
-        except AudioError as error:
-            findings.append(
-                Finding(check=f"audio.{error.reason}", severity="error", message=str(error), path=str(file))
-            )
-            continue
-        info = measured.info
-        if info.missing_s:
-            message = f"{file} ends {info.missing_s:.3f} s before its header says; it is read as far as it goes."
-            findings.append(Finding(check="audio.shortened", severity="warning", message=message, path=str(file)))
-        clip = Clip(id=str(file), path=file.resolve(), duration_s=info.duration_s, language=language)
-        clips.append(clip)
-        level_db = measured.level_db
-        if level_db is not None and (found := silent(clip, level_db, silence_db=silence_db)) is not None:
-            findings.append(found)
+    files = list(dict.fromkeys(files))  # a file may be named by itself and by its folder
+    with phase("reading audio", len(files), "files") as advance:
+        for done, file in enumerate(files, 1):
+            clip, found = _clip_of(file, language=language, silence_db=silence_db)
+            clips += [clip] if clip is not None else []
+            findings += found
+            advance(done)
     return clips, findings
+
+
+def _clip_of(file: Path, *, language: str | None, silence_db: float) -> tuple[Clip | None, list[Finding]]:
+    try:
+        measured = io.measure(file)
+    except AudioError as error:
+        return None, [Finding(check=f"audio.{error.reason}", severity="error", message=str(error), path=str(file))]
+    findings: list[Finding] = []
+    info = measured.info
+    if info.missing_s:
+        message = f"{file} ends {info.missing_s:.3f} s before its header says; it is read as far as it goes."
+        findings.append(Finding(check="audio.shortened", severity="warning", message=message, path=str(file)))
+    clip = Clip(id=str(file), path=file.resolve(), duration_s=info.duration_s, language=language)
+    level_db = measured.level_db
+    if level_db is not None and (found := silent(clip, level_db, silence_db=silence_db)) is not None:
+        findings.append(found)
+    return clip, findings

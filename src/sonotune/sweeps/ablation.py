@@ -23,7 +23,7 @@ from sonotune.config.load import load_run_config
 from sonotune.config.schema import DataConfig
 from sonotune.errors import AdapterError, Interrupted, RunDirectoryError
 from sonotune.json_files import Number, read_json
-from sonotune.metrics.scores import primary_score
+from sonotune.metrics.scores import primary_score, score_title, show_value
 from sonotune.paths import is_file
 from sonotune.registry import split_source
 from sonotune.runs import (
@@ -185,13 +185,18 @@ class Session:
         return self.clock() - started + expected > 3600 * self.hours
 
     def _take(self, trial: Trial) -> None:
-        left = expected_trials(self.plan.schedule, self.outcomes())
+        schedule, done = self.plan.schedule, len(self.results)
         words = self.plan.words(trial)
-        self.told(train_line(words))
+        self.told(
+            f"arm {schedule.arms.index(trial.arm) + 1} of {len(schedule.arms)}, {trial.arm}: learning rate "
+            f"{trial.rate:g}, seed {trial.seed} (run {done + 1} of {done + expected_trials(schedule, self.outcomes())})"
+        )
+        self.told(f"  {train_line(words)}")
         result = run_trial(trial, words, self.plan.place(trial), self.run)
         self.results[trial] = result
-        shown = f"{100 * result.score:.2f} % on data.eval" if result.score is not None else f"failed: {result.error}"
-        self.told(f"  {trial.name}: {shown} ({result.seconds:.0f} s; {left - 1} or more to go)")
+        left = expected_trials(schedule, self.outcomes())
+        to_go = f"at least {left} run{'s' * (left > 1)} to go" if left else "no run to go"
+        self.told(f"  {trial.name}: {_shown(result)} ({result.seconds:.0f} s; {to_go})")
         check_alike(self.plan, self.results)
         self._write("running", judged=False)
 
@@ -204,6 +209,14 @@ class Session:
 
             atomic_write_text(self.plan.folder / REPORT, build_ablation_html(body))
         return body
+
+
+def _shown(result: TrialResult) -> str:
+    """The score that decides, or why there is none."""
+    scores = result.scores.get("after", {})
+    if result.score is None or (name := primary_score(scores)) is None:
+        return f"failed: {result.error}"
+    return f"{score_title(name, scores[name])} {show_value(scores[name], digits=2)} on data.eval"
 
 
 class _Trial(TypedDict):

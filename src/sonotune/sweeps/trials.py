@@ -7,15 +7,17 @@ import logging
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Final, Literal
 
 from sonotune.config.load import load_run_config
 from sonotune.errors import Interrupted, RunDirectoryError, SonotuneError, out_of_memory
 from sonotune.metrics.scores import better_sign, primary_score
+from sonotune.progress import note, phase
 from sonotune.runs import read_record
 from sonotune.sweeps.schedule import Trial
 from sonotune.types import RunRecord
@@ -29,6 +31,7 @@ REQUIRED = ("data.train", "data.eval", "data.test")
 """Without clips of its own for evaluation, each seed would split off others."""
 _NUMERIC = 4  # exit code: the same line fails again in the same way
 _OUT_OF_MEMORY = 5
+_LOOK_EVERY_S: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,9 +217,11 @@ def failed_earlier(trial: Trial, row: Mapping[str, Any], words: Sequence[str], f
 
 def run_here(words: Sequence[str]) -> None:
     """Train in this process, which has paid for its imports already."""
-    from sonotune.training.run import run  # noqa: PLC0415  (torch, only when run)
-
-    run(load_run_config(words, require=REQUIRED))
+    with phase("starting"):
+        from sonotune.training.logging.progress import TrainingProgress  # noqa: PLC0415
+        from sonotune.training.run import run  # noqa: PLC0415  (torch, only when run)
+    with TrainingProgress() as training:
+        run(load_run_config(words, require=REQUIRED), listeners=[training])
     gc.collect()
 
 
@@ -232,21 +237,35 @@ def run_apart(words: Sequence[str]) -> None:
     command = [sys.executable, "-m", "sonotune", "train", *words]
     with (
         stop_on_signals() as stop,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child,  # noqa: S603  (our own command)
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child,  # noqa: S603  (our own command)
     ):
-        asked, errors = False, ""
-        while True:
-            try:
-                _, errors = child.communicate(timeout=0.5)
-                break
-            except subprocess.TimeoutExpired:
-                if stop.requested and not asked:
-                    asked = True
-                    child.terminate()
+        said: list[str] = []
+        relay = threading.Thread(target=_relay, args=(child.stderr, said))
+        relay.start()
+        asked = False
+        while child.poll() is None:
+            time.sleep(_LOOK_EVERY_S)
+            if stop.requested and not asked:
+                asked = True
+                child.terminate()
+        relay.join()
     if child.returncode == Interrupted.exit_code or stop.requested:
         raise Interrupted(f"stopped by {stop.reason or 'a signal'}; run the same line again to go on.")
     if child.returncode != 0:
-        raise TrialProcessError(child.returncode, errors.strip()[-2000:])
+        raise TrialProcessError(child.returncode, error_in("".join(said)))
+
+
+def _relay(stream: IO[str] | None, said: list[str]) -> None:
+    """Show what a process says as it comes, and keep it."""
+    for line in stream or ():
+        note(line.rstrip("\n"))
+        said.append(line)
+
+
+def error_in(said: str) -> str:
+    """The end of what a process said: its message or traceback, without what it showed of its progress."""
+    begins = max(said.rfind(head) for head in ("\nsonotune: ", "\nTraceback "))
+    return said[max(begins, 0) :].strip()[-2000:]
 
 
 class TrialProcessError(SonotuneError):

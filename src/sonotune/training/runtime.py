@@ -1,8 +1,8 @@
 """Where a run computes, what it does with memory, and the signals that ask it to stop.
 
-SIGTERM, SIGUSR1 (a scheduler's warning) and SIGINT ask a run to stop. While steps are made it stops after the current
-one; while it loads, calibrates or scores it stops at once, for all that would be lost is done again. A second SIGINT
-stops it at once in any case. One of several processes waits for the others instead: `torchrun` passes on a Ctrl-C that
+The signals of `sonotune.signals` ask a run to stop. While steps are made it stops after the current one; while it
+loads, calibrates or scores it stops at once, for all that would be lost is done again. A second SIGINT stops it at
+once in any case. One of several processes waits for the others instead: `torchrun` passes on a Ctrl-C that
 each of them got already.
 """
 
@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Final, Literal
@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from sonotune.errors import Interrupted
 from sonotune.models.precision import Precision, bound_kernel_cache, choose_precision
 from sonotune.processes import Processes, started
+from sonotune.signals import heeded, tell_at_once
 
 # <malloc.h>
 _M_TRIM_THRESHOLD: Final = -1
@@ -157,10 +158,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
         if number == signal.SIGINT and request.requested and started() == 1:
             raise KeyboardInterrupt
         name = signal.Signals(number).name
-        if request.patient and not request.requested:
-            told = f"\nsonotune: {name}: stopping after this step, with the state saved; SIGINT again stops at once.\n"
-            with suppress(OSError):  # printing through a lock is nothing for a handler
-                os.write(2, told.encode())
+        if not request.requested:
+            after = " after this step, with the state saved; SIGINT again stops at once" if request.patient else ""
+            tell_at_once(f"{name}: stopping{after}.")
         for one in _ACTIVE:
             one.ask(name)
         if not request.patient:
@@ -170,10 +170,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
             )
 
     _ACTIVE.append(request)
-    numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup leaves it
-        numbers.append(signal.SIGHUP)
-    previous = {number: signal.signal(number, handle) for number in numbers}
+    previous = {number: signal.signal(number, handle) for number in heeded()}
     try:
         yield request
     finally:

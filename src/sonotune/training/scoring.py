@@ -9,7 +9,8 @@ from typing import Any, Final, Literal
 from sonotune.adapters.calibration.calibrate import collect
 from sonotune.adapters.ranks.choose import calibration_clips
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate, write_predictions
-from sonotune.metrics.scores import WORSE, primary_score, score_title, show_score
+from sonotune.metrics.scores import WORSE, primary_score, score_title, show_score, show_value
+from sonotune.progress import about, note
 from sonotune.runs import read_events
 from sonotune.training.adaptation import rank_settings
 from sonotune.training.inputs import RunInputs
@@ -57,7 +58,7 @@ class Scoring:
         clips = self._inputs.corpus.splits.get(split)
         if not clips or (once and point in log.record.scores):
             return
-        result = self._evaluate(split)
+        result = self._evaluate(split, f"{'before' if point == 'before' else 'after'} training")
         if self._session.compute.processes.main:
             write_predictions(log.directory.predictions_dir / f"{point}.jsonl", task, result.predictions, clips)
         log.finding([replace(found, message=f"{point}: {found.message}") for found in result.findings])
@@ -87,7 +88,7 @@ class Scoring:
     def development_scores(self, step: int) -> Mapping[str, Score]:
         """Scores of the development clips, for choosing the best weights."""
         self.measure_entropy("during", step)
-        return self._evaluate("eval").scores
+        return self._evaluate("eval", f"at step {step:,}").scores
 
     def measure_entropy(self, point: str, step: int) -> None:
         """Log the entropy of activations, where that is asked for."""
@@ -115,10 +116,12 @@ class Scoring:
             seconds=found.seconds,
         )
 
-    def _evaluate(self, split: str) -> EvaluationResult:
+    def _evaluate(self, split: str, when: str) -> EvaluationResult:
+        """Score the clips of a split, and say what the score is."""
         session, settings = self._session, self._session.config.evaluation
-        with unsharded(self.model.loaded.module):
-            return evaluate(
+        clips = f"{'test' if split == 'test' else 'development'} clips"
+        with unsharded(self.model.loaded.module), about(clips if split == "test" else when):
+            result = evaluate(
                 self._inputs.task,
                 self.model.loaded,
                 self._inputs.corpus.splits[split],
@@ -132,6 +135,12 @@ class Scoring:
                 processes=session.compute.processes,
                 primary=self._inputs.primary,
             )
+        scores = {name: score.to_json() for name, score in result.scores.items()}
+        if (name := primary_score(scores)) is not None:
+            score = scores[name]
+            shown = f"{score_title(name, score)} {show_value(score)}"
+            note(f"{when.removeprefix('at ')}: {shown} on {score['count']:,} {clips}")
+        return result
 
 
 def worse_than_before(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Finding]:

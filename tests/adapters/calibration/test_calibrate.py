@@ -12,6 +12,7 @@ import soundfile
 import torch
 from torch import nn
 
+from sonotune import progress
 from sonotune.adapters.calibration import activations as listening
 from sonotune.adapters.calibration.activations import sample_activations
 from sonotune.adapters.calibration.calibrate import Calibration, collect, measure_sample
@@ -57,6 +58,13 @@ def loaded() -> LoadedModel:
 @pytest.fixture(scope="module")
 def found(loaded: LoadedModel, clips: list[Clip]) -> Calibration:
     return collect(loaded, OBJECTIVE, clips, tokens=64, directions=8, gradient_clips=3)
+
+
+def test_every_clip_is_counted(loaded: LoadedModel, clips: list[Clip], monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[tuple[int, int | None]] = []
+    monkeypatch.setattr(progress, "changed", lambda phase: counts.append((phase.done, phase.total)))
+    sample_activations(loaded, OBJECTIVE, clips[:3], tokens=16)
+    assert counts[-3:] == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_every_linear_has_evidence_of_its_own_size(loaded: LoadedModel, found: Calibration) -> None:

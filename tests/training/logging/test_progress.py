@@ -59,6 +59,24 @@ def test_time_left_counts_the_evaluations(phases: list[Phase], monkeypatch: pyte
     assert "WER 25.0 %" in phases[0].state
 
 
+def test_the_score_is_that_of_the_last_evaluation_when_training_ends(phases: list[Phase]):
+    found = {"wer": Score(name="wer", value=0.25, low=0.1, high=0.4, count=8, unit="fraction", title="WER")}
+    with TrainingProgress() as training:
+        training.started(1, 0)
+        training.stepped(step(1, 1.0))
+        training.evaluated(1, found)
+        training.ended()
+    assert "WER 25.0 %" in phases[0].line(ended=True)
+
+
+def test_where_training_goes_on_is_said(capsys: pytest.CaptureFixture[str]):
+    with display.shown(), TrainingProgress() as training:
+        training.started(40, 0)
+        training.ended()
+        training.started(40, 20)
+    assert capsys.readouterr().err == "goes on from step 20 of 40\n"
+
+
 def test_it_needs_no_display():
     assert display.note("nothing") is None
     with TrainingProgress() as training:

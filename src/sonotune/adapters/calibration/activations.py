@@ -243,11 +243,11 @@ def single_clips(
         context=loaded.context,
     )
     with phase("calibrating", len(prepared.clips), "clips") as advance:
-        for done, batch in enumerate(batch_loader(dataset)):
-            advance(done)
+        for done, batch in enumerate(batch_loader(dataset), 1):
             findings += batch.findings
             if batch.clips:
                 yield batch.to(loaded.device)
+            advance(done)
 
 
 def streams_of(loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from sonotune.metrics.scores import show_value
-from sonotune.progress import Phase, changed, running
+from sonotune.progress import Phase, changed, note, running
 from sonotune.types import Score
 
 _SMOOTHING = 0.95
@@ -21,6 +21,7 @@ class TrainingProgress:
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._phase: Phase | None = None
+        self._rate = ""
         self._loss, self._weight = 0.0, 0.0  # a mean over recent steps, and the weight that it has gathered
         self._score = ""
         self._steps, self._step_s, self._evaluations, self._evaluation_s = 0, 0.0, 0, 0.0
@@ -36,6 +37,8 @@ class TrainingProgress:
 
     def started(self, total_steps: int, step: int) -> None:
         """See `Listener.started`."""
+        if step:
+            note(f"goes on from step {step:,} of {total_steps:,}")
         self._phase = Phase("training", total_steps, "steps")
         self._phase.begin_at(step)
         self._stack.enter_context(running(self._phase))
@@ -50,17 +53,8 @@ class TrainingProgress:
         if values["loss"] is not None:
             self._loss = _SMOOTHING * self._loss + (1 - _SMOOTHING) * values["loss"]
             self._weight = _SMOOTHING * self._weight + (1 - _SMOOTHING)
-        parts = [
-            f"loss {self._loss / self._weight:.3f}" if self._weight else "loss -",
-            self._score,
-            f"{values['samples_per_s']:.1f} clips/s",
-        ]
-        self._phase.advance(
-            values["step"],
-            state=", ".join(part for part in parts if part),
-            left_s=self._left_s(self._phase.total, values["step"]),
-        )
-        changed(self._phase)
+        self._rate = f"{values['samples_per_s']:.1f} clips/s"
+        self._show(self._phase, values["step"])
 
     def ended(self) -> None:
         """See `Listener.ended`."""
@@ -74,6 +68,14 @@ class TrainingProgress:
         primary = next((name for name, score in scores.items() if score.role == "primary"), next(iter(scores), None))
         if primary is not None:
             self._score = f"{scores[primary].title or primary} {show_value(scores[primary].to_json())}"
+        if self._phase is not None:
+            self._show(self._phase, step)
+
+    def _show(self, phase: Phase, step: int) -> None:
+        loss = f"loss {self._loss / self._weight:.3f}" if self._weight else "loss -"
+        state = ", ".join(part for part in (loss, self._score, self._rate) if part)
+        phase.advance(step, state=state, left_s=self._left_s(phase.total, step))
+        changed(phase)
 
     def _left_s(self, total: int | None, step: int) -> float | None:
         """Steps left at the mean of those made, and evaluations as often and as long as so far."""
