@@ -57,8 +57,7 @@ def test_json_says_of_each_part_what_it_holds_and_shares(tmp_path: Path):
     code, out, err = split(manifest, tmp_path, "--eval-size", "80s", "--test-size", "10%", "--json")
     assert code == 0, err
     body = json.loads(out)
-    assert set(body) == {"train", "eval", "test", "root"}
-    assert body["root"] is None
+    assert set(body) == {"train", "eval", "test"}
     for name in ("train", "eval", "test"):
         part = body[name]
         clips = read_manifest(tmp_path / f"{name}.jsonl")

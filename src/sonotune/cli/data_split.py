@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sonotune.cli.data import Outside, Root, data_app, print_finding, root_hint, root_needed
+from sonotune.cli.data import Outside, Root, data_app, print_finding
 from sonotune.cli.shared import Json, print_result, tell
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def data_split(
         for finding in found:
             print_finding(replace(finding, message=f"{name}: {finding.message}"))
     lines = [_line(name, part) for name, part in body.items()]
-    needed = root_needed(folder, clips)
-    print_result(body | {"root": needed}, as_json=as_json, lines=[*lines, *root_hint(needed)])
+    print_result(body, as_json=as_json, lines=lines)
 
 
 def _divide(clips: list[Clip], *, by: str, given: Mapping[str, Any], speakers: tuple[str, ...], seed: int) -> Split:

@@ -55,7 +55,8 @@ def read_manifest(
 
     Args:
         path: JSON Lines file. A byte order mark and CRLF are accepted, blank lines skipped.
-        root: Folder that paths are relative to and may not leave; the manifest's folder where None.
+        root: Folder that paths are relative to and may not leave. None: relative ones may not leave the manifest's
+            folder, and absolute ones are read as they are.
         allow_outside_root: Whether paths may leave the root.
         require: Columns each line must have beside `id` and `path`, such as `("text",)`.
         language: Language of the clips that name none.
@@ -71,7 +72,7 @@ def read_manifest(
     check_whole(path, mark=SPLIT_MARK, again="sonotune data split", error=ManifestError)
     problems = Problems(path)
     parser = ClipParser(
-        AudioRoot(root or path.parent, allow_outside=allow_outside_root),
+        AudioRoot(root or path.parent, absolute=root is None, allow_outside=allow_outside_root),
         problems,
         require=require,
         language=language,
@@ -135,8 +136,7 @@ def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
 def manifest_text(path: Path, clips: Iterable[Clip]) -> str:
     """What a manifest of some clips says.
 
-    Paths below the manifest's folder are relative to it, so that the folder can move; others stay absolute, and
-    reading them back needs another root or `allow_outside_root`.
+    Paths below the manifest's folder are relative to it, so that the folder can move; others stay absolute.
 
     Args:
         path: Where the manifest will be.

@@ -31,7 +31,9 @@ class Reading:
 
     Args:
         source: The file or folder that the user named.
-        root: Folder that paths are relative to and may not leave.
+        root: Folder that paths are relative to and may not leave. None: relative ones may not leave the base, and
+            absolute ones are read as they are.
+        base: What paths are relative to without a root; the source's folder where None.
         allow_outside_root: Whether paths may leave the root.
         encoding: Of the text files; None looks for marks of UTF-16 and takes UTF-8 otherwise.
         columns: Columns that the user named.
@@ -44,6 +46,7 @@ class Reading:
         source: Path,
         *,
         root: Path | None = None,
+        base: Path | None = None,
         allow_outside_root: bool = False,
         encoding: str | None = None,
         columns: Columns | None = None,
@@ -51,7 +54,7 @@ class Reading:
         unit: str | None = None,
     ) -> None:
         self.source = source
-        self.root = AudioRoot(root or source.parent, allow_outside=allow_outside_root)
+        self.root = AudioRoot(root or base or source.parent, absolute=root is None, allow_outside=allow_outside_root)
         self.problems = Problems(source, unit=unit)
         self.columns = columns or Columns()
         self._findings = [] if findings is None else findings
