@@ -439,6 +439,13 @@ def test_files_that_lack_a_little_are_used_and_a_refusal_lists_every_clip(data: 
     assert [finding["clip_ids"] for finding in kept] == [[f"c{index}"] for index in range(12)]
 
 
+def test_a_single_clip_that_is_refused_stands_in_the_file_of_refusals_too(data: Path):
+    shorten(data / "0.wav", 0.02)
+    text = refused(call(*train_words(data, "data.truncated=stop")), "1 of 5 clips of data.train", "data.truncated=stop")
+    assert f"It is listed in {data / 'run' / 'refused.txt'}" in text
+    assert "'c0'" in (data / "run" / "refused.txt").read_text("utf-8")
+
+
 def test_files_that_lie_elsewhere_are_told_once_with_the_root_that_has_them(data: Path):
     (data / "lists").mkdir()
     (data / "train.jsonl").rename(data / "lists" / "train.jsonl")
@@ -554,7 +561,7 @@ def test_training_on_what_is_scored_is_said_beside_the_score_or_stops_the_run(da
     assert "Traceback" not in err
     code, out, err = call(*words)
     assert code == 0, err
-    assert "warning  The training and evaluation sets share seconds of the same file" in out
+    assert "warning  train and eval share seconds of the same file" in out
 
 
 def test_inspect_tells_sizes_without_weights():

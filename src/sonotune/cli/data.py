@@ -56,6 +56,7 @@ def data_import(
     from sonotune.data.import_checks import check_clips
     from sonotune.data.manifest import statistics, write_manifest
     from sonotune.errors import ManifestError
+    from sonotune.wording import audio_length, counted
 
     asked = {
         "root": root,
@@ -94,11 +95,14 @@ def data_import(
         ],
         **statistics(clips),
     }
-    texts, speakers = body["clips"] - body["without_text"], len(body["speakers"])
-    lines = [
-        f"{manifest}: {body['clips']} clips, {body['hours']:.2f} h, {texts} texts, {len(body['labels'])} classes, "
-        f"{speakers} speakers; read as {format_name}"
+    held = [
+        counted(body["clips"], "clip"),
+        audio_length(body["hours"] * 3600),
+        counted(body["clips"] - body["without_text"], "text"),
+        counted(len(body["labels"]), "class", "classes"),
+        counted(len(body["speakers"]), "speaker"),
     ]
+    lines = [f"{manifest}: {', '.join(held)}; read as {format_name}"]
     print_result(body, as_json=as_json, lines=lines)
 
 
@@ -195,7 +199,11 @@ def data_synth(
 ) -> None:
     """Synthesise a corpus: speech by espeak-ng (extra `synth`) with word times, or drum rudiments."""
     from sonotune.data.synth import synthesize_named
+    from sonotune.wording import audio_length, counted
 
     body = synthesize_named(corpus.removeprefix("corpus="), folder, clips=clips, seed=seed, workers=workers)
-    lines = [f"{name}: {part['clips']} clips, {part['hours']:.2f} h" for name, part in body["manifests"].items()]
+    lines = [
+        f"{name}: {counted(part['clips'], 'clip')}, {audio_length(part['hours'] * 3600)}"
+        for name, part in body["manifests"].items()
+    ]
     print_result(body, as_json=as_json, lines=lines)
