@@ -1315,7 +1315,10 @@ def test_settings_are_listed_by_group_and_found_by_a_word():
     assert all(f"  {setting.name}=" in everything for setting in describe_settings())
     found = call("settings", "lr")[1]
     assert "training.learning_rate=auto" in found
-    assert "adapter.rank" not in found
+    assert "repetition_penalty" not in found  # "already" has the letters
+    assert "training.learning_rates=" in call("settings", "learning", "rate")[1]
+    assert "quantization.bits=" in call("settings", "quant")[1]
     listed = json.loads(call("settings", "adapter.rank", "--json")[1])["settings"]
     assert [one["name"] for one in listed] == ["adapter.rank"]
     refused(call("settings", "zebra"), "no setting is about 'zebra'")
+    refused(call("settings", "gpu"), "no setting is about 'gpu', but `sonotune plan --gpu` is")

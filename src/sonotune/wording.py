@@ -14,8 +14,8 @@ def counted(count: int, thing: str, things: str | None = None) -> str:
     return f"{count} {thing if count == 1 else things or f'{thing}s'}"
 
 
-def audio_length(seconds: float) -> str:
-    """An amount of audio: in seconds below a minute, in minutes below an hour, else in hours."""
+def long_time(seconds: float) -> str:
+    """A length of audio or of work: in seconds below a minute, in minutes below an hour, else in hours."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.2f} h"

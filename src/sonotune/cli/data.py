@@ -56,7 +56,7 @@ def data_import(
     from sonotune.data.import_checks import check_clips
     from sonotune.data.manifest import statistics, write_manifest
     from sonotune.errors import ManifestError
-    from sonotune.wording import audio_length, counted
+    from sonotune.wording import counted, long_time
 
     asked = {
         "root": root,
@@ -97,7 +97,7 @@ def data_import(
     }
     held = [
         counted(body["clips"], "clip"),
-        audio_length(body["hours"] * 3600),
+        long_time(body["hours"] * 3600),
         counted(body["clips"] - body["without_text"], "text"),
         counted(len(body["labels"]), "class", "classes"),
         counted(len(body["speakers"]), "speaker"),
@@ -199,11 +199,11 @@ def data_synth(
 ) -> None:
     """Synthesise a corpus: speech by espeak-ng (extra `synth`) with word times, or drum rudiments."""
     from sonotune.data.synth import synthesize_named
-    from sonotune.wording import audio_length, counted
+    from sonotune.wording import counted, long_time
 
     body = synthesize_named(corpus.removeprefix("corpus="), folder, clips=clips, seed=seed, workers=workers)
     lines = [
-        f"{name}: {counted(part['clips'], 'clip')}, {audio_length(part['hours'] * 3600)}"
+        f"{name}: {counted(part['clips'], 'clip')}, {long_time(part['hours'] * 3600)}"
         for name, part in body["manifests"].items()
     ]
     print_result(body, as_json=as_json, lines=lines)

@@ -117,11 +117,11 @@ def _divide(clips: list[Clip], *, by: str, given: Mapping[str, Any], speakers: t
 
 
 def _line(name: str, part: Mapping[str, Any], *, leave_out: Set[str]) -> str:
-    from sonotune.wording import audio_length, counted
+    from sonotune.wording import counted, long_time
 
     domains = ", ".join(f"{domain} {count}" for domain, count in part["domains"].items())
     speakers = counted(len(part["speakers"]), "speaker")
-    said = f"{name}: {counted(part['clips'], 'clip')}, {audio_length(part['seconds'])}, {speakers}"
+    said = f"{name}: {counted(part['clips'], 'clip')}, {long_time(part['seconds'])}, {speakers}"
     shared = [
         f"{counted(count, *_SHARED[what])} also in {other}"
         for other, counts in part["shared"].items()

@@ -30,7 +30,7 @@ from sonotune.errors import AudioError, ManifestError
 from sonotune.runs import atomic_write_text, digest_json
 from sonotune.runs.file_sets import check_whole
 from sonotune.types import Clip, Finding
-from sonotune.wording import audio_length
+from sonotune.wording import long_time
 
 SPLIT_MARK: Final = "sonotune_split.json"
 """Beside the manifests of a split corpus; says which belong together."""
@@ -263,7 +263,7 @@ def filter_clips(
             check=f"data.{reason}",
             severity="error" if reason == "duration_unknown" else "warning",
             message=f"{len(dropped[reason])} of {len(clips)} clips {what} and are left out "
-            f"({audio_length(sum(clip.duration_s for clip in dropped[reason]))}).",
+            f"({long_time(sum(clip.duration_s for clip in dropped[reason]))}).",
             clip_ids=tuple(clip.id for clip in dropped[reason]),
             measured=float(len(dropped[reason])) if limit is None else _extreme(dropped[reason], reason),
             limit=limit,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from sonotune.types import Clip, Finding
-from sonotune.wording import audio_length
+from sonotune.wording import long_time
 
 WINDOW_SLACK_S: Final = 0.01
 """What rounding in a manifest, resampling and differences of times may add to a clip; the end beyond is cut off."""
@@ -56,7 +56,7 @@ def fit_for_training(
         ("train.cut_at_words", divided, "cut between their words, each piece with its own text"),
     ):
         if found:
-            length = audio_length(sum(clip.duration_s for clip in found))
+            length = long_time(sum(clip.duration_s for clip in found))
             findings.append(
                 Finding(
                     check=check,

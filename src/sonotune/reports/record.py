@@ -22,7 +22,7 @@ from sonotune.reports.figures import Estimate, Series, bars, curve, estimates
 from sonotune.reports.page import render_page
 from sonotune.reports.predictions import Rate, text_slices, worst_texts
 from sonotune.reports.rank_heatmap import run_pictures
-from sonotune.reports.verdict import command_line, dates, domain_rows, usage_lines, verdict
+from sonotune.reports.verdict import SPLITS, command_line, dates, domain_rows, usage_lines, verdict
 from sonotune.runs.record import task_of
 from sonotune.types import RunRecord
 
@@ -32,11 +32,6 @@ _SEVERITIES = ("error", "warning", "note")
 _SHOWN_IDS = 8
 _SHOWN_FINDINGS = 10
 _FIRST = (WORSE, "export.parity", "model.context")  # what they say is of the result, not of single clips
-_SPLITS = {
-    "test": "test clips (data.test)",
-    "after": "development clips (data.eval), after training",
-    "before": "development clips (data.eval), before training",
-}
 _CURVES = (
     ("steps", "Scores over steps"),
     ("loss", "Loss"),
@@ -121,7 +116,7 @@ def build_html(
         dates=dates(events),
         command=command_line(record),
         usage=usage_lines(record, place, task_of(record)),
-        clips_of=_SPLITS.get(split or "", ""),
+        clips_of=SPLITS.get(split or "", ""),
         domains=domain_rows(change, next(iter(names), None)),
         data=[(split, of) for split in ("train", "eval", "test") if (of := record.data.get(split))],
         findings=[finding for finding in told if finding.severity != "note"],
