@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 _SEVERITIES = ("error", "warning", "note")
 _SHOWN_IDS = 8
 _SHOWN_FINDINGS = 10
+_DATA = {"train": "training", "eval": "development", "test": "test"}
+_LEAST_REST = 0.01
+_REST = "loading, scoring before and after, other"
 _FIRST = (WORSE, "export.parity", "model.context")  # what they say is of the result, not of single clips
 _CURVES = (
     ("steps", "Scores over steps"),
@@ -70,6 +73,7 @@ def build_html(
 
     events = list(events)
     training, evaluations, phases = _read_events(events)
+    phases = _with_rest(phases, record.seconds)
     edges_s = record.config.get("evaluation", {}).get("duration_edges_s") or DURATION_EDGES_S
     edges_s = [float(edge) for edge in edges_s]  # one that is infinite is kept as text
     multi_label = record.config.get("data", {}).get("multi_label")
@@ -118,7 +122,9 @@ def build_html(
         usage=usage_lines(record, place, task_of(record)),
         clips_of=SPLITS.get(split or "", ""),
         domains=domain_rows(change, next(iter(names), None)),
-        data=[(split, of) for split in ("train", "eval", "test") if (of := record.data.get(split))],
+        data=[(split, of, _languages(record, of)) for split in _DATA if (of := record.data.get(split))],
+        split_names=_DATA,
+        worse=WORSE,
         findings=[finding for finding in told if finding.severity != "note"],
         notes=[finding for finding in told if finding.severity == "note"],
         shown_findings=_SHOWN_FINDINGS,
@@ -205,6 +211,17 @@ def _read_events(
     )
 
 
+def _with_rest(phases: Mapping[str, float], seconds: float) -> dict[str, float]:
+    """The phases of training, and what is left of the run's wall time."""
+    rest = seconds - math.fsum(phases.values())
+    return {**phases, _REST: rest} if phases and rest > _LEAST_REST * seconds else dict(phases)
+
+
+def _languages(record: RunRecord, of: Mapping[str, Any]) -> str:
+    """Languages that the clips of a split name, or the one that the run takes them to have."""
+    return ", ".join(of.get("languages") or filter(None, [record.model.get("language")])) or "none named"
+
+
 def _figures(
     record: RunRecord,
     training: Sequence[Mapping[str, Any]],
@@ -240,7 +257,7 @@ def _figures(
         figures["throughput"] = curve(
             "throughput", [throughput], y_label="samples/s", title="Training throughput over steps", zero=True
         )
-    if scored := _score_over_steps(evaluations, names):
+    if scored := _score_over_steps(evaluations, names, record.scores.get("before", {})):
         first = next(iter(names.values()))
         label = _axis("error rate" if first.get("better", "lower") == "lower" else "score", first)
         figures["steps"] = curve("steps", scored, y_label=label, title="Scores over steps", zero=True, markers=True)
@@ -265,7 +282,12 @@ def _learning_rates(events: Sequence[Mapping[str, Any]]) -> list[Series]:
     return [Series(label=group, x=[x for x, _ in points], y=[y for _, y in points]) for group, points in groups.items()]
 
 
-def _score_over_steps(evaluations: Sequence[Mapping[str, Any]], names: Mapping[str, Mapping[str, Any]]) -> list[Series]:
+def _score_over_steps(
+    evaluations: Sequence[Mapping[str, Any]],
+    names: Mapping[str, Mapping[str, Any]],
+    before: Mapping[str, Mapping[str, Any]],
+) -> list[Series]:
+    """The scores of the evaluations, from the one before training on where there is one."""
     found: list[Series] = []
     for name in names:
         points = [
@@ -273,6 +295,8 @@ def _score_over_steps(evaluations: Sequence[Mapping[str, Any]], names: Mapping[s
             for event in evaluations
             if isinstance(score := event["scores"].get(name), Mapping) and "value" in score
         ]
+        if points and points[0][0] > 0 and name in before:
+            points.insert(0, (0, before[name]))
         if points:
             found.append(
                 Series(
