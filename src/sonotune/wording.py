@@ -22,8 +22,8 @@ def long_time(seconds: float) -> str:
 
 
 def memory_size(num_bytes: float) -> str:
-    """A size in memory or on disk, in the binary unit that fits: KiB below a MiB, MiB below a GiB, else GiB."""
-    size = abs(num_bytes)
-    if size >= 2**30:
-        return f"{num_bytes / 2**30:.2f} GiB"
-    return f"{num_bytes / 2**20:.1f} MiB" if size >= 2**20 else f"{num_bytes / 2**10:.1f} KiB"
+    """A size in memory or on disk, in the largest binary unit of which it has one: GiB, as torch and cards count."""
+    for unit, digits, bytes_of in (("GiB", 2, 2**30), ("MiB", 1, 2**20), ("KiB", 1, 2**10)):
+        if num_bytes >= bytes_of:
+            return f"{num_bytes / bytes_of:.{digits}f} {unit}"
+    return f"{num_bytes:.0f} B"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sonotune.errors import RunDirectoryError
-from sonotune.reports.record import build_html, show_bytes, show_seconds
+from sonotune.reports.record import build_html, show_seconds
 from sonotune.runs import read_predictions
 
 
@@ -284,10 +284,6 @@ def test_damaged_predictions_are_named(tmp_path: Path, line: str) -> None:
 )
 def test_durations_as_people_say_them(seconds: float, expected: str) -> None:
     assert show_seconds(seconds) == expected
-
-
-def test_sizes() -> None:
-    assert [show_bytes(size) for size in (0, 999, 1500, 2.5e9, 3e12)] == ["0 B", "999 B", "1.5 kB", "2.5 GB", "3 TB"]
 
 
 def test_a_report_needs_no_torch() -> None:

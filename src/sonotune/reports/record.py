@@ -25,6 +25,7 @@ from sonotune.reports.rank_heatmap import run_pictures
 from sonotune.reports.verdict import SPLITS, command_line, dates, domain_rows, usage_lines, verdict
 from sonotune.runs.record import task_of
 from sonotune.types import RunRecord
+from sonotune.wording import memory_size
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def build_html(
         "template.html",
         filters={
             "seconds": show_seconds,
-            "bytes": show_bytes,
+            "bytes": memory_size,
             "score": show_value,
             "count": _show_count,
             "percent": _show_percent,
@@ -153,16 +154,6 @@ def show_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def show_bytes(num_bytes: float) -> str:
-    """A size in decimal units, as disks and cards are sold."""
-    size = float(num_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
 
 
 def _show_count(number: float) -> str:
@@ -346,7 +337,7 @@ def _tiles(record: RunRecord, names: Mapping[str, Mapping[str, Any]]) -> list[di
             tiles.append({"name": score_title(name, score), "value": show_value(score), "note": note})
     tiles += _parity_tile(record)
     tiles.append({"name": "Wall time", "value": show_seconds(record.seconds), "note": "over all sessions"})
-    tiles.append({"name": "Peak memory", "value": show_bytes(record.peak_memory_bytes), "note": "whole process"})
+    tiles.append({"name": "Peak memory", "value": memory_size(record.peak_memory_bytes), "note": "whole process"})
     if record.energy_joules is not None:
         watt_hours = f"{record.energy_joules / 3600:.3g} Wh"
         tiles.append({"name": "Energy", "value": watt_hours, "note": f"{record.energy_joules:,.0f} J"})
