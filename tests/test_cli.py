@@ -235,7 +235,7 @@ def test_a_wrong_setting_is_refused_with_what_is_allowed(word: str, said: str):
 
 def test_all_wrong_settings_are_listed_at_once():
     message = refused(call("train", "model=whisper_nano", "adapter.rank=0", "training.max_epoch=3"))
-    assert message.startswith("sonotune: 3 problem(s)")
+    assert message.startswith("sonotune: 3 problems in")
     for name in ("adapter.rank", "training.max_epoch", "data.train"):
         assert name in message
 

@@ -227,7 +227,7 @@ def _too_few(clips: Sequence[Clip], by: str, names: Sequence[str], texts: Texts,
     way = way_that_works(clips, len(sizes.shares), but=by, texts=texts)
     advice = f"Take --by {way}" if way else "Add clips"
     return ManifestError(
-        f"{len(clips)} clips cannot be split by {by} into {', '.join(sizes.shares)}: found {found}; needed "
+        f"{counted(len(clips), 'clip')} cannot be split by {by} into {', '.join(sizes.shares)}: found {found}; needed "
         f"are at least {len(sizes.shares)}, because each is in one split only. {advice}, or ask for fewer splits."
     )
 

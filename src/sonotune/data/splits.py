@@ -74,7 +74,7 @@ def split_by_speaker(
         groups[_group(clip)].append(index)
     if len(groups) < len(shares):
         raise ManifestError(
-            f"{len(clips)} clips cannot be split into {', '.join(shares)}: found "
+            f"{counted(len(clips), 'clip')} cannot be split into {', '.join(shares)}: found "
             f"{counted(len(groups), 'speaker')}; allowed are at least {len(shares)}, because a speaker may be in one "
             "part only. Add speakers or ask for fewer parts."
         )

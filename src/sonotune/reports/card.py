@@ -167,7 +167,7 @@ def _training(record: RunRecord) -> str:
     lines = [f"- {trained:,} trained parameters beside {total:,} of the base"]
     if ranks:
         allocator = record.config.get("adapter", {}).get("allocator", "uniform")
-        lines.append(f"- ranks {ranks[0]} to {ranks[-1]} in {len(ranks)} modules (`{allocator}`)")
+        lines.append(f"- ranks {ranks[0]} to {ranks[-1]} in {counted(len(ranks), 'module')} (`{allocator}`)")
     lines += [f"- {setting}: {reason}" for setting, reason in record.choices.items()]
     training = record.config.get("training", {})
     rate = training.get("learning_rate")

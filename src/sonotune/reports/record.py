@@ -25,7 +25,7 @@ from sonotune.reports.rank_heatmap import run_pictures
 from sonotune.reports.verdict import SPLITS, command_line, dates, domain_rows, usage_lines, verdict
 from sonotune.runs.record import task_of
 from sonotune.types import RunRecord
-from sonotune.wording import memory_size
+from sonotune.wording import counted, memory_size
 
 logger = logging.getLogger(__name__)
 
@@ -333,7 +333,7 @@ def _tiles(record: RunRecord, names: Mapping[str, Mapping[str, Any]]) -> list[di
             tiles.append({"name": title, "value": text, "note": note, "kind": f"wide{worse}"})
         elif name in (after or before):
             score = (after or before)[name]
-            note = f"{show_value(score, 'low')} to {show_value(score, 'high')}, {score['count']} clips"
+            note = f"{show_value(score, 'low')} to {show_value(score, 'high')}, {counted(score['count'], 'clip')}"
             tiles.append({"name": score_title(name, score), "value": show_value(score), "note": note})
     tiles += _parity_tile(record)
     tiles.append({"name": "Wall time", "value": show_seconds(record.seconds), "note": "over all sessions"})

@@ -15,6 +15,7 @@ from sonotune.data.manifest import fill_durations
 from sonotune.data.records import ClipParser
 from sonotune.errors import ManifestError
 from sonotune.types import Clip, Finding, Severity
+from sonotune.wording import counted
 
 _MARKS: Final = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -134,8 +135,9 @@ class Reading:
         for name, count in unused.items():
             self.say(
                 "unused_time",
-                f"the column {show(name)} of {count} clips looks like a time or a length and is not used. Where clips "
-                "are parts of longer files, name their columns start_s and end_s (or duration_s), in seconds.",
+                f"the column {show(name)} of {counted(count, 'clip')} looks like a time or a length and is not used. "
+                "Where clips are parts of longer files, name their columns start_s and end_s (or duration_s), in "
+                "seconds.",
                 severity="warning",
             )
 
@@ -149,7 +151,7 @@ class Reading:
         for name, count in other.items():
             self.say(
                 "other_text",
-                f"the column {show(name)} holds another transcript for {count} clips and is not used; "
+                f"the column {show(name)} holds another transcript for {counted(count, 'clip')} and is not used; "
                 f"--text-column {name} takes it.",
                 severity="warning",
             )
