@@ -11,7 +11,6 @@ import typer
 from sonotune.cli.shared import Json, app, print_result
 from sonotune.metrics.scores import score_title
 from sonotune.paths import exists
-from sonotune.reports.verdict import SPLITS
 from sonotune.wording import counted
 
 _SHOWN_SLICES = 12
@@ -74,6 +73,8 @@ def compare(
 
 def _split_of(files: Sequence[Sequence[Path]]) -> str:
     """Whose clips they are, where all files are those of runs."""
+    from sonotune.reports.verdict import SPLITS
+
     moments = {path.stem if path.parent.name == "predictions" else "" for side in files for path in side}
     return f": {told}" if len(moments) == 1 and (told := SPLITS.get(moments.pop())) else ""
 
