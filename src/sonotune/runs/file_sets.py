@@ -142,9 +142,9 @@ def _check_place(
 def _replace_in_place(
     folder: Path, files: Mapping[str, bytes], stale: Sequence[str], mark: str, entries: Mapping[str, Any]
 ) -> None:
-    left = list(folder.glob(f".{glob.escape(mark)}.x{'[0-9a-f]' * 8}.tmp"))
+    left = list(folder.glob(f".{glob.escape(mark)}.{'[0-9a-f]' * 8}.tmp"))
     # The letter keeps digits alone from being taken for the number of a process, whose drafts are cleared away.
-    draft = folder / f".{mark}.x{secrets.token_hex(4)}.tmp"
+    draft = folder / f".{mark}.f{secrets.token_hex(4)[1:]}.tmp"
     draft.mkdir()
     try:
         for name, data in files.items():

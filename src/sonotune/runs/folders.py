@@ -39,7 +39,7 @@ def replacing(folder: Path, *, alone: bool = False) -> Iterator[Path]:
         OSError: Something cannot be written.
     """
     folder = folder.resolve()
-    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    draft = folder.with_name(f".{folder.name}.f{secrets.token_hex(4)[1:]}.tmp")  # no number of a process
     draft.parent.mkdir(parents=True, exist_ok=True)
     left = list(draft.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 8}.tmp*"))
     if alone and not folder.exists() and (old := next((one for one in left if one.suffix == ".old"), None)):
