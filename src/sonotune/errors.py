@@ -72,7 +72,8 @@ class SonotuneError(Exception):
 
     def kept_in(self, place: str) -> None:
         """Note that the problems stand in a file."""
-        self.add_note(f"All {len(self.listing)} are listed in {place}.")
+        many = len(self.listing) > 1
+        self.add_note(f"{f'All {len(self.listing)} are' if many else 'It is'} listed in {place}.")
         self.listing = ()
 
     def told(self) -> str:

@@ -19,6 +19,7 @@ from sonotune.config.plain_yaml import parse_yaml
 from sonotune.config.schema import RunConfig
 from sonotune.errors import ConfigError
 from sonotune.types import DecodingSettings
+from sonotune.wording import counted
 
 NANO = "model=whisper_nano"
 PRESETS = Path(load.__file__).parent / "presets"
@@ -28,7 +29,7 @@ def problems(*words, require=()) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load_run_config(words, require=require)
     heading, *lines = str(caught.value).split("\n")
-    assert heading == f"{len(lines)} problem(s) in the configuration:"
+    assert heading == f"{counted(len(lines), 'problem')} in the configuration:"
     assert caught.value.exit_code == 2
     return [line.removeprefix("  - ") for line in lines]
 

@@ -209,7 +209,7 @@ def test_a_clip_is_within_the_window_up_to_rounding() -> None:
     kept, [finding] = fit_for_training([clips[0], longer, *clips[1:]], 4.095)
     assert kept == clips
     assert (finding.check, finding.severity, finding.clip_ids) == ("data.too_long", "warning", ("longer",))
-    assert "1 of 4 training clips (0.00 h) are longer than 4.095 s" in finding.message
+    assert "1 of 4 training clips (4.2 s) are longer than 4.095 s" in finding.message
     assert (finding.measured, finding.limit, finding.unit) == (4.2, 4.095, "s")
 
 

@@ -57,15 +57,28 @@ def test_nemo(tmp_path: Path) -> None:
     assert load(tmp_path / "own.jsonl") == clips
 
 
-def test_nemo_stays_in_its_folder(tmp_path: Path) -> None:
+def test_relative_paths_of_nemo_stay_in_its_folder_and_absolute_ones_are_read(tmp_path: Path) -> None:
     outside = tone(tmp_path / "outside.wav")
     (tmp_path / "in").mkdir()
-    manifest = jsonl(tmp_path / "in" / "m.json", {"audio_filepath": str(outside), "text": "x"}, {"audio_filepath": 5})
+    manifest = jsonl(
+        tmp_path / "in" / "m.json", {"audio_filepath": "../outside.wav", "text": "x"}, {"audio_filepath": 5}
+    )
     with pytest.raises(ManifestError, match="2 problems") as caught:
         load(manifest)
     assert f"{manifest}:1: the path leaves the root" in str(caught.value)
+    jsonl(manifest, {"audio_filepath": "../outside.wav", "text": "x"})
+    assert load(manifest, allow_outside_root=True)[0].path == outside
     jsonl(manifest, {"audio_filepath": str(outside), "text": "x"})
-    assert load(manifest, allow_outside_root=True)[0].id == "outside"
+    assert [(clip.id, clip.path) for clip in load(manifest)] == [("outside", outside)]
+    with pytest.raises(ManifestError, match="leaves the root"):
+        load(manifest, root=tmp_path / "in")
+
+
+def test_a_kaldi_folder_that_the_user_names_has_absolute_paths(tmp_path: Path) -> None:
+    audio = tone(tmp_path / "audio" / "a.wav")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "wav.scp").write_text(f"a {audio}\n", "utf-8")
+    assert [clip.path for clip in load(tmp_path / "data")] == [audio]
 
 
 def test_qwen(tmp_path: Path) -> None:
@@ -105,7 +118,7 @@ def test_csv_with_synonyms_quotes_and_byte_order_mark(tmp_path: Path) -> None:
 
 def test_csv_problems_come_together(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
-    table.write_text("path,text,duration\na.wav,one,long\na.wav,two\n/etc/passwd,three,1\na.wav,x,nan\n")
+    table.write_text("path,text,duration\na.wav,one,long\na.wav,two\n../passwd,three,1\na.wav,x,nan\n")
     with pytest.raises(ManifestError, match="4 problems") as caught:
         load(table)
     for said in (

@@ -106,7 +106,7 @@ def test_refusals() -> None:
 
 
 def by_check(train: list[Clip], evaluation: list[Clip]) -> dict[str, tuple[str, ...]]:
-    findings = check_leaks(train, evaluation)
+    findings = check_leaks(train, {"eval": evaluation})["eval"]
     assert all(finding.severity == ("error" if finding.check in ERRORS else "note") for finding in findings)
     assert len({finding.check for finding in findings}) == len(findings)
     return {finding.check: finding.clip_ids for finding in findings}
@@ -116,12 +116,12 @@ ERRORS = {"leak.speaker", "leak.id", "leak.span", "leak.audio"}
 
 
 def test_clean_sets_have_no_leak() -> None:
-    assert check_leaks([clip("a", "s1", text="one")], [clip("b", "s2", text="two")]) == []
+    assert check_leaks([clip("a", "s1", text="one")], {"eval": [clip("b", "s2", text="two")]}) == {"eval": []}
 
 
 def test_a_split_of_ours_does_not_leak() -> None:
     parts = split_by_speaker(corpus(10), seed=2)
-    assert check_leaks(parts["train"], parts["eval"]) == []
+    assert check_leaks(parts["train"], {"eval": parts["eval"]}) == {"eval": []}
 
 
 def test_shared_speakers_and_ids() -> None:
@@ -155,6 +155,22 @@ def test_the_same_recording_under_another_name(tmp_path: Path) -> None:
 def test_sentences_and_missing_speakers_are_notes() -> None:
     found = by_check([clip("a", "s1", text="One, two!")], [clip("b", None, text="one two"), clip("c", "s2", text="")])
     assert found == {"leak.sentence": ("a", "b"), "leak.unchecked": ("b",)}
+
+
+def test_each_finding_names_its_split_and_what_holds_for_all_is_said_once() -> None:
+    train, scored = [clip("a", "s1"), clip("b", "s2")], {"eval": [clip("c", "s1")], "test": [clip("d", "s2")]}
+    found = check_leaks(train, scored)
+    assert [one.message.split(",")[0] for one in found["eval"]] == ["train and eval share 1 speaker ('s1')"]
+    assert [one.message.split(",")[0] for one in found["test"]] == ["train and test share 1 speaker ('s2')"]
+    found = check_leaks([clip("a", "s1")], {"eval": [clip("c", "s1")], "test": [clip("d", "s1")]})
+    assert found["test"] == []
+    [one] = found["eval"]
+    assert (one.check, one.severity, one.clip_ids) == ("leak.speaker", "warning", ("a", "c", "d"))
+    assert one.message.startswith("train, eval and test share their only speaker ('s1')")
+    nameless = check_leaks([clip("a", None), clip("b", None)], {"eval": [clip("c", None)], "test": [clip("d", "s1")]})
+    assert nameless["test"] == []
+    [one] = nameless["eval"]
+    assert one.message.startswith("3 clips name no speaker (train 2, eval 1): ")
 
 
 def test_two_channels_of_one_call_are_two_recordings(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_scores_stand_with_their_intervals_and_on_what_they_were_taken(record: R
     assert "| WER | 25.00 % | 24.00 to 26.00 | test clips, 40 clips of 3 speakers |" in card
     assert "| WER | 90.00 % | 89.00 to 91.00 | evaluation clips, before training, 40 clips |" in card
     assert "ranks 2 to 8 in 2 modules (`entropy`)" in card
-    assert "10 minutes, peak memory 2,048 MiB" in card
+    assert "10 minutes, peak memory 2.00 GiB" in card
     assert "2 Wh" in card
     assert "- few clips" in card
     assert "40 clips of 3 speakers, and on nothing else" in card

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sonotune.errors import RunDirectoryError
-from sonotune.reports.record import build_html, show_bytes, show_seconds
+from sonotune.reports.record import build_html, show_seconds
 from sonotune.runs import read_predictions
 
 
@@ -210,8 +210,36 @@ def test_time_by_phase_is_that_of_the_last_event(run_record, read_page) -> None:
         {"kind": "spent", "seconds": {"forward": 1.0}},
         {"kind": "spent", "seconds": {"forward": 3.0, "data": 1.0}},
     ]
-    shown = read_page(build_html(run_record, [*events, {"kind": "step", "seconds": 0.5}])).flat("time")
+    events.append({"kind": "step", "seconds": 0.5})
+    shown = read_page(build_html(replace(run_record, seconds=4.0), events)).flat("time")
     assert re.search(r"forward ?3\.0 s ?75\.0 % ?data ?1\.0 s ?25\.0 %", shown)
+
+
+def test_times_add_up_to_the_wall_time(run_record, read_page) -> None:
+    events = [{"kind": "spent", "seconds": {"forward": 48.0}}]
+    shown = read_page(build_html(replace(run_record, seconds=150.0), events)).flat("time")
+    assert re.search(r"forward ?48 s ?32\.0 % ?loading, scoring before and after, other ?1 min 42 s ?68\.0 %", shown)
+
+
+def test_scores_over_steps_begin_before_training(run_record) -> None:
+    events = [{"step": 5, "scores": run_record.scores["after"]}, {"step": 9, "scores": run_record.scores["after"]}]
+    assert "wer" in run_record.scores["before"]
+    started = curve_of_scores(build_html(run_record, events))
+    without = {name: scores for name, scores in run_record.scores.items() if name != "before"}
+    assert len(started) > len(curve_of_scores(build_html(replace(run_record, scores=without), events)))
+    again = [{"step": 0, "scores": run_record.scores["before"]}, *events]  # which the run itself has kept
+    assert curve_of_scores(build_html(run_record, again)) == started
+
+
+def curve_of_scores(html: str) -> str:
+    return html.partition("<figcaption>Scores over steps</figcaption>")[2].partition("</figure>")[0]
+
+
+def test_clips_that_name_no_language_have_that_of_the_run(run_record, read_page) -> None:
+    model = {**run_record.model, "language": "sw"}
+    data = {name: {**run_record.data["eval"], "clips": 7} for name in ("eval", "test")}
+    shown = read_page(build_html(replace(run_record, model=model, data=data))).flat("data")
+    assert shown.count("none named sw") == 2 or shown.count("none namedsw") == 2
 
 
 def test_losses_that_are_not_numbers_leave_a_gap(run_record, read_page) -> None:
@@ -256,10 +284,6 @@ def test_damaged_predictions_are_named(tmp_path: Path, line: str) -> None:
 )
 def test_durations_as_people_say_them(seconds: float, expected: str) -> None:
     assert show_seconds(seconds) == expected
-
-
-def test_sizes() -> None:
-    assert [show_bytes(size) for size in (0, 999, 1500, 2.5e9, 3e12)] == ["0 B", "999 B", "1.5 kB", "2.5 GB", "3 TB"]
 
 
 def test_a_report_needs_no_torch() -> None:

@@ -89,7 +89,8 @@ def test_the_verdict_agrees_with_the_finding_that_the_run_made(
     page = read_page(build_html(worse, change=change if paired else None))
     classes = [attributes.get("class") or "" for _, attributes in page.elements]
     assert "card verdict worse" in classes
-    assert "pill worse" in classes
+    assert classes.count("pill worse") == 3  # of the run, of the verdict and of the finding
+    assert "finished, worse" in page.flat("")
     assert "card tile wide worse" in classes
     assert not any("better" in each.split() for each in classes)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +11,7 @@ import typer
 from sonotune.cli.shared import Json, app, print_result
 from sonotune.metrics.scores import score_title
 from sonotune.paths import exists
+from sonotune.wording import counted
 
 _SHOWN_SLICES = 12
 
@@ -46,7 +47,10 @@ def compare(
     places = [_places(text) for text in (first, second)]
     found = compare_runs(places[0], places[1], moment=moment, primary=primary, resamples=resamples, seed=seed)
     body = found.to_json()
-    lines = [f"B minus A on {found.clips} clips, in percentage points"]
+    lines = [
+        *(f"{letter} is {', '.join(map(str, side))}" for letter, side in zip("AB", places, strict=True)),
+        f"B minus A on {counted(found.clips, 'clip')}{_split_of(found.files)}, in percentage points",
+    ]
     lines += [f"{score_title(name, row):<9}{_points(row)}" for name, row in body["difference"].items()]
     decides = found.primary
     called = score_title(decides.name, body["difference"][decides.name])
@@ -57,13 +61,22 @@ def compare(
         lines.append(f"matched segments (speakers taken as alike): z = {pairs.z:.2f}, p = {pairs.p:.4f}")
     shown = [row for row in body["slices"] if row["difference"] and row["clips"] < found.clips]
     lines += [
-        f"  {row['by']}={row['value']}: {_points(next(iter(row['difference'].values())))} on {row['clips']} clips"
+        f"  {row['by']}={row['value']}: {_points(next(iter(row['difference'].values())))} on "
+        f"{counted(row['clips'], 'clip')}"
         for row in shown[:_SHOWN_SLICES]
     ]
     if len(shown) > _SHOWN_SLICES:
         lines.append(f"  and {len(shown) - _SHOWN_SLICES} more slices (--json)")
     lines += [f"note: {warning}" for warning in decides.warnings]
     print_result(body, as_json=as_json, lines=lines)
+
+
+def _split_of(files: Sequence[Sequence[Path]]) -> str:
+    """Whose clips they are, where all files are those of runs."""
+    from sonotune.reports.verdict import SPLITS
+
+    moments = {path.stem if path.parent.name == "predictions" else "" for side in files for path in side}
+    return f": {told}" if len(moments) == 1 and (told := SPLITS.get(moments.pop())) else ""
 
 
 def _places(text: str) -> list[Path]:

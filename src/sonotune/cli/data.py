@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,15 +11,15 @@ import typer
 from sonotune.cli.shared import HELP_OPTIONS, Json, app, print_result, tell
 
 if TYPE_CHECKING:
-    from sonotune.types import Clip, Finding
+    from sonotune.types import Finding
 
 data_app = typer.Typer(
     help="Make, convert, describe and split corpora.", context_settings=HELP_OPTIONS, rich_markup_mode=None
 )
 app.add_typer(data_app, name="data")
 
-Root = Annotated[Path | None, typer.Option(help="Folder that paths are relative to; that of the source.")]
-Outside = Annotated[bool, typer.Option("--allow-outside-root", help="Let paths lead out of that folder.")]
+Root = Annotated[Path | None, typer.Option(help="Folder that paths are relative to and stay in; that of the source.")]
+Outside = Annotated[bool, typer.Option("--allow-outside-root", help="Let relative paths lead out of that folder.")]
 
 
 @data_app.command("import")
@@ -57,6 +56,7 @@ def data_import(
     from sonotune.data.import_checks import check_clips
     from sonotune.data.manifest import statistics, write_manifest
     from sonotune.errors import ManifestError
+    from sonotune.wording import counted, long_time
 
     asked = {
         "root": root,
@@ -87,43 +87,29 @@ def data_import(
     for finding in checked:
         print_finding(finding)
     write_manifest(manifest, clips)
-    needed = root_needed(manifest.parent, clips)
     body = {
         "manifest": str(manifest),
-        "root": needed,
         "format": format_name,
         "findings": [
             {"check": one.check, "severity": one.severity, "message": one.message} for one in [*findings, *checked]
         ],
         **statistics(clips),
     }
-    texts, speakers = body["clips"] - body["without_text"], len(body["speakers"])
-    lines = [
-        f"{manifest}: {body['clips']} clips, {body['hours']:.2f} h, {texts} texts, {len(body['labels'])} classes, "
-        f"{speakers} speakers; read as {format_name}"
+    held = [
+        counted(body["clips"], "clip"),
+        long_time(body["hours"] * 3600),
+        counted(body["clips"] - body["without_text"], "text"),
+        counted(len(body["labels"]), "class", "classes"),
+        counted(len(body["speakers"]), "speaker"),
     ]
-    print_result(body, as_json=as_json, lines=[*lines, *root_hint(needed)])
+    lines = [f"{manifest}: {', '.join(held)}; read as {format_name}"]
+    print_result(body, as_json=as_json, lines=lines)
 
 
 def print_finding(finding: Finding) -> None:
     """Say a finding on stderr."""
     marks = {"note": "", "warning": "WARNING: ", "error": "WARNING: "}
     tell(f"sonotune: {marks[finding.severity]}{finding.message}")
-
-
-def root_needed(folder: Path, clips: Sequence[Clip]) -> str | None:
-    """The folder that `data.root` must name, where the audio lies outside the manifest's own."""
-    inside = folder.resolve()
-    if all(clip.path.is_relative_to(inside) for clip in clips):
-        return None
-    return os.path.commonpath([str(clip.path.parent) for clip in clips])
-
-
-def root_hint(root: str | None) -> list[str]:
-    """The line about it, where there is one."""
-    if root is None:
-        return []
-    return [f"the audio lies outside the manifest's folder: use it with data.root={root} (in `sonotune data` --root)"]
 
 
 @data_app.command("stats")
@@ -213,7 +199,11 @@ def data_synth(
 ) -> None:
     """Synthesise a corpus: speech by espeak-ng (extra `synth`) with word times, or drum rudiments."""
     from sonotune.data.synth import synthesize_named
+    from sonotune.wording import counted, long_time
 
     body = synthesize_named(corpus.removeprefix("corpus="), folder, clips=clips, seed=seed, workers=workers)
-    lines = [f"{name}: {part['clips']} clips, {part['hours']:.2f} h" for name, part in body["manifests"].items()]
+    lines = [
+        f"{name}: {counted(part['clips'], 'clip')}, {long_time(part['hours'] * 3600)}"
+        for name, part in body["manifests"].items()
+    ]
     print_result(body, as_json=as_json, lines=lines)

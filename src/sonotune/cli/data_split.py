@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sonotune.cli.data import Outside, Root, data_app, print_finding, root_hint, root_needed
+from sonotune.cli.data import Outside, Root, data_app, print_finding
 from sonotune.cli.shared import Json, print_result, tell
 
 if TYPE_CHECKING:
@@ -20,6 +19,13 @@ Speakers = Annotated[str, typer.Option(help="Comma-separated speakers of eval.js
 By = Annotated[str, typer.Option(help="What is in one split only: speaker, session, text, clip or column=NAME.")]
 EvalSize = Annotated[str | None, typer.Option(help="Size of eval.jsonl: 0.1, 10%, 500clips, 90s, 30min or 2h.")]
 TestSize = Annotated[str | None, typer.Option(help="Size of test.jsonl, likewise.")]
+
+_SHARED = {
+    "speakers": ("speaker",),
+    "sessions": ("session",),
+    "texts": ("text",),
+    "near_copies": ("near copy", "near copies"),
+}
 
 
 @data_app.command("split")
@@ -69,12 +75,12 @@ def data_split(
     body = {name: {"manifest": str(written[name]), **part} for name, part in to_plain(split.to_json()).items()}
     for note in split.notes:
         tell(f"sonotune: WARNING: {note}")
-    for name, found in split.findings.items():
+    for found in split.findings.values():
         for finding in found:
-            print_finding(replace(finding, message=f"{name}: {finding.message}"))
-    lines = [_line(name, part) for name, part in body.items()]
-    needed = root_needed(folder, clips)
-    print_result(body | {"root": needed}, as_json=as_json, lines=[*lines, *root_hint(needed)])
+            print_finding(finding)
+    one_speaker = len({clip.speaker for clip in clips}) == 1  # which is a finding, and no news of each part
+    lines = [_line(name, part, leave_out={"speakers"} if one_speaker else set()) for name, part in body.items()]
+    print_result(body, as_json=as_json, lines=lines)
 
 
 def _divide(clips: list[Clip], *, by: str, given: Mapping[str, Any], speakers: tuple[str, ...], seed: int) -> Split:
@@ -110,19 +116,16 @@ def _divide(clips: list[Clip], *, by: str, given: Mapping[str, Any], speakers: t
     return split_clips(clips, by=by, sizes=sizes, seed=seed)
 
 
-def _line(name: str, part: Mapping[str, Any]) -> str:
+def _line(name: str, part: Mapping[str, Any], *, leave_out: Set[str]) -> str:
+    from sonotune.wording import counted, long_time
+
     domains = ", ".join(f"{domain} {count}" for domain, count in part["domains"].items())
-    speakers = _counted(len(part["speakers"]), "speakers")
-    said = f"{name}: {_counted(part['clips'], 'clips')}, {part['hours']:.2f} h, {speakers}"
+    speakers = counted(len(part["speakers"]), "speaker")
+    said = f"{name}: {counted(part['clips'], 'clip')}, {long_time(part['seconds'])}, {speakers}"
     shared = [
-        f"{_counted(count, what)} also in {other}"
+        f"{counted(count, *_SHARED[what])} also in {other}"
         for other, counts in part["shared"].items()
         for what, count in counts.items()
-        if count and not (what == "near_copies" and count == counts["texts"])
+        if count and what not in leave_out and not (what == "near_copies" and count == counts["texts"])
     ]
     return "; ".join([said, *([f"domains {domains}"] if domains else []), *shared])
-
-
-def _counted(count: int, what: str) -> str:
-    one = {"near_copies": "near copy"}.get(what, what.removesuffix("s"))
-    return f"{count} {one if count == 1 else what.replace('_', ' ')}"

@@ -12,6 +12,7 @@ def inspect(words: Words = None, as_json: Json = False) -> None:
     sonotune inspect model=whisper_large_v3 quantization.bits=4 adapter.rank=16
     """
     from sonotune.api import inspect as inspect_settings
+    from sonotune.wording import memory_size
 
     found = inspect_settings(words or [])
     body = found.to_json()
@@ -34,7 +35,7 @@ def inspect(words: Words = None, as_json: Json = False) -> None:
     held = f" at {bits:.6f} bits each" if bits else f" ({found.bits[1]})"
     compression = body["compression"]
     lines += [
-        f"weights  {found.weight_bytes / 2**20:.1f} MiB; {found.quantized:,} quantised{held}",
+        f"weights  {memory_size(found.weight_bytes)}; {found.quantized:,} quantised{held}",
         _size_beside_16_bits(compression["size"])
         + (f"; one of {compression['parameters']:.1f} parameters trains" if compression["parameters"] else ""),
     ]

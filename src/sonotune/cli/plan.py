@@ -95,7 +95,7 @@ def plan(
             cost=cost,
             card=card,
         )
-    print_result(found.to_json(), as_json=as_json, lines=_lines(found))
+    print_result(found.to_json(), as_json=as_json, lines=_lines(found, memory))
 
 
 def _lengths(config: RunConfig) -> list[tuple[int, int | None]]:
@@ -161,8 +161,9 @@ def parse_bytes(text: str) -> int:
     return size
 
 
-def _lines(plan: Plan) -> list[str]:
+def _lines(plan: Plan, memory: str | None) -> list[str]:
     from sonotune.planning.plan import advice
+    from sonotune.wording import counted, memory_size
 
     stage = plan.worst
     worst = stage.worst
@@ -173,8 +174,8 @@ def _lines(plan: Plan) -> list[str]:
         f"{stage.trainable:,} parameters train"
         + (", checkpointing" if settings.gradient_checkpointing else "")
         + (f", layers in {settings.shards} parts" if settings.shards > 1 else ""),
-        f"peak     {_mib(plan.peak_bytes)} MiB: training {_mib(worst.memory.peak_bytes)} ({how}), "
-        f"loading {_mib(plan.loading_bytes)}",
+        f"peak     {memory_size(plan.peak_bytes)}: training {memory_size(worst.memory.peak_bytes)} ({how}), "
+        f"loading {memory_size(plan.loading_bytes)}",
         f"  {'MiB at the peak':<16}{'weights':>10}{'gradients':>11}{'optimizer':>11}{'activations':>13}{'all':>10}",
     ]
     for name, row in worst.memory.components.items():
@@ -185,48 +186,68 @@ def _lines(plan: Plan) -> list[str]:
     for one in plan.stages:
         lines.append(f"stage {one.name}, by length of clips:")
         for bucket in one.buckets:
-            largest = "" if bucket.largest is None else f"; at most {bucket.largest} clips fit"
+            fits = "fits" if bucket.largest == 1 else "fit"
+            largest = "" if bucket.largest is None else f"; at most {counted(bucket.largest, 'clip')} {fits}"
             lines.append(
-                f"  {bucket.clips} clips of {bucket.clip_s:g} s, {bucket.label_tokens} tokens: "
-                f"{_mib(bucket.memory.peak_bytes)} MiB{largest}"
+                f"  {counted(bucket.clips, 'clip')} of {bucket.clip_s:g} s, {counted(bucket.label_tokens, 'token')}: "
+                f"{memory_size(bucket.memory.peak_bytes)}{largest}"
             )
     if plan.card is not None:
         lines.append(f"card     {plan.card.told()}")
     elif plan.memory_bytes is not None:
-        lines.append(
-            f"memory   {plan.memory_bytes / 1e9:.2f} decimal GB, which are {plan.memory_bytes / 2**30:.2f} GiB"
-        )
+        lines.append(f"memory   {_told_memory(plan.memory_bytes, memory or '')}")
     if plan.memory_bytes is not None:
-        lines += [f"{head:<9}{line}" for head, line in zip(("verdict", "counted"), _verdict(plan), strict=True)]
-        lines += [f"  try {line}" for line in advice(plan)]
+        lines.append(f"counted  {_counted(plan)}")
     if plan.cost is not None:
         lines.append(_cost_line(plan.cost))
+    if plan.memory_bytes is not None:
+        lines += [f"  try {line}" for line in advice(plan)]
+        lines.append(f"verdict  {_verdict(plan, plan.memory_bytes)}")
     return lines
 
 
-def _verdict(plan: Plan) -> list[str]:
-    """Whether it fits and by how much, and what was counted."""
-    from sonotune.planning.cards import CONTEXT_BYTES, FRAGMENTATION
+def _told_memory(size: int, text: str) -> str:
+    """A memory in both kinds of unit; a bare number says how it was read."""
+    from sonotune.wording import memory_size
 
-    have, need, left = (plan.memory_bytes or 0) / 2**30, plan.needed_bytes / 2**30, plan.left or 0.0
-    if left < 0:
-        head = f"does not fit: needs {need:.2f} GiB of {have:.2f}, {-100 * left:.0f} % too much"
-    else:
-        head = f"fits with {100 * left:.0f} % left: needs {need:.2f} GiB of {have:.2f}"
-        head += ", which is tight where a screen or another program uses the card" if left < _TIGHT else ""
+    decimal = f"{size / 1e9:.2f} decimal GB" if size >= 1e9 else f"{size / 1e6:.1f} decimal MB"
+    bare = text.strip()
+    read = f"{bare} is read as GiB: " if re.fullmatch(r"[\d.]+", bare) else ""
+    return f"{read}{memory_size(size)}, which are {decimal}"
+
+
+def _counted(plan: Plan) -> str:
+    from sonotune.planning.cards import CONTEXT_BYTES, FRAGMENTATION
+    from sonotune.wording import memory_size
+
     if plan.device != "cuda":
-        return [head, "tensors alone; a process on a CPU has taken 1.8 to 4.1 times as much"]
-    counted = (
-        f"{_mib(plan.peak_bytes)} MiB of tensors, {100 * FRAGMENTATION:.0f} % of that for what the allocator loses, "
-        f"{_mib(CONTEXT_BYTES)} MiB for the CUDA context; the last two are assumed"
+        return "tensors alone; a process on a CPU has taken 1.8 to 4.1 times as much"
+    return (
+        f"{memory_size(plan.peak_bytes)} of tensors, {100 * FRAGMENTATION:.0f} % of that for what the allocator loses, "
+        f"{memory_size(CONTEXT_BYTES)} for the CUDA context; the last two are assumed"
     )
-    return [head, counted]
+
+
+def _verdict(plan: Plan, have_bytes: int) -> str:
+    """Whether it fits and by how much."""
+    from sonotune.wording import memory_size
+
+    left = plan.left or 0.0
+    needs = f"needs {memory_size(plan.needed_bytes)} of {memory_size(have_bytes)}"
+    if left < -1:
+        return f"does not fit: {needs}, {plan.needed_bytes / have_bytes:.1f} times what there is"
+    if left < 0:
+        return f"does not fit: {needs}, {-100 * left:.0f} % too much"
+    tight = ", which is tight where a screen or another program uses the card" if left < _TIGHT else ""
+    return f"fits with {100 * left:.0f} % left: {needs}{tight}"
 
 
 def _cost_line(cost: Any) -> str:
+    from sonotune.wording import counted, long_time
+
     money = "" if cost.cost is None else f", {cost.cost:.2f} at {cost.price_per_hour:g} an hour and device"
     return (
-        f"time     {cost.seconds / 3600:.2f} h on {cost.devices} device{'s' * (cost.devices > 1)}{money} "
+        f"time     {long_time(cost.seconds)} on {counted(cost.devices, 'device')}{money} "
         f"({cost.throughput:g} s of audio a second and device, {cost.throughput_source})"
     )
 

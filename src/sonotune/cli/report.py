@@ -23,6 +23,11 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_jso
     """(Re)build the HTML report of a run, and the card of what it trained where that is missing."""
     from sonotune.errors import RunDirectoryError
 
+    if (run / "ablation.json").is_file():
+        raise RunDirectoryError(
+            f"{run} is the folder of an ablation: `sonotune ablate` writes its report, {run / REPORT}. "
+            f"`sonotune report {run}/trials/NAME` builds that of one of its runs."
+        )
     if not (run / "run.json").is_file():
         raise RunDirectoryError(f"{run} is not a run directory: run.json is missing.")
     target = write_report(run)

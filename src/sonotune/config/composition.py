@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from sonotune.config.kinds import allowed, alternatives, is_text_choice
 from sonotune.config.plain_yaml import parse_yaml, read_yaml
 from sonotune.errors import ConfigError, problem_list, suggest
+from sonotune.wording import counted
 
 Heads = Annotated[int, Field(ge=1, le=512)]
 
@@ -121,7 +122,7 @@ def load_composition(words: Sequence[str]) -> Composition:
     if found is not None:
         problems += _without_effect(found, values)
     if found is None or problems:
-        heading = f"{len(problems)} problem(s) in what is to be composed:"
+        heading = f"{counted(len(problems), 'problem')} in what is to be composed:"
         raise ConfigError(problem_list(heading, problems))
     return found
 

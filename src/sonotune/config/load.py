@@ -34,6 +34,7 @@ from sonotune.config.schema import RunConfig, Section
 from sonotune.errors import ConfigError, problem_list, suggest
 from sonotune.json_files import OBJECT, read_json
 from sonotune.paths import is_folder
+from sonotune.wording import counted
 
 __all__ = [
     "LoadedConfig",
@@ -167,7 +168,7 @@ def load_run_config(
         _apply_word(name, text, draft)
     config = _validate(draft, require)
     if config is None or draft.problems:
-        heading = f"{len(draft.problems)} problem(s) in the configuration:"
+        heading = f"{counted(len(draft.problems), 'problem')} in the configuration:"
         raise ConfigError(problem_list(heading, draft.problems))
     return LoadedConfig(
         config=config, origin=draft.origin, digest=config_digest(config), explicit=frozenset(draft.explicit)

@@ -144,7 +144,8 @@ class DataConfig(Section):
     test: ManifestSource | None = None
     """Clips scored at the end only."""
     root: Path | None = None
-    """Folder that audio paths are relative to and may not leave; null takes each manifest's own folder."""
+    """Folder that audio paths are relative to and may not leave. Null takes each manifest's own folder for
+    relative paths and reads absolute ones as they are."""
     allow_outside_root: bool = False
     """Whether a manifest may name audio outside its root."""
     min_duration_s: float = Field(default=0.5, ge=0, le=7200)

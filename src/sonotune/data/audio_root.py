@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -21,22 +20,26 @@ _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 class AudioRoot:
     """Turns the paths of a manifest into files below one folder.
 
-    A manifest from elsewhere must not make this program open `/etc/passwd` or a neighbour's recordings, so a path
-    that leaves the root by `..`, by being absolute or through a symbolic link is refused, unless allowed.
+    A relative path that leaves the root by `..` or through a symbolic link is refused, unless allowed. An absolute
+    path says plainly what it opens: in a manifest that the user names it is read as it is, through links too. Below a
+    root that the user names, and in what came from a hub or an archive, it is held to the root as every path is.
 
     Args:
         root: The folder.
-        allow_outside: Whether paths may leave it.
+        absolute: Whether absolute paths are read as they are.
+        allow_outside: Whether paths may leave the root.
         movable: Whether the user may name another folder (`data.root`).
     """
 
-    def __init__(self, root: Path, *, allow_outside: bool = False, movable: bool = True) -> None:
+    def __init__(
+        self, root: Path, *, absolute: bool = False, allow_outside: bool = False, movable: bool = True
+    ) -> None:
         self.root = root.absolute()
+        self.absolute = absolute
         self.movable = movable
         self.allow_outside = allow_outside
         self._real_root = self._real(self.root)
         self._real_folders: dict[Path, Path] = {}
-        self._absolute: set[Path] = set()
         self._relative = False
 
     def resolve(self, value: str) -> Path:
@@ -74,11 +77,10 @@ class AudioRoot:
         real = self._real_file(path)
         if not real.name or real == self._real_root:
             raise RefusedError("the path is that of a folder", found=show(value), allowed=name, do=do)
-        if Path(value).is_absolute():
-            self._absolute.add(real.parent)
-        else:
-            self._relative = True
-        if not self.allow_outside and not real.is_relative_to(self._real_root):
+        absolute = Path(value).is_absolute()
+        self._relative = self._relative or not absolute
+        free = self.allow_outside or (absolute and self.absolute)
+        if not free and not real.is_relative_to(self._real_root):
             raise RefusedError(
                 "the path leaves the root of the manifest",
                 found=show(value) if str(real) == value else f"{show(value)}, which is {show(str(real), 200)}",
@@ -90,7 +92,7 @@ class AudioRoot:
         return real if ".." in path.parts else path
 
     def _leaving(self, errors: Sequence[RefusedError]) -> RefusedError:
-        """One error for all paths that leave the root, with the root that holds them."""
+        """One error for all paths that leave the root, with what mends them."""
         many = len(errors) > 1
         return RefusedError(
             f"{len(errors)} paths leave the root of the manifest" if many else errors[0].what,
@@ -100,16 +102,15 @@ class AudioRoot:
         )
 
     def _how_to_allow(self) -> str:
-        """What mends the paths seen so far; another root does where none of them is relative to this one."""
-        if self._relative or not self._absolute or not self.movable:
-            return (
-                "Move the audio there, or set data.allow_outside_root=true (in `sonotune data`: --root FOLDER, "
-                "--allow-outside-root)."
-            )
-        common = os.path.commonpath(self._absolute)
-        if common == self.root.anchor:
-            return "Their only common folder is the whole disk: set data.allow_outside_root=true."
-        return f"Set data.root={common} (in `sonotune data`: --root {common}), which holds all of them."
+        """What mends the paths seen so far; no root does where all of them are absolute."""
+        allow = "set data.allow_outside_root=true (in `sonotune data`: --allow-outside-root)"
+        if self.absolute:
+            return f"Move the audio there, set data.root=FOLDER (in `sonotune data`: --root FOLDER), or {allow}."
+        if self._relative or not self.movable:
+            return f"Move the audio there, or {allow}."
+        return (
+            f"Leave out data.root (in `sonotune data`: --root): absolute paths are then read as they are. Or {allow}."
+        )
 
     def _as_written_here(self, value: str) -> Path | None:
         """A file whose path was written with backslashes, or with its accents composed another way, as macOS does."""

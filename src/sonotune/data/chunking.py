@@ -20,6 +20,7 @@ from sonotune.data.windows import WINDOW_SLACK_S
 from sonotune.errors import ManifestError
 from sonotune.runs import generator
 from sonotune.types import Clip, Word
+from sonotune.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +72,9 @@ def concatenate_plan(
         logger.info("%d of %d clips are in no recording: too long, or left over", left_out, len(clips))
     if not plan:
         raise ManifestError(
-            f"no recording of {min_duration_s:g} to {max_duration_s:g} s can be joined: found {len(clips)} clips of "
-            f"{len(groups)} speakers; allowed are clips of one speaker that fit. Widen the limits or add clips."
+            f"no recording of {min_duration_s:g} to {max_duration_s:g} s can be joined: found "
+            f"{counted(len(clips), 'clip')} of {counted(len(groups), 'speaker')}; allowed are "
+            "clips of one speaker that fit. Widen the limits or add clips."
         )
     return plan
 

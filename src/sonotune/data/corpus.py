@@ -141,9 +141,9 @@ def load_corpus(
             )
         except ManifestError as error:
             way = None if eval_speakers else way_that_works(found["train"], 2, but="speaker")
-            divide = f"divide it by `sonotune data split {sources['train']} FOLDER --by {way}`, or " if way else ""
+            divide = f"Run `sonotune data split {sources['train']} FOLDER --by {way}`, or name" if way else "Name"
             raise ManifestError(
-                f"no evaluation clips could be held out: {error} Or {divide}name them with data.eval."
+                f"no evaluation clips could be held out. {divide} them with data.eval. What stopped it: {error}"
             ) from error
     for name, clips in found.items():  # after the split: what is held out does not depend on it
         of_source = silent.get(name, silent.get("train", {}))
@@ -160,22 +160,20 @@ def load_corpus(
             before=findings,
         )
         found_out(dropped)
-        for other in ("eval", "test"):
-            shared = splits.check_leaks(found["train"], found.get(other, []))
+        scored: dict[str, list[Clip]] = {other: found[other] for other in ("eval", "test") if other in found}
+        for shared in splits.check_leaks(found["train"], scored).values():
             found_out(shared)
             if leaks == "stop":
-                _refuse_leaks(other, shared)
+                _refuse_leaks(shared)
     digests = {name: manifest.digest(clips) for name, clips in found.items()}
     return Corpus(splits=found, findings=tuple(findings), digests=digests)
 
 
-def _refuse_leaks(split: str, leaks: Sequence[Finding]) -> None:
+def _refuse_leaks(leaks: Sequence[Finding]) -> None:
     """The same recording on both sides makes a score worthless; the same speaker may be what a user wants."""
     shared = [leak.message for leak in leaks if leak.check in ("leak.span", "leak.audio")]
     if shared:
-        raise GateError(
-            f"data.train and data.{split}: {' '.join(shared)} Nothing was trained; data.leaks=report would train."
-        )
+        raise GateError(f"{' '.join(shared)} Nothing was trained; data.leaks=report would train.")
 
 
 def _limited(clips: list[Clip], limit: int | None, seed: int, split: str) -> list[Clip]:
@@ -367,7 +365,5 @@ def _refusal(what: str, bad: Sequence[Finding], *, do: Sequence[str] = (), root:
     if paths and root is not None and (other := root_that_holds(paths, root)) is not None:
         do = [f"Such files are in {other}: set data.root={other}.", *do]
     heading = f"{what}. {'They are' if len(lines) <= _SHOWN else 'The first'}:"
-    error = ManifestError("\n".join([heading, *lines[:_SHOWN], *do]))
-    if len(lines) <= _SHOWN and len(bad) == len(lines):
-        return error
-    return error.listed([f"{', '.join(map(repr, finding.clip_ids))}\t{finding.message}" for finding in bad])
+    listing = [f"{', '.join(map(repr, finding.clip_ids))}\t{finding.message}" for finding in bad]
+    return ManifestError("\n".join([heading, *lines[:_SHOWN], *do])).listed(listing)

@@ -12,6 +12,7 @@ from sonotune.data.audio_files import enumerate_names
 from sonotune.data.audio_root import root_that_holds
 from sonotune.errors import ManifestError
 from sonotune.types import Clip, Finding
+from sonotune.wording import counted
 
 _EXAMPLES: Final = 3
 _REASONS: Final = {"missing": "do not exist", "span": "are shorter than the span that their clip names"}
@@ -69,7 +70,8 @@ def check_durations(clips: Sequence[Clip]) -> list[Finding]:
 def _short(found: Finding) -> Finding:
     """Of clips whose file ends a little early: what is done about it is for the run to say."""
     names = enumerate_names(found.clip_ids)
-    message = f"{len(found.clip_ids)} clips end up to {found.measured:.3f} s before their header or table says: {names}"
+    clips = f"{counted(len(found.clip_ids), 'clip')} {'ends' if len(found.clip_ids) == 1 else 'end'}"
+    message = f"{clips} up to {found.measured:.3f} s before the header or the table says: {names}"
     return replace(found, message=f"{message}. A run uses them as far as they go (data.truncated).")
 
 

@@ -4,8 +4,8 @@ A format that the user names (`kaldi:DIR`, `csv:FILE`) always counts. Without a 
 `FOLDERS` or of the file's kind that the files themselves prove; names of files prove nothing. The readers are in
 `data.readers` and `data.hub`, and the table of their names is `registry.IMPORTERS`.
 
-Every reader fences paths to its source's folder (`allow_outside_root`), raises all problems of a source as one error,
-and notes what it assumed or left out in `findings`.
+Every reader fences relative paths to its source's folder (`allow_outside_root`), raises all problems of a source as
+one error, and notes what it assumed or left out in `findings`.
 """
 
 from __future__ import annotations

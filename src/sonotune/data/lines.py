@@ -17,6 +17,7 @@ from typing import IO, Any, Final
 from sonotune.errors import ManifestError, shortened
 from sonotune.json_files import MAX_DEPTH
 from sonotune.paths import exists, is_file, is_folder
+from sonotune.wording import counted
 
 MAX_LINE_BYTES: Final = 1_000_000
 MAX_LISTED: Final = 20
@@ -115,7 +116,7 @@ class Problems:
         more = len(self._alone) + len(shared) + self.count - len(self._listed) - len(shown)
         if len(shown) == 1:
             raise ManifestError(shown[0]).listed(self._listed if self.count > 1 else ())
-        lines = [f"{self.count} problems in {self.source}:", *(f"  - {entry}" for entry in shown)]
+        lines = [f"{counted(self.count, 'problem')} in {self.source}:", *(f"  - {entry}" for entry in shown)]
         if more:
             lines.append(f"  ... and {more} more")
         error = ManifestError("\n".join(lines))

@@ -30,6 +30,7 @@ from sonotune.errors import AudioError, ManifestError
 from sonotune.runs import atomic_write_text, digest_json
 from sonotune.runs.file_sets import check_whole
 from sonotune.types import Clip, Finding
+from sonotune.wording import long_time
 
 SPLIT_MARK: Final = "sonotune_split.json"
 """Beside the manifests of a split corpus; says which belong together."""
@@ -55,7 +56,8 @@ def read_manifest(
 
     Args:
         path: JSON Lines file. A byte order mark and CRLF are accepted, blank lines skipped.
-        root: Folder that paths are relative to and may not leave; the manifest's folder where None.
+        root: Folder that paths are relative to and may not leave. None: relative ones may not leave the manifest's
+            folder, and absolute ones are read as they are.
         allow_outside_root: Whether paths may leave the root.
         require: Columns each line must have beside `id` and `path`, such as `("text",)`.
         language: Language of the clips that name none.
@@ -71,7 +73,7 @@ def read_manifest(
     check_whole(path, mark=SPLIT_MARK, again="sonotune data split", error=ManifestError)
     problems = Problems(path)
     parser = ClipParser(
-        AudioRoot(root or path.parent, allow_outside=allow_outside_root),
+        AudioRoot(root or path.parent, absolute=root is None, allow_outside=allow_outside_root),
         problems,
         require=require,
         language=language,
@@ -135,8 +137,7 @@ def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
 def manifest_text(path: Path, clips: Iterable[Clip]) -> str:
     """What a manifest of some clips says.
 
-    Paths below the manifest's folder are relative to it, so that the folder can move; others stay absolute, and
-    reading them back needs another root or `allow_outside_root`.
+    Paths below the manifest's folder are relative to it, so that the folder can move; others stay absolute.
 
     Args:
         path: Where the manifest will be.
@@ -262,7 +263,7 @@ def filter_clips(
             check=f"data.{reason}",
             severity="error" if reason == "duration_unknown" else "warning",
             message=f"{len(dropped[reason])} of {len(clips)} clips {what} and are left out "
-            f"({sum(clip.duration_s for clip in dropped[reason]) / 3600:.2f} h).",
+            f"({long_time(sum(clip.duration_s for clip in dropped[reason]))}).",
             clip_ids=tuple(clip.id for clip in dropped[reason]),
             measured=float(len(dropped[reason])) if limit is None else _extreme(dropped[reason], reason),
             limit=limit,

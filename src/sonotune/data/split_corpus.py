@@ -30,6 +30,7 @@ from sonotune.data.splits import check_leaks
 from sonotune.data.stratified import Assignment, assign
 from sonotune.errors import ManifestError, SonotuneError
 from sonotune.types import Clip, Finding
+from sonotune.wording import counted
 
 _SENTENCE_WORDS: Final = 3
 _CLOSE: Final = 0.15  # as much worse may the sizes become so that copies of sentences stay together
@@ -55,7 +56,8 @@ class Split:
     Attributes:
         by: What is in one split only.
         parts: Split -> its clips, in their old order.
-        findings: For each split after the first, what it shares with the training set.
+        findings: For each split after the first, what it shares with the training set; what holds for all of them
+            stands with the first.
         shared: For each split after the first: earlier split -> how many `speakers`, `sessions` and `texts` are in
             both, and how many of its texts are copies or `near_copies` of texts there.
         notes: What could not be kept.
@@ -202,7 +204,6 @@ def describe(
         for part, members in parts.items()
     }
     shared: dict[str, dict[str, dict[str, int]]] = {}
-    findings: dict[str, list[Finding]] = {}
     first, *others = parts
     for index, part in enumerate(others, start=1):
         shared[part] = {
@@ -210,7 +211,7 @@ def describe(
             | {"near_copies": _near(has[part]["texts"], has[other]["texts"], cluster)}
             for other in list(parts)[:index]
         }
-        findings[part] = check_leaks(parts[first], parts[part])
+    findings = check_leaks(parts[first], {part: parts[part] for part in others})
     return Split(by=by, parts=parts, findings=findings, shared=shared, notes=notes)
 
 
@@ -221,12 +222,12 @@ def _near(texts: Set[int], others: Set[int], cluster: Mapping[int, int]) -> int:
 
 def _too_few(clips: Sequence[Clip], by: str, names: Sequence[str], texts: Texts, sizes: Sizes) -> ManifestError:
     """The refusal, with a way that works for these clips."""
-    thing = "group(s) of texts" if by == "text" else f"{by.removeprefix('column=')}(s)"
     number = len(set(names)) if by != "text" else int(joined(names, texts.exact).max(initial=-1)) + 1
+    found = counted(number, *(("group of texts", "groups of texts") if by == "text" else (by.removeprefix("column="),)))
     way = way_that_works(clips, len(sizes.shares), but=by, texts=texts)
     advice = f"Take --by {way}" if way else "Add clips"
     return ManifestError(
-        f"{len(clips)} clips cannot be split by {by} into {', '.join(sizes.shares)}: found {number} {thing}; needed "
+        f"{counted(len(clips), 'clip')} cannot be split by {by} into {', '.join(sizes.shares)}: found {found}; needed "
         f"are at least {len(sizes.shares)}, because each is in one split only. {advice}, or ask for fewer splits."
     )
 

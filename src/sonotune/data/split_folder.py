@@ -13,6 +13,7 @@ from sonotune.data.split_corpus import Sizes, Split
 from sonotune.errors import ManifestError
 from sonotune.runs.file_sets import write_set
 from sonotune.types import Clip
+from sonotune.wording import counted, long_time
 
 _SECONDS: Final = {"s": 1.0, "min": 60.0, "h": 3600.0}
 _SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+) *(clips|%|s|min|h)?")
@@ -71,8 +72,8 @@ def parse_sizes(clips: Sequence[Clip], *, evaluation: str | float, test: str | f
     rest = 1 - sum(held_out.values())
     if rest <= 1e-9:
         raise ManifestError(
-            f"sizes of {shown} leave nothing to train on: found {len(clips)} clips, {whole_s / 3600:.2f} h."
-            " Ask for less."
+            f"sizes of {shown} leave nothing to train on: found {counted(len(clips), 'clip')}, "
+            f"{long_time(whole_s)}. Ask for less."
         )
     shares = {"train": rest} | {name: share for name, share in held_out.items() if share > 0}
     return Sizes(shares=shares, unit="clips" if "clips" in units else "seconds")

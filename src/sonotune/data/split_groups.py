@@ -1,7 +1,7 @@
 """Which clips of a corpus go into a split together: by speaker, session, text, clip or a column.
 
 Whatever is asked, two clips of the same seconds of a file, or of files with the same bytes, go together: a score on a
-recording that was trained on is worthless, and `train` stops at it (`sonotune.data.splits.check_leaks`).
+recording that was trained on is worthless (`sonotune.data.splits.check_leaks`; `data.leaks=stop` refuses it).
 """
 
 from __future__ import annotations

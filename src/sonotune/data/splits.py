@@ -23,6 +23,7 @@ from sonotune.data.text import BASIC
 from sonotune.errors import ManifestError, suggest
 from sonotune.runs import digest_file, generator
 from sonotune.types import Clip, Finding, Severity
+from sonotune.wording import counted
 
 DEFAULT_FRACTIONS: Final[Mapping[str, float]] = MappingProxyType({"train": 0.9, "eval": 0.1})
 
@@ -31,6 +32,7 @@ OVERLAP_S: Final = 0.01
 _TRIALS: Final = 32
 
 _USUAL: Final = "That is usual for commands and digits; --by text of `sonotune data split` keeps sentences apart."
+_RENAMED: Final = ("recording under another name", "recordings under other names")
 _AGAIN: Final = "Split again: `sonotune data split` keeps recordings together."
 
 
@@ -72,8 +74,9 @@ def split_by_speaker(
         groups[_group(clip)].append(index)
     if len(groups) < len(shares):
         raise ManifestError(
-            f"{len(clips)} clips cannot be split into {', '.join(shares)}: found {len(groups)} speaker(s); allowed are "
-            f"at least {len(shares)}, because a speaker may be in one part only. Add speakers or ask for fewer parts."
+            f"{counted(len(clips), 'clip')} cannot be split into {', '.join(shares)}: found "
+            f"{counted(len(groups), 'speaker')}; allowed are at least {len(shares)}, because a speaker may be in one "
+            "part only. Add speakers or ask for fewer parts."
         )
     part_of = _assign(clips, groups, shares, seed)
     return {part: [clip for clip in clips if part_of[_group(clip)] == part] for part in shares}
@@ -143,45 +146,85 @@ def _fill(order: NDArray[np.int64], seconds: NDArray[np.float64], targets: NDArr
 # --- leaks ---------------------------------------------------------------------------------------
 
 
-def check_leaks(train: Sequence[Clip], evaluation: Sequence[Clip]) -> list[Finding]:
-    """Find what two sets share, so that a score on the second would flatter a model trained on the first.
+def check_leaks(train: Sequence[Clip], scored: Mapping[str, Sequence[Clip]]) -> dict[str, list[Finding]]:
+    """Find what sets share with the training set, so that a score on them would flatter a model trained on it.
 
     Args:
         train: Clips trained on.
-        evaluation: Clips scored.
+        scored: Split -> its clips.
 
     Returns:
-        One finding a kind, each naming the clips of both sides. Errors: `leak.speaker`, `leak.id`, `leak.span` (the
-        same seconds of the same file), `leak.audio` (other names, same bytes). Notes: `leak.sentence` (the same
-        transcripts, usual for commands and digits) and `leak.unchecked` (clips without a speaker).
+        For each split one finding a kind, each naming the clips of both sides. Errors: `leak.speaker`, `leak.id`,
+        `leak.span` (the same seconds of the same file), `leak.audio` (other names, same bytes). A note: `leak.sentence`
+        (the same transcripts, usual for commands and digits). What holds for all splits stands with the first: a
+        warning `leak.speaker` where there is one speaker in all, and a note `leak.unchecked` on clips without one.
     """
-    named_train = [clip for clip in train if clip.speaker is not None]
-    named_eval = [clip for clip in evaluation if clip.speaker is not None]
-    one = len({clip.speaker for clip in (*named_train, *named_eval)}) == 1
-    advice = "There is no other speaker: the score holds for this voice only." if one else "Split again by speaker."
-    found = [
-        _common("speaker", "error", "speakers", _by(named_train, _speaker), _by(named_eval, _speaker), advice),
-        _common("id", "error", "ids", _by(train, _id), _by(evaluation, _id), "Give each clip its own id."),
-        _spans(train, evaluation),
-        _same_bytes(train, evaluation),
-        _common("sentence", "note", "transcripts", _by(train, _sentence), _by(evaluation, _sentence), _USUAL),
-    ]
-    findings = [finding for finding in found if finding is not None]
-    unnamed = [clip for clip in (*train, *evaluation) if clip.speaker is None]
-    if unnamed:
-        findings.append(
-            Finding(
-                check="leak.unchecked",
-                severity="note",
-                message=f"{len(unnamed)} clips name no speaker: whether speakers are shared could not be checked, and "
-                "splitting goes by file. Fill the column 'speaker' to be sure.",
-                clip_ids=tuple(clip.id for clip in unnamed),
-                measured=float(len(unnamed)),
-                limit=0.0,
-                unit="clips",
-            )
+    all_clips = {"train": train, **scored}
+    speakers = {clip.speaker for clips in all_clips.values() for clip in clips if clip.speaker is not None}
+    found: dict[str, list[Finding]] = {}
+    for split, clips in scored.items():
+        leaks = [
+            None if len(speakers) == 1 else _shared_speakers(split, train, clips),
+            _common("id", "error", split, ("id",), _by(train, _id), _by(clips, _id), "Give each clip its own id."),
+            _spans(split, train, clips),
+            _same_bytes(split, train, clips),
+            _common("sentence", "note", split, ("transcript",), _by(train, _sentence), _by(clips, _sentence), _USUAL),
+        ]
+        found[split] = [leak for leak in leaks if leak is not None]
+    if found:
+        first = next(iter(found))
+        found[first] = [*_one_speaker(all_clips), *found[first], *_unnamed(all_clips)]
+    return found
+
+
+def _one_speaker(splits: Mapping[str, Sequence[Clip]]) -> list[Finding]:
+    """That there is one speaker in all, so that none can be kept for the scores."""
+    named = {split: [clip for clip in clips if clip.speaker is not None] for split, clips in splits.items()}
+    named = {split: clips for split, clips in named.items() if clips}
+    speakers = {clip.speaker for clips in named.values() for clip in clips}
+    if len(speakers) != 1 or "train" not in named or len(named) == 1:
+        return []
+    *most, last = named
+    return [
+        Finding(
+            check="leak.speaker",
+            severity="warning",
+            message=f"{', '.join(most)} and {last} share their only speaker ({show(speakers.pop())}): the scores hold "
+            "for this voice only.",
+            clip_ids=tuple(dict.fromkeys(clip.id for clips in named.values() for clip in clips)),
+            measured=1.0,
+            limit=0.0,
+            unit="speakers",
         )
-    return findings
+    ]
+
+
+def _unnamed(splits: Mapping[str, Sequence[Clip]]) -> list[Finding]:
+    """Clips without a speaker, of all splits together."""
+    without = {split: [clip.id for clip in clips if clip.speaker is None] for split, clips in splits.items()}
+    number = sum(map(len, without.values()))
+    if not number:
+        return []
+    names = "names" if number == 1 else "name"
+    of_each = ", ".join(f"{split} {len(ids)}" for split, ids in without.items() if ids)
+    return [
+        Finding(
+            check="leak.unchecked",
+            severity="note",
+            message=f"{counted(number, 'clip')} {names} no speaker ({of_each}): whether speakers are shared could not "
+            "be checked, and splitting goes by file. Fill the column 'speaker' to be sure.",
+            clip_ids=tuple(dict.fromkeys(name for ids in without.values() for name in ids)),
+            measured=float(number),
+            limit=0.0,
+            unit="clips",
+        )
+    ]
+
+
+def _shared_speakers(split: str, train: Sequence[Clip], clips: Sequence[Clip]) -> Finding | None:
+    return _common(
+        "speaker", "error", split, ("speaker",), _by(train, _speaker), _by(clips, _speaker), "Split again by speaker."
+    )
 
 
 def _speaker(clip: Clip) -> str | None:
@@ -207,26 +250,29 @@ def _by(clips: Iterable[Clip], key: Callable[[Clip], str | None]) -> dict[str, l
 def _common(
     kind: str,
     severity: Severity,
-    things: str,
+    split: str,
+    things: tuple[str] | tuple[str, str],
     train: Mapping[str, Sequence[Clip]],
-    evaluation: Mapping[str, Sequence[Clip]],
+    scored: Mapping[str, Sequence[Clip]],
     advice: str,
 ) -> Finding | None:
-    shared = sorted(train.keys() & evaluation.keys())
+    shared = sorted(train.keys() & scored.keys())
     if not shared:
         return None
     examples = ", ".join(map(show, shared[:5])) + (", ..." if len(shared) > 5 else "")
-    clips = [clip for name in shared for clip in (*train[name], *evaluation[name])]
-    return _leak(kind, severity, f"share {len(shared)} {things} ({examples})", clips, len(shared), things, advice)
+    clips = [clip for name in shared for clip in (*train[name], *scored[name])]
+    what = f"{counted(len(shared), *things)} ({examples})"
+    return _leak(kind, severity, split, what, clips, len(shared), counted(0, *things).removeprefix("0 "), advice)
 
 
 def _leak(
-    kind: str, severity: Severity, what: str, clips: Iterable[Clip], count: int, unit: str, advice: str
+    kind: str, severity: Severity, split: str, what: str, clips: Iterable[Clip], count: int, unit: str, advice: str
 ) -> Finding:
+    wrong = "" if severity == "note" else ", and nothing may be shared where a score shall hold"
     return Finding(
         check=f"leak.{kind}",
         severity=severity,
-        message=f"The training and evaluation sets {what}; none are allowed where a score shall hold. {advice}",
+        message=f"train and {split} share {what}{wrong}. {advice}",
         clip_ids=tuple(dict.fromkeys(clip.id for clip in clips)),
         measured=float(count),
         limit=0.0,
@@ -234,7 +280,7 @@ def _leak(
     )
 
 
-def _spans(train: Sequence[Clip], evaluation: Sequence[Clip]) -> Finding | None:
+def _spans(split: str, train: Sequence[Clip], evaluation: Sequence[Clip]) -> Finding | None:
     real = real_paths(clip.path for clip in (*train, *evaluation))
     by_file = _by(train, lambda clip: real[clip.path])
     pairs = [
@@ -247,11 +293,11 @@ def _spans(train: Sequence[Clip], evaluation: Sequence[Clip]) -> Finding | None:
     ]
     if not pairs:
         return None
-    what = f"share seconds of the same file in {len(pairs)} pairs of clips, first {show(str(pairs[0][1].path))}"
-    return _leak("span", "error", what, (clip for pair in pairs for clip in pair), len(pairs), "pairs", _AGAIN)
+    what = f"seconds of the same file in {counted(len(pairs), 'pair')} of clips, first {show(str(pairs[0][1].path))}"
+    return _leak("span", "error", split, what, (clip for pair in pairs for clip in pair), len(pairs), "pairs", _AGAIN)
 
 
-def _same_bytes(train: Sequence[Clip], evaluation: Sequence[Clip]) -> Finding | None:
+def _same_bytes(split: str, train: Sequence[Clip], evaluation: Sequence[Clip]) -> Finding | None:
     """Files of other names with the same content. Only files of a size that both sides have are read."""
     sides = [_by_size(train), _by_size(evaluation)]
     sizes = sides[0].keys() & sides[1].keys()
@@ -270,7 +316,7 @@ def _same_bytes(train: Sequence[Clip], evaluation: Sequence[Clip]) -> Finding | 
             table[name] = [clip for clip in clips if real[clip.path] not in same_path]
             if not table[name]:
                 del table[name]
-    return _common("audio", "error", "recordings under other names", tables[0], tables[1], _AGAIN)
+    return _common("audio", "error", split, _RENAMED, tables[0], tables[1], _AGAIN)
 
 
 def real_paths(paths: Iterable[Path]) -> dict[Path, str]:

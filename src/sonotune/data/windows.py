@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from sonotune.types import Clip, Finding
+from sonotune.wording import long_time
 
 WINDOW_SLACK_S: Final = 0.01
 """What rounding in a manifest, resampling and differences of times may add to a clip; the end beyond is cut off."""
@@ -55,12 +56,12 @@ def fit_for_training(
         ("train.cut_at_words", divided, "cut between their words, each piece with its own text"),
     ):
         if found:
-            hours = sum(clip.duration_s for clip in found) / 3600
+            length = long_time(sum(clip.duration_s for clip in found))
             findings.append(
                 Finding(
                     check=check,
                     severity="warning" if found is left_out else "note",
-                    message=f"{len(found)} of {len(clips)} training clips ({hours:.2f} h) are longer than "
+                    message=f"{len(found)} of {len(clips)} training clips ({length}) are longer than "
                     f"{limit_s:.4g} s, the most that is trained on at a time, and are {outcome}.",
                     clip_ids=tuple(clip.id for clip in found),
                     measured=max(clip.duration_s for clip in found),

@@ -91,6 +91,12 @@ def find_card(text: str) -> Card:
     size = _SIZE.fullmatch(text.strip())
     if size and 0 < float(size[1]) <= _MOST_GB:
         return _of_size(float(size[1]), binary=(size[2] or "").upper() == "GIB")
+    largest, name = max((max(sizes), name) for name, sizes in CARDS.items())
+    if size and float(size[1]) > _MOST_GB:
+        raise ConfigError(
+            f"--gpu {text!r} is larger than any card: the largest that is known here is the {name} with {largest} GB. "
+            "For several cards give the size of one, and their number with --devices."
+        )
     raise ConfigError(
         f"--gpu {text!r} is no card that is known here{suggest(text, CARDS, '.')} Known are {', '.join(CARDS)}. For "
         "another, give its size as sold (--gpu 24GB), or exactly what may be used (--device cuda --memory 23GiB)."

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from sonotune.metrics.scores import better_sign, score_title
 from sonotune.reports.canvas import Palette, Picture, plain_axes
 from sonotune.reports.page import render_page
-from sonotune.reports.record import show_bytes, show_seconds
+from sonotune.reports.record import show_seconds
+from sonotune.wording import memory_size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,7 @@ _MARKERS = "osD^vPX*"
 _SAME_TIME = 0.05  # of two runs on a shared machine
 _COSTS: tuple[tuple[str, str], ...] = (
     ("parameters", "trainable parameters"),
-    ("peak_bytes", "peak memory, MB"),
+    ("peak_bytes", "peak memory, MiB"),
     ("seconds", "time of a run, seconds with calibration and scoring"),
 )
 
@@ -44,7 +45,13 @@ def build_ablation_html(body: Mapping[str, Any]) -> str:
     drawn = {picture.name: picture.page() for picture in ablation_pictures(body)}
     return render_page(
         "ablation.html",
-        filters={"seconds": show_seconds, "bytes": show_bytes, "percent": _percent, "count": _count, "points": _points},
+        filters={
+            "seconds": show_seconds,
+            "bytes": memory_size,
+            "percent": _percent,
+            "count": _count,
+            "points": _points,
+        },
         body=body,
         score=_called(body),
         arms=arms,
@@ -197,7 +204,7 @@ def _differences(rows: Sequence[Mapping[str, Any]], body: Mapping[str, Any]) -> 
 
 def _costs(rows: Sequence[Mapping[str, Any]], name: str, label: str, body: Mapping[str, Any]) -> Picture:
     """Score over a cost; arms that another beats in both are hollow."""
-    scale = 1e-6 if name == "peak_bytes" else 1.0
+    scale = 2**-20 if name == "peak_bytes" else 1.0
     sign = _sign(body)
     points = [(sign * row["mean"], row[name]) for row in rows]
     beaten = [any(a <= mine[0] and b <= mine[1] and (a, b) != mine for a, b in points) for mine in points]

@@ -21,6 +21,7 @@ from sonotune.reports.tools import tools_lines
 from sonotune.reports.usage import Kind, Usage, usage_lines
 from sonotune.runs.record import language_of
 from sonotune.types import RunRecord
+from sonotune.wording import counted, memory_size
 
 _TASKS = {"transcribe": "automatic-speech-recognition", "classify": "audio-classification"}
 _MOMENTS = {
@@ -148,8 +149,8 @@ def _scores(record: RunRecord) -> str:
 
 def _over(row: Mapping[str, Any]) -> str:
     speakers = row.get("detail", {}).get("speakers")
-    clips = f"{row['count']} clip{'' if row['count'] == 1 else 's'}"
-    return f"{clips} of {speakers} speaker{'' if speakers == 1 else 's'}" if speakers else clips
+    clips = counted(row["count"], "clip")
+    return f"{clips} of {counted(speakers, 'speaker')}" if speakers else clips
 
 
 def _data(record: RunRecord) -> str:
@@ -166,13 +167,13 @@ def _training(record: RunRecord) -> str:
     lines = [f"- {trained:,} trained parameters beside {total:,} of the base"]
     if ranks:
         allocator = record.config.get("adapter", {}).get("allocator", "uniform")
-        lines.append(f"- ranks {ranks[0]} to {ranks[-1]} in {len(ranks)} modules (`{allocator}`)")
+        lines.append(f"- ranks {ranks[0]} to {ranks[-1]} in {counted(len(ranks), 'module')} (`{allocator}`)")
     lines += [f"- {setting}: {reason}" for setting, reason in record.choices.items()]
     training = record.config.get("training", {})
     rate = training.get("learning_rate")
     given = "" if rate == "auto" else f"learning rate {rate}, "  # why `auto` took which is among the choices
     lines.append(f"- {given}seed {training.get('seed')}")
-    lines.append(f"- {record.seconds / 60:.0f} minutes, peak memory {record.peak_memory_bytes / 2**20:,.0f} MiB")
+    lines.append(f"- {record.seconds / 60:.0f} minutes, peak memory {memory_size(record.peak_memory_bytes)}")
     if record.energy_joules is not None:
         lines.append(f"- {record.energy_joules / 3600:,.0f} Wh")
     packages = record.environment.get("packages", {})

@@ -22,21 +22,20 @@ from sonotune.reports.figures import Estimate, Series, bars, curve, estimates
 from sonotune.reports.page import render_page
 from sonotune.reports.predictions import Rate, text_slices, worst_texts
 from sonotune.reports.rank_heatmap import run_pictures
-from sonotune.reports.verdict import command_line, dates, domain_rows, usage_lines, verdict
+from sonotune.reports.verdict import SPLITS, command_line, dates, domain_rows, usage_lines, verdict
 from sonotune.runs.record import task_of
 from sonotune.types import RunRecord
+from sonotune.wording import counted, memory_size
 
 logger = logging.getLogger(__name__)
 
 _SEVERITIES = ("error", "warning", "note")
 _SHOWN_IDS = 8
 _SHOWN_FINDINGS = 10
+_DATA = {"train": "training", "eval": "development", "test": "test"}
+_LEAST_REST = 0.01
+_REST = "loading, scoring before and after, other"
 _FIRST = (WORSE, "export.parity", "model.context")  # what they say is of the result, not of single clips
-_SPLITS = {
-    "test": "test clips (data.test)",
-    "after": "development clips (data.eval), after training",
-    "before": "development clips (data.eval), before training",
-}
 _CURVES = (
     ("steps", "Scores over steps"),
     ("loss", "Loss"),
@@ -75,6 +74,7 @@ def build_html(
 
     events = list(events)
     training, evaluations, phases = _read_events(events)
+    phases = _with_rest(phases, record.seconds)
     edges_s = record.config.get("evaluation", {}).get("duration_edges_s") or DURATION_EDGES_S
     edges_s = [float(edge) for edge in edges_s]  # one that is infinite is kept as text
     multi_label = record.config.get("data", {}).get("multi_label")
@@ -92,7 +92,7 @@ def build_html(
         "template.html",
         filters={
             "seconds": show_seconds,
-            "bytes": show_bytes,
+            "bytes": memory_size,
             "score": show_value,
             "count": _show_count,
             "percent": _show_percent,
@@ -121,9 +121,11 @@ def build_html(
         dates=dates(events),
         command=command_line(record),
         usage=usage_lines(record, place, task_of(record)),
-        clips_of=_SPLITS.get(split or "", ""),
+        clips_of=SPLITS.get(split or "", ""),
         domains=domain_rows(change, next(iter(names), None)),
-        data=[(split, of) for split in ("train", "eval", "test") if (of := record.data.get(split))],
+        data=[(split, of, _languages(record, of)) for split in _DATA if (of := record.data.get(split))],
+        split_names=_DATA,
+        worse=WORSE,
         findings=[finding for finding in told if finding.severity != "note"],
         notes=[finding for finding in told if finding.severity == "note"],
         shown_findings=_SHOWN_FINDINGS,
@@ -152,16 +154,6 @@ def show_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def show_bytes(num_bytes: float) -> str:
-    """A size in decimal units, as disks and cards are sold."""
-    size = float(num_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
 
 
 def _show_count(number: float) -> str:
@@ -210,6 +202,17 @@ def _read_events(
     )
 
 
+def _with_rest(phases: Mapping[str, float], seconds: float) -> dict[str, float]:
+    """The phases of training, and what is left of the run's wall time."""
+    rest = seconds - math.fsum(phases.values())
+    return {**phases, _REST: rest} if phases and rest > _LEAST_REST * seconds else dict(phases)
+
+
+def _languages(record: RunRecord, of: Mapping[str, Any]) -> str:
+    """Languages that the clips of a split name, or the one that the run takes them to have."""
+    return ", ".join(of.get("languages") or filter(None, [record.model.get("language")])) or "none named"
+
+
 def _figures(
     record: RunRecord,
     training: Sequence[Mapping[str, Any]],
@@ -245,7 +248,7 @@ def _figures(
         figures["throughput"] = curve(
             "throughput", [throughput], y_label="samples/s", title="Training throughput over steps", zero=True
         )
-    if scored := _score_over_steps(evaluations, names):
+    if scored := _score_over_steps(evaluations, names, record.scores.get("before", {})):
         first = next(iter(names.values()))
         label = _axis("error rate" if first.get("better", "lower") == "lower" else "score", first)
         figures["steps"] = curve("steps", scored, y_label=label, title="Scores over steps", zero=True, markers=True)
@@ -270,7 +273,12 @@ def _learning_rates(events: Sequence[Mapping[str, Any]]) -> list[Series]:
     return [Series(label=group, x=[x for x, _ in points], y=[y for _, y in points]) for group, points in groups.items()]
 
 
-def _score_over_steps(evaluations: Sequence[Mapping[str, Any]], names: Mapping[str, Mapping[str, Any]]) -> list[Series]:
+def _score_over_steps(
+    evaluations: Sequence[Mapping[str, Any]],
+    names: Mapping[str, Mapping[str, Any]],
+    before: Mapping[str, Mapping[str, Any]],
+) -> list[Series]:
+    """The scores of the evaluations, from the one before training on where there is one."""
     found: list[Series] = []
     for name in names:
         points = [
@@ -278,6 +286,8 @@ def _score_over_steps(evaluations: Sequence[Mapping[str, Any]], names: Mapping[s
             for event in evaluations
             if isinstance(score := event["scores"].get(name), Mapping) and "value" in score
         ]
+        if points and points[0][0] > 0 and name in before:
+            points.insert(0, (0, before[name]))
         if points:
             found.append(
                 Series(
@@ -323,11 +333,11 @@ def _tiles(record: RunRecord, names: Mapping[str, Mapping[str, Any]]) -> list[di
             tiles.append({"name": title, "value": text, "note": note, "kind": f"wide{worse}"})
         elif name in (after or before):
             score = (after or before)[name]
-            note = f"{show_value(score, 'low')} to {show_value(score, 'high')}, {score['count']} clips"
+            note = f"{show_value(score, 'low')} to {show_value(score, 'high')}, {counted(score['count'], 'clip')}"
             tiles.append({"name": score_title(name, score), "value": show_value(score), "note": note})
     tiles += _parity_tile(record)
     tiles.append({"name": "Wall time", "value": show_seconds(record.seconds), "note": "over all sessions"})
-    tiles.append({"name": "Peak memory", "value": show_bytes(record.peak_memory_bytes), "note": "whole process"})
+    tiles.append({"name": "Peak memory", "value": memory_size(record.peak_memory_bytes), "note": "whole process"})
     if record.energy_joules is not None:
         watt_hours = f"{record.energy_joules / 3600:.3g} Wh"
         tiles.append({"name": "Energy", "value": watt_hours, "note": f"{record.energy_joules:,.0f} J"})

@@ -13,6 +13,12 @@ from sonotune.metrics.scores import WORSE, primary_score, score_title, show_valu
 from sonotune.types import RunRecord
 
 Outcome = Literal["better", "worse", "none"]
+SPLITS: Final = {
+    "test": "test clips (data.test)",
+    "after": "development clips (data.eval), after training",
+    "before": "development clips (data.eval), before training",
+}
+"""A file of predictions of a run -> whose clips they are."""
 _SAME_RECORDINGS: Final = ("leak.span", "leak.audio")
 
 

@@ -71,7 +71,8 @@ def drafting(target: Path) -> Iterator[Path]:
         if one.suffix != ".old" or target.exists():  # else it is all that there is of the target
             _remove_if_left(one)
     while True:
-        draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        # The letter keeps digits alone from being taken for the number of a process, whose drafts are cleared away.
+        draft = target.with_name(f".{target.name}.f{secrets.token_hex(4)[1:]}.tmp")
         draft.mkdir()
         lock = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         with suppress(OSError):  # some mounts have no locks

@@ -15,6 +15,7 @@ from sonotune.data.manifest import fill_durations
 from sonotune.data.records import ClipParser
 from sonotune.errors import ManifestError
 from sonotune.types import Clip, Finding, Severity
+from sonotune.wording import counted
 
 _MARKS: Final = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -31,7 +32,9 @@ class Reading:
 
     Args:
         source: The file or folder that the user named.
-        root: Folder that paths are relative to and may not leave.
+        root: Folder that paths are relative to and may not leave. None: relative ones may not leave the base, and
+            absolute ones are read as they are.
+        base: What paths are relative to without a root; the source's folder where None.
         allow_outside_root: Whether paths may leave the root.
         encoding: Of the text files; None looks for marks of UTF-16 and takes UTF-8 otherwise.
         columns: Columns that the user named.
@@ -44,6 +47,7 @@ class Reading:
         source: Path,
         *,
         root: Path | None = None,
+        base: Path | None = None,
         allow_outside_root: bool = False,
         encoding: str | None = None,
         columns: Columns | None = None,
@@ -51,7 +55,7 @@ class Reading:
         unit: str | None = None,
     ) -> None:
         self.source = source
-        self.root = AudioRoot(root or source.parent, allow_outside=allow_outside_root)
+        self.root = AudioRoot(root or base or source.parent, absolute=root is None, allow_outside=allow_outside_root)
         self.problems = Problems(source, unit=unit)
         self.columns = columns or Columns()
         self._findings = [] if findings is None else findings
@@ -131,8 +135,9 @@ class Reading:
         for name, count in unused.items():
             self.say(
                 "unused_time",
-                f"the column {show(name)} of {count} clips looks like a time or a length and is not used. Where clips "
-                "are parts of longer files, name their columns start_s and end_s (or duration_s), in seconds.",
+                f"the column {show(name)} of {counted(count, 'clip')} looks like a time or a length and is not used. "
+                "Where clips are parts of longer files, name their columns start_s and end_s (or duration_s), in "
+                "seconds.",
                 severity="warning",
             )
 
@@ -146,7 +151,7 @@ class Reading:
         for name, count in other.items():
             self.say(
                 "other_text",
-                f"the column {show(name)} holds another transcript for {count} clips and is not used; "
+                f"the column {show(name)} holds another transcript for {counted(count, 'clip')} and is not used; "
                 f"--text-column {name} takes it.",
                 severity="warning",
             )

@@ -60,7 +60,8 @@ def load_kaldi(
     _require(source, "wav.scp", "kaldi")
     reading = Reading(
         source,
-        root=root or _kaldi_root(source),
+        root=root,
+        base=_kaldi_root(source),
         allow_outside_root=allow_outside_root,
         encoding=encoding,
         findings=findings,

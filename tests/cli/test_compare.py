@@ -1,0 +1,56 @@
+"""The commands `compare` and `report`: what they say first, and what they refuse."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from sonotune import cli
+
+
+def call(*words: object) -> tuple[int, str, str]:
+    """Run a command: exit code, stdout and stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as caught:
+        cli.main([*map(str, words)])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code, out.getvalue(), err.getvalue()
+
+
+def predictions(path: Path, hypothesis: str) -> Path:
+    rows = [
+        {"id": f"c{index}", "duration_s": 1.0, "scored_reference": "one two", "scored_hypothesis": hypothesis}
+        for index in range(8)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize(("moment", "told"), [("test", "test clips (data.test)"), ("after", "development clips")])
+def test_a_comparison_says_first_which_is_which_and_of_what_clips(tmp_path: Path, moment: str, told: str):
+    first, second = tmp_path / "short", tmp_path / "long"
+    for run, hypothesis in ((first, "one"), (second, "one two")):
+        predictions(run / "predictions" / f"{moment}.jsonl", hypothesis)
+    code, out, err = call("compare", first, second, "--resamples", "200")
+    assert code == 0, err
+    heading = out.splitlines()[:3]
+    assert heading[:2] == [f"A is {first}", f"B is {second}"]
+    assert heading[2].startswith(f"B minus A on 8 clips: {told}")
+
+
+def test_files_of_predictions_are_of_clips_that_nobody_names(tmp_path: Path):
+    files = [predictions(tmp_path / f"{name}.jsonl", "one") for name in ("a", "b")]
+    _, out, _ = call("compare", *files, "--resamples", "200")
+    assert out.splitlines()[2] == "B minus A on 8 clips, in percentage points"
+
+
+def test_the_report_of_an_ablation_is_named_where_one_is_asked_for(tmp_path: Path):
+    (tmp_path / "ablation.json").write_text("{}", "utf-8")
+    code, _, err = call("report", tmp_path)
+    assert code == 2
+    assert f"`sonotune ablate` writes its report, {tmp_path / 'report.html'}" in err
