@@ -205,6 +205,37 @@ def test_json_of_other_tools(folder: Path, name: str, form: str):
     assert clips[0].duration_s == (1.5 if name == "whisper_finetune" else 2.0)
 
 
+@pytest.mark.parametrize(
+    ("start", "end"), [("start_time", "end_time"), ("start", "end"), ("begin", "stop"), ("offset", "duration")]
+)
+@pytest.mark.parametrize("key", ["audio", "wav", "audios"])
+def test_an_audio_that_is_an_object_gives_the_file_and_the_span(folder: Path, start: str, end: str, key: str):
+    source = folder / "m.jsonl"
+    last = 0.25 if end == "duration" else 0.75
+    audio = {"path": "a.wav", "sampling_rate": RATE_HZ, start: 0.5, end: last, "bytes": None}
+    record = {"sentence": "one", **({} if end == "duration" else {"duration": 0.25})}
+    if key == "audios":
+        record |= {"messages": [{"role": "assistant", "content": "one"}], "audios": [audio]}
+    else:
+        record[key] = audio
+    source.write_text(json.dumps(record))
+    (clip,), said = read(source)
+    assert (clip.start_s, clip.duration_s, clip.text, clip.path.name) == (0.5, 0.25, "one", "a.wav")
+    assert clip.sample_rate_hz == RATE_HZ
+    assert not [check for check in said if "time" in check]
+    assert read(source, format="whisper_finetune")[0] == [clip]
+
+
+def test_the_span_inside_an_audio_counts_more_than_one_beside_it_and_an_unknown_time_is_said(folder: Path):
+    source = folder / "m.jsonl"
+    source.write_text(json.dumps({"audio": {"path": "a.wav", "start": 0.5, "end": 0.75}, "start": 0.0, "text": "one"}))
+    (clip,), said = read(source)
+    assert (clip.start_s, clip.duration_s) == (0.5, 0.25)
+    assert "'start'" in said["import.unused_time"].message
+    source.write_text(json.dumps({"audio": {"path": "a.wav", "begin_ms": 500}, "text": "one"}))
+    assert "'begin_ms'" in read(source)[1]["import.unused_time"].message
+
+
 def test_words_with_times_stay_and_others_are_an_extra_column(folder: Path):
     timed = [{"text": "one", "start_s": 0.1, "end_s": 0.4}]
     source = folder / "m.jsonl"

@@ -164,9 +164,14 @@ def _duration_s(start_s: object, end_s: object) -> float:
     return end_s - start_s
 
 
+def is_name_of(column: str, name: str) -> bool:
+    """Whether another tool's name of a column stands for one of ours."""
+    return _folded(name) in SYNONYMS[column]
+
+
 def may_be_text(name: str) -> bool:
     """Whether a column that is not used has a name for transcripts."""
-    return _folded(name.removeprefix("source_")) in SYNONYMS["text"]
+    return is_name_of("text", name.removeprefix("source_"))
 
 
 def looks_like_time(name: str, value: str) -> bool:

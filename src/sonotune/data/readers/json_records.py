@@ -1,8 +1,8 @@
 """Readers of JSON: our own manifest, and the manifests of other tools, as lines or as one list.
 
-NeMo (`audio_filepath`), Qwen (`language X<asr_text>...`), Whisper-Finetune (`audio: {path}`), ms-swift (`messages` and
-`audios`), `datasets` audiofolder (`file_name`) and SpeechBrain (an object of objects) differ in where a clip's path and
-text stand. `_flatten` brings each to columns; the synonyms of `data.columns` do the rest.
+NeMo (`audio_filepath`), Qwen (`language X<asr_text>...`), Whisper-Finetune (`audio: {path, start_time, end_time}`),
+ms-swift (`messages` and `audios`), `datasets` audiofolder (`file_name`) and SpeechBrain (an object of objects) differ
+in where a clip's path and text stand. `_flatten` brings each to columns; the synonyms of `data.columns` do the rest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter
 
-from sonotune.data.columns import Columns
+from sonotune.data.columns import Columns, is_name_of
 from sonotune.data.lines import RefusedError, check_value, json_type, show
 from sonotune.data.manifest import read_manifest
 from sonotune.data.readers.base import Reading, find_encoding
@@ -24,6 +24,8 @@ from sonotune.types import Clip, Finding
 
 _QWEN_TEXT = re.compile(r"^\s*language\s+(?P<language>[^<]*?)\s*<asr_text>(?P<text>.*)$", re.DOTALL)
 _ANYTHING: Final[TypeAdapter[Any]] = TypeAdapter(Any)
+_SAMPLES: Final = ("bytes", "array")
+"""Keys under which an object of audio holds the audio itself."""
 
 
 def load_jsonl(source: Path, *, root: Path | None = None, allow_outside_root: bool = False) -> list[Clip]:
@@ -141,18 +143,29 @@ def _flatten(row: Mapping[str, Any]) -> dict[str, Any]:
         flat["messages"] = [{"role": "assistant", "content": flat.pop("response")}]
     if isinstance(flat.get("messages"), list):
         flat = _from_messages(flat)
-    for name, value in flat.items():
-        if name.casefold() == "audio" and isinstance(value, dict):
-            path = value.get("path")
-            if not isinstance(path, str) or not path:
-                raise RefusedError(
-                    "the audio names no file",
-                    found=f"the keys {', '.join(map(show, value)) or 'none'}",
-                    allowed='{"path": "a.wav"}',
-                    do="Write the audio to a file and name it. `hub:` reads data sets that hold the audio itself.",
-                )
-            flat[name] = path
+    nested = next((name for name in flat if is_name_of("path", name) and isinstance(flat[name], dict)), None)
+    if nested is not None:
+        flat = _from_audio(flat, nested)
     return _split_qwen(flat)
+
+
+def _from_audio(row: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Columns of a row whose audio is an object. The file and the span are what it says; the rest adds to the row."""
+    audio = {key: value for key, value in row[name].items() if value is not None and key not in _SAMPLES}
+    known = Columns().match(audio)
+    path = next((audio[key] for key, column in known.items() if column == "path"), None)
+    if not isinstance(path, str) or not path:
+        raise RefusedError(
+            "the audio names no file",
+            found=f"the keys {', '.join(map(show, row[name])) or 'none'}",
+            allowed='{"path": "a.wav"}',
+            do="Write the audio to a file and name it. `hub:` reads data sets that hold the audio itself.",
+        )
+    inside = {known.get(key, key): value for key, value in audio.items()}
+    of_the_clip = {key: inside.pop(key) for key in ("start_s", "end_s") if key in inside} | {name: inside.pop("path")}
+    outside = {key: value for key, value in row.items() if key != name}
+    said = {*outside, *Columns().match(outside).values()}
+    return {**{key: value for key, value in inside.items() if key not in said}, **outside, **of_the_clip}
 
 
 def _split_qwen(row: dict[str, Any]) -> dict[str, Any]:
@@ -181,9 +194,8 @@ def _from_messages(row: Mapping[str, Any]) -> dict[str, Any]:
             '"audios": ["a.wav"]}',
             do="Split or remove the entry.",
         )
-    audio = audios[0]["path"] if isinstance(audios[0], dict) and "path" in audios[0] else audios[0]
     rest = {name: value for name, value in row.items() if name not in ("messages", "audios")}
-    return {**rest, "audio": audio, "text": answers[-1]}
+    return {**rest, "audio": audios[0], "text": answers[-1]}
 
 
 def _parts(content: object) -> list[dict[str, Any]]:
