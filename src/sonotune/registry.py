@@ -56,6 +56,7 @@ IMPORTERS = MappingProxyType(
         "audiofolder": "sonotune.data.readers.folders:load_audiofolder",
         "kaldi": "sonotune.data.readers.corpora:load_kaldi",
         "librispeech": "sonotune.data.readers.corpora:load_librispeech",
+        "mls": "sonotune.data.readers.corpora:load_mls",
         "fsdd": "sonotune.data.readers.corpora:load_fsdd",
         "hub": "sonotune.data.hub:load_hub",
         "rudiments": "sonotune.data.rudiments:load_rudiments",

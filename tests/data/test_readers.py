@@ -123,6 +123,28 @@ def test_ljspeech(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("header", "text", "extra"),
+    [
+        ("id|text|normalized", "3", {"normalized": "three"}),
+        ("file|raw|text", "three", {"raw": "3"}),
+        ("name|a|b", "3", {"b": "three"}),
+    ],
+)
+def test_ljspeech_with_a_header(tmp_path: Path, header: str, text: str, extra: dict[str, str]):
+    for name in ("x1", "x2"):
+        tone(tmp_path / "wavs" / f"{name}.wav")
+    (tmp_path / "metadata.csv").write_text(f"{header}\nx1|3|three\nx2|4|four\n")
+    assert sniff(tmp_path) == sniff(tmp_path / "metadata.csv") == "ljspeech"
+    clips, said = read(tmp_path)
+    assert [clip.id for clip in clips] == ["x1", "x2"]
+    assert (clips[0].text, clips[0].extra) == (text, extra)
+    assert "a header" in said["import.columns"].message
+    (tmp_path / "metadata.csv").write_text(f"{header}\nx1|3|three\nx2|4\n")
+    with pytest.raises(ManifestError, match=r":3: the row is not of LJSpeech: found 2 cells; allowed is 3"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("content", "said"),
     [
         (b"path;text\na.wav;o\x00ne\n", "NUL character"),
@@ -344,6 +366,64 @@ def test_few_texts_do_not_drop_the_classes(tmp_path: Path):
         read(tmp_path, contents="both")
 
 
+def test_folders_of_splits_and_of_audio_are_no_classes(tmp_path: Path):
+    for name in ("train/a/h", "train/b/h", "test/a/h"):
+        tone(tmp_path / "one" / f"{name}.wav")
+    clips, _ = read(tmp_path / "one")
+    assert [(clip.label, clip.extra["split"]) for clip in clips] == [
+        (("a",), "test"),
+        (("a",), "train"),
+        (("b",), "train"),
+    ]
+    assert read(tmp_path / "one", contents="classes")[0] == clips
+    assert [clip.speaker for clip in read(tmp_path / "one", speaker="folder")[0]] == ["a", "a", "b"]
+    for name in ("train/h", "Test/h"):
+        tone(tmp_path / "two" / f"{name}.wav")
+    clips, said = read(tmp_path / "two")
+    assert [(clip.label, clip.extra) for clip in clips] == [((), {"split": "Test"}), ((), {"split": "train"})]
+    assert "--contents classes" in said["import.no_class"].message
+    clips, _ = read(tmp_path / "two", contents="classes")
+    assert [clip.label for clip in clips] == [("Test",), ("train",)]
+    for name in ("a/h", "b/h", "data/h"):
+        tone(tmp_path / "three" / f"{name}.wav")
+    clips, said = read(tmp_path / "three")
+    assert [clip.label for clip in clips] == [("a",), ("b",), ()]
+    assert "the folders data of" in said["import.no_class"].message
+
+
+def test_one_folder_is_a_class_only_where_the_user_says_so(tmp_path: Path):
+    for name in ("bark/1", "bark/2"):
+        tone(tmp_path / f"{name}.wav")
+    clips, said = read(tmp_path)
+    assert [clip.label for clip in clips] == [(), ()]
+    assert (said["import.no_class"].severity, "bark" in said["import.no_class"].message) == ("warning", True)
+    assert [clip.label for clip in read(tmp_path, contents="classes")[0]] == [("bark",), ("bark",)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("meta/all.csv", "name,fold\na-1.wav,1\nb-1.wav,2\n"),
+        ("said.txt", "a-1 one two\nb-1 three\n"),
+        ("said.json", '{"a-1": "one"}'),
+        ("texts/a-1.txt", "one"),
+    ],
+)
+def test_a_file_of_text_that_names_the_audio_is_named_and_no_classes_are_made(tmp_path: Path, name: str, content: str):
+    for clip in ("a/a-1", "b/b-1"):
+        tone(tmp_path / f"{clip}.wav")
+    (tmp_path / "README.txt").write_text("Recordings of a and b.\nMade by ann.\n")
+    clips, said = read(tmp_path)
+    assert [clip.label for clip in clips] == [("a",), ("b",)]
+    assert "README.txt" in said["import.unread"].message
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content)
+    clips, said = read(tmp_path)
+    assert [clip.label for clip in clips] == [(), ()]
+    assert (said["import.texts_unread"].severity, name in said["import.texts_unread"].message) == ("warning", True)
+    assert [clip.label for clip in read(tmp_path, contents="classes")[0]] == [("a",), ("b",)]
+
+
 def test_recordings_that_cannot_be_read_are_named(tmp_path: Path):
     tone(tmp_path / "a.wav")
     for name in ("memo.m4a", "web.WEBM"):
@@ -452,6 +532,26 @@ def test_librispeech(tmp_path: Path, below: str):
     assert ["103-1240-0002" in findings[0].message, "103-1240-0001" in findings[1].message] == [True, True]
     with pytest.raises(ManifestError, match="cannot be read as librispeech"):
         importers.load(tmp_path / "nothing", format="librispeech")
+
+
+@pytest.mark.parametrize("below", ["", "train"])
+def test_mls(tmp_path: Path, below: str):
+    for split in ("train", "dev"):
+        for number in range(2):
+            tone(tmp_path / split / "audio" / "12" / "34" / f"12_34_{split}{number}.flac")
+        (tmp_path / split / "transcripts.txt").write_text(f"12_34_{split}0\tein wort\n12_34_lost\tweg\n")
+    assert sniff(tmp_path / below) == "mls"
+    findings: list[Finding] = []
+    clips = importers.load(tmp_path / below, findings=findings, language="de")
+    last = clips[-1]
+    assert len(clips) == (1 if below else 2)
+    assert (last.id, last.text, last.speaker, last.language) == ("12_34_train0", "ein wort", "12", "de")
+    assert last.extra == ({} if below else {"split": "train"})
+    assert ["12_34_train1" in findings[0].message, "12_34_lost" in findings[1].message] == [True, True]
+    if not below:
+        assert [clip.id for clip in importers.load(tmp_path, split="dev")] == ["12_34_dev0"]
+    with pytest.raises(ManifestError, match="cannot be read as mls"):
+        importers.load(tmp_path / "nothing", format="mls")
 
 
 def test_a_named_format_counts_before_what_the_files_prove(kaldi: Callable[..., Path], tmp_path: Path):

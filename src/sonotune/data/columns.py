@@ -31,6 +31,12 @@ SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
     "channel": ("channel",),
     "label": ("label", "category", "class"),
 }
+SPLIT_NAMES: Final = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("eval", "evaluation", "dev", "development", "val", "valid", "validation"), "eval"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""What the splits of published corpora are called -> what they are called here."""
 NOT_OURS: Final = ("words",)
 """Names of our columns that mean something else elsewhere: they become an extra column `source_NAME`, unless their
 values have our form."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sonotune.data.audio_files import AUDIO_SUFFIXES
-from sonotune.data.columns import SYNONYMS, Columns
+from sonotune.data.columns import SYNONYMS, Columns, is_name_of
 from sonotune.data.lines import Problems, RefusedError, show, text_lines
 from sonotune.data.readers.base import Reading
 from sonotune.errors import ManifestError
@@ -124,7 +124,7 @@ def load_ljspeech(
     text_column: str | None = None,
     findings: list[Finding] | None = None,
 ) -> list[Clip]:
-    """Read the layout of LJSpeech: lines `name|text|normalized text` without a header, audio in `wavs/`.
+    """Read the layout of LJSpeech: lines `name|text|normalized text`, with a header or without, audio in `wavs/`.
 
     Args:
         source: The folder with `metadata.csv`, or that file.
@@ -132,7 +132,7 @@ def load_ljspeech(
         allow_outside_root: Whether paths may leave the root.
         delimiter: As for `load_csv`; a pipe where None.
         encoding: Of the file.
-        text_column: `text` (the second column), or `normalized_text` (the third).
+        text_column: `text` (the second column), or `normalized_text` (the third); with a header, a name in it.
         findings: Where assumptions and losses are noted.
     """
     table = source / "metadata.csv" if source.is_dir() else source
@@ -145,26 +145,59 @@ def load_ljspeech(
         findings=findings,
     )
     mark = "|" if delimiter is None else known_delimiter(delimiter)
+    header = _ljspeech_header(reading, table, mark)
+    names = "a header" if header else "no header"
+    columns = ", ".join(header) if header else "file, text and normalized_text"
+    taken = text_column or next((name for name in header if is_name_of("text", name)), "text")
     reading.say(
         "columns",
-        f"{table.name} is read as LJSpeech: no header, the {DELIMITERS.get(mark, mark)} as delimiter, the columns "
-        f"file, text and normalized_text; the transcript is {text_column or 'text'} (--text-column names the other).",
+        f"{table.name} is read as LJSpeech: {names}, the {DELIMITERS.get(mark, mark)} as delimiter, the columns "
+        f"{columns}; the transcript is {taken} (--text-column names another).",
     )
-    return reading.clips(reading.records(_ljspeech_rows(reading, table, mark)))
+    return reading.clips(reading.records(_ljspeech_rows(reading, table, mark, header)))
 
 
-def _ljspeech_rows(reading: Reading, table: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, row in _rows(reading, table, delimiter):
-        if not 2 <= len(row) <= len(_LJSPEECH_COLUMNS):
+def _ljspeech_header(reading: Reading, table: Path, delimiter: str) -> list[str]:
+    """The names of the first line, where it is the second that begins with an audio file; else none.
+
+    The first column is the id and, where no name is one of transcripts, the second is the text.
+    """
+    # The rows are read once more, and their problems are noted then.
+    rows = _rows(Reading(table, encoding=reading.encoding_of(table)), table, delimiter)
+    first, second = (next(rows, (0, [""]))[1] for _ in range(2))
+    if len(first) != len(second) or not _is_named(reading, second[0]) or _is_named(reading, first[0]):
+        return []
+    header = ["id", *(name.strip() for name in first[1:])]
+    if len(header) > 1 and not any(is_name_of("text", name) for name in header):
+        header[1] = "text"
+    return header
+
+
+def _is_named(reading: Reading, name: str) -> bool:
+    """Whether a cell is the name of an audio file, and not its path, which any table can have."""
+    found = find_named_audio(reading.root.root, name)
+    return found is not None and found != name
+
+
+def _ljspeech_rows(
+    reading: Reading, table: Path, delimiter: str, header: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    rows = _rows(reading, table, delimiter)
+    if header:
+        next(rows, None)
+    for line, row in rows:
+        if not (len(row) == len(header) if header else 2 <= len(row) <= len(_LJSPEECH_COLUMNS)):
             reading.problems.add(
                 line,
                 "the row is not of LJSpeech",
                 found=f"{len(row)} cells",
-                allowed="2 or 3: the name of the file, its text, and the text with numbers written out",
+                allowed=f"{len(header)}, as in the header"
+                if header
+                else "2 or 3: the name of the file, its text, and the text with numbers written out",
                 do="Mend the row, or name the delimiter (--delimiter).",
             )
             continue
-        cells = dict(zip(_LJSPEECH_COLUMNS, row, strict=False))
+        cells = dict(zip(header or _LJSPEECH_COLUMNS, row, strict=False))
         name = cells["id"]
         yield line, {**cells, "path": find_named_audio(reading.root.root, name) or f"wavs/{name}.wav"}
 
@@ -182,11 +215,12 @@ def find_named_audio(folder: Path, name: str) -> str | None:
 
 
 def is_ljspeech(table: Path) -> bool:
-    """Whether a table's first line is proven to be a clip of LJSpeech: its first cell names an audio file."""
+    """Whether a table is proven to be of LJSpeech: its first cell, or that below its header, names an audio file."""
     reading = Reading(table)
-    _, line = next(iter(reading.lines(table)), (0, ""))
-    cells = line.rstrip("\r\n").split("|")
-    return 2 <= len(cells) <= len(_LJSPEECH_COLUMNS) and find_named_audio(table.parent, cells[0]) is not None
+    rows = (line.rstrip("\r\n").split("|") for _, line in reading.lines(table))
+    cells = next(rows, [""])
+    clip = 2 <= len(cells) <= len(_LJSPEECH_COLUMNS) and find_named_audio(table.parent, cells[0]) is not None
+    return clip or bool(len(cells) > 1 and _ljspeech_header(reading, table, "|"))
 
 
 # --- any table -----------------------------------------------------------------------------------
