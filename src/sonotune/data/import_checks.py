@@ -10,6 +10,7 @@ from typing import Final
 from sonotune.data.audio_checks import check_audio
 from sonotune.data.audio_files import enumerate_names
 from sonotune.data.audio_root import root_that_holds
+from sonotune.data.text import says_something
 from sonotune.errors import ManifestError
 from sonotune.types import Clip, Finding
 
@@ -101,7 +102,7 @@ def _elsewhere(paths: Sequence[str], place: Path) -> str:
 
 
 def _lacking(clips: Sequence[Clip]) -> list[Finding]:
-    texts = sum(clip.text is not None and bool(clip.text.strip()) for clip in clips)
+    texts = sum(says_something(clip.text or "") for clip in clips)
     labels = sum(bool(clip.label) for clip in clips)
     findings = []
     if not texts:
@@ -118,7 +119,7 @@ def _lacking(clips: Sequence[Clip]) -> list[Finding]:
             Finding(
                 check="import.no_texts",
                 severity="note",
-                message=f"{len(clips) - texts} of {len(clips)} clips have no text, or an empty one.",
+                message=f"{len(clips) - texts} of {len(clips)} clips have no text, or one that says nothing.",
             )
         )
     if not any(clip.speaker for clip in clips):
