@@ -49,7 +49,7 @@ IMPORTERS = MappingProxyType(
         "swift": "sonotune.data.readers.json_records:load_json",
         "whisper_finetune": "sonotune.data.readers.json_records:load_json",
         "csv": "sonotune.data.readers.tables:load_csv",
-        "speechbrain": "sonotune.data.readers.tables:load_csv",
+        "speechbrain": "sonotune.data.readers.tables:load_speechbrain",
         "common_voice": "sonotune.data.readers.tables:load_common_voice",
         "ljspeech": "sonotune.data.readers.tables:load_ljspeech",
         "folder": "sonotune.data.readers.folders:load_folder",

@@ -108,6 +108,48 @@ def test_speechbrain_table(folder: Path):
     ]
 
 
+@pytest.mark.parametrize("place", ["$data_folder", "$data_root", "{data_root}", "${DATA_DIR}", "{root}"])
+def test_the_older_table_of_speechbrain_has_spaces_after_its_commas(folder: Path, place: str):
+    table = folder / "train.csv"
+    table.write_text(
+        "ID, duration, wav, wav_format, wav_opts, spk_id, wrd\n"
+        f'u1, 2.0, {place}/a.wav, wav, , 103, "ONE, TWO"\nu2, 2.0, {place}/b.wav, wav, , 104, THREE\n'
+    )
+    for options in ({}, {"format": "speechbrain"}):
+        clips, _ = read(table, **options)
+        assert [(clip.id, clip.text, clip.speaker, clip.path) for clip in clips] == [
+            ("u1", "ONE, TWO", "103", folder / "a.wav"),
+            ("u2", "THREE", "104", folder / "b.wav"),
+        ]
+        assert clips[0].extra == {"wav_format": "wav"}
+
+
+@pytest.mark.parametrize("indent", [None, 0, 2])
+@pytest.mark.parametrize("options", [{}, {"format": "speechbrain"}, {"format": "json"}])
+def test_json_of_speechbrain(folder: Path, indent: int | None, options: dict[str, str]):
+    source = folder / "train.json"
+    entries = {
+        f"u{number}": {"wav": f"{{data_root}}/{name}.wav", "spk_id": 10 + number, "length": 1.5, "words": "ONE TWO"}
+        for number, name in enumerate("ab" * 40)
+    }
+    source.write_text(json.dumps(entries, indent=indent))
+    clips, said = read(source, **options)
+    assert [(clip.id, clip.speaker) for clip in clips[:2]] == [("u0", "10"), ("u1", "11")]
+    assert {(clip.text, clip.duration_s) for clip in clips} == {("ONE TWO", 1.5)}
+    assert len(clips) == 80
+    assert not said
+
+
+def test_excel_names_the_delimiter_in_a_line_before_the_header(folder: Path):
+    table = folder / "t.csv"
+    for line in ("sep=;", '"sep=;"', "SEP=;"):
+        table.write_text(f"{line}\npath;text\na.wav;one, two\nb.wav;x;y\n")
+        with pytest.raises(ManifestError, match=r":4: the row does not fit the header: found 3 cells"):
+            read(table)
+        table.write_text(f"{line}\npath;text\na.wav;one, two\n")
+        assert texts(read(table)[0]) == texts(read(table, delimiter=";")[0]) == ["one, two"]
+
+
 def test_ljspeech(tmp_path: Path):
     tone(tmp_path / "wavs" / "LJ001-0001.wav")
     (tmp_path / "metadata.csv").write_text('LJ001-0001|He said "3|He said "three\n')
@@ -209,17 +251,19 @@ RECORDS: dict[str, dict[str, Any]] = {
     "other_names": {"id": "x", "path": "a.wav", "sentence": "one"},
     "own integers": {"id": "x", "path": "a.wav", "text": "one", "speaker": 103},
     "integers": {"audio_filepath": "a.wav", "text": "one", "speaker": 103},
+    "wenet": {"key": "u1", "wav": "a.wav", "txt": "one"},
+    "first key is an object": {"meta": {"x": 1}, "path": "a.wav", "text": "one"},
 }
 
 
 @pytest.mark.parametrize("name", RECORDS)
-@pytest.mark.parametrize("form", ["lines", "list", "indented list"])
+@pytest.mark.parametrize("form", ["lines", "list", "indented list", "one indented", "data", "indented data"])
 def test_json_of_other_tools(folder: Path, name: str, form: str):
     source = folder / "m.json"
     record = RECORDS[name]
-    source.write_text(
-        json.dumps(record if form == "lines" else [record], indent=1 if form == "indented list" else None)
-    )
+    whole = {"version": "1.0", "data": [record]} if form == "data" else {"data": [record]} if "data" in form else None
+    value = whole or ([record] if "list" in form else record)
+    source.write_text(json.dumps(value, indent=1 if "indented" in form else None))
     clips, _ = read(source)
     assert [(clip.text, clip.path) for clip in clips] == [("one", folder / "a.wav")]
     assert clips[0].speaker == ("103" if "integers" in name else None)
@@ -262,7 +306,7 @@ def test_words_with_times_stay_and_others_are_an_extra_column(folder: Path):
     timed = [{"text": "one", "start_s": 0.1, "end_s": 0.4}]
     source = folder / "m.jsonl"
     for words, kept in ((timed, 1), ("one", 0)):
-        source.write_text(json.dumps({"id": "x", "path": "a.wav", "duration": 1.0, "words": words}))
+        source.write_text(json.dumps({"id": "x", "path": "a.wav", "text": "1", "duration": 1.0, "words": words}))
         (clip,) = read(source)[0]
         assert len(clip.words) == kept
         assert ("source_words" in clip.extra) == (not kept)
@@ -275,6 +319,17 @@ def test_our_own_manifest_takes_the_options_of_json(folder: Path):
     )
     (clip,) = read_source(str(source), options={"text_column": "raw", "encoding": "cp1252"})
     assert (clip.id, clip.text, clip.extra) == ("x", "été", {"source_text": "1"})
+
+
+def test_numbers_are_names_and_texts_in_the_files_of_other_tools(folder: Path):
+    source = folder / "m.jsonl"
+    for record in ({"id": 5, "path": "a.wav", "text": 42, "label": 7}, {"id": 5, "wav": "a.wav", "sentence": 42}):
+        source.write_text(json.dumps(record))
+        (clip,) = read(source)[0]
+        assert (clip.id, clip.text, clip.label) == ("5", "42", ("7",) if "label" in record else ())
+    source.write_text(json.dumps({"id": "5", "wav": "a.wav", "text": True}))
+    with pytest.raises(ManifestError, match="'text' has the wrong type"):
+        read(source)
 
 
 def test_an_object_of_objects_and_named_columns(folder: Path):

@@ -20,7 +20,7 @@ SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
         *("path", "audio_filepath", "audio_path", "audio", "file", "file_name", "filename", "wav", "wav_path"),
         *("wav_filename", "file_path", "filepath", "audio_file"),
     ),
-    "text": ("text", "sentence", "transcript", "transcription", "wrd"),
+    "text": ("text", "sentence", "transcript", "transcription", "wrd", "txt"),
     "speaker": ("speaker", "speaker_id", "client_id", "spk_id", "spk"),
     "language": ("language", "locale", "lang"),
     "domain": ("domain", "sentence_domain"),
@@ -57,9 +57,10 @@ _NUMBERS: Final[Mapping[str, Callable[[str], float]]] = {
     "sample_rate_hz": _whole,
     "channel": _whole,
 }
-_NAMES: Final = ("id", "speaker", "label")
+_NAMES: Final = ("id", "text", "speaker", "label", "language", "domain")
 _SEPARATOR = re.compile(r"[\s-]+")
-_DATA_ROOT = re.compile(r"^(\$data_root|\{data_root\})/+")  # SpeechBrain's place of the corpus
+# SpeechBrain's place of the corpus: $data_folder, {data_root}, ${root}
+_DATA_ROOT = re.compile(r"^(\$\w*(root|folder|dir|path)|\$?\{\w*(root|folder|dir|path)\})/+", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"^\d+,\d+$")
 _TIME_NAME = re.compile(
     r"(^|[_\W])(start|begin|onset|end|stop|offset|dur|duration|length|timestamps?|time)([_\W]|$)", re.IGNORECASE
@@ -118,6 +119,10 @@ class Columns:
             RefusedError: A number is no number, an end is not behind its start, or a named column is missing.
         """
         matched = self.match(source)
+        if isinstance(source.get("words"), str) and "text" not in matched.values():  # as SpeechBrain writes it
+            matched["words"] = "text"
+            if "duration_s" not in matched.values() and "length" in source:
+                matched["length"] = "duration_s"
         taken = {*matched.values(), *(name for name in NOT_OURS if not _is_timed(source.get(name)))}
         record = {
             matched.get(name, f"source_{name}" if name in taken else name): value for name, value in source.items()

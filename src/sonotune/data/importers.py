@@ -183,6 +183,8 @@ def _sniff_json(path: Path) -> str:
         return "json"
     if "audio_filepath" in record:
         return "nemo"
+    if any(isinstance(record.get(name), int) for name in ("id", "text", "label")):
+        return "json"  # where numbers are names
     foreign = {ours for theirs, ours in Columns().match(record).items() if theirs != ours}
     if {"id", "path"} <= set(record) and not foreign & _TELLING:
         return "jsonl"

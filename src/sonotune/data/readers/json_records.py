@@ -7,10 +7,11 @@ in where a clip's path and text stand. `_flatten` brings each to columns; the sy
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from pydantic import TypeAdapter
 
@@ -24,6 +25,12 @@ from sonotune.types import Clip, Finding
 
 _QWEN_TEXT = re.compile(r"^\s*language\s+(?P<language>[^<]*?)\s*<asr_text>(?P<text>.*)$", re.DOTALL)
 _ANYTHING: Final[TypeAdapter[Any]] = TypeAdapter(Any)
+_CONVERSATION: Final = ("messages", "audios", "query", "response")
+_KEY: Final = re.compile(r'"([^"\\]*)"\s*:')
+_NAME: Final = r'\s*"(?:[^"\\]|\\.)*"\s*'
+# An object that holds a list or an object, behind any number of texts and numbers.
+_FIRST_ENTRIES: Final = re.compile(rf"\{{(?:{_NAME}:(?:{_NAME}|[^\"\[{{,]*),)*{_NAME}:\s*[\[{{]")
+_SAMPLE_BYTES: Final = 4096
 _SAMPLES: Final = ("bytes", "array")
 """Keys under which an object of audio holds the audio itself."""
 
@@ -73,13 +80,35 @@ def json_rows(reading: Reading, path: Path) -> Iterator[tuple[int, dict[str, Any
 
 
 def is_one_value(path: Path, encoding: str | None) -> bool:
-    """Whether a file holds one list, or one object over several lines, instead of an object a line."""
+    """Whether a file holds one list, or one object of clips, instead of an object a line."""
     try:
+        encoding = encoding or find_encoding(path)
         with path.open("rb") as file:
-            sample = file.read(4096).decode(encoding or find_encoding(path), "replace").lstrip("\ufeff \t\r\n")
+            sample = file.read(_SAMPLE_BYTES).decode(encoding, "replace").lstrip("\ufeff \t\r\n")
+            first, ending, _ = sample.partition("\n")
+            goes_on = bool(ending) and first.startswith("{") and first.rstrip().endswith(("{", "[", ","))
+            if sample.startswith("[") or goes_on:
+                return True
+            entries = _FIRST_ENTRIES.match(first)
+            if entries is None or any(_is_of_a_row(key) for key in _KEY.findall(entries[0])):
+                return False
+            return not _has_lines(file, encoding)
     except (OSError, LookupError):
         return False  # whose reader says what is wrong
-    return sample.startswith("[") or sample.split("\n")[0].strip() == "{"
+
+
+def _has_lines(file: IO[bytes], encoding: str) -> bool:
+    """Whether a file has more than one line that is not blank."""
+    file.seek(0)
+    with io.TextIOWrapper(file, encoding=encoding, errors="replace", newline="\n") as text:
+        if len(text.readline(MAX_BYTES)) >= MAX_BYTES:
+            return True
+        return bool(text.read(_SAMPLE_BYTES).strip())
+
+
+def _is_of_a_row(key: str) -> bool:
+    """Whether a key is one of a clip, and not the id of one or the name of a list of them."""
+    return is_name_of("path", key) or key in _CONVERSATION
 
 
 def first_record(path: Path) -> Mapping[str, Any] | None:
@@ -103,14 +132,13 @@ def _entries(reading: Reading, path: Path) -> Iterator[tuple[int, dict[str, Any]
     if len(data) > MAX_BYTES:
         raise ManifestError(f"{path} is larger than the {MAX_BYTES:,} bytes that one list may have. {do}")
     value = parse_json(text.encode("utf-8", "surrogatepass"), _ANYTHING, where=str(path), error=ManifestError, do=do)
-    if isinstance(value, dict) and value and all(isinstance(entry, dict) for entry in value.values()):
-        value = [{"id": name, **entry} for name, entry in value.items()]
-    if not isinstance(value, list):
+    clips = _clips_of(value, reading.columns.audio)
+    if clips is None:
         raise ManifestError(
             f"{path} is no list of clips: found {json_type(value)} {show(value, 60)}; allowed are a list of objects, "
-            "an object that holds one object for each id, and one object a line. Write it so."
+            "an object that holds one such list or one object for each id, and one object a line. Write it so."
         )
-    for number, entry in enumerate(value, 1):
+    for number, entry in enumerate(clips, 1):
         if not isinstance(entry, dict):
             reading.problems.add(
                 number,
@@ -126,6 +154,18 @@ def _entries(reading: Reading, path: Path) -> Iterator[tuple[int, dict[str, Any]
             reading.problems.add_refused(number, error)
         else:
             yield number, entry
+
+
+def _clips_of(value: object, audio: str | None) -> list[Any] | None:
+    """The entries of a list, of an object with one for each id, of the one list in an object, or a single entry."""
+    if not isinstance(value, dict) or not value:
+        return value if isinstance(value, list) else None
+    if any(_is_of_a_row(key) or key == audio for key in value):
+        return [value]
+    if all(isinstance(entry, dict) for entry in value.values()):
+        return [{"id": name, **entry} for name, entry in value.items()]
+    lists = [entry for entry in value.values() if isinstance(entry, list) and entry and isinstance(entry[0], dict)]
+    return lists[0] if len(lists) == 1 else None
 
 
 def _flat(reading: Reading, rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:

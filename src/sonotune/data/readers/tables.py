@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from sonotune.data.audio_files import AUDIO_SUFFIXES
 from sonotune.data.columns import SYNONYMS, Columns, is_name_of
 from sonotune.data.lines import Problems, RefusedError, show, text_lines
 from sonotune.data.readers.base import Reading
+from sonotune.data.readers.json_records import json_rows
 from sonotune.errors import ManifestError
 from sonotune.paths import is_file
 from sonotune.types import Clip, Finding
@@ -19,6 +21,8 @@ from sonotune.types import Clip, Finding
 DELIMITERS: Final = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 _UNQUOTED: Final = ("\t", "|")
 """Common Voice and LJSpeech write bare quotation marks; to read them as quoting would swallow whole lines."""
+_SEPARATOR_LINE: Final = re.compile(r'^"?sep=(?P<mark>[^\w"\r\n])"?[\s,;]*$', re.IGNORECASE)
+"""The first line in which Excel names the delimiter."""
 _SAMPLE_LINES: Final = 10
 _SAMPLE_CHARACTERS: Final = 1000  # of a line; the sniffer's patterns take more than linear time
 _LJSPEECH_COLUMNS: Final = ("id", "text", "normalized_text")
@@ -56,6 +60,44 @@ def load_csv(
         columns=Columns(audio=audio_column, text=text_column),
         findings=findings,
     )
+    return reading.clips(table_records(reading, source, delimiter))
+
+
+def load_speechbrain(
+    source: Path,
+    *,
+    root: Path | None = None,
+    allow_outside_root: bool = False,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    audio_column: str | None = None,
+    text_column: str | None = None,
+    findings: list[Finding] | None = None,
+) -> list[Clip]:
+    """Read a manifest of SpeechBrain: a table, or JSON with one object for each id (`.json`).
+
+    Args:
+        source: The file.
+        root: Folder that paths are relative to and may not leave, which `$data_folder` and the like stand for; the
+            file's folder where None.
+        allow_outside_root: Whether paths may leave the root.
+        delimiter: As for `load_csv`.
+        encoding: Of the file.
+        audio_column: Column of the audio's path, where its name says nothing.
+        text_column: Column of the transcript.
+        findings: Where assumptions and losses are noted.
+    """
+    reading = Reading(
+        source,
+        root=root,
+        allow_outside_root=allow_outside_root,
+        encoding=encoding,
+        columns=Columns(audio=audio_column, text=text_column),
+        findings=findings,
+        unit="entry" if source.suffix.lower() == ".json" else None,
+    )
+    if source.suffix.lower() == ".json":
+        return reading.clips(json_rows(reading, source))
     return reading.clips(table_records(reading, source, delimiter))
 
 
@@ -264,7 +306,10 @@ def _find_delimiter(reading: Reading, path: Path) -> str:
         sample.append(line[:_SAMPLE_CHARACTERS])
         if len(sample) == _SAMPLE_LINES:
             break
+    told = _SEPARATOR_LINE.match(sample[0]) if sample else None
     usual = "\t" if path.suffix.lower() in {".tsv", ".tab"} else ","
+    if told:
+        return told["mark"]
     found = next((mark for mark in (usual, *DELIMITERS) if _proven(reading.columns, sample[:1], mark)), None)
     if found is None:
         try:
@@ -288,10 +333,19 @@ def _proven(columns: Columns, sample: Sequence[str], delimiter: str) -> bool:
 
 
 def _rows(reading: Reading, path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    number = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal number
+        for number, line in reading.lines(path):
+            if number > 1 or not _SEPARATOR_LINE.match(line):
+                yield line
+
     reader = csv.reader(
-        (line for _, line in reading.lines(path)),
+        lines(),
         delimiter=delimiter,
         quoting=csv.QUOTE_NONE if delimiter in _UNQUOTED else csv.QUOTE_MINIMAL,
+        skipinitialspace=delimiter not in _UNQUOTED,
         strict=True,  # a quote that nothing closes would take every row behind it into its cell
     )
     while True:
@@ -299,13 +353,13 @@ def _rows(reading: Reading, path: Path, delimiter: str) -> Iterator[tuple[int, l
             row = next(reader, None)
         except csv.Error as error:
             reading.problems.add(
-                reader.line_num, "the row cannot be read", found=str(error), allowed="a table", do="Mend the row."
+                number, "the row cannot be read", found=str(error), allowed="a table", do="Mend the row."
             )
             continue
         if row is None:
             return
         if row:
-            yield reader.line_num, row
+            yield number, row
 
 
 def _with_header(reading: Reading, path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
