@@ -77,6 +77,23 @@ def test_an_encoding_of_one_byte_a_letter_is_named_not_guessed(folder: Path):
             read(table, encoding=wrong)
 
 
+def test_a_file_of_another_encoding_is_one_message(folder: Path):
+    table = folder / "t.csv"
+    table.write_bytes(b"path,text\na.wav,one\n" + "a.wav,été\n".encode("cp1252") * 30)
+    with pytest.raises(ManifestError) as caught:
+        read(table)
+    assert str(caught.value).count("\n") == 0
+    assert "30 lines are not UTF-8: found byte 0xe9 at offset 6 of line 3 of t.csv first" in str(caught.value)
+    table.write_bytes("path,größe\na.wav,1\n".encode("cp1252"))
+    with pytest.raises(ManifestError, match=r"^\S+t\.csv:1: the line is not UTF-8"):
+        read(table)
+    for name in "ab":
+        (folder / f"{name}.txt").write_bytes("日本".encode("shift_jis"))
+    with pytest.raises(ManifestError, match=r"2 transcripts cannot be read; of the first, the transcript 'a\.txt'"):
+        read(folder, format="folder")
+    assert texts(read(folder, format="folder", encoding="shift_jis")[0]) == ["日本"] * 2
+
+
 def test_delimiters_have_names_and_decimal_commas_are_numbers(folder: Path):
     table = folder / "t.csv"
     table.write_text("Datei;Wort;Duration;;\na.wav;eins;1,5;;\n")
@@ -207,7 +224,10 @@ def test_hostile_tables_are_refused_in_plain_words(folder: Path, content: bytes,
 
 @pytest.mark.parametrize(
     ("start", "end"),
-    [("start", "end"), ("start_time", "end_time"), ("offset", "end"), ("begin", "stop"), ("onset", "offset")],
+    [
+        *(("start", "end"), ("start_time", "end_time"), ("offset", "end"), ("begin", "stop"), ("onset", "offset")),
+        ("from", "To"),
+    ],
 )
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 def test_starts_and_ends_are_spans(folder: Path, start: str, end: str, ending: str):
@@ -229,6 +249,37 @@ def test_a_span_that_ends_before_it_begins_and_an_unknown_time_are_said(folder: 
     _, said = read(folder / "t.csv")
     assert "'start_ms'" in said["import.unused_time"].message
     assert said["import.unused_time"].severity == "warning"
+
+
+def test_from_and_to_are_a_span_only_together_and_with_numbers(folder: Path):
+    (folder / "t.csv").write_text("file,from,to,text\na.wav,ann,ben,one\n")
+    (clip,), said = read(folder / "t.csv")
+    assert (clip.start_s, clip.extra, said) == (0.0, {"from": "ann", "to": "ben"}, {})
+    (folder / "t.csv").write_text("file,from,text\na.wav,0.5,one\n")
+    assert "'from'" in read(folder / "t.csv")[1]["import.unused_time"].message
+
+
+@pytest.mark.parametrize(
+    ("names", "scale", "meant"),
+    [
+        (("start", "end"), 1000, "milliseconds: divide them by 1000"),
+        (("from", "to"), 1000, "milliseconds: divide them by 1000"),
+        (("begin", "stop"), RATE_HZ, "samples: divide them by the sample rate"),
+    ],
+)
+def test_times_that_are_no_seconds_are_refused_by_the_names_that_the_file_has(
+    folder: Path, names: tuple[str, str], scale: int, meant: str
+):
+    source = folder / "t.csv"
+    header = f"file,{names[0]},{names[1]},text\n"
+    source.write_text(f"{header}a.wav,{scale // 2},{scale},one\nb.wav,{scale},{2 * scale},two\n")
+    with pytest.raises(ManifestError, match=rf"columns '{names[0]}' and '{names[1]}' are not in seconds.*{meant}"):
+        read(source)
+    source.write_text(f"{header}a.wav,{scale // 2},{scale},one\nb.wav,0.5,1,two\n")
+    clips, _ = read(source)
+    (finding, *_) = check_clips(clips, source="t.csv", place=source)
+    assert "Times are in seconds" in finding.message
+    assert "start_s" not in finding.message
 
 
 # --- JSON of other tools -------------------------------------------------------------------------
@@ -553,6 +604,22 @@ def test_kaldi_with_segments(kaldi: Callable[..., Path]):
     assert "u9" in said["import.unmatched"].message
     assert "not run" in said["import.commands"].message
     assert "recipe" in said["import.root"].message
+
+
+def test_kaldi_channels_of_recordings(kaldi: Callable[..., Path]):
+    folder = kaldi(
+        wav_scp="r-A stereo.wav\nr-B stereo.wav\nm-B mono.wav\nc-A sph2pipe -f wav -p -c 2 stereo.wav |\n",
+        segments="u1 r-A 0 0.5\nu2 r-B 0 0.5\nu3 m-B 0 0.5\nu4 c-A 0 0.5\n",
+    )
+    (folder / "reco2file_and_channel").write_text("r-A r A\nr-B r B\nm-B m B\nc-A r A\n")
+    tone(folder / "mono.wav")
+    soundfile.write(folder / "stereo.wav", np.full((RATE_HZ, 2), 0.1), RATE_HZ)
+    clips, said = read(folder)
+    assert [(clip.id, clip.channel) for clip in clips] == [("u1", 0), ("u2", 1), ("u3", None), ("u4", 1)]
+    assert "m-B" in said["import.channels"].message
+    (folder / "reco2file_and_channel").write_text("r-A r left\n")
+    with pytest.raises(ManifestError, match="the channel cannot be used"):
+        read(folder)
 
 
 def test_kaldi_runs_no_command_and_reads_no_file_of_one_that_does_more_than_decode(kaldi: Callable[..., Path]):

@@ -61,9 +61,12 @@ _NAMES: Final = ("id", "text", "speaker", "label", "language", "domain")
 _SEPARATOR = re.compile(r"[\s-]+")
 # SpeechBrain's place of the corpus: $data_folder, {data_root}, ${root}
 _DATA_ROOT = re.compile(r"^(\$\w*(root|folder|dir|path)|\$?\{\w*(root|folder|dir|path)\})/+", re.IGNORECASE)
+_SPAN: Final[Mapping[str, str]] = {"from": "start_s", "to": "end_s"}
+"""Names that are a start and an end only together, with numbers below them."""
+_DECIMAL = re.compile(r"^\d+([.,]\d+)?$")
 _DECIMAL_COMMA = re.compile(r"^\d+,\d+$")
 _TIME_NAME = re.compile(
-    r"(^|[_\W])(start|begin|onset|end|stop|offset|dur|duration|length|timestamps?|time)([_\W]|$)", re.IGNORECASE
+    r"(^|[_\W])(start|begin|from|to|onset|end|stop|offset|dur|duration|length|timestamps?|time)([_\W]|$)", re.IGNORECASE
 )
 _TIME_VALUE = re.compile(r"^\d+([.,:]\d+)*$")
 
@@ -112,17 +115,30 @@ class Columns:
                 matched[name] = column
         return matched
 
-    def record(self, source: Mapping[str, Any]) -> dict[str, Any]:
-        """A record of theirs with the names and kinds of values that a manifest has.
+    def match_values(self, source: Mapping[str, Any]) -> dict[str, str]:
+        """As `match`, with the names that are known only by what stands below them.
 
         Raises:
-            RefusedError: A number is no number, an end is not behind its start, or a named column is missing.
+            RefusedError: A column that the user named is not there.
         """
         matched = self.match(source)
         if isinstance(source.get("words"), str) and "text" not in matched.values():  # as SpeechBrain writes it
             matched["words"] = "text"
             if "duration_s" not in matched.values() and "length" in source:
                 matched["length"] = "duration_s"
+        if not {"start_s", "end_s"} & set(matched.values()):
+            span = {_SPAN[_folded(name)]: name for name in source if _folded(name) in _SPAN}
+            if len(span) == len(_SPAN) and all(_is_time(source[name]) for name in span.values()):
+                matched |= {name: column for column, name in span.items()}
+        return matched
+
+    def record(self, source: Mapping[str, Any]) -> dict[str, Any]:
+        """A record of theirs with the names and kinds of values that a manifest has.
+
+        Raises:
+            RefusedError: A number is no number, an end is not behind its start, or a named column is missing.
+        """
+        matched = self.match_values(source)
         taken = {*matched.values(), *(name for name in NOT_OURS if not _is_timed(source.get(name)))}
         record = {
             matched.get(name, f"source_{name}" if name in taken else name): value for name, value in source.items()
@@ -156,6 +172,12 @@ class Columns:
 
 def _folded(name: str) -> str:
     return _SEPARATOR.sub("_", name.casefold())
+
+
+def _is_time(value: object) -> bool:
+    if isinstance(value, str):
+        return _DECIMAL.match(value.strip()) is not None
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_timed(words: object) -> bool:

@@ -80,6 +80,9 @@ def _unusable(reason: str, found: Sequence[Finding], clips: int, place: Path) ->
     if reason == "missing":
         more = f" and {len(paths) - _EXAMPLES} more" if len(paths) > _EXAMPLES else ""
         told = f"{', '.join(paths[:_EXAMPLES])}{more}. {_elsewhere(paths, place)}"
+    elif reason == "span":
+        first = found[0].message.partition(" Correct ")[0]  # the columns of this source may have other names
+        told = f"the first is {first} Times are in seconds from the start of a file."
     else:
         told = f"the first is {found[0].message}"
     return Finding(

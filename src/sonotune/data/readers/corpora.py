@@ -6,13 +6,15 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from sonotune.audio.io import probe
 from sonotune.data.audio_files import AUDIO_SUFFIXES, enumerate_names, find_audio
 from sonotune.data.lines import RefusedError, show
 from sonotune.data.readers.base import Reading
-from sonotune.errors import ManifestError
+from sonotune.errors import AudioError, ManifestError
 from sonotune.paths import is_file
 from sonotune.types import Clip, Finding
 
@@ -21,6 +23,7 @@ FSDD_NAME: Final = re.compile(r"^(\d)_([^_]+)_(\d+)\.wav$")
 TRANSCRIPTS: Final = "*.trans.txt"
 MLS_TRANSCRIPTS: Final = "transcripts.txt"
 
+_CHANNELS: Final[Mapping[str, int]] = {"A": 0, "B": 1, "1": 0, "2": 1}
 # Options with which a program of a Kaldi pipe only decodes; anything else may change what is heard.
 _DECODERS: Final[Mapping[str, frozenset[str]]] = {
     "cat": frozenset(),
@@ -45,8 +48,9 @@ def load_kaldi(
     encoding: str | None = None,
     findings: list[Finding] | None = None,
 ) -> list[Clip]:
-    """Read a data folder of Kaldi: `wav.scp`, and where they are there `segments`, `text`, `utt2spk`, `utt2lang`.
+    """Read a data folder of Kaldi: `wav.scp`, and what of the other tables is there.
 
+    These are `segments`, `text`, `utt2spk`, `utt2lang` and `reco2file_and_channel`.
     Commands in `wav.scp` are never run. Where one only decodes a file (`flac -c -d a.flac |`), the file is read.
 
     Args:
@@ -70,6 +74,7 @@ def load_kaldi(
     if reading.root.root != source.absolute() and root is None:
         reading.say("root", f"paths of {source / 'wav.scp'} are taken from {reading.root.root}; --root names another.")
     recordings = _recordings(reading, _pairs(reading, "wav.scp"))
+    _set_channels(reading, recordings)
     tables = {name: _pairs(reading, name) for name in ("text", "utt2spk", "utt2lang")}
     spans = _spans(reading, recordings) if (source / "segments").is_file() else dict(recordings)
     known = {"text": "text", "utt2spk": "speaker", "utt2lang": "language"}
@@ -137,6 +142,38 @@ def _recordings(reading: Reading, entries: Mapping[str, str]) -> dict[str, dict[
             "commands", f"{commands} entries of wav.scp are commands: they are not run, the files they decode are read."
         )
     return found
+
+
+def _set_channels(reading: Reading, recordings: Mapping[str, dict[str, Any]]) -> None:
+    """Take the channels of `reco2file_and_channel` (`recording file A`).
+
+    A command that picks the channel counts more, and so does a file that has one only.
+    """
+    mono = []
+    for name, entry in _pairs(reading, "reco2file_and_channel").items():
+        channel = _CHANNELS.get(entry.split()[-1:][0].upper() if entry else "")
+        record = recordings.get(name)
+        if channel is None:
+            reading.problems.add(
+                None,
+                f"reco2file_and_channel, {show(name)}: the channel cannot be used",
+                found=show(entry),
+                allowed="the name of a file, and A, B, 1 or 2",
+                do="Mend the line.",
+            )
+        elif record is not None and "channel" not in record:
+            record["channel"] = channel
+            with suppress(AudioError, RefusedError):  # whose reader says what is wrong with it
+                if probe(reading.root.resolve(record["path"])).num_channels == 1:
+                    del record["channel"]
+                    mono += [name] if channel else []
+    if mono:
+        reading.say(
+            "channels",
+            f"reco2file_and_channel names another channel than the first of {len(mono)} recordings whose files have "
+            f"one: they are read as they are ({enumerate_names(mono)}).",
+            severity="warning",
+        )
 
 
 def _audio_of(entry: str) -> dict[str, Any]:

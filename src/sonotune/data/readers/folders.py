@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from sonotune.data.audio_files import AUDIO_SUFFIXES, enumerate_names, find_audio, find_files, left_out
 from sonotune.data.columns import SPLIT_NAMES, Columns
-from sonotune.data.lines import Problems, text_lines
+from sonotune.data.lines import Problems, RefusedError, text_lines
 from sonotune.data.readers.base import Reading
 from sonotune.data.readers.corpora import FSDD_NAME
 from sonotune.data.readers.json_records import json_rows
@@ -234,14 +234,28 @@ def _read_transcript(reading: Reading, path: Path) -> str:
     inside = Problems(path)
     text = "".join(line for _, line in text_lines(path, inside, encoding=reading.encoding_of(path))).strip()
     if inside.count:
-        reading.problems.add(
-            None,
+        refused = RefusedError(
             f"the transcript {path.name!r} cannot be read",
             found="bytes that are not text of its encoding, a NUL character, or an endless line",
             allowed="UTF-8 text, or text of the encoding that is named (--encoding)",
-            do="Save it as UTF-8, or name its encoding.",
+            do="Save it as UTF-8, or name its encoding (--encoding cp1252, shift_jis, ...).",
+            together=_unreadable_transcripts,
         )
+        reading.problems.add_refused(None, refused)
     return text
+
+
+def _unreadable_transcripts(errors: Sequence[RefusedError]) -> RefusedError:
+    """One error for the transcripts of a folder, whose encoding is one."""
+    one = errors[0]
+    if len(errors) == 1:
+        return one
+    return RefusedError(
+        f"{len(errors)} transcripts cannot be read; of the first, {one.what}",
+        found=one.found,
+        allowed=one.allowed,
+        do=one.do.replace("Save it", "Save them").replace("its encoding", "their encoding"),
+    )
 
 
 def load_audiofolder(

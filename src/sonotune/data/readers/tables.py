@@ -365,6 +365,8 @@ def _rows(reading: Reading, path: Path, delimiter: str) -> Iterator[tuple[int, l
 def _with_header(reading: Reading, path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
     header: list[str] | None = None
     for line, row in _rows(reading, path, delimiter):
+        if header is None and reading.problems.count:
+            return  # the header may be the line that cannot be read
         if header is None:
             header = [name.strip() for name in row]
             if not _check_header(reading, header, delimiter):
