@@ -297,6 +297,16 @@ RECORDS: dict[str, dict[str, Any]] = {
             {"role": "assistant", "content": [{"type": "text", "text": "language English<asr_text>one"}]},
         ]
     },
+    "swift_oldest": {"query": "<audio>a.wav</audio>What is said?", "response": "one"},
+    "swift_tagged": {
+        "messages": [
+            {"role": "user", "content": "Audio 1:<audio>a.wav</audio>"},
+            {"role": "assistant", "content": "one"},
+        ]
+    },
+    "swift_conversations": {
+        "conversations": [{"from": "user", "value": "<audio>a.wav</audio>"}, {"from": "assistant", "value": "one"}]
+    },
     "swift_older": {"query": "<audio>", "response": "one", "audios": ["a.wav"]},
     "no_id": {"path": "a.wav", "text": "one"},
     "other_names": {"id": "x", "path": "a.wav", "sentence": "one"},

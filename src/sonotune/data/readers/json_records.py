@@ -1,8 +1,9 @@
 """Readers of JSON: our own manifest, and the manifests of other tools, as lines or as one list.
 
 NeMo (`audio_filepath`), Qwen (`language X<asr_text>...`), Whisper-Finetune (`audio: {path, start_time, end_time}`),
-ms-swift (`messages` and `audios`), `datasets` audiofolder (`file_name`) and SpeechBrain (an object of objects) differ
-in where a clip's path and text stand. `_flatten` brings each to columns; the synonyms of `data.columns` do the rest.
+ms-swift (`messages` and `audios`, or `query`), `datasets` audiofolder (`file_name`) and SpeechBrain (an object of
+objects) differ in where a clip's path and text stand. `_flatten` brings each to columns; the synonyms of `data.columns`
+do the rest.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from sonotune.json_files import MAX_BYTES, parse_json
 from sonotune.types import Clip, Finding
 
 _QWEN_TEXT = re.compile(r"^\s*language\s+(?P<language>[^<]*?)\s*<asr_text>(?P<text>.*)$", re.DOTALL)
+_TAGGED = re.compile(r"<audio>([^<>]+)</audio>")
 _ANYTHING: Final[TypeAdapter[Any]] = TypeAdapter(Any)
-_CONVERSATION: Final = ("messages", "audios", "query", "response")
+_CONVERSATION: Final = ("messages", "conversations", "audios", "query", "response")
 _KEY: Final = re.compile(r'"([^"\\]*)"\s*:')
 _NAME: Final = r'\s*"(?:[^"\\]|\\.)*"\s*'
 # An object that holds a list or an object, behind any number of texts and numbers.
@@ -179,8 +181,12 @@ def _flat(reading: Reading, rows: Iterator[tuple[int, dict[str, Any]]]) -> Itera
 def _flatten(row: Mapping[str, Any]) -> dict[str, Any]:
     """Bring path and text to columns of their own, wherever the tool that wrote the row has them."""
     flat = {name: value for name, value in row.items() if value is not None}
-    if "audios" in flat and "response" in flat:  # the older form of ms-swift
-        flat["messages"] = [{"role": "assistant", "content": flat.pop("response")}]
+    in_query = isinstance(flat.get("query"), str) and _TAGGED.search(flat["query"]) is not None
+    if "response" in flat and ("audios" in flat or in_query):  # the older forms of ms-swift
+        asked = [{"role": "user", "content": flat.pop("query")}] if in_query else []
+        flat["messages"] = [*asked, {"role": "assistant", "content": flat.pop("response")}]
+    if isinstance(flat.get("conversations"), list) and "messages" not in flat:
+        flat["messages"] = [_turn(turn) for turn in flat.pop("conversations") if isinstance(turn, dict)]
     if isinstance(flat.get("messages"), list):
         flat = _from_messages(flat)
     nested = next((name for name in flat if is_name_of("path", name) and isinstance(flat[name], dict)), None)
@@ -225,6 +231,7 @@ def _from_messages(row: Mapping[str, Any]) -> dict[str, Any]:
     listed = row.get("audios")
     audios = [listed] if isinstance(listed, str) else listed if isinstance(listed, list) else []
     audios = audios or [part.get("audio") or part.get("audio_url") for _, part in parts if part.get("type") == "audio"]
+    audios = audios or [path for _, part in parts for path in _TAGGED.findall(str(part.get("text", "")))]
     answers = [part["text"] for role, part in parts if role == "assistant" and isinstance(part.get("text"), str)]
     if len(audios) != 1 or not answers:
         raise RefusedError(
@@ -236,6 +243,12 @@ def _from_messages(row: Mapping[str, Any]) -> dict[str, Any]:
         )
     rest = {name: value for name, value in row.items() if name not in ("messages", "audios")}
     return {**rest, "audio": audios[0], "text": answers[-1]}
+
+
+def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn of the older form of a conversation, `from` and `value`, as a message."""
+    role = turn.get("role", turn.get("from"))
+    return {"role": "assistant" if role == "gpt" else role, "content": turn.get("content", turn.get("value"))}
 
 
 def _parts(content: object) -> list[dict[str, Any]]:
