@@ -109,6 +109,14 @@ def test_delimiters_have_names_and_decimal_commas_are_numbers(folder: Path):
         read(table, audio_column="Datej")
 
 
+def test_a_table_of_nothing_but_quotation_marks_takes_no_time(folder: Path):
+    (folder / "t.csv").write_text((("\"a' ,'\"" * 90) + "\n") * 10)
+    begun_s = time.monotonic()
+    with pytest.raises(ManifestError):
+        read(folder / "t.csv")
+    assert time.monotonic() - begun_s < 2
+
+
 def test_names_of_columns_count_without_case_spaces_and_hyphens(folder: Path):
     (folder / "t.csv").write_text("File Name,Speaker-ID,Sentence\na.wav,7,one\n")
     (clip,) = read(folder / "t.csv")[0]
@@ -143,10 +151,11 @@ def test_the_older_table_of_speechbrain_has_spaces_after_its_commas(folder: Path
 
 @pytest.mark.parametrize("indent", [None, 0, 2])
 @pytest.mark.parametrize("options", [{}, {"format": "speechbrain"}, {"format": "json"}])
-def test_json_of_speechbrain(folder: Path, indent: int | None, options: dict[str, str]):
+@pytest.mark.parametrize("text", ["words", "wrd"])
+def test_json_of_speechbrain(folder: Path, indent: int | None, options: dict[str, str], text: str):
     source = folder / "train.json"
     entries = {
-        f"u{number}": {"wav": f"{{data_root}}/{name}.wav", "spk_id": 10 + number, "length": 1.5, "words": "ONE TWO"}
+        f"u{number}": {"wav": f"{{data_root}}/{name}.wav", "spk_id": 10 + number, "length": 1.5, text: "ONE TWO"}
         for number, name in enumerate("ab" * 40)
     }
     source.write_text(json.dumps(entries, indent=indent))

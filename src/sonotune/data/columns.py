@@ -122,10 +122,11 @@ class Columns:
             RefusedError: A column that the user named is not there.
         """
         matched = self.match(source)
-        if isinstance(source.get("words"), str) and "text" not in matched.values():  # as SpeechBrain writes it
+        # SpeechBrain calls a transcript `words` or `wrd`, and beside it a duration `length`.
+        if isinstance(source.get("words"), str) and "text" not in matched.values():
             matched["words"] = "text"
-            if "duration_s" not in matched.values() and "length" in source:
-                matched["length"] = "duration_s"
+        if matched.keys() & {"words", "wrd"} and "duration_s" not in matched.values() and "length" in source:
+            matched["length"] = "duration_s"
         if not {"start_s", "end_s"} & set(matched.values()):
             span = {_SPAN[_folded(name)]: name for name in source if _folded(name) in _SPAN}
             if len(span) == len(_SPAN) and all(_is_time(source[name]) for name in span.values()):
