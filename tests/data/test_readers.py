@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import unicodedata
 from collections.abc import Callable
@@ -109,8 +110,8 @@ def test_delimiters_have_names_and_decimal_commas_are_numbers(folder: Path):
         read(table, audio_column="Datej")
 
 
-def test_a_table_of_nothing_but_quotation_marks_takes_no_time(folder: Path):
-    (folder / "t.csv").write_text((("\"a' ,'\"" * 90) + "\n") * 10)
+def test_a_table_of_quotation_marks_under_an_unknown_header_takes_no_time(folder: Path):
+    (folder / "t.csv").write_text("name1,5;b;c;" + '","' * 20_000 + '\na.wav;"one, ""two""";0,01;"0,04";ann\n')
     begun_s = time.monotonic()
     with pytest.raises(ManifestError):
         read(folder / "t.csv")
@@ -538,6 +539,7 @@ def test_a_file_of_text_that_names_the_audio_is_named_and_no_classes_are_made(tm
     for clip in ("a/a-1", "b/b-1"):
         tone(tmp_path / f"{clip}.wav")
     (tmp_path / "README.txt").write_text("Recordings of a and b.\nMade by ann.\n")
+    os.mkfifo(tmp_path / "pipe.csv")
     clips, said = read(tmp_path)
     assert [clip.label for clip in clips] == [("a",), ("b",)]
     assert "README.txt" in said["import.unread"].message

@@ -316,8 +316,8 @@ def _folder_seeds() -> list[Files]:
         "corpus/metadata.jsonl": _lines([{"file_name": f"a{i}.wav", "text": TEXTS[i]} for i in range(3)]),
         **_audio(),
     }
-    mls = {"corpus/train/transcripts.txt": b"8_9_1\tone\n8_9_2\ttwo\n"}
-    mls |= {f"corpus/train/audio/8/9/8_9_{i}.wav": wav() for i in (1, 2)}
+    mls = {"corpus/train/transcripts.txt": b"7_9_1\tone\n8_9_1\ttwo\n"}
+    mls |= {f"corpus/train/audio/{i}/9/{i}_9_1.wav": wav() for i in (7, 8)}
     headed = {**speech, "corpus/metadata.csv": b"id|text|normalized\na0|one|one\na1|two|two\n"}
     return [beside, classes, libri, speech, lines, mls, headed]
 

@@ -220,6 +220,8 @@ def _say_unread(reading: Reading, files: Sequence[Path], read: Collection[Path],
 
 def _names_audio(path: Path, names: Collection[str]) -> bool:
     """Whether a file names as many files of audio as half of its first lines, as a table of transcripts does."""
+    if not is_file(path):  # opening a pipe would wait for its writer
+        return False
     try:
         with path.open("rb") as file:
             sample = file.read(_SAMPLE_BYTES).replace(b"\0", b"").decode("utf-8", "replace")
