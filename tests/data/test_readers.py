@@ -186,6 +186,8 @@ def test_ljspeech(tmp_path: Path):
     assert clips[0].extra == {"normalized_text": 'He said "three'}
     assert "no header" in said["import.columns"].message
     assert texts(read(tmp_path, text_column="normalized_text")[0]) == ['He said "three']
+    (tmp_path / "metadata.csv").write_text('LJ001-0001|o""ne' + '","' * 20_000 + "\n")  # no row of any other table
+    assert sniff(tmp_path) == "ljspeech"
     (tmp_path / "metadata.csv").write_text("gone|x|x\nLJ001-0001|a|b|c\n")
     with pytest.raises(ManifestError, match=r"not of LJSpeech: found 4 cells"):
         read(tmp_path, format="ljspeech")

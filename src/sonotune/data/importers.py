@@ -197,5 +197,5 @@ def _sniff_table(path: Path) -> str:
     if {"client_id", "path", "sentence"} <= set(first.strip().split("\t")):
         return "common_voice"
     header = header_of(path)
-    names = {ours: theirs for theirs, ours in Columns().match(header).items()}
-    return "ljspeech" if is_ljspeech(path) and names.get("path", header[0]) == header[0] else "csv"
+    paths = [theirs for theirs, ours in Columns().match(header).items() if ours == "path"]
+    return "ljspeech" if paths in ([], header[:1]) and is_ljspeech(path) else "csv"
