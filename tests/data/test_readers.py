@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import unicodedata
 from collections.abc import Callable
@@ -77,6 +78,23 @@ def test_an_encoding_of_one_byte_a_letter_is_named_not_guessed(folder: Path):
             read(table, encoding=wrong)
 
 
+def test_a_file_of_another_encoding_is_one_message(folder: Path):
+    table = folder / "t.csv"
+    table.write_bytes(b"path,text\na.wav,one\n" + "a.wav,été\n".encode("cp1252") * 30)
+    with pytest.raises(ManifestError) as caught:
+        read(table)
+    assert str(caught.value).count("\n") == 0
+    assert "30 lines are not UTF-8: found byte 0xe9 at offset 6 of line 3 of t.csv first" in str(caught.value)
+    table.write_bytes("path,größe\na.wav,1\n".encode("cp1252"))
+    with pytest.raises(ManifestError, match=r"^\S+t\.csv:1: the line is not UTF-8"):
+        read(table)
+    for name in "ab":
+        (folder / f"{name}.txt").write_bytes("日本".encode("shift_jis"))
+    with pytest.raises(ManifestError, match=r"2 transcripts cannot be read; of the first, the transcript 'a\.txt'"):
+        read(folder, format="folder")
+    assert texts(read(folder, format="folder", encoding="shift_jis")[0]) == ["日本"] * 2
+
+
 def test_delimiters_have_names_and_decimal_commas_are_numbers(folder: Path):
     table = folder / "t.csv"
     table.write_text("Datei;Wort;Duration;;\na.wav;eins;1,5;;\n")
@@ -90,6 +108,14 @@ def test_delimiters_have_names_and_decimal_commas_are_numbers(folder: Path):
         read(table)
     with pytest.raises(ManifestError, match=r"no column 'Datej'.*did you mean 'Datei'"):
         read(table, audio_column="Datej")
+
+
+def test_a_table_of_quotation_marks_under_an_unknown_header_takes_no_time(folder: Path):
+    (folder / "t.csv").write_text("name1,5;b;c;" + '","' * 20_000 + '\na.wav;"one, ""two""";0,01;"0,04";ann\n')
+    begun_s = time.monotonic()
+    with pytest.raises(ManifestError):
+        read(folder / "t.csv")
+    assert time.monotonic() - begun_s < 2
 
 
 def test_names_of_columns_count_without_case_spaces_and_hyphens(folder: Path):
@@ -108,6 +134,49 @@ def test_speechbrain_table(folder: Path):
     ]
 
 
+@pytest.mark.parametrize("place", ["$data_folder", "$data_root", "{data_root}", "${DATA_DIR}", "{root}"])
+def test_the_older_table_of_speechbrain_has_spaces_after_its_commas(folder: Path, place: str):
+    table = folder / "train.csv"
+    table.write_text(
+        "ID, duration, wav, wav_format, wav_opts, spk_id, wrd\n"
+        f'u1, 2.0, {place}/a.wav, wav, , 103, "ONE, TWO"\nu2, 2.0, {place}/b.wav, wav, , 104, THREE\n'
+    )
+    for options in ({}, {"format": "speechbrain"}):
+        clips, _ = read(table, **options)
+        assert [(clip.id, clip.text, clip.speaker, clip.path) for clip in clips] == [
+            ("u1", "ONE, TWO", "103", folder / "a.wav"),
+            ("u2", "THREE", "104", folder / "b.wav"),
+        ]
+        assert clips[0].extra == {"wav_format": "wav"}
+
+
+@pytest.mark.parametrize("indent", [None, 0, 2])
+@pytest.mark.parametrize("options", [{}, {"format": "speechbrain"}, {"format": "json"}])
+@pytest.mark.parametrize("text", ["words", "wrd"])
+def test_json_of_speechbrain(folder: Path, indent: int | None, options: dict[str, str], text: str):
+    source = folder / "train.json"
+    entries = {
+        f"u{number}": {"wav": f"{{data_root}}/{name}.wav", "spk_id": 10 + number, "length": 1.5, text: "ONE TWO"}
+        for number, name in enumerate("ab" * 40)
+    }
+    source.write_text(json.dumps(entries, indent=indent))
+    clips, said = read(source, **options)
+    assert [(clip.id, clip.speaker) for clip in clips[:2]] == [("u0", "10"), ("u1", "11")]
+    assert {(clip.text, clip.duration_s) for clip in clips} == {("ONE TWO", 1.5)}
+    assert len(clips) == 80
+    assert not said
+
+
+def test_excel_names_the_delimiter_in_a_line_before_the_header(folder: Path):
+    table = folder / "t.csv"
+    for line in ("sep=;", '"sep=;"', "SEP=;"):
+        table.write_text(f"{line}\npath;text\na.wav;one, two\nb.wav;x;y\n")
+        with pytest.raises(ManifestError, match=r":4: the row does not fit the header: found 3 cells"):
+            read(table)
+        table.write_text(f"{line}\npath;text\na.wav;one, two\n")
+        assert texts(read(table)[0]) == texts(read(table, delimiter=";")[0]) == ["one, two"]
+
+
 def test_ljspeech(tmp_path: Path):
     tone(tmp_path / "wavs" / "LJ001-0001.wav")
     (tmp_path / "metadata.csv").write_text('LJ001-0001|He said "3|He said "three\n')
@@ -117,9 +186,33 @@ def test_ljspeech(tmp_path: Path):
     assert clips[0].extra == {"normalized_text": 'He said "three'}
     assert "no header" in said["import.columns"].message
     assert texts(read(tmp_path, text_column="normalized_text")[0]) == ['He said "three']
+    (tmp_path / "metadata.csv").write_text('LJ001-0001|o""ne' + '","' * 20_000 + "\n")  # no row of any other table
+    assert sniff(tmp_path) == "ljspeech"
     (tmp_path / "metadata.csv").write_text("gone|x|x\nLJ001-0001|a|b|c\n")
     with pytest.raises(ManifestError, match=r"not of LJSpeech: found 4 cells"):
         read(tmp_path, format="ljspeech")
+
+
+@pytest.mark.parametrize(
+    ("header", "text", "extra"),
+    [
+        ("id|text|normalized", "3", {"normalized": "three"}),
+        ("file|raw|text", "three", {"raw": "3"}),
+        ("name|a|b", "3", {"b": "three"}),
+    ],
+)
+def test_ljspeech_with_a_header(tmp_path: Path, header: str, text: str, extra: dict[str, str]):
+    for name in ("x1", "x2"):
+        tone(tmp_path / "wavs" / f"{name}.wav")
+    (tmp_path / "metadata.csv").write_text(f"{header}\nx1|3|three\nx2|4|four\n")
+    assert sniff(tmp_path) == sniff(tmp_path / "metadata.csv") == "ljspeech"
+    clips, said = read(tmp_path)
+    assert [clip.id for clip in clips] == ["x1", "x2"]
+    assert (clips[0].text, clips[0].extra) == (text, extra)
+    assert "a header" in said["import.columns"].message
+    (tmp_path / "metadata.csv").write_text(f"{header}\nx1|3|three\nx2|4\n")
+    with pytest.raises(ManifestError, match=r":3: the row is not of LJSpeech: found 2 cells; allowed is 3"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +236,10 @@ def test_hostile_tables_are_refused_in_plain_words(folder: Path, content: bytes,
 
 @pytest.mark.parametrize(
     ("start", "end"),
-    [("start", "end"), ("start_time", "end_time"), ("offset", "end"), ("begin", "stop"), ("onset", "offset")],
+    [
+        *(("start", "end"), ("start_time", "end_time"), ("offset", "end"), ("begin", "stop"), ("onset", "offset")),
+        ("from", "To"),
+    ],
 )
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 def test_starts_and_ends_are_spans(folder: Path, start: str, end: str, ending: str):
@@ -167,6 +263,37 @@ def test_a_span_that_ends_before_it_begins_and_an_unknown_time_are_said(folder: 
     assert said["import.unused_time"].severity == "warning"
 
 
+def test_from_and_to_are_a_span_only_together_and_with_numbers(folder: Path):
+    (folder / "t.csv").write_text("file,from,to,text\na.wav,ann,ben,one\n")
+    (clip,), said = read(folder / "t.csv")
+    assert (clip.start_s, clip.extra, said) == (0.0, {"from": "ann", "to": "ben"}, {})
+    (folder / "t.csv").write_text("file,from,text\na.wav,0.5,one\n")
+    assert "'from'" in read(folder / "t.csv")[1]["import.unused_time"].message
+
+
+@pytest.mark.parametrize(
+    ("names", "scale", "meant"),
+    [
+        (("start", "end"), 1000, "milliseconds: divide them by 1000"),
+        (("from", "to"), 1000, "milliseconds: divide them by 1000"),
+        (("begin", "stop"), RATE_HZ, "samples: divide them by the sample rate"),
+    ],
+)
+def test_times_that_are_no_seconds_are_refused_by_the_names_that_the_file_has(
+    folder: Path, names: tuple[str, str], scale: int, meant: str
+):
+    source = folder / "t.csv"
+    header = f"file,{names[0]},{names[1]},text\n"
+    source.write_text(f"{header}a.wav,{scale // 2},{scale},one\nb.wav,{scale},{2 * scale},two\n")
+    with pytest.raises(ManifestError, match=rf"columns '{names[0]}' and '{names[1]}' are not in seconds.*{meant}"):
+        read(source)
+    source.write_text(f"{header}a.wav,{scale // 2},{scale},one\nb.wav,0.5,1,two\n")
+    clips, _ = read(source)
+    (finding, *_) = check_clips(clips, source="t.csv", place=source)
+    assert "Times are in seconds" in finding.message
+    assert "start_s" not in finding.message
+
+
 # --- JSON of other tools -------------------------------------------------------------------------
 
 RECORDS: dict[str, dict[str, Any]] = {
@@ -182,22 +309,34 @@ RECORDS: dict[str, dict[str, Any]] = {
             {"role": "assistant", "content": [{"type": "text", "text": "language English<asr_text>one"}]},
         ]
     },
+    "swift_oldest": {"query": "<audio>a.wav</audio>What is said?", "response": "one"},
+    "swift_tagged": {
+        "messages": [
+            {"role": "user", "content": "Audio 1:<audio>a.wav</audio>"},
+            {"role": "assistant", "content": "one"},
+        ]
+    },
+    "swift_conversations": {
+        "conversations": [{"from": "user", "value": "<audio>a.wav</audio>"}, {"from": "assistant", "value": "one"}]
+    },
     "swift_older": {"query": "<audio>", "response": "one", "audios": ["a.wav"]},
     "no_id": {"path": "a.wav", "text": "one"},
     "other_names": {"id": "x", "path": "a.wav", "sentence": "one"},
     "own integers": {"id": "x", "path": "a.wav", "text": "one", "speaker": 103},
     "integers": {"audio_filepath": "a.wav", "text": "one", "speaker": 103},
+    "wenet": {"key": "u1", "wav": "a.wav", "txt": "one"},
+    "first key is an object": {"meta": {"x": 1}, "path": "a.wav", "text": "one"},
 }
 
 
 @pytest.mark.parametrize("name", RECORDS)
-@pytest.mark.parametrize("form", ["lines", "list", "indented list"])
+@pytest.mark.parametrize("form", ["lines", "list", "indented list", "one indented", "data", "indented data"])
 def test_json_of_other_tools(folder: Path, name: str, form: str):
     source = folder / "m.json"
     record = RECORDS[name]
-    source.write_text(
-        json.dumps(record if form == "lines" else [record], indent=1 if form == "indented list" else None)
-    )
+    whole = {"version": "1.0", "data": [record]} if form == "data" else {"data": [record]} if "data" in form else None
+    value = whole or ([record] if "list" in form else record)
+    source.write_text(json.dumps(value, indent=1 if "indented" in form else None))
     clips, _ = read(source)
     assert [(clip.text, clip.path) for clip in clips] == [("one", folder / "a.wav")]
     assert clips[0].speaker == ("103" if "integers" in name else None)
@@ -205,11 +344,42 @@ def test_json_of_other_tools(folder: Path, name: str, form: str):
     assert clips[0].duration_s == (1.5 if name == "whisper_finetune" else 2.0)
 
 
+@pytest.mark.parametrize(
+    ("start", "end"), [("start_time", "end_time"), ("start", "end"), ("begin", "stop"), ("offset", "duration")]
+)
+@pytest.mark.parametrize("key", ["audio", "wav", "audios"])
+def test_an_audio_that_is_an_object_gives_the_file_and_the_span(folder: Path, start: str, end: str, key: str):
+    source = folder / "m.jsonl"
+    last = 0.25 if end == "duration" else 0.75
+    audio = {"path": "a.wav", "sampling_rate": RATE_HZ, start: 0.5, end: last, "bytes": None}
+    record = {"sentence": "one", **({} if end == "duration" else {"duration": 0.25})}
+    if key == "audios":
+        record |= {"messages": [{"role": "assistant", "content": "one"}], "audios": [audio]}
+    else:
+        record[key] = audio
+    source.write_text(json.dumps(record))
+    (clip,), said = read(source)
+    assert (clip.start_s, clip.duration_s, clip.text, clip.path.name) == (0.5, 0.25, "one", "a.wav")
+    assert clip.sample_rate_hz == RATE_HZ
+    assert not [check for check in said if "time" in check]
+    assert read(source, format="whisper_finetune")[0] == [clip]
+
+
+def test_the_span_inside_an_audio_counts_more_than_one_beside_it_and_an_unknown_time_is_said(folder: Path):
+    source = folder / "m.jsonl"
+    source.write_text(json.dumps({"audio": {"path": "a.wav", "start": 0.5, "end": 0.75}, "start": 0.0, "text": "one"}))
+    (clip,), said = read(source)
+    assert (clip.start_s, clip.duration_s) == (0.5, 0.25)
+    assert "'start'" in said["import.unused_time"].message
+    source.write_text(json.dumps({"audio": {"path": "a.wav", "begin_ms": 500}, "text": "one"}))
+    assert "'begin_ms'" in read(source)[1]["import.unused_time"].message
+
+
 def test_words_with_times_stay_and_others_are_an_extra_column(folder: Path):
     timed = [{"text": "one", "start_s": 0.1, "end_s": 0.4}]
     source = folder / "m.jsonl"
     for words, kept in ((timed, 1), ("one", 0)):
-        source.write_text(json.dumps({"id": "x", "path": "a.wav", "duration": 1.0, "words": words}))
+        source.write_text(json.dumps({"id": "x", "path": "a.wav", "text": "1", "duration": 1.0, "words": words}))
         (clip,) = read(source)[0]
         assert len(clip.words) == kept
         assert ("source_words" in clip.extra) == (not kept)
@@ -222,6 +392,17 @@ def test_our_own_manifest_takes_the_options_of_json(folder: Path):
     )
     (clip,) = read_source(str(source), options={"text_column": "raw", "encoding": "cp1252"})
     assert (clip.id, clip.text, clip.extra) == ("x", "été", {"source_text": "1"})
+
+
+def test_numbers_are_names_and_texts_in_the_files_of_other_tools(folder: Path):
+    source = folder / "m.jsonl"
+    for record in ({"id": 5, "path": "a.wav", "text": 42, "label": 7}, {"id": 5, "wav": "a.wav", "sentence": 42}):
+        source.write_text(json.dumps(record))
+        (clip,) = read(source)[0]
+        assert (clip.id, clip.text, clip.label) == ("5", "42", ("7",) if "label" in record else ())
+    source.write_text(json.dumps({"id": "5", "wav": "a.wav", "text": True}))
+    with pytest.raises(ManifestError, match="'text' has the wrong type"):
+        read(source)
 
 
 def test_an_object_of_objects_and_named_columns(folder: Path):
@@ -313,6 +494,65 @@ def test_few_texts_do_not_drop_the_classes(tmp_path: Path):
         read(tmp_path, contents="both")
 
 
+def test_folders_of_splits_and_of_audio_are_no_classes(tmp_path: Path):
+    for name in ("train/a/h", "train/b/h", "test/a/h"):
+        tone(tmp_path / "one" / f"{name}.wav")
+    clips, _ = read(tmp_path / "one")
+    assert [(clip.label, clip.extra["split"]) for clip in clips] == [
+        (("a",), "test"),
+        (("a",), "train"),
+        (("b",), "train"),
+    ]
+    assert read(tmp_path / "one", contents="classes")[0] == clips
+    assert [clip.speaker for clip in read(tmp_path / "one", speaker="folder")[0]] == ["a", "a", "b"]
+    for name in ("train/h", "Test/h"):
+        tone(tmp_path / "two" / f"{name}.wav")
+    clips, said = read(tmp_path / "two")
+    assert [(clip.label, clip.extra) for clip in clips] == [((), {"split": "Test"}), ((), {"split": "train"})]
+    assert "--contents classes" in said["import.no_class"].message
+    clips, _ = read(tmp_path / "two", contents="classes")
+    assert [clip.label for clip in clips] == [("Test",), ("train",)]
+    for name in ("a/h", "b/h", "data/h"):
+        tone(tmp_path / "three" / f"{name}.wav")
+    clips, said = read(tmp_path / "three")
+    assert [clip.label for clip in clips] == [("a",), ("b",), ()]
+    assert "the folders data of" in said["import.no_class"].message
+
+
+def test_one_folder_is_a_class_only_where_the_user_says_so(tmp_path: Path):
+    for name in ("bark/1", "bark/2"):
+        tone(tmp_path / f"{name}.wav")
+    clips, said = read(tmp_path)
+    assert [clip.label for clip in clips] == [(), ()]
+    assert (said["import.no_class"].severity, "bark" in said["import.no_class"].message) == ("warning", True)
+    assert [clip.label for clip in read(tmp_path, contents="classes")[0]] == [("bark",), ("bark",)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("meta/all.csv", "name,fold\na-1.wav,1\nb-1.wav,2\n"),
+        ("said.txt", "a-1 one two\nb-1 three\n"),
+        ("said.json", '{"a-1": "one"}'),
+        ("texts/a-1.txt", "one"),
+    ],
+)
+def test_a_file_of_text_that_names_the_audio_is_named_and_no_classes_are_made(tmp_path: Path, name: str, content: str):
+    for clip in ("a/a-1", "b/b-1"):
+        tone(tmp_path / f"{clip}.wav")
+    (tmp_path / "README.txt").write_text("Recordings of a and b.\nMade by ann.\n")
+    os.mkfifo(tmp_path / "pipe.csv")
+    clips, said = read(tmp_path)
+    assert [clip.label for clip in clips] == [("a",), ("b",)]
+    assert "README.txt" in said["import.unread"].message
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content)
+    clips, said = read(tmp_path)
+    assert [clip.label for clip in clips] == [(), ()]
+    assert (said["import.texts_unread"].severity, name in said["import.texts_unread"].message) == ("warning", True)
+    assert [clip.label for clip in read(tmp_path, contents="classes")[0]] == [("a",), ("b",)]
+
+
 def test_recordings_that_cannot_be_read_are_named(tmp_path: Path):
     tone(tmp_path / "a.wav")
     for name in ("memo.m4a", "web.WEBM"):
@@ -389,6 +629,22 @@ def test_kaldi_with_segments(kaldi: Callable[..., Path]):
     assert "recipe" in said["import.root"].message
 
 
+def test_kaldi_channels_of_recordings(kaldi: Callable[..., Path]):
+    folder = kaldi(
+        wav_scp="r-A stereo.wav\nr-B stereo.wav\nm-B mono.wav\nc-A sph2pipe -f wav -p -c 2 stereo.wav |\n",
+        segments="u1 r-A 0 0.5\nu2 r-B 0 0.5\nu3 m-B 0 0.5\nu4 c-A 0 0.5\n",
+    )
+    (folder / "reco2file_and_channel").write_text("r-A r A\nr-B r B\nm-B m B\nc-A r A\n")
+    tone(folder / "mono.wav")
+    soundfile.write(folder / "stereo.wav", np.full((RATE_HZ, 2), 0.1), RATE_HZ)
+    clips, said = read(folder)
+    assert [(clip.id, clip.channel) for clip in clips] == [("u1", 0), ("u2", 1), ("u3", None), ("u4", 1)]
+    assert "m-B" in said["import.channels"].message
+    (folder / "reco2file_and_channel").write_text("r-A r left\n")
+    with pytest.raises(ManifestError, match="the channel cannot be used"):
+        read(folder)
+
+
 def test_kaldi_runs_no_command_and_reads_no_file_of_one_that_does_more_than_decode(kaldi: Callable[..., Path]):
     folder = kaldi(wav_scp="r1 sph2pipe -f wav -p -c 2 audio/r1.wav |\n", text="r1 one\n")
     assert read(folder)[0][0].channel == 1
@@ -421,6 +677,26 @@ def test_librispeech(tmp_path: Path, below: str):
     assert ["103-1240-0002" in findings[0].message, "103-1240-0001" in findings[1].message] == [True, True]
     with pytest.raises(ManifestError, match="cannot be read as librispeech"):
         importers.load(tmp_path / "nothing", format="librispeech")
+
+
+@pytest.mark.parametrize("below", ["", "train"])
+def test_mls(tmp_path: Path, below: str):
+    for split in ("train", "dev"):
+        for number in range(2):
+            tone(tmp_path / split / "audio" / "12" / "34" / f"12_34_{split}{number}.flac")
+        (tmp_path / split / "transcripts.txt").write_text(f"12_34_{split}0\tein wort\n12_34_lost\tweg\n")
+    assert sniff(tmp_path / below) == "mls"
+    findings: list[Finding] = []
+    clips = importers.load(tmp_path / below, findings=findings, language="de")
+    last = clips[-1]
+    assert len(clips) == (1 if below else 2)
+    assert (last.id, last.text, last.speaker, last.language) == ("12_34_train0", "ein wort", "12", "de")
+    assert last.extra == ({} if below else {"split": "train"})
+    assert ["12_34_train1" in findings[0].message, "12_34_lost" in findings[1].message] == [True, True]
+    if not below:
+        assert [clip.id for clip in importers.load(tmp_path, split="dev")] == ["12_34_dev0"]
+    with pytest.raises(ManifestError, match="cannot be read as mls"):
+        importers.load(tmp_path / "nothing", format="mls")
 
 
 def test_a_named_format_counts_before_what_the_files_prove(kaldi: Callable[..., Path], tmp_path: Path):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sonotune.data.text import BASIC, ENGLISH, IDENTITY, Normalizer, get
+from sonotune.data.text import BASIC, ENGLISH, IDENTITY, Normalizer, get, says_something
 from sonotune.errors import ConfigError
 
 NORMALIZERS = (IDENTITY, BASIC, ENGLISH)
@@ -143,3 +143,19 @@ def test_names() -> None:
 def test_plain_sentences_take_a_shorter_way_to_the_same_form(text: str):
     """A dash beside a space separates nothing and is on no shorter way."""
     assert BASIC.scoring(text) == BASIC.scoring(f"{text} —")
+
+
+# Unicode 15.1, DerivedCoreProperties.txt: Default_Ignorable_Code_Point; and the Braille pattern without dots.
+UNSEEN = (
+    *((0xAD, 0xAD), (0x34F, 0x34F), (0x61C, 0x61C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F)),
+    *((0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF)),
+    *((0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF), (0x2800, 0x2800)),
+)
+
+
+def test_characters_that_are_not_seen_say_nothing():
+    characters = [chr(code) for first, last in UNSEEN for code in range(first, last + 1)]
+    assert not says_something("".join(characters))
+    assert not says_something(BASIC.training(" ".join(characters)))
+    for text in ("a\u3164", "\u1160\u0967", "+", "\u2801", "\u3131"):
+        assert says_something(text)

@@ -95,7 +95,10 @@ def test_a_language_that_is_none_is_refused_before_anything_is_written(loaded: L
             method(loaded, [clip(0, "seven")])
 
 
-@pytest.mark.parametrize("text", ["\u200b\u200d", "...", " \u05be ", "\ufe0f", "?!", "\u0301"])
+@pytest.mark.parametrize(
+    "text",
+    ["\u200b\u200d", "...", " \u05be ", "\ufe0f", "?!", "\u0301", "\u3164 \u115f\u1160", "\uffa0", "\u2800\u2800"],
+)
 def test_a_transcript_that_says_nothing_is_not_trained_on(loaded: LoadedModel, text: str):
     prepared = task().prepare(loaded, [clip(0, "two"), clip(1, text), clip(2, "\u05d0\u05d1"), clip(3, "5 %")])
     [finding] = prepared.findings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -41,19 +41,19 @@ def find_audio(folder: Path) -> tuple[list[Path], list[Path]]:
     Returns:
         The files that can be read by their kind, and those that cannot.
     """
-    readable: list[Path] = []
-    unreadable: list[Path] = []
+    readable = find_files(folder, AUDIO_SUFFIXES)
+    return readable, find_files(folder, UNREADABLE_SUFFIXES)
+
+
+def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Every file below a folder with one of some endings, as `find_audio` finds them."""
+    found: list[Path] = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            suffix = Path(name).suffix.lower()
-            if name.startswith("."):
-                continue
-            if suffix in AUDIO_SUFFIXES:
-                readable.append(Path(parent, name))
-            elif suffix in UNREADABLE_SUFFIXES:
-                unreadable.append(Path(parent, name))
-    return sorted(readable), sorted(unreadable)
+        found += [
+            Path(parent, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in suffixes
+        ]
+    return sorted(found)
 
 
 def left_out(files: Sequence[Path], folder: Path) -> Finding:

@@ -20,7 +20,7 @@ SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
         *("path", "audio_filepath", "audio_path", "audio", "file", "file_name", "filename", "wav", "wav_path"),
         *("wav_filename", "file_path", "filepath", "audio_file"),
     ),
-    "text": ("text", "sentence", "transcript", "transcription", "wrd"),
+    "text": ("text", "sentence", "transcript", "transcription", "wrd", "txt"),
     "speaker": ("speaker", "speaker_id", "client_id", "spk_id", "spk"),
     "language": ("language", "locale", "lang"),
     "domain": ("domain", "sentence_domain"),
@@ -31,6 +31,12 @@ SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
     "channel": ("channel",),
     "label": ("label", "category", "class"),
 }
+SPLIT_NAMES: Final = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("eval", "evaluation", "dev", "development", "val", "valid", "validation"), "eval"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""What the splits of published corpora are called -> what they are called here."""
 NOT_OURS: Final = ("words",)
 """Names of our columns that mean something else elsewhere: they become an extra column `source_NAME`, unless their
 values have our form."""
@@ -51,12 +57,16 @@ _NUMBERS: Final[Mapping[str, Callable[[str], float]]] = {
     "sample_rate_hz": _whole,
     "channel": _whole,
 }
-_NAMES: Final = ("id", "speaker", "label")
+_NAMES: Final = ("id", "text", "speaker", "label", "language", "domain")
 _SEPARATOR = re.compile(r"[\s-]+")
-_DATA_ROOT = re.compile(r"^(\$data_root|\{data_root\})/+")  # SpeechBrain's place of the corpus
+# SpeechBrain's place of the corpus: $data_folder, {data_root}, ${root}
+_DATA_ROOT = re.compile(r"^(\$\w*(root|folder|dir|path)|\$?\{\w*(root|folder|dir|path)\})/+", re.IGNORECASE)
+_SPAN: Final[Mapping[str, str]] = {"from": "start_s", "to": "end_s"}
+"""Names that are a start and an end only together, with numbers below them."""
+_DECIMAL = re.compile(r"^\d+([.,]\d+)?$")
 _DECIMAL_COMMA = re.compile(r"^\d+,\d+$")
 _TIME_NAME = re.compile(
-    r"(^|[_\W])(start|begin|onset|end|stop|offset|dur|duration|length|timestamps?|time)([_\W]|$)", re.IGNORECASE
+    r"(^|[_\W])(start|begin|from|to|onset|end|stop|offset|dur|duration|length|timestamps?|time)([_\W]|$)", re.IGNORECASE
 )
 _TIME_VALUE = re.compile(r"^\d+([.,:]\d+)*$")
 
@@ -105,13 +115,31 @@ class Columns:
                 matched[name] = column
         return matched
 
+    def match_values(self, source: Mapping[str, Any]) -> dict[str, str]:
+        """As `match`, with the names that are known only by what stands below them.
+
+        Raises:
+            RefusedError: A column that the user named is not there.
+        """
+        matched = self.match(source)
+        # SpeechBrain calls a transcript `words` or `wrd`, and beside it a duration `length`.
+        if isinstance(source.get("words"), str) and "text" not in matched.values():
+            matched["words"] = "text"
+        if matched.keys() & {"words", "wrd"} and "duration_s" not in matched.values() and "length" in source:
+            matched["length"] = "duration_s"
+        if not {"start_s", "end_s"} & set(matched.values()):
+            span = {_SPAN[_folded(name)]: name for name in source if _folded(name) in _SPAN}
+            if len(span) == len(_SPAN) and all(_is_time(source[name]) for name in span.values()):
+                matched |= {name: column for column, name in span.items()}
+        return matched
+
     def record(self, source: Mapping[str, Any]) -> dict[str, Any]:
         """A record of theirs with the names and kinds of values that a manifest has.
 
         Raises:
             RefusedError: A number is no number, an end is not behind its start, or a named column is missing.
         """
-        matched = self.match(source)
+        matched = self.match_values(source)
         taken = {*matched.values(), *(name for name in NOT_OURS if not _is_timed(source.get(name)))}
         record = {
             matched.get(name, f"source_{name}" if name in taken else name): value for name, value in source.items()
@@ -147,6 +175,12 @@ def _folded(name: str) -> str:
     return _SEPARATOR.sub("_", name.casefold())
 
 
+def _is_time(value: object) -> bool:
+    if isinstance(value, str):
+        return _DECIMAL.match(value.strip()) is not None
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _is_timed(words: object) -> bool:
     return isinstance(words, list) and all(
         isinstance(word, dict) and {"text", "start_s"} <= set(word) for word in words
@@ -164,9 +198,14 @@ def _duration_s(start_s: object, end_s: object) -> float:
     return end_s - start_s
 
 
+def is_name_of(column: str, name: str) -> bool:
+    """Whether another tool's name of a column stands for one of ours."""
+    return _folded(name) in SYNONYMS[column]
+
+
 def may_be_text(name: str) -> bool:
     """Whether a column that is not used has a name for transcripts."""
-    return _folded(name.removeprefix("source_")) in SYNONYMS["text"]
+    return is_name_of("text", name.removeprefix("source_"))
 
 
 def looks_like_time(name: str, value: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Final
 from sonotune.data.audio_checks import check_audio
 from sonotune.data.audio_files import enumerate_names
 from sonotune.data.audio_root import root_that_holds
+from sonotune.data.text import says_something
 from sonotune.errors import ManifestError
 from sonotune.types import Clip, Finding
 from sonotune.wording import counted
@@ -81,6 +82,9 @@ def _unusable(reason: str, found: Sequence[Finding], clips: int, place: Path) ->
     if reason == "missing":
         more = f" and {len(paths) - _EXAMPLES} more" if len(paths) > _EXAMPLES else ""
         told = f"{', '.join(paths[:_EXAMPLES])}{more}. {_elsewhere(paths, place)}"
+    elif reason == "span":
+        first = found[0].message.partition(" Correct ")[0]  # the columns of this source may have other names
+        told = f"the first is {first} Times are in seconds from the start of a file."
     else:
         told = f"the first is {found[0].message}"
     return Finding(
@@ -103,7 +107,7 @@ def _elsewhere(paths: Sequence[str], place: Path) -> str:
 
 
 def _lacking(clips: Sequence[Clip]) -> list[Finding]:
-    texts = sum(clip.text is not None and bool(clip.text.strip()) for clip in clips)
+    texts = sum(says_something(clip.text or "") for clip in clips)
     labels = sum(bool(clip.label) for clip in clips)
     findings = []
     if not texts:
@@ -120,7 +124,7 @@ def _lacking(clips: Sequence[Clip]) -> list[Finding]:
             Finding(
                 check="import.no_texts",
                 severity="note",
-                message=f"{len(clips) - texts} of {len(clips)} clips have no text, or an empty one.",
+                message=f"{len(clips) - texts} of {len(clips)} clips have no text, or one that says nothing.",
             )
         )
     if not any(clip.speaker for clip in clips):

@@ -23,7 +23,7 @@ from sonotune.data.hub import load_hub as load_hub  # imports `datasets` only wh
 from sonotune.data.lines import Problems, require_file, text_lines
 from sonotune.data.readers.base import find_encoding
 from sonotune.data.readers.corpora import DIGITS as DIGITS
-from sonotune.data.readers.corpora import TRANSCRIPTS
+from sonotune.data.readers.corpora import TRANSCRIPTS, mls_tables
 from sonotune.data.readers.corpora import load_fsdd as load_fsdd
 from sonotune.data.readers.folders import metadata_of
 from sonotune.data.readers.json_records import first_record, is_one_value
@@ -163,9 +163,12 @@ FOLDERS: Final[tuple[tuple[str, Callable[[Path], bool]], ...]] = (
     ("ljspeech", _is_ljspeech),
     ("audiofolder", _has_metadata),
     ("librispeech", lambda folder: next(folder.rglob(TRANSCRIPTS), None) is not None),
+    ("mls", lambda folder: bool(mls_tables(folder))),
     ("folder", lambda folder: True),
 )
-"""Formats of folders and what proves each, in the order in which they are tried."""
+"""Formats of folders and what proves each, in the order in which they are tried. What is left is a folder of audio,
+whose reader takes transcripts and classes only where the files prove them, and names the tables that it does not read.
+"""
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -180,6 +183,8 @@ def _sniff_json(path: Path) -> str:
         return "json"
     if "audio_filepath" in record:
         return "nemo"
+    if any(isinstance(record.get(name), int) for name in ("id", "text", "label")):
+        return "json"  # where numbers are names
     foreign = {ours for theirs, ours in Columns().match(record).items() if theirs != ours}
     if {"id", "path"} <= set(record) and not foreign & _TELLING:
         return "jsonl"
@@ -191,5 +196,6 @@ def _sniff_table(path: Path) -> str:
     first = next((line for _, line in lines), "")
     if {"client_id", "path", "sentence"} <= set(first.strip().split("\t")):
         return "common_voice"
-    named = "path" in Columns().match(header_of(path)).values()
-    return "ljspeech" if not named and is_ljspeech(path) else "csv"
+    header = header_of(path)
+    paths = [theirs for theirs, ours in Columns().match(header).items() if ours == "path"]
+    return "ljspeech" if paths in ([], header[:1]) and is_ljspeech(path) else "csv"

@@ -186,6 +186,16 @@ def text_lines(path: Path, problems: Problems, *, encoding: str = "utf-8") -> It
 def _utf8_lines(file: IO[bytes], problems: Problems) -> Iterator[tuple[int, str]]:
     """Lines of UTF-8; a line that is something else does not hide the others."""
     number = 0
+    bad: list[int] = []
+
+    def merge(errors: Sequence[RefusedError]) -> RefusedError:
+        """One error for a file, whose encoding is one."""
+        one = errors[0]
+        if len(errors) == 1:
+            return one
+        found = f"{one.found} of line {bad[0]} of {Path(file.name).name} first"
+        return RefusedError(f"{len(errors)} lines are not UTF-8", found=found, allowed=one.allowed, do=one.do)
+
     while raw := file.readline(MAX_LINE_BYTES + 1):
         number += 1
         if number == 1:
@@ -198,14 +208,16 @@ def _utf8_lines(file: IO[bytes], problems: Problems) -> Iterator[tuple[int, str]
         try:
             line = raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            problems.add(
-                number,
+            bad.append(number)
+            refused = RefusedError(
                 "the line is not UTF-8",
                 found=f"byte 0x{raw[error.start]:02x} at offset {error.start}",
                 allowed="UTF-8 text",
-                do="Save the file as UTF-8, or name its encoding where `sonotune data import` reads it: "
-                "--encoding cp1252 is Western Windows, cp1255 its Hebrew, cp1256 its Arabic.",
+                do="Save the file as UTF-8, or name its encoding where `sonotune data import` reads it: --encoding "
+                "cp1252 is Western Windows, cp1255 its Hebrew, cp1256 its Arabic, shift_jis Japanese.",
+                together=merge,
             )
+            problems.add_refused(number, refused)
             continue
         yield number, line
 

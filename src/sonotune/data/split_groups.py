@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from sonotune.data.columns import SPLIT_NAMES as SPLIT_NAMES
 from sonotune.data.records import COLUMNS
 from sonotune.data.similar_texts import near_copies
 from sonotune.data.splits import OVERLAP_S, real_paths
@@ -28,12 +29,6 @@ from sonotune.types import Clip
 
 WAYS: Final = ("speaker", "session", "text", "clip")
 SESSION_COLUMNS: Final = ("session", "session_id", "recording", "recording_id", "conversation", "conversation_id")
-SPLIT_NAMES: Final = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("eval", "evaluation", "dev", "development", "val", "valid", "validation"), "eval"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-"""What the splits of published corpora are called -> what they are called here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

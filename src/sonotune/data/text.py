@@ -138,6 +138,16 @@ def _strip_punctuation(text: str) -> str:
     return " ".join("".join(kept).split())
 
 
+_UNSEEN = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+"""Letters of Unicode's property Default_Ignorable_Code_Point (fillers of Hangul), and the Braille pattern without dots.
+Everything else that is not seen is no letter, digit or symbol by its category."""
+
+
+def says_something(text: str) -> bool:
+    """Whether a transcript has more than spaces, punctuation, marks and characters that are not seen."""
+    return any(unicodedata.category(character)[0] in "LNS" and character not in _UNSEEN for character in text)
+
+
 # --- identity ------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from sonotune.data import numbers
 from sonotune.data.scripts import deciding_rate
+from sonotune.data.text import says_something
 from sonotune.errors import ConfigError, MissingExtraError, TextError
 from sonotune.features.batching import Batch
 from sonotune.metrics.error_rate import edit_counts, error_rate
@@ -74,7 +74,7 @@ class Transcribe:
         for clip in clips:
             text = self._settings.training_text.training(clip.text or "")
             language = clip.language or self._settings.language
-            if (clip.text or "").strip() and not _says_something(text):
+            if (clip.text or "").strip() and not says_something(text):
                 message = f"clip {clip.id!r}: its transcript has no letter, digit or symbol. The clip is left out."
                 findings.append(Finding(check="text.empty", severity="error", message=message, clip_ids=(clip.id,)))
                 continue
@@ -414,8 +414,3 @@ class _Limit:
                     )
                 )
         return found
-
-
-def _says_something(text: str) -> bool:
-    """Whether a transcript has more than spaces, punctuation, marks and characters that are not seen."""
-    return any(unicodedata.category(character)[0] in "LNS" for character in text)

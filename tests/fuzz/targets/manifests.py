@@ -155,7 +155,7 @@ def _json_seeds() -> list[Files]:
         for i in range(2)
     ]
     hugging_face = [
-        {"audio": {"path": f"a{i}.wav"}, "sentence": TEXTS[i], "start": 0.0, "end": 0.04, "speaker_id": i}
+        {"audio": {"path": f"a{i}.wav", "start": 0.0, "end": 0.04}, "sentence": TEXTS[i], "speaker_id": i}
         for i in range(2)
     ]
     older = [{"query": "<audio>", "response": TEXTS[i], "audios": [f"a{i}.wav"], "spk": f"s{i}"} for i in range(2)]
@@ -170,7 +170,8 @@ def _json_seeds() -> list[Files]:
         "a0": {"wav": "a0.wav", "wrd": TEXTS[0], "length": 0.05},
         "a1": {"wav": "{data_root}/a1.wav", "wrd": TEXTS[1]},
     }
-    return [*found, {"corpus.json": json.dumps(keyed, indent=1).encode(), **_audio("")}]
+    whole = [json.dumps(keyed, indent=1), json.dumps(keyed), json.dumps({"version": 1, "data": nemo})]
+    return [*found, *({"corpus.json": text.encode(), **_audio("")} for text in whole)]
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -292,6 +293,7 @@ def _kaldi_seeds() -> list[Files]:
         {f"corpus/{name}": data for name, data in files.items()} | _audio()
         for files in (
             {"wav.scp": scp, "text": text, "segments": segments, "utt2spk": people, "utt2lang": languages},
+            {"wav.scp": scp, "text": text, "segments": segments, "reco2file_and_channel": b"rec0 a B\nrec1 a A\n"},
             {"wav.scp": whole, "text": text, "utt2spk": people},
         )
     ]
@@ -314,7 +316,10 @@ def _folder_seeds() -> list[Files]:
         "corpus/metadata.jsonl": _lines([{"file_name": f"a{i}.wav", "text": TEXTS[i]} for i in range(3)]),
         **_audio(),
     }
-    return [beside, classes, libri, speech, lines]
+    mls = {"corpus/train/transcripts.txt": b"7_9_1\tone\n8_9_1\ttwo\n"}
+    mls |= {f"corpus/train/audio/{i}/9/{i}_9_1.wav": wav() for i in (7, 8)}
+    headed = {**speech, "corpus/metadata.csv": b"id|text|normalized\na0|one|one\na1|two|two\n"}
+    return [beside, classes, libri, speech, lines, mls, headed]
 
 
 # --- data sets -----------------------------------------------------------------------------------
@@ -385,6 +390,7 @@ TARGETS: Final = (
             "text": _kaldi_words,
             "utt2spk": _kaldi_words,
             "utt2lang": _kaldi_words,
+            "reco2file_and_channel": _kaldi_words,
         },
     ),
     _target(

@@ -5,15 +5,18 @@ from __future__ import annotations
 import codecs
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+from sonotune.audio.io import probe
 from sonotune.data.audio_root import AudioRoot
 from sonotune.data.columns import Columns, looks_like_time, may_be_text
 from sonotune.data.lines import Problems, RefusedError, json_objects, require_file, show, text_lines
 from sonotune.data.manifest import fill_durations
 from sonotune.data.records import ClipParser
-from sonotune.errors import ManifestError
+from sonotune.errors import AudioError, ManifestError
 from sonotune.types import Clip, Finding, Severity
 from sonotune.wording import counted
 
@@ -25,6 +28,8 @@ _MARKS: Final = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _SAMPLE_BYTES: Final = 4096
+_TIMED_CLIPS: Final = 20
+_LATE_S: Final = 20.0
 
 
 class Reading:
@@ -61,6 +66,7 @@ class Reading:
         self._findings = [] if findings is None else findings
         self._encoding = None if encoding is None else known_encoding(encoding)
         self._found: dict[Path, str] = {}
+        self._times: dict[str, str] = {}  # a time of ours -> their name of it
 
     def say(self, check: str, message: str, *, severity: Severity = "note") -> None:
         """Note an assumption (a note), or something that is lost (a warning)."""
@@ -99,6 +105,7 @@ class Reading:
         """Rows of theirs -> records of ours; a row that cannot be read becomes a problem."""
         for number, row in rows:
             try:
+                self._times = self._times or self._names_of_times(row)
                 yield number, self.columns.record(row)
             except RefusedError as error:
                 self.problems.add_refused(number, error)
@@ -121,6 +128,7 @@ class Reading:
                 used.setdefault(clip_id, 1)
             if clip := parser.parse(number, record):
                 clips.append(clip)
+        self._check_times(clips)
         self.problems.check()
         if not clips:
             raise ManifestError(
@@ -129,6 +137,37 @@ class Reading:
         self._say_unused_times(clips)
         self._say_other_texts(clips)
         return fill_durations(clips)
+
+    def _names_of_times(self, row: Mapping[str, Any]) -> dict[str, str]:
+        matched = self.columns.match_values(row).items()
+        return {ours: theirs for theirs, ours in matched if ours in ("start_s", "end_s", "duration_s")}
+
+    def _check_times(self, clips: Iterable[Clip]) -> None:
+        """Refuse times that prove to be of another unit: the first files end before them, whatever the clip."""
+        first = list(islice((clip for clip in clips if clip.start_s + clip.duration_s > 0), _TIMED_CLIPS))
+        if not self._times or max((clip.start_s + clip.duration_s for clip in first), default=0) < _LATE_S:
+            return
+        spans = []
+        for clip in first:
+            with suppress(AudioError, OSError):  # the check of the audio says what is wrong with it
+                spans.append((clip.start_s, clip.start_s + clip.duration_s, probe(clip.path)))
+        if not spans or any(end_s <= info.duration_s + 1 for _, end_s, info in spans):
+            return
+        if all(end / 1000 <= info.duration_s + 1 for _, end, info in spans):
+            meant, factor = "milliseconds", "1000"
+        elif all(end / info.sample_rate_hz <= info.duration_s + 1 for _, end, info in spans):
+            meant, factor = "samples", "the sample rate"
+        else:
+            return
+        start_s, end_s, info = spans[0]
+        names = [show(self._times[name]) for name in ("start_s", "end_s", "duration_s") if name in self._times]
+        self.problems.add(
+            None,
+            f"the columns {' and '.join(names)} are not in seconds" if names[1:] else f"{names[0]} is not in seconds",
+            found=f"{start_s:g} to {end_s:g} first, in a file of {info.duration_s:.3f} s",
+            allowed="seconds",
+            do=f"They fit the files as {meant}: divide them by {factor}.",
+        )
 
     def _say_unused_times(self, clips: Iterable[Clip]) -> None:
         unused = Counter(name for clip in clips for name, value in clip.extra.items() if looks_like_time(name, value))

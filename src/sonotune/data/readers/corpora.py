@@ -1,25 +1,29 @@
-"""Readers of corpora with a layout of their own: Kaldi, LibriSpeech, the Free Spoken Digit Dataset."""
+"""Readers of corpora with a layout of their own: Kaldi, LibriSpeech in one language and many, spoken digits."""
 
 from __future__ import annotations
 
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from sonotune.audio.io import probe
 from sonotune.data.audio_files import AUDIO_SUFFIXES, enumerate_names, find_audio
 from sonotune.data.lines import RefusedError, show
 from sonotune.data.readers.base import Reading
-from sonotune.errors import ManifestError
+from sonotune.errors import AudioError, ManifestError
 from sonotune.paths import is_file
 from sonotune.types import Clip, Finding
 
 DIGITS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FSDD_NAME: Final = re.compile(r"^(\d)_([^_]+)_(\d+)\.wav$")
 TRANSCRIPTS: Final = "*.trans.txt"
+MLS_TRANSCRIPTS: Final = "transcripts.txt"
 
+_CHANNELS: Final[Mapping[str, int]] = {"A": 0, "B": 1, "1": 0, "2": 1}
 # Options with which a program of a Kaldi pipe only decodes; anything else may change what is heard.
 _DECODERS: Final[Mapping[str, frozenset[str]]] = {
     "cat": frozenset(),
@@ -44,8 +48,9 @@ def load_kaldi(
     encoding: str | None = None,
     findings: list[Finding] | None = None,
 ) -> list[Clip]:
-    """Read a data folder of Kaldi: `wav.scp`, and where they are there `segments`, `text`, `utt2spk`, `utt2lang`.
+    """Read a data folder of Kaldi: `wav.scp`, and what of the other tables is there.
 
+    These are `segments`, `text`, `utt2spk`, `utt2lang` and `reco2file_and_channel`.
     Commands in `wav.scp` are never run. Where one only decodes a file (`flac -c -d a.flac |`), the file is read.
 
     Args:
@@ -70,6 +75,7 @@ def load_kaldi(
     if reading.root.root != source.absolute() and root is None:
         reading.say("root", f"paths of {source / 'wav.scp'} are taken from {reading.root.root}; --root names another.")
     recordings = _recordings(reading, _pairs(reading, "wav.scp"))
+    _set_channels(reading, recordings)
     tables = {name: _pairs(reading, name) for name in ("text", "utt2spk", "utt2lang")}
     spans = _spans(reading, recordings) if (source / "segments").is_file() else dict(recordings)
     known = {"text": "text", "utt2spk": "speaker", "utt2lang": "language"}
@@ -137,6 +143,38 @@ def _recordings(reading: Reading, entries: Mapping[str, str]) -> dict[str, dict[
             "commands", f"{commands} entries of wav.scp are commands: they are not run, the files they decode are read."
         )
     return found
+
+
+def _set_channels(reading: Reading, recordings: Mapping[str, dict[str, Any]]) -> None:
+    """Take the channels of `reco2file_and_channel` (`recording file A`).
+
+    A command that picks the channel counts more, and so does a file that has one only.
+    """
+    mono = []
+    for name, entry in _pairs(reading, "reco2file_and_channel").items():
+        channel = _CHANNELS.get(entry.split()[-1:][0].upper() if entry else "")
+        record = recordings.get(name)
+        if channel is None:
+            reading.problems.add(
+                None,
+                f"reco2file_and_channel, {show(name)}: the channel cannot be used",
+                found=show(entry),
+                allowed="the name of a file, and A, B, 1 or 2",
+                do="Mend the line.",
+            )
+        elif record is not None and "channel" not in record:
+            record["channel"] = channel
+            with suppress(AudioError, RefusedError):  # whose reader says what is wrong with it
+                if probe(reading.root.resolve(record["path"])).num_channels == 1:
+                    del record["channel"]
+                    mono += [name] if channel else []
+    if mono:
+        reading.say(
+            "channels",
+            f"reco2file_and_channel names another channel than the first of {len(mono)} recordings whose files have "
+            f"one: they are read as they are ({enumerate_names(mono)}).",
+            severity="warning",
+        )
 
 
 def _audio_of(entry: str) -> dict[str, Any]:
@@ -243,6 +281,29 @@ def load_librispeech(
     audio: dict[str, Path] = {}
     for path in find_audio(source)[0]:
         audio.setdefault(f"{path.parent}/{path.stem}", path)
+
+    def speaker(name: str, path: Path) -> dict[str, str | None]:
+        return {"speaker": (name.split("-")[0] if "-" in name else path.parent.parent.name) or None}
+
+    return _transcribed(reading, tables, audio, speaker, language)
+
+
+def _transcribed(
+    reading: Reading,
+    tables: Sequence[Path],
+    audio: Mapping[str, Path],
+    columns: Callable[[str, Path], Mapping[str, str | None]],
+    language: str | None,
+) -> list[Clip]:
+    """The clips of tables with lines `ID TEXT`.
+
+    Args:
+        reading: Of the source.
+        tables: The tables.
+        audio: `FOLDER OF THE TABLE/ID` -> the file.
+        columns: Other columns of a clip, by its id and its file.
+        language: Language of the clips.
+    """
     with_text: set[Path] = set()
     records: list[tuple[int, dict[str, Any]]] = []
     without_audio = []
@@ -254,9 +315,8 @@ def load_librispeech(
             without_audio.append(name)
             continue
         with_text.add(found)
-        speaker = name.split("-")[0] if "-" in name else table.parent.parent.name
-        record = {"id": name, "path": found.relative_to(source).as_posix(), "text": text.strip()}
-        records.append((len(records) + 1, {**record, "speaker": speaker or None, "language": language}))
+        record = {"id": name, "path": found.relative_to(reading.source).as_posix(), "text": text.strip()}
+        records.append((len(records) + 1, {**record, **columns(name, found), "language": language}))
     _say_libri_losses(reading, sorted(set(audio.values()) - with_text), without_audio)
     return reading.clips(records)
 
@@ -266,16 +326,65 @@ def _say_libri_losses(reading: Reading, without_text: Sequence[Path], without_au
         names = enumerate_names([str(path.relative_to(reading.source)) for path in without_text])
         reading.say(
             "unmatched",
-            f"{len(without_text)} audio files have no line in a .trans.txt beside them and are left out: {names}.",
+            f"{len(without_text)} audio files have no line in the transcripts and are left out: {names}.",
             severity="warning",
         )
     if without_audio:
         reading.say(
             "unmatched",
-            f"{len(without_audio)} lines of transcripts have no audio beside them and are left out: "
+            f"{len(without_audio)} lines of transcripts have no audio and are left out: "
             f"{enumerate_names(without_audio)}.",
             severity="warning",
         )
+
+
+# --- Multilingual LibriSpeech --------------------------------------------------------------------
+
+
+def load_mls(
+    source: Path,
+    *,
+    split: str | None = None,
+    language: str | None = None,
+    allow_outside_root: bool = False,
+    encoding: str | None = None,
+    findings: list[Finding] | None = None,
+) -> list[Clip]:
+    """Read Multilingual LibriSpeech: `transcripts.txt` with lines `ID TEXT`, audio in `audio/SPEAKER/BOOK/ID.flac`.
+
+    Args:
+        source: The folder of a split, or of a language.
+        split: Which folder of a language, such as `train`; None takes all that have transcripts.
+        language: Language of the clips.
+        allow_outside_root: Whether links may lead out of the folder.
+        encoding: Of the transcripts.
+        findings: Where assumptions and losses are noted.
+    """
+    tables = mls_tables(source / split if split else source)
+    if not tables:
+        raise ManifestError(
+            f"{source} cannot be read as mls: found no {MLS_TRANSCRIPTS} beside a folder `audio`; allowed is a folder "
+            "of Multilingual LibriSpeech, or of one of its splits. Check the folder, or name another format."
+        )
+    reading = Reading(
+        source, root=source, allow_outside_root=allow_outside_root, encoding=encoding, findings=findings, unit="clip"
+    )
+    audio = {f"{table.parent}/{path.stem}": path for table in tables for path in find_audio(table.parent / "audio")[0]}
+
+    def of_folders(name: str, path: Path) -> dict[str, str | None]:
+        parts = path.relative_to(source).parts[:-1]
+        place = parts.index("audio")
+        return {"speaker": next(iter(parts[place + 1 :]), None), "split": next(iter(parts[:place]), None)}
+
+    return _transcribed(reading, tables, audio, of_folders, language)
+
+
+def mls_tables(folder: Path) -> list[Path]:
+    """The transcripts of a folder of Multilingual LibriSpeech: its own, else those of its splits."""
+    for found in ([folder / MLS_TRANSCRIPTS], sorted(folder.glob(f"*/{MLS_TRANSCRIPTS}"))):
+        if tables := [table for table in found if table.is_file() and (table.parent / "audio").is_dir()]:
+            return tables
+    return []
 
 
 # --- the Free Spoken Digit Dataset ---------------------------------------------------------------

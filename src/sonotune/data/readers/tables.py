@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from sonotune.data.audio_files import AUDIO_SUFFIXES
-from sonotune.data.columns import SYNONYMS, Columns
+from sonotune.data.columns import SYNONYMS, Columns, is_name_of
 from sonotune.data.lines import Problems, RefusedError, show, text_lines
 from sonotune.data.readers.base import Reading
+from sonotune.data.readers.json_records import json_rows
 from sonotune.errors import ManifestError
 from sonotune.paths import is_file
 from sonotune.types import Clip, Finding
@@ -19,8 +21,10 @@ from sonotune.types import Clip, Finding
 DELIMITERS: Final = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 _UNQUOTED: Final = ("\t", "|")
 """Common Voice and LJSpeech write bare quotation marks; to read them as quoting would swallow whole lines."""
+_SEPARATOR_LINE: Final = re.compile(r'^"?sep=(?P<mark>[^\w"\r\n])"?[\s,;]*$', re.IGNORECASE)
+"""The first line in which Excel names the delimiter."""
 _SAMPLE_LINES: Final = 10
-_SAMPLE_CHARACTERS: Final = 1000  # of a line; the sniffer's patterns take more than linear time
+_SAMPLE_CHARACTERS: Final = 1000  # of a line
 _LJSPEECH_COLUMNS: Final = ("id", "text", "normalized_text")
 
 
@@ -56,6 +60,44 @@ def load_csv(
         columns=Columns(audio=audio_column, text=text_column),
         findings=findings,
     )
+    return reading.clips(table_records(reading, source, delimiter))
+
+
+def load_speechbrain(
+    source: Path,
+    *,
+    root: Path | None = None,
+    allow_outside_root: bool = False,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    audio_column: str | None = None,
+    text_column: str | None = None,
+    findings: list[Finding] | None = None,
+) -> list[Clip]:
+    """Read a manifest of SpeechBrain: a table, or JSON with one object for each id (`.json`).
+
+    Args:
+        source: The file.
+        root: Folder that paths are relative to and may not leave, which `$data_folder` and the like stand for; the
+            file's folder where None.
+        allow_outside_root: Whether paths may leave the root.
+        delimiter: As for `load_csv`.
+        encoding: Of the file.
+        audio_column: Column of the audio's path, where its name says nothing.
+        text_column: Column of the transcript.
+        findings: Where assumptions and losses are noted.
+    """
+    reading = Reading(
+        source,
+        root=root,
+        allow_outside_root=allow_outside_root,
+        encoding=encoding,
+        columns=Columns(audio=audio_column, text=text_column),
+        findings=findings,
+        unit="entry" if source.suffix.lower() == ".json" else None,
+    )
+    if source.suffix.lower() == ".json":
+        return reading.clips(json_rows(reading, source))
     return reading.clips(table_records(reading, source, delimiter))
 
 
@@ -124,7 +166,7 @@ def load_ljspeech(
     text_column: str | None = None,
     findings: list[Finding] | None = None,
 ) -> list[Clip]:
-    """Read the layout of LJSpeech: lines `name|text|normalized text` without a header, audio in `wavs/`.
+    """Read the layout of LJSpeech: lines `name|text|normalized text`, with a header or without, audio in `wavs/`.
 
     Args:
         source: The folder with `metadata.csv`, or that file.
@@ -132,7 +174,7 @@ def load_ljspeech(
         allow_outside_root: Whether paths may leave the root.
         delimiter: As for `load_csv`; a pipe where None.
         encoding: Of the file.
-        text_column: `text` (the second column), or `normalized_text` (the third).
+        text_column: `text` (the second column), or `normalized_text` (the third); with a header, a name in it.
         findings: Where assumptions and losses are noted.
     """
     table = source / "metadata.csv" if source.is_dir() else source
@@ -145,26 +187,59 @@ def load_ljspeech(
         findings=findings,
     )
     mark = "|" if delimiter is None else known_delimiter(delimiter)
+    header = _ljspeech_header(reading, table, mark)
+    names = "a header" if header else "no header"
+    columns = ", ".join(header) if header else "file, text and normalized_text"
+    taken = text_column or next((name for name in header if is_name_of("text", name)), "text")
     reading.say(
         "columns",
-        f"{table.name} is read as LJSpeech: no header, the {DELIMITERS.get(mark, mark)} as delimiter, the columns "
-        f"file, text and normalized_text; the transcript is {text_column or 'text'} (--text-column names the other).",
+        f"{table.name} is read as LJSpeech: {names}, the {DELIMITERS.get(mark, mark)} as delimiter, the columns "
+        f"{columns}; the transcript is {taken} (--text-column names another).",
     )
-    return reading.clips(reading.records(_ljspeech_rows(reading, table, mark)))
+    return reading.clips(reading.records(_ljspeech_rows(reading, table, mark, header)))
 
 
-def _ljspeech_rows(reading: Reading, table: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, row in _rows(reading, table, delimiter):
-        if not 2 <= len(row) <= len(_LJSPEECH_COLUMNS):
+def _ljspeech_header(reading: Reading, table: Path, delimiter: str) -> list[str]:
+    """The names of the first line, where it is the second that begins with an audio file; else none.
+
+    The first column is the id and, where no name is one of transcripts, the second is the text.
+    """
+    # The rows are read once more, and their problems are noted then.
+    rows = _rows(Reading(table, encoding=reading.encoding_of(table)), table, delimiter)
+    first, second = (next(rows, (0, [""]))[1] for _ in range(2))
+    if len(first) != len(second) or not _is_named(reading, second[0]) or _is_named(reading, first[0]):
+        return []
+    header = ["id", *(name.strip() for name in first[1:])]
+    if len(header) > 1 and not any(is_name_of("text", name) for name in header):
+        header[1] = "text"
+    return header
+
+
+def _is_named(reading: Reading, name: str) -> bool:
+    """Whether a cell is the name of an audio file, and not its path, which any table can have."""
+    found = find_named_audio(reading.root.root, name)
+    return found is not None and found != name
+
+
+def _ljspeech_rows(
+    reading: Reading, table: Path, delimiter: str, header: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    rows = _rows(reading, table, delimiter)
+    if header:
+        next(rows, None)
+    for line, row in rows:
+        if not (len(row) == len(header) if header else 2 <= len(row) <= len(_LJSPEECH_COLUMNS)):
             reading.problems.add(
                 line,
                 "the row is not of LJSpeech",
                 found=f"{len(row)} cells",
-                allowed="2 or 3: the name of the file, its text, and the text with numbers written out",
+                allowed=f"{len(header)}, as in the header"
+                if header
+                else "2 or 3: the name of the file, its text, and the text with numbers written out",
                 do="Mend the row, or name the delimiter (--delimiter).",
             )
             continue
-        cells = dict(zip(_LJSPEECH_COLUMNS, row, strict=False))
+        cells = dict(zip(header or _LJSPEECH_COLUMNS, row, strict=False))
         name = cells["id"]
         yield line, {**cells, "path": find_named_audio(reading.root.root, name) or f"wavs/{name}.wav"}
 
@@ -182,11 +257,12 @@ def find_named_audio(folder: Path, name: str) -> str | None:
 
 
 def is_ljspeech(table: Path) -> bool:
-    """Whether a table's first line is proven to be a clip of LJSpeech: its first cell names an audio file."""
+    """Whether a table is proven to be of LJSpeech: its first cell, or that below its header, names an audio file."""
     reading = Reading(table)
-    _, line = next(iter(reading.lines(table)), (0, ""))
-    cells = line.rstrip("\r\n").split("|")
-    return 2 <= len(cells) <= len(_LJSPEECH_COLUMNS) and find_named_audio(table.parent, cells[0]) is not None
+    rows = (line.rstrip("\r\n").split("|") for _, line in reading.lines(table))
+    cells = next(rows, [""])
+    clip = 2 <= len(cells) <= len(_LJSPEECH_COLUMNS) and find_named_audio(table.parent, cells[0]) is not None
+    return clip or bool(len(cells) > 1 and _ljspeech_header(reading, table, "|"))
 
 
 # --- any table -----------------------------------------------------------------------------------
@@ -223,26 +299,33 @@ def header_of(path: Path, encoding: str | None = None) -> list[str]:
 
 
 def _find_delimiter(reading: Reading, path: Path) -> str:
-    """The delimiter under which the header has a column of audio; else what the standard library's sniffer says."""
+    """The delimiter under which the header has a column of audio; else the most regular one."""
     sample = []
     # The lines are read once more, and their problems are noted then.
     for _, line in text_lines(path, Problems(path), encoding=reading.encoding_of(path)):
         sample.append(line[:_SAMPLE_CHARACTERS])
         if len(sample) == _SAMPLE_LINES:
             break
+    told = _SEPARATOR_LINE.match(sample[0]) if sample else None
     usual = "\t" if path.suffix.lower() in {".tsv", ".tab"} else ","
+    if told:
+        return told["mark"]
     found = next((mark for mark in (usual, *DELIMITERS) if _proven(reading.columns, sample[:1], mark)), None)
     if found is None:
-        try:
-            found = csv.Sniffer().sniff("".join(sample), "".join(DELIMITERS)).delimiter
-        except csv.Error:
-            found = usual
+        found = _most_regular(sample, usual)
     if found != usual:
         reading.say(
             "delimiter",
             f"{path.name} is read with the {DELIMITERS[found]} as delimiter, by its first lines; --delimiter sets it.",
         )
     return found
+
+
+def _most_regular(sample: Sequence[str], usual: str) -> str:
+    """The delimiter that stands in the header and as often in most of the other lines."""
+    counts = {mark: [line.count(mark) for line in sample] for mark in (usual, *DELIMITERS)}
+    in_header = {mark: found for mark, found in counts.items() if found and found[0]}
+    return max(in_header, key=lambda mark: (counts[mark].count(counts[mark][0]), counts[mark][0]), default=usual)
 
 
 def _proven(columns: Columns, sample: Sequence[str], delimiter: str) -> bool:
@@ -254,10 +337,19 @@ def _proven(columns: Columns, sample: Sequence[str], delimiter: str) -> bool:
 
 
 def _rows(reading: Reading, path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    number = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal number
+        for number, line in reading.lines(path):
+            if number > 1 or not _SEPARATOR_LINE.match(line):
+                yield line
+
     reader = csv.reader(
-        (line for _, line in reading.lines(path)),
+        lines(),
         delimiter=delimiter,
         quoting=csv.QUOTE_NONE if delimiter in _UNQUOTED else csv.QUOTE_MINIMAL,
+        skipinitialspace=delimiter not in _UNQUOTED,
         strict=True,  # a quote that nothing closes would take every row behind it into its cell
     )
     while True:
@@ -265,18 +357,20 @@ def _rows(reading: Reading, path: Path, delimiter: str) -> Iterator[tuple[int, l
             row = next(reader, None)
         except csv.Error as error:
             reading.problems.add(
-                reader.line_num, "the row cannot be read", found=str(error), allowed="a table", do="Mend the row."
+                number, "the row cannot be read", found=str(error), allowed="a table", do="Mend the row."
             )
             continue
         if row is None:
             return
         if row:
-            yield reader.line_num, row
+            yield number, row
 
 
 def _with_header(reading: Reading, path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
     header: list[str] | None = None
     for line, row in _rows(reading, path, delimiter):
+        if header is None and reading.problems.count:
+            return  # the header may be the line that cannot be read
         if header is None:
             header = [name.strip() for name in row]
             if not _check_header(reading, header, delimiter):
