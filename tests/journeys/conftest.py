@@ -1,10 +1,11 @@
 """Sessions at a terminal, written down with what was shown, and run again as tests.
 
 A script has lines `$ COMMAND`, each followed by what it prints (both streams) and by `[CODE]` where it does not end
-with 0. `$ COMMAND  # killed after step N` is killed as soon as its run has trained so far. Names such as `$SPEECH`
-stand for folders that a test gives. What differs from machine to machine is written as `#` (`plain`), and a line `...`
-stands for any lines. `SONOTUNE_WRITE_JOURNEYS=1` writes down what was shown anew where it is other than the script
-says: read the difference as a user would before it is committed.
+with 0. Lines about phases are left out, for they depend on the time that a phase takes. `$ COMMAND  # killed after step
+N` is killed as soon as its run has trained so far. Names such as `$SPEECH` stand for folders that a test gives. What
+differs from machine to machine is written as `#` (`plain`), and a line `...` stands for any lines.
+`SONOTUNE_WRITE_JOURNEYS=1` writes down what was shown anew where it is other than the script says: read the difference
+as a user would before it is committed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import pytest
 from sonotune.runs import read_events
 
 KILLED: Final = re.compile(r"\s+# killed after step (\d+)$")
+PHASE: Final = re.compile(r".+: (.*, )?(took )?\d+(\.\d)? (s|min|h)(, about \d+(\.\d)? (s|min|h) left)?")
 LIMIT_S: Final = 1200
 WIDTH: Final = 120
 VARYING: Final = (
@@ -130,7 +132,7 @@ def _shown(line: str, folder: Path, places: Mapping[str, Path]) -> Iterator[str]
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "COLUMNS": str(WIDTH), "NO_COLOR": "1", "SONOTUNE_PROGRESS": "never"},
+        env={**os.environ, "COLUMNS": str(WIDTH), "NO_COLOR": "1", "SONOTUNE_PROGRESS": "lines"},
     )
     try:
         if killed:
@@ -139,6 +141,7 @@ def _shown(line: str, folder: Path, places: Mapping[str, Path]) -> Iterator[str]
         said, _ = process.communicate(timeout=LIMIT_S)
     finally:
         process.kill()
+    said = "\n".join(line for line in said.splitlines() if not PHASE.fullmatch(line))
     for name, place in places.items():
         said = said.replace(str(place), f"${name}")
     yield from _trimmed(tuple(plain(said.replace(str(folder), ".")).splitlines()))
@@ -174,3 +177,9 @@ def play(tmp_path: Path) -> Callable[..., None]:
 def shown_as() -> Callable[[str, str], bool]:
     """Whether a text is what another one expects."""
     return lambda expected, shown: matches(tuple(plain(expected).splitlines()), tuple(plain(shown).splitlines()))
+
+
+@pytest.fixture
+def is_of_a_phase() -> Callable[[str], bool]:
+    """Whether a line says how far a phase is, so that it is left out."""
+    return lambda line: bool(PHASE.fullmatch(line))

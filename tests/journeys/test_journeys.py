@@ -42,6 +42,21 @@ def test_numbers_may_differ_and_words_may_not(
     assert shown_as(expected, shown) is same
 
 
+@pytest.mark.parametrize(
+    ("line", "left_out"),
+    [
+        ("starting: 1 s", True),
+        ("training: 5 of 6 steps, loss 5.189, WER 100.0 %, 11.4 clips/s, 32 s, about 6 s left", True),
+        ("step 3: recognising: 50 clips, took 19 s", True),
+        ("before training: WER 54.2 % on 25 development clips", False),
+        ("train: 24 clips, 2.1 min, 1 speaker", False),
+        ("took     47 s, peak memory 1087 MiB", False),
+    ],
+)
+def test_lines_about_phases_are_told_from_others(is_of_a_phase: Callable[[str], bool], line: str, left_out: bool):
+    assert is_of_a_phase(line) is left_out
+
+
 def write_table(folder: Path, name: str, clips: list[dict[str, Any]], source: Path) -> None:
     """`recordings/` and a table of them, as somebody has them: a path, a transcript, and what else is known."""
     (folder / "recordings").mkdir()
