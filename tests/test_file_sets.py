@@ -132,7 +132,7 @@ def test_a_full_disk_leaves_the_old_set(folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_draft_is_never_taken_for_that_of_a_process_that_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("sonotune.runs.file_sets.secrets.token_hex", lambda size: "9" * 2 * size)
+    monkeypatch.setattr("sonotune.runs.folders.secrets.token_hex", lambda size: "9" * 2 * size)
     (tmp_path / "mine.txt").write_text("mine")
     write_set(tmp_path, {"train.jsonl": b"new"}, mark="m.json", about={})
     assert (tmp_path / "train.jsonl").read_bytes() == b"new"
