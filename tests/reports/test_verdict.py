@@ -95,6 +95,15 @@ def test_the_verdict_agrees_with_the_finding_that_the_run_made(
     assert not any("better" in each.split() for each in classes)
 
 
+def test_a_run_that_keeps_the_model_as_it_was_says_so(run_record: RunRecord, predict: Predict):
+    scores, change = predict([SAID] * 19 + [WRONG], [SAID] * 19 + [WRONG])
+    found = verdict(replace(run_record, scores=scores, findings=(finding(scores),)), change)
+    assert found is not None
+    assert (found.outcome, found.badge) == ("worse", "worse")
+    assert "no better than the 2.5 % of WER" in found.sentence
+    assert "the weights from before it are kept" in found.sentence
+
+
 def test_scores_of_recordings_that_were_trained_on_are_not_believed(run_record: RunRecord, predict: Predict):
     scores, change = predict([WRONG] * 20, [SAID] * 20)
     leak = Finding(check="leak.span", severity="error", message="share seconds of the same file")

@@ -53,10 +53,16 @@ def verdict(record: RunRecord, change: Comparison | None) -> Verdict | None:
     if name in before and name in after:
         told, sure = _change(name, before[name], after[name], change)
         outcome, badge = _outcome(record, before[name], after[name], sure=sure)
-        sentences.append(
-            f"{title} on the {after[name]['count']} development clips went from {show_value(before[name])} before "
-            f"training to {show_value(after[name])} after it{told}."
-        )
+        if outcome == "worse" and before[name]["value"] == after[name]["value"]:
+            sentences.append(
+                f"Training made the model no better than the {show_value(before[name])} of {title} that it had on the "
+                f"{after[name]['count']} development clips; the weights from before it are kept."
+            )
+        else:
+            sentences.append(
+                f"{title} on the {after[name]['count']} development clips went from {show_value(before[name])} before "
+                f"training to {show_value(after[name])} after it{told}."
+            )
     elif name in after:
         sentences.append(
             f"{title} on the {after[name]['count']} development clips is {show_value(after[name])} after training; the "
