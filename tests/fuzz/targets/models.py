@@ -188,7 +188,8 @@ def _check_notes(folder: Path) -> None:
             attempt(recorded_contexts, adapter, settings, base)
         attempt(own_output_layer, adapter, settings)
         attempt(storage, settings, bits="auto", double=True, skip=(), parameters=1, device="cpu")
-        attempt(check_patterns, peft_entries(adapter), ["encoder.layers.0.fc1", "head"], file="adapter_config.json")
+        modules = [f"encoder.layers.{index}.{name}" for index in range(40) for name in ("fc1", "fc2", "q_proj")]
+        attempt(check_patterns, peft_entries(adapter), modules, file="adapter_config.json")
 
 
 def _adapter_seeds() -> list[Files]:
