@@ -89,6 +89,19 @@ def test_a_tone_keeps_its_level_through_each_container(tmp_path, name):
     assert level_db(waveform, 440.0) == pytest.approx(20 * np.log10(0.5), abs=0.1)
 
 
+@pytest.mark.parametrize("name", ["vorbis.ogg", "x.opus"])
+def test_a_header_page_with_the_position_of_audio_is_refused(tmp_path, name):
+    """Without the check libsndfile 1.2.2 seeks to such a page and ends the process."""
+    path = tmp_path / name
+    soundfile.write(path, tone(1.0, 16_000), 16_000, **COMPRESSED[name])
+    content = bytearray(path.read_bytes())
+    second = content.index(b"OggS", 4)
+    content[second + 6 : second + 14] = (1000).to_bytes(8, "little")
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match=f"damaged headers: the page at byte {second} has position 1000"):
+        io.read(path)
+
+
 @pytest.mark.parametrize("name", ["x.aiff", "x.au", "x.nist", "x.rf64"])
 def test_other_containers_of_speech_corpora_are_read(tmp_path, name):
     expected = murmur(8_000)

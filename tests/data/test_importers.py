@@ -317,6 +317,18 @@ def test_a_damaged_data_set_is_an_error_of_the_source(tmp_path: Path, hub_rows, 
         load(tmp_path / "data", cache_dir=tmp_path / "cache")
 
 
+def test_offsets_beyond_the_data_are_an_error_and_not_a_crash(tmp_path: Path, hub_rows) -> None:
+    audio_dataset(hub_rows).save_to_disk(tmp_path / "data")
+    [path] = (tmp_path / "data").glob("*.arrow")
+    texts = importlib.import_module("datasets").load_from_disk(str(tmp_path / "data"))["sentence"]
+    ends = np.cumsum([0, *(len(text.encode()) for text in texts)]).astype(np.int32)
+    content = path.read_bytes()
+    assert ends.tobytes() in content
+    path.write_bytes(content.replace(ends.tobytes(), np.append(ends[:-1], 2**31 - 1).astype(np.int32).tobytes()))
+    with pytest.raises(ManifestError, match="cannot be loaded"):
+        load(tmp_path / "data", cache_dir=tmp_path / "cache")
+
+
 def test_a_damaged_parquet_file_is_an_error_of_the_source(
     tmp_path: Path, hub_rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:

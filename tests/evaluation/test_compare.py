@@ -151,6 +151,9 @@ def test_unlike_references_are_refused(write: Write):
     rewrite(b, lambda row: row | {"scored_reference": "other"} if row["id"] == "c2" else row)
     with pytest.raises(ManifestError, match=r"1 of 28 clips have another reference.*'c2'"):
         compare([a], [b])
+    rewrite(b, lambda row: row | {"scored_reference": "a" * 10**5} if row["id"] == "c2" else row)
+    with pytest.raises(ManifestError, match=r"'a{70,80}\.\.\. and"):
+        compare([a], [b])
 
 
 def test_ids_that_stand_twice_are_refused(write: Write):

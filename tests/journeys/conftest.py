@@ -33,6 +33,7 @@ VARYING: Final = (
     (re.compile(r"\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?(\.\d+)?( ?UTC|Z|\+00:00)?"), "#"),
     (re.compile(r"(?<=\S) +WER with loops cut \S+ % \[[^]]*\]"), ""),
     (re.compile(r", \d+ of \d+ texts (loop|end at their limit of tokens) \([^)]*\)"), ""),
+    (re.compile(r"\b(bf16|fp32) on cpu"), "# on cpu"),
     (re.compile(r"[-+]?\d[\d,]*(\.\d+)? (?=(B|kB|MB|GB|KiB|MiB|GiB|ms|s|min|h)\b)"), "# "),
     (re.compile(r"# (B|kB|MB|GB|KiB|MiB|GiB)\b"), "# B"),
     (re.compile(r"# (ms|s|min|h)( # s)?\b"), "# s"),

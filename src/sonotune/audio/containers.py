@@ -245,6 +245,37 @@ def _ogg_shortfall(fd: int, size: int) -> Shortfall | None:
     return Shortfall("its last Ogg page", declared, present) if declared > present else None
 
 
+def ogg_header_damage(fd: int, size: int) -> str | None:
+    """What is wrong with the pages of an Ogg file's headers; None where nothing is, or the codec is not known.
+
+    Their position is 0, or -1 where no packet ends. libsndfile 1.2.2 takes another one for that of audio, seeks there
+    and ends the process.
+
+    Args:
+        fd: Descriptor of a regular file.
+        size: Its length in bytes.
+
+    Source: Vorbis I specification, appendix A.2; RFC 7845, section 3.
+    """
+    start, packets = 0, 0
+    while start < size:
+        head = os.pread(fd, 27 + 255, start)
+        if head[:4] != b"OggS" or len(head) < 27:
+            return f"no page begins at byte {start}"
+        lengths = head[27 : 27 + head[26]]
+        if start == 0:
+            codec = os.pread(fd, 8, 27 + head[26])
+            packets = 3 if codec[:7] == b"\x01vorbis" else 2 if codec == b"OpusHead" else 0
+        if packets <= 0:
+            return None
+        (position,) = struct.unpack("<q", head[6:14])
+        if position not in (0, -1):
+            return f"the page at byte {start} has position {position}"
+        packets -= sum(length < 255 for length in lengths)
+        start += 27 + head[26] + sum(lengths)
+    return None
+
+
 def ogg_last_page_start(fd: int, size: int) -> int:
     """Find the sample with which the last page of an Ogg Vorbis file begins.
 

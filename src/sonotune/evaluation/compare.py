@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sonotune.data.lines import show
 from sonotune.data.scripts import deciding_rate
 from sonotune.errors import ConfigError, ManifestError, RunDirectoryError, TextError, suggest
 from sonotune.metrics.error_rate import edit_counts
@@ -218,8 +219,8 @@ def _in_order(rows: Rows, reference: Rows, ids: Sequence[str], path: Path, where
     if unlike:
         name, one, other = unlike[0]
         raise ManifestError(
-            f"{len(unlike)} of {len(ids)} clips have another reference in {path} than in {where}; clip {name!r} has "
-            f"{other!r} and {one!r}. Score both with the same manifest and the same data.text_scoring."
+            f"{len(unlike)} of {len(ids)} clips have another reference in {path} than in {where}; clip {show(name)} "
+            f"has {show(other)} and {show(one)}. Score both with the same manifest and the same data.text_scoring."
         )
     return ordered
 

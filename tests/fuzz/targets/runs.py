@@ -240,6 +240,8 @@ def _sign(path: Path, digest_file: Any) -> None:
     try:
         entries = json.loads(manifest.read_bytes())
         for name, entry in entries["files"].items():
+            if not (path / name).is_file():  # a name may be that of an endless device
+                return
             entry |= {"bytes": (path / name).stat().st_size, "sha256": digest_file(path / name)}
         manifest.write_text(json.dumps(entries), "utf-8")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
