@@ -923,6 +923,7 @@ def test_transcribe_answers_in_the_order_of_the_files_and_names_what_is_left_out
     assert [line.split("\t")[0] for line in out.splitlines()] == [files[0], files[2]]
     (tmp_path / "folder").mkdir()
     shutil.copy(tmp_path / "broken.wav", tmp_path / "folder" / "broken.wav")
+    (tmp_path / "folder" / "memo.m4a").write_bytes(b"of a kind that cannot be read")
     code, _, err = call(*words[:-3], files[0], str(tmp_path / "folder"))
     assert code == 0, err  # a folder may hold anything
     assert "broken.wav" in err

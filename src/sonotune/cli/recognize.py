@@ -76,7 +76,7 @@ def _recognize(words: Sequence[str], *, task: str) -> tuple[Any, Any, int]:
     for finding in result.findings:
         if finding.severity != "note":
             tell(f"sonotune: {'WARNING: ' * (finding.severity == 'warning')}{finding.message}")
-    named = {str(path) for path in files}
+    named = {str(path) for path in files if not path.is_dir()}
     unread = any(finding.severity == "error" and finding.path in named for finding in result.findings)
     return result, recognizer.task, ManifestError.exit_code if unread else 0
 
