@@ -44,7 +44,7 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 SHOWN_AFTER_S: Final = 1.0
-LINE_EVERY_S: Final = 30.0
+LINE_EVERY_S: Final = 25.0  # with the second between two looks, and a busy machine, at most half a minute
 LOOK_EVERY_S: Final = 1.0
 
 
