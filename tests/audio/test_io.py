@@ -98,8 +98,25 @@ def test_a_header_page_with_the_position_of_audio_is_refused(tmp_path, name):
     second = content.index(b"OggS", 4)
     content[second + 6 : second + 14] = (1000).to_bytes(8, "little")
     path.write_bytes(content)
-    with pytest.raises(AudioError, match=f"damaged headers: the page at byte {second} has position 1000"):
+    with pytest.raises(AudioError, match=f"is damaged: the page at byte {second} has position 1000"):
         io.read(path)
+
+
+@pytest.mark.parametrize("name", ["vorbis.ogg", "x.opus"])
+def test_a_page_that_stands_twice_is_refused(tmp_path, name):
+    path = tmp_path / name
+    soundfile.write(path, tone(1.0, 16_000), 16_000, **COMPRESSED[name])
+    content = path.read_bytes()
+    path.write_bytes(content + content[content.rindex(b"OggS") :])
+    with pytest.raises(AudioError, match=f"is damaged: the page at byte {len(content)}, number .* is out of order"):
+        io.read(path)
+
+
+@pytest.mark.parametrize("name", ["vorbis.ogg", "x.opus"])
+def test_a_file_of_many_pages_is_read_to_its_end(tmp_path, name):
+    path = tmp_path / name
+    soundfile.write(path, tone(30.0, 16_000), 16_000, **COMPRESSED[name])
+    assert io.probe(path).duration_s == pytest.approx(30.0, abs=0.05)
 
 
 @pytest.mark.parametrize("name", ["x.aiff", "x.au", "x.nist", "x.rf64"])

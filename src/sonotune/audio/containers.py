@@ -245,33 +245,38 @@ def _ogg_shortfall(fd: int, size: int) -> Shortfall | None:
     return Shortfall("its last Ogg page", declared, present) if declared > present else None
 
 
-def ogg_header_damage(fd: int, size: int) -> str | None:
-    """What is wrong with the pages of an Ogg file's headers; None where nothing is, or the codec is not known.
+def ogg_damage(fd: int, size: int) -> str | None:
+    """What is wrong with the order of an Ogg file's pages; None where nothing is, or the codec is not known.
 
-    Their position is 0, or -1 where no packet ends. libsndfile 1.2.2 takes another one for that of audio, seeks there
-    and ends the process.
+    Pages of headers have the position 0, or -1 where no packet ends. The pages of a stream are numbered upwards, and
+    positions do not fall. libsndfile 1.2.2 seeks to a page by its position, and ends the process where that misleads.
 
     Args:
         fd: Descriptor of a regular file.
         size: Its length in bytes.
 
-    Source: Vorbis I specification, appendix A.2; RFC 7845, section 3.
+    Source: RFC 3533, section 6; Vorbis I specification, appendix A.2; RFC 7845, section 3.
     """
-    start, packets = 0, 0
+    start, packets, last_position, last_number, stream = 0, 0, 0, -1, b""
     while start < size:
         head = os.pread(fd, 27 + 255, start)
         if head[:4] != b"OggS" or len(head) < 27:
-            return f"no page begins at byte {start}"
+            return f"no page begins at byte {start}" if packets > 0 else None
         lengths = head[27 : 27 + head[26]]
         if start == 0:
             codec = os.pread(fd, 8, 27 + head[26])
             packets = 3 if codec[:7] == b"\x01vorbis" else 2 if codec == b"OpusHead" else 0
-        if packets <= 0:
-            return None
-        (position,) = struct.unpack("<q", head[6:14])
-        if position not in (0, -1):
-            return f"the page at byte {start} has position {position}"
-        packets -= sum(length < 255 for length in lengths)
+            if not packets:
+                return None
+            stream = head[14:18]
+        if head[14:18] == stream:
+            position, number = struct.unpack("<q4xI", head[6:22])
+            if packets > 0 and position not in (0, -1):
+                return f"the page at byte {start} has position {position}"
+            if number <= last_number or -1 != position < last_position:
+                return f"the page at byte {start}, number {number}, is out of order"
+            last_position, last_number = max(position, last_position), number
+            packets -= sum(length < 255 for length in lengths)
         start += 27 + head[26] + sum(lengths)
     return None
 

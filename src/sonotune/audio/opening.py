@@ -109,8 +109,8 @@ def opened(path: Path) -> Iterator[tuple[AudioInfo, Decoder]]:
             raise AudioError(
                 "not_audio", f"{path} is not audio: it starts with {start!r}. Readable are {_READABLE}; convert it."
             )
-        if container == "OGG" and (damage := containers.ogg_header_damage(fd, size)):
-            raise AudioError("unreadable", f"{path} has damaged headers: {damage}. Copy the file again.")
+        if container == "OGG" and (damage := containers.ogg_damage(fd, size)):
+            raise AudioError("unreadable", f"{path} is damaged: {damage}. Copy the file again.")
         short = containers.shortfall(fd, size, container)
         if short is not None and not _bearable(short):
             raise _cut_off(path, short)
