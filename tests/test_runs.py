@@ -590,3 +590,11 @@ def test_a_run_that_starts_again_clears_what_a_kill_left(tmp_path: Path):
         path.write_text("x")
     open_run(tmp_path / "run").close()
     assert not any(path.exists() for path in drafts)
+
+
+def test_a_pipe_in_the_place_of_the_log_is_refused_and_not_waited_for(tmp_path):
+    with open_run(tmp_path / "run") as run:
+        run.events_path.unlink(missing_ok=True)
+        os.mkfifo(run.events_path)
+        with pytest.raises(RunDirectoryError, match=r"events\.jsonl"):
+            run.event("step", step=1)

@@ -62,7 +62,7 @@ def quickstart(
         + decoding_note(before["wer"]),
         f"tuned WER      {show_score(after['wer'])}{decoding_note(after['wer'])}",
         f"adapter        {directory / 'adapter'}",
-        f"merged model   {exported['export']} ({exported['bytes'] / 1e6:.1f} MB)",
+        f"merged model   {directory / 'export'} ({exported['bytes'] / 1e6:.1f} MB)",
         f"report         {directory / 'report.html'}",
         f"took           {seconds:.0f} s",
     ]

@@ -165,7 +165,9 @@ class RunDirectory:
         line = {"time": round(time.time(), 3), "kind": kind, **fields}
         data = _event_line(redact(to_plain(line)))
         try:
-            log = os.open(self.events_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            log = os.open(
+                self.events_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644
+            )
             try:
                 size = os.fstat(log).st_size
                 try:

@@ -188,7 +188,7 @@ def read_record(path: Path) -> RunRecord:
 def is_locked(folder: Path) -> bool:
     """Whether a process holds a run directory. The lock is the kernel's, which lets go when the process dies."""
     try:
-        lock = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        lock = os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     except OSError:
