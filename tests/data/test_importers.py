@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -314,6 +315,15 @@ def test_a_damaged_data_set_is_an_error_of_the_source(tmp_path: Path, hub_rows, 
     audio_dataset(hub_rows).save_to_disk(tmp_path / "data")
     (tmp_path / "data" / name).write_bytes(content)
     with pytest.raises(ManifestError, match="cannot be loaded"):
+        load(tmp_path / "data", cache_dir=tmp_path / "cache")
+
+
+def test_a_pipe_in_a_data_set_is_refused_and_not_waited_for(tmp_path: Path, hub_rows) -> None:
+    audio_dataset(hub_rows).save_to_disk(tmp_path / "data")
+    [path] = (tmp_path / "data").glob("*.arrow")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ManifestError, match="neither a file nor a folder"):
         load(tmp_path / "data", cache_dir=tmp_path / "cache")
 
 

@@ -120,6 +120,8 @@ def _open(
     if not local:
         why_unreachable()
         return datasets.load_dataset(str(source), config, split=split, revision=revision, streaming=streaming)
+    if odd := next((one for one in (path, *path.rglob("*")) if not (one.is_file() or one.is_dir())), None):
+        raise ManifestError(f"{odd} is neither a file nor a folder, and would be waited for. Take it out.")
     parquet = [path] if path.suffix == ".parquet" else sorted(path.glob("**/*.parquet"))
     if parquet:
         files = {split: [str(file) for file in parquet]}
