@@ -21,7 +21,7 @@ from sonotune.adapters.ranks.choose import read_components
 from sonotune.adapters.ranks.plan import Target, plan_from_json
 from sonotune.cli import main
 from sonotune.cli.train import _run_lines
-from sonotune.cli.usage import read_adapter_entries, read_model_entries, read_processor_entries
+from sonotune.cli.usage import read_model_entries, read_processor_entries
 from sonotune.errors import (
     AdapterError,
     CheckpointError,
@@ -181,8 +181,8 @@ KINDS = [
             "use_rslora": False,
             "use_dora": False,
         },
-        read_adapter_entries,
-        ModelError,
+        lambda path: peft_entries(path.parent),
+        AdapterError,
     ),
     Kind(
         "config.json",

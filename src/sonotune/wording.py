@@ -11,7 +11,12 @@ def counted(count: int, thing: str, things: str | None = None) -> str:
         thing: What one is called.
         things: What several are called, where that is not `thing` with an s.
     """
-    return f"{count} {thing if count == 1 else things or f'{thing}s'}"
+    return f"{count} {thing if count == 1 else plural(thing, things)}"
+
+
+def plural(thing: str, things: str | None = None) -> str:
+    """What several are called; see `counted`."""
+    return things or f"{thing}s"
 
 
 def long_time(seconds: float) -> str:

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import soxr
 
-from sonotune.audio import io
+from sonotune.audio import containers, io
 from sonotune.errors import AudioError, ResourceError
 
 RATE_HZ = 16_000
@@ -110,6 +110,22 @@ def test_a_page_that_stands_twice_is_refused(tmp_path, name):
     path.write_bytes(content + content[content.rindex(b"OggS") :])
     with pytest.raises(AudioError, match=f"is damaged: the page at byte {len(content)}, number .* is out of order"):
         io.read(path)
+
+
+def test_a_long_file_is_looked_through_once_and_again_when_it_has_changed(tmp_path, monkeypatch):
+    path = tmp_path / "x.opus"
+    rng = np.random.default_rng(0)
+    soundfile.write(path, rng.uniform(-0.5, 0.5, 400 * 16_000), 16_000, **COMPRESSED["x.opus"])
+    looked = []
+    look = containers.ogg_damage
+    monkeypatch.setattr(containers, "ogg_damage", lambda fd, size: looked.append(size) or look(fd, size))
+    for start_s in (0.0, 100.0, 300.0):
+        assert len(io.read(path, start_s=start_s, duration_s=1.0)) == RATE_HZ
+    assert len(looked) == 1
+    content = path.read_bytes()
+    path.write_bytes(content + content[content.rindex(b"OggS") :])
+    with pytest.raises(AudioError, match="out of order"):
+        io.read(path, start_s=0.0, duration_s=1.0)
 
 
 @pytest.mark.parametrize("name", ["vorbis.ogg", "x.opus"])

@@ -74,8 +74,6 @@ class _Entries(TypedDict, total=False):
 LARGEST_ALPHA = 1e6
 """The update is scaled by alpha / rank: beyond this, products in 32 bits are no longer numbers."""
 _Alpha = Annotated[Number, Field(gt=0, le=LARGEST_ALPHA)]
-
-
 _Rank = Annotated[Count, Field(ge=1)]
 
 

@@ -32,6 +32,8 @@ little early is read as far as it goes; where more is missing, the transcript ma
 _UNKNOWN_FRAMES = 1 << 60  # libsndfile says 2^63 - 1 where a FLAC header has no length
 _SKIP_FRAMES = 1 << 14
 _MAX_UNCOUNTED_BYTES = 1 << 28
+_LONG_BYTES, _MOST_LOOKED_THROUGH = 1 << 20, 10_000
+_looked_through: dict[tuple[int, int, int, int], str | None] = {}  # device, inode, size, time of a file -> its damage
 _READABLE = "WAV, AIFF, AU, NIST SPHERE, FLAC, Ogg Vorbis, Ogg Opus, MP3"
 
 
@@ -109,7 +111,7 @@ def opened(path: Path) -> Iterator[tuple[AudioInfo, Decoder]]:
             raise AudioError(
                 "not_audio", f"{path} is not audio: it starts with {start!r}. Readable are {_READABLE}; convert it."
             )
-        if container == "OGG" and (damage := containers.ogg_damage(fd, size)):
+        if container == "OGG" and (damage := _ogg_damage(fd, size)):
             raise AudioError("unreadable", f"{path} is damaged: {damage}. Copy the file again.")
         short = containers.shortfall(fd, size, container)
         if short is not None and not _bearable(short):
@@ -121,6 +123,19 @@ def opened(path: Path) -> Iterator[tuple[AudioInfo, Decoder]]:
             yield info, decoder
     finally:
         os.close(fd)
+
+
+def _ogg_damage(fd: int, size: int) -> str | None:
+    """What `containers.ogg_damage` says, once for a long file: a corpus may open it for each of its clips."""
+    if size < _LONG_BYTES:
+        return containers.ogg_damage(fd, size)
+    status = os.fstat(fd)
+    identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    if identity not in _looked_through:
+        if len(_looked_through) >= _MOST_LOOKED_THROUGH:
+            _looked_through.clear()
+        _looked_through[identity] = containers.ogg_damage(fd, size)
+    return _looked_through[identity]
 
 
 def _bearable(short: containers.Shortfall) -> bool:

@@ -63,7 +63,7 @@ def classify(
 def _recognize(words: Sequence[str], *, task: str) -> tuple[Any, Any, int]:
     """Predictions of the files among the words, by the model that the others name; the task; and the exit code."""
     from sonotune.errors import ManifestError
-    from sonotune.paths import exists
+    from sonotune.paths import exists, is_folder
 
     files = [Path(word) for word in words if "=" not in word or exists(word)]
     others = [word for word in words if Path(word) not in files]
@@ -76,7 +76,7 @@ def _recognize(words: Sequence[str], *, task: str) -> tuple[Any, Any, int]:
     for finding in result.findings:
         if finding.severity != "note":
             tell(f"sonotune: {'WARNING: ' * (finding.severity == 'warning')}{finding.message}")
-    named = {str(path) for path in files if not path.is_dir()}
+    named = {str(path) for path in files if not is_folder(path)}
     unread = any(finding.severity == "error" and finding.path in named for finding in result.findings)
     return result, recognizer.task, ManifestError.exit_code if unread else 0
 

@@ -13,7 +13,7 @@ from sonotune.cli.shared import Json, Words, app, emit, print_result
 from sonotune.errors import RunDirectoryError
 from sonotune.metrics.scores import WORSE, decoding_note, score_title, show_score
 from sonotune.progress import hide, note, phase
-from sonotune.wording import memory_size
+from sonotune.wording import counted, memory_size
 
 if TYPE_CHECKING:
     from sonotune.config.load import LoadedConfig
@@ -116,7 +116,7 @@ def _run_lines(record: RunRecord, folder: Path) -> list[str]:
         lines.append(f"trained  {trainable:,} parameters beside {total:,}")
     lines.append(f"took     {record.seconds:.0f} s, peak memory {memory_size(record.peak_memory_bytes)}")
     if left_out := clips_left_out(record.findings):
-        lines.append(f"left out {left_out} clip{'s' * (left_out > 1)}; run.json says why")
+        lines.append(f"left out {counted(left_out, 'clip')}; run.json says why")
     lines += warning_lines([finding for finding in told if finding not in worse], "run.json")
     lines += [f"note     {found.message}" for found in record.findings if found.check == "training.still_improving"]
     lines.append(f"report   {folder / REPORT}")

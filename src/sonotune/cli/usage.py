@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import TypedDict
 
-from sonotune.json_files import Count, Number
+from sonotune.json_files import Number
 
 if TYPE_CHECKING:
     from sonotune.reports.usage import Usage
@@ -34,17 +34,6 @@ class _ProcessorEntries(_FeatureEntries, total=False):
     """What is read of `preprocessor_config.json`, and of `processor_config.json`, which has the features in a part."""
 
     feature_extractor: _FeatureEntries
-
-
-class _AdapterEntries(TypedDict, total=False):
-    """What is read of `adapter_config.json`."""
-
-    r: Count
-    rank_pattern: dict[str, Number] | None
-    alpha_pattern: dict[str, Number] | None
-    modules_to_save: list[str] | None
-    use_rslora: bool | None
-    use_dora: bool | None
 
 
 def usage_in(folder: Path, record: RunRecord, kind: Literal["adapter", "model"]) -> Usage:
@@ -72,10 +61,10 @@ def usage_in(folder: Path, record: RunRecord, kind: Literal["adapter", "model"])
 
 def _adapter(usage: Usage, folder: Path, base: str) -> tuple[Usage, str]:
     """What the files of an adapter say, and the base that it is to be used with."""
-    from sonotune.adapters.metadata import BESIDE, METADATA, PEFT_CONFIG, read_entries
+    from sonotune.adapters.metadata import BESIDE, METADATA, PEFT_CONFIG, peft_entries, read_entries
 
     metadata = read_entries(folder / METADATA) if (folder / METADATA).is_file() else {}
-    config = read_adapter_entries(folder / PEFT_CONFIG) or {}
+    config = peft_entries(folder) if (folder / PEFT_CONFIG).is_file() else {}
     usage = replace(
         usage,
         brings_outputs=bool(metadata.get("outputs")),
@@ -143,11 +132,6 @@ def read_model_entries(file: Path) -> Mapping[str, Any] | None:
 def read_processor_entries(file: Path) -> Mapping[str, Any] | None:
     """What is used of `preprocessor_config.json` and `processor_config.json`; see `read_model_entries`."""
     return _read(file, _ProcessorEntries)
-
-
-def read_adapter_entries(file: Path) -> Mapping[str, Any] | None:
-    """What is used of `adapter_config.json`; see `read_model_entries`."""
-    return _read(file, _AdapterEntries)
 
 
 def _read(file: Path, entries: Any) -> Mapping[str, Any] | None:

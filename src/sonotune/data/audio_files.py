@@ -41,8 +41,9 @@ def find_audio(folder: Path) -> tuple[list[Path], list[Path]]:
     Returns:
         The files that can be read by their kind, and those that cannot.
     """
-    readable = find_files(folder, AUDIO_SUFFIXES)
-    return readable, find_files(folder, UNREADABLE_SUFFIXES)
+    found = find_files(folder, AUDIO_SUFFIXES | UNREADABLE_SUFFIXES)
+    readable = [path for path in found if path.suffix.lower() in AUDIO_SUFFIXES]
+    return readable, [path for path in found if path.suffix.lower() not in AUDIO_SUFFIXES]
 
 
 def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:

@@ -127,15 +127,14 @@ def _open(
         files = {split: [str(file) for file in parquet]}
         return datasets.load_dataset("parquet", data_files=files, split=split, streaming=streaming)
     loaded = datasets.load_from_disk(str(path))
-    for part in loaded.values() if isinstance(loaded, datasets.DatasetDict) else (loaded,):
-        part.data.table.validate(full=True)  # pyarrow follows offsets of a damaged file out of its memory
-    if not isinstance(loaded, datasets.DatasetDict):
-        return loaded
-    if split not in loaded:
-        raise ManifestError(
-            f"{source} has no split {split!r}: found {', '.join(loaded)}; allowed is one of them. Set split=NAME."
-        )
-    return loaded[split]
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            raise ManifestError(
+                f"{source} has no split {split!r}: found {', '.join(loaded)}; allowed is one of them. Set split=NAME."
+            )
+        loaded = loaded[split]
+    loaded.data.table.validate(full=True)  # pyarrow follows offsets of a damaged file out of its memory
+    return loaded
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from sonotune.data.columns import SPLIT_NAMES
 from sonotune.data.split_groups import (
-    SPLIT_NAMES,
     WAYS,
     Texts,
     column_of,

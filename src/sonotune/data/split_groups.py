@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from sonotune.data.columns import SPLIT_NAMES as SPLIT_NAMES
 from sonotune.data.records import COLUMNS
 from sonotune.data.similar_texts import near_copies
 from sonotune.data.splits import OVERLAP_S, real_paths

@@ -23,7 +23,7 @@ from sonotune.data.text import BASIC
 from sonotune.errors import ManifestError, suggest
 from sonotune.runs import digest_file, generator
 from sonotune.types import Clip, Finding, Severity
-from sonotune.wording import counted
+from sonotune.wording import counted, plural
 
 DEFAULT_FRACTIONS: Final[Mapping[str, float]] = MappingProxyType({"train": 0.9, "eval": 0.1})
 
@@ -262,7 +262,7 @@ def _common(
     examples = ", ".join(map(show, shared[:5])) + (", ..." if len(shared) > 5 else "")
     clips = [clip for name in shared for clip in (*train[name], *scored[name])]
     what = f"{counted(len(shared), *things)} ({examples})"
-    return _leak(kind, severity, split, what, clips, len(shared), counted(0, *things).removeprefix("0 "), advice)
+    return _leak(kind, severity, split, what, clips, len(shared), plural(*things), advice)
 
 
 def _leak(

@@ -21,6 +21,7 @@ from sonotune.json_files import Count, Number, read_json
 from sonotune.reports.canvas import Palette, Picture, canvas, count_letters, elide, points, save, shown
 from sonotune.reports.entropies import entropy_distributions, entropy_over_time
 from sonotune.reports.module_names import Panel, arrange
+from sonotune.wording import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -400,7 +401,7 @@ def _label(kind: str, panel: Panel) -> str:
 
 def _summary(panel: Panel, sheet: _Sheet) -> str:
     values = [sheet.values[name] for name in panel.cells.values() if math.isfinite(sheet.values[name])]
-    many = f"{len(panel.cells)} module{'s' * (len(panel.cells) != 1)}"
+    many = counted(len(panel.cells), "module")
     if not values:
         return many
     low, high = (_written(value, sheet.decimals) for value in (min(values), max(values)))

@@ -58,6 +58,7 @@ from sonotune.sweeps.trials import (
     train_line,
 )
 from sonotune.sweeps.verdict import EQUAL_SHARE, Candidate, judge, judge_claims
+from sonotune.wording import counted
 
 SCHEMA = 1
 RECORD, REPORT = "ablation.json", "report.html"
@@ -195,7 +196,7 @@ class Session:
         result = run_trial(trial, words, self.plan.place(trial), self.run)
         self.results[trial] = result
         left = expected_trials(schedule, self.outcomes())
-        to_go = f"at least {left} run{'s' * (left > 1)} to go" if left else "no run to go"
+        to_go = f"at least {counted(left, 'run')} to go" if left else "no run to go"
         self.told(f"  {trial.name}: {_shown(result)} ({result.seconds:.0f} s; {to_go})")
         check_alike(self.plan, self.results)
         self._write("running", judged=False)

@@ -97,8 +97,15 @@ class BestCheckpoint:
         others.sort(key=lambda step: (self._key(state, step, sign), step))
         state.runners_up = [step for step in others if step != state.best_step][: self._average - 1]
 
-    def put_best(self, state: TrainingState, put: Callable[[Mapping[str, Tensor]], None]) -> int | None:
-        """Put the best weights in place: those of the best evaluation, or the average of the best few.
+    def put_best(
+        self,
+        state: TrainingState,
+        put: Callable[[Mapping[str, Tensor]], None],
+        *,
+        now: Mapping[str, Tensor],
+        start: Mapping[str, Mapping[str, Any]],
+    ) -> int | None:
+        """Put the best weights in place: those of the best evaluation, the average of the best few, or of the start.
 
         The average is taken of the factors of an adapter and not of their product, and kept only where the development
         clips like it at least as well.
@@ -106,10 +113,18 @@ class BestCheckpoint:
         Args:
             state: At the end of training.
             put: Takes weights by name.
+            now: The weights that are in place. Those of the start are a candidate where they have the same shapes:
+                adapters whose ranks have changed since cannot hold them.
+            start: Scores of the development clips before training, as in `run.json`; empty where there are none.
 
         Returns:
-            The step of the best evaluation; None where nothing was evaluated.
+            The step of the best evaluation; 0 where none was better than the start. None where nothing was evaluated.
         """
+        if self._is_beaten_by(state, start):
+            first = checkpoint.read_start(self._folder)
+            if first is not None and all(first[name].shape == value.shape for name, value in now.items()):
+                put(first)
+                return 0
         best, steps = state.best_step, state.best_steps
         if best is None or steps == [state.step]:
             return best
@@ -126,13 +141,8 @@ class BestCheckpoint:
         put(weights[0])
         return best
 
-    def is_beaten_by(self, state: TrainingState, start: Mapping[str, Mapping[str, Any]]) -> bool:
-        """Whether the model before training, with these scores of the same clips, is better than the best since.
-
-        Args:
-            state: At the end of training.
-            start: Name -> score, as in `run.json`.
-        """
+    def _is_beaten_by(self, state: TrainingState, start: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether the model before training is better than the best since."""
         if state.best_step is None or state.primary not in start:
             return False
         sign = better_sign(start[state.primary]["better"])

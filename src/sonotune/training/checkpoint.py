@@ -175,12 +175,14 @@ def newest(root: Path, *, on_damage: Callable[[Path, str], None]) -> Checkpoint 
     """
     damaged: list[tuple[Path, str]] = []
     for path in published(root):
-        if problem := damage(path):
-            damaged.append((path, problem))
+        try:
+            found = _load(path)
+        except CheckpointError as error:
+            damaged.append((path, str(error)))
             continue
         for bad, what in damaged:
             on_damage(_set_aside(bad), what)
-        return _load(path)
+        return found
     if damaged:  # left where they are, so that the next attempt says the same instead of starting from nothing
         problems = "; ".join(f"{path.name}: {problem}" for path, problem in damaged)
         raise CheckpointError(
@@ -233,10 +235,8 @@ def damage(path: Path) -> str | None:
     try:
         _read_state(path)
         for name in (WEIGHTS, OPTIMIZER):
-            with safe_open(path / name, "pt") as tensors:  # the table at its head says how long the file is
-                for key in tensors.keys():  # noqa: SIM118
-                    if not_finite({key: tensors.get_tensor(key)}):
-                        return f"{name} holds NaN or infinity in {key}"
+            with safe_open(path / name, "pt"):  # reads the table at its head, which says how long the file is
+                pass
     except CheckpointError as error:
         return str(error).removesuffix(". ")
     except SafetensorError as error:
@@ -250,20 +250,30 @@ def read(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: It is not whole.
     """
-    if problem := damage(path):
-        raise CheckpointError(f"{path} cannot be used: {problem}. Restore its files, or train again in a new run.dir.")
-    return _load(path)
+    try:
+        return _load(path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{path} cannot be used: {error}. Restore its files, or train again in a new run.dir."
+        ) from error
 
 
 def _load(path: Path) -> Checkpoint:
+    """Raises CheckpointError, which says what is wrong and nothing else."""
+    if problem := damage(path):
+        raise CheckpointError(problem)
     state = _read_state(path)
-    return Checkpoint(
+    found = Checkpoint(
         path=path,
         step=state["step"],
         weights=safetensors.torch.load_file(path / WEIGHTS),
         optimizer=safetensors.torch.load_file(path / OPTIMIZER),
         state=state,
     )
+    for name, tensors in ((WEIGHTS, found.weights), (OPTIMIZER, found.optimizer)):
+        if lost := not_finite(tensors):
+            raise CheckpointError(f"{name} holds NaN or infinity in {min(lost)}")
+    return found
 
 
 def _read_state(path: Path) -> _State:

@@ -238,22 +238,8 @@ class StageLoop:
         self._processes.barrier()
 
     def load_best(self, start: Mapping[str, Mapping[str, Any]] | None = None) -> int | None:
-        """Put the best weights in place; see `BestCheckpoint.put_best`.
-
-        Args:
-            start: Scores of the development clips before training, as in `run.json`; empty where there are none.
-
-        Returns:
-            The step of the best evaluation; 0 where none was better than the start, whose weights are put in place.
-            None where nothing was evaluated.
-        """
-        if self._best.is_beaten_by(self.state, start or {}):
-            kept = checkpoint.read_start(self._checkpoints.folder)
-            # Adapters whose ranks have changed since cannot hold them.
-            if kept is not None and all(kept[name].shape == value.shape for name, value in self._weights.items()):
-                self._put(kept)
-                return 0
-        return self._best.put_best(self.state, self._put)
+        """Put the best weights in place; see `BestCheckpoint.put_best`."""
+        return self._best.put_best(self.state, self._put, now=self._weights, start=start or {})
 
     def _put(self, weights: Mapping[str, Tensor]) -> None:
         for name, parameter in self._weights.items():

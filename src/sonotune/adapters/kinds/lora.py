@@ -250,8 +250,9 @@ def load(loaded: LoadedModel, folder: Path, *, trainable: bool = False) -> Loade
             f"but the base model here is at {loaded.revision}. Give the same base model."
         )
     tensors = read_tensors(folder)
-    _check_patterns(loaded, folder)
-    _check_ranks(tensors, folder)
+    entries = peft_entries(folder)
+    _check_patterns(entries, loaded, folder)
+    _check_ranks(entries, tensors, folder)
     with _must_fit(loaded, folder):
         config = LoraConfig.from_pretrained(str(folder))
         config.inference_mode = not trainable
@@ -266,9 +267,8 @@ def load(loaded: LoadedModel, folder: Path, *, trainable: bool = False) -> Loade
     return adapted
 
 
-def _check_ranks(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+def _check_ranks(entries: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Raise AdapterError where the settings ask for ranks that no tensor has, before memory is taken for them."""
-    entries = peft_entries(folder)
     asked = [entries.get("r", 0), *(entries.get("rank_pattern") or {}).values()]
     held = max((min(tensor.shape) for tensor in tensors.values() if tensor.ndim > 1), default=0)
     largest = max(rank for rank in asked if isinstance(rank, int))
@@ -308,7 +308,7 @@ def outline(loaded: LoadedModel, folder: Path) -> LoadedModel:
     """
     from peft import LoraConfig, get_peft_model  # noqa: PLC0415
 
-    _check_patterns(loaded, folder)
+    _check_patterns(peft_entries(folder), loaded, folder)
     with _must_fit(loaded, folder):
         config = LoraConfig.from_pretrained(str(folder))
         config.inference_mode = False  # saved as frozen; what trained is to be counted
@@ -316,9 +316,9 @@ def outline(loaded: LoadedModel, folder: Path) -> LoadedModel:
     return loaded.with_(adapter=wrapper, names=LORA)
 
 
-def _check_patterns(loaded: LoadedModel, folder: Path) -> None:
+def _check_patterns(entries: Mapping[str, Any], loaded: LoadedModel, folder: Path) -> None:
     modules = [name for name, _ in loaded.module.named_modules()]
-    check_patterns(peft_entries(folder), modules, file=str(folder / PEFT_CONFIG))
+    check_patterns(entries, modules, file=str(folder / PEFT_CONFIG))
 
 
 def lora_layers(loaded: LoadedModel) -> dict[str, Any]:

@@ -44,9 +44,12 @@ def check_patterns(config: Mapping[str, Any], modules: Iterable[str], *, file: s
             of which PEFT would compare with each other.
     """
     modules = list(modules)
-    if (named := len(_patterns(config))) > 4 * len(modules):
-        raise AdapterError(f"{file} names {named} modules, and the model has {len(modules)}. Copy the adapter again.")
-    patterns = [text for text in _patterns(config) if not _PLAIN.fullmatch(text)]
+    named = _patterns(config)
+    if len(named) > 4 * len(modules):
+        raise AdapterError(
+            f"{file} names {len(named)} modules, and the model has {len(modules)}. Copy the adapter again."
+        )
+    patterns = [text for text in named if not _PLAIN.fullmatch(text)]
     if not patterns:
         return
     if sum(map(len, patterns)) > MOST_CHARACTERS:

@@ -105,8 +105,10 @@ class Reading:
         """Rows of theirs -> records of ours; a row that cannot be read becomes a problem."""
         for number, row in rows:
             try:
-                self._times = self._times or self._names_of_times(row)
-                yield number, self.columns.record(row)
+                record = self.columns.record(row)
+                if not self._times and record.keys() & {"start_s", "duration_s"}:
+                    self._times = self._names_of_times(row)
+                yield number, record
             except RefusedError as error:
                 self.problems.add_refused(number, error)
 

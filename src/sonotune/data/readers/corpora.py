@@ -152,7 +152,7 @@ def _set_channels(reading: Reading, recordings: Mapping[str, dict[str, Any]]) ->
     """
     mono = []
     for name, entry in _pairs(reading, "reco2file_and_channel").items():
-        channel = _CHANNELS.get(entry.split()[-1:][0].upper() if entry else "")
+        channel = _CHANNELS.get(entry.split()[-1].upper() if entry else "")
         record = recordings.get(name)
         if channel is None:
             reading.problems.add(

@@ -259,10 +259,10 @@ class SpeechLlm(PreTrainedModel):  # type: ignore[misc]
         encoded = speech_encoders.encode(
             self.audio_encoder, inputs_BTF, lengths_B.to(inputs_BTF.device), context=context, thinning=thinning
         )
-        audio_BQD, long_times_B = self.projector(encoded.own_states, encoded.positions.to(encoded.states.device))
+        audio_BQD, audio_lengths_B = self.projector(encoded.own_states, encoded.positions.to(encoded.states.device))
         if self.config.fusion == "cross_attention":
-            self.heard = Heard(audio=audio_BQD, mask=valid_frames(long_times_B, audio_BQD.shape[1]))
-        return audio_BQD, long_times_B
+            self.heard = Heard(audio=audio_BQD, mask=valid_frames(audio_lengths_B, audio_BQD.shape[1]))
+        return audio_BQD, audio_lengths_B
 
     def forward(self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
         """Last hidden states (B, L, D) of rows of embeddings; logits are the caller's, where they are needed."""
