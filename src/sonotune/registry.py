@@ -19,7 +19,9 @@ from typing import Any, Literal
 from sonotune.errors import ConfigError, suggest
 from sonotune.paths import exists
 
-Kind = Literal["families", "tasks", "normalizers", "importers", "adapters", "allocators", "objectives", "frontends"]
+Kind = Literal[
+    "families", "tasks", "normalizers", "importers", "adapters", "allocators", "objectives", "frontends", "aligners"
+]
 
 FAMILIES = MappingProxyType(
     {
@@ -96,6 +98,13 @@ FRONTENDS = MappingProxyType(
         "normalized": "sonotune.features.frontend:Normalized",
     }
 )
+ALIGNERS = MappingProxyType(
+    {
+        "ctc": "sonotune.alignment.ctc:CtcAligner",
+        "whisper": "sonotune.alignment.whisper:WhisperAligner",
+        "qwen3": "sonotune.alignment.qwen3:Qwen3Aligner",
+    }
+)
 
 TABLES: MappingProxyType[Kind, MappingProxyType[str, str]] = MappingProxyType(
     {
@@ -107,6 +116,7 @@ TABLES: MappingProxyType[Kind, MappingProxyType[str, str]] = MappingProxyType(
         "allocators": ALLOCATORS,
         "objectives": OBJECTIVES,
         "frontends": FRONTENDS,
+        "aligners": ALIGNERS,
     }
 )
 
