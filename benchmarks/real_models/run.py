@@ -61,19 +61,26 @@ METHODS: Final = {
     "full": {"adapter.kind": "none", "quantization.bits": "16"},
 }
 
+# A rate alone is that of all parameters; the chosen one has the stem at a tenth of 5e-4.
+RATES: Final = {
+    "rate_1e-3": {"training.learning_rate": "1e-3"},
+    "adapters_1e-3": {"training.learning_rate": "1e-3", "training.learning_rates": "{stem: 0.05}"},
+    "adapters_2e-3": {"training.learning_rate": "2e-3", "training.learning_rates": "{stem: 0.025}"},
+}
+
 
 def cells() -> Iterator[Cell]:
     """Every cell, the quickest corpus first."""
     for corpus, steps in STEPS.items():
         yield Cell(name=f"{corpus}/untuned", corpus=corpus, tests=TESTS[corpus])
-        rate = {"training.learning_rate": "1e-3"}
-        yield Cell(
-            name=f"{corpus}/rate_1e-3-thinned-0",
-            corpus=corpus,
-            training=steps | METHODS["lora"] | rate,
-            contexts=("thinned",),
-            tests=TESTS[corpus],
-        )
+        for name, rate in RATES.items():
+            yield Cell(
+                name=f"{corpus}/{name}-thinned-0",
+                corpus=corpus,
+                training=steps | METHODS["lora"] | rate,
+                contexts=("thinned",),
+                tests=TESTS[corpus],
+            )
         for seed in (0, 1, 2):
             for context in CONTEXTS:
                 settings = steps | METHODS["lora"] | {"model.context": context, "training.seed": str(seed)}
