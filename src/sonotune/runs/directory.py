@@ -27,6 +27,7 @@ from typing_extensions import TypedDict
 from sonotune.errors import RunDirectoryError, SonotuneError
 from sonotune.json_files import Number, read_json_lines
 from sonotune.runs.files import (
+    append_bytes,
     atomic_write_bytes,
     atomic_write_json,
     atomic_write_text,
@@ -34,7 +35,6 @@ from sonotune.runs.files import (
     make_folder,
     redact,
     to_plain,
-    write_all,
     write_error,
     write_listing,
 )
@@ -164,21 +164,7 @@ class RunDirectory:
             return
         line = {"time": round(time.time(), 3), "kind": kind, **fields}
         data = _event_line(redact(to_plain(line)))
-        try:
-            log = os.open(
-                self.events_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644
-            )
-            try:
-                size = os.fstat(log).st_size
-                try:
-                    write_all(log, data)
-                except OSError:
-                    os.ftruncate(log, size)
-                    raise
-            finally:
-                os.close(log)
-        except OSError as error:
-            raise write_error(error, self.events_path, len(data)) from error
+        append_bytes(self.events_path, data)
 
     def events(self) -> Iterator[Mapping[str, Any]]:
         """Every event, oldest first. A last line cut off by a crash is left out."""

@@ -185,6 +185,28 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def append_bytes(path: Path, data: bytes) -> None:
+    """Append to a file, whole or not at all where the disk is full; makes it where it is missing.
+
+    Raises:
+        ResourceError: The disk is full. The file is as it was.
+        RunDirectoryError: It cannot be written.
+    """
+    try:
+        log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+        try:
+            size = os.fstat(log).st_size
+            try:
+                write_all(log, data)
+            except OSError:
+                os.ftruncate(log, size)
+                raise
+        finally:
+            os.close(log)
+    except OSError as error:
+        raise write_error(error, path, len(data)) from error
+
+
 def write_error(
     error: OSError, path: Path, num_bytes: int, *, choose: str = "run.dir=PATH"
 ) -> ResourceError | RunDirectoryError:

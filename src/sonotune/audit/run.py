@@ -1,0 +1,298 @@
+"""An audit, from the clips of a corpus to the verdict on it; read downward."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from sonotune.audit.calibration import DEFAULT_STATISTICS, SEED_THRESHOLDS, Calibration, calibrate, fixed
+from sonotune.audit.corruption import DEFAULT_CORRUPTIONS, Corruptor
+from sonotune.audit.gate import GateSettings, StratumCount, Verdict, judge, mean_cluster_size
+from sonotune.audit.measure import Measured, Measurer
+from sonotune.audit.record import AuditReport, StratumReport, percentiles, rate_of, stratum_reports, write_report
+from sonotune.audit.sampling import Sample, SamplingSettings, draw
+from sonotune.audit.scores import ClipScores, Rates, fit_rates, reasons, with_rates
+from sonotune.data.manifest import digest
+from sonotune.runs import atomic_write_text, generator, make_folder, to_plain
+from sonotune.runs.machine import environment
+from sonotune.types import Clip
+
+CLIPS_FILE: Final = "clips.jsonl"
+MAX_CLIPPED: Final = 0.001
+MIN_SIGNAL_TO_NOISE_DB: Final = 10.0
+MAX_SILENT: Final = 0.7
+"""Beyond these a clip is noted as clipped, noisy or mostly silent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditSettings:
+    """What a user decides.
+
+    Attributes:
+        sampling: How many clips are looked at, of what strata.
+        gate: When the corpus passes.
+        thresholds: `calibrated` on trusted clips, or the `seed`'s fixed ones.
+        false_positive_rate: Part of good clips that calibrated thresholds flag.
+        trusted_clips: Trusted clips at most.
+        seed: Of the choice of trusted clips and of the corruptions.
+    """
+
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    gate: GateSettings = field(default_factory=GateSettings)
+    thresholds: Literal["calibrated", "seed"] = "calibrated"
+    false_positive_rate: float = 0.05
+    trusted_clips: int = 200
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audited:
+    """A clip that was looked at.
+
+    Attributes:
+        clip: The clip.
+        stratum: It was drawn from.
+        measured: What the aligner and the signal say.
+        scores: With the speaking rate held against others; None where the clip could not be aligned.
+        flags: Statistics by which it is flagged; empty of a good clip.
+        notes: Codes of what is odd about its audio or text and decides nothing.
+    """
+
+    clip: Clip
+    stratum: str
+    measured: Measured
+    scores: ClipScores | None
+    flags: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self, thresholds: Mapping[str, float]) -> dict[str, Any]:
+        """A line of `clips.jsonl`, the worst clips being first there."""
+        clip = self.clip
+        named = {name: getattr(clip, name) for name in ("language", "domain", "speaker") if getattr(clip, name)}
+        return {
+            "id": clip.id,
+            "path": str(clip.path),
+            "start_s": clip.start_s,
+            "duration_s": clip.duration_s,
+            "text": clip.text,
+            **named,
+            "stratum": self.stratum,
+            "low_quality": bool(self.flags),
+            "reasons": [reason.to_json() for reason in reasons(self.scores, self.flags, thresholds)],
+            "notes": list(self.notes),
+            **{name: value for name, value in self.measured.to_json().items() if name != "key"},
+            **({} if self.scores is None else {"scores": self.scores.to_json()}),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """What an audit found: the report as it was written, and every clip that was looked at."""
+
+    report: AuditReport
+    clips: tuple[Audited, ...] = field(repr=False)
+
+
+def audit(
+    clips: Sequence[Clip],
+    *,
+    trusted: Sequence[Clip],
+    measurer: Measurer,
+    model: Mapping[str, str | None],
+    settings: AuditSettings,
+    folder: Path,
+    recorded: Mapping[str, Any],
+) -> Audit:
+    """Sample a corpus, align the sample, and decide; more is sampled while that can decide.
+
+    Args:
+        clips: The corpus.
+        trusted: Clips with right transcripts, by which thresholds are calibrated; not looked at with fixed ones.
+        measurer: With the aligner.
+        model: What aligns, for the report.
+        settings: What a user decides.
+        folder: Where `alignment_report.json`, `clips.jsonl` and the scores go.
+        recorded: The settings as the user wrote them, for the report.
+
+    Raises:
+        ManifestError: There are no clips, or too few trusted ones.
+        RunDirectoryError: The folder cannot be written.
+    """
+    started, begun = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    if measurer.processes.main:
+        make_folder(folder, choose="audit.dir=PATH")
+    calibration, rates = _calibration(trusted, measurer, settings)
+    look = 0
+    while True:
+        look += 1
+        sample = draw(clips, settings.sampling, look=look)
+        audited = _audited(sample, measurer, calibration, rates)
+        counts = _counts(sample, audited)
+        verdict = judge(counts, calibration.detector, settings.gate, look=look, exhausted=sample.exhausted)
+        if verdict.decision != "SAMPLE_MORE":
+            break
+    report = _report(verdict, counts, audited, calibration, clips)
+    report = replace(
+        report,
+        model=dict(model),
+        normalizer={"name": measurer.normalizer},
+        versions={name: str(version) for name, version in environment().get("packages", {}).items()},
+        settings=dict(recorded),
+        seconds=time.monotonic() - started,
+        started=begun,
+    )
+    if measurer.processes.main:
+        worst = sorted(audited, key=lambda one: (not one.flags, _badness(one)))
+        rows = (one.to_json(calibration.thresholds) for one in worst)
+        atomic_write_text(folder / CLIPS_FILE, "".join(f"{_json(row)}\n" for row in rows))
+        write_report(report, folder)
+    return Audit(report=report, clips=tuple(audited))
+
+
+def _calibration(trusted: Sequence[Clip], measurer: Measurer, settings: AuditSettings) -> tuple[Calibration, Rates]:
+    """Thresholds with their error rates, and how fast people speak."""
+    chosen = _chosen(trusted, settings.trusted_clips, settings.seed)
+    right = [row.scores for row in measurer.measure(chosen, doing="aligning trusted clips")]
+    corruptor = Corruptor(trusted, seed=settings.seed, normalizer=measurer.normalizer)
+    rates = fit_rates([one for one in right if one is not None])
+    right = _rated(right, rates)
+    made: dict[str, list[Clip]] = {}
+    for corruption in DEFAULT_CORRUPTIONS:
+        for clip in chosen:
+            text = corruptor.corrupt(clip, corruption).text
+            if text is not None:
+                made.setdefault(corruption.name, []).append(replace(clip, id=f"{clip.id} {corruption.name}", text=text))
+    wrong = sorted((clip for group in made.values() for clip in group), key=lambda clip: clip.id)
+    measured = dict(
+        zip(
+            (clip.id for clip in wrong),
+            measurer.measure(wrong, doing="aligning corrupted transcripts"),
+            strict=True,
+        )
+    )
+    corrupted = {name: _rated([measured[clip.id].scores for clip in group], rates) for name, group in made.items()}
+    if settings.thresholds == "seed":
+        return fixed(SEED_THRESHOLDS, trusted=right, corrupted=corrupted), rates
+    found = calibrate(right, corrupted, statistics=DEFAULT_STATISTICS, false_positive_rate=settings.false_positive_rate)
+    return found, rates
+
+
+def _chosen(trusted: Sequence[Clip], most: int, seed: int) -> list[Clip]:
+    """Trusted clips to use, by the seed and their ids, in the order of the manifest."""
+    if len(trusted) <= most:
+        return list(trusted)
+    numbers = {clip.id: float(generator(seed, "trusted", clip.id).random()) for clip in trusted}
+    last = sorted(numbers.values())[most - 1]
+    return [clip for clip in trusted if numbers[clip.id] <= last]
+
+
+def _rated(scores: Sequence[ClipScores | None], rates: Rates) -> list[ClipScores | None]:
+    """The scores with each speaking rate held against those of trusted clips."""
+    rated = iter(with_rates([one for one in scores if one is not None], rates))
+    return [None if one is None else next(rated) for one in scores]
+
+
+def _audited(sample: Sample, measurer: Measurer, calibration: Calibration, rates: Rates) -> list[Audited]:
+    """Every clip of the sample, stratum by stratum."""
+    clips = sample.clips
+    measured = measurer.measure(clips, doing=f"aligning the sample (look {sample.look})")
+    scores = _rated([row.scores for row in measured], rates)
+    strata = [stratum.name for stratum in sample.strata for _ in stratum.clips]
+    repeated = {text for text, count in Counter(clip.text for clip in clips).items() if count > 1}
+    return [
+        Audited(
+            clip=clip,
+            stratum=stratum,
+            measured=row,
+            scores=found,
+            flags=calibration.flags(found),
+            notes=(*notes_on(row), *(["repeated_text"] if clip.text in repeated else [])),
+        )
+        for clip, stratum, row, found in zip(clips, strata, measured, scores, strict=True)
+    ]
+
+
+def notes_on(measured: Measured) -> list[str]:
+    """Codes of what is odd about a clip's signal; none of them flags it."""
+    quality = measured.quality
+    if quality is None:
+        return []
+    odd = {
+        "clipped": quality.clipped_share > MAX_CLIPPED,
+        "noisy": quality.signal_to_noise_db is not None and quality.signal_to_noise_db < MIN_SIGNAL_TO_NOISE_DB,
+        "narrower_band": quality.recorded_rate_hz is not None,
+        "mostly_silent": quality.silent_share > MAX_SILENT,
+    }
+    return [code for code, holds in odd.items() if holds]
+
+
+def _counts(sample: Sample, audited: Sequence[Audited]) -> list[StratumCount]:
+    """What the gate judges."""
+    counts = []
+    for stratum in sample.strata:
+        members = [one for one in audited if one.stratum == stratum.name]
+        counts.append(
+            StratumCount(
+                name=stratum.name,
+                population=stratum.population,
+                sampled=len(members),
+                flagged=sum(bool(one.flags) for one in members),
+                cluster_size=mean_cluster_size([one.clip.speaker for one in members]),
+            )
+        )
+    return counts
+
+
+def _report(
+    verdict: Verdict,
+    counts: Sequence[StratumCount],
+    audited: Sequence[Audited],
+    calibration: Calibration,
+    clips: Sequence[Clip],
+) -> AuditReport:
+    decision = "CAUTION" if verdict.decision == "SAMPLE_MORE" else verdict.decision
+    population = Counter(clip.domain or "" for clip in clips)
+    domains = []
+    for name in sorted({one.clip.domain or "" for one in audited}):
+        members = [one for one in audited if (one.clip.domain or "") == name]
+        flagged = sum(bool(one.flags) for one in members)
+        domains.append(
+            StratumReport(name=name or "none", population=population[name], sampled=len(members), flagged=flagged)
+        )
+    codes = Counter(
+        code for one in audited for code in {*(reason.code for reason in reasons(one.scores, one.flags)), *one.notes}
+    )
+    return AuditReport(
+        decision=decision,
+        reasons=verdict.reasons,
+        rate=rate_of(verdict.share),
+        level=verdict.share.level,
+        correction=verdict.share.correction,
+        flagged_share=verdict.share.flagged,
+        look=verdict.look,
+        strata=stratum_reports(verdict, counts),
+        domains=tuple(domains),
+        coverage_percentiles=percentiles([one.scores.coverage for one in audited if one.scores is not None]),
+        flags=dict(codes.most_common()),
+        calibration=calibration,
+        model={},
+        data_digest=digest(clips),
+    )
+
+
+def _badness(one: Audited) -> float:
+    """Lowest for the worst clip: the mean log-likelihood ratio of its worst window."""
+    if one.scores is None:
+        return -math.inf
+    return one.scores.min_window_llr if one.scores.min_window_llr is not None else 0.0
+
+
+def _json(row: Mapping[str, Any]) -> str:
+    return json.dumps(to_plain(row), ensure_ascii=False, allow_nan=False)
