@@ -1,0 +1,184 @@
+"""Word times from a CTC model: Viterbi over its log-probabilities (`alignment.viterbi`).
+
+The gaps between words are open: speech that the transcript does not have is passed over at `GAP_PENALTY` nats a frame,
+so it does not push the words around it away from their places. The evidence counts the blank there, so the score of
+the clip falls all the same.
+
+Shape letters: T frames, V symbols, U tokens.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sonotune.alignment.base import AlignerSettings, Alignment, Evidence
+from sonotune.alignment.emissions import Emissions, clip_emissions, frame_times
+from sonotune.alignment.tokens import BORDER, Romanize, Spelling, Tokens
+from sonotune.alignment.viterbi import WILDCARD, Path, Target, align, needed_frames
+from sonotune.data import text
+from sonotune.models.base import LoadedModel
+from sonotune.models.ctc_decoding import collapse
+from sonotune.types import Clip, Finding, Word
+
+GAP_PENALTY: Final = 4.0
+"""Nats that a frame of speech costs that the transcript does not have."""
+WILDCARD_PENALTY: Final = 0.0
+EVIDENCE_S: Final = 0.6
+"""Span of a local mean of the evidence: 30 frames of 20 ms."""
+MIN_EVIDENCE_ROWS: Final = 5
+MAX_END_S: Final = 0.1
+"""The last symbol of a word is written when it is recognised, before its sound ends. A word therefore lasts half of
+the pause behind it longer, and at most so much."""
+_BATCHES_AHEAD: Final = 8  # batches whose alignments wait for one another, so that clips of like length meet
+
+
+class CtcAligner:
+    """See `alignment.base.Aligner`."""
+
+    name = "ctc"
+
+    def __init__(self, loaded: LoadedModel, settings: AlignerSettings) -> None:
+        self._loaded, self._settings = loaded, settings
+        self._frame_s, _ = frame_times(loaded)  # refuses other families
+        self._spelling = Spelling(loaded, text.get(settings.text), _romanizer())
+        self._blank = int(loaded.module.config.pad_token_id)
+        self._window = max(MIN_EVIDENCE_ROWS, round(EVIDENCE_S / self._frame_s))
+
+    def check_languages(self, languages: Sequence[str]) -> None:
+        """See `Aligner.check_languages`. A vocabulary has no language: what it lacks is aligned as wildcards."""
+
+    def align(self, clips: Sequence[Clip]) -> Iterator[Alignment | Finding]:
+        """See `Aligner.align`."""
+        ahead = _BATCHES_AHEAD * self._settings.batch_max_clips
+        for start in range(0, len(clips), ahead):
+            members = clips[start : start + ahead]
+            spelled = [
+                self._spelling.encode(clip.text or "", clip.language or self._settings.language) for clip in members
+            ]
+            found: dict[str, Alignment | Finding] = {
+                clip.id: _empty_text(clip) for clip, tokens in zip(members, spelled, strict=True) if not tokens.ids.size
+            }
+            texts = {clip.id: tokens for clip, tokens in zip(members, spelled, strict=True)}
+            batches = clip_emissions(
+                self._loaded,
+                [clip for clip in members if clip.id not in found],
+                batch_seconds=self._settings.batch_seconds,
+                max_clips=self._settings.batch_max_clips,
+            )
+            for batch in batches:
+                computed = [one for one in batch if isinstance(one, Emissions)]
+                found |= {name: one for one in batch if isinstance(one, Finding) for name in one.clip_ids}
+                tokens_of = [texts[one.clip.id] for one in computed]
+                paths = align(
+                    [one.log_probs for one in computed],
+                    [Target(tokens=tokens.ids, open_gaps=tokens.between_words()) for tokens in tokens_of],
+                    blank=self._blank,
+                    wildcard_penalty=WILDCARD_PENALTY,
+                    gap_penalty=GAP_PENALTY,
+                )
+                for emissions, tokens, path in zip(computed, tokens_of, paths, strict=True):
+                    found[emissions.clip.id] = (
+                        _too_long_text(emissions, tokens) if path is None else self._placed(emissions, tokens, path)
+                    )
+            for clip in members:
+                yield found[clip.id]
+
+    def _placed(self, emissions: Emissions, tokens: Tokens, path: Path) -> Alignment:
+        """The transcript in time."""
+        first_U, stop_U = path.spans(len(tokens.ids))
+        starts_U, ends_U = emissions.times(first_U), emissions.times(stop_U)
+        probability_T = np.exp(path.given)
+        posteriors_U = np.array(
+            [probability_T[first:stop].mean() for first, stop in zip(first_U, stop_U, strict=True)], dtype=np.float32
+        )
+        inside_U = tokens.token_words != BORDER
+        best_T = emissions.log_probs.max(axis=1)
+        transcript = None
+        if self._settings.transcribe:
+            family: Any = self._loaded.family
+            written = collapse(emissions.log_probs.argmax(axis=1).tolist(), blank=self._blank)
+            transcript = family.decode_text(self._loaded, written).strip()
+        return Alignment(
+            clip_id=emissions.clip.id,
+            words=_words(tokens, starts_U, ends_U, posteriors_U, emissions.clip.duration_s),
+            token_words=tokens.token_words[inside_U],
+            token_starts_s=starts_U[inside_U],
+            token_ends_s=ends_U[inside_U],
+            token_posteriors=posteriors_U[inside_U],
+            evidence=Evidence(given=path.given, best=best_T, window=self._window),
+            transcript=transcript,
+            unknown_share=tokens.unknown_share,
+        )
+
+
+def _words(
+    tokens: Tokens,
+    starts_U: NDArray[np.float64],
+    ends_U: NDArray[np.float64],
+    posteriors_U: NDArray[np.float32],
+    duration_s: float,
+) -> tuple[Word, ...]:
+    """Every word of the transcript; one without tokens stands where the word before it ends, for no time."""
+    first_W, stop_W = tokens.spans()
+    words: list[Word] = []
+    spoken = np.flatnonzero(first_W < stop_W)
+    before_s = float(starts_U[first_W[spoken[0]]])  # of punctuation before the first word that is spoken
+    for word, first, stop in zip(tokens.words, first_W.tolist(), stop_W.tolist(), strict=True):
+        if first == stop:
+            words.append(Word(text=word, start_s=before_s, end_s=before_s))
+            continue
+        start_s, end_s = float(starts_U[first]), float(ends_U[stop - 1])
+        following = stop
+        while following < len(starts_U) and tokens.token_words[following] == BORDER:
+            following += 1
+        next_s = float(starts_U[following]) if following < len(starts_U) else duration_s
+        end_s += min(MAX_END_S, max(0.0, next_s - end_s) / 2)
+        known_U = tokens.ids[first:stop] != WILDCARD
+        score = float(posteriors_U[first:stop][known_U].mean()) if known_U.any() else None
+        words.append(Word(text=word, start_s=start_s, end_s=end_s, score=score))
+        before_s = end_s
+    return tuple(words)
+
+
+def _empty_text(clip: Clip) -> Finding:
+    return Finding(
+        check="align.empty_text",
+        severity="error",
+        message=f"{clip.id} has no words to align: its text is {(clip.text or '')[:60]!r}. Give it a transcript, or leave "
+        "it out.",
+        clip_ids=(clip.id,),
+        path=str(clip.path),
+        measured=0.0,
+        limit=1.0,
+        unit="words",
+    )
+
+
+def _too_long_text(emissions: Emissions, tokens: Tokens) -> Finding:
+    needed, frames = needed_frames(tokens.ids), len(emissions.log_probs)
+    return Finding(
+        check="align.too_long_text",
+        severity="error",
+        message=f"the transcript of {emissions.clip.id} needs {needed} frames and its {emissions.clip.duration_s:.2f} s "
+        f"of audio have {frames}: a CTC model writes one symbol a frame at most. Check that the transcript belongs to "
+        "the clip.",
+        clip_ids=(emissions.clip.id,),
+        path=str(emissions.clip.path),
+        measured=float(needed),
+        limit=float(frames),
+        unit="frames",
+    )
+
+
+def _romanizer() -> Romanize | None:
+    """`alignment.romanize`, where what it needs is installed."""
+    if importlib.util.find_spec("sonotune.alignment.romanize") is None:
+        return None
+    found: Romanize = importlib.import_module("sonotune.alignment.romanize").romanize
+    return found
