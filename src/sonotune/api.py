@@ -137,6 +137,47 @@ def _recognize(model: Place, files: Sequence[Place], settings: Settings, *, task
     return recognizer.recognize(paths, silence_db=silence_db, **evaluation_settings(config)).predictions
 
 
+def audit(settings: Settings) -> tuple[AuditReport, Path]:
+    """Judge whether the transcripts of `data.train` belong to their audio (`sonotune audit`).
+
+    Args:
+        settings: At least `data.train`, and a model that can align (`audit.model`, or `model`).
+
+    Returns:
+        The report, as it stands in `alignment_report.json`, and the folder of the audit.
+
+    Raises:
+        SonotuneError: With an `exit_code` that says what went wrong. A corpus that fails raises nothing.
+    """
+    from sonotune.config.load import load_run_config
+
+    config = load_run_config(words_of(settings), require=("data.train",)).config
+    with phase("starting the model's libraries"):
+        from sonotune.alignment.base import AlignerSettings
+        from sonotune.alignment.open import open_aligner
+        from sonotune.audit.measure import SCORES_FILE, Measurer
+        from sonotune.audit.place import audit_folder
+        from sonotune.audit.run import audit as run_audit
+        from sonotune.audit.sources import audited_clips, trusted_clips
+    asked, data = config.audit, config.data
+    chosen = None if asked.dir == "auto" else asked.dir
+    folder = audit_folder(str(data.train), chosen)
+    clips = audited_clips(str(data.train), root=data.root, allow_outside_root=data.allow_outside_root)
+    aligner = open_aligner(
+        config.model.checkpoint if asked.model == "auto" else asked.model,
+        name=asked.aligner,
+        settings=AlignerSettings(
+            batch_seconds=config.evaluation.batch_seconds,
+            batch_max_clips=config.evaluation.batch_max_clips,
+            language=config.model.language,
+            text=data.text_training,
+        ),
+        precision=config.training.precision,
+        context=config.model.asked_context,
+    )
+    return run_audit(...)
+
+
 def inspect(settings: Settings) -> Inspection:
     """What a model is made of, what would train and what it weighs; no weights are read (`sonotune inspect`)."""
     with phase("starting"):

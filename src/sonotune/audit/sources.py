@@ -1,0 +1,48 @@
+"""The clips of an audit: as their source names them, with headers read where lengths are missing, and nothing decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sonotune.data.corpus import read_source
+from sonotune.data.manifest import digest, fill_durations, has_words
+from sonotune.errors import ManifestError
+from sonotune.types import Clip
+from sonotune.wording import counted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transcribed:
+    """The clips of a source that have a transcript with words.
+
+    Attributes:
+        clips: In order.
+        without: Clips of the source beside them: of an empty transcript, which says that nothing is said, or of none.
+        digest: SHA-256 over all clips of the source (`data.manifest.digest`).
+    """
+
+    clips: tuple[Clip, ...]
+    without: int
+    digest: str
+
+
+def read_transcribed(source: str, *, root: Path | None = None, allow_outside_root: bool = False) -> Transcribed:
+    """Read a source.
+
+    Args:
+        source: As `data.train` names it.
+        root: Folder that audio paths must stay in.
+        allow_outside_root: Let paths leave it.
+
+    Raises:
+        ManifestError: It cannot be read, or no clip has words.
+    """
+    clips = read_source(source, root=root, allow_outside_root=allow_outside_root)
+    worded = [clip for clip in clips if clip.text is not None and has_words(clip)]
+    if not worded:
+        raise ManifestError(
+            f"{source} has {counted(len(clips), 'clip')} and no transcript with words, and an audit asks whether "
+            "transcripts belong to their audio. Give clips a `text`."
+        )
+    return Transcribed(clips=tuple(fill_durations(worded)), without=len(clips) - len(worded), digest=digest(clips))
