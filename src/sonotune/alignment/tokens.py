@@ -144,7 +144,7 @@ class Spelling:
         )
 
     def _parts(self, spoken: str, language: str | None) -> list[str]:
-        """What is said of one word of the manifest, in the letters of the vocabulary; `\\0` is a wildcard."""
+        """What is said of one word of the manifest, in the letters of the vocabulary; NUL is a wildcard."""
         parts: list[str] = []
         for piece in _SYMBOLS.split(spoken):
             if _SYMBOLS.fullmatch(piece):
