@@ -62,14 +62,12 @@ class TokenTimes:
 
     Attributes:
         first_starts: Start of the first token of each word (W,), in seconds.
-        last_starts: Start of its last token (W,).
         last_ends: End of its last token (W,).
         skipped: Begin and end of speech that the transcript does not have, before each word and after the last
             (W + 1, 2); NaN where there is none.
     """
 
     first_starts: NDArray[np.float64]
-    last_starts: NDArray[np.float64]
     last_ends: NDArray[np.float64]
     skipped: NDArray[np.float64]
 
@@ -96,8 +94,10 @@ def place_words(
     for word in range(words + 1):
         before, after = word - 1, word
         if 0 < word < words and not apart_W[word]:
-            middle_s = float(times.first_starts[after])
-            ends_W[before], starts_W[after] = sound.border(float(times.first_starts[before]), middle_s)
+            first_s, last_s = float(times.first_starts[before]), float(times.last_ends[before])
+            end_s, starts_W[after] = sound.border(first_s, float(times.first_starts[after]))
+            # Where more lies between than the reach, there may be sound of neither.
+            ends_W[before] = end_s if end_s - last_s <= REACH_S else sound.end(last_s, first_s, end_s)
             continue
         if after < words:
             earliest_s = float(times.skipped[word, 1]) if apart_W[word] else 0.0

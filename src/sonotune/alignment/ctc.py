@@ -122,7 +122,6 @@ def _words(emissions: Emissions, tokens: Tokens, path: Path, posteriors_U: NDArr
     spoken = np.flatnonzero(first_W < stop_W)
     times = TokenTimes(
         first_starts=starts_U[first_W[spoken]],
-        last_starts=starts_U[stop_W[spoken] - 1],
         last_ends=ends_U[stop_W[spoken] - 1],
         skipped=_skipped(emissions, path, first_W[spoken], stop_W[spoken]),
     )
