@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gate.json"))
     parser.add_argument("--repetitions", type=int, default=2000)
     parser.add_argument("--first", type=int, default=700, help="clips of the first look")
-    parser.add_argument("--trusted", type=int, nargs="*", default=[200, 500, 2000])
+    parser.add_argument("--trusted", type=int, nargs="*", default=[200, 500])
     options = parser.parse_args()
     started, rows = time.monotonic(), []
     for trusted in options.trusted:

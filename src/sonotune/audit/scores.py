@@ -280,8 +280,8 @@ def _likelihoods(alignment: Alignment, duration_s: float) -> dict[str, Any]:
     if evidence is None or not evidence.given.size:
         return {}
     given = np.maximum(evidence.given.astype(np.float64), _FLOOR)
-    ratio = np.clip(evidence.given.astype(np.float64) - evidence.best.astype(np.float64), _FLOOR, 0.0)
-    ratio = np.where(np.isnan(ratio), 0.0, ratio)  # both impossible
+    best = np.maximum(evidence.best.astype(np.float64), _FLOOR)
+    ratio = np.clip(given - best, _FLOOR, 0.0)
     lowest, row = _lowest_window(ratio, evidence.window)
     return {
         "min_window_llr": lowest,
