@@ -1,8 +1,8 @@
 """Operating characteristic of the audit gate: how often it decides wrongly, at true shares of bad clips that are known.
 
 Each repetition draws trusted clips with scores of two statistics, corrupts them in five ways, calibrates the detector,
-and then looks up to three times at a stratified sample of a corpus, which doubles from look to look. Nothing is aligned:
-scores are drawn, which is what makes thousands of repetitions possible.
+and then looks up to three times at a stratified sample of a corpus, which doubles from look to look. Nothing is
+aligned: scores are drawn, which is what makes thousands of repetitions possible.
 
 A decision is wrong where it is PROCEED at a true share of `proceed_below` or more, or STOP at one of `stop_above` or
 less. Beside the rule of the package stand: the same without the uncertainty of sensitivity and specificity (`plug-in`),
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gate.json"))
     parser.add_argument("--repetitions", type=int, default=2000)
     parser.add_argument("--first", type=int, default=700, help="clips of the first look")
-    parser.add_argument("--trusted", type=int, nargs="*", default=[200, 500, 2000])
+    parser.add_argument("--trusted", type=int, nargs="*", default=[200, 500])
     options = parser.parse_args()
     started, rows = time.monotonic(), []
     for trusted in options.trusted:
@@ -133,10 +133,7 @@ def by_scores(generator: np.random.Generator, trusted: int) -> tuple[Detector, f
     """A detector calibrated by the package, and the true chances that it flags a good and a bad clip."""
     found = calibrate(
         drawn(generator.standard_normal((trusted, 2))),
-        {
-            name: drawn(generator.standard_normal((trusted, 2)) - (shift, shift / 2))
-            for name, shift in SHIFTS.items()
-        },
+        {name: drawn(generator.standard_normal((trusted, 2)) - (shift, shift / 2)) for name, shift in SHIFTS.items()},
         statistics=("min_window_llr", "mean_llr"),
     )
     thresholds = [found.thresholds.get(name, -math.inf) for name in ("min_window_llr", "mean_llr")]
@@ -179,7 +176,9 @@ def looks(
         for index, size in enumerate(sizes):
             more = min(round(first * 2**look * SAMPLED[index]), size) - seen[index]
             bad_here = int(generator.hypergeometric(bad[index], good[index], more)) if more else 0
-            flagged[index] += int(generator.binomial(bad_here, flag_bad) + generator.binomial(more - bad_here, flag_good))
+            flagged[index] += int(
+                generator.binomial(bad_here, flag_bad) + generator.binomial(more - bad_here, flag_good)
+            )
             bad[index] -= bad_here
             good[index] -= more - bad_here
             seen[index] += more

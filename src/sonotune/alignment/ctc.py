@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonotune.alignment.base import AlignerSettings, Alignment, Evidence
+from sonotune.alignment.borders import TokenTimes, place_words
 from sonotune.alignment.emissions import Emissions, clip_emissions, frame_times
 from sonotune.alignment.tokens import BORDER, Romanize, Spelling, Tokens
 from sonotune.alignment.viterbi import WILDCARD, Path, Target, align, needed_frames
@@ -32,9 +33,6 @@ WILDCARD_PENALTY: Final = 0.0
 EVIDENCE_S: Final = 0.6
 """Span of a local mean of the evidence: 30 frames of 20 ms."""
 MIN_EVIDENCE_ROWS: Final = 5
-MAX_END_S: Final = 0.1
-"""The last symbol of a word is written when it is recognised, before its sound ends. A word therefore lasts half of
-the pause behind it longer, and at most so much."""
 _BATCHES_AHEAD: Final = 8  # batches whose alignments wait for one another, so that clips of like length meet
 
 
@@ -106,7 +104,7 @@ class CtcAligner:
             transcript = family.decode_text(self._loaded, written).strip()
         return Alignment(
             clip_id=emissions.clip.id,
-            words=_words(tokens, starts_U, ends_U, posteriors_U, emissions.clip.duration_s),
+            words=_words(emissions, tokens, path, posteriors_U),
             token_words=tokens.token_words[inside_U],
             token_starts_s=starts_U[inside_U],
             token_ends_s=ends_U[inside_U],
@@ -117,28 +115,22 @@ class CtcAligner:
         )
 
 
-def _words(
-    tokens: Tokens,
-    starts_U: NDArray[np.float64],
-    ends_U: NDArray[np.float64],
-    posteriors_U: NDArray[np.float32],
-    duration_s: float,
-) -> tuple[Word, ...]:
+def _words(emissions: Emissions, tokens: Tokens, path: Path, posteriors_U: NDArray[np.float32]) -> tuple[Word, ...]:
     """Every word of the transcript; one without tokens stands where the word before it ends, for no time."""
+    starts_U, ends_U = (emissions.times(frames_U) for frames_U in path.spans(len(tokens.ids)))
     first_W, stop_W = tokens.spans()
-    words: list[Word] = []
     spoken = np.flatnonzero(first_W < stop_W)
-    before_s = float(starts_U[first_W[spoken[0]]])  # of punctuation before the first word that is spoken
-    for word, first, stop in zip(tokens.words, first_W.tolist(), stop_W.tolist(), strict=True):
-        if first == stop:
-            words.append(Word(text=word, start_s=before_s, end_s=before_s))
-            continue
-        start_s, end_s = float(starts_U[first]), float(ends_U[stop - 1])
-        following = stop
-        while following < len(starts_U) and tokens.token_words[following] == BORDER:
-            following += 1
-        next_s = float(starts_U[following]) if following < len(starts_U) else duration_s
-        end_s += min(MAX_END_S, max(0.0, next_s - end_s) / 2)
+    times = TokenTimes(
+        first_starts=starts_U[first_W[spoken]],
+        last_ends=ends_U[stop_W[spoken] - 1],
+        skipped=_skipped(emissions, path, first_W[spoken], stop_W[spoken]),
+    )
+    begins, ends = place_words(times, emissions.energy_db, emissions.clip.duration_s)
+    placed = {int(word): (float(begin), float(end)) for word, begin, end in zip(spoken, begins, ends, strict=True)}
+    before_s = float(begins[0])  # of punctuation before the first word that is spoken
+    words: list[Word] = []
+    for index, (word, first, stop) in enumerate(zip(tokens.words, first_W.tolist(), stop_W.tolist(), strict=True)):
+        start_s, end_s = placed.get(index, (before_s, before_s))
         known_U = tokens.ids[first:stop] != WILDCARD
         score = float(posteriors_U[first:stop][known_U].mean()) if known_U.any() else None
         words.append(Word(text=word, start_s=start_s, end_s=end_s, score=score))
@@ -146,12 +138,27 @@ def _words(
     return tuple(words)
 
 
+def _skipped(
+    emissions: Emissions, path: Path, first_W: NDArray[np.int64], stop_W: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Begin and end of the speech passed over before each word and after the last (W + 1, 2); NaN for none."""
+    skipped = np.full((len(first_W) + 1, 2), np.nan)
+    frames = np.flatnonzero(path.skipped)
+    if frames.size:
+        # The word before whose first token each frame lies; a token u has the state 2u + 1.
+        before = np.searchsorted(2 * first_W + 1, path.states[frames], side="left")
+        for word in np.unique(before).tolist():
+            inside = frames[before == word]
+            skipped[word] = emissions.times(np.array([inside[0], inside[-1] + 1]))
+    return skipped
+
+
 def _empty_text(clip: Clip) -> Finding:
     return Finding(
         check="align.empty_text",
         severity="error",
-        message=f"{clip.id} has no words to align: its text is {(clip.text or '')[:60]!r}. Give it a transcript, or leave "
-        "it out.",
+        message=f"{clip.id} has no words to align: its text is {(clip.text or '')[:60]!r}. Give it a transcript, or "
+        "leave it out.",
         clip_ids=(clip.id,),
         path=str(clip.path),
         measured=0.0,
@@ -165,9 +172,9 @@ def _too_long_text(emissions: Emissions, tokens: Tokens) -> Finding:
     return Finding(
         check="align.too_long_text",
         severity="error",
-        message=f"the transcript of {emissions.clip.id} needs {needed} frames and its {emissions.clip.duration_s:.2f} s "
-        f"of audio have {frames}: a CTC model writes one symbol a frame at most. Check that the transcript belongs to "
-        "the clip.",
+        message=f"the transcript of {emissions.clip.id} needs {needed} frames, and its {emissions.clip.duration_s:.2f} "
+        f"s of audio have {frames}: a CTC model writes one symbol a frame at most. Check that the transcript belongs "
+        "to the clip.",
         clip_ids=(emissions.clip.id,),
         path=str(emissions.clip.path),
         measured=float(needed),

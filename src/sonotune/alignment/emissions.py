@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sonotune.alignment.borders import HOP_S, fine_energy_db
 from sonotune.data.windows import WINDOW_SLACK_S
 from sonotune.errors import ModelError, out_of_memory
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
@@ -39,12 +40,14 @@ class Emissions:
         frame_s: Seconds from one frame to the next.
         offset_s: Where frame 0 begins, in seconds from the start of the clip; frame t is the time from
             `offset_s + t * frame_s` to `offset_s + (t + 1) * frame_s`, in the middle of what its window reads.
+        energy_db: Of the waveform (E,) float32 (`borders.fine_energy_db`).
     """
 
     clip: Clip
     log_probs: NDArray[np.float32]
     frame_s: float
     offset_s: float
+    energy_db: NDArray[np.float32]
 
     def times(self, frames: NDArray[np.int64]) -> NDArray[np.float64]:
         """Where frames begin, in seconds within the clip."""
@@ -105,64 +108,104 @@ def clip_emissions(
         shuffle=False,
         jitter_s=0.0,
     )
-    for computed, findings in _computed(loaded, short, plan):
-        made: list[Emissions | Finding] = [
-            Emissions(clip=clip, log_probs=scores_TV, frame_s=frame_s, offset_s=offset_s)
-            if np.isfinite(scores_TV).all()
-            else _not_finite(loaded, clip)
-            for clip, scores_TV in computed
-        ]
-        yield [*made, *findings]
+
+    def made(one: _Computed) -> Emissions | Finding:
+        if not np.isfinite(one.log_probs).all():
+            return _not_finite(loaded, one.clip)
+        return Emissions(
+            clip=one.clip, log_probs=one.log_probs, frame_s=frame_s, offset_s=offset_s, energy_db=one.energy_db
+        )
+
+    for computed, findings in _compute(loaded, short, plan):
+        yield [*map(made, computed), *findings]
     for clip in clips:
         if clip.duration_s > WINDOW_S + WINDOW_SLACK_S:
             found = _by_windows(loaded, clip, frame_s, batch_seconds=batch_seconds, max_clips=max_clips)
-            if isinstance(found, Finding):
-                yield [found]
-            elif np.isfinite(found).all():
-                yield [Emissions(clip=clip, log_probs=found, frame_s=frame_s, offset_s=offset_s)]
-            else:
-                yield [_not_finite(loaded, clip)]
+            yield [found if isinstance(found, Finding) else made(found)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Computed:
+    """A clip or a window of one, with its log-probabilities (T, V) and energies (E,)."""
+
+    clip: Clip
+    log_probs: NDArray[np.float32]
+    energy_db: NDArray[np.float32]
 
 
 def _by_windows(
     loaded: LoadedModel, clip: Clip, frame_s: float, *, batch_seconds: float, max_clips: int
-) -> NDArray[np.float32] | Finding:
-    """Log-probabilities of a long clip (T, V), core by core."""
+) -> _Computed | Finding:
+    """A long clip, core by core."""
     context = round(CONTEXT_S / frame_s)
     core = round(WINDOW_S / frame_s) - 2 * context
     pieces: list[Clip] = []
     dropped: list[int] = []
-    first = 0
-    while not first or first * frame_s < clip.duration_s:
+    first, end_s = 0, 0.0
+    while end_s < clip.duration_s:
         start_s = max(0, first - context) * frame_s
         end_s = min(clip.duration_s, (first + core + context) * frame_s)
-        pieces.append(replace(clip, start_s=clip.start_s + start_s, duration_s=end_s - start_s))
+        name = f"{clip.id}#{len(pieces)}"
+        pieces.append(replace(clip, id=name, start_s=clip.start_s + start_s, duration_s=end_s - start_s))
         dropped.append(min(first, context))
         first += core
-        if end_s >= clip.duration_s:
-            break
     size = max(1, min(max_clips, int(batch_seconds // WINDOW_S)))
     plan = [tuple(range(start, min(start + size, len(pieces)))) for start in range(0, len(pieces), size)]
     cores: list[NDArray[np.float32]] = []
-    for computed, findings in _computed(loaded, pieces, plan):
+    energies: list[NDArray[np.float32]] = []
+    hops = frame_s / HOP_S
+    for computed, findings in _compute(loaded, pieces, plan):
         if findings:
-            return findings[0]
-        for _, scores_TV in computed:
-            skip, last = dropped[len(cores)], len(cores) == len(pieces) - 1
-            cores.append(scores_TV[skip:] if last else scores_TV[skip : skip + core])
-    return np.concatenate(cores)
+            return replace(findings[0], clip_ids=(clip.id,))
+        for one in computed:
+            skip, is_last = dropped[len(cores)], len(cores) == len(pieces) - 1
+            cores.append(one.log_probs[skip : None if is_last else skip + core])
+            start, stop = round(skip * hops), round((skip + core) * hops)
+            energies.append(one.energy_db[start : None if is_last else stop])
+    return _Computed(clip=clip, log_probs=np.concatenate(cores), energy_db=np.concatenate(energies))
 
 
-def _computed(
+class _Energies:
+    """Takes the energy of each waveform that is read, and leaves the waveform as it is."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, NDArray[np.float32]] = {}
+
+    def __call__(
+        self, waveform_S: NDArray[np.float32], sample_rate_hz: int, *, seed: int, epoch: int, clip_id: str
+    ) -> NDArray[np.float32]:
+        """See `features.batching.WaveformTransform`."""
+        self.by_id[clip_id] = fine_energy_db(waveform_S, sample_rate_hz)
+        return waveform_S
+
+
+def _compute(
     loaded: LoadedModel, clips: Sequence[Clip], plan: Sequence[tuple[int, ...]]
-) -> Iterator[tuple[list[tuple[Clip, NDArray[np.float32]]], tuple[Finding, ...]]]:
-    """Each batch: its clips with their log-probabilities, and the findings on the others."""
-    targets = [np.zeros(0, dtype=np.int64)] * len(clips)
-    dataset = ClipBatches(clips, targets, loaded.frontend, batches=plan, seed=0, epoch=0, context=loaded.context)
-    for batch in batch_loader(dataset):
+) -> Iterator[tuple[list[_Computed], tuple[Finding, ...]]]:
+    """Each batch: what was computed, and the findings on the other clips."""
+    for places in plan:
+        members = [clips[place] for place in places]
+        targets = [np.zeros(0, dtype=np.int64)] * len(members)
+        energies = _Energies()
+        [batch] = batch_loader(
+            ClipBatches(
+                members,
+                targets,
+                loaded.frontend,
+                batches=[tuple(range(len(members)))],
+                seed=0,
+                epoch=0,
+                waveform_augmenter=energies,
+                context=loaded.context,
+            )
+        )
         with _inference(loaded.module):
             scores = _forward(loaded, batch) if batch.clips else []
-        yield list(zip(batch.clips, scores, strict=True)), batch.findings
+        made = zip(batch.clips, scores, strict=True)
+        yield (
+            [_Computed(clip=clip, log_probs=scores_TV, energy_db=energies.by_id[clip.id]) for clip, scores_TV in made],
+            batch.findings,
+        )
 
 
 def _forward(loaded: LoadedModel, batch: Batch) -> list[NDArray[np.float32]]:

@@ -11,6 +11,7 @@ The words are those of the transcript as the manifest writes it, between spaces.
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +24,10 @@ from numpy.typing import NDArray
 from sonotune.alignment.viterbi import WILDCARD
 from sonotune.data import numbers
 from sonotune.data.text import BASIC, Normalizer, says_something
+from sonotune.errors import MissingExtraError
 from sonotune.models.base import LoadedModel
+
+logger = logging.getLogger(__name__)
 
 Romanize = Callable[[str, str | None], str]
 """Text and ISO 639-1 code of its language -> the text in Latin letters."""
@@ -144,7 +148,7 @@ class Spelling:
         )
 
     def _parts(self, spoken: str, language: str | None) -> list[str]:
-        """What is said of one word of the manifest, in the letters of the vocabulary; `\\0` is a wildcard."""
+        """What is said of one word of the manifest, in the letters of the vocabulary; NUL is a wildcard."""
         parts: list[str] = []
         for piece in _SYMBOLS.split(spoken):
             if _SYMBOLS.fullmatch(piece):
@@ -161,8 +165,13 @@ class Spelling:
         said = self._normalizer.scoring(text) or (BASIC.scoring(text) if says_something(text) else "")
         written = self._fitted(self._write(said))
         if "\0" in written and self._romanize is not None:
-            latin = self._romanize(said, language)
-            written = self._fitted(self._write(self._normalizer.scoring(latin) or latin))
+            try:
+                latin = self._romanize(said, language)
+            except MissingExtraError as error:
+                logger.warning("characters that the vocabulary lacks are aligned as wildcards: %s", error)
+                self._romanize = None
+                return written
+            written = self._fitted(self._write(latin))
         return written
 
     def _has(self, text: str) -> bool:

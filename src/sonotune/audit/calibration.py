@@ -2,10 +2,14 @@
 
 A clip is flagged where any of some statistics lies beyond its threshold. All thresholds stand at the same left-tail
 probability p among the trusted clips, so the test is that of the smallest p value: of n trusted clips, the c lowest lie
-below a threshold, c the same for each statistic (the first ones have one more where all of them would flag too many).
-c is the largest with which K clips, each held against the others, would be flagged and K / (n + 1) is no more than the
-chosen false-positive rate. A new good clip is as likely as any of the n to be one of the lowest of all n + 1, so this
-holds for the combined test, not for each statistic; for one statistic it is exact.
+below a threshold, c the same for each statistic, or one more for the first ones. Thresholds are raised in this order,
+one rank of one statistic at a time, until K of the trusted clips are flagged, each held against the others, where K is
+the largest number with K / (n + 1) no more than the chosen false-positive rate.
+
+That holds the rate for the combined test, whatever the statistics have to do with each other. Let the place of a clip
+be the step that flags it. A new good clip joins the others as one of n + 1 that are alike, so its place is among the K
+lowest with a chance of K / (n + 1); and it pushes others to later steps and none to earlier ones, so a clip that the
+thresholds of the n flag has no more than K - 1 before it.
 
 Sources: Tippett 1931 (the smallest of several p values); Vovk, Gammerman and Shafer 2005, "Algorithmic learning in a
 random world" (conformal p values).
@@ -247,9 +251,11 @@ def _cuts(ranks_NS: NDArray[np.int64], allowed: int) -> list[int]:
     count, statistics = ranks_NS.shape
     cuts = [0] * statistics
     for step in range(count * statistics):
+        if int((ranks_NS <= np.array(cuts)).any(axis=1).sum()) >= allowed:
+            return cuts
         wider = list(cuts)
         wider[step % statistics] += 1
-        if int((ranks_NS <= np.array(wider)).any(axis=1).sum()) > allowed:
+        if int((ranks_NS <= np.array(wider)).any(axis=1).sum()) > allowed:  # several with the same value
             return cuts
         cuts = wider
     return cuts

@@ -8,7 +8,7 @@ characters. Each is a function of the seed and the clip's id, and none ever give
 from __future__ import annotations
 
 import unicodedata
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -33,6 +33,7 @@ SHARES: Final[dict[Kind, float]] = {
 
 _SIMILAR: Final = 0.15  # lengths that differ by no more are similar
 _CANDIDATES: Final = 10  # nearest in length, where fewer are similar
+_TRIES: Final = 20  # draws before all that can be drawn is read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,14 +133,19 @@ class Corruptor:
         return self._substituted(given, clip.language, count, rng)
 
     def _wrong(self, given: _Transcript, language: str | None, rng: np.random.Generator) -> Corrupted:
-        others = [one for one in self._pool.get(language, ()) if one.clip_id != given.clip_id and one.key != given.key]
-        length = len(given.units)
-        near = [one for one in others if abs(len(one.units) - length) <= _SIMILAR * length]
-        if len(near) < _CANDIDATES:
-            near = sorted(others, key=lambda one: (abs(len(one.units) - length), one.clip_id))[:_CANDIDATES]
-        if not near:
+        pool, length = self._pool.get(language, []), len(given.units)
+        first = bisect_left(pool, (1 - _SIMILAR) * length, key=_length)
+        last = bisect_right(pool, (1 + _SIMILAR) * length, key=_length)
+        while last - first <= _CANDIDATES and (first > 0 or last < len(pool)):  # too few are similar: the nearest
+            first, last = max(0, first - _CANDIDATES), min(len(pool), last + _CANDIDATES)
+        for _ in range(_TRIES):
+            if first < last and (other := pool[int(rng.integers(first, last))]).key != given.key:
+                return self._made(given, other.units)
+        others = [one for one in pool if one.key != given.key]
+        if not others:
             return Corrupted(text=None, reason="no clip of its language has another transcript")
-        return self._made(given, near[int(rng.integers(len(near)))].units)
+        nearest = sorted(others, key=lambda one: (abs(len(one.units) - length), one.clip_id))[:_CANDIDATES]
+        return self._made(given, nearest[int(rng.integers(len(nearest)))].units)
 
     def _inserted(self, given: _Transcript, language: str | None, count: int, rng: np.random.Generator) -> Corrupted:
         pool = [one for one in self._others(given, language) if one.key != given.key]
@@ -167,7 +173,7 @@ class Corruptor:
 
     def _different(self, words: Sequence[str], before: str, rng: np.random.Generator) -> str | None:
         """A word that is not the same in scoring form, by its frequency."""
-        for _ in range(20):
+        for _ in range(_TRIES):
             if not words:
                 return None
             word = words[int(rng.integers(len(words)))]
@@ -179,7 +185,7 @@ class Corruptor:
     def _others(self, given: _Transcript, language: str | None) -> list[_Transcript]:
         """Up to some dozens of other transcripts of the language, nearest in length, so that no clip reads a corpus."""
         pool = self._pool.get(language, [])
-        middle = bisect_left(pool, len(given.units), key=lambda one: len(one.units))
+        middle = bisect_left(pool, len(given.units), key=_length)
         first = max(0, min(middle - 32, len(pool) - 64))
         return [one for one in pool[first : first + 64] if one.clip_id != given.clip_id]
 
@@ -194,6 +200,10 @@ class Corruptor:
         unspaced = "scripts without spaces" in deciding_rate([text])[1]
         units = [cluster for word in words for cluster in _clusters(word)] if unspaced else words
         return _Transcript(clip_id, tuple(units), "" if unspaced else " ", self._scoring(text))
+
+
+def _length(transcript: _Transcript) -> int:
+    return len(transcript.units)
 
 
 def _clusters(word: str) -> list[str]:

@@ -236,7 +236,8 @@ def bad_share(
 
     where d is the variance of the detector on one clip, which looking at every clip does not remove. A stratum with
     none or all of its clips flagged has the variance of (k + 1/2) / (n + 1), for a small sample of it does not show
-    that it has none. The effective number of clips is share (1 - share) / variance; without a flag, or without
+    that it has none; with a detector, variances are those of shares that it can give, from 1 - specificity to
+    sensitivity. The effective number of clips is share (1 - share) / variance; without a flag, or without
     anything else, it is Kish's 1 / sum W² (1 - n/N) deff / n, which is the clips over deff where the sample is spread
     as the corpus is.
 
@@ -258,6 +259,7 @@ def bad_share(
     population = sum(stratum.population for stratum in strata)
     count = sum(stratum.sampled for stratum in strata)
     usable = detector if detector is not None and detector.usable else None
+    least, most = (0.0, 1.0) if usable is None else (1 - usable.specificity, usable.sensitivity)
     share = variance = unit_variance = 0.0
     for stratum in strata:
         weight, sampled = stratum.population / population, stratum.sampled
@@ -265,13 +267,15 @@ def bad_share(
         seen = sampled / stratum.population
         found = stratum.flagged / sampled
         shown = found if 0 < stratum.flagged < sampled else (stratum.flagged + 0.5) / (sampled + 1)
-        noise = seen * _detector_variance(usable, found) / sampled
+        shown = min(max(shown, least), most)
+        noise = seen * _detector_variance(usable, shown) / sampled
         share += weight * found
         variance += weight**2 * ((1 - seen) * deff * shown * (1 - shown) / max(sampled - 1, 1) + noise)
         unit_variance += weight**2 * (1 - seen) * deff / sampled
     share = min(max(share, 0.0), 1.0)
-    if share * (1 - share) > 0:
-        effective = share * (1 - share) / variance if variance > 0 else math.inf
+    expected = min(max(share, least), most)
+    if expected * (1 - expected) > 0:
+        effective = expected * (1 - expected) / variance if variance > 0 else math.inf
     else:
         effective = 1.0 / unit_variance if unit_variance > 0 else math.inf
     value, low, high = share, 0.0, 1.0

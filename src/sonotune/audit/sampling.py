@@ -225,8 +225,9 @@ def _shares(
     if not open_clips:
         whole = sum(given.values())
         return {name: given[name] / whole for name in strata}
-    # What is left may be nothing; then the others still get what their part of the corpus is.
-    left = max(1.0 - sum(given.values()), sum(open_clips.values()) / total if given else 1.0)
+    left = 1.0 - sum(given.values())
+    if left < 1e-9:  # nothing is left; the others still get what their part of the corpus is
+        left = sum(open_clips.values()) / total
     scale = (1.0 - left) / sum(given.values()) if given else 0.0
     spread = sum(open_clips.values())
     return {name: given[name] * scale if name in given else left * open_clips[name] / spread for name in strata}

@@ -10,18 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from sonotune.alignment.base import Alignment, Evidence
 from sonotune.data import text as text_module
 from sonotune.errors import ManifestError, SonotuneError
 from sonotune.json_files import Number, check_json
 from sonotune.metrics.error_rate import char_edits
+
+if TYPE_CHECKING:  # the seam of aligners imports torch
+    from sonotune.alignment.base import Alignment, Evidence
 
 WORD_MARGIN_S: Final = 0.3
 """Speech so near to an aligned word belongs to it: a CTC model marks a token by a frame or two inside its sound, and
@@ -278,8 +280,8 @@ def _likelihoods(alignment: Alignment, duration_s: float) -> dict[str, Any]:
     if evidence is None or not evidence.given.size:
         return {}
     given = np.maximum(evidence.given.astype(np.float64), _FLOOR)
-    ratio = np.clip(evidence.given.astype(np.float64) - evidence.best.astype(np.float64), _FLOOR, 0.0)
-    ratio = np.where(np.isnan(ratio), 0.0, ratio)  # both impossible
+    best = np.maximum(evidence.best.astype(np.float64), _FLOOR)
+    ratio = np.clip(given - best, _FLOOR, 0.0)
     lowest, row = _lowest_window(ratio, evidence.window)
     return {
         "min_window_llr": lowest,
