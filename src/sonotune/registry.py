@@ -147,7 +147,8 @@ def resolve(kind: Kind, name: str) -> Any:
     Raises:
         ConfigError: No such name, or the plug-in behind it cannot be imported.
     """
-    table = _table(kind)
+    # Built-in names first: looking for plug-ins walks over all that is installed.
+    table = TABLES[kind] if name in TABLES[kind] else _table(kind)
     if name not in table:
         raise ConfigError(
             f"{kind}: there is no {name!r}{suggest(name, table, '.')} Known: {', '.join(sorted(table))}. "
