@@ -25,6 +25,7 @@ from torch import Tensor
 from sonotune.alignment.attention import best_path, gains, hits, path_share
 from sonotune.alignment.base import AlignerSettings, Alignment, Evidence
 from sonotune.alignment.clip_pools import in_order
+from sonotune.alignment.placing import clip_finding, evaluating, placed_words
 from sonotune.data.text import get, says_something
 from sonotune.data.windows import WINDOW_SLACK_S
 from sonotune.errors import ConfigError, ManifestError, ModelError, TextError
@@ -35,7 +36,7 @@ from sonotune.models.families.whisper_checkpoint import is_english, is_multiling
 from sonotune.models.languages import named, nearest
 from sonotune.models.speech_encoders import positions_of
 from sonotune.models.thinning import POSITIONS_PER_SECOND
-from sonotune.types import Clip, DecodingSettings, Finding, Word
+from sonotune.types import Clip, DecodingSettings, Finding
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +191,7 @@ class WhisperAligner:
         """A clip's transcript in tokens, or why there is none."""
         window_s = self.loaded.frontend.max_duration_s
         if window_s is not None and clip.duration_s > window_s + WINDOW_SLACK_S:
-            return _finding(
+            return clip_finding(
                 clip,
                 "align.too_long_audio",
                 f"lasts {clip.duration_s:.2f} s, and {self.loaded.checkpoint} reads {window_s:g} s at a time. Align "
@@ -201,7 +202,7 @@ class WhisperAligner:
             )
         words = tuple((clip.text or "").split())
         if not says_something(clip.text or ""):
-            return _finding(clip, "align.empty_text", "has no words in its transcript. Leave it out.")
+            return clip_finding(clip, "align.empty_text", "has no words in its transcript. Leave it out.")
         language = clip.language or self._settings.language
         if language is None and not is_multilingual(self.loaded) and is_english(self.loaded):
             language = "en"
@@ -214,7 +215,7 @@ class WhisperAligner:
         try:
             return self._encoded(clip, words, known, language, lost / max(letters, 1))
         except TextError as error:
-            return _finding(clip, "align.unwritable_text", f"cannot be aligned: {error}")
+            return clip_finding(clip, "align.unwritable_text", f"cannot be aligned: {error}")
 
     def _encoded(
         self, clip: Clip, words: tuple[str, ...], known: Sequence[str], language: str | None, unknown_share: float
@@ -224,7 +225,7 @@ class WhisperAligner:
         written = [(index, word) for index, words in enumerate(known) for word in words.split()]
         text = " ".join(word for _, word in written)
         if not says_something(text):
-            return _finding(
+            return clip_finding(
                 clip,
                 "align.unknown_text",
                 f"has a transcript of which the tokenizer of {self.loaded.checkpoint} can write no letter. Take a "
@@ -235,7 +236,7 @@ class WhisperAligner:
         ids = text_tokens(tokenizer, text)
         limit = self.loaded.module.config.max_target_positions
         if (needed := len(prompt) + len(ids) + 1) > limit:
-            return _finding(
+            return clip_finding(
                 clip,
                 "align.too_long_text",
                 f"has a transcript of {needed} tokens, and {self.loaded.checkpoint} can write {limit}. Cut the clip, "
@@ -310,7 +311,7 @@ class WhisperAligner:
         text = one.text
         given_N, best_N = self._likelihoods(one)
         if not (np.isfinite(given_N).all() and np.isfinite(best_N).all()):
-            return _finding(
+            return clip_finding(
                 text.clip, "align.not_finite", f"makes {self.loaded.checkpoint} compute NaN or infinity. Leave it out."
             )
         starts_s, ends_s = self._times(one)
@@ -358,7 +359,7 @@ class WhisperAligner:
         positions = weights_HUP.shape[-1]
         following = np.append(path.starts[1:], positions).astype(np.float64)
         half_way = np.minimum((path.ends + following) / 2, path.ends + _TAIL_S / _SECONDS)
-        ends = np.where(np.append(begins[1:], True), np.maximum(half_way, path.starts), following)
+        ends = np.where(np.append(begins[1:], True), np.minimum(half_way, following), following)
         # A word begins with the space before it, where that is a token.
         starts = path.starts.astype(np.float64)
         spaces = np.flatnonzero(one.text.token_words[:-1] < 0)
@@ -526,48 +527,6 @@ def words_of_tokens(tokenizer: Any, text: str, ids: Sequence[int], words: Sequen
     raise TextError("its tokenizer makes other tokens of the same text. Save the model with its own tokenizer.")
 
 
-def placed_words(
-    words: Sequence[str],
-    token_words: NDArray[np.int64],
-    starts_s: NDArray[np.float64],
-    ends_s: NDArray[np.float64],
-    posteriors: NDArray[np.float32],
-) -> tuple[Word, ...]:
-    """Every word with the times of its tokens and their mean posterior; one without tokens lies between its neighbours.
-
-    Args:
-        words: Of the transcript.
-        token_words: Index of each token's word (U,), rising.
-        starts_s: Of each token (U,), rising.
-        ends_s: Of each token (U,).
-        posteriors: Of each token (U,).
-    """
-    placed: list[Word] = []
-    for index, word in enumerate(words):
-        first, behind = np.searchsorted(token_words, [index, index + 1])
-        if first < behind:
-            start_s, end_s = float(starts_s[first]), float(ends_s[behind - 1])
-            score = float(np.mean(posteriors[first:behind]))
-            placed.append(Word(text=word, start_s=start_s, end_s=end_s, score=score))
-            continue
-        start_s = placed[-1].end_s if placed else 0.0
-        end_s = float(starts_s[first]) if first < len(starts_s) else start_s
-        placed.append(Word(text=word, start_s=start_s, end_s=max(start_s, end_s)))
-    return tuple(placed)
-
-
-@contextmanager
-def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """The module without dropout; every part trains afterwards as it did before."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
-
-
 @contextmanager
 def cross_attention_inputs(loaded: LoadedModel, layers: Sequence[int]) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
     """What the cross-attention of some layers takes in the passes inside: layer -> states (B, U, D) and (B, P, D)."""
@@ -592,18 +551,3 @@ def cross_attention_inputs(loaded: LoadedModel, layers: Sequence[int]) -> Iterat
 
 def _listed(languages: Sequence[str]) -> str:
     return f"the language{'s' if len(languages) > 1 else ''} {', '.join(map(repr, languages))}"
-
-
-def _finding(
-    clip: Clip, check: str, message: str, *, measured: float | None = None, limit: float | None = None, unit: str = ""
-) -> Finding:
-    return Finding(
-        check=check,
-        severity="error",
-        message=f"clip {clip.id} {message}",
-        clip_ids=(clip.id,),
-        path=str(clip.path),
-        measured=measured,
-        limit=limit,
-        unit=unit,
-    )
