@@ -301,15 +301,10 @@ class Qwen3Aligner:
             context=self.loaded.context,
         )
         batch = made[0].to(self.loaded.device)
-        results: dict[str, Alignment | Finding] = {
-            name: finding for finding in batch.findings for name in finding.clip_ids
-        }
-        by_id = {one.clip.id: one for one in texts}
-        usable = [by_id[clip.id] for clip in batch.clips]
-        if usable:
-            for one, logits_NC in zip(usable, self._logits(usable, batch), strict=True):
-                results[one.clip.id] = self._alignment(one, logits_NC)
-        return [results[one.clip.id] for one in texts]
+        unusable = {name: finding for finding in batch.findings for name in finding.clip_ids}
+        usable = [one for one in texts if one.clip.id not in unusable]
+        logits = iter(self._logits(usable, batch) if usable else [])
+        return [unusable.get(one.clip.id) or self._alignment(one, next(logits)) for one in texts]
 
     def _logits(self, texts: Sequence[_Units], batch: Batch) -> list[Tensor]:
         """Logits of every class for each time token (2U, C) of each clip.

@@ -44,8 +44,9 @@ Result = TypeVar("Result")
 Head = tuple[int, int]
 """Layer and head of the decoder's cross-attention."""
 
-WINDOW_TOKENS: Final = 4
-"""Tokens of the local mean: about a word and its neighbour."""
+WINDOW_TOKENS: Final = 5
+"""Tokens of the local mean, two words or three: of 3 to 8, five told transcripts with a gap from right ones best. Given
+the words behind a gap, the decoder takes it that they were meant, and only a few tokens are unlikely."""
 
 HEADS: Final = 6
 """Heads that are chosen where a checkpoint names none; the published checkpoints name 6 to 23."""
@@ -286,19 +287,19 @@ class WhisperAligner:
     @torch.no_grad()
     def _passes(self, texts: Sequence[_Text], batch: Batch, layers: Sequence[int]) -> Iterator[_Pass | Finding]:
         """One teacher-forced pass over a batch; then clip by clip, in the order of `texts`."""
-        rows = {clip.id: row for row, clip in enumerate(batch.clips)}
         unusable = {name: finding for finding in batch.findings for name in finding.clip_ids}
-        if not rows:
+        if not batch.clips:
             yield from (unusable[text.clip.id] for text in texts)
             return
         with evaluating(self.loaded.module), cross_attention_inputs(self.loaded, layers) as taken:
             hidden_BUD = self._family.decoder_states(self.loaded, batch)
         positions = positions_of(self.loaded.module.config, batch.input_lengths).tolist()
+        rows = iter(range(len(batch.clips)))
         for text in texts:
-            if text.clip.id not in rows:
+            if text.clip.id in unusable:
                 yield unusable[text.clip.id]
                 continue
-            row, given = rows[text.clip.id], len(text.targets) - 1
+            row, given = next(rows), len(text.targets) - 1
             yield _Pass(
                 text=text,
                 hidden=hidden_BUD[row, text.prompt - 1 : given],
@@ -315,6 +316,8 @@ class WhisperAligner:
                 text.clip, "align.not_finite", f"makes {self.loaded.checkpoint} compute NaN or infinity. Leave it out."
             )
         starts_s, ends_s = self._times(one)
+        # The end stands in a window of its own: among likely tokens, a text that stops too early would not be seen.
+        rows = [*range(len(given_N)), *[-1] * (WINDOW_TOKENS - 1)]
         spoken_U = text.token_words >= 0
         posteriors_U = np.exp(given_N[:-1])[spoken_U]
         token_words, starts_s, ends_s = text.token_words[spoken_U], starts_s[spoken_U], ends_s[spoken_U]
@@ -325,7 +328,7 @@ class WhisperAligner:
             token_starts_s=starts_s,
             token_ends_s=ends_s,
             token_posteriors=posteriors_U,
-            evidence=Evidence(given=given_N, best=best_N, window=WINDOW_TOKENS),
+            evidence=Evidence(given=given_N[rows], best=best_N[rows], window=WINDOW_TOKENS),
             transcript=written.get(text.clip.id),
             unknown_share=text.unknown_share,
         )
