@@ -50,6 +50,8 @@ class Alignment:
         evidence: Row by row; None of an aligner that has no probabilities.
         transcript: What the model writes of the clip by itself; None where that was not asked for.
         unknown_share: Share of the transcript's characters that the model has no symbol for.
+        disordered_share: Share of the times that a model names freely which are in the wrong order, before they were
+            put right; None of an aligner that can only name times in order.
     """
 
     clip_id: str
@@ -61,6 +63,7 @@ class Alignment:
     evidence: Evidence | None
     transcript: str | None = None
     unknown_share: float = 0.0
+    disordered_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

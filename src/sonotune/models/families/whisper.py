@@ -225,12 +225,19 @@ class WhisperFamily:
         """Logits (N, V) at every target position, prompt included."""
         return self._logits(loaded, batch, self._encode(loaded, batch), batch.targets[:, 1:] >= 0)
 
-    def _logits(self, loaded: LoadedModel, batch: Batch, encoded_BPD: Tensor, wanted_BU: Tensor) -> Tensor:
+    def decoder_states(self, loaded: LoadedModel, batch: Batch) -> Tensor:
+        """States (B, U-1, D) that make the logits of every target but the first, which is given."""
+        return self._decoder_states(loaded, batch, self._encode(loaded, batch))
+
+    def _decoder_states(self, loaded: LoadedModel, batch: Batch, encoded_BPD: Tensor) -> Tensor:
         inputs_BU = batch.targets[:, :-1].clamp_min(0)
-        hidden_BUD = loaded.module.model.decoder(
+        hidden_BUD: Tensor = loaded.module.model.decoder(
             input_ids=inputs_BU, encoder_hidden_states=encoded_BPD, use_cache=False
         ).last_hidden_state
-        logits_NV: Tensor = loaded.module.proj_out(hidden_BUD[wanted_BU])
+        return hidden_BUD
+
+    def _logits(self, loaded: LoadedModel, batch: Batch, encoded_BPD: Tensor, wanted_BU: Tensor) -> Tensor:
+        logits_NV: Tensor = loaded.module.proj_out(self._decoder_states(loaded, batch, encoded_BPD)[wanted_BU])
         return logits_NV
 
     @torch.no_grad()
