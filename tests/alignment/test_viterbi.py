@@ -157,7 +157,7 @@ def test_a_constant_added_to_logits_changes_nothing(problem: tuple[NDArray[np.fl
         assert after.score == pytest.approx(before.score, abs=1e-3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(batch=st.lists(problems(most_frames=40, most_tokens=10), max_size=8), seed=st.integers(0, 100))
 def test_a_path_does_not_depend_on_its_batch(batch: list[tuple[NDArray[np.float32], Target]], seed: int) -> None:
     long = np.random.default_rng(seed)
@@ -242,7 +242,7 @@ def test_targets_that_are_wrong_are_refused(tokens: list[int], gaps: list[bool] 
 
 
 def test_memory_is_what_the_module_says() -> None:
-    frames, tokens = 4000, 2000
+    frames, tokens = 2400, 1600
     rng = np.random.default_rng(0)
     scores_TV = log_probs(rng, frames, symbols=30)
     target = Target(tokens=rng.integers(1, 30, tokens))
@@ -252,4 +252,4 @@ def test_memory_is_what_the_module_says() -> None:
     tracemalloc.stop()
     back_pointers = frames * (3 * tokens + 3) / 8
     assert back_pointers <= frames * (2 * tokens + 1) / 4
-    assert peak < back_pointers * 1.1 + 40e6  # a block of scores, its product, and rows of frames
+    assert peak < back_pointers * 1.1 + 25e6  # a block of scores, its product, and rows of frames

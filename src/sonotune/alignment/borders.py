@@ -10,8 +10,9 @@ the waveform says where the sound of a word begins. Its tokens say which of the 
 - at the ends of a clip, and beside speech that the transcript does not have: the nearest edge of sound; from silence
   at any distance within the word, from speech at most `REACH_S` away.
 
-Sound is what is louder than a threshold between the quiet and the loud level of the clip, after pre-emphasis. A clip without contrast, such as music or noise, keeps the times of the tokens; there a word
-lasts half of the time to the next token longer than its last token, at most `MAX_TAIL_S`.
+Sound is what is louder than a threshold between the quiet and the loud level of the clip, after pre-emphasis, which
+takes the hum of the mains away. A clip without contrast, such as music or noise, keeps the times of the tokens; there
+a word lasts half of the time to the next token longer than its last token, at most `MAX_TAIL_S`.
 
 Shape letters: S samples, E frames of energy, W words.
 """

@@ -84,8 +84,8 @@ def open_aligner(
     if name == "auto" and not fitting:
         known = ", ".join(sorted(FAMILY_ALIGNERS))
         raise ModelError(
-            f"{checkpoint} cannot align: its family is {family.name}; allowed are models of {known}, and Qwen3's forced "
-            "aligner. Take one of these, such as assets:ctc-nano."
+            f"{checkpoint} cannot align: its family is {family.name}; allowed are models of {known}, and Qwen3's "
+            "forced aligner. Take one of these, such as assets:ctc-nano."
         )
     aligner: Any = resolve("aligners", fitting if name == "auto" else name)
     chosen = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"

@@ -75,7 +75,7 @@ class Tokens:
         """First token of each word, and the token after its last (W,) each; equal for a word that says nothing."""
         inside_U = np.flatnonzero(self.token_words != BORDER)
         owners, indices = self.token_words[inside_U], np.arange(len(self.words))
-        places = np.concatenate([inside_U, inside_U[-1:] + 1])
+        places = np.append(inside_U, len(self.token_words))
         first_W = places[np.searchsorted(owners, indices, side="left")]
         counts_W = np.searchsorted(owners, indices, side="right") - np.searchsorted(owners, indices, side="left")
         return first_W, first_W + counts_W
@@ -103,12 +103,11 @@ class Spelling:
         self._write: Callable[[str], str] = family.written_form(loaded)
         self._normalizer = normalizer
         self._tokenizer = tokenizer
-        special = frozenset(tokenizer.all_special_tokens)
-        vocabulary: dict[str, int] = {
-            token: index for token, index in tokenizer.get_vocab().items() if token not in special
-        }
         marks = (getattr(tokenizer, "word_delimiter_token", None) or "|", "▁", " ")
-        self._border = next((vocabulary[mark] for mark in marks if mark in vocabulary), None)
+        everything: dict[str, int] = tokenizer.get_vocab()
+        self._border = next((everything[mark] for mark in marks if mark in everything), None)
+        special = frozenset(tokenizer.all_special_tokens)
+        vocabulary = {token: index for token, index in everything.items() if token not in special}
         self._characters = {
             token: index for token, index in vocabulary.items() if len(token) == 1 and token not in marks
         }
@@ -166,7 +165,7 @@ class Spelling:
         written = self._fitted(self._write(said))
         if "\0" in written and self._romanize is not None:
             try:
-                latin = self._romanize(said, language)
+                latin = self._romanize(text, language)
             except MissingExtraError as error:
                 logger.warning("characters that the vocabulary lacks are aligned as wildcards: %s", error)
                 self._romanize = None
