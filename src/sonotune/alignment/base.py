@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sonotune.models.base import LoadedModel
 from sonotune.types import Clip, Finding, Word
+
+if TYPE_CHECKING:
+    from sonotune.models.base import LoadedModel  # torch: what reads the scores of an alignment works without
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

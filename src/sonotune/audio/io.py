@@ -248,6 +248,31 @@ def write(
         beside.unlink(missing_ok=True)
 
 
+def encode(
+    waveform_S: Waveform,
+    sample_rate_hz: int,
+    *,
+    format: str,
+    subtype: str,
+    compression_level: float | None = None,
+) -> bytes:
+    """Encode samples in memory. Ogg puts a random number into its pages; other containers give the same bytes again.
+
+    Args:
+        waveform_S: Samples, full scale 1.0.
+        sample_rate_hz: Rate; the codec has to support it.
+        format: Container in libsndfile's words.
+        subtype: Encoding in libsndfile's words.
+        compression_level: 0 (best) to 1 (smallest), for Ogg and MP3.
+
+    Returns:
+        A whole file.
+    """
+    buffer = io.BytesIO()
+    _encode(buffer, waveform_S, sample_rate_hz, format, subtype, compression_level)
+    return buffer.getvalue()
+
+
 def transcode(
     waveform_S: Waveform,
     sample_rate_hz: int,
@@ -271,11 +296,9 @@ def transcode(
     Returns:
         (S,) float32, as long as the input.
     """
-    buffer = io.BytesIO()
-    _encode(buffer, waveform_S, sample_rate_hz, format, subtype, compression_level)
-    buffer.seek(0)
+    encoded = encode(waveform_S, sample_rate_hz, format=format, subtype=subtype, compression_level=compression_level)
     result = np.zeros(waveform_S.size, dtype=np.float32)
-    with Decoder(buffer) as decoder:
+    with Decoder(io.BytesIO(encoded)) as decoder:
         decoded = decoder.read(waveform_S.size, dtype="float32")
     result[: decoded.size] = decoded
     return result

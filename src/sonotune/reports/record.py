@@ -22,7 +22,7 @@ from sonotune.reports.figures import Estimate, Series, bars, curve, estimates
 from sonotune.reports.page import render_page
 from sonotune.reports.predictions import Rate, text_slices, worst_texts
 from sonotune.reports.rank_heatmap import run_pictures
-from sonotune.reports.verdict import SPLITS, command_line, dates, domain_rows, usage_lines, verdict
+from sonotune.reports.verdict import SPLITS, audit_verdict, command_line, dates, domain_rows, usage_lines, verdict
 from sonotune.runs.record import task_of
 from sonotune.types import RunRecord
 from sonotune.wording import counted, memory_size
@@ -94,8 +94,8 @@ def build_html(
             "seconds": show_seconds,
             "bytes": memory_size,
             "score": show_value,
-            "count": _show_count,
-            "percent": _show_percent,
+            "count": show_count,
+            "percent": show_percent,
             "points": _show_points,
             "outcome": _outcome,
         },
@@ -118,6 +118,7 @@ def build_html(
         wrong=wrong,
         num_predictions=len(predictions),
         verdict=verdict(record, change),
+        audit=audit_verdict(record),
         dates=dates(events),
         command=command_line(record),
         usage=usage_lines(record, place, task_of(record)),
@@ -138,7 +139,7 @@ def build_html(
             for picture in run_pictures(record.ranks, events, plan)
         ],
         phases=_phase_rows(phases),
-        environment=_flatten(record.environment),
+        environment=flatten(record.environment),
         changed=changed,
         defaults=defaults,
     )
@@ -156,11 +157,13 @@ def show_seconds(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _show_count(number: float) -> str:
+def show_count(number: float) -> str:
+    """A number with narrow spaces between its thousands."""
     return f"{number:,.0f}".replace(",", "\u202f")
 
 
-def _show_percent(share: float) -> str:
+def show_percent(share: float) -> str:
+    """A share in per cent, with one digit behind the point."""
     return f"{100 * share:.1f} %"
 
 
@@ -345,7 +348,7 @@ def _tiles(record: RunRecord, names: Mapping[str, Mapping[str, Any]]) -> list[di
     total = math.fsum(part["parameters"] or 0 for part in components)
     if total:
         trainable = math.fsum(part["trainable"] or 0 for part in components)
-        note = f"{_show_count(trainable)} of {_show_count(total)} parameters"
+        note = f"{show_count(trainable)} of {show_count(total)} parameters"
         tiles.append({"name": "Trained", "value": f"{100 * trainable / total:.3g} %", "note": note})
     return tiles
 
@@ -415,7 +418,7 @@ def _components(model: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _model_facts(model: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name, value) for name, value in _flatten(model) if not name.startswith("components")]
+    return [(name, value) for name, value in flatten(model) if not name.startswith("components")]
 
 
 def _ranks(ranks: Mapping[str, int]) -> dict[str, Any]:
@@ -425,17 +428,17 @@ def _ranks(ranks: Mapping[str, int]) -> dict[str, Any]:
 
 def _settings(record: RunRecord) -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]:
     """Settings that something set, and those left at their default: name, value, origin."""
-    rows = [(name, value, str(record.config_origin.get(name, "default"))) for name, value in _flatten(record.config)]
+    rows = [(name, value, str(record.config_origin.get(name, "default"))) for name, value in flatten(record.config)]
     return [row for row in rows if row[2] != "default"], [row for row in rows if row[2] == "default"]
 
 
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flatten(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Dotted name and shown value of every leaf; lists are leaves."""
     rows: list[tuple[str, str]] = []
     for key, part in value.items():
         name = f"{prefix}{key}"
         if isinstance(part, Mapping) and part:
-            rows += _flatten(part, f"{name}.")
+            rows += flatten(part, f"{name}.")
         else:
             rows.append((name, part if isinstance(part, str) else json.dumps(part, ensure_ascii=False, default=str)))
     return rows

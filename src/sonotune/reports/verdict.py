@@ -6,8 +6,10 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
+from sonotune.audit.gate import Decision
+from sonotune.audit.place import VERDICT
 from sonotune.evaluation.compare import Comparison
 from sonotune.metrics.scores import WORSE, primary_score, score_title, show_value
 from sonotune.types import RunRecord
@@ -82,6 +84,16 @@ def verdict(record: RunRecord, change: Comparison | None) -> Verdict | None:
     if any(finding.check in _SAME_RECORDINGS for finding in record.findings):
         sentences.append("Recordings that are scored were also trained on, so the scores say little of new ones.")
     return Verdict(outcome, badge, " ".join(filter(None, sentences)))
+
+
+def audit_verdict(record: RunRecord) -> Verdict | None:
+    """What the audit of the training clips said, in one line; None where there was none."""
+    found = next((finding for finding in record.findings if finding.check == VERDICT), None)
+    if found is None:
+        return None
+    said = next((one for one in get_args(Decision) if f" said {one}" in found.message), None)
+    outcome: Outcome = "better" if found.severity == "note" else "worse" if said == "STOP" else "none"
+    return Verdict(outcome, f"audit: {said}" if said else "audit", found.message[:1].upper() + found.message[1:])
 
 
 def _outcome(
