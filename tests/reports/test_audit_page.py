@@ -186,7 +186,9 @@ def test_the_bar_is_drawn_by_the_borders_that_were_set(tmp_path: Path, shown) ->
         assert '<b style="left: 20.00%; width: 11.25%">' in html
         assert "below 20 % and fails with the whole interval above 40 %" in page.flat("verdict")
     _, page = shown(audited(tmp_path, [line(path)], settings={"proceed_below": "lots", "stop_above": None}))
-    assert "below 10 %" in page.flat("verdict")
+    assert "the whole interval below 10 %" in page.flat("verdict")
+    _, page = shown(audited(tmp_path, [line(path)], settings={"audit": {"rule": "point"}}))
+    assert "passes with the share below 10 % and fails with the share above 15 %" in page.flat("verdict")
 
 
 def test_nothing_is_loaded_from_elsewhere(tmp_path: Path, shown) -> None:

@@ -119,6 +119,7 @@ def build_audit_html(report: AuditReport, lines: ClipLines, *, name: str) -> str
         told=_SENTENCES[report.decision],
         what="bad" if report.correction == "applied" else "flagged",
         scale=_scale(report),
+        by_point=_gate(report.settings).get("rule") == "point",
         sampled=sampled,
         population=population,
         tiles=_tiles(report, sampled, population),
@@ -183,8 +184,7 @@ def _scale(report: AuditReport) -> dict[str, float]:
 
 def _borders(settings: Mapping[str, Any]) -> tuple[float, float]:
     """Where the corpus passes and fails, as it was set; else the defaults of the gate."""
-    found = [settings, *(settings.get(part) for part in ("audit", "gate"))]
-    known = {key: value for part in found if isinstance(part, Mapping) for key, value in part.items()}
+    known = _gate(settings)
     default = GateSettings()
     borders = (
         known.get("proceed_below", default.proceed_below),
@@ -193,6 +193,12 @@ def _borders(settings: Mapping[str, Any]) -> tuple[float, float]:
     if all(isinstance(border, int | float) for border in borders) and 0 < borders[0] <= borders[1] < 1:
         return borders
     return default.proceed_below, default.stop_above
+
+
+def _gate(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the gate, wherever they stand."""
+    found = [settings, *(settings.get(part) for part in ("audit", "gate"))]
+    return {key: value for part in found if isinstance(part, Mapping) for key, value in part.items()}
 
 
 def _tiles(report: AuditReport, sampled: int, population: int) -> list[dict[str, str]]:
