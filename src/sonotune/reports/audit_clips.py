@@ -43,7 +43,7 @@ _SMALLEST_PEAK: Final = 0.02  # quieter recordings are drawn small, so that nois
 _LETTER_PX: Final = 8.0
 _WORD_ROWS: Final = 3
 _MAX_WORD_LETTERS: Final = 24
-_PX_PER_S: Final = (60.0, 260.0)  # so wide is a second drawn, at least and at most
+_PX_PER_S: Final = (50.0, 260.0)  # so wide is a second drawn, at least and at most
 _MIN_WIDTH_PX: Final = 300.0
 
 Span = tuple[float, float]
