@@ -14,14 +14,18 @@ are `SonotuneError`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sonotune.progress import phase
 
 if TYPE_CHECKING:
+    from sonotune.audit.record import AuditReport
+    from sonotune.audit.run import AuditSettings
     from sonotune.config.load import LoadedConfig
     from sonotune.config.schema import RunConfig
     from sonotune.data.corpus import Corpus
@@ -151,20 +155,26 @@ def audit(settings: Settings) -> tuple[AuditReport, Path]:
     """
     from sonotune.config.load import load_run_config
 
-    config = load_run_config(words_of(settings), require=("data.train",)).config
+    loaded = load_run_config(words_of(settings), require=("data.train",))
+    config = loaded.config
     with phase("starting the model's libraries"):
         from sonotune.alignment.base import AlignerSettings
-        from sonotune.alignment.open import open_aligner
-        from sonotune.audit.measure import SCORES_FILE, Measurer
-        from sonotune.audit.place import audit_folder
-        from sonotune.audit.run import audit as run_audit
-        from sonotune.audit.sources import audited_clips, trusted_clips
+        from sonotune.alignment.open import identity_of, open_aligner
+        from sonotune.training.runtime import set_up_compute
+    from sonotune.audit.measure import SCORES_FILE, Measurer
+    from sonotune.audit.place import audit_folder
+    from sonotune.audit.run import audit as run_audit
+    from sonotune.audit.sources import read_transcribed
+    from sonotune.reports.audit import write_audit_page
+
     asked, data = config.audit, config.data
-    chosen = None if asked.dir == "auto" else asked.dir
-    folder = audit_folder(str(data.train), chosen)
-    clips = audited_clips(str(data.train), root=data.root, allow_outside_root=data.allow_outside_root)
+    compute = set_up_compute(config.training.precision, threads=config.training.threads)
+    read = partial(read_transcribed, root=data.root, allow_outside_root=data.allow_outside_root)
+    corpus = read(str(data.train))
+    trusted = asked.trusted or data.eval
+    checkpoint = config.model.checkpoint if asked.model == "auto" else asked.model
     aligner = open_aligner(
-        config.model.checkpoint if asked.model == "auto" else asked.model,
+        checkpoint,
         name=asked.aligner,
         settings=AlignerSettings(
             batch_seconds=config.evaluation.batch_seconds,
@@ -172,10 +182,30 @@ def audit(settings: Settings) -> tuple[AuditReport, Path]:
             language=config.model.language,
             text=data.text_training,
         ),
-        precision=config.training.precision,
+        precision=compute.precision,
         context=config.model.asked_context,
     )
-    return run_audit(...)
+    aligner.check_languages(sorted({clip.language for clip in corpus.clips if clip.language}))
+    identity = identity_of(aligner, checkpoint)
+    folder = audit_folder(str(data.train), None if asked.dir == "auto" else asked.dir)
+    report = run_audit(
+        corpus,
+        trusted=corpus if trusted is None else read(trusted),
+        measurer=Measurer(
+            aligner=aligner,
+            identity=identity["digest"],
+            normalizer=data.text_scoring,
+            file=folder / SCORES_FILE,
+            processes=compute.processes,
+        ),
+        model=identity,
+        settings=audit_settings(config),
+        folder=folder,
+        recorded=loaded.plain()["audit"],
+    ).report
+    if compute.processes.main:
+        write_audit_page(folder)
+    return report, folder
 
 
 def inspect(settings: Settings) -> Inspection:
@@ -357,6 +387,42 @@ def evaluation_settings(config: RunConfig) -> dict[str, Any]:
         "bootstrap": decoding.bootstrap,
         "duration_edges_s": decoding.duration_edges_s,
     }
+
+
+def audit_settings(config: RunConfig) -> AuditSettings:
+    """How a corpus is sampled and judged, as `audit.run.audit` takes it."""
+    from sonotune.audit.gate import GateSettings
+    from sonotune.audit.run import AuditSettings
+    from sonotune.audit.sampling import SamplingSettings, StratumRule
+
+    asked = config.audit
+    strata = asked.strata
+    return AuditSettings(
+        sampling=SamplingSettings(
+            strata=strata
+            if isinstance(strata, str)
+            else tuple(
+                StratumRule(
+                    name=one.name,
+                    match=one.where,
+                    min_duration_s=one.min_duration_s,
+                    max_duration_s=math.inf if one.max_duration_s is None else one.max_duration_s,
+                    share=one.share,
+                )
+                for one in strata
+            ),
+            fraction=asked.fraction or 1.0,
+            n_per_stratum=asked.n_per_stratum,
+            at_least=asked.min_clips,
+            at_most=asked.max_clips,
+            cap=asked.max_clips,
+            seed=asked.seed,
+        ),
+        gate=GateSettings(
+            **asked.model_dump(include={"proceed_below", "stop_above", "looks", "cluster_correlation", "rule"})
+        ),
+        **asked.model_dump(include={"thresholds", "false_positive_rate", "trusted_clips", "seed"}),
+    )
 
 
 def planned_settings(config: RunConfig, device: Literal["cpu", "cuda"], devices: int = 1) -> TrainingSettings:

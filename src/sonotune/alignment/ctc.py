@@ -42,7 +42,7 @@ class CtcAligner:
     name = "ctc"
 
     def __init__(self, loaded: LoadedModel, settings: AlignerSettings) -> None:
-        self._loaded, self._settings = loaded, settings
+        self.loaded, self.settings = loaded, settings
         self._frame_s, _ = frame_times(loaded)  # refuses other families
         self._spelling = Spelling(loaded, text.get(settings.text), _romanizer())
         self._blank = int(loaded.module.config.pad_token_id)
@@ -53,21 +53,21 @@ class CtcAligner:
 
     def align(self, clips: Sequence[Clip]) -> Iterator[Alignment | Finding]:
         """See `Aligner.align`."""
-        ahead = _BATCHES_AHEAD * self._settings.batch_max_clips
+        ahead = _BATCHES_AHEAD * self.settings.batch_max_clips
         for start in range(0, len(clips), ahead):
             members = clips[start : start + ahead]
             spelled = [
-                self._spelling.encode(clip.text or "", clip.language or self._settings.language) for clip in members
+                self._spelling.encode(clip.text or "", clip.language or self.settings.language) for clip in members
             ]
             found: dict[str, Alignment | Finding] = {
                 clip.id: _empty_text(clip) for clip, tokens in zip(members, spelled, strict=True) if not tokens.ids.size
             }
             texts = {clip.id: tokens for clip, tokens in zip(members, spelled, strict=True)}
             batches = clip_emissions(
-                self._loaded,
+                self.loaded,
                 [clip for clip in members if clip.id not in found],
-                batch_seconds=self._settings.batch_seconds,
-                max_clips=self._settings.batch_max_clips,
+                batch_seconds=self.settings.batch_seconds,
+                max_clips=self.settings.batch_max_clips,
             )
             for batch in batches:
                 computed = [one for one in batch if isinstance(one, Emissions)]
@@ -98,10 +98,10 @@ class CtcAligner:
         inside_U = tokens.token_words != BORDER
         best_T = emissions.log_probs.max(axis=1)
         transcript = None
-        if self._settings.transcribe:
-            family: Any = self._loaded.family
+        if self.settings.transcribe:
+            family: Any = self.loaded.family
             written = collapse(emissions.log_probs.argmax(axis=1).tolist(), blank=self._blank)
-            transcript = family.decode_text(self._loaded, written).strip()
+            transcript = family.decode_text(self.loaded, written).strip()
         return Alignment(
             clip_id=emissions.clip.id,
             words=_words(emissions, tokens, path, posteriors_U),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import torch
 
+from sonotune.adapters.metadata import ADAPTER_WEIGHTS
 from sonotune.alignment.base import Aligner, AlignerSettings
 from sonotune.errors import ModelError
 from sonotune.loading import choose_family, find_adapter, model_folder, open_model
 from sonotune.models.base import ModelFamily
-from sonotune.models.checkpoints import read_config
+from sonotune.models.checkpoints import read_config, settings_digest
 from sonotune.registry import resolve
+from sonotune.runs import digest_file, digest_json
 from sonotune.types import Context
 
 FAMILY_ALIGNERS: Final = MappingProxyType({"ctc": "ctc", "whisper": "whisper"})
@@ -48,6 +51,25 @@ PRESETS: Final = MappingProxyType(
 def preset_for(language: str) -> str:
     """A hub checkpoint that aligns a language: its own, or the multilingual one."""
     return PRESETS.get(language, MULTILINGUAL)
+
+
+def identity_of(aligner: Aligner, checkpoint: str) -> dict[str, str]:
+    """What aligns, for a record: its name, family and checkpoint, and a digest of all that decides its results.
+
+    Args:
+        aligner: As it was opened.
+        checkpoint: What was named.
+    """
+    loaded = aligner.loaded
+    adapter = find_adapter(checkpoint)
+    weights = "" if adapter is None else digest_file(adapter / ADAPTER_WEIGHTS)
+    deciding = [aligner.name, loaded.revision, settings_digest(loaded.checkpoint), weights, loaded.context]
+    return {
+        "aligner": aligner.name,
+        "family": loaded.family.name,
+        "checkpoint": checkpoint,
+        "digest": digest_json([*deciding, asdict(loaded.thinning), asdict(aligner.settings)]),
+    }
 
 
 def open_aligner(

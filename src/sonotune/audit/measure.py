@@ -20,6 +20,7 @@ from sonotune.alignment.base import Aligner, Alignment
 from sonotune.audio.activity import energy_of_blocks, loud_frames, speech_spans
 from sonotune.audio.io import probe, read, read_blocks
 from sonotune.audio.quality import SignalQuality, measure_quality
+from sonotune.audit.record import WordEntries
 from sonotune.audit.scores import ClipScores, Span, score_alignment, scores_from_json
 from sonotune.errors import AudioError, ManifestError
 from sonotune.json_files import Number, read_json_lines
@@ -214,7 +215,7 @@ class _Line(TypedDict):
     check: str
     problem: str
     scores: NotRequired[dict[str, Any]]
-    words: NotRequired[list[tuple[str, Number, Number, Number | None]]]
+    words: NotRequired[list[WordEntries]]
     transcript: NotRequired[str]
     quality: NotRequired[_Quality]
 

@@ -22,6 +22,7 @@ import typer
 from sonotune.cli import (  # the commands register themselves
     ablate,
     allocate,
+    audit,
     compare,
     compose,
     data,
@@ -45,6 +46,7 @@ __all__ = [
     "ablate",
     "allocate",
     "app",
+    "audit",
     "compare",
     "compose",
     "data",
