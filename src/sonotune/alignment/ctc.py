@@ -28,8 +28,8 @@ from sonotune.models.ctc_decoding import collapse
 from sonotune.types import Clip, Finding, Word
 
 GAP_PENALTY: Final = 4.0
-"""Nats that a frame of speech costs that the transcript does not have."""
-WILDCARD_PENALTY: Final = 0.0
+"""Nats that a frame of speech costs that the transcript does not have. No complete transcript then passes over speech,
+and 86 % of those that lack a word do (benchmarks/alignment)."""
 EVIDENCE_S: Final = 0.6
 """Span of a local mean of the evidence: 30 frames of 20 ms."""
 MIN_EVIDENCE_ROWS: Final = 5
@@ -77,7 +77,6 @@ class CtcAligner:
                     [one.log_probs for one in computed],
                     [Target(tokens=tokens.ids, open_gaps=tokens.between_words()) for tokens in tokens_of],
                     blank=self._blank,
-                    wildcard_penalty=WILDCARD_PENALTY,
                     gap_penalty=GAP_PENALTY,
                 )
                 for emissions, tokens, path in zip(computed, tokens_of, paths, strict=True):
