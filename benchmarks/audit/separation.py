@@ -189,7 +189,7 @@ def _p(trusted: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.
 def _table(result: Mapping[str, Any]) -> str:
     kinds = list(next(iter(result["statistics"].values()))["kinds"])
     lines = [
-        f"{result['name']}: {result['clips']} clips, {result['seconds_of_audio']:.0f} s, took {result['seconds']:.0f} s",
+        f"{result['name']}: {result['clips']} clips of {result['seconds_of_audio']:.0f} s in {result['seconds']:.0f} s",
         "AUC / recall".ljust(28) + "".join(kind.rjust(18) for kind in kinds) + "all".rjust(8),
     ]
     for name, row in result["statistics"].items():

@@ -12,12 +12,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sonotune.alignment.base import AlignerSettings, Alignment, Evidence
+from sonotune.alignment.base import AlignerSettings, Alignment, Evidence, Recording, recording
 from sonotune.alignment.borders import TokenTimes, place_words
 from sonotune.alignment.emissions import Emissions, clip_emissions, frame_times
 from sonotune.alignment.tokens import BORDER, Romanize, Spelling, Tokens
@@ -63,15 +64,28 @@ class CtcAligner:
                 clip.id: _empty_text(clip) for clip, tokens in zip(members, spelled, strict=True) if not tokens.ids.size
             }
             texts = {clip.id: tokens for clip, tokens in zip(members, spelled, strict=True)}
+            of_recording: dict[Recording, list[Clip]] = {}
+            for clip in members:
+                if clip.id not in found:
+                    of_recording.setdefault(recording(clip), []).append(clip)
             batches = clip_emissions(
                 self.loaded,
-                [clip for clip in members if clip.id not in found],
+                [of_it[0] for of_it in of_recording.values()],
                 batch_seconds=self.settings.batch_seconds,
                 max_clips=self.settings.batch_max_clips,
             )
             for batch in batches:
-                computed = [one for one in batch if isinstance(one, Emissions)]
-                found |= {name: one for one in batch if isinstance(one, Finding) for name in one.clip_ids}
+                for one in batch:
+                    if isinstance(one, Finding):
+                        for name in one.clip_ids:
+                            same = of_recording[recording(next(clip for clip in members if clip.id == name))]
+                            found |= {clip.id: replace(one, clip_ids=(clip.id,)) for clip in same}
+                computed = [
+                    replace(one, clip=clip)
+                    for one in batch
+                    if isinstance(one, Emissions)
+                    for clip in of_recording[recording(one.clip)]
+                ]
                 tokens_of = [texts[one.clip.id] for one in computed]
                 paths = align(
                     [one.log_probs for one in computed],
