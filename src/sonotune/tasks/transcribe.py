@@ -256,6 +256,7 @@ class Transcribe:
                 detail={
                     **one.detail,
                     "normalizer": normalizer.folded_digest if name == SPELLING_FOLDED else normalizer.digest,
+                    **({"numbers": numbers.sources(self._codes(clips))} if name == NUMBERS_VERBALIZED else {}),
                 },
             )
             for name, one in sorted(scores.items(), key=lambda named: named[0] != decides)
@@ -323,6 +324,10 @@ class Transcribe:
                 for clip, code in zip(clips, codes, strict=True)
             ],
         )
+
+    def _codes(self, clips: Sequence[Clip]) -> frozenset[str]:
+        """The languages in which numbers of clips are said."""
+        return frozenset(code for clip in clips if (code := self._code(clip)))
 
     def _code(self, clip: Clip) -> str | None:
         """The language in which numbers of a clip are said; None where it is not known."""
