@@ -62,7 +62,7 @@ TEXT = st.text(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(text=TEXT, language=st.sampled_from(["he", "ar", "hi", "ru", None]))
 def test_as_many_words_as_the_scoring_form_and_only_plain_letters(text: str, language: str | None) -> None:
     scoring = get(profile_of(language)).scoring
