@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -265,6 +266,8 @@ def test_a_digest_of_folded_spellings_knows_each_listed_word() -> None:
         name="hebrew", training=HEBREW.training, scoring=HEBREW.scoring, folded=without_one, probes=HEBREW.probes
     )
     assert changed.digest == HEBREW.digest
+    assert replace(HEBREW, probes=("one",)).digest == HEBREW.digest  # a longer list changes no score of this form
+    assert replace(HEBREW_FOLDED, probes=("one",)).digest != HEBREW_FOLDED.digest
     assert changed.folded_digest != HEBREW.folded_digest
     with pytest.raises(TextError, match="folds no spellings"):
         _ = BASIC.folded_digest

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import Any, Final
@@ -24,7 +25,7 @@ NO_LETTER: Final = "'"
 """Stands for a word that has no letters, such as a number in digits, so that the count of words stays."""
 
 _NOT_WRITTEN: Final = re.compile("[^a-z']")
-_OUR_NAMES: Final = frozenset({"arabic", "persian", "hebrew", "hindi", "cjk"})
+_PROFILES: Final = frozenset({"arabic", "persian", "hebrew", "hindi", "cjk"})
 # Languages that uroman has rules for, which it knows by ISO 639-3.
 _CODES: Final = MappingProxyType(
     {
@@ -89,16 +90,23 @@ def romanize_word(token: str, language: str | None) -> tuple[str, ...]:
 
 @lru_cache(maxsize=_CACHED_WORDS)
 def _romanized(token: str, language: str) -> tuple[str, ...]:
+    scoring, code = _rules(language)
+    return tuple(_letters(word, code) for word in scoring(token).split())
+
+
+@cache
+def _rules(language: str) -> tuple[Callable[[str], str], str | None]:
+    """The normaliser's scoring form, and the code by which the library knows a language that it has rules for."""
     profile = profile_of(language)
     # English leaves hesitations out of scores, and an aligner must not.
-    normalizer = get(profile if profile in _OUR_NAMES else "basic")
-    return tuple(_letters(word, language) for word in normalizer.scoring(token).split())
+    normalizer = get(profile if profile in _PROFILES else "basic")
+    code = find_code(language, _KNOWN) if language else None
+    return normalizer.scoring, None if code is None else _KNOWN[code]
 
 
-def _letters(word: str, language: str) -> str:
+def _letters(word: str, code: str | None) -> str:
     if not word.isascii():
-        code = find_code(language, _KNOWN) if language else None
-        word = _library().romanize_string(word, lcode=None if code is None else _KNOWN[code])
+        word = _library().romanize_string(word, lcode=code)
     # Marks that the library leaves are letters' marks; everything else that is no letter is dropped.
     return _NOT_WRITTEN.sub("", unicodedata.normalize("NFKD", word).lower()).strip("'")
 

@@ -41,7 +41,7 @@ class Normalizer:
         folded: Scoring form -> the same words in one spelling, where a language spells a word in several ways. Each
             word becomes one word. Its word error rate stands beside the first and never replaces it. None: no such.
         probes: Texts that tell one version of the rules from another, beside those that all normalisers are tried on:
-            the words of a list. See `digest`.
+            the words of a list. They go into the digest of the folded form, or of the scoring form where there is none.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Normalizer:
 
         It stands beside every score. A changed rule changes it; a new version of the package by itself does not.
         """
-        return f"{self.name}:{_digest(self.scoring, self.probes)}"
+        return f"{self.name}:{_digest(self.scoring, () if self.folded else self.probes)}"
 
     @property
     def folded_digest(self) -> str:
