@@ -9,8 +9,6 @@ Shape letters: T frames, V symbols, U tokens.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -21,7 +19,8 @@ from numpy.typing import NDArray
 from sonotune.alignment.base import AlignerSettings, Alignment, Evidence, Recording, recording
 from sonotune.alignment.borders import TokenTimes, place_words
 from sonotune.alignment.emissions import Emissions, clip_emissions, frame_times
-from sonotune.alignment.tokens import BORDER, Romanize, Spelling, Tokens
+from sonotune.alignment.romanize import romanize
+from sonotune.alignment.tokens import BORDER, Spelling, Tokens
 from sonotune.alignment.viterbi import WILDCARD, Path, Target, align, needed_frames
 from sonotune.data import text
 from sonotune.models.base import LoadedModel
@@ -45,7 +44,7 @@ class CtcAligner:
     def __init__(self, loaded: LoadedModel, settings: AlignerSettings) -> None:
         self.loaded, self.settings = loaded, settings
         self._frame_s, _ = frame_times(loaded)  # refuses other families
-        self._spelling = Spelling(loaded, text.get(settings.text), _romanizer())
+        self._spelling = Spelling(loaded, text.get(settings.text), romanize)
         self._blank = int(loaded.module.config.pad_token_id)
         self._window = max(MIN_EVIDENCE_ROWS, round(EVIDENCE_S / self._frame_s))
 
@@ -194,11 +193,3 @@ def _too_long_text(emissions: Emissions, tokens: Tokens) -> Finding:
         limit=float(frames),
         unit="frames",
     )
-
-
-def _romanizer() -> Romanize | None:
-    """`alignment.romanize`, where what it needs is installed."""
-    if importlib.util.find_spec("sonotune.alignment.romanize") is None:
-        return None
-    found: Romanize = importlib.import_module("sonotune.alignment.romanize").romanize
-    return found

@@ -28,6 +28,7 @@ from sonotune.audit.record import (
 from sonotune.audit.sampling import Sample, SamplingSettings, draw
 from sonotune.audit.scores import ClipScores, Rates, fit_rates, reasons, with_rates
 from sonotune.audit.sources import Transcribed
+from sonotune.data.text import get as get_normalizer
 from sonotune.runs import atomic_write_text, generator, make_folder, to_plain
 from sonotune.runs.machine import environment
 from sonotune.types import Clip
@@ -150,7 +151,7 @@ def audit(
     report = replace(
         report,
         model=dict(model),
-        normalizer={"name": measurer.normalizer},
+        normalizer={"name": measurer.normalizer, "digest": get_normalizer(measurer.normalizer).digest},
         versions={name: str(version) for name, version in environment().get("packages", {}).items()},
         settings=dict(recorded),
         seconds=time.monotonic() - started,
@@ -167,25 +168,21 @@ def audit(
 def _calibration(trusted: Sequence[Clip], measurer: Measurer, settings: AuditSettings) -> tuple[Calibration, Rates]:
     """Thresholds with their error rates, and how fast people speak."""
     chosen = _chosen(trusted, settings.trusted_clips, settings.seed)
-    right = [row.scores for row in measurer.measure(chosen, doing="aligning trusted clips")]
     corruptor = Corruptor(trusted, seed=settings.seed, normalizer=measurer.normalizer)
+    forms: dict[str, list[Clip]] = {"": chosen}
+    for corruption in DEFAULT_CORRUPTIONS:
+        texts = ((clip, corruptor.corrupt(clip, corruption).text) for clip in chosen)
+        forms[corruption.name] = [
+            replace(clip, id=f"{clip.id} {corruption.name}", text=text) for clip, text in texts if text is not None
+        ]
+    # All transcripts of a recording in a row, so that it is computed once.
+    together = sorted((clip for form in forms.values() for clip in form), key=lambda clip: clip.id)
+    measured = measurer.measure(together, doing="aligning trusted clips, right and corrupted")
+    scores = {clip.id: row.scores for clip, row in zip(together, measured, strict=True)}
+    right = [scores[clip.id] for clip in forms.pop("")]
     rates = fit_rates([one for one in right if one is not None])
     right = _rated(right, rates)
-    made: dict[str, list[Clip]] = {}
-    for corruption in DEFAULT_CORRUPTIONS:
-        for clip in chosen:
-            text = corruptor.corrupt(clip, corruption).text
-            if text is not None:
-                made.setdefault(corruption.name, []).append(replace(clip, id=f"{clip.id} {corruption.name}", text=text))
-    wrong = sorted((clip for group in made.values() for clip in group), key=lambda clip: clip.id)
-    measured = dict(
-        zip(
-            (clip.id for clip in wrong),
-            measurer.measure(wrong, doing="aligning corrupted transcripts"),
-            strict=True,
-        )
-    )
-    corrupted = {name: _rated([measured[clip.id].scores for clip in group], rates) for name, group in made.items()}
+    corrupted = {name: _rated([scores[clip.id] for clip in form], rates) for name, form in forms.items() if form}
     if settings.thresholds == "seed":
         return fixed(SEED_THRESHOLDS, trusted=right, corrupted=corrupted), rates
     found = calibrate(right, corrupted, statistics=DEFAULT_STATISTICS, false_positive_rate=settings.false_positive_rate)
