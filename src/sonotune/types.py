@@ -24,6 +24,10 @@ SILENCE_DB = -70.0
 """Level of the loudest 25 ms of a clip, in dB of full scale, below which it has no signal where nobody says otherwise:
 an amplitude of ten steps of 16 bit."""
 CONTEXTS: tuple[Context, ...] = ("thinned", "full", "cut")
+ChainName = Literal["phone_call", "voip", "whatsapp", "hall"]
+"""Ways of a recording from the speaker's mouth to the file (`audio.chains`)."""
+Concealment = Literal["zero", "repeat"]
+"""What stands in place of a lost packet: silence, or the last packet that arrived, fading."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
