@@ -413,8 +413,8 @@ class WaveformAugmenter:
     configuration, which says what each one means.
 
     Raises:
-        ConfigError: A probability outside [0, 1], a range whose low end is above its high end, a chain that is not
-            known, or a chance of a chain where none is named.
+        ConfigError: A probability outside [0, 1], a range whose low end is above its high end, or a chain that is not
+            known.
     """
 
     speed_probability: float = 0.0
@@ -441,7 +441,7 @@ class WaveformAugmenter:
     packet_burst_high: float = 5.0
     packet_concealment: Concealment = "repeat"
     chains: tuple[ChainName, ...] = ()
-    chain_probability: float = 0.0
+    chain_probability: float = 0.5
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -483,16 +483,12 @@ class WaveformAugmenter:
                 f"augmentation.chains names {unknown[0]!r}{suggest(unknown[0], CHAINS, '.')} "
                 f"Known: {', '.join(CHAINS)}."
             )
-        if self.chain_probability > 0 and not self.chains:
-            raise ConfigError(
-                f"augmentation.chain_probability is {self.chain_probability} and augmentation.chains names none; known "
-                f"are {', '.join(CHAINS)}. Name one, or leave the probability at 0."
-            )
 
     @property
     def active(self) -> bool:
         """Any transform has a chance."""
-        return self.chain_probability > 0.0 or any(probability > 0.0 for _, probability, _, _ in self._steps())
+        in_chains = bool(self.chains) and self.chain_probability > 0.0
+        return in_chains or any(probability > 0.0 for _, probability, _, _ in self._steps())
 
     def __call__(self, waveform_S: Waveform, sample_rate_hz: int, *, seed: int, epoch: int, clip_id: str) -> Waveform:
         """Augment one clip as it is in one epoch.
@@ -516,7 +512,7 @@ class WaveformAugmenter:
 
     def _chain(self, seed: int, epoch: int, clip_id: str) -> ChainName | None:
         """The chain that a clip draws, where it draws one."""
-        if self.chain_probability <= 0.0:
+        if not self.chains or self.chain_probability <= 0.0:
             return None
         rng = generator(seed, epoch, clip_id, "chain")
         drawn = rng.random() < self.chain_probability

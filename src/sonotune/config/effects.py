@@ -106,12 +106,12 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
                         "packet_concealment",
                     ),
                 ),
-                ("chain_probability", ("chains",)),
                 ("mixup_probability", ("mixup_alpha", "mixup_domain")),
                 ("frequency_masks", ("frequency_mask_bins",)),
                 ("time_masks", ("time_mask_frames", "time_mask_fraction")),
             )
         ),
+        (not sound.chains, "augmentation.chains is empty", "augmentation", ("chain_probability",)),
         (config.evaluation.augment == "none", "evaluation.augment is none", "evaluation", ("augment_seed",)),
         (
             config.training.schedule == "constant",

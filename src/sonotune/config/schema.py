@@ -247,7 +247,7 @@ class AugmentationConfig(Section):
     chains: tuple[ChainName, ...] = Field(default=(), json_schema_extra=_LATER)
     """Whole recordings, of which a clip draws one: `phone_call`, `voip`, `whatsapp` (a voice message), `hall`. Each
     goes from the room to the microphone, the codec and the line, in this order."""
-    chain_probability: Share = Field(default=0.0, json_schema_extra=_LATER)
+    chain_probability: Share = Field(default=0.5, json_schema_extra=_LATER)
     """Share of clips that go through one of `chains`, besides speed and padding, and through no other transform of
     waveforms."""
     mixup_probability: Share = 0.0
@@ -276,8 +276,6 @@ class AugmentationConfig(Section):
         self._ordered("snr_low_db", "snr_high_db")
         self._ordered("packet_loss_low", "packet_loss_high")
         self._ordered("packet_burst_low", "packet_burst_high")
-        if self.chain_probability > 0 and not self.chains:
-            raise ValueError("chain_probability is above 0 and chains names none; name one, or leave it at 0")
         return self
 
 
