@@ -64,6 +64,7 @@ class Clip:
         language: ISO 639-1 code or the model's own name of the language.
         domain: Where the clip comes from (phone, studio, ...), for scores by domain.
         speaker: Speaker, recording or session. Never in two splits; the unit of resampling for intervals.
+        weight: How much the clip counts in training, from 0, which leaves it out, to 1. Scores count every clip alike.
         extra: Every other field of the source line, as text.
     """
 
@@ -79,6 +80,7 @@ class Clip:
     language: str | None = None
     domain: str | None = None
     speaker: str | None = None
+    weight: float = 1.0
     extra: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -18,6 +18,12 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
             ("ctc_share",),
         ),
         (
+            config.training.objective != "star",
+            f"training.objective is {config.training.objective}",
+            "training",
+            ("star_bypass_penalty", "star_speech_penalty"),
+        ),
+        (
             full,
             "adapter.kind is none: the whole model trains, without adapters",
             "adapter",
