@@ -116,7 +116,7 @@ def evaluate(model: Place, manifest: Place, settings: Settings = ()) -> Evaluati
     config = settings_of_use(words, require=("data.test",)).config
     recognizer = open_recognizer(config)
     corpus = corpus_to_score(config, recognizer)
-    result = recognizer.evaluate(corpus.splits["test"], **evaluation_settings(config))
+    result = recognizer.evaluate(corpus.splits["test"], **scoring_settings(config))
     return replace(result, findings=[*corpus.findings, *result.findings])
 
 
@@ -132,6 +132,7 @@ def classify(model: Place, files: Sequence[Place], settings: Settings = ()) -> l
 
 def _recognize(model: Place, files: Sequence[Place], settings: Settings, *, task: str) -> list[Prediction]:
     config = settings_of_use([f"model.checkpoint={model}", *words_of(settings), f"model.task={task}"]).config
+    refuse_augmented(config)
     paths = [Path(file) for file in files]
     recognizer, silence_db = open_recognizer(config), config.data.silence_db
     return recognizer.recognize(paths, silence_db=silence_db, **evaluation_settings(config)).predictions
@@ -357,6 +358,25 @@ def evaluation_settings(config: RunConfig) -> dict[str, Any]:
         "bootstrap": decoding.bootstrap,
         "duration_edges_s": decoding.duration_edges_s,
     }
+
+
+def scoring_settings(config: RunConfig) -> dict[str, Any]:
+    """`evaluation_settings`, and what the clips are put through before they are scored."""
+    from sonotune.evaluation.augmented import EvaluationChain
+
+    chain = EvaluationChain.of(config.evaluation.augment, config.evaluation.augment_seed)
+    return {**evaluation_settings(config), "augmentation": chain}
+
+
+def refuse_augmented(config: RunConfig) -> None:
+    """Refuse `evaluation.augment` where clips are recognised and not scored; raises ConfigError."""
+    from sonotune.errors import ConfigError
+
+    if config.evaluation.augment != "none":
+        raise ConfigError(
+            f"evaluation.augment={config.evaluation.augment} cannot take effect: clips that are recognised and not "
+            "scored are read as they are. Leave it out, or take `sonotune evaluate` on clips with references."
+        )
 
 
 def planned_settings(config: RunConfig, device: Literal["cpu", "cuda"], devices: int = 1) -> TrainingSettings:

@@ -85,6 +85,7 @@ OBJECTIVES = MappingProxyType(
     {
         "task": "sonotune.training.objectives.task:TaskObjective",
         "ctc_mix": "sonotune.training.objectives.ctc_mix:CtcMix",
+        "star": "sonotune.training.objectives.star:Star",
     }
 )
 FRONTENDS = MappingProxyType(

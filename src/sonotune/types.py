@@ -24,6 +24,10 @@ SILENCE_DB = -70.0
 """Level of the loudest 25 ms of a clip, in dB of full scale, below which it has no signal where nobody says otherwise:
 an amplitude of ten steps of 16 bit."""
 CONTEXTS: tuple[Context, ...] = ("thinned", "full", "cut")
+ChainName = Literal["phone_call", "voip", "whatsapp", "hall"]
+"""Ways of a recording from the speaker's mouth to the file (`audio.chains`)."""
+Concealment = Literal["zero", "repeat"]
+"""What stands in place of a lost packet: silence, or the last packet that arrived, fading."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,7 @@ class Clip:
         language: ISO 639-1 code or the model's own name of the language.
         domain: Where the clip comes from (phone, studio, ...), for scores by domain.
         speaker: Speaker, recording or session. Never in two splits; the unit of resampling for intervals.
+        weight: How much the clip counts in training, from 0, which leaves it out, to 1. Scores count every clip alike.
         extra: Every other field of the source line, as text.
     """
 
@@ -75,6 +80,7 @@ class Clip:
     language: str | None = None
     domain: str | None = None
     speaker: str | None = None
+    weight: float = 1.0
     extra: Mapping[str, str] = field(default_factory=dict)
 
 

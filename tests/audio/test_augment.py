@@ -7,15 +7,20 @@ import pickle
 import subprocess
 import sys
 import time
+import typing
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sonotune.audio import augment
+from sonotune.audio import augment, packets
 from sonotune.audio.augment import CODECS, WaveformAugmenter
+from sonotune.audio.chains import CHAINS, ORDER
 from sonotune.config.schema import AugmentationConfig
 from sonotune.errors import ConfigError
 from sonotune.runs import generator
+from sonotune.types import ChainName
 
 RATE_HZ = 16_000
 TRANSFORMS = {
@@ -28,6 +33,8 @@ TRANSFORMS = {
     "tilt": augment.tilt,
     "pad": augment.pad,
     "clipping": augment.clipping,
+    "band_pass": augment.band_pass,
+    "packet_loss": augment.packet_loss,
 }
 CHANGES_LENGTH = {"speed", "pad"}
 ALL_ON = {field.name: 1.0 for field in dataclasses.fields(WaveformAugmenter) if field.name.endswith("_probability")}
@@ -78,7 +85,8 @@ def test_every_transform_is_a_function_of_its_generator(name):
     assert first.dtype == np.float32
     assert first.ndim == 1
     assert first.flags.c_contiguous
-    assert first.shape != other.shape or not np.array_equal(first, other)
+    if name != "band_pass":  # the band is that of the line
+        assert first.shape != other.shape or not np.array_equal(first, other)
     if name not in CHANGES_LENGTH:
         assert first.shape == waveform.shape
 
@@ -238,7 +246,199 @@ def test_clipping_cuts_the_share_asked_for_and_nothing_else():
     np.testing.assert_array_equal(clipped[below], waveform[below])
 
 
-# --- the chain -----------------------------------------------------------------------------------
+# --- packets -------------------------------------------------------------------------------------
+
+
+@given(
+    loss=st.floats(0.01, 0.5),
+    burst=st.floats(1.0, 8.0),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=25, deadline=None)
+def test_losses_have_the_share_and_the_bursts_asked_for(loss, burst, seed):
+    count = 60_000
+    lost = packets.lost_packets(count, rng(seed), loss=loss, burst=burst)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], lost.astype(np.int8), [0]])))
+    runs = edges[1::2] - edges[::2]
+    # Six standard errors: a burst counts once, however long it is, and both states last geometrically long.
+    each = np.sqrt(2 * burst / (count * loss)) * loss
+    assert lost.mean() == pytest.approx(loss, abs=6 * each + 1e-3)
+    assert runs.mean() == pytest.approx(burst, abs=6 * burst / np.sqrt(len(runs)) + 1e-9)
+
+
+def test_short_clips_lose_as_much_as_long_ones():
+    lost = [packets.lost_packets(5, rng(seed), loss=0.2, burst=4.0).mean() for seed in range(4_000)]
+    assert np.mean(lost) == pytest.approx(0.2, abs=0.02)
+
+
+def test_nothing_is_lost_at_a_loss_of_zero():
+    waveform = speech_like()
+    kept = augment.packet_loss(waveform, RATE_HZ, rng(), loss_low=0.0, loss_high=0.0)
+    assert kept is waveform
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 22_050])
+def test_packets_that_arrive_are_unchanged_and_lost_ones_are_silent(rate_hz):
+    waveform = 0.1 + np.abs(speech_like())
+    gone = augment.packet_loss(waveform, rate_hz, rng(3), loss_low=0.3, loss_high=0.3, concealment="zero")
+    size = round(0.02 * rate_hz)
+    silent = 0
+    for begin in range(0, len(waveform), size):
+        packet = gone[begin : begin + size]
+        if packet.any():
+            np.testing.assert_array_equal(packet, waveform[begin : begin + size])
+        else:
+            silent += 1
+    assert silent > 5
+
+
+def test_the_last_packet_is_repeated_and_fades_within_sixty_milliseconds():
+    size, waveform = 320, np.ones(320 * 400, dtype=np.float32)
+    heard = augment.packet_loss(
+        waveform, RATE_HZ, rng(5), loss_low=0.3, loss_high=0.3, burst_low=6.0, burst_high=6.0
+    ).reshape(-1, size)
+    lost = np.flatnonzero(heard[:, -1] < 1.0)
+    first = [place for place in lost if place > 0 and place - 1 not in lost]
+    assert len(first) > 5
+    for place in first:
+        np.testing.assert_allclose(heard[place], 1.0 - np.arange(size) / 960, atol=1e-6)
+        run = next(length for length in range(1, 400) if place + length not in lost)
+        if run > 3:
+            assert not heard[place + 3 : place + run].any()
+
+
+def test_nothing_is_repeated_before_the_first_packet():
+    for seed in range(200):
+        waveform = np.ones(320 * 3, dtype=np.float32)
+        heard = augment.packet_loss(waveform, RATE_HZ, rng(seed), loss_low=0.5, loss_high=0.5)
+        if heard[0] == 0.0:
+            assert not heard[:320].any()
+            return
+    raise AssertionError("no clip began with a loss")
+
+
+def test_a_telephone_has_its_band():
+    waveform = np.random.default_rng(0).uniform(-0.5, 0.5, 4 * RATE_HZ).astype(np.float32)
+    heard = augment.band_pass(waveform, RATE_HZ, rng())
+    assert band_db(heard, 500, 3_000) == pytest.approx(band_db(waveform, 500, 3_000), abs=0.1)
+    assert band_db(heard, 20, 200) < band_db(waveform, 20, 200) - 60
+    assert band_db(heard, 4_400, 8_000) < band_db(waveform, 4_400, 8_000) - 60
+    assert lag_samples(waveform, heard) == 0
+
+
+# --- chains --------------------------------------------------------------------------------------
+
+
+def test_chains_are_those_of_the_settings_and_in_the_order_of_the_physics():
+    assert tuple(CHAINS) == typing.get_args(ChainName)
+    for name, steps in CHAINS.items():
+        places = [ORDER.index(step.name) for step in steps]
+        assert places == sorted(set(places)), name
+        assert len(augment.chain_steps(name)) == len(steps)
+    assert {step.name for steps in CHAINS.values() for step in steps} < set(ORDER)
+
+
+def test_steps_are_applied_in_the_order_given(monkeypatch):
+    told = []
+
+    def spy(name):
+        def transform(waveform, rate_hz, source, **limits):
+            told.append((name, limits))
+            return waveform
+
+        return transform
+
+    names = {"reverberation": "reverb", "packet_loss": "packet_loss"}
+    names |= {name: name for name in ("noise", "tilt", "clipping", "band_pass", "codec", "gain", "speed", "pad")}
+    for name, step in names.items():
+        monkeypatch.setattr(augment, name, spy(step))
+    augmenter = WaveformAugmenter(
+        chains=("phone_call",),
+        chain_probability=1.0,
+        speed_probability=1.0,
+        pad_probability=1.0,
+        reverb_probability=1.0,
+    )
+    for clip in range(200):
+        augmenter(np.zeros(8, np.float32), RATE_HZ, seed=0, epoch=0, clip_id=str(clip))
+        called = [name for name, _ in told]
+        if len(told) == len(CHAINS["phone_call"]) + 2:
+            break
+        told.clear()
+    assert called == [
+        "speed",
+        "reverb",
+        "noise",
+        "tilt",
+        "clipping",
+        "band_pass",
+        "codec",
+        "packet_loss",
+        "gain",
+        "pad",
+    ]
+    assert dict(told)["codec"] == {"names": ("gsm", "ulaw", "alaw")}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_chain_keeps_length_and_type_and_is_a_function_of_seed_epoch_and_clip(name):
+    waveform = speech_like()
+    before = waveform.copy()
+    augmenter = WaveformAugmenter(chains=(name,), chain_probability=1.0)
+    assert augmenter.active
+
+    def run(seed=0, epoch=0, clip_id="a"):
+        return augmenter(waveform, RATE_HZ, seed=seed, epoch=epoch, clip_id=clip_id)
+
+    first = run()
+    np.testing.assert_array_equal(first, run())
+    np.testing.assert_array_equal(waveform, before)
+    assert first.shape == waveform.shape
+    assert first.dtype == np.float32
+    assert np.isfinite(first).all()
+    assert not np.array_equal(first, waveform)
+    for other in (run(seed=1), run(epoch=1), run(clip_id="b")):
+        assert not np.array_equal(other, first)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_chain_of_a_short_a_silent_or_a_loud_clip_stays_finite(name):
+    augmenter = WaveformAugmenter(chains=(name,), chain_probability=1.0)
+    for size in (1, 17, 399, 1_600):
+        for waveform in (np.zeros(size, np.float32), np.full(size, 4.0, np.float32), 1e-6 * speech_like()[:size]):
+            changed = augmenter(waveform, RATE_HZ, seed=0, epoch=0, clip_id=str(size))
+            assert changed.shape == waveform.shape
+            assert np.isfinite(changed).all()
+
+
+def test_a_chain_that_is_not_drawn_changes_nothing():
+    waveform = speech_like()
+    augmenter = WaveformAugmenter(chains=("voip", "hall"), chain_probability=0.0)
+    assert not augmenter.active
+    assert augmenter(waveform, RATE_HZ, seed=0, epoch=0, clip_id="a") is waveform
+
+
+def test_the_probability_of_chains_is_the_share_of_clips_and_each_is_drawn_alike():
+    augmenter = WaveformAugmenter(chains=("phone_call", "hall"), chain_probability=0.4)
+    drawn = [augmenter._chain(0, 0, str(clip)) for clip in range(2_000)]
+    assert 720 <= sum(name is not None for name in drawn) <= 880
+    assert 310 <= drawn.count("hall") <= 490
+
+
+def test_clips_that_draw_no_chain_are_as_without_chains():
+    waveform = speech_like(0.5)
+    alone = WaveformAugmenter(noise_probability=0.5, gain_probability=0.5)
+    both = dataclasses.replace(alone, chains=("hall",), chain_probability=0.5)
+    same = 0
+    for clip in range(40):
+        one, other = (aug(waveform, RATE_HZ, seed=0, epoch=0, clip_id=str(clip)) for aug in (alone, both))
+        if both._chain(0, 0, str(clip)) is None:
+            np.testing.assert_array_equal(one, other)
+            same += 1
+    assert 10 < same < 30
+
+
+# --- the augmenter -------------------------------------------------------------------------------
 
 
 def test_nothing_is_done_by_default():
@@ -250,9 +450,9 @@ def test_nothing_is_done_by_default():
 
 
 def test_settings_are_those_of_the_configuration():
-    settings = {name: field.default for name, field in AugmentationConfig.model_fields.items()}
+    defaults = {name: field.default for name, field in AugmentationConfig.model_fields.items()}
     for field in dataclasses.fields(WaveformAugmenter):
-        assert settings[field.name] == field.default, field.name
+        assert defaults[field.name] == field.default, field.name
 
 
 def test_the_chain_is_a_function_of_seed_epoch_and_clip():
@@ -317,7 +517,7 @@ def test_another_process_with_other_threads_gets_the_same_bits():
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "values",
     [
         {"gain_probability": 1.5},
         {"codec_probability": -0.1},
@@ -326,11 +526,17 @@ def test_another_process_with_other_threads_gets_the_same_bits():
         {"speed_low": 0.0},
         {"snr_low_db": 40.0},
         {"pad_max_s": -1.0},
+        {"packet_loss_low": 0.2},
+        {"packet_loss_high": 0.6},
+        {"packet_burst_low": 0.5},
+        {"packet_concealment": "noise"},
+        {"chains": ("telephone",)},
+        {"chain_probability": 1.5},
     ],
 )
-def test_impossible_settings_are_refused(settings):
-    with pytest.raises(ConfigError, match=next(iter(settings))):
-        WaveformAugmenter(**settings)
+def test_impossible_settings_are_refused(values):
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        WaveformAugmenter(**values)
 
 
 @pytest.mark.parametrize("name", sorted(set(TRANSFORMS) - {"codec"}))

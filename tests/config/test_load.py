@@ -314,6 +314,16 @@ def test_the_digest_covers_what_can_change_the_result():
         assert digest(word) == base, word
 
 
+def test_settings_that_came_later_are_in_the_digest_only_where_they_are_changed():
+    later = ("augmentation.packet_loss_probability", "augmentation.chains", "evaluation.augment")
+    plain = load_run_config([NANO])
+    assert not set(later) & set(plain.deciding())
+    chosen = load_run_config([NANO, "augmentation.chains=[voip]", "evaluation.augment=hall"])
+    assert chosen.deciding()["augmentation.chains"] == ["voip"]
+    assert chosen.deciding()["evaluation.augment"] == "hall"
+    assert chosen.digest != plain.digest
+
+
 def test_the_digest_is_the_same_in_every_process():
     code = f"from sonotune.config.load import load_run_config as l; print(l(['{NANO}']).digest)"
     for seed in ("1", "2"):

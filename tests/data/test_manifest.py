@@ -82,6 +82,7 @@ CLIP = st.builds(
     language=st.none() | NAME,
     domain=st.none() | NAME,
     speaker=st.none() | NAME,
+    weight=st.floats(0, 1).map(abs),
     extra=st.dictionaries(NAME.map(lambda name: f"x{name}"), TEXT, max_size=2),
 )
 
@@ -155,6 +156,8 @@ def test_writing_refuses_double_ids_bad_text_and_hidden_columns(tmp_path: Path) 
         [clip, clip],
         [dataclasses.replace(clip, text="\ud800")],
         [dataclasses.replace(clip, duration_s=float("nan"))],
+        [dataclasses.replace(clip, weight=float("nan"))],
+        [dataclasses.replace(clip, weight=1.5)],
         [dataclasses.replace(clip, extra={"path": "/etc/passwd"})],
     ):
         with pytest.raises(ManifestError, match="cannot be written"):
@@ -191,6 +194,11 @@ BAD_LINES = {
     '{"id": "x", "path": "x.wav", "duration_s": true}': "true or false",
     '{"id": "x", "path": "x.wav", "start_s": -1}': "'start_s' is out of range",
     '{"id": "x", "path": "x.wav", "channel": 1.5}': "whole number",
+    '{"id": "x", "path": "x.wav", "weight": -0.1}': "'weight' is out of range",
+    '{"id": "x", "path": "x.wav", "weight": 70}': "0, which leaves the clip out of training, to 1",
+    '{"id": "x", "path": "x.wav", "weight": "0.5"}': "'weight' has the wrong type",
+    '{"id": "x", "path": "x.wav", "weight": true}': "a number from 0 to 1",
+    '{"id": "x", "path": "x.wav", "weight": NaN}': "NaN",
     '{"id": "x", "path": "x.wav", "text": 5}': "'text' has the wrong type",
     '{"id": "x", "path": "x.wav", "label": [""]}': "'label' has the wrong type",
     '{"id": "x", "path": "x.wav", "words": [{"text": "a"}]}': "'words' has the wrong type",
@@ -492,6 +500,23 @@ def test_truncated_clips_are_left_out_or_bad_where_the_settings_say_so(tmp_path:
 # --- digest and statistics -----------------------------------------------------------------------
 
 
+def test_digests_of_older_data_sets_are_what_they_were() -> None:
+    clips = [
+        Clip(
+            id="a",
+            path=Path("/nowhere/x/a.wav"),
+            duration_s=1.5,
+            text="one",
+            speaker="s",
+            label=("l",),
+            words=(Word(text="one", start_s=0.0, end_s=1.0),),
+            extra={"k": "v"},
+        ),
+        Clip(id="b", path=Path("/nowhere/y/b.wav"), duration_s=2.0),
+    ]
+    assert digest(clips) == "f2950cecc1b9ac048f2976ca699f776d04df1eb0422d1d309eb3985edcda553a"  # before weights
+
+
 def test_digest_follows_content_and_not_place(tmp_path: Path) -> None:
     here = tmp_path / "here"
     clips = [
@@ -511,6 +536,8 @@ def test_digest_follows_content_and_not_place(tmp_path: Path) -> None:
             {"start_s": 0.1},
             {"duration_s": 0.9},
             {"speaker": "z"},
+            {"weight": 0.5},
+            {"weight": 0.0},
         )
     ]
     variants += [clips[:1], clips[::-1], [clips[0], dataclasses.replace(clips[1], path=tone(here / "y" / "c.wav"))]]

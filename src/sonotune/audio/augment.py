@@ -1,8 +1,9 @@
-"""Changes to waveforms that a recording might have met: speed, rooms, noise, microphones, codecs, silence.
+"""Changes to waveforms that a recording might have met: speed, rooms, noise, microphones, codecs, lines, silence.
 
 Every transform is a function `(waveform_S, sample_rate_hz, rng, **limits) -> waveform_S` of numpy arrays that never
 writes to its input, and all that is random in it comes from `rng`. `WaveformAugmenter` chains them, with a generator
-for each transform of each clip in each epoch, so that worker counts and restarts change nothing.
+for each transform of each clip in each epoch, so that worker counts and restarts change nothing. `audio.chains` has
+whole recordings by name (a phone call, a voice message, ...): the same transforms in the order of the physics.
 
 The arithmetic is kept free of BLAS, whose sums depend on its number of threads: a loader worker and the main process
 have to agree to the last bit. Shape letters: S samples.
@@ -14,17 +15,20 @@ twentieth of the cost of a vocoder and without its artefacts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import soxr
 from numpy.typing import NDArray
 
+from sonotune.audio.chains import CHAINS
 from sonotune.audio.io import transcode
-from sonotune.errors import ConfigError
+from sonotune.audio.packets import MAX_LOSS, packet_loss
+from sonotune.errors import ConfigError, suggest
 from sonotune.runs import generator
+from sonotune.types import ChainName, Concealment
 
 Waveform = NDArray[np.float32]
 NoiseColour = Literal["white", "pink", "brown"]
@@ -320,18 +324,97 @@ def clipping(
     return np.clip(waveform_S, -ceiling, ceiling)
 
 
+def band_pass(
+    waveform_S: Waveform,
+    sample_rate_hz: int,
+    rng: np.random.Generator,
+    *,
+    low_hz: float = 300.0,
+    high_hz: float = 3_400.0,
+) -> Waveform:
+    """Keep a band, as a telephone line does (ITU-T G.712), with edges of a third of an octave.
+
+    Args:
+        waveform_S: Samples.
+        sample_rate_hz: Rate.
+        rng: Not used: the band is that of the line.
+        low_hz: Where the band begins.
+        high_hz: Where it ends; at or above half the sample rate nothing is taken away there.
+
+    Returns:
+        (S,) samples, in place in time, the level within the band unchanged.
+    """
+    if not waveform_S.size:
+        return waveform_S
+    length = _fast_length(waveform_S.size + _TILT_PAD_SAMPLES)
+    frequency = np.arange(length // 2 + 1, dtype=np.float32) * np.float32(sample_rate_hz / length)
+    octaves = np.log2(np.maximum(frequency, np.float32(1e-3)))
+    rise = np.clip((octaves - np.float32(math.log2(low_hz))) * 3 + 1, 0.0, 1.0)
+    fall = np.clip((np.float32(math.log2(high_hz)) - octaves) * 3 + 1, 0.0, 1.0)
+    curve = np.sin(np.float32(math.pi / 2) * np.minimum(rise, fall))
+    kept = np.fft.irfft(np.fft.rfft(waveform_S, length) * curve, length)
+    return _float32(kept[: waveform_S.size])
+
+
 Transform = Callable[..., Waveform]
+Limits = Mapping[str, Any]
+Step = tuple[str, float, Transform, Limits]
+"""Name of a transform within its chain, the chance that a clip gets it, the transform and its limits."""
+
+
+def chain_steps(name: ChainName) -> tuple[Step, ...]:
+    """The steps of a chain, in the order of the physics."""
+    known: dict[str, Transform] = {
+        "reverb": reverberation,
+        "noise": noise,
+        "tilt": tilt,
+        "gain": gain,
+        "clipping": clipping,
+        "band_limit": band_limit,
+        "band_pass": band_pass,
+        "codec": codec,
+        "packet_loss": packet_loss,
+        "line_gain": gain,
+    }
+    return tuple((step.name, step.probability, known[step.name], step.limits) for step in CHAINS[name])
+
+
+def apply_steps(
+    steps: Iterable[Step], waveform_S: Waveform, sample_rate_hz: int, *, draw: Callable[[str], np.random.Generator]
+) -> Waveform:
+    """Put a waveform through transforms, one after the other.
+
+    Args:
+        steps: In their order.
+        waveform_S: Samples; not written to.
+        sample_rate_hz: Rate.
+        draw: Name of a step -> its own generator, so that no step moves the draws of another.
+
+    Returns:
+        Samples; the input itself where no step was drawn.
+    """
+    for name, probability, transform, limits in steps:
+        if probability <= 0.0:
+            continue
+        rng = draw(name)
+        if rng.random() < probability:
+            waveform_S = transform(waveform_S, sample_rate_hz, rng, **limits)
+    return waveform_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaveformAugmenter:
-    """The transforms in the order in which sound meets them, each with the chance that a clip gets it.
+    """The transforms, each with the chance that a clip gets it, and whole chains of them.
 
-    Order: speed, reverberation, tilt, noise, gain, clipping, band limit, codec, padding. Settings are those of
-    `augmentation` in a run's configuration, which says what each one means.
+    Order: speed, reverberation, tilt, noise, gain, clipping, band limit, codec, packet loss, padding. The tilt before
+    the noise is that of the speaker's distance. A microphone tilts the noise as well: that order, and transforms that
+    come together or not at all, are those of the `chains` (`audio.chains`). A clip that draws a chain goes through one
+    of them, besides speed and padding, and through no other transform. Settings are those of `augmentation` in a run's
+    configuration, which says what each one means.
 
     Raises:
-        ConfigError: A probability outside [0, 1], or a range whose low end is above its high end.
+        ConfigError: A probability outside [0, 1], a range whose low end is above its high end, or a chain that is not
+            known.
     """
 
     speed_probability: float = 0.0
@@ -351,13 +434,29 @@ class WaveformAugmenter:
     pad_probability: float = 0.0
     pad_max_s: float = 0.3
     clipping_probability: float = 0.0
+    packet_loss_probability: float = 0.0
+    packet_loss_low: float = 0.01
+    packet_loss_high: float = 0.1
+    packet_burst_low: float = 1.0
+    packet_burst_high: float = 5.0
+    packet_concealment: Concealment = "repeat"
+    chains: tuple[ChainName, ...] = ()
+    chain_probability: float = 0.5
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if not isinstance(value, float | int):
+                continue
             if not math.isfinite(value) or (field.name.endswith("_probability") and not 0.0 <= value <= 1.0):
                 raise ConfigError(f"augmentation.{field.name} is {value}; allowed is a number from 0 to 1. Correct it.")
-        for low, high in (("speed_low", "speed_high"), ("gain_low_db", "gain_high_db"), ("snr_low_db", "snr_high_db")):
+        for low, high in (
+            ("speed_low", "speed_high"),
+            ("gain_low_db", "gain_high_db"),
+            ("snr_low_db", "snr_high_db"),
+            ("packet_loss_low", "packet_loss_high"),
+            ("packet_burst_low", "packet_burst_high"),
+        ):
             if getattr(self, low) > getattr(self, high):
                 raise ConfigError(
                     f"augmentation.{low} is {getattr(self, low)}, above augmentation.{high} {getattr(self, high)}. "
@@ -368,11 +467,28 @@ class WaveformAugmenter:
                 f"augmentation.speed_low is {self.speed_low} and augmentation.pad_max_s {self.pad_max_s}; "
                 "a speed is above 0 and a silence 0 s or more. Correct them."
             )
+        if self.packet_loss_low < 0 or self.packet_loss_high > MAX_LOSS or self.packet_burst_low < 1:
+            raise ConfigError(
+                f"augmentation.packet_loss_low is {self.packet_loss_low}, augmentation.packet_loss_high "
+                f"{self.packet_loss_high} and augmentation.packet_burst_low {self.packet_burst_low}; a loss is from 0 "
+                f"to {MAX_LOSS:g}, and a burst has 1 packet or more. Correct them."
+            )
+        if self.packet_concealment not in get_args(Concealment):
+            raise ConfigError(
+                f"augmentation.packet_concealment is {self.packet_concealment!r}; allowed are "
+                f"{', '.join(get_args(Concealment))}. Take one of them."
+            )
+        if unknown := [name for name in self.chains if name not in CHAINS]:
+            raise ConfigError(
+                f"augmentation.chains names {unknown[0]!r}{suggest(unknown[0], CHAINS, '.')} "
+                f"Known: {', '.join(CHAINS)}."
+            )
 
     @property
     def active(self) -> bool:
         """Any transform has a chance."""
-        return any(probability > 0.0 for _, probability, _, _ in self._steps())
+        in_chains = bool(self.chains) and self.chain_probability > 0.0
+        return in_chains or any(probability > 0.0 for _, probability, _, _ in self._steps())
 
     def __call__(self, waveform_S: Waveform, sample_rate_hz: int, *, seed: int, epoch: int, clip_id: str) -> Waveform:
         """Augment one clip as it is in one epoch.
@@ -387,15 +503,29 @@ class WaveformAugmenter:
         Returns:
             Samples, finite; longer or shorter where speed or padding were drawn; the input itself where nothing was.
         """
-        for name, probability, transform, limits in self._steps():
-            if probability <= 0.0:
-                continue
-            rng = generator(seed, epoch, clip_id, name)
-            if rng.random() < probability:
-                waveform_S = transform(waveform_S, sample_rate_hz, rng, **limits)
-        return waveform_S
+        chain = self._chain(seed, epoch, clip_id)
+        own = self._steps()
+        if chain is not None:
+            last = next(index for index, step in enumerate(own) if step[0] == "pad")
+            own = (*own[:1], *((f"{chain}.{step[0]}", *step[1:]) for step in chain_steps(chain)), *own[last:])
+        return apply_steps(own, waveform_S, sample_rate_hz, draw=lambda name: generator(seed, epoch, clip_id, name))
 
-    def _steps(self) -> tuple[tuple[str, float, Transform, dict[str, float]], ...]:
+    def _chain(self, seed: int, epoch: int, clip_id: str) -> ChainName | None:
+        """The chain that a clip draws, where it draws one."""
+        if not self.chains or self.chain_probability <= 0.0:
+            return None
+        rng = generator(seed, epoch, clip_id, "chain")
+        drawn = rng.random() < self.chain_probability
+        return self.chains[int(rng.integers(len(self.chains)))] if drawn else None
+
+    def _steps(self) -> tuple[Step, ...]:
+        lost = {
+            "loss_low": self.packet_loss_low,
+            "loss_high": self.packet_loss_high,
+            "burst_low": self.packet_burst_low,
+            "burst_high": self.packet_burst_high,
+            "concealment": self.packet_concealment,
+        }
         snr = {"snr_low_db": self.snr_low_db, "snr_high_db": self.snr_high_db}
         return (
             ("speed", self.speed_probability, speed, {"low": self.speed_low, "high": self.speed_high}),
@@ -406,6 +536,7 @@ class WaveformAugmenter:
             ("clipping", self.clipping_probability, clipping, {}),
             ("band_limit", self.band_limit_probability, band_limit, {}),
             ("codec", self.codec_probability, codec, {}),
+            ("packet_loss", self.packet_loss_probability, packet_loss, lost),
             ("pad", self.pad_probability, pad, {"max_s": self.pad_max_s}),
         )
 

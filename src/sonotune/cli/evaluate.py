@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from sonotune.api import corpus_to_score, evaluation_settings, open_recognizer, settings_of_use
+from sonotune.api import corpus_to_score, open_recognizer, scoring_settings, settings_of_use
 from sonotune.cli.findings import removed_clips, warning_lines
 from sonotune.cli.shared import Json, Words, app, print_result, tell
 from sonotune.metrics.scores import decoding_note, primary_score, score_title, show_score
 from sonotune.progress import phase
 
-_SHOWN_NOTES = ("text.numbers", "audio.silent")
+_SHOWN_NOTES = ("text.numbers", "audio.silent", "evaluation.augmented")
 Predictions = Annotated[Path | None, typer.Option(help="Write every prediction to this JSONL file.")]
 
 
@@ -35,7 +35,7 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
         recognizer = open_recognizer(config)
         corpus = corpus_to_score(config, recognizer)
         clips = corpus.splits["test"]
-        result = recognizer.evaluate(clips, crew=crew, **evaluation_settings(config))
+        result = recognizer.evaluate(clips, crew=crew, **scoring_settings(config))
     left_out = [finding for finding in corpus.findings if removed_clips(finding)]
     told = [*(finding for finding in corpus.findings if finding not in left_out), *result.findings]
     result = replace(result, findings=told)

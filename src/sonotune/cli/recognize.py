@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sonotune.api import evaluation_settings, open_recognizer, settings_of_use
+from sonotune.api import evaluation_settings, open_recognizer, refuse_augmented, settings_of_use
 from sonotune.cli.shared import Files, Json, app, one_field, print_result, tell
 from sonotune.progress import printable_name
 
@@ -68,6 +68,7 @@ def _recognize(words: Sequence[str], *, task: str) -> tuple[Any, Any, int]:
     files = [Path(word) for word in words if "=" not in word or exists(word)]
     others = [word for word in words if Path(word) not in files]
     config = settings_of_use([*others, f"model.task={task}"]).config
+    refuse_augmented(config)
     if missing := [path for path in files if not exists(path)]:
         more = f", and neither do {len(missing) - 1} others that are named" if len(missing) > 1 else ""
         raise ManifestError(f"{missing[0]} does not exist{more}. Check the path.")

@@ -18,6 +18,12 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
             ("ctc_share",),
         ),
         (
+            config.training.objective != "star",
+            f"training.objective is {config.training.objective}",
+            "training",
+            ("star_bypass_penalty", "star_speech_penalty"),
+        ),
+        (
             full,
             "adapter.kind is none: the whole model trains, without adapters",
             "adapter",
@@ -96,11 +102,23 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
                 ("noise_probability", ("snr_low_db", "snr_high_db")),
                 ("tilt_probability", ("tilt_db",)),
                 ("pad_probability", ("pad_max_s",)),
+                (
+                    "packet_loss_probability",
+                    (
+                        "packet_loss_low",
+                        "packet_loss_high",
+                        "packet_burst_low",
+                        "packet_burst_high",
+                        "packet_concealment",
+                    ),
+                ),
                 ("mixup_probability", ("mixup_alpha", "mixup_domain")),
                 ("frequency_masks", ("frequency_mask_bins",)),
                 ("time_masks", ("time_mask_frames", "time_mask_fraction")),
             )
         ),
+        (not sound.chains, "augmentation.chains is empty", "augmentation", ("chain_probability",)),
+        (config.evaluation.augment == "none", "evaluation.augment is none", "evaluation", ("augment_seed",)),
         (
             config.training.schedule == "constant",
             "training.schedule is constant",

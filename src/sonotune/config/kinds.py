@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 
 def affects_result(setting: FieldInfo) -> bool:
@@ -18,10 +19,10 @@ def affects_result(setting: FieldInfo) -> bool:
 
 
 def in_digest(setting: FieldInfo, value: Any) -> bool:
-    """Whether a value of a setting belongs to the digest of a run."""
+    """Whether a value of a setting, as JSON has it, belongs to the digest of a run."""
     extra = setting.json_schema_extra
     later = isinstance(extra, dict) and extra.get("in_digest_at_default") is False
-    return affects_result(setting) and not (later and value == setting.default)
+    return affects_result(setting) and not (later and value == to_jsonable_python(setting.default))
 
 
 def alternatives(kind: Any) -> list[Any]:

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from sonotune import registry
 from sonotune.errors import ConfigError, suggest
-from sonotune.types import SILENCE_DB, Context, DecodingSettings
+from sonotune.types import SILENCE_DB, ChainName, Concealment, Context, DecodingSettings
 
 _NO_EFFECT_ON_RESULT: dict[str, Any] = {"affects_result": False}
 _LATER: dict[str, Any] = {"in_digest_at_default": False}
@@ -232,6 +232,25 @@ class AugmentationConfig(Section):
     """Longest silence added at each end, in seconds."""
     clipping_probability: Share = 0.0
     """Share of clips driven into clipping."""
+    packet_loss_probability: Share = Field(default=0.0, json_schema_extra=_LATER)
+    """Share of clips that lose packets of 20 ms, in bursts (Gilbert-Elliott)."""
+    packet_loss_low: float = Field(default=0.01, ge=0, le=0.5, json_schema_extra=_LATER)
+    """Smallest share of packets lost in the long run."""
+    packet_loss_high: float = Field(default=0.1, ge=0, le=0.5, json_schema_extra=_LATER)
+    """Largest share of packets lost."""
+    packet_burst_low: float = Field(default=1.0, ge=1, le=100, json_schema_extra=_LATER)
+    """Shortest mean length of a burst, in packets."""
+    packet_burst_high: float = Field(default=5.0, ge=1, le=100, json_schema_extra=_LATER)
+    """Longest mean length of a burst, in packets."""
+    packet_concealment: Concealment = Field(default="repeat", json_schema_extra=_LATER)
+    """What stands in place of a lost packet: silence, or with `repeat` the last one that arrived, fading within
+    60 ms."""
+    chains: tuple[ChainName, ...] = Field(default=(), json_schema_extra=_LATER)
+    """Whole recordings, of which a clip draws one: `phone_call`, `voip`, `whatsapp` (a voice message), `hall`. Each
+    goes from the room to the microphone, the codec and the line, in this order."""
+    chain_probability: Share = Field(default=0.5, json_schema_extra=_LATER)
+    """Share of clips that go through one of `chains`, besides speed and padding, and through no other transform of
+    waveforms."""
     mixup_probability: Share = 0.0
     """Share of clips with another of their batch laid over them, for classification; targets are mixed alike."""
     mixup_alpha: float = Field(default=0.4, gt=0, le=100)
@@ -256,6 +275,8 @@ class AugmentationConfig(Section):
         self._ordered("speed_low", "speed_high")
         self._ordered("gain_low_db", "gain_high_db")
         self._ordered("snr_low_db", "snr_high_db")
+        self._ordered("packet_loss_low", "packet_loss_high")
+        self._ordered("packet_burst_low", "packet_burst_high")
         return self
 
 
@@ -450,8 +471,13 @@ class TrainingConfig(Section):
     accumulation_steps: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] = "auto"
     """Micro-batches in one optimiser step, over all processes together; `auto` takes one for each process."""
     objective: ObjectiveName = Field(default="auto", json_schema_extra=_LATER)
-    """What training lowers: `task`, the loss of the task; `ctc_mix`, that with `model.ctc_share` of CTC; `auto` takes
-    the second where that share is above 0."""
+    """What training lowers: `task`, the loss of the task; `ctc_mix`, that with `model.ctc_share` of CTC; `star`, CTC
+    that lets wrong, missing and superfluous words of a transcript pass, to tune a trained CTC model on flawed
+    transcripts; `auto` takes the second where that share is above 0, else the first."""
+    star_bypass_penalty: float = Field(default=6.0, ge=0, le=1000, json_schema_extra=_LATER)
+    """`star`: nats for each word of a transcript that is left out. A word that costs more is."""
+    star_speech_penalty: float = Field(default=5.0, ge=0, le=1000, json_schema_extra=_LATER)
+    """`star`: nats for each stretch of speech between two words that nobody transcribed."""
     label_smoothing: Dropout = 0.0
     """Share of each target's probability spread over the vocabulary or the classes."""
     class_weights: Literal["none", "balanced"] = "none"
@@ -532,6 +558,11 @@ class EvaluationConfig(Section):
     where a clip has digits in its reference or its hypothesis only, and `num2words` knows the language."""
     duration_edges_s: tuple[Annotated[float, Field(gt=0, le=7200)], ...] = (2.0, 5.0, 10.0)
     """Edges between the duration buckets of the scores, in seconds, rising."""
+    augment: Literal["none"] | ChainName = Field(default="none", json_schema_extra=_LATER)
+    """Score clips as they would sound through one of `augmentation.chains`, in `evaluate` and in the evaluations of a
+    run; the title of every score says so. `transcribe` reads clips as they are."""
+    augment_seed: int = Field(default=0, ge=0, lt=2**63, json_schema_extra=_LATER)
+    """Decides what `evaluation.augment` draws for each clip, the same in every evaluation."""
     zero_shot: bool = True
     """Score `data.eval` before training as well."""
     entropy_clips: int = Field(default=0, ge=0, le=100_000)

@@ -180,6 +180,7 @@ def _join_one(parts: Sequence[Clip], path: Path, gap_s: float) -> Clip:
         language=_agreed([part.language for part in parts]),
         domain=_agreed([part.domain for part in parts]),
         speaker=parts[0].speaker,
+        weight=min(part.weight for part in parts),  # a transcript is as good as its worst part
         extra={"sources": " ".join(part.id for part in parts)},
     )
 

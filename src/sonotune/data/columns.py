@@ -30,6 +30,7 @@ SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
     "sample_rate_hz": ("sample_rate_hz", "sample_rate", "sampling_rate"),
     "channel": ("channel",),
     "label": ("label", "category", "class"),
+    "weight": ("weight",),
 }
 SPLIT_NAMES: Final = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -56,6 +57,7 @@ _NUMBERS: Final[Mapping[str, Callable[[str], float]]] = {
     "end_s": float,
     "sample_rate_hz": _whole,
     "channel": _whole,
+    "weight": float,
 }
 _NAMES: Final = ("id", "text", "speaker", "label", "language", "domain")
 _SEPARATOR = re.compile(r"[\s-]+")

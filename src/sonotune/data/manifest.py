@@ -3,8 +3,8 @@
     {"id": "a1", "path": "wav/a1.wav", "text": "one two", "speaker": "ann", "duration_s": 2.4}
 
 `id` and `path` are required; `path` is relative to the manifest's folder unless another root is given. `start_s`,
-`duration_s`, `sample_rate_hz`, `channel`, `text`, `label`, `words`, `language`, `domain` and `speaker` are known;
-every other column is kept as text in `Clip.extra`. Without `duration_s` the file's header is asked.
+`duration_s`, `sample_rate_hz`, `channel`, `text`, `label`, `words`, `language`, `domain`, `speaker` and `weight` are
+known; every other column is kept as text in `Clip.extra`. Without `duration_s` the file's header is asked.
 """
 
 from __future__ import annotations
@@ -204,6 +204,10 @@ def _to_record(clip: Clip, folder: Path) -> dict[str, Any]:
     for name in ("language", "domain", "speaker"):
         if (value := getattr(clip, name)) is not None:
             record[name] = value
+    if not 0 <= clip.weight <= 1:
+        raise ValueError(f"a weight of {clip.weight}, which is not from 0 to 1")
+    if clip.weight != 1:
+        record["weight"] = clip.weight
     return record | dict(clip.extra)
 
 
@@ -299,8 +303,12 @@ def digest(clips: Sequence[Clip]) -> str:
     absolute = {path: path.absolute() for path in {clip.path for clip in clips}}
     root = Path(os.path.commonpath({path.parent for path in absolute.values()}))
     place = {path: (path_now.relative_to(root).as_posix(), _size_bytes(path)) for path, path_now in absolute.items()}
-    others = [field.name for field in dataclasses.fields(Clip) if field.name != "path"]
-    return digest_json([[place[clip.path], *(getattr(clip, name) for name in others)] for clip in clips])
+    others = [field.name for field in dataclasses.fields(Clip) if field.name not in ("path", "weight")]
+    rows = [[place[clip.path], *(getattr(clip, name) for name in others)] for clip in clips]
+    # A weight came later than the digests of older runs, and counts where it says something.
+    return digest_json(
+        [[*row, clip.weight] if clip.weight != 1 else row for row, clip in zip(rows, clips, strict=True)]
+    )
 
 
 def _size_bytes(path: Path) -> int:

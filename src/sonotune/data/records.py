@@ -26,6 +26,7 @@ COLUMNS: Final = (
     "language",
     "domain",
     "speaker",
+    "weight",
 )
 REQUIRED: Final = ("id", "path")
 MAX_NAME: Final = 1000
@@ -168,6 +169,19 @@ def _seconds(name: str, value: object) -> float:
     return float(value)
 
 
+def _share(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _refuse_type(name, value, "a number from 0 to 1, without quotes")
+    if not 0 <= value <= 1:  # NaN is none of them
+        raise RefusedError(
+            f"the column {name!r} is out of range",
+            found=show(value, 40),
+            allowed="0, which leaves the clip out of training, to 1, which counts it in full",
+            do="Mend the value, leave the column out to count the clip in full, or rename it if it is no such weight.",
+        )
+    return float(value)
+
+
 def _whole(name: str, value: object) -> int:
     low, high = (0, 1023) if name == "channel" else (1, 10_000_000)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -235,4 +249,5 @@ _READERS: Mapping[str, Callable[[str, object], Any]] = {
     "language": _name,
     "domain": _name,
     "speaker": _speaker,
+    "weight": _share,
 }

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from sonotune.errors import ManifestError, NumericError, ResourceError, out_of_memory
+from sonotune.evaluation.augmented import EvaluationChain
 from sonotune.evaluation.decode import cut_texts, in_clip_order, some_of
 from sonotune.evaluation.windows import cut_into_windows
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
@@ -54,6 +55,7 @@ class EvaluationResult:
         audio_seconds: Length of all clips.
         real_time_factor: Seconds of work per second of audio.
         context: How much of the model's window was computed; None where it has none.
+        augmentation: The chain that the clips were scored through; None scored them as they are.
     """
 
     scores: dict[str, Score]
@@ -66,6 +68,7 @@ class EvaluationResult:
     audio_seconds: float
     real_time_factor: float
     context: Context | None = None
+    augmentation: EvaluationChain | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The keys that `sonotune evaluate --json` promises, and more beside them."""
@@ -77,6 +80,7 @@ class EvaluationResult:
             "audio_seconds": self.audio_seconds,
             "real_time_factor": self.real_time_factor,
             "context": self.context,
+            "augmentation": None if self.augmentation is None else self.augmentation.to_json(),
             **self.details,
             "findings": [
                 {"check": finding.check, "severity": finding.severity, "message": finding.message}
@@ -102,6 +106,7 @@ def evaluate(
     processes: Processes = SINGLE_PROCESS,
     primary: str | None = None,
     no_signal: Collection[str] = (),
+    augmentation: EvaluationChain | None = None,
 ) -> EvaluationResult:
     """Decode every clip and score the predictions.
 
@@ -121,6 +126,7 @@ def evaluate(
         processes: Share the batches; each has all predictions and scores in the end.
         primary: Name of the score that decides; None asks the task for these clips.
         no_signal: See `predict_clips`.
+        augmentation: See `predict_clips`; the titles of the scores say which.
 
     Raises:
         ManifestError: There are no clips, an id stands twice, or a clip has a class that the model does not know.
@@ -140,7 +146,9 @@ def evaluate(
         autocast=autocast,
         processes=processes,
         no_signal=no_signal,
+        augmentation=augmentation,
     )
+    findings += [augmentation.finding()] if augmentation is not None else []
     findings += cut_texts(predictions, decoding)
     told = [index for index, clip in enumerate(clips) if task.has_reference(clip)]
     findings += [*_foreign_context(loaded, context or loaded.context), *_untold(clips, told)]
@@ -150,11 +158,12 @@ def evaluate(
     if told:
         true, found = [clips[index] for index in told], [predictions[index] for index in told]
         primary = primary or task.primary_of(true)[0]
-        scores = task.score(found, true, primary=primary, resamples=bootstrap, seed=seed)
+        titled = dict if augmentation is None else augmentation.titled
+        scores = titled(task.score(found, true, primary=primary, resamples=bootstrap, seed=seed))
         details, warnings = task.details(found, true)
         findings += warnings
         parts = slice_clips(true, duration_edges_s=duration_edges_s)
-        slices = _slices(task, found, true, parts, primary=primary, bootstrap=bootstrap, seed=seed)
+        slices = _slices(task, found, true, parts, primary=primary, bootstrap=bootstrap, seed=seed, titled=titled)
     seconds = time.monotonic() - started_at
     audio_seconds = math.fsum(clip.duration_s for clip in clips)
     return EvaluationResult(
@@ -168,6 +177,7 @@ def evaluate(
         audio_seconds=audio_seconds,
         real_time_factor=real_time_factor(seconds, audio_seconds),
         context=(context or loaded.context) if getattr(loaded, "trained_contexts", ()) else None,
+        augmentation=augmentation,
     )
 
 
@@ -184,6 +194,7 @@ def predict_clips(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     processes: Processes = SINGLE_PROCESS,
     no_signal: Collection[str] = (),
+    augmentation: EvaluationChain | None = None,
 ) -> tuple[list[Prediction], list[Finding]]:
     """Decode every clip, without gradients, in batches of similar length.
 
@@ -201,6 +212,7 @@ def predict_clips(
         autocast: Makes the precision context of each batch.
         processes: Share the batches; each has all predictions in the end.
         no_signal: Ids of clips that are not decoded, for there is nothing on them: their text is empty.
+        augmentation: What the clips are put through before they are decoded.
 
     Returns:
         One prediction per clip in the order of the clips, empty for a clip that could not be read or for which the
@@ -229,6 +241,7 @@ def predict_clips(
         seed=0,
         epoch=0,
         context=context or loaded.context,
+        waveform_augmenter=None if augmentation is None else replace(augmentation, owners=windows.owners()),
     )
     predictions: list[Prediction] = []
     unheard: list[Finding] = []
@@ -339,11 +352,12 @@ def _slices(
     primary: str,
     bootstrap: int,
     seed: int,
+    titled: Callable[[Mapping[str, Score]], dict[str, Score]],
 ) -> list[dict[str, Any]]:
     rows = []
     for part in slices:
         members, found = [clips[index] for index in part.members], [predictions[index] for index in part.members]
-        scores = task.score(found, members, primary=primary, resamples=bootstrap, seed=seed)
+        scores = titled(task.score(found, members, primary=primary, resamples=bootstrap, seed=seed))
         row: dict[str, Any] = {
             "by": part.by,
             "value": part.value,

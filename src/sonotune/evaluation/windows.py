@@ -13,7 +13,7 @@ import math
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -51,7 +51,7 @@ class Windows:
         self, clips: Sequence[Clip], predictions: Sequence[Prediction], findings: Sequence[Finding]
     ) -> tuple[list[Prediction], list[Finding]]:
         """One prediction per clip of those of its pieces; findings name clips, not pieces."""
-        owners = dict(zip((piece.id for piece in self.pieces), self._owners(), strict=True))
+        owners = self.owners()
         made = iter(zip(self.pieces, predictions, strict=True))
         merged = [merge_predictions(clip.id, [next(made) for _ in range(self.parts[clip.id])]) for clip in clips]
         named = [
@@ -60,8 +60,10 @@ class Windows:
         ]
         return merged, [*self.findings, *named]
 
-    def _owners(self) -> Iterator[str]:
-        return itertools.chain.from_iterable(itertools.repeat(name, count) for name, count in self.parts.items())
+    def owners(self) -> dict[str, str]:
+        """Id of each piece -> id of the clip that it is of."""
+        repeated = itertools.chain.from_iterable(itertools.repeat(name, count) for name, count in self.parts.items())
+        return dict(zip((piece.id for piece in self.pieces), repeated, strict=True))
 
 
 def cut_into_windows(clips: Sequence[Clip], window_s: float | None) -> Windows:

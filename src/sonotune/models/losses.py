@@ -7,10 +7,11 @@ Shape letters: B clips, T frames, U target tokens, V vocabulary, N labels of a b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,7 +24,7 @@ class Losses:
 
     Attributes:
         sums: Loss of each clip summed over its labels, differentiable (B,).
-        counts: Labels of each clip (B,) int64.
+        counts: Labels of each clip (B,) int64; float64 where clips have weights.
     """
 
     sums: Tensor
@@ -35,9 +36,25 @@ class Losses:
         return self.sums.sum()
 
     @property
-    def count(self) -> int:
-        """Number of labels."""
-        return int(self.counts.sum())
+    def count(self) -> float:
+        """Number of labels, whole unless clips have weights."""
+        number: float = self.counts.sum().item()
+        return number
+
+    def weighted(self, weights: Sequence[float]) -> Losses:
+        """The losses with a weight for each clip, so that `total / count` is their weighted mean over labels.
+
+        A clip of half the weight counts as half of its labels, in the sum and in the count: it moves the mean less, and
+        a step of clips that all have one weight is the step that it would be without. Weight 0 is absence.
+
+        Args:
+            weights: Of the clips, from 0 to 1. Where all are 1, these are the losses as they are.
+        """
+        if all(weight == 1 for weight in weights):
+            return self
+        weights_B = torch.tensor(weights, dtype=torch.float64, device=self.counts.device)
+        sums_B = torch.where(weights_B > 0, self.sums * weights_B.to(self.sums), 0.0)
+        return Losses(sums=sums_B, counts=self.counts * weights_B)
 
     @classmethod
     def of_labels(cls, losses_N: Tensor, wanted_BU: Tensor) -> Losses:
@@ -130,13 +147,23 @@ class FrameOutputs:
             reduction="none",
             zero_infinity=True,
         )
-        if label_smoothing:
-            valid_BT = valid_frames(self.lengths, self.log_probs.shape[1])
-            uniform_B = -(self.log_probs.mean(dim=-1) * valid_BT).sum(dim=1)
-            sums_B = (1 - label_smoothing) * sums_B + label_smoothing * uniform_B
+        sums_B = self.smoothed(sums_B, label_smoothing)
         repeats_B = ((targets_BU[:, 1:] == targets_BU[:, :-1]) & (self.targets[:, 1:] >= 0)).sum(dim=1)
         fits_B = self.target_lengths + repeats_B <= self.lengths
         return Losses(sums=sums_B * fits_B, counts=self.target_lengths.clamp_min(1) * fits_B)
+
+    def smoothed(self, sums_B: Tensor, label_smoothing: float) -> Tensor:
+        """Losses with a share of the cross-entropy to the uniform distribution over the valid frames (Kim et al. 2018).
+
+        Args:
+            sums_B: Loss of each clip.
+            label_smoothing: The share.
+        """
+        if not label_smoothing:
+            return sums_B
+        valid_BT = valid_frames(self.lengths, self.log_probs.shape[1])
+        uniform_B = -(self.log_probs.mean(dim=-1) * valid_BT).sum(dim=1)
+        return (1 - label_smoothing) * sums_B + label_smoothing * uniform_B
 
     def ctc_losses(self) -> Tensor | None:
         """The loss is CTC already."""

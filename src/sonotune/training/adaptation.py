@@ -221,6 +221,9 @@ _ANY_EPOCHS = 1_000_000  # of a stage that its steps end
 def objective_of(config: RunConfig, task: Task, *, calibrating: bool = False) -> Objective:
     """What training lowers; calibration takes it without label smoothing."""
     settings = ObjectiveSettings(
-        label_smoothing=0.0 if calibrating else config.training.label_smoothing, ctc_share=config.model.ctc_share
+        label_smoothing=0.0 if calibrating else config.training.label_smoothing,
+        ctc_share=config.model.ctc_share,
+        star_bypass_penalty=config.training.star_bypass_penalty,
+        star_speech_penalty=config.training.star_speech_penalty,
     )
     return make_objective(config.training.objective, task, settings)

@@ -82,7 +82,7 @@ def load_inputs(
         SonotuneError: Of whichever part is wrong.
     """
     family, task = _task(config)
-    corpus = _corpus(config, task, finding)
+    corpus = _without_weight(_corpus(config, task, finding), finding)
     opened = _open(config, family, task.outputs(corpus.splits["train"]), compute.precision, compute.accelerator.device)
     prepared = _targets(config, corpus, task, opened.loaded, finding)
     rate = max(prepared.tokens_per_second, opened.loaded.tokens_per_second)
@@ -130,6 +130,34 @@ def _corpus(config: RunConfig, task: Task, tell: Callable[[Sequence[Finding]], N
         tell=tell,
         **data.model_dump(include=CORPUS_SETTINGS),
     )
+
+
+def _without_weight(corpus: Corpus, tell: Callable[[Sequence[Finding]], None]) -> Corpus:
+    """The corpus without the training clips of weight 0, which would be computed for nothing.
+
+    Raises:
+        ManifestError: No training clip has a weight.
+    """
+    clips = corpus.splits["train"]
+    kept = [clip for clip in clips if clip.weight > 0]
+    if len(kept) == len(clips):
+        return corpus
+    if not kept:
+        raise ManifestError(
+            f"all {len(clips)} clips of data.train have weight 0, which leaves nothing to learn from. "
+            "Give some a `weight` above 0."
+        )
+    left_out = tuple(clip.id for clip in clips if clip.weight == 0)
+    finding = Finding(
+        check="data.no_weight",
+        severity="note",
+        message=f"{len(left_out)} of {len(clips)} clips have weight 0 and are left out of training.",
+        clip_ids=left_out,
+        measured=float(len(left_out)),
+        unit="clips",
+    )
+    tell([finding])
+    return replace(corpus, splits={**corpus.splits, "train": kept}, findings=(*corpus.findings, finding))
 
 
 def _open(

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 from sonotune.adapters.calibration.calibrate import collect
 from sonotune.adapters.ranks.choose import calibration_clips
+from sonotune.evaluation.augmented import EvaluationChain
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate, write_predictions
 from sonotune.metrics.scores import WORSE, primary_score, score_title, show_score, show_value
 from sonotune.progress import about, note
@@ -134,6 +135,7 @@ class Scoring:
                 autocast=session.compute.accelerator.autocast,
                 processes=session.compute.processes,
                 primary=self._inputs.primary,
+                augmentation=EvaluationChain.of(settings.augment, settings.augment_seed),
             )
         scores = {name: score.to_json() for name, score in result.scores.items()}
         if (name := primary_score(scores)) is not None:

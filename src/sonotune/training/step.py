@@ -34,10 +34,10 @@ from sonotune.training.state import TrainingState
 
 
 class MeanLoss(NamedTuple):
-    """Mean loss of a step, the labels it is the mean over, and the same by domain where clips come from several."""
+    """Mean loss of a step, the labels it is the mean over (by weight), and the same by domain if there are several."""
 
     loss: float
-    labels: int
+    labels: float
     by_domain: dict[str, float]
 
 
@@ -194,7 +194,8 @@ class _Total:
     """Sums over the micro-batches of this process; gradients are divided by a number that all processes share."""
 
     def __init__(self, divisor: int) -> None:
-        self.loss, self.labels, self.divisor = 0.0, 0, max(1, divisor)
+        self.loss, self.divisor = 0.0, max(1, divisor)
+        self.labels: float = 0
         self.domains: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(2))
 
     def mean(self, parameters: Mapping[str, nn.Parameter], processes: Processes) -> MeanLoss:

@@ -59,7 +59,7 @@ class GradientEvidence:
     gains: Mapping[str, NDArray[np.float64]]
     squared_norms: Mapping[str, float]
     clips: int
-    labels: int
+    labels: float
     dropped: int = 0
 
 
@@ -213,7 +213,9 @@ class _Tap:
         self._streams: dict[str, int] = {}
         # What nothing before it makes differentiable becomes so by adding this zero, which has no weight.
         self._spark = torch.zeros((), device=device, requires_grad=True)
-        self._clip_labels, self.labels, self.clips = 0, 0, 0
+        self._clip_labels: float = 0
+        self.labels: float = 0
+        self.clips = 0
         self._dropped = torch.zeros((), dtype=torch.int64, device=device)
         self.reached: dict[str, int] = {}
 
@@ -236,8 +238,8 @@ class _Tap:
         """Refuse a forward pass that did not reach every module."""
         check_reached(tuple(self._vectors_DP), self.reached)
 
-    def count(self, labels: int) -> None:
-        """Expect the gradient of a clip with so many labels."""
+    def count(self, labels: float) -> None:
+        """Expect the gradient of a clip with so many labels, whole unless it has a weight."""
         self.clips, self._clip_labels, self.labels = self.clips + 1, labels, self.labels + labels
 
     def _look(self, name: str, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Any:

@@ -239,6 +239,19 @@ class CtcFamily:
         """See `SpeechFamily.written_form`."""
         return _letters(loaded.processor.tokenizer).write
 
+    def word_starts(self, loaded: LoadedModel) -> Tensor:
+        """Whether each symbol begins a word (V,): it is the border before one, or is written with it.
+
+        A vocabulary without borders, such as that of a script without spaces, has one word a symbol.
+        """
+        tokenizer = loaded.processor.tokenizer
+        border = getattr(tokenizer, "word_delimiter_token", None)
+        symbols = tokenizer.convert_ids_to_tokens(list(range(loaded.module.config.vocab_size)))
+        begins_V = torch.tensor(
+            [symbol is not None and (symbol == border or symbol.startswith(_BORDERS)) for symbol in symbols]
+        )
+        return begins_V if bool(begins_V.any()) else torch.ones_like(begins_V)
+
     def forward(self, loaded: LoadedModel, batch: Batch) -> FrameOutputs:
         """Log-probabilities of every frame."""
         scores_BTV, lengths_B = self._scores(loaded, batch)
@@ -318,6 +331,7 @@ class CtcFamily:
         return hidden_BTD, self._frames(loaded, batch.input_lengths)
 
 
+_BORDERS = ("▁", "Ġ")  # what tokenizers write before the first symbol of a word
 _GROUPING = ("Wav2Vec2CTCTokenizer", "ParakeetTokenizer")  # decoders that collapse repeats unless told not to
 
 

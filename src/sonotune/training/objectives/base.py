@@ -19,10 +19,14 @@ class ObjectiveSettings:
     Attributes:
         label_smoothing: Share of each target's probability spread over the vocabulary or the classes.
         ctc_share: Share of the loss that is CTC on the encoder's states.
+        star_bypass_penalty: Nats for a word of the transcript that is left out, under `star`.
+        star_speech_penalty: Nats for speech between two words that nobody transcribed, under `star`.
     """
 
     label_smoothing: float = 0.0
     ctc_share: float = 0.0
+    star_bypass_penalty: float = 6.0
+    star_speech_penalty: float = 5.0
 
 
 class Objective(Protocol):
@@ -42,8 +46,23 @@ class Objective(Protocol):
         ...
 
 
-def make_objective(name: str, task: Task, settings: ObjectiveSettings) -> Objective:
-    """Make an objective.
+class Weighted:
+    """An objective whose clips count as much as their `weight` says; the one place where weights are read.
+
+    Args:
+        of: Any objective.
+    """
+
+    def __init__(self, of: Objective) -> None:
+        self.of, self.task = of, of.task
+
+    def losses(self, loaded: LoadedModel, batch: Batch) -> Losses:
+        """See `Objective` and `Losses.weighted`."""
+        return self.of.losses(loaded, batch).weighted([clip.weight for clip in batch.clips])
+
+
+def make_objective(name: str, task: Task, settings: ObjectiveSettings) -> Weighted:
+    """Make an objective, with the weights of clips.
 
     Args:
         name: Registry name; `auto` takes `ctc_mix` where a share of the loss is to be CTC, else `task`.
@@ -54,4 +73,4 @@ def make_objective(name: str, task: Task, settings: ObjectiveSettings) -> Object
         ConfigError: No objective has this name.
     """
     chosen = ("ctc_mix" if settings.ctc_share else "task") if name == "auto" else name
-    return cast(Objective, resolve("objectives", chosen)(task, settings))
+    return Weighted(cast(Objective, resolve("objectives", chosen)(task, settings)))
