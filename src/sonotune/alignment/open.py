@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
@@ -12,7 +13,9 @@ from sonotune.errors import ModelError
 from sonotune.loading import choose_family, find_adapter, model_folder, open_model
 from sonotune.models.base import ModelFamily
 from sonotune.models.checkpoints import read_config
+from sonotune.models.weight_files import weights_digest
 from sonotune.registry import resolve
+from sonotune.runs.files import digest_json
 from sonotune.types import Context
 
 FAMILY_ALIGNERS: Final = MappingProxyType({"ctc": "ctc", "whisper": "whisper"})
@@ -50,6 +53,33 @@ def preset_for(language: str) -> str:
     return PRESETS.get(language, MULTILINGUAL)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedAligner:
+    """An aligner, and what it is.
+
+    Attributes:
+        aligner: Ready for use.
+        family: Of its model.
+        checkpoint: What the user named.
+        identity: Digest of the weights, with those of an adapter, and of the settings: what was measured with another
+            one is measured again.
+    """
+
+    aligner: Aligner
+    family: str
+    checkpoint: str
+    identity: str
+
+    def to_json(self) -> dict[str, str | None]:
+        """What a report says of it."""
+        return {
+            "aligner": self.aligner.name,
+            "family": self.family,
+            "checkpoint": self.checkpoint,
+            "digest": self.identity,
+        }
+
+
 def open_aligner(
     checkpoint: str,
     *,
@@ -60,7 +90,29 @@ def open_aligner(
     revision: str | None = None,
     context: Context | None = None,
 ) -> Aligner:
-    """Open a checkpoint, adapter or run as an aligner.
+    """Open a checkpoint, adapter or run as an aligner; see `open_with_identity`."""
+    return open_with_identity(
+        checkpoint,
+        name=name,
+        settings=settings,
+        precision=precision,
+        device=device,
+        revision=revision,
+        context=context,
+    ).aligner
+
+
+def open_with_identity(
+    checkpoint: str,
+    *,
+    name: str = "auto",
+    settings: AlignerSettings | None = None,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    device: torch.device | str | None = None,
+    revision: str | None = None,
+    context: Context | None = None,
+) -> OpenedAligner:
+    """Open a checkpoint, adapter or run as an aligner, and say which one it is.
 
     Args:
         checkpoint: Packaged, hub or local model, adapter folder, or run directory.
@@ -87,13 +139,22 @@ def open_aligner(
             f"{checkpoint} cannot align: its family is {family.name}; allowed are models of {known}, and Qwen3's "
             "forced aligner. Take one of these, such as assets:ctc-nano."
         )
-    aligner: Any = resolve("aligners", fitting if name == "auto" else name)
+    kind: Any = resolve("aligners", fitting if name == "auto" else name)
     chosen = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
     opened = open_model(
         checkpoint, family=family, revision=revision, context=context, precision=precision, device=chosen
     )
-    made: Aligner = aligner(opened.loaded, AlignerSettings() if settings is None else settings)
-    return made
+    asked = AlignerSettings() if settings is None else settings
+    aligner: Aligner = kind(opened.loaded, asked)
+    adapter = find_adapter(checkpoint)
+    decisive = {"language": asked.language, "text": asked.text, "transcribe": asked.transcribe, "precision": precision}
+    weights = [opened.loaded.revision, *([] if adapter is None else [weights_digest(adapter)])]
+    return OpenedAligner(
+        aligner=aligner,
+        family=family.name,
+        checkpoint=checkpoint,
+        identity=digest_json([aligner.name, *weights, opened.loaded.context, decisive]),
+    )
 
 
 def _qwen3_family(checkpoint: str, revision: str | None) -> ModelFamily | None:

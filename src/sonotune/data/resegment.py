@@ -427,8 +427,9 @@ def _untranscribed(silent: Sequence[tuple[Clip, float]], *, kept: bool) -> list[
         Finding(
             check="resegment.untranscribed",
             severity="warning",
-            message=f"{counted(len(silent), 'piece')} of speech that the transcripts pass over, {long_time(seconds)} in "
-            f"all, {'is' if len(silent) == 1 else 'are'} {outcome}: {_some([clip for clip, _ in silent])}.",
+            message=f"{counted(len(silent), 'piece')} of speech that the transcripts pass over, "
+            f"{long_time(seconds)} in all, {'is' if len(silent) == 1 else 'are'} {outcome}: "
+            f"{_some([clip for clip, _ in silent])}.",
             clip_ids=tuple(clip.id for clip, _ in silent),
             measured=seconds,
             unit="s",
