@@ -64,7 +64,7 @@ class Measured:
         if self.scores is not None:
             row["scores"] = self.scores.to_json()
         if self.words:
-            row["words"] = [[word.text, word.start_s, word.end_s, word.score] for word in self.words]
+            row["words"] = [asdict(word) for word in self.words]
         if self.transcript is not None:
             row["transcript"] = self.transcript
         if self.quality is not None:
@@ -209,12 +209,19 @@ class _Quality(TypedDict):
     recorded_rate_hz: int | None
 
 
+class _Word(TypedDict):
+    text: str
+    start_s: Number
+    end_s: Number
+    score: Number | None
+
+
 class _Line(TypedDict):
     key: str
     check: str
     problem: str
     scores: NotRequired[dict[str, Any]]
-    words: NotRequired[list[tuple[str, Number, Number, Number | None]]]
+    words: NotRequired[list[_Word]]
     transcript: NotRequired[str]
     quality: NotRequired[_Quality]
 
@@ -232,10 +239,7 @@ def _read(file: Path) -> Iterator[Measured]:
             check=row["check"],
             problem=row["problem"],
             scores=None if scores is None else scores_from_json(scores, where=str(file)),
-            words=tuple(
-                Word(text=text, start_s=start_s, end_s=end_s, score=score)
-                for text, start_s, end_s, score in row.get("words", ())
-            ),
+            words=tuple(Word(**word) for word in row.get("words", ())),
             transcript=row.get("transcript"),
             quality=None if quality is None else SignalQuality(**quality),
         )

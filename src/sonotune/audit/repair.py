@@ -18,7 +18,7 @@ from sonotune.audit.scores import Rates, fit_rates, reasons
 from sonotune.audit.weights import fit_good_probability
 from sonotune.data.manifest import has_words
 from sonotune.errors import ManifestError
-from sonotune.types import Clip, Finding
+from sonotune.types import Clip, Finding, Word
 from sonotune.wording import counted
 
 Mode = Literal["drop", "flag", "weight", "star"]
@@ -56,7 +56,9 @@ def realign(clips: Sequence[Clip], measurer: Measurer) -> Realigned:
     """
     measured = _measured(clips, measurer, doing="aligning")
     made = tuple(
-        replace(clip, words=measured[clip.id].words) if clip.id in measured and not measured[clip.id].problem else clip
+        replace(clip, words=_rounded(measured[clip.id].words, clip.duration_s))
+        if clip.id in measured and not measured[clip.id].problem
+        else clip
         for clip in clips
     )
     failed = [clip for clip in clips if clip.id in measured and measured[clip.id].problem]
@@ -69,6 +71,19 @@ def realign(clips: Sequence[Clip], measurer: Measurer) -> Realigned:
         clips=made,
         aligned=len(measured) - len(failed),
         findings=tuple(finding for finding in findings if finding is not None),
+    )
+
+
+def _rounded(words: Sequence[Word], duration_s: float) -> tuple[Word, ...]:
+    """Words to the millisecond, far below a frame: other batches change no more than the digits behind that."""
+    return tuple(
+        replace(
+            word,
+            start_s=min(round(word.start_s, 3), duration_s),
+            end_s=min(round(word.end_s, 3), duration_s),
+            score=None if word.score is None else round(word.score, 4),
+        )
+        for word in words
     )
 
 

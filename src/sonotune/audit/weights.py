@@ -1,13 +1,15 @@
 """How probable it is that a clip is good, from its scores: the weight that it has in training.
 
-The scores of a clip become one number, its combined p value: the smallest of the left-tail p values that its
-statistics have among the trusted clips (Tippett). Trusted clips, each held against all, and clips with corrupted
-transcripts have such numbers too, and they say how probable a good clip is at each: isotonic regression of good (1)
-and corrupted (0) on the combined p value, which assumes nothing but that a higher one is no worse. The corrupted
-clips weigh as much together as the share of bad clips that the corpus is estimated to have (Rogan and Gladen), each
-corruption alike, and the trusted ones the rest. So the probability is monotone in the score and calibrated for that
-share of such errors. Half a good clip at the lowest score and half a bad one at the highest keep it off 0 and 1,
-which no finite sample can tell.
+The scores of a clip become one number: the smallest of the left-tail p values that its statistics have among the
+trusted clips (Tippett). Among n trusted clips an empirical p value ends at 1 / (n + 1); below the worst of them it goes
+on as an exponential tail, whose scale is the mean excess of the lowest tenth, so that worse clips still have lower ones.
+
+Trusted clips, each held against the others, and clips with corrupted transcripts have such numbers too, and they say how
+probable a good clip is at each: isotonic regression of good (1) and corrupted (0) on the combined p value, which assumes
+nothing but that a higher one is no worse. The corrupted clips weigh as much together as the share of bad clips that the
+corpus is estimated to have (Rogan and Gladen), each corruption alike, and the trusted ones the rest. So the probability
+is monotone in every score, and calibrated where a corpus has such errors in that share. Half a good clip at the lowest
+score and half a bad one at the highest keep it off 0 and 1, which no finite sample can tell.
 
 Sources: Barlow, Bartholomew, Bremner and Brunk 1972, "Statistical inference under order restrictions"; Zadrozny and
 Elkan 2002, "Transforming classifier scores into accurate multiclass probability estimates".
@@ -15,16 +17,20 @@ Elkan 2002, "Transforming classifier scores into accurate multiclass probability
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from sonotune.audit.calibration import p_values
-from sonotune.audit.scores import ClipScores
+from sonotune.audit.scores import STATISTICS, ClipScores
 from sonotune.errors import ManifestError
+
+_TAIL: Final = 0.1  # part of the trusted clips whose excess is that of the tail
+_STEEPEST: Final = 1e-6  # of a tail of clips that are all alike
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +41,7 @@ class GoodProbability:
         statistics: Whose p values are combined.
         right: Scores of the trusted clips.
         steps: Combined p values from which on each probability holds (K,), rising.
-        probabilities: Of a good clip (K,), rising.
+        probabilities: Of a good clip (K,), not falling.
     """
 
     statistics: tuple[str, ...]
@@ -58,11 +64,43 @@ def combined_p_values(
 
     Args:
         right: The trusted clips.
-        scores: The clips.
+        scores: The clips; one that could not be aligned has 0.
         statistics: Whose p values are taken.
+
+    Returns:
+        (N,) in [0, 1].
     """
-    smallest: NDArray[np.float64] = np.min([p_values(right, scores, name) for name in statistics], axis=0)
+    smallest = np.ones(len(scores))
+    for name in statistics:
+        trusted_M = np.sort(_oriented(right, name))
+        values_N = _oriented(scores, name)
+        p_N = (np.searchsorted(trusted_M, values_N, side="right") + 1) / (len(trusted_M) + 1)
+        known_M = trusted_M[np.isfinite(trusted_M)]
+        if known_M.size == trusted_M.size - np.isposinf(trusted_M).sum() and known_M.size:
+            below_N = np.maximum(known_M[0] - values_N, 0.0)
+            p_N = np.where(below_N > 0, p_N * np.exp(-below_N / _tail_scale(known_M)), p_N)
+        smallest = np.minimum(smallest, p_N)
     return smallest
+
+
+def _tail_scale(sorted_M: NDArray[np.float64]) -> float:
+    """Mean excess of the lowest part below its border."""
+    border = min(max(1, math.ceil(_TAIL * sorted_M.size)), sorted_M.size - 1)
+    excess = float((sorted_M[border] - sorted_M[: max(border, 1)]).mean())
+    return max(excess, _STEEPEST)
+
+
+def _oriented(scores: Sequence[ClipScores | None], name: str) -> NDArray[np.float64]:
+    """A statistic of each clip, higher is better: the lowest where a clip was not aligned, the highest without it."""
+    sign = 1.0 if STATISTICS[name] == "higher" else -1.0
+    values = (None if one is None else one.statistic(name) for one in scores)
+    return np.array(
+        [
+            -math.inf if one is None else math.inf if value is None else sign * value
+            for one, value in zip(scores, values, strict=True)
+        ],
+        dtype=np.float64,
+    )
 
 
 def fit_good_probability(
@@ -81,28 +119,33 @@ def fit_good_probability(
         bad_share: Share of the clips of the corpus that are bad.
 
     Raises:
-        ManifestError: There is no trusted or no corrupted clip.
+        ManifestError: There are fewer than two trusted clips, or there is no corrupted one.
     """
     groups = [scores for scores in corrupted.values() if scores]
-    if not right or not groups:
+    if len(right) < 2 or not groups:
         raise ManifestError(
-            f"weights need trusted clips and corruptions of them; found {len(right)} and "
-            f"{sum(map(len, groups))}. Name clips with --trusted."
+            f"weights need trusted clips and corruptions of them; found {len(right)} and {sum(map(len, groups))}. "
+            "Name clips with --trusted."
         )
-    # A trusted clip among the trusted, itself included, has one rank too many: p = (k + 1) / (n + 1) of the k others.
-    p_right = combined_p_values(right, right, statistics) - 1 / (len(right) + 1)
+    p_right = np.concatenate(
+        [combined_p_values([*right[:at], *right[at + 1 :]], [one], statistics) for at, one in enumerate(right)]
+    )
     p_wrong = [combined_p_values(right, scores, statistics) for scores in groups]
-    p_right = np.maximum(p_right, 1 / (len(right) + 1))
-    share_right = np.full(len(right), (1 - bad_share) / len(right))
-    share_wrong = [np.full(len(found), bad_share / len(groups) / len(found)) for found in p_wrong]
-    lowest, highest = 1 / (len(right) + 1), 1.0
-    p = np.concatenate([p_right, *p_wrong, [lowest, highest]])
-    good = np.concatenate([np.ones(len(right)), np.zeros(sum(map(len, p_wrong))), [1.0, 0.0]])
-    weight = np.concatenate([share_right, *share_wrong, [share_right[0] / 2, bad_share / sum(map(len, p_wrong)) / 2]])
-    steps, place = np.unique(p, return_inverse=True)
-    total = np.bincount(place, weights=weight)
-    mean = np.bincount(place, weights=weight * good) / np.maximum(total, 1e-300)
-    fitted = isotonic_regression(mean, weights=np.maximum(total, 1e-12), increasing=True).x
+    wrong = sum(map(len, p_wrong))
+    p = np.concatenate([p_right, *p_wrong, [0.0, 1.0]])
+    good = np.concatenate([np.ones(len(right)), np.zeros(wrong), [1.0, 0.0]])
+    weight = np.concatenate(
+        [
+            np.full(len(right), (1 - bad_share) / len(right)),
+            *(np.full(len(found), bad_share / len(groups) / len(found)) for found in p_wrong),
+            [(1 - bad_share) / len(right) / 2, bad_share / wrong / 2],
+        ]
+    )
+    counts = weight > 0  # neither kind does where the share is 0 or 1
+    steps, place = np.unique(p[counts], return_inverse=True)
+    total = np.bincount(place, weights=weight[counts])
+    mean = np.bincount(place, weights=(weight * good)[counts]) / total
+    fitted = isotonic_regression(mean, weights=total, increasing=True).x
     return GoodProbability(
         statistics=tuple(statistics),
         right=tuple(right),
