@@ -309,8 +309,7 @@ def test_bad_input_is_refused_and_nothing_is_written(tmp_path: Path, command: st
     assert_refused(data(command, empty, tmp_path / "out.jsonl", *options), "no clips")
     source = manifest(tmp_path, {**clip, "text": ""}, {"id": "b", "path": "a.wav"})
     before = source.read_bytes()
-    said = "no transcript with words" if command != "resegment" else "no words with times"
-    assert_refused(data(command, source, tmp_path / "out.jsonl", *options), said)
+    assert_refused(data(command, source, tmp_path / "out.jsonl", *options), "no transcript with words")
     source = manifest(tmp_path, clip)
     before = source.read_bytes()
     assert_refused(data(command, source, source, *options), "is what is read, and would be lost")

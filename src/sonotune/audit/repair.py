@@ -163,7 +163,7 @@ def filter_clips(
             reference.right, reference.corrupted, statistics=tuple(calibration.thresholds), bad_share=bad_share
         )
         good = dict(zip(scores, probability.of(list(scores.values())).tolist(), strict=True))
-        judged = [replace(clip, weight=clip.weight * good.get(clip.id, 1.0)) for clip in judged]
+        judged = [replace(clip, weight=round(clip.weight * good.get(clip.id, 1.0), 6)) for clip in judged]
     kept = [clip for clip in judged if mode != "drop" or not flags.get(clip.id)]
     if not kept:
         raise ManifestError(

@@ -1,11 +1,11 @@
 """How probable it is that a clip is good, from its scores: the weight that it has in training.
 
 The scores of a clip become one number: the smallest of the left-tail p values that its statistics have among the
-trusted clips (Tippett). Among n trusted clips an empirical p value ends at 1 / (n + 1); below the worst of them it goes
-on as an exponential tail, whose scale is the mean excess of the lowest tenth, so that worse clips still have lower ones.
+trusted clips (Tippett). Among n trusted clips an empirical p value ends at 1 / (n + 1). Below the worst of them it goes
+on as an exponential tail, whose scale is the mean excess of the lowest tenth: worse clips still have lower values.
 
-Trusted clips, each held against the others, and clips with corrupted transcripts have such numbers too, and they say how
-probable a good clip is at each: isotonic regression of good (1) and corrupted (0) on the combined p value, which assumes
+Trusted clips, each held against the others, and clips with corrupted transcripts have such numbers too, which say how
+probable a good clip is at each: isotonic regression of good (1) and corrupted (0) on the combined p value assumes
 nothing but that a higher one is no worse. The corrupted clips weigh as much together as the share of bad clips that the
 corpus is estimated to have (Rogan and Gladen), each corruption alike, and the trusted ones the rest. So the probability
 is monotone in every score, and calibrated where a corpus has such errors in that share. Half a good clip at the lowest

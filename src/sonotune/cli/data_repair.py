@@ -43,6 +43,7 @@ def data_realign(
     A clip that cannot be aligned keeps what it has, and is named with the reason. What was aligned is kept beside OUT
     (`OUT.scores.jsonl`): a run that was stopped goes on there.
     """
+    from sonotune.alignment.base import AlignerSettings
     from sonotune.audit.opening import open_measurer
     from sonotune.audit.repair import realign
     from sonotune.data.manifest import has_words, manifest_text
@@ -53,7 +54,8 @@ def data_realign(
     clips, findings = read_clips(source, root, outside=allow_outside_root)
     worded = [clip for clip in clips if has_words(clip)]
     _refuse_without_text(source, clips, worded)
-    opened = open_measurer(model, worded, aligner=aligner, language=language, transcribe=False, file=scores)
+    settings = AlignerSettings(language=language, transcribe=False)
+    opened = open_measurer(model, worded, aligner=aligner, settings=settings, file=scores)
     made = realign(clips, opened.measurer)
     atomic_write_text(out, manifest_text(out, made.clips))
     findings += made.findings
@@ -109,6 +111,7 @@ def data_filter(
     --mode star keeps all, flagged as with `flag`, to be trained on with training.objective=star, which lets a wrong or
     missing word of any clip pass: CTC models only, and ones that know most words already.
     """
+    from sonotune.alignment.base import AlignerSettings
     from sonotune.audit.opening import open_measurer
     from sonotune.audit.repair import MODES, filter_clips
     from sonotune.data.manifest import has_words, manifest_text
@@ -136,8 +139,10 @@ def data_filter(
         checkpoint,
         worded,
         aligner=aligner if aligner != "auto" else recorded.aligner,
-        language=language or recorded.text("language"),
-        text=recorded.normalizer,
+        settings=AlignerSettings(
+            language=language or recorded.text("language"), text=recorded.text("text") or recorded.normalizer
+        ),
+        normalizer=recorded.normalizer,
         file=scores,
     )
     measurer = opened.measurer
@@ -220,8 +225,7 @@ def data_resegment(
     to --overlap of the pauses around them; it may overlap that of its neighbour, but only in silence, so no text is
     said twice. Speech that the transcript passes over is left out. No audio is written.
     """
-    from sonotune.audit.repair import Realigned
-    from sonotune.data.manifest import manifest_text
+    from sonotune.data.manifest import has_words, manifest_text
     from sonotune.data.resegment import Cutting, resegment, unplaced
     from sonotune.data.windows import WINDOW_SLACK_S
     from sonotune.errors import ManifestError
@@ -230,17 +234,19 @@ def data_resegment(
     cutting = Cutting(max_duration_s=max_duration, context_s=overlap, untranscribed_s=untranscribed)
     check_output(source, out, scores := beside(out, "scores"))
     clips, findings = read_clips(source, root, outside=allow_outside_root)
-    long = [clip for clip in clips if clip.duration_s > max_duration + WINDOW_SLACK_S]
-    if model is None and long and all(unplaced(clip) for clip in long):
+    worded = [clip for clip in clips if clip.words or has_words(clip)]
+    _refuse_without_text(source, clips, worded)
+    long = [clip for clip in worded if clip.duration_s > max_duration + WINDOW_SLACK_S]
+    if model is not None:
+        wanted = [clip for clip in long if unplaced(clip) and has_words(clip)]
+        clips, told = _place(clips, wanted, model, aligner, language, scores)
+        findings += told
+    elif long and all(unplaced(clip) for clip in long):
         raise ManifestError(
             f"{source} has {len(long)} of {len(clips)} clips longer than {max_duration:g} s, which "
             f"{unplaced(long[0])}. Name a model that places them with --model, such as assets:ctc-nano, or "
             "run `sonotune data realign`."
         )
-    if model is not None:
-        placed = _place(clips, [clip for clip in long if unplaced(clip)], model, aligner, language, scores)
-        if isinstance(placed, Realigned):
-            clips, findings = list(placed.clips), [*findings, *placed.findings]
     made = resegment(clips, cutting, keep_untranscribed=keep_untranscribed)
     if not made.clips:
         raise ManifestError(f"no clip of {source} has text, and nothing would be left; --keep-untranscribed keeps it.")
@@ -270,21 +276,21 @@ def _resegment_lines(out: Path, recordings: int, made: Resegmented) -> list[str]
     ]
 
 
-def _place(clips: list[Clip], long: list[Clip], model: str, aligner: str, language: str | None, scores: Path) -> object:
-    """All clips, with the words of some of them placed in time; None where there are none."""
-    from dataclasses import replace
-
+def _place(
+    clips: Sequence[Clip], wanted: Sequence[Clip], model: str, aligner: str, language: str | None, scores: Path
+) -> tuple[list[Clip], list[Finding]]:
+    """All clips, with the words of those that are wanted placed in time, and which could not be."""
+    from sonotune.alignment.base import AlignerSettings
     from sonotune.audit.opening import open_measurer
     from sonotune.audit.repair import realign
-    from sonotune.data.manifest import has_words
 
-    long = [clip for clip in long if has_words(clip)]
-    if not long:
-        return None
-    opened = open_measurer(model, long, aligner=aligner, language=language, transcribe=False, file=scores)
-    made = realign(long, opened.measurer)
+    if not wanted:
+        return list(clips), []
+    settings = AlignerSettings(language=language, transcribe=False)
+    opened = open_measurer(model, wanted, aligner=aligner, settings=settings, file=scores)
+    made = realign(wanted, opened.measurer)
     placed = {clip.id: clip for clip in made.clips}
-    return replace(made, clips=tuple(placed.get(clip.id, clip) for clip in clips))
+    return [placed.get(clip.id, clip) for clip in clips], list(made.findings)
 
 
 # --- shared --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -23,6 +23,7 @@ from sonotune.audio.activity import energy_of_blocks, loud_frames, speech_spans
 from sonotune.audio.io import read_blocks
 from sonotune.data.windows import WINDOW_SLACK_S
 from sonotune.errors import AudioError, ConfigError
+from sonotune.progress import phase
 from sonotune.types import Clip, Finding, Word
 from sonotune.wording import counted, long_time
 
@@ -292,7 +293,7 @@ def resegment(
     silent: list[tuple[Clip, float]] = []
     beyond: list[Clip] = []
     cut = 0
-    for clip in clips:
+    for clip in _shown(clips):
         if why := unplaced(clip):
             unknown.setdefault(why, []).append(clip)
             made.append(_named(clip, clip, (0.0, clip.duration_s)))
@@ -328,6 +329,14 @@ def resegment(
         untranscribed_s=sum(seconds for _, seconds in silent),
         findings=tuple(findings),
     )
+
+
+def _shown(clips: Sequence[Clip]) -> Iterator[Clip]:
+    """The clips, while it is shown how many are done."""
+    with phase("cutting recordings", len(clips), "clips") as advance:
+        for done, clip in enumerate(clips):
+            yield clip
+            advance(done + 1)
 
 
 def unplaced(clip: Clip) -> str:
