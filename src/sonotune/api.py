@@ -160,9 +160,9 @@ def audit(settings: Settings) -> tuple[AuditReport, Path]:
     config = loaded.config
     with phase("starting the model's libraries"):
         from sonotune.alignment.base import AlignerSettings
-        from sonotune.alignment.open import identity_of, open_aligner
         from sonotune.training.runtime import set_up_compute
-    from sonotune.audit.measure import SCORES_FILE, Measurer
+    from sonotune.audit.measure import SCORES_FILE
+    from sonotune.audit.opening import open_measurer
     from sonotune.audit.place import audit_folder
     from sonotune.audit.run import audit as run_audit
     from sonotune.audit.sources import read_transcribed
@@ -173,33 +173,28 @@ def audit(settings: Settings) -> tuple[AuditReport, Path]:
     read = partial(read_transcribed, root=data.root, allow_outside_root=data.allow_outside_root)
     corpus = read(str(data.train))
     trusted = asked.trusted or data.eval
-    checkpoint = config.model.checkpoint if asked.model == "auto" else asked.model
-    aligner = open_aligner(
-        checkpoint,
-        name=asked.aligner,
+    folder = audit_folder(str(data.train), None if asked.dir == "auto" else asked.dir)
+    opened = open_measurer(
+        config.model.checkpoint if asked.model == "auto" else asked.model,
+        corpus.clips,
+        aligner=asked.aligner,
         settings=AlignerSettings(
             batch_seconds=config.evaluation.batch_seconds,
             batch_max_clips=config.evaluation.batch_max_clips,
             language=config.model.language,
             text=data.text_training,
         ),
+        normalizer=data.text_scoring,
         precision=compute.precision,
         context=config.model.asked_context,
+        file=folder / SCORES_FILE,
+        processes=compute.processes,
     )
-    aligner.check_languages(sorted({clip.language for clip in corpus.clips if clip.language}))
-    identity = identity_of(aligner, checkpoint)
-    folder = audit_folder(str(data.train), None if asked.dir == "auto" else asked.dir)
     report = run_audit(
         corpus,
         trusted=corpus if trusted is None else read(trusted),
-        measurer=Measurer(
-            aligner=aligner,
-            identity=identity["digest"],
-            normalizer=data.text_scoring,
-            file=folder / SCORES_FILE,
-            processes=compute.processes,
-        ),
-        model=identity,
+        measurer=opened.measurer,
+        model=opened.model,
         settings=audit_settings(config),
         folder=folder,
         recorded=loaded.plain()["audit"],

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import torch
 
-from sonotune.adapters.metadata import ADAPTER_WEIGHTS
 from sonotune.alignment.base import Aligner, AlignerSettings
 from sonotune.errors import ModelError
 from sonotune.loading import choose_family, find_adapter, model_folder, open_model
 from sonotune.models.base import ModelFamily
 from sonotune.models.checkpoints import read_config, settings_digest
+from sonotune.models.weight_files import weights_digest
 from sonotune.registry import resolve
-from sonotune.runs import digest_file, digest_json
+from sonotune.runs.files import digest_json
 from sonotune.types import Context
 
 FAMILY_ALIGNERS: Final = MappingProxyType({"ctc": "ctc", "whisper": "whisper"})
@@ -53,23 +53,31 @@ def preset_for(language: str) -> str:
     return PRESETS.get(language, MULTILINGUAL)
 
 
-def identity_of(aligner: Aligner, checkpoint: str) -> dict[str, str]:
-    """What aligns, for a record: its name, family and checkpoint, and a digest of all that decides its results.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedAligner:
+    """An aligner, and what it is.
 
-    Args:
-        aligner: As it was opened.
-        checkpoint: What was named.
+    Attributes:
+        aligner: Ready for use.
+        family: Of its model.
+        checkpoint: What the user named.
+        identity: Digest of the weights, with those of an adapter, and of the settings: what was measured with another
+            one is measured again.
     """
-    loaded = aligner.loaded
-    adapter = find_adapter(checkpoint)
-    weights = "" if adapter is None else digest_file(adapter / ADAPTER_WEIGHTS)
-    deciding = [aligner.name, loaded.revision, settings_digest(loaded.checkpoint), weights, loaded.context]
-    return {
-        "aligner": aligner.name,
-        "family": loaded.family.name,
-        "checkpoint": checkpoint,
-        "digest": digest_json([*deciding, asdict(loaded.thinning), asdict(aligner.settings)]),
-    }
+
+    aligner: Aligner
+    family: str
+    checkpoint: str
+    identity: str
+
+    def to_json(self) -> dict[str, str | None]:
+        """What a report says of it."""
+        return {
+            "aligner": self.aligner.name,
+            "family": self.family,
+            "checkpoint": self.checkpoint,
+            "digest": self.identity,
+        }
 
 
 def open_aligner(
@@ -82,7 +90,29 @@ def open_aligner(
     revision: str | None = None,
     context: Context | None = None,
 ) -> Aligner:
-    """Open a checkpoint, adapter or run as an aligner.
+    """Open a checkpoint, adapter or run as an aligner; see `open_with_identity`."""
+    return open_with_identity(
+        checkpoint,
+        name=name,
+        settings=settings,
+        precision=precision,
+        device=device,
+        revision=revision,
+        context=context,
+    ).aligner
+
+
+def open_with_identity(
+    checkpoint: str,
+    *,
+    name: str = "auto",
+    settings: AlignerSettings | None = None,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    device: torch.device | str | None = None,
+    revision: str | None = None,
+    context: Context | None = None,
+) -> OpenedAligner:
+    """Open a checkpoint, adapter or run as an aligner, and say which one it is.
 
     Args:
         checkpoint: Packaged, hub or local model, adapter folder, or run directory.
@@ -109,13 +139,24 @@ def open_aligner(
             f"{checkpoint} cannot align: its family is {family.name}; allowed are models of {known}, and Qwen3's "
             "forced aligner. Take one of these, such as assets:ctc-nano."
         )
-    aligner: Any = resolve("aligners", fitting if name == "auto" else name)
+    kind: Any = resolve("aligners", fitting if name == "auto" else name)
     chosen = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
     opened = open_model(
         checkpoint, family=family, revision=revision, context=context, precision=precision, device=chosen
     )
-    made: Aligner = aligner(opened.loaded, AlignerSettings() if settings is None else settings)
-    return made
+    asked = AlignerSettings() if settings is None else settings
+    aligner: Aligner = kind(opened.loaded, asked)
+    adapter = find_adapter(checkpoint)
+    decisive = {"language": asked.language, "text": asked.text, "transcribe": asked.transcribe, "precision": precision}
+    loaded = opened.loaded
+    weights = [loaded.revision, settings_digest(loaded.checkpoint)]
+    weights += [] if adapter is None else [weights_digest(adapter)]
+    return OpenedAligner(
+        aligner=aligner,
+        family=family.name,
+        checkpoint=checkpoint,
+        identity=digest_json([aligner.name, *weights, loaded.context, asdict(loaded.thinning), decisive]),
+    )
 
 
 def _qwen3_family(checkpoint: str, revision: str | None) -> ModelFamily | None:

@@ -12,8 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from sonotune.audit.calibration import DEFAULT_STATISTICS, SEED_THRESHOLDS, Calibration, calibrate, fixed
-from sonotune.audit.corruption import DEFAULT_CORRUPTIONS, Corruptor
+from sonotune.audit.calibration import Calibration
 from sonotune.audit.gate import GateSettings, StratumCount, Verdict, judge, mean_cluster_size
 from sonotune.audit.measure import Measured, Measurer
 from sonotune.audit.record import (
@@ -25,11 +24,12 @@ from sonotune.audit.record import (
     stratum_reports,
     write_report,
 )
+from sonotune.audit.reference import rated, refer
 from sonotune.audit.sampling import Sample, SamplingSettings, draw
-from sonotune.audit.scores import ClipScores, Rates, fit_rates, reasons, with_rates
+from sonotune.audit.scores import ClipScores, Rates, reasons
 from sonotune.audit.sources import Transcribed
 from sonotune.data.text import get as get_normalizer
-from sonotune.runs import atomic_write_text, generator, make_folder, to_plain
+from sonotune.runs import atomic_write_text, make_folder, to_plain
 from sonotune.runs.machine import environment
 from sonotune.types import Clip
 
@@ -137,7 +137,15 @@ def audit(
     started, begun = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     if measurer.processes.main:
         make_folder(folder, choose="audit.dir=PATH")
-    calibration, rates = _calibration(trusted.clips, measurer, settings)
+    reference = refer(
+        trusted.clips,
+        measurer,
+        thresholds=settings.thresholds,
+        false_positive_rate=settings.false_positive_rate,
+        most=settings.trusted_clips,
+        seed=settings.seed,
+    )
+    calibration, rates = reference.calibration, reference.rates
     look = 0
     while True:
         look += 1
@@ -165,50 +173,11 @@ def audit(
     return Audit(report=report, clips=tuple(audited))
 
 
-def _calibration(trusted: Sequence[Clip], measurer: Measurer, settings: AuditSettings) -> tuple[Calibration, Rates]:
-    """Thresholds with their error rates, and how fast people speak."""
-    chosen = _chosen(trusted, settings.trusted_clips, settings.seed)
-    corruptor = Corruptor(trusted, seed=settings.seed, normalizer=measurer.normalizer)
-    forms: dict[str, list[Clip]] = {"": chosen}
-    for corruption in DEFAULT_CORRUPTIONS:
-        texts = ((clip, corruptor.corrupt(clip, corruption).text) for clip in chosen)
-        forms[corruption.name] = [
-            replace(clip, id=f"{clip.id} {corruption.name}", text=text) for clip, text in texts if text is not None
-        ]
-    # All transcripts of a recording in a row, so that it is computed once.
-    together = sorted((clip for form in forms.values() for clip in form), key=lambda clip: clip.id)
-    measured = measurer.measure(together, doing="aligning trusted clips, right and corrupted")
-    scores = {clip.id: row.scores for clip, row in zip(together, measured, strict=True)}
-    right = [scores[clip.id] for clip in forms.pop("")]
-    rates = fit_rates([one for one in right if one is not None])
-    right = _rated(right, rates)
-    corrupted = {name: _rated([scores[clip.id] for clip in form], rates) for name, form in forms.items() if form}
-    if settings.thresholds == "seed":
-        return fixed(SEED_THRESHOLDS, trusted=right, corrupted=corrupted), rates
-    found = calibrate(right, corrupted, statistics=DEFAULT_STATISTICS, false_positive_rate=settings.false_positive_rate)
-    return found, rates
-
-
-def _chosen(trusted: Sequence[Clip], most: int, seed: int) -> list[Clip]:
-    """Trusted clips to use, by the seed and their ids, in the order of the manifest."""
-    if len(trusted) <= most:
-        return list(trusted)
-    numbers = {clip.id: float(generator(seed, "trusted", clip.id).random()) for clip in trusted}
-    last = sorted(numbers.values())[most - 1]
-    return [clip for clip in trusted if numbers[clip.id] <= last]
-
-
-def _rated(scores: Sequence[ClipScores | None], rates: Rates) -> list[ClipScores | None]:
-    """The scores with each speaking rate held against those of trusted clips."""
-    rated = iter(with_rates([one for one in scores if one is not None], rates))
-    return [None if one is None else next(rated) for one in scores]
-
-
 def _audited(sample: Sample, measurer: Measurer, calibration: Calibration, rates: Rates) -> list[Audited]:
     """Every clip of the sample, stratum by stratum."""
     clips = sample.clips
     measured = measurer.measure(clips, doing=f"aligning the sample (look {sample.look})")
-    scores = _rated([row.scores for row in measured], rates)
+    scores = rated([row.scores for row in measured], rates)
     strata = [stratum.name for stratum in sample.strata for _ in stratum.clips]
     repeated = {text for text, count in Counter(clip.text for clip in clips).items() if count > 1}
     return [
