@@ -65,7 +65,7 @@ class Measured:
         if self.scores is not None:
             row["scores"] = self.scores.to_json()
         if self.words:
-            row["words"] = [asdict(word) for word in self.words]
+            row["words"] = [[word.text, word.start_s, word.end_s, word.score] for word in self.words]
         if self.transcript is not None:
             row["transcript"] = self.transcript
         if self.quality is not None:
