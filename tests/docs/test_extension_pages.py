@@ -1,10 +1,11 @@
-"""The plug-ins of the pages about adapter kinds and objectives train, resume, are planned for and inspected."""
+"""The plug-ins of the pages about adapter kinds, objectives and aligners do what a built-in one does."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,19 @@ import pytest
 import torch
 
 from sonotune.adapters.metadata import read_metadata
+from sonotune.alignment.base import Alignment
+from sonotune.alignment.open import open_aligner
+from sonotune.api import audit
 from sonotune.cli import main
 from sonotune.config.load import load_run_config
+from sonotune.data.manifest import read_manifest
 from sonotune.errors import ConfigError, Interrupted
 from sonotune.loading import open_model
 from sonotune.models.probe import probe_logits
+from sonotune.registry import resolve_asset
 from sonotune.runs import read_record
 from sonotune.training.run import run
+from sonotune.types import Finding
 
 WORDS = (
     "model=whisper_nano",
@@ -141,3 +148,39 @@ def test_an_objective_trains_and_is_calibrated_by(install: Install, tmp_path: Pa
     ]
     record, _ = run(load_run_config([*words, f"run.dir={tmp_path / 'ranks'}"]))
     assert len(set(record.ranks.values())) > 1
+
+
+def test_an_aligner_places_words_and_audits_a_corpus(install: Install, tmp_path: Path):
+    name = install("add-an-aligner.md", "aligners")
+    clips = read_manifest(resolve_asset("assets:quickstart/eval.jsonl"))[:8]
+    silent, crowded = replace(clips[0], id="silent", text="..."), replace(clips[0], id="crowded", text="seven " * 200)
+    asked = [*clips, silent, crowded]
+    plain, ctc = (open_aligner("assets:ctc-nano", name=one, device="cpu") for one in (name, "ctc"))
+    found, usual = list(plain.align(asked)), list(ctc.align(asked))
+    assert [one.check for one in found[-2:] if isinstance(one, Finding)] == ["align.empty_text", "align.too_long_text"]
+    for clip, one, other in zip(clips, found[:-2], usual[:-2], strict=True):
+        assert isinstance(one, Alignment)
+        assert isinstance(other, Alignment)
+        assert " ".join(word.text for word in one.words) == clip.text
+        times = [time for word in one.words for time in (word.start_s, word.end_s)]
+        assert times == sorted(times)
+        assert 0 <= times[0] < times[-1] <= clip.duration_s
+        assert one.evidence is not None
+        assert other.evidence is not None
+        assert (one.evidence.given <= one.evidence.best).all()
+        # With closed gaps the path is the best one; open gaps can only take frames away from it.
+        assert one.evidence.given.sum() >= other.evidence.given.sum() - 1e-3
+    report, folder = audit(
+        {
+            "model": "ctc_nano",
+            "data": "quickstart",
+            "audit.aligner": name,
+            "audit.min_clips": 30,
+            "audit.max_clips": 30,
+            "audit.dir": tmp_path / "audit",
+            "training.precision": "fp32",
+        }
+    )
+    assert report.model["aligner"] == name
+    assert "min_window_llr" in report.calibration.thresholds
+    assert (folder / "report.html").is_file()
