@@ -22,7 +22,7 @@ def test_every_name_stands_for_something_that_exists(kind, name):
 
 def test_an_unknown_name_gets_a_suggestion_and_the_list():
     with pytest.raises(
-        ConfigError, match=r"no 'bassic'; did you mean 'basic'\? Known: basic, english, identity"
+        ConfigError, match=r"no 'bassic'; did you mean 'basic'\? Known: arabic, basic, cjk, english, hebrew"
     ) as caught:
         registry.resolve("normalizers", "bassic")
     assert "sonotune.normalizers" in str(caught.value)

@@ -14,14 +14,18 @@ are `SonotuneError`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sonotune.progress import phase
 
 if TYPE_CHECKING:
+    from sonotune.audit.record import AuditReport
+    from sonotune.audit.run import AuditSettings
     from sonotune.config.load import LoadedConfig
     from sonotune.config.schema import RunConfig
     from sonotune.data.corpus import Corpus
@@ -152,31 +156,52 @@ def audit(settings: Settings) -> tuple[AuditReport, Path]:
     """
     from sonotune.config.load import load_run_config
 
-    config = load_run_config(words_of(settings), require=("data.train",)).config
+    loaded = load_run_config(words_of(settings), require=("data.train",))
+    config = loaded.config
     with phase("starting the model's libraries"):
         from sonotune.alignment.base import AlignerSettings
-        from sonotune.alignment.open import open_aligner
-        from sonotune.audit.measure import SCORES_FILE, Measurer
-        from sonotune.audit.place import audit_folder
-        from sonotune.audit.run import audit as run_audit
-        from sonotune.audit.sources import audited_clips, trusted_clips
+        from sonotune.training.runtime import set_up_compute
+    from sonotune.audit.measure import SCORES_FILE
+    from sonotune.audit.opening import open_measurer
+    from sonotune.audit.place import audit_folder
+    from sonotune.audit.run import audit as run_audit
+    from sonotune.audit.sources import read_transcribed
+    from sonotune.reports.audit import write_audit_page
+
     asked, data = config.audit, config.data
-    chosen = None if asked.dir == "auto" else asked.dir
-    folder = audit_folder(str(data.train), chosen)
-    clips = audited_clips(str(data.train), root=data.root, allow_outside_root=data.allow_outside_root)
-    aligner = open_aligner(
+    compute = set_up_compute(config.training.precision, threads=config.training.threads)
+    read = partial(read_transcribed, root=data.root, allow_outside_root=data.allow_outside_root)
+    corpus = read(str(data.train))
+    trusted = asked.trusted or data.eval
+    folder = audit_folder(str(data.train), None if asked.dir == "auto" else asked.dir)
+    opened = open_measurer(
         config.model.checkpoint if asked.model == "auto" else asked.model,
-        name=asked.aligner,
+        corpus.clips,
+        aligner=asked.aligner,
         settings=AlignerSettings(
             batch_seconds=config.evaluation.batch_seconds,
             batch_max_clips=config.evaluation.batch_max_clips,
             language=config.model.language,
             text=data.text_training,
         ),
-        precision=config.training.precision,
+        normalizer=data.text_scoring,
+        precision=compute.precision,
         context=config.model.asked_context,
+        file=folder / SCORES_FILE,
+        processes=compute.processes,
     )
-    return run_audit(...)
+    report = run_audit(
+        corpus,
+        trusted=corpus if trusted is None else read(trusted),
+        measurer=opened.measurer,
+        model=opened.model,
+        settings=audit_settings(config),
+        folder=folder,
+        recorded=loaded.plain()["audit"],
+    ).report
+    if compute.processes.main:
+        write_audit_page(folder)
+    return report, folder
 
 
 def inspect(settings: Settings) -> Inspection:
@@ -358,6 +383,42 @@ def evaluation_settings(config: RunConfig) -> dict[str, Any]:
         "bootstrap": decoding.bootstrap,
         "duration_edges_s": decoding.duration_edges_s,
     }
+
+
+def audit_settings(config: RunConfig) -> AuditSettings:
+    """How a corpus is sampled and judged, as `audit.run.audit` takes it."""
+    from sonotune.audit.gate import GateSettings
+    from sonotune.audit.run import AuditSettings
+    from sonotune.audit.sampling import SamplingSettings, StratumRule
+
+    asked = config.audit
+    strata = asked.strata
+    return AuditSettings(
+        sampling=SamplingSettings(
+            strata=strata
+            if isinstance(strata, str)
+            else tuple(
+                StratumRule(
+                    name=one.name,
+                    match=one.where,
+                    min_duration_s=one.min_duration_s,
+                    max_duration_s=math.inf if one.max_duration_s is None else one.max_duration_s,
+                    share=one.share,
+                )
+                for one in strata
+            ),
+            fraction=asked.fraction or 1.0,
+            n_per_stratum=asked.n_per_stratum,
+            at_least=asked.min_clips,
+            at_most=asked.max_clips,
+            cap=asked.max_clips,
+            seed=asked.seed,
+        ),
+        gate=GateSettings(
+            **asked.model_dump(include={"proceed_below", "stop_above", "looks", "cluster_correlation", "rule"})
+        ),
+        **asked.model_dump(include={"thresholds", "false_positive_rate", "trusted_clips", "seed"}),
+    )
 
 
 def scoring_settings(config: RunConfig) -> dict[str, Any]:

@@ -40,6 +40,12 @@ NORMALIZERS = MappingProxyType(
         "identity": "sonotune.data.text:IDENTITY",
         "basic": "sonotune.data.text:BASIC",
         "english": "sonotune.data.text:ENGLISH",
+        "hebrew": "sonotune.data.normalizers.hebrew:HEBREW",
+        "hebrew_folded": "sonotune.data.normalizers.hebrew:HEBREW_FOLDED",
+        "arabic": "sonotune.data.normalizers.arabic:ARABIC",
+        "persian": "sonotune.data.normalizers.persian:PERSIAN",
+        "hindi": "sonotune.data.normalizers.hindi:HINDI",
+        "cjk": "sonotune.data.normalizers.cjk:CJK",
     }
 )
 IMPORTERS = MappingProxyType(

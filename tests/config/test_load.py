@@ -123,7 +123,7 @@ def test_all_problems_at_once_with_suggestions():
         ("adapter.targets=[]", r"\[\] is not allowed .*all_linear, attention, q_v or a list of text"),
         ("adapter.targets=fc1,fc1", "'fc1' stands twice"),
         ("adapter.allocator=unform", "shuffled, uniform"),
-        ("data.text_scoring=hebrw", "known: basic, english, identity"),
+        ("data.text_scoring=hebrw", "known: arabic, basic, cjk, english, hebrew, hebrew_folded, hindi"),
         ("data.train=foldr:x", "no importer called 'foldr'; did you mean 'folder'"),
         ("data.train=https://x/y.jsonl", "not read over the network"),
         ("data.train=", "required"),

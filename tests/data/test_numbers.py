@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sonotune.data import text
+from sonotune.data import numbers, text
 from sonotune.data.numbers import LANGUAGES, has_digits, verbalize_numbers
 
 ALL = sorted(LANGUAGES)
@@ -131,3 +133,36 @@ def test_doing_it_twice_changes_nothing_once_scored(written: str, language: str)
     if not has_digits(once):
         scored = text.get("basic").scoring(once)
         assert verbalize_numbers(scored, language) == scored
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("יש לי 3 ילדים ו-3 בנות.", "יש לי שלושה ילדים ושלוש בנות."),
+        ("2 ספרים, 2 מכוניות", "שני ספרים, שתי מכוניות"),
+        ("ב-15 במרץ", "בחמישה עשר במרץ"),
+        ("1250 שקלים", "אלף מאתיים וחמישים שקלים"),
+        ("1,000,000 איש", "מיליון איש"),
+        ("mp3 ו-5 שירים", "mp3 וחמישה שירים"),
+        ("1.2.2020 היו 3 ימים", "1.2.2020 היו שלושה ימים"),
+        ("3 1 4", "שלוש אחת ארבע"),
+        ("10:30", "עשר:שלושים"),
+        ("5551234", "חמש חמש חמש אחת שתיים שלוש ארבע"),
+    ],
+)
+def test_hebrew_numbers_agree_with_their_nouns(written: str, said: str):
+    pytest.importorskip("hebrew_num2words")
+    assert verbalize_numbers(written, "he") == said
+
+
+@given(st.text(st.sampled_from("12035 ,.-%אבהלו־םx:\ue000"), max_size=20))
+def test_what_is_said_in_hebrew_leaves_words_as_they_are(written: str):
+    kept = [word for word in written.split() if not has_digits(word)]
+    said = iter(verbalize_numbers(written, "he").split())
+    assert all(word in said for word in kept)
+
+
+def test_the_packages_are_named():
+    assert numbers.sources(["en"]) == f"num2words {metadata.version('num2words')}"
+    pytest.importorskip("hebrew_num2words")
+    assert numbers.sources(["en", "he"]).endswith(f", hebrew-num2words {metadata.version('hebrew-num2words')}")

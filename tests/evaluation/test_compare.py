@@ -223,3 +223,24 @@ def test_what_is_not_there_or_no_prediction_is_named(write: Write, tmp_path: Pat
     damaged.write_text('{"id": "a"}\n[1]\n', "utf-8")
     with pytest.raises(RunDirectoryError, match=r"damaged\.jsonl:2"):
         read_predictions(damaged)
+
+
+def test_runs_whose_texts_had_other_rules_are_told_apart(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    digests = {"a": "basic:00000000", "b": "basic:00000000", "c": "english:11111111", "old": None}
+
+    class Record:
+        def __init__(self, run: Path) -> None:
+            detail = {"normalizer": digests[run.name]} if digests[run.name] else {}
+            self.scores = {"test": {"wer": {"value": 0.1, "role": "primary", "detail": detail}}}
+
+    monkeypatch.setattr("sonotune.evaluation.compare.read_record", Record)
+    runs = {name: write(name, GOOD, run=True) for name in digests}
+    for run in runs.values():
+        (run / "run.json").write_text("{}", "utf-8")
+    assert compare([runs["a"]], [runs["b"]], resamples=100).warnings == ()
+    assert compare([runs["a"]], [runs["old"]], resamples=100).warnings == ()
+    found = compare([runs["a"]], [runs["b"], runs["c"]], resamples=100)
+    [warning] = found.warnings
+    assert "basic:00000000" in warning
+    assert f"english:11111111 in {runs['c']}" in warning
+    assert found.to_json()["warnings"] == [warning]

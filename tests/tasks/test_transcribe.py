@@ -345,3 +345,40 @@ def test_a_missing_library_is_told_with_the_line_that_installs_it(monkeypatch: p
     _, [finding] = spoken_task().details(predictions("3", "four"), clips)
     assert (finding.check, finding.severity, finding.clip_ids) == ("text.numbers", "note", ("c0",))
     assert "pip install 'sonotune[numbers]'" in finding.message
+
+
+def test_spellings_are_folded_beside_the_rate_where_clips_are_hebrew():
+    settings = TaskSettings(scoring_text=get("hebrew"))
+    said = [clip(0, "התוכנית של צה״ל"), clip(1, "ספר טוב")]
+    made = predictions('התכנית של צה"ל', "סיפור טוב")
+    for language in ("he", "iw", None):
+        scores = Transcribe(FAMILY, settings).score(
+            made, [replace(one, language=language) for one in said], resamples=50
+        )
+        assert scores["wer"].value == pytest.approx(2 / 5)
+        folded = scores["wer_spelling_folded"]
+        assert (folded.value, folded.role, folded.title) == (
+            pytest.approx(1 / 5),
+            "beside",
+            "WER with spellings folded",
+        )
+        assert scores["wer"].role == "primary"
+        assert folded.detail["normalizer"] == get("hebrew").folded_digest
+    mixed = [replace(said[0], language="yi"), replace(said[1], language="he")]
+    assert Transcribe(FAMILY, settings).score(made, mixed, resamples=50)["wer_spelling_folded"].value == pytest.approx(
+        2 / 5
+    )
+    foreign = [replace(one, language="yi") for one in said]
+    assert set(Transcribe(FAMILY, settings).score(made, foreign, resamples=50)) == {"wer", "cer"}
+    assert set(Transcribe(FAMILY, replace(settings, scoring_text=get("hebrew_folded"))).score(made, said)) == {
+        "wer",
+        "cer",
+    }
+
+
+@pytest.mark.parametrize("name", ["basic", "identity", "hebrew"])
+def test_every_score_names_the_rules_of_its_texts(name: str):
+    scores = task(scoring=name).score(predictions("one one one one"), spoken("one 1"), resamples=50)
+    for score in scores.values():
+        assert str(score.to_json()["detail"]["normalizer"]).startswith(name)
+    assert scores["wer"].detail["normalizer"] == scores["cer"].detail["normalizer"] == get(name).digest

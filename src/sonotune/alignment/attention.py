@@ -4,7 +4,8 @@ A decoder that writes a token looks at where it is spoken. A head that does so h
 on a rising line, which dynamic time warping finds. Three things differ from the published word times of Whisper:
 attention is taken as log-probability against looking everywhere alike, not as deviation from the mean over tokens; the
 path may rest in a pause between words, which it must otherwise give to a word; and the filter over time is narrower.
-Word starts are nearer by half, in every model and corpus that was tried.
+With heads that were selected by reference times, word starts of Whisper-base are so nearer by half on synthetic speech
+and more on digit strings; with the heads that its checkpoint names they are on synthetic speech, and hardly on digits.
 
 Source: the path is that of the word times of OpenAI's Whisper (2022); the pause is our own.
 
@@ -21,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MEDIAN_WIDTH: Final = 3
-"""Positions of the median filter over time; 7, as published, blurs a start by 10 to 60 ms more."""
+"""Positions of the median filter over time. 7, as published, puts starts of a model whose tokens are letters later by
+20 to 40 ms, and is as good where tokens are words."""
 
 PAUSE: Final = 0.5
 """What a position in a pause is worth: a word takes a position where its attention is exp(0.5) times that of looking

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -87,10 +88,26 @@ class AlignerSettings:
     transcribe: bool = True
 
 
+Recording = tuple[Path, float, float, int | None]
+
+
+def recording(clip: Clip) -> Recording:
+    """What is heard in a clip, whatever its id and transcript: clips that agree in it need be computed once."""
+    return clip.path, clip.start_s, clip.duration_s, clip.channel
+
+
 class Aligner(Protocol):
-    """Places transcripts in time. Made once, for one model."""
+    """Places transcripts in time. Made once, for one model.
+
+    Attributes:
+        name: In the registry.
+        loaded: The model.
+        settings: What a user decided.
+    """
 
     name: str
+    loaded: LoadedModel
+    settings: AlignerSettings
 
     def __init__(self, loaded: LoadedModel, settings: AlignerSettings) -> None:
         """Take a model.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
@@ -12,7 +12,7 @@ from sonotune.alignment.base import Aligner, AlignerSettings
 from sonotune.errors import ModelError
 from sonotune.loading import choose_family, find_adapter, model_folder, open_model
 from sonotune.models.base import ModelFamily
-from sonotune.models.checkpoints import read_config
+from sonotune.models.checkpoints import read_config, settings_digest
 from sonotune.models.weight_files import weights_digest
 from sonotune.registry import resolve
 from sonotune.runs.files import digest_json
@@ -148,12 +148,14 @@ def open_with_identity(
     aligner: Aligner = kind(opened.loaded, asked)
     adapter = find_adapter(checkpoint)
     decisive = {"language": asked.language, "text": asked.text, "transcribe": asked.transcribe, "precision": precision}
-    weights = [opened.loaded.revision, *([] if adapter is None else [weights_digest(adapter)])]
+    loaded = opened.loaded
+    weights = [loaded.revision, settings_digest(loaded.checkpoint)]
+    weights += [] if adapter is None else [weights_digest(adapter)]
     return OpenedAligner(
         aligner=aligner,
         family=family.name,
         checkpoint=checkpoint,
-        identity=digest_json([aligner.name, *weights, opened.loaded.context, decisive]),
+        identity=digest_json([aligner.name, *weights, loaded.context, asdict(loaded.thinning), decisive]),
     )
 
 

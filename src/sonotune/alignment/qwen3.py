@@ -156,7 +156,7 @@ class Qwen3Aligner:
                 f"the aligner qwen3 takes Qwen3's forced aligner, and {loaded.checkpoint} is of the family "
                 f"{loaded.family.name}. Take aligner=auto, or a checkpoint of {_CLASS}."
             )
-        self.loaded, self._family, self._settings = loaded, loaded.family, settings
+        self.loaded, self._family, self.settings = loaded, loaded.family, settings
         self._normalise = get(settings.text).training
         self._time = int(loaded.module.config.timestamp_token_id)
         self._class_s = float(loaded.processor.timestamp_segment_time) / 1000.0
@@ -191,8 +191,8 @@ class Qwen3Aligner:
             (self._prepare(clip) for clip in clips),
             self._run,
             seconds=lambda one: self.loaded.computed_s(one.clip.duration_s),
-            batch_seconds=self._settings.batch_seconds,
-            batch_max_clips=self._settings.batch_max_clips,
+            batch_seconds=self.settings.batch_seconds,
+            batch_max_clips=self.settings.batch_max_clips,
         )
 
     def _prepare(self, clip: Clip) -> _Units | Finding:
@@ -210,7 +210,7 @@ class Qwen3Aligner:
             )
         if not says_something(clip.text or ""):
             return clip_finding(clip, "align.empty_text", "has no words in its transcript. Leave it out.")
-        language = clip.language or self._settings.language
+        language = clip.language or self.settings.language
         if language is not None and not self._family.knows_language(self.loaded, language):
             return clip_finding(
                 clip,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sonotune.alignment.attention import best_path, gains, hits, path_share
-from sonotune.alignment.base import AlignerSettings, Alignment, Evidence
+from sonotune.alignment.base import AlignerSettings, Alignment, Evidence, Recording, recording
 from sonotune.alignment.clip_pools import in_order
 from sonotune.alignment.placing import clip_finding, evaluating, placed_words
 from sonotune.data.text import get, says_something
@@ -49,11 +49,12 @@ WINDOW_TOKENS: Final = 5
 the words behind a gap, the decoder takes it that they were meant, and only a few tokens are unlikely."""
 
 HEADS: Final = 6
-"""Heads that are chosen where a checkpoint names none; the published checkpoints name 6 to 23."""
+"""Heads that are chosen where a checkpoint names none; Whisper-base names 8."""
 
 _TAIL_S: Final = 0.2
 """Longest time from where attention leaves a word to its end."""
 
+_REMEMBERED: Final = 10_000  # recordings whose text is remembered
 _SECONDS: Final = 1.0 / POSITIONS_PER_SECOND
 _GREEDY: Final = DecodingSettings(temperatures=(0.0,), compression_ratio_threshold=None, logprob_threshold=None)
 _SPECIAL: Final = re.compile(r"<\|.*\|>")
@@ -118,7 +119,7 @@ class WhisperAligner:
                 f"the aligner whisper takes a Whisper model, and {loaded.checkpoint} is of the family "
                 f"{loaded.family.name}. Take aligner=auto, or another model."
             )
-        self.loaded, self._family, self._settings = loaded, loaded.family, settings
+        self.loaded, self._family, self.settings = loaded, loaded.family, settings
         config = loaded.module.config
         given = getattr(loaded.module.generation_config, "alignment_heads", None) if heads is None else heads
         self.heads: tuple[Head, ...] | None = tuple((layer, head) for layer, head in given) if given else None
@@ -133,6 +134,7 @@ class WhisperAligner:
                 )
         self._normalise = get(settings.text).training
         self._writable: dict[str, bool] = {}
+        self._written: dict[tuple[Recording, str | None], str | None] = {}
         self._closed = _never_written(loaded)
 
     def check_languages(self, languages: Sequence[str]) -> None:
@@ -155,7 +157,7 @@ class WhisperAligner:
 
         def run(texts: Sequence[_Text]) -> list[Alignment | Finding]:
             batch = self._batch(texts)
-            written = self._transcripts(batch) if self._settings.transcribe else {}
+            written = self._transcripts(batch) if self.settings.transcribe else {}
             passes = self._passes(texts, batch, layers)
             return [one if isinstance(one, Finding) else self._alignment(one, written) for one in passes]
 
@@ -179,8 +181,8 @@ class WhisperAligner:
             (self._prepare(clip) for clip in clips),
             run,
             seconds=lambda one: self.loaded.computed_s(one.clip.duration_s),
-            batch_seconds=self._settings.batch_seconds,
-            batch_max_clips=self._settings.batch_max_clips,
+            batch_seconds=self.settings.batch_seconds,
+            batch_max_clips=self.settings.batch_max_clips,
         )
 
     def _later_layers(self) -> list[int]:
@@ -204,7 +206,7 @@ class WhisperAligner:
         words = tuple((clip.text or "").split())
         if not says_something(clip.text or ""):
             return clip_finding(clip, "align.empty_text", "has no words in its transcript. Leave it out.")
-        language = clip.language or self._settings.language
+        language = clip.language or self.settings.language
         if language is None and not is_multilingual(self.loaded) and is_english(self.loaded):
             language = "en"
         known, lost, letters = [], 0, 0
@@ -277,12 +279,19 @@ class WhisperAligner:
 
     @torch.no_grad()
     def _transcripts(self, batch: Batch) -> dict[str, str | None]:
-        """What the model writes by itself, greedily: no fallback and no thresholds, so that every clip has a text."""
-        if not batch.clips:
-            return {}
-        with evaluating(self.loaded.module):
-            found = self._family.transcribe(self.loaded, batch, _GREEDY)
-        return {clip.id: one.text if one.finite else None for clip, one in zip(batch.clips, found, strict=True)}
+        """What the model writes by itself, greedily: no fallback and no thresholds, so that every clip has a text.
+
+        A recording is decoded once, however many transcripts are aligned with it.
+        """
+        places = [(recording(clip), clip.language) for clip in batch.clips]
+        new = {place: row for row, place in enumerate(places) if place not in self._written}
+        if new:
+            with evaluating(self.loaded.module):
+                found = self._family.transcribe(self.loaded, batch.rows(list(new.values())), _GREEDY)
+            if len(self._written) > _REMEMBERED:
+                self._written.clear()
+            self._written |= {place: one.text if one.finite else None for place, one in zip(new, found, strict=True)}
+        return {clip.id: self._written[place] for clip, place in zip(batch.clips, places, strict=True)}
 
     @torch.no_grad()
     def _passes(self, texts: Sequence[_Text], batch: Batch, layers: Sequence[int]) -> Iterator[_Pass | Finding]:
@@ -292,7 +301,8 @@ class WhisperAligner:
             yield from (unusable[text.clip.id] for text in texts)
             return
         with evaluating(self.loaded.module), cross_attention_inputs(self.loaded, layers) as taken:
-            hidden_BUD = self._family.decoder_states(self.loaded, batch)
+            places = [recording(clip) for clip in batch.clips]
+            hidden_BUD = self._family.decoder_states(self.loaded, batch, [places.index(place) for place in places])
         positions = positions_of(self.loaded.module.config, batch.input_lengths).tolist()
         rows = iter(range(len(batch.clips)))
         for text in texts:

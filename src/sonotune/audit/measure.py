@@ -20,6 +20,7 @@ from sonotune.alignment.base import Aligner, Alignment
 from sonotune.audio.activity import energy_of_blocks, loud_frames, speech_spans
 from sonotune.audio.io import probe, read, read_blocks
 from sonotune.audio.quality import SignalQuality, measure_quality
+from sonotune.audit.record import WordEntries
 from sonotune.audit.scores import ClipScores, Span, score_alignment, scores_from_json
 from sonotune.errors import AudioError, ManifestError
 from sonotune.json_files import Number, read_json_lines
@@ -64,7 +65,7 @@ class Measured:
         if self.scores is not None:
             row["scores"] = self.scores.to_json()
         if self.words:
-            row["words"] = [asdict(word) for word in self.words]
+            row["words"] = [[word.text, word.start_s, word.end_s, word.score] for word in self.words]
         if self.transcript is not None:
             row["transcript"] = self.transcript
         if self.quality is not None:
@@ -209,19 +210,12 @@ class _Quality(TypedDict):
     recorded_rate_hz: int | None
 
 
-class _Word(TypedDict):
-    text: str
-    start_s: Number
-    end_s: Number
-    score: Number | None
-
-
 class _Line(TypedDict):
     key: str
     check: str
     problem: str
     scores: NotRequired[dict[str, Any]]
-    words: NotRequired[list[_Word]]
+    words: NotRequired[list[WordEntries]]
     transcript: NotRequired[str]
     quality: NotRequired[_Quality]
 
@@ -239,7 +233,10 @@ def _read(file: Path) -> Iterator[Measured]:
             check=row["check"],
             problem=row["problem"],
             scores=None if scores is None else scores_from_json(scores, where=str(file)),
-            words=tuple(Word(**word) for word in row.get("words", ())),
+            words=tuple(
+                Word(text=text, start_s=start_s, end_s=end_s, score=score)
+                for text, start_s, end_s, score in row.get("words", ())
+            ),
             transcript=row.get("transcript"),
             quality=None if quality is None else SignalQuality(**quality),
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NotRequired
 
 import numpy as np
-from pydantic import Field, TypeAdapter
+from pydantic import BeforeValidator, Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from sonotune.audit.calibration import Calibration, CalibrationEntries, calibration_from_json
@@ -20,8 +20,19 @@ from sonotune.runs import atomic_write_json, to_plain
 
 REPORT_SCHEMA: Final = 1
 REPORT_FILE: Final = "alignment_report.json"
+CLIPS_FILE: Final = "clips.jsonl"
+"""Beside the report: every clip that was looked at, the worst first."""
 PERCENTILES: Final = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 _DO: Final = "An audit writes this file whole: something else changed it. Audit again with `sonotune audit`."
+
+
+def _pair(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value  # JSON has no tuples, and they are checked strictly
+
+
+WordEntries = Annotated[tuple[str, Number, Number, Number | None], BeforeValidator(_pair)]
+"""A word in time in JSON form: text, start and end in seconds, score."""
+SpanEntries = Annotated[tuple[Number, Number], BeforeValidator(_pair)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,25 +54,21 @@ def refer(
         ManifestError: There are too few clips to calibrate thresholds.
     """
     chosen = _chosen(trusted, most, seed)
-    right = [row.scores for row in measurer.measure(chosen, doing="aligning trusted clips")]
     corruptor = Corruptor(trusted, seed=seed, normalizer=measurer.normalizer)
+    forms: dict[str, list[Clip]] = {"": chosen}
+    for corruption in DEFAULT_CORRUPTIONS:
+        texts = ((clip, corruptor.corrupt(clip, corruption).text) for clip in chosen)
+        forms[corruption.name] = [
+            replace(clip, id=f"{clip.id} {corruption.name}", text=text) for clip, text in texts if text is not None
+        ]
+    # All transcripts of a recording in a row, so that it is computed once.
+    together = sorted((clip for form in forms.values() for clip in form), key=lambda clip: clip.id)
+    measured = measurer.measure(together, doing="aligning trusted clips, right and corrupted")
+    scores = {clip.id: row.scores for clip, row in zip(together, measured, strict=True)}
+    right = [scores[clip.id] for clip in forms.pop("")]
     rates = fit_rates([one for one in right if one is not None])
     right = rated(right, rates)
-    made: dict[str, list[Clip]] = {}
-    for corruption in DEFAULT_CORRUPTIONS:
-        for clip in chosen:
-            text = corruptor.corrupt(clip, corruption).text
-            if text is not None:
-                made.setdefault(corruption.name, []).append(replace(clip, id=f"{clip.id} {corruption.name}", text=text))
-    wrong = sorted((clip for group in made.values() for clip in group), key=lambda clip: clip.id)
-    measured = dict(
-        zip(
-            (clip.id for clip in wrong),
-            measurer.measure(wrong, doing="aligning corrupted transcripts"),
-            strict=True,
-        )
-    )
-    corrupted = {name: rated([measured[clip.id].scores for clip in group], rates) for name, group in made.items()}
+    corrupted = {name: rated([scores[clip.id] for clip in form], rates) for name, form in forms.items() if form}
     if thresholds == "seed":
         found = fixed(SEED_THRESHOLDS, trusted=right, corrupted=corrupted)
     else:

@@ -15,16 +15,24 @@ from typing import Any, Final, Literal
 from sonotune.audit.calibration import Calibration
 from sonotune.audit.gate import GateSettings, StratumCount, Verdict, judge, mean_cluster_size
 from sonotune.audit.measure import Measured, Measurer
-from sonotune.audit.record import AuditReport, StratumReport, percentiles, rate_of, stratum_reports, write_report
+from sonotune.audit.record import (
+    CLIPS_FILE,
+    AuditReport,
+    StratumReport,
+    percentiles,
+    rate_of,
+    stratum_reports,
+    write_report,
+)
 from sonotune.audit.reference import rated, refer
 from sonotune.audit.sampling import Sample, SamplingSettings, draw
 from sonotune.audit.scores import ClipScores, Rates, reasons
-from sonotune.data.manifest import digest
+from sonotune.audit.sources import Transcribed
+from sonotune.data.text import get as get_normalizer
 from sonotune.runs import atomic_write_text, make_folder, to_plain
 from sonotune.runs.machine import environment
 from sonotune.types import Clip
 
-CLIPS_FILE: Final = "clips.jsonl"
 MAX_CLIPPED: Final = 0.001
 MIN_SIGNAL_TO_NOISE_DB: Final = 10.0
 MAX_SILENT: Final = 0.7
@@ -83,6 +91,7 @@ class Audited:
             "duration_s": clip.duration_s,
             "text": clip.text,
             **named,
+            **({} if clip.channel is None else {"channel": clip.channel}),
             "stratum": self.stratum,
             "low_quality": bool(self.flags),
             "reasons": [reason.to_json() for reason in reasons(self.scores, self.flags, thresholds)],
@@ -101,9 +110,9 @@ class Audit:
 
 
 def audit(
-    clips: Sequence[Clip],
+    corpus: Transcribed,
     *,
-    trusted: Sequence[Clip],
+    trusted: Transcribed,
     measurer: Measurer,
     model: Mapping[str, str | None],
     settings: AuditSettings,
@@ -113,8 +122,8 @@ def audit(
     """Sample a corpus, align the sample, and decide; more is sampled while that can decide.
 
     Args:
-        clips: The corpus.
-        trusted: Clips with right transcripts, by which thresholds are calibrated; not looked at with fixed ones.
+        corpus: Its clips with transcripts.
+        trusted: Clips with right transcripts, by which thresholds are calibrated; the corpus where none are known.
         measurer: With the aligner.
         model: What aligns, for the report.
         settings: What a user decides.
@@ -129,7 +138,7 @@ def audit(
     if measurer.processes.main:
         make_folder(folder, choose="audit.dir=PATH")
     reference = refer(
-        trusted,
+        trusted.clips,
         measurer,
         thresholds=settings.thresholds,
         false_positive_rate=settings.false_positive_rate,
@@ -140,17 +149,17 @@ def audit(
     look = 0
     while True:
         look += 1
-        sample = draw(clips, settings.sampling, look=look)
+        sample = draw(corpus.clips, settings.sampling, look=look)
         audited = _audited(sample, measurer, calibration, rates)
         counts = _counts(sample, audited)
         verdict = judge(counts, calibration.detector, settings.gate, look=look, exhausted=sample.exhausted)
         if verdict.decision != "SAMPLE_MORE":
             break
-    report = _report(verdict, counts, audited, calibration, clips)
+    report = _report(verdict, counts, audited, calibration, corpus)
     report = replace(
         report,
         model=dict(model),
-        normalizer={"name": measurer.normalizer},
+        normalizer={"name": measurer.normalizer, "digest": get_normalizer(measurer.normalizer).digest},
         versions={name: str(version) for name, version in environment().get("packages", {}).items()},
         settings=dict(recorded),
         seconds=time.monotonic() - started,
@@ -220,10 +229,10 @@ def _report(
     counts: Sequence[StratumCount],
     audited: Sequence[Audited],
     calibration: Calibration,
-    clips: Sequence[Clip],
+    corpus: Transcribed,
 ) -> AuditReport:
     decision = "CAUTION" if verdict.decision == "SAMPLE_MORE" else verdict.decision
-    population = Counter(clip.domain or "" for clip in clips)
+    population = Counter(clip.domain or "" for clip in corpus.clips)
     domains = []
     for name in sorted({one.clip.domain or "" for one in audited}):
         members = [one for one in audited if (one.clip.domain or "") == name]
@@ -248,7 +257,7 @@ def _report(
         flags=dict(codes.most_common()),
         calibration=calibration,
         model={},
-        data_digest=digest(clips),
+        data_digest=corpus.digest,
     )
 
 

@@ -1,4 +1,4 @@
-"""The clips of an audit: as their source names them, with headers read where lengths are missing, and nothing decoded."""
+"""The clips of an audit, as their source names them. Headers are read where lengths are missing; nothing is decoded."""
 
 from __future__ import annotations
 

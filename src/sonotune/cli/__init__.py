@@ -22,6 +22,7 @@ import typer
 from sonotune.cli import (  # the commands register themselves
     ablate,
     allocate,
+    audit,
     compare,
     compose,
     data,
@@ -46,6 +47,7 @@ __all__ = [
     "ablate",
     "allocate",
     "app",
+    "audit",
     "compare",
     "compose",
     "data",

@@ -9,7 +9,7 @@ import typer
 
 from sonotune.api import audit as run_audit
 from sonotune.cli.shared import Json, Words, app, print_result, tell
-from sonotune.wording import counted, share
+from sonotune.wording import counted
 
 if TYPE_CHECKING:
     from sonotune.audit.record import AuditReport
@@ -57,11 +57,15 @@ def _lines(report: AuditReport, folder: Path) -> list[str]:
         )
     found = report.calibration
     if found.sensitivity is not None and found.specificity is not None:
-        by_kind = ", ".join(f"{name} {share(one.value)}" for name, one in found.corruptions.items())
+        by_kind = ", ".join(f"{name} {_percent(one.value)}" for name, one in found.corruptions.items())
         lines.append(
-            f"finds     {share(found.sensitivity.value)} of corrupted transcripts ({by_kind}), and flags "
-            f"{share(1 - found.specificity.value)} of {counted(found.specificity.count, 'trusted clip')}"
+            f"finds     {_percent(found.sensitivity.value)} of corrupted transcripts ({by_kind}), and flags "
+            f"{_percent(1 - found.specificity.value)} of {counted(found.specificity.count, 'trusted clip')}"
         )
     if report.flags:
         lines.append("reasons   " + ", ".join(f"{code} {count}" for code, count in report.flags.items()))
     return [*lines, f"took      {report.seconds:.0f} s", f"report    {folder}"]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %"

@@ -67,7 +67,7 @@ def compare(
     ]
     if len(shown) > _SHOWN_SLICES:
         lines.append(f"  and {len(shown) - _SHOWN_SLICES} more slices (--json)")
-    lines += [f"note: {warning}" for warning in decides.warnings]
+    lines += [f"note: {warning}" for warning in (*found.warnings, *decides.warnings)]
     print_result(body, as_json=as_json, lines=lines)
 
 

@@ -474,9 +474,9 @@ class TrainingConfig(Section):
     """What training lowers: `task`, the loss of the task; `ctc_mix`, that with `model.ctc_share` of CTC; `star`, CTC
     that lets wrong, missing and superfluous words of a transcript pass, to tune a trained CTC model on flawed
     transcripts; `auto` takes the second where that share is above 0, else the first."""
-    star_bypass_penalty: float = Field(default=6.0, ge=0, le=1000, json_schema_extra=_LATER)
+    star_bypass_penalty: float = Field(default=12.0, ge=0, le=1000, json_schema_extra=_LATER)
     """`star`: nats for each word of a transcript that is left out. A word that costs more is."""
-    star_speech_penalty: float = Field(default=5.0, ge=0, le=1000, json_schema_extra=_LATER)
+    star_speech_penalty: float = Field(default=8.0, ge=0, le=1000, json_schema_extra=_LATER)
     """`star`: nats for each stretch of speech between two words that nobody transcribed."""
     label_smoothing: Dropout = 0.0
     """Share of each target's probability spread over the vocabulary or the classes."""

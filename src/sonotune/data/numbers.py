@@ -14,8 +14,10 @@ and hypotheses, before the scoring form of a normaliser. It is careful: what it 
 | `mp3`, `1e9`, `1.2.2020`, `²`, `½`, more than 40 digits | not at all |
 
 `3 1 4` is read digit by digit and `314` as three hundred and fourteen. In a corpus of digit strings a transcript that
-writes them together is therefore still counted as wrong. Hebrew has the feminine forms only, which are those of
-counting. The words are those of `num2words`, an optional package.
+writes them together is therefore still counted as wrong. The words are those of `num2words`, an optional package.
+It knows the feminine forms of Hebrew only, which are those of counting. With `hebrew-num2words`, a young package of its
+own extra, a Hebrew number agrees with the noun behind it ("3 ילדים" שלושה, "3 בנות" שלוש, "2 ספרים" שני) and takes a
+prefix ("ב-15"); times, dates and telephone numbers are read as above with either.
 """
 
 from __future__ import annotations
@@ -23,13 +25,18 @@ from __future__ import annotations
 import importlib.util
 import re
 import unicodedata
+from collections.abc import Collection
 from decimal import Decimal
 from functools import lru_cache
+from importlib import metadata
 from typing import Any, Final
 
 _LIBRARY: Final = "num2words"
 INSTALL: Final = "pip install 'sonotune[numbers]'"
 """What installs the library."""
+_HEBREW_LIBRARY: Final = "hebrew_num2words"
+INSTALL_HEBREW: Final = "pip install 'sonotune[hebrew]'"
+"""What installs the one by which Hebrew numbers agree with their nouns, and the first with it."""
 
 _LIBRARY_CODES: Final = {"kk": "kz"}  # ISO 639-1 -> the library's own
 LANGUAGES: Final = frozenset(
@@ -92,6 +99,8 @@ _YEARS: Final = {"en": 2099, "da": 1999, "de": 1999, "nl": 1999, "no": 1999}
 """Language -> the last year that it reads in hundreds; the first is 1100."""
 
 _MOST_CARDINAL, _MOST_UNGROUPED, _MOST_DIGITS = 15, 6, 40
+_MOST_HEBREW: Final = 20_000
+"""Characters of a text whose Hebrew numbers are made to agree."""
 _MARKS: Final = str.maketrans({"٫": ".", "٬": ","})  # the Arabic decimal and group marks
 # Possessive, so that "1.5x" is not read as "1" and the rest.
 _NUMBER: Final = re.compile(r"(?<!\w)(?<!\d[.,])(\d++(?:[.,]\d++)*+)(st|nd|rd|th)?+(?!\w)", re.IGNORECASE)
@@ -106,6 +115,17 @@ _FAILURES: Final = (ArithmeticError, AttributeError, LookupError, NotImplemented
 def installed() -> bool:
     """Whether the library is there."""
     return importlib.util.find_spec(_LIBRARY) is not None
+
+
+def sources(languages: Collection[str]) -> str:
+    """Packages and versions whose words texts in these languages get: `num2words 0.5.14`."""
+    used = [_LIBRARY, *([_HEBREW_LIBRARY] if "he" in languages and _agrees() else [])]
+    return ", ".join(f"{name.replace('_', '-')} {metadata.version(name)}" for name in used)
+
+
+def _agrees() -> bool:
+    """Whether Hebrew numbers agree with their nouns."""
+    return importlib.util.find_spec(_HEBREW_LIBRARY) is not None
 
 
 def has_digits(text: str) -> bool:
@@ -135,8 +155,45 @@ def verbalize_numbers(text: str, language: str) -> str:
             return match[0]  # a digit in a circle or on a key
         return _read(match[1], (match[2] or "").lower(), language) or match[0]
 
+    if language == "he" and _agrees():
+        text = _say_in_hebrew(text)
     text = _GROUPED_BY_SPACE.sub(of_groups, text)
     return _NUMBER.sub(of_number, text)
+
+
+# Prefixes with or without a hyphen, a cardinal number or a decimal one, a per cent sign, and punctuation around.
+_HEBREW_NUMBER: Final = re.compile(
+    r"""["'(]*[משהוכלב]{0,3}[-־]?(?:0|[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,5})(?:(?<!\d{4})\.\d{1,2})?%?[.,!?;:)"']*"""
+)
+_SET_ASIDE: Final = "\ue000"
+
+
+def _say_in_hebrew(text: str) -> str:
+    """Numbers that stand by themselves in words that agree with the noun behind them; the rest of the text as it is."""
+    if _SET_ASIDE in text or len(text) > _MOST_HEBREW:
+        return text
+    tokens = re.split(r"(\s+)", text)
+    digits = {place for place in range(0, len(tokens), 2) if has_digits(tokens[place])}
+    first = {place for place in digits if tokens[place][0].isdecimal()}
+    # Numbers side by side are digits that are read one by one, or groups.
+    aside = sorted(
+        place
+        for place in digits
+        if not _HEBREW_NUMBER.fullmatch(tokens[place]) or place + 2 in first or (place in first and place - 2 in digits)
+    )
+    if len(aside) == len(digits):
+        return text
+    kept = [_SET_ASIDE if place in aside else token for place, token in enumerate(tokens)]
+    import hebrew_num2words  # noqa: PLC0415  (optional)
+
+    try:
+        said = str(hebrew_num2words.normalize_numbers("".join(kept)))
+    except _FAILURES:
+        return text
+    if said.count(_SET_ASIDE) != len(aside) or has_digits(said):
+        return text
+    parts = said.split(_SET_ASIDE)
+    return "".join(part + token for part, token in zip(parts, [*(tokens[place] for place in aside), ""], strict=True))
 
 
 def _ascii_digits(text: str) -> str:

@@ -10,17 +10,23 @@ punctuation, so that a word error is a wrong word. Both keep these promises, tes
 
 Whisper's own normaliser does not: it turns marks into spaces and so shatters pointed Hebrew and Hindi ("ש לו ם";
 openai/whisper#2849), and a pattern that deletes the maqaf fuses "בית־ספר" into one word.
+
+A profile for a language (`sonotune.data.normalizers`) may break one of these promises where its writing asks for it,
+and says so: `cjk` scores without the spaces between Han and Kana, `persian` without the zero-width non-joiner.
 """
 
 from __future__ import annotations
 
-import re
+import hashlib
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
+from typing import Final
 
 from sonotune import registry
+from sonotune.data.normalizers.parts import SHAPING, clusters, fold_case, repair, strip_punctuation
 from sonotune.errors import TextError
 
 
@@ -32,11 +38,36 @@ class Normalizer:
         name: Its name in the registry.
         training: Transcript -> what the model learns to write.
         scoring: Transcript or prediction -> what error rates compare. Takes raw text or the training form alike.
+        folded: Scoring form -> the same words in one spelling, where a language spells a word in several ways. Each
+            word becomes one word. Its word error rate stands beside the first and never replaces it. None: no such.
+        probes: Texts that tell one version of the rules from another, beside those that all normalisers are tried on:
+            the words of a list. They go into the digest of the folded form, or of the scoring form where there is none.
     """
 
     name: str
     training: Callable[[str], str]
     scoring: Callable[[str], str]
+    folded: Callable[[str], str] | None = None
+    probes: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """`name:` and 8 hexadecimal digits over what the scoring form makes of fixed texts: `basic:1a2b3c4d`.
+
+        It stands beside every score. A changed rule changes it; a new version of the package by itself does not.
+        """
+        return f"{self.name}:{_digest(self.scoring, () if self.folded else self.probes)}"
+
+    @property
+    def folded_digest(self) -> str:
+        """The same of the folded form: `hebrew+folded:1a2b3c4d`.
+
+        Raises:
+            TextError: There is no such form.
+        """
+        if self.folded is None:
+            raise TextError(f"the normaliser {self.name!r} folds no spellings; ask for its `digest`.")
+        return f"{self.name}+folded:{_digest(self.scoring, self.probes, self.folded)}"
 
 
 def get(name: str) -> Normalizer:
@@ -55,90 +86,62 @@ def get(name: str) -> Normalizer:
     return found
 
 
-# --- the parts -----------------------------------------------------------------------------------
+_PROFILES: Final = MappingProxyType(
+    {
+        "english": ("en", "eng", "english"),
+        "hebrew": ("he", "iw", "heb", "hebrew"),
+        "arabic": (
+            *("ar", "ara", "arb", "arabic", "acm", "acw", "aeb", "afb", "ajp", "apc", "apd"),
+            *("arq", "ars", "ary", "arz", "ayl", "ayn"),
+        ),
+        "persian": ("fa", "fas", "per", "pes", "prs", "persian", "farsi", "dari"),
+        "hindi": ("hi", "hin", "hindi"),
+        "cjk": (
+            *("zh", "zho", "chi", "cmn", "yue", "wuu", "nan", "hak", "chinese", "cantonese", "mandarin"),
+            *("ja", "jpn", "japanese"),
+        ),
+    }
+)
 
-# Invisible and never part of a word: bidi controls, zero-width space, word joiner, byte order mark, soft hyphen.
-_INVISIBLE = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]")
-# ZWJ and ZWNJ shape Persian, Indic scripts and emoji, so training keeps them; variation selectors and tags likewise.
-_SHAPING = re.compile("[\u200c\u200d\ufe00-\ufe0f\U000e0000-\U000e01ef]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_UNKNOWN = "\ufffd"
 
-_APOSTROPHES = frozenset("'’‘＇׳")
-_GERSHAYIM = frozenset('"“”״')
-_DIGIT_MARKS = frozenset(".,")
+def profile_of(language: str | None) -> str:
+    """Name of the normaliser that knows a language; `basic` where none does, or for None.
+
+    Args:
+        language: A code with or without script and region (`he`, `he-IL`, `zh_Hant`), or an English name.
+    """
+    primary = (language or "").strip().lower().replace("_", "-").split("-")[0]
+    return next((name for name, languages in _PROFILES.items() if primary in languages), "basic")
+
+
+_PROBED_BLOCKS: Final = (
+    *((0x20, 0x250), (0x300, 0x370), (0x590, 0x700), (0x900, 0x980), (0x2000, 0x2070), (0x3000, 0x3100)),
+    *((0x4E00, 0x4E08), (0xAC00, 0xAC04), (0xFB1D, 0xFB50), (0xFE70, 0xFF00), (0xFF01, 0xFFA0)),
+)
+_PROBED_TEXTS: Final = (
+    "Um, it’s 50% R&D... uh — well-known “quotes”, 1,000.5 and 5.",
+    "שָׁלוֹם, צה\"ל צה״ל צה''ל בית־ספר בית-ספר ג׳ירפה!! <|0.00|> כל׀דבר׃",
+    "مُحَمَّدٌ ـــ إلى الآن مؤمن ١٢٣٫٥ می‌خواهم كي",
+    "हिन्दी हिंदी क़लम पढ़ाई १२। र्‍य",
+    "Ｗｅ 我们 都 是１２３。ｶﾞ ｷﾞ かな カナ",
+)
 
 
 @cache
-def _is_control(character: str) -> bool:
-    return unicodedata.category(character) == "Cc" and not character.isspace()
-
-
-@cache
-def _is_mark(character: str) -> bool:
-    return unicodedata.category(character)[0] == "M"
-
-
-@cache
-def _is_word(character: str) -> bool:
-    """Everything but punctuation, symbols and space. U+FFFD stands for a lost letter and must count as an error."""
-    return character == _UNKNOWN or (unicodedata.category(character)[0] not in "PSZ" and not character.isspace())
-
-
-def _repair(text: str) -> str:
-    text = _INVISIBLE.sub("", _SURROGATE.sub(_UNKNOWN, text))
-    if not text.isprintable():
-        text = "".join(character for character in text if not _is_control(character))
-    return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def _fold_case(text: str) -> str:
-    # Through NFD, because case folding of composed and decomposed letters differs (Unicode 3.13, D145).
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
-
-
-def _clusters(text: str) -> Iterator[str]:
-    """Split into a character and its combining marks."""
-    start = 0
-    for index in range(1, len(text)):
-        if not _is_mark(text[index]):
-            yield text[start:index]
-            start = index
-    if text:
-        yield text[start:]
-
-
-def _is_hebrew(character: str) -> bool:
-    return "\u05d0" <= character <= "\u05ea"
-
-
-def _inner(cluster: str, before: str, after: str) -> str:
-    """What a mark of punctuation between two clusters becomes: itself where it belongs to a word, else a space."""
-    if _is_word(before[:1] or " ") and _is_word(after[:1] or " "):
-        if cluster in _APOSTROPHES:
-            return "'"
-        if cluster in _GERSHAYIM and _is_hebrew(before[0]) and _is_hebrew(after[0]):
-            return "״"  # the abbreviation צה"ל is one word
-        if cluster in _DIGIT_MARKS and before.isdecimal() and after.isdecimal():
-            return cluster
-    return " "
-
-
-def _strip_punctuation(text: str) -> str:
-    # Most transcripts: letters and digits, commas before a space, a mark at the end. Twenty times as fast as the rest.
-    plain = text.replace(", ", " ").rstrip(" .,?!")
-    if plain.replace(" ", "").isalnum():
-        return " ".join(plain.split())
-    clusters = list(_clusters(text))
-    padded = ["", *clusters, ""]
-    kept = [
-        cluster if _is_word(cluster[0]) else _inner(cluster, padded[index], padded[index + 2])
-        for index, cluster in enumerate(clusters)
+def _digest(form: Callable[[str], str], probes: tuple[str, ...], fold: Callable[[str], str] | None = None) -> str:
+    # Characters of Unicode 3.2, whose properties do not change, so that a newer Python gives the same digest.
+    characters = [
+        chr(code)
+        for first, end in _PROBED_BLOCKS
+        for code in range(first, end)
+        if unicodedata.ucd_3_2_0.category(chr(code)) != "Cn"
     ]
-    return " ".join("".join(kept).split())
+    around = [f"{side}{one}{side}" for one in characters for side in ("aa", "11", "אא")]
+    outputs = "\n".join((fold or str)(form(text)) for text in (*_PROBED_TEXTS, *probes, *around))
+    return hashlib.sha256(outputs.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
-_UNSEEN = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+_UNSEEN: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 """Letters of Unicode's property Default_Ignorable_Code_Point (fillers of Hangul), and the Braille pattern without dots.
 Everything else that is not seen is no letter, digit or symbol by its category."""
 
@@ -164,15 +167,15 @@ IDENTITY = Normalizer(name="identity", training=_unchanged, scoring=_unchanged)
 
 def _basic_training(text: str) -> str:
     """NFC; bidi controls, zero-width and control characters dropped; runs of space made one."""
-    return _repair(text)
+    return repair(text)
 
 
-def _basic_scoring(text: str) -> str:
+def basic_scoring(text: str) -> str:
     """The training form without case and punctuation; apostrophes, gershayim and decimal marks inside words stay."""
-    return _strip_punctuation(_fold_case(_SHAPING.sub("", _repair(text))))
+    return strip_punctuation(fold_case(SHAPING.sub("", repair(text))))
 
 
-BASIC = Normalizer(name="basic", training=_basic_training, scoring=_basic_scoring)
+BASIC = Normalizer(name="basic", training=_basic_training, scoring=basic_scoring)
 """For any language in any script."""
 
 
@@ -185,13 +188,13 @@ _SPOKEN = {"&": " and ", "%": " percent "}
 
 def _english_training(text: str) -> str:
     """As basic, with straight quotes and apostrophes."""
-    return _repair(text).translate(_STRAIGHT)
+    return repair(text).translate(_STRAIGHT)
 
 
 def _english_scoring(text: str) -> str:
     """As basic, with `&` and `%` as words and without hesitations."""
-    spoken = "".join(_SPOKEN.get(cluster, cluster) for cluster in _clusters(_repair(text)))
-    return " ".join(word for word in _basic_scoring(spoken).split() if word not in _FILLERS)
+    spoken = "".join(_SPOKEN.get(cluster, cluster) for cluster in clusters(repair(text)))
+    return " ".join(word for word in basic_scoring(spoken).split() if word not in _FILLERS)
 
 
 ENGLISH = Normalizer(name="english", training=_english_training, scoring=_english_scoring)

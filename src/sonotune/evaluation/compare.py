@@ -56,6 +56,7 @@ class Comparison:
         matched_pairs: The segment test on words, for one run each of two recognisers; else None.
         clips: Number of clips.
         files: The files of both systems.
+        warnings: What the runs' own scores differ in besides the systems.
     """
 
     differences: Mapping[str, PairedDifference]
@@ -63,6 +64,7 @@ class Comparison:
     matched_pairs: MatchedPairs | None
     clips: int
     files: tuple[tuple[Path, ...], tuple[Path, ...]]
+    warnings: tuple[str, ...] = ()
 
     @property
     def primary(self) -> PairedDifference:
@@ -80,6 +82,7 @@ class Comparison:
             "clips": self.clips,
             "first": [str(path) for path in self.files[0]],
             "second": [str(path) for path in self.files[1]],
+            "warnings": list(self.warnings),
         }
 
 
@@ -142,6 +145,7 @@ def compare(
         matched_pairs=_matched_pairs(rows),
         clips=len(clips),
         files=files,
+        warnings=_unlike_normalizers(files),
     )
 
 
@@ -270,14 +274,35 @@ def _decided(files: Sequence[Sequence[Path]]) -> str | None:
 
 def _decided_in(predictions: Path) -> str | None:
     """The score that decided in the run of a file of predictions; None for a file of its own, or a damaged record."""
+    return primary_score(_scores_in(predictions))
+
+
+def _scores_in(predictions: Path) -> Mapping[str, Mapping[str, Any]]:
+    """The scores that a run's record has of a file of predictions; none for a file of its own, or a damaged record."""
     run = predictions.parent.parent
     if predictions.parent.name != "predictions" or not (run / "run.json").is_file():
-        return None
+        return {}
     try:
-        scores = read_record(run).scores
+        return read_record(run).scores.get(predictions.stem, {})
     except RunDirectoryError:  # predictions are compared without it
-        return None
-    return primary_score(scores.get(predictions.stem, {}))
+        return {}
+
+
+def _unlike_normalizers(files: Sequence[Sequence[Path]]) -> tuple[str, ...]:
+    """A warning where runs say that their texts were normalised by different rules; older records do not say."""
+    found = {
+        str(scores["wer"]["detail"]["normalizer"]): path.parent.parent
+        for side in files
+        for path in side
+        if "normalizer" in (scores := _scores_in(path)).get("wer", {}).get("detail", {})
+    }
+    if len(found) < 2:
+        return ()
+    told = " and ".join(f"{name} in {run}" for name, run in found.items())
+    return (
+        f"the texts were normalised by different rules, {told}: a difference may be one of rules. Evaluate both again "
+        "with one version of the package and the same data.text_scoring.",
+    )
 
 
 def _count(rows: Sequence[Sequence[Rows]], primary: str | None) -> dict[str, _Counts]:

@@ -110,17 +110,18 @@ class Batch:
         """
         if parts < 1:
             raise ValueError(f"a batch is split into 1 part or more, got {parts}.")
-        rows = np.array_split(np.arange(len(self.clips)), max(1, min(parts, len(self.clips))))
-        cuts = [slice(int(part[0]), int(part[-1]) + 1) if part.size else slice(0, 0) for part in rows]
-        return [
-            replace(
-                self,
-                clips=self.clips[cut],
-                findings=self.findings if index == 0 else (),
-                **{name: getattr(self, name)[cut] for name in self._tensors()},
-            )
-            for index, cut in enumerate(cuts)
-        ]
+        shares = np.array_split(np.arange(len(self.clips)), max(1, min(parts, len(self.clips))))
+        cuts = [self.rows(share.tolist()) for share in shares]
+        return [replace(cuts[0], findings=self.findings), *cuts[1:]]
+
+    def rows(self, chosen: Sequence[int]) -> Batch:
+        """Some rows, in the order given; the frames stay as they are, and findings stay behind."""
+        return replace(
+            self,
+            clips=tuple(self.clips[row] for row in chosen),
+            findings=(),
+            **{name: getattr(self, name)[list(chosen)] for name in self._tensors()},
+        )
 
 
 _TENSORS = ("inputs", "input_lengths", "targets", "target_lengths", "mixed_targets", "mixed_shares")

@@ -12,11 +12,10 @@ from typing import Any, Final
 
 from sonotune.audit.gate import GateSettings
 from sonotune.audit.place import SUFFIX
-from sonotune.audit.record import AuditReport, StratumReport, read_report
+from sonotune.audit.record import CLIPS_FILE, AuditReport, StratumReport, read_report
 from sonotune.data import text as text_module
-from sonotune.errors import ConfigError, ManifestError, TextError
+from sonotune.errors import ConfigError, ManifestError, TextError, shortened
 from sonotune.reports.audit_clips import (
-    CLIPS_FILE,
     ClipLine,
     ClipLines,
     clip_facts,
@@ -26,6 +25,7 @@ from sonotune.reports.audit_clips import (
     show_statistic,
     statistic_title,
 )
+from sonotune.reports.canvas import elide
 from sonotune.reports.page import render_page
 from sonotune.reports.record import flatten, show_count, show_percent, show_seconds
 from sonotune.runs.files import atomic_write_text
@@ -37,6 +37,7 @@ MAX_PAGE_BYTES: Final = 6 * 2**20
 
 _BESIDE_CLIPS: Final = 2**20  # of the page: tables, and clips that could not be aligned
 _BYTES_A_WORD: Final = 240  # markup of a word that is drawn or compared
+_SHORT: Final = 300  # characters of a transcript in a list
 _SEVERITIES: Final = {"PROCEED": "better", "CAUTION": "note", "SAMPLE_MORE": "note", "STOP": "worse"}
 _SENTENCES: Final = {
     "PROCEED": "The transcripts are good enough to train on.",
@@ -117,6 +118,7 @@ def build_audit_html(report: AuditReport, lines: ClipLines, *, name: str) -> str
         told=_SENTENCES[report.decision],
         what="bad" if report.correction == "applied" else "flagged",
         scale=_scale(report),
+        by_point=_gate(report.settings).get("rule") == "point",
         sampled=sampled,
         population=population,
         tiles=_tiles(report, sampled, population),
@@ -181,8 +183,7 @@ def _scale(report: AuditReport) -> dict[str, float]:
 
 def _borders(settings: Mapping[str, Any]) -> tuple[float, float]:
     """Where the corpus passes and fails, as it was set; else the defaults of the gate."""
-    found = [settings, *(settings.get(part) for part in ("audit", "gate"))]
-    known = {key: value for part in found if isinstance(part, Mapping) for key, value in part.items()}
+    known = _gate(settings)
     default = GateSettings()
     borders = (
         known.get("proceed_below", default.proceed_below),
@@ -191,6 +192,12 @@ def _borders(settings: Mapping[str, Any]) -> tuple[float, float]:
     if all(isinstance(border, int | float) for border in borders) and 0 < borders[0] <= borders[1] < 1:
         return borders
     return default.proceed_below, default.stop_above
+
+
+def _gate(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the gate, wherever they stand."""
+    found = [settings, *(settings.get(part) for part in ("audit", "gate"))]
+    return {key: value for part in found if isinstance(part, Mapping) for key, value in part.items()}
 
 
 def _tiles(report: AuditReport, sampled: int, population: int) -> list[dict[str, str]]:
@@ -252,15 +259,12 @@ def _facts(report: AuditReport) -> list[tuple[str, str]]:
 def _unaligned(line: ClipLine) -> dict[str, str]:
     text = shortened_text(line["text"] or "")
     return {
-        "id": line["id"],
+        "id": elide(line["id"], 200),
         "facts": clip_facts(line),
         "text": text if len(text) <= _SHORT else f"{text[:_SHORT]} […]",
         "check": line["check"],
-        "problem": line["problem"],
+        "problem": shortened(line["problem"]),
     }
-
-
-_SHORT: Final = 300
 
 
 def _percentile(entry: tuple[str, float]) -> tuple[float, str]:

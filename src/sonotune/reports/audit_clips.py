@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple, NotRequired
 
 import numpy as np
-from pydantic import BeforeValidator, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from sonotune.audio.io import Waveform, encode, read
+from sonotune.audit.record import CLIPS_FILE, SpanEntries, WordEntries
 from sonotune.audit.scores import LOW_POSTERIOR, STATISTICS
 from sonotune.errors import AudioError, ManifestError
 from sonotune.json_files import Count, Number, read_json_lines
@@ -25,8 +26,6 @@ from sonotune.metrics.error_rate import AlignedWord, align_words
 from sonotune.reports.canvas import count_letters, elide
 from sonotune.wording import long_time
 
-CLIPS_FILE: Final = "clips.jsonl"
-"""As `audit.run` calls it, which needs torch."""
 MAX_SOUND_S: Final = 20.0
 """Of a longer clip, so much around its worst span is embedded."""
 MAX_WORDS: Final = 400
@@ -43,18 +42,12 @@ _SMALLEST_PEAK: Final = 0.02  # quieter recordings are drawn small, so that nois
 _LETTER_PX: Final = 8.0
 _WORD_ROWS: Final = 3
 _MAX_WORD_LETTERS: Final = 24
-_PX_PER_S: Final = (60.0, 260.0)  # so wide is a second drawn, at least and at most
+_PX_PER_S: Final = (50.0, 260.0)  # so wide is a second drawn, at least and at most
 _MIN_WIDTH_PX: Final = 300.0
 
 Span = tuple[float, float]
 
 
-def _pair(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value  # JSON has no tuples, and they are checked strictly
-
-
-_SpanEntries = Annotated[tuple[Number, Number], BeforeValidator(_pair)]
-_WordEntries = Annotated[tuple[str, Number, Number, Number | None], BeforeValidator(_pair)]
 _Seconds = Annotated[Number, Field(ge=0)]
 
 
@@ -65,7 +58,7 @@ class ReasonLine(TypedDict):
     statistic: str
     value: Number | None
     threshold: Number | None
-    spans: list[_SpanEntries]
+    spans: list[SpanEntries]
 
 
 class ClipLine(TypedDict):
@@ -87,7 +80,7 @@ class ClipLine(TypedDict):
     domain: NotRequired[str]
     speaker: NotRequired[str]
     scores: NotRequired[dict[str, Any]]
-    words: NotRequired[list[_WordEntries]]
+    words: NotRequired[list[WordEntries]]
     transcript: NotRequired[str]
 
 

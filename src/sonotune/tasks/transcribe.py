@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sonotune.data import numbers
 from sonotune.data.scripts import deciding_rate
-from sonotune.data.text import says_something
+from sonotune.data.text import profile_of, says_something
 from sonotune.errors import ConfigError, MissingExtraError, TextError
 from sonotune.features.batching import Batch
 from sonotune.metrics.error_rate import edit_counts, error_rate
@@ -31,9 +31,15 @@ NUMBERS_VERBALIZED = "wer_numbers_verbalized"
 """Name of the word error rate of texts whose numbers are written as words."""
 LOOPS_CUT = "wer_loops_cut"
 """Name of the word error rate of texts whose loops are cut."""
+SPELLING_FOLDED = "wer_spelling_folded"
+"""Name of the word error rate of texts in which spelling variants of a word are one (`Normalizer.folded`)."""
 RATES = ("wer", "cer")
 """Scores that can decide."""
-_BESIDE = {LOOPS_CUT: "WER with loops cut", NUMBERS_VERBALIZED: "WER with numbers as words"}
+_BESIDE = {
+    LOOPS_CUT: "WER with loops cut",
+    NUMBERS_VERBALIZED: "WER with numbers as words",
+    SPELLING_FOLDED: "WER with spellings folded",
+}
 
 
 class Transcribe:
@@ -208,7 +214,9 @@ class Transcribe:
         (`detail.silent_words`). Where texts loop, `wer_loops_cut` stands beside it: the rate if each of them had said
         its phrase once.
 
-        Beside them stands a word error rate with numbers as words, where `TaskSettings.verbalize_numbers` asks for it.
+        Beside them stands a word error rate with numbers as words, where `TaskSettings.verbalize_numbers` asks for it,
+        and one with spelling variants folded, where the scoring normaliser has such a form and clips are in its
+        language. Each has the digest of its normaliser (`detail.normalizer`).
         """
         references, hypotheses = self._scored(predictions, clips)
         speakers = [clip.speaker for clip in clips]
@@ -221,6 +229,9 @@ class Transcribe:
             counts[LOOPS_CUT] = edit_counts(references, cut, unit="word")
         if self._shows_numbers(references, hypotheses, clips):
             counts[NUMBERS_VERBALIZED] = edit_counts(*self._verbalized(predictions, clips), unit="word")
+        if any(folds := [self._folds(clip) for clip in clips]):
+            sides = (self._folded(texts, folds) for texts in (references, hypotheses))
+            counts[SPELLING_FOLDED] = edit_counts(*sides, unit="word")
         scores = {
             name: error_rate(
                 name, edits, title=_BESIDE.get(name, ""), speakers=speakers, bootstrap=resamples, seed=seed
@@ -237,8 +248,17 @@ class Transcribe:
         }
         scores["wer"] = replace(wer, detail={**wer.detail, **counted})
         decides = primary or self.primary_of(clips)[0]
+        normalizer = self._settings.scoring_text
         return {
-            name: replace(one, role="primary" if name == decides else "beside" if name in _BESIDE else "plain")
+            name: replace(
+                one,
+                role="primary" if name == decides else "beside" if name in _BESIDE else "plain",
+                detail={
+                    **one.detail,
+                    "normalizer": normalizer.folded_digest if name == SPELLING_FOLDED else normalizer.digest,
+                    **({"numbers": numbers.sources(self._codes(clips))} if name == NUMBERS_VERBALIZED else {}),
+                },
+            )
             for name, one in sorted(scores.items(), key=lambda named: named[0] != decides)
         }
 
@@ -281,6 +301,16 @@ class Transcribe:
             [scoring(written(prediction.text or "")) for prediction in predictions],
         )
 
+    def _folds(self, clip: Clip) -> bool:
+        """Whether spellings of a clip are folded: where it is in the language of the normaliser, or names none."""
+        normalizer, language = self._settings.scoring_text, clip.language or self._settings.language
+        return normalizer.folded is not None and (language is None or profile_of(language) == normalizer.name)
+
+    def _folded(self, texts: Sequence[str], folds: Sequence[bool]) -> list[str]:
+        """Texts in scoring form with spelling variants folded where that is asked."""
+        fold = self._settings.scoring_text.folded or str
+        return [fold(text) if wanted else text for text, wanted in zip(texts, folds, strict=True)]
+
     def _verbalized(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[list[str], list[str]]:
         """References and hypotheses in scoring form, with numbers as words where the language of the clip has them."""
         codes = [self._code(clip) for clip in clips]
@@ -294,6 +324,10 @@ class Transcribe:
                 for clip, code in zip(clips, codes, strict=True)
             ],
         )
+
+    def _codes(self, clips: Sequence[Clip]) -> frozenset[str]:
+        """The languages in which numbers of clips are said."""
+        return frozenset(code for clip in clips if (code := self._code(clip)))
 
     def _code(self, clip: Clip) -> str | None:
         """The language in which numbers of a clip are said; None where it is not known."""

@@ -9,9 +9,11 @@ import torch
 
 from sonotune.adapters.trainable import check_plain, check_settings_of_task
 from sonotune.audio.augment import WaveformAugmenter
+from sonotune.audit.place import audit_folder, check_verdict
 from sonotune.config.schema import RunConfig
 from sonotune.data.chunking import cut_at_words
-from sonotune.data.corpus import CORPUS_SETTINGS, Corpus, load_corpus, refuse_too_many
+from sonotune.data.corpus import CORPUS_SETTINGS, Corpus, load_corpus, read_source, refuse_too_many
+from sonotune.data.manifest import digest
 from sonotune.data.text import get as get_normalizer
 from sonotune.data.windows import fit_for_training, training_limit_s
 from sonotune.errors import ConfigError, ManifestError
@@ -122,6 +124,14 @@ def _task(config: RunConfig) -> tuple[ModelFamily, Task]:
 
 def _corpus(config: RunConfig, task: Task, tell: Callable[[Sequence[Finding]], None]) -> Corpus:
     data = config.data
+    folder = audit_folder(str(data.train), None if config.audit.dir == "auto" else config.audit.dir)
+    tell(
+        check_verdict(
+            folder,
+            lambda: digest(read_source(str(data.train), root=data.root, allow_outside_root=data.allow_outside_root)),
+            require=config.audit.require,
+        )
+    )
     named = {"train": data.train, "eval": data.eval, "test": data.test}
     return load_corpus(
         {name: source for name, source in named.items() if source is not None},

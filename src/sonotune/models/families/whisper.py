@@ -225,9 +225,20 @@ class WhisperFamily:
         """Logits (N, V) at every target position, prompt included."""
         return self._logits(loaded, batch, self._encode(loaded, batch), batch.targets[:, 1:] >= 0)
 
-    def decoder_states(self, loaded: LoadedModel, batch: Batch) -> Tensor:
-        """States (B, U-1, D) that make the logits of every target but the first, which is given."""
-        return self._decoder_states(loaded, batch, self._encode(loaded, batch))
+    def decoder_states(self, loaded: LoadedModel, batch: Batch, sources: Sequence[int]) -> Tensor:
+        """States (B, U-1, D) that make the logits of every target but the first, which is given.
+
+        Args:
+            loaded: The model.
+            batch: With targets; several rows may be of one recording.
+            sources: For each row, a row of the same recording: each of these is encoded once.
+        """
+        encoded = sorted(set(sources))
+        copies = [encoded.index(row) for row in sources]
+        states_BPD = self._encode(loaded, batch.rows(encoded))[copies]
+        decoder = loaded.module.model.decoder
+        decoder.cross_mask = None if decoder.cross_mask is None else decoder.cross_mask[copies]
+        return self._decoder_states(loaded, batch, states_BPD)
 
     def _decoder_states(self, loaded: LoadedModel, batch: Batch, encoded_BPD: Tensor) -> Tensor:
         inputs_BU = batch.targets[:, :-1].clamp_min(0)

@@ -25,8 +25,8 @@ class ObjectiveSettings:
 
     label_smoothing: float = 0.0
     ctc_share: float = 0.0
-    star_bypass_penalty: float = 6.0
-    star_speech_penalty: float = 5.0
+    star_bypass_penalty: float = 12.0
+    star_speech_penalty: float = 8.0
 
 
 class Objective(Protocol):

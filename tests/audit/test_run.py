@@ -1,0 +1,234 @@
+"""The audit from the clips to the verdict, with an aligner that knows the truth, and once with a real one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sonotune.alignment.base import AlignerSettings, Alignment, Evidence
+from sonotune.audio.io import write
+from sonotune.audit.gate import GateSettings
+from sonotune.audit.measure import SCORES_FILE, Measurer
+from sonotune.audit.place import VERDICT, audit_folder, check_verdict
+from sonotune.audit.record import CLIPS_FILE, REPORT_FILE, read_report
+from sonotune.audit.run import AuditSettings, audit
+from sonotune.audit.sampling import SamplingSettings
+from sonotune.audit.sources import Transcribed, read_transcribed
+from sonotune.data.manifest import read_manifest, write_manifest
+from sonotune.errors import GateError, ManifestError
+from sonotune.runs import generator
+from sonotune.types import Clip, Finding, Word
+
+RATE_HZ = 16_000
+
+
+class Oracle:
+    """Finds a transcript likely as far as its words are those that are said."""
+
+    name = "oracle"
+    loaded = None
+    settings = AlignerSettings()
+
+    def __init__(self, said):
+        self.said, self.aligned = said, 0
+
+    def check_languages(self, languages):
+        """It knows all."""
+
+    def align(self, clips):
+        for clip in clips:
+            self.aligned += 1
+            if clip.text == "unreadable":
+                yield Finding(check="audio.not_audio", severity="error", message="no audio", clip_ids=(clip.id,))
+                continue
+            true, words = self.said[clip.path.name].split(), clip.text.split()
+            right = np.array([place < len(true) and word == true[place] for place, word in enumerate(words)])
+            noise = np.abs(generator(0, clip.path.name, clip.text).normal(size=len(words)))
+            given = np.where(right, -0.1, -6.0).astype(np.float32) - 0.2 * noise.astype(np.float32)
+            step = clip.duration_s / len(words)
+            starts = np.arange(len(words)) * step
+            yield Alignment(
+                clip_id=clip.id,
+                words=tuple(
+                    Word(text=word, start_s=at, end_s=at + step) for word, at in zip(words, starts, strict=True)
+                ),
+                token_words=np.arange(len(words)),
+                token_starts_s=starts,
+                token_ends_s=starts + step,
+                token_posteriors=np.exp(given),
+                evidence=Evidence(given=given, best=np.zeros_like(given), window=2),
+                transcript=self.said[clip.path.name],
+            )
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """240 clips of ten words, of twelve speakers."""
+    folder = tmp_path_factory.mktemp("audit")
+    rng = generator(0, "audit corpus")
+    letters = [f"w{number}" for number in range(60)]
+    said, clips = {}, []
+    for number in range(240):
+        name = f"{number:03}.wav"
+        write(folder / name, 0.1 * rng.standard_normal(RATE_HZ // 2).astype(np.float32), RATE_HZ)
+        said[name] = " ".join(rng.choice(letters, 10))
+        clips.append(
+            Clip(
+                id=name,
+                path=folder / name,
+                duration_s=0.5,
+                text=said[name],
+                language="en",
+                speaker=f"s{number % 12}",
+                domain="phone" if number % 3 else "studio",
+            )
+        )
+    return said, clips
+
+
+def spoiled(clips, share):
+    """Transcripts of neighbours for so many of the clips."""
+    count = round(share * len(clips))
+    return [
+        replace(clip, text=clips[(place + 1) % len(clips)].text) if place < count else clip
+        for place, clip in enumerate(clips)
+    ]
+
+
+def run(clips, said, folder, *, trusted=None, aligner=None, **changes):
+    aligner = aligner or Oracle(said)
+    settings = AuditSettings(
+        sampling=SamplingSettings(at_least=60, at_most=240, cap=240), gate=GateSettings(cluster_correlation=0.0)
+    )
+    found = audit(
+        Transcribed(clips=tuple(clips), without=0, digest="d"),
+        trusted=Transcribed(clips=tuple(trusted or clips), without=0, digest="d"),
+        measurer=Measurer(aligner=aligner, identity="oracle", file=folder / SCORES_FILE),
+        model={"aligner": "oracle"},
+        settings=replace(settings, **changes),
+        folder=folder,
+        recorded={"rule": "interval"},
+    )
+    return found, aligner
+
+
+def test_a_good_corpus_proceeds_and_a_bad_one_stops(corpus, tmp_path):
+    said, clips = corpus
+    good, _ = run(clips[120:], said, tmp_path / "good", trusted=clips[:120])
+    assert good.report.decision == "PROCEED"
+    assert good.report.rate.high < 0.10
+    bad, _ = run(spoiled(clips[120:], 0.4), said, tmp_path / "bad", trusted=clips[:120])
+    assert bad.report.decision == "STOP"
+    assert bad.report.rate.low > 0.15
+    assert bad.report.rate.low <= 0.4 <= bad.report.rate.high
+    assert bad.report.flags["local_mismatch"] > 0
+    assert {stratum.name for stratum in bad.report.domains} == {"phone", "studio"}
+
+
+def test_the_files_hold_what_was_found(corpus, tmp_path):
+    said, clips = corpus
+    mixed = spoiled(clips[120:], 0.3)
+    found, _ = run(mixed, said, tmp_path, trusted=clips[:120])
+    assert read_report(tmp_path / REPORT_FILE) == found.report
+    rows = [json.loads(line) for line in (tmp_path / CLIPS_FILE).read_text("utf-8").splitlines()]
+    assert len(rows) == len(found.clips) == found.report.rate.count
+    flagged = [row["low_quality"] for row in rows]
+    assert flagged == sorted(flagged, reverse=True), "the worst first"
+    truth = {clip.id: clip.text == said[clip.path.name] for clip in mixed}
+    assert all(not truth[row["id"]] for row in rows[:12])
+    assert rows[0]["reasons"][0]["threshold"] is not None
+    assert rows[0]["words"][0][0] == rows[0]["text"].split()[0]
+
+
+def test_what_was_measured_is_not_measured_again(corpus, tmp_path):
+    said, clips = corpus
+    first, aligner = run(clips[:60], said, tmp_path)
+    assert aligner.aligned > 60
+    again, aligner = run(clips[:60], said, tmp_path)
+    assert aligner.aligned == 0
+    assert again.report == replace(first.report, seconds=again.report.seconds, started=again.report.started)
+    mended = [replace(clips[0], text=clips[1].text), *clips[1:60]]
+    _, aligner = run(mended, said, tmp_path, trusted=clips[:60])
+    assert aligner.aligned == 1
+
+
+def test_an_audit_that_was_killed_goes_on(corpus, tmp_path):
+    said, clips = corpus
+    whole, aligner = run(clips[:60], said, tmp_path / "whole")
+    lines = (tmp_path / "whole" / SCORES_FILE).read_bytes().splitlines(keepends=True)
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / SCORES_FILE).write_bytes(b"".join(lines[:40]) + lines[40][:25])
+    went_on, more = run(clips[:60], said, tmp_path / "cut")
+    assert more.aligned == aligner.aligned - 40
+    assert went_on.report.rate == whole.report.rate
+    assert sorted((tmp_path / "cut" / SCORES_FILE).read_bytes().splitlines()) == sorted(map(bytes.strip, lines))
+    (tmp_path / "cut" / SCORES_FILE).write_bytes(b"{}\n" + lines[0])
+    with pytest.raises(ManifestError, match=rf"{SCORES_FILE}:1"):
+        run(clips[:60], said, tmp_path / "cut")
+
+
+def test_what_cannot_be_aligned_counts_as_bad(corpus, tmp_path):
+    said, clips = corpus
+    lost = [replace(clip, text="unreadable") if place < 60 else clip for place, clip in enumerate(clips[120:])]
+    found, _ = run(lost, said, tmp_path, trusted=clips[:120])
+    assert found.report.decision == "STOP"
+    assert found.report.flags["unaligned"] >= 1
+    rows = [json.loads(line) for line in (tmp_path / CLIPS_FILE).read_text("utf-8").splitlines()]
+    assert rows[0]["check"] == "audio.not_audio"
+    assert rows[0]["problem"] == "no audio"
+
+
+def test_fixed_thresholds_tell_their_error_rates(corpus, tmp_path):
+    said, clips = corpus
+    found, _ = run(clips[:80], said, tmp_path, thresholds="seed")
+    assert found.report.calibration.method == "fixed"
+    assert set(found.report.calibration.thresholds) == {"coverage", "token_posterior"}
+    assert found.report.calibration.sensitivity is not None
+
+
+def test_too_few_trusted_clips_are_refused(corpus, tmp_path):
+    said, clips = corpus
+    with pytest.raises(ManifestError, match="at least 20 trusted clips"):
+        run(clips, said, tmp_path, trusted=clips[:10])
+
+
+def test_training_asks_for_the_verdict(corpus, tmp_path):
+    said, clips = corpus
+    folder = tmp_path / "train.jsonl.audit"
+    assert check_verdict(folder, lambda: "d", require=True) == []
+    run(clips[120:], said, folder, trusted=clips[:120])
+    [found] = check_verdict(folder, lambda: "d", require=True)
+    assert (found.check, found.severity) == (VERDICT, "note")
+    with pytest.raises(GateError, match="have changed since their audit"):
+        check_verdict(folder, lambda: "other", require=True)
+    run(spoiled(clips[120:], 0.4), said, folder, trusted=clips[:120])
+    with pytest.raises(GateError, match=r"says STOP.*audit\.require=false"):
+        check_verdict(folder, lambda: "d", require=True)
+    [found] = check_verdict(folder, lambda: "other", require=False)
+    assert found.severity == "warning"
+    assert "said STOP" in found.message
+    assert "changed since" in found.message
+
+
+def test_the_folder_of_an_audit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.jsonl").write_text("", "utf-8")
+    assert audit_folder("train.jsonl").name == "train.jsonl.audit"
+    assert audit_folder("train.jsonl", tmp_path / "x") == tmp_path / "x"
+    assert audit_folder("assets:quickstart/train.jsonl").parts[0] == "audits"
+
+
+def test_clips_without_words_are_no_part_of_it(corpus, tmp_path):
+    _, clips = corpus
+    write_manifest(tmp_path / "m.jsonl", [clips[0], replace(clips[1], text=""), replace(clips[2], text=None)])
+    options = {"allow_outside_root": True}
+    found = read_transcribed(str(tmp_path / "m.jsonl"), **options)
+    assert [clip.id for clip in found.clips] == [clips[0].id]
+    assert found.without == 2
+    assert len(read_manifest(tmp_path / "m.jsonl", **options)) == 3
+    write_manifest(tmp_path / "n.jsonl", [replace(clips[1], text=" ")])
+    with pytest.raises(ManifestError, match="no transcript with words"):
+        read_transcribed(str(tmp_path / "n.jsonl"), **options)
