@@ -151,7 +151,8 @@ def _trained(
     record = json.loads((work / arm / "run.json").read_text("utf-8"))
     clips = sum(1 for line in manifest.read_text("utf-8").splitlines() if line.strip())
     test = record["scores"]["test"]
-    return {"clips": clips, "wer": test["wer"], "cer": test["cer"], "seconds": body["seconds"]}
+    kept = {"clips": clips, "wer": test["wer"], "cer": test["cer"], "seconds": body["seconds"]}
+    return kept | {"commit": record["code"].get("commit"), "settings": [*extra, *options.words]}
 
 
 def _sonotune(words: Sequence[str]) -> Any:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +31,7 @@ from sonotune.audit.measure import Measurer
 from sonotune.audit.scores import STATISTICS, ClipScores, fit_rates, with_rates
 from sonotune.data.manifest import read_manifest
 from sonotune.metrics.intervals import wilson
-from sonotune.runs import generator
+from sonotune.runs import code_version, environment, generator
 from sonotune.types import Clip
 
 CORRUPTIONS: Final = (
@@ -76,6 +78,9 @@ def main() -> None:
     right, wrong = _measured(clips, measurer, options.seed)
     result = {
         "name": options.name,
+        "command": " ".join(["separation.py", *(re.sub(r"/\S*/", "", word) for word in sys.argv[1:])]),
+        "code": code_version(),
+        "environment": environment(),
         "clips": len(clips),
         "seconds_of_audio": sum(clip.duration_s for clip in clips),
         "seconds": time.monotonic() - started,

@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--only", default=".*", help="Regular expression over names of cells.")
     parser.add_argument("--epochs", type=int, default=None, help="Other than the corpus's own; stands in the name.")
+    parser.add_argument("--contexts", nargs="+", choices=CONTEXTS, help="Of those of a cell, these only.")
     parser.add_argument("--work", type=Path, default=Path("runs/real_models"))
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -115,6 +116,8 @@ def main() -> None:
         if options.epochs and cell.training is not None:
             settings = {**cell.training, "training.max_epochs": str(options.epochs)}
             cell = replace(cell, name=f"{cell.name}-{options.epochs}e", training=settings)
+        if options.contexts:
+            cell = replace(cell, contexts=tuple(one for one in cell.contexts if one in options.contexts))
         file = options.results / f"{cell.name.replace('/', '_')}.json"
         if options.list or file.is_file():
             print(f"{cell.name:<28} {'there' if file.is_file() else 'to do'}", flush=True)

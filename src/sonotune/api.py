@@ -173,6 +173,14 @@ def audit(settings: Settings) -> tuple[AuditReport, Path]:
     read = partial(read_transcribed, root=data.root, allow_outside_root=data.allow_outside_root)
     corpus = read(str(data.train))
     trusted = asked.trusted or data.eval
+    # What `sonotune data filter` needs to measure other clips alike.
+    measured_by = {
+        "trusted": str(trusted or data.train),
+        "language": config.model.language,
+        "text": data.text_training,
+        "precision": compute.precision,
+        "context": config.model.asked_context,
+    }
     folder = audit_folder(str(data.train), None if asked.dir == "auto" else asked.dir)
     opened = open_measurer(
         config.model.checkpoint if asked.model == "auto" else asked.model,
@@ -197,7 +205,7 @@ def audit(settings: Settings) -> tuple[AuditReport, Path]:
         model=opened.model,
         settings=audit_settings(config),
         folder=folder,
-        recorded=loaded.plain()["audit"],
+        recorded={**loaded.plain()["audit"], **measured_by},
     ).report
     if compute.processes.main:
         write_audit_page(folder)

@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from sonotune import cli
+from sonotune import api, cli
 from sonotune.data.chunking import join
-from sonotune.data.corpus import read_source
 from sonotune.data.manifest import read_manifest, write_manifest
 from sonotune.data.windows import fit_for_training
 from sonotune.registry import resolve_asset
@@ -176,31 +175,17 @@ def test_a_model_places_the_words_of_long_recordings_first(tmp_path: Path, recor
 
 @pytest.fixture(scope="module")
 def audited(corpus: Path) -> Path:
-    """An audit of a third of the corpus; the folder where a filter looks for it."""
-    from sonotune.audit.gate import GateSettings
-    from sonotune.audit.measure import SCORES_FILE
-    from sonotune.audit.opening import open_measurer
-    from sonotune.audit.place import audit_folder
-    from sonotune.audit.run import AuditSettings, audit
-    from sonotune.audit.sampling import SamplingSettings
-
-    clips, folder = read_source(str(corpus)), audit_folder(str(corpus))
-    opened = open_measurer("assets:ctc-nano", clips, file=folder / SCORES_FILE)
-    asked = AuditSettings(
-        sampling=SamplingSettings(fraction=0.3, at_least=20, at_most=20),
-        gate=GateSettings(looks=1),
-        false_positive_rate=0.1,
-    )
-    audit(
-        clips,
-        trusted=read_source(TRUSTED[1]),
-        measurer=opened.measurer,
-        model=opened.model,
-        settings=asked,
-        folder=folder,
-        recorded={"trusted": TRUSTED[1], "false_positive_rate": 0.1, "trusted_clips": 200, "seed": 0},
-    )
-    return folder
+    """An audit of a third of the corpus, in the folder where a filter looks for it."""
+    words = {
+        "model": "ctc_nano",
+        "data.train": corpus,
+        "audit.trusted": TRUSTED[1],
+        "audit.min_clips": 20,
+        "audit.max_clips": 20,
+        "audit.looks": 1,
+        "audit.false_positive_rate": 0.1,
+    }
+    return api.audit(words)[1]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

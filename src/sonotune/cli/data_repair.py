@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from sonotune.audit.record import AuditReport
     from sonotune.audit.reference import Reference
     from sonotune.data.resegment import Resegmented
-    from sonotune.types import Clip, Finding
+    from sonotune.models.precision import Precision
+    from sonotune.types import Clip, Context, Finding
 
 Source = Annotated[str, typer.Argument(metavar="MANIFEST", help="A manifest or FORMAT:SOURCE.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Manifest to write (JSONL); never the one that is read.")]
@@ -143,6 +144,8 @@ def data_filter(
             language=language or recorded.text("language"), text=recorded.text("text") or recorded.normalizer
         ),
         normalizer=recorded.normalizer,
+        precision=recorded.precision,
+        context=recorded.context,
         file=scores,
     )
     measurer = opened.measurer
@@ -413,19 +416,19 @@ def _judges(
 
 
 class _Recorded:
-    """What a report says of the settings of its audit, whether their names are whole (`audit.seed`) or not."""
+    """What a report says of how its audit was made (`api.audit`)."""
 
     def __init__(self, report: AuditReport | None) -> None:
         self._report = report
-        settings: Any = {} if report is None else report.settings
-        self._settings: Mapping[str, Any] = settings | (settings.get("audit") or {})
+        self._settings: Mapping[str, Any] = {} if report is None else report.settings
 
     def value(self, name: str, default: Any = None) -> Any:
         """A setting, or the default where the report does not have it."""
-        found = self._settings.get(name, self._settings.get(f"audit.{name}"))
+        found = self._settings.get(name)
         return default if found is None else found
 
     def text(self, name: str) -> str | None:
+        """A setting that is text."""
         found = self.value(name)
         return found if isinstance(found, str) else None
 
@@ -436,6 +439,18 @@ class _Recorded:
     @property
     def aligner(self) -> str:
         return "auto" if self._report is None else self._report.model.get("aligner") or "auto"
+
+    @property
+    def precision(self) -> Precision:
+        """Of the audit; 32 bits where there was none."""
+        known: dict[str | None, Precision] = {"bf16": "bf16", "fp16": "fp16"}
+        return known.get(self.text("precision"), "fp32")
+
+    @property
+    def context(self) -> Context | None:
+        """Of the audit's model."""
+        known: dict[str | None, Context] = {"thinned": "thinned", "full": "full", "cut": "cut"}
+        return known.get(self.text("context"))
 
     @property
     def normalizer(self) -> str:

@@ -215,7 +215,11 @@ def _window(run: Sequence[_Unit], free: Span, cutting: Cutting) -> Span:
     before_s = max(0.0, min(cutting.context_s, begin_s - free[0]))
     after_s = max(0.0, min(cutting.context_s, free[1] - end_s))
     before_s = min(before_s, max(room_s / 2, room_s - after_s))
-    return begin_s - before_s, end_s + min(after_s, room_s - before_s)
+    after_s = min(after_s, room_s - before_s)
+    return (  # sums are rounded, and must not pass what is free
+        max(begin_s - before_s, min(free[0], begin_s)),
+        min(end_s + after_s, max(free[1], end_s)),
+    )
 
 
 def _without_text(bare: Sequence[Span], core: Span, word: int, cutting: Cutting) -> list[Piece]:
