@@ -167,12 +167,18 @@ def audit(settings: Settings) -> tuple[AuditReport, Path]:
     from sonotune.audit.run import audit as run_audit
     from sonotune.audit.sources import read_transcribed
     from sonotune.reports.audit import write_audit_page
+    from sonotune.runs import make_folder
 
     asked, data = config.audit, config.data
+    settings_of_audit = audit_settings(config)
     compute = set_up_compute(config.training.precision, threads=config.training.threads)
     read = partial(read_transcribed, root=data.root, allow_outside_root=data.allow_outside_root)
     corpus = read(str(data.train))
-    trusted = asked.trusted or data.eval
+    known = asked.trusted or data.eval
+    trusted = None if known is None else read(known)
+    folder = audit_folder(str(data.train), None if asked.dir == "auto" else asked.dir)
+    if compute.processes.main:
+        make_folder(folder, choose="audit.dir=PATH")
     checkpoint = config.model.checkpoint if asked.model == "auto" else asked.model
     aligner = open_aligner(
         checkpoint,
@@ -186,12 +192,12 @@ def audit(settings: Settings) -> tuple[AuditReport, Path]:
         precision=compute.precision,
         context=config.model.asked_context,
     )
-    aligner.check_languages(sorted({clip.language for clip in corpus.clips if clip.language}))
+    everything = (*corpus.clips, *(() if trusted is None else trusted.clips))
+    aligner.check_languages(sorted({clip.language for clip in everything if clip.language}))
     identity = identity_of(aligner, checkpoint)
-    folder = audit_folder(str(data.train), None if asked.dir == "auto" else asked.dir)
     report = run_audit(
         corpus,
-        trusted=corpus if trusted is None else read(trusted),
+        trusted=trusted,
         measurer=Measurer(
             aligner=aligner,
             identity=identity["digest"],
@@ -200,7 +206,7 @@ def audit(settings: Settings) -> tuple[AuditReport, Path]:
             processes=compute.processes,
         ),
         model=identity,
-        settings=audit_settings(config),
+        settings=settings_of_audit,
         folder=folder,
         recorded=loaded.plain()["audit"],
     ).report

@@ -105,7 +105,7 @@ def run(clips, said, folder, *, trusted=None, aligner=None, **changes):
     )
     found = audit(
         Transcribed(clips=tuple(clips), without=0, digest="d"),
-        trusted=Transcribed(clips=tuple(trusted or clips), without=0, digest="d"),
+        trusted=Transcribed(clips=tuple(trusted or clips), without=0, digest="t"),
         measurer=Measurer(aligner=aligner, identity="oracle", file=folder / SCORES_FILE),
         model={"aligner": "oracle"},
         settings=replace(settings, **changes),
