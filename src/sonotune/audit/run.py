@@ -275,7 +275,9 @@ def _rated(scores: Sequence[ClipScores | None], rates: Rates) -> list[ClipScores
 def _audited(sample: Sample, measurer: Measurer, calibration: Calibration, rates: Rates) -> list[Audited]:
     """Every clip of the sample, stratum by stratum."""
     clips = sample.clips
-    measured = measurer.measure(clips, doing=f"aligning the sample (look {sample.look})")
+    measured = measurer.measure(
+        clips, doing="aligning the sample" if sample.look == 1 else "aligning the enlarged sample"
+    )
     scores = _rated([row.scores for row in measured], rates)
     strata = [stratum.name for stratum in sample.strata for _ in stratum.clips]
     notes = _notes(clips, measured, measurer.normalizer)

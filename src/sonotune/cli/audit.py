@@ -69,7 +69,7 @@ def _lines(report: AuditReport, folder: Path) -> list[str]:
         )
     found = report.calibration
     if found.sensitivity is not None and found.specificity is not None:
-        by_kind = ", ".join(f"{name} {_percent(one.value)}" for name, one in found.corruptions.items())
+        by_kind = ", ".join(f"{name}: {_percent(one.value)}" for name, one in found.corruptions.items())
         clips = counted(found.specificity.count, "clip with its own transcript", "clips with their own transcripts")
         lines.append(
             f"thresholds flag {_percent(found.sensitivity.value)} of transcripts made wrong on purpose ({by_kind}) and "
