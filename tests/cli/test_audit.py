@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,13 +22,15 @@ from sonotune.audit.place import VERDICT
 from sonotune.audit.record import read_report
 from sonotune.data.manifest import read_manifest, write_manifest
 from sonotune.registry import resolve_asset
-from sonotune.runs import read_record
+from sonotune.runs import files, read_record
 from sonotune.types import Clip
 
 RATE_HZ = 16_000
 LONG = " ".join(["seven"] * 80)
 """No clip of two seconds has room for it."""
 RIGHT = "data.eval=assets:quickstart/eval.jsonl"
+
+FILES = {"alignment_report.json", "clips.jsonl", "report.html", "scores.jsonl"}
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -243,6 +247,35 @@ def test_one_clip(call: Call, packaged: list[Clip], tmp_path: Path):
     code, out, err = call(*words(tmp_path, RIGHT, "--json"))
     assert code in (0, 3), err
     assert json.loads(out)["low_quality"]["count"] == 1
+
+
+def test_a_full_disk_ends_with_exit_5_and_can_go_on(
+    call: Call, packaged: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_manifest(tmp_path / "train.jsonl", packaged[:25])
+    folder = tmp_path / "train.jsonl.audit"
+    real, room = files.write_all, 0
+
+    def write_all(descriptor: int, data: bytes) -> None:
+        nonlocal room
+        room -= len(data)
+        if room < 0:
+            os.write(descriptor, bytes(data)[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor, data)
+
+    monkeypatch.setattr(files, "write_all", write_all)
+    left: list[set[str]] = []
+    # Room for nothing; for scores and not for the page; for all.
+    for space in (0, 400_000, 10_000_000):
+        room = space
+        code, _, err = call(*words(tmp_path))
+        left.append({path.name for path in folder.iterdir()})
+        if code == 5:
+            assert "disk is full" in err
+            assert str(folder) in err
+    assert code == 0, err
+    assert left == [{"scores.jsonl"}, FILES - {"report.html"}, FILES]
 
 
 # --- trusted clips -------------------------------------------------------------------------------

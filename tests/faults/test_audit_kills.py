@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,12 @@ import pytest
 Killer = Any  # of conftest.py
 
 
-def tones(folder: Path, name: str, count: int, *, first: int = 0) -> Path:
-    from faults.conftest import write_corpus
-
-    return write_corpus(folder, name, count, first=first)
-
-
 def outcome(folder: Path) -> dict[str, Any]:
     """What an audit left, without the time it took."""
     report = json.loads((folder / "alignment_report.json").read_text("utf-8"))
     del report["seconds"], report["started"]
-    return {"report": report, "clips": (folder / "clips.jsonl").read_bytes(), "scores": sorted(lines(folder))}
+    scores = [json.loads(line) | {"left": 0} for line in lines(folder)]
+    return {"report": report, "clips": (folder / "clips.jsonl").read_bytes(), "scores": scores}
 
 
 def lines(folder: Path) -> list[bytes]:
@@ -35,17 +31,27 @@ def lines(folder: Path) -> list[bytes]:
     return file.read_bytes().splitlines(keepends=True) if file.exists() else []
 
 
+def complete(written: list[bytes]) -> list[bytes]:
+    """Without a last write that was cut."""
+    ends = [at for at, line in enumerate(written, start=1) if line.endswith(b"\n") and json.loads(line)["left"] == 0]
+    return written[: ends[-1] if ends else 0]
+
+
 def keys(written: list[bytes]) -> list[str]:
-    return [json.loads(line)["key"] for line in written if line.endswith(b"\n")]
+    return [json.loads(line)["key"] for line in written]
 
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["sampled", "every"])
-def test_an_audit_killed_at_a_file_operation_goes_on(model_killer: Killer, tmp_path: Path, every: bool):
-    corpus = tmp_path / "corpus"
-    tones_train, trusted = tones(corpus, "train", 6), tones(corpus, "trusted", 20, first=6)
+def test_an_audit_killed_at_a_file_operation_goes_on(
+    model_killer: Killer, make_corpus: Callable[..., Path], tmp_path: Path, every: bool
+):
+    train, trusted = (
+        make_corpus(tmp_path / "corpus", name, count, first=first)
+        for name, count, first in (("train", 6, 0), ("trusted", 20, 6))
+    )
     work = tmp_path / "work"
     work.mkdir()
-    words = ["audit", "model=ctc_nano", f"data.train={tones_train}", f"audit.trusted={trusted}"]
+    words = ["audit", "model=ctc_nano", f"data.train={train}", f"audit.trusted={trusted}"]
     words += [f"audit.dir={work / 'audit'}", "training.threads=1", "training.precision=fp32"]
     whole = model_killer.run(words, work)
     assert whole.code in (0, 3), whole.said
@@ -59,12 +65,13 @@ def test_an_audit_killed_at_a_file_operation_goes_on(model_killer: Killer, tmp_p
         assert ended.killed, (point, ended.said)
         if (work / "audit" / "alignment_report.json").exists():
             assert outcome(work / "audit")["report"] == wanted["report"]
-        kept = [line for line in lines(work / "audit") if line.endswith(b"\n")]
+        kept = complete(lines(work / "audit"))
         again = model_killer.run(words, work)
         assert again.code == whole.code, (point, again.said)
         assert outcome(work / "audit") == wanted, f"killed at {point} of {count}: {whole.operations[point - 1]}"
-        assert lines(work / "audit")[: len(kept)] == kept, "what was measured stands as it was"
-        assert len(set(keys(lines(work / "audit")))) == len(lines(work / "audit")), "nothing is aligned twice"
+        done = keys(lines(work / "audit"))
+        assert done[: len(kept)] == keys(kept), "what was measured stands as it was"
+        assert len(set(done)) == len(done), "nothing is aligned twice"
     assert count > 10
 
 

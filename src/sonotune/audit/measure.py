@@ -24,7 +24,7 @@ from sonotune.audio.quality import SignalQuality, measure_quality, samples_diges
 from sonotune.audit.record import WordEntries
 from sonotune.audit.scores import ClipScores, Span, score_alignment, scores_from_json
 from sonotune.errors import AudioError, ManifestError
-from sonotune.json_files import Number, read_json_lines
+from sonotune.json_files import Count, Number, read_json_lines
 from sonotune.processes import SINGLE_PROCESS, Processes
 from sonotune.progress import phase
 from sonotune.runs.files import append_bytes, atomic_write_bytes, digest_json
@@ -108,9 +108,14 @@ class Measurer:
 
     def __post_init__(self) -> None:
         if self.file is not None and self.file.exists():
-            self._known = {row.key: row for row in _read(self.file)}
-            if self.processes.main and not self.file.read_bytes().endswith(b"\n"):  # killed in the middle of a line
-                atomic_write_bytes(self.file, b"".join(map(_line, self._known.values())))
+            rows = list(_read(self.file))
+            # What was written together counts together: a kill in the middle of a write leaves a part of it.
+            whole = max((at for at, (_, left) in enumerate(rows, start=1) if not left), default=0)
+            known = [row for row, _ in rows[:whole]]
+            self._known = {row.key: row for row in known}
+            cut = whole < len(rows) or not self.file.read_bytes().endswith(b"\n")
+            if self.processes.main and cut:
+                atomic_write_bytes(self.file, _lines(list(self._known.values())))
 
     def measure(self, clips: Sequence[Clip], *, doing: str) -> list[Measured]:
         """Measure clips, in their order.
@@ -134,7 +139,7 @@ class Measurer:
                 made = [row for share in shares for row in share]
                 self._known |= {row.key: row for row in made}
                 if self.file is not None and self.processes.main:
-                    append_bytes(self.file, b"".join(map(_line, made)))
+                    append_bytes(self.file, _lines(made))
                 done += len(made)
                 advance(done)
         return [self._known[key] for key in keys]
@@ -229,8 +234,11 @@ def _file_state(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _line(row: Measured) -> bytes:
-    return (json.dumps(row.to_json(), ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
+def _lines(rows: Sequence[Measured]) -> bytes:
+    """Rows that are written at once, each with how many of them follow it."""
+    made = ({**row.to_json(), "left": len(rows) - at} for at, row in enumerate(rows, start=1))
+    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in made)
+    return text.encode("utf-8", "backslashreplace")
 
 
 class _Quality(TypedDict):
@@ -251,17 +259,18 @@ class _Line(TypedDict):
     transcript: NotRequired[str]
     quality: NotRequired[_Quality]
     samples: NotRequired[str]
+    left: NotRequired[Count]
 
 
 _LINE: Final[TypeAdapter[_Line]] = TypeAdapter(_Line)
 
 
-def _read(file: Path) -> Iterator[Measured]:
-    """The lines of a file; a last one without its end, as a kill leaves it, is passed over."""
+def _read(file: Path) -> Iterator[tuple[Measured, int]]:
+    """The rows of a file, and how many follow each; a last one without its end, as a kill leaves it, is passed over."""
     for row in read_json_lines(file, _LINE, error=ManifestError, do=_DO, whole=True):
         scores = row.get("scores")
         quality: Mapping[str, Any] | None = row.get("quality")
-        yield Measured(
+        measured = Measured(
             key=row["key"],
             check=row["check"],
             problem=row["problem"],
@@ -274,3 +283,4 @@ def _read(file: Path) -> Iterator[Measured]:
             quality=None if quality is None else SignalQuality(**quality),
             samples=row.get("samples", ""),
         )
+        yield measured, row.get("left", 0)
