@@ -165,6 +165,7 @@ def audit(settings: Settings) -> tuple[AuditReport, Path]:
     from sonotune.audit.measure import SCORES_FILE, Measurer
     from sonotune.audit.place import audit_folder
     from sonotune.audit.run import audit as run_audit
+    from sonotune.audit.sampling import check_patterns
     from sonotune.audit.sources import read_transcribed
     from sonotune.reports.audit import write_audit_page
     from sonotune.runs import make_folder
@@ -174,6 +175,7 @@ def audit(settings: Settings) -> tuple[AuditReport, Path]:
     compute = set_up_compute(config.training.precision, threads=config.training.threads)
     read = partial(read_transcribed, root=data.root, allow_outside_root=data.allow_outside_root)
     corpus = read(str(data.train))
+    check_patterns(corpus.clips, settings_of_audit.sampling.strata)
     known = asked.trusted or data.eval
     trusted = None if known is None else read(known)
     folder = audit_folder(str(data.train), None if asked.dir == "auto" else asked.dir)

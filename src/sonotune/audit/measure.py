@@ -163,6 +163,17 @@ class Measurer:
             return Measured(
                 key=key, scores=None, problem=found.message, check=found.check, quality=quality, samples=samples
             )
+        if sound is not None and not sound.speech:
+            return Measured(
+                key=key,
+                scores=None,
+                problem=f"{clip.id} has a transcript with words, and its audio is silent. Check that the transcript "
+                "belongs to the clip.",
+                check="audit.silent",
+                transcript=found.transcript,
+                quality=quality,
+                samples=samples,
+            )
         return Measured(
             key=key,
             scores=score_alignment(

@@ -48,6 +48,9 @@ MAX_CLIPPED: Final = 0.001
 MIN_SIGNAL_TO_NOISE_DB: Final = 10.0
 MAX_SILENT: Final = 0.7
 """Beyond these a clip is noted as clipped, noisy or mostly silent."""
+MAX_CER: Final = 1.0
+"""Above it, what the model writes has more errors than the transcript has characters: it has nothing in common with it.
+That is noted, for a weak model writes so of right transcripts as well."""
 MIN_SCRIPTS: Final = 10
 """Transcripts of a language in the sample from which its usual script is known."""
 
@@ -329,11 +332,14 @@ def _usual_scripts(found: Sequence[tuple[str | None, str | None]]) -> dict[str |
 
 
 def notes_on(measured: Measured) -> list[str]:
-    """Codes of what is odd about a clip's signal; none of them flags it."""
+    """Codes of what is odd about a clip's audio; none of them flags it."""
+    nothing = measured.transcript is not None and not measured.transcript.strip()
+    cer = None if measured.scores is None else measured.scores.cer
+    odd = {"nothing_recognised": nothing, "recognised_otherwise": not nothing and cer is not None and cer > MAX_CER}
     quality = measured.quality
     if quality is None:
-        return []
-    odd = {
+        return [code for code, holds in odd.items() if holds]
+    odd |= {
         "clipped": quality.clipped_share > MAX_CLIPPED,
         "noisy": quality.signal_to_noise_db is not None and quality.signal_to_noise_db < MIN_SIGNAL_TO_NOISE_DB,
         "narrower_band": quality.recorded_rate_hz is not None,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from sonotune.errors import ConfigError, ManifestError, suggest
-from sonotune.patterns import SECONDS, Try, ends_in_time, problem_of
+from sonotune.patterns import Try, ends_in_time, problem_of
 from sonotune.runs import generator
 from sonotune.types import Clip
 
@@ -31,6 +31,8 @@ AUTO_EDGES_S: Final = (5.0, 10.0, 20.0)
 MAX_AUTO: Final = 8
 """Strata of `auto` at most."""
 _FEW: Final = 20  # a smaller stratum of `auto` joins the rest of its domain
+PATTERN_SECONDS: Final = 5.0
+"""In which the regular expressions of all rules have to be matched with all clips."""
 _REPEATS: Final = re.compile(r"[*+?{]")  # without these, matching takes no more steps than text times pattern
 _FIELDS: Final = ("id", "path", "domain", "language", "speaker", "text", "label")
 
@@ -183,15 +185,12 @@ def draw(clips: Sequence[Clip], settings: SamplingSettings, *, look: int = 1) ->
 
     Raises:
         ManifestError: The corpus has no clips.
-        ConfigError: A regular expression of a rule does not come to an end on these clips.
         ValueError: The look is below 1.
     """
     if look < 1:
         raise ValueError(f"looks are counted from 1; found {look}.")
     if not clips:
         raise ManifestError("an audit needs at least one clip; found none. Check the manifest.")
-    if look == 1:
-        _check_patterns(clips, _given(settings.strata))
     strata = stratify(clips, settings.strata)
     shares = _shares(strata, settings.strata, len(clips))
     sizes = {name: len(members) for name, members in strata.items()}
@@ -310,10 +309,18 @@ def _rule_problems(rules: Sequence[StratumRule]) -> list[str]:
     return problems
 
 
-def _check_patterns(clips: Sequence[Clip], rules: Sequence[StratumRule]) -> None:
-    """Refuse regular expressions that do not come to an end on the clips; those that repeat nothing always do."""
+def check_patterns(clips: Sequence[Clip], strata: StratumPreset | Sequence[StratumRule]) -> None:
+    """Try the regular expressions of rules on the clips where they can be stopped; those that repeat nothing always end.
+
+    Args:
+        clips: A corpus, before it is drawn from.
+        strata: The rules.
+
+    Raises:
+        ConfigError: They do not come to an end within `PATTERN_SECONDS`.
+    """
     tried: dict[str, list[Try]] = {}
-    for rule in rules:
+    for rule in _given(strata):
         for name, pattern in rule.match.items():
             if _REPEATS.search(pattern):
                 tried.setdefault(name, []).append(Try("search", pattern, re.IGNORECASE))
@@ -321,11 +328,11 @@ def _check_patterns(clips: Sequence[Clip], rules: Sequence[StratumRule]) -> None
     for name, tries in tried.items():
         values = dict.fromkeys(value for clip in clips for one in name.split("|") for value in _values(clip, one))
         groups.append((tries, list(values)))
-    if groups and not ends_in_time(groups):
+    if groups and not ends_in_time(groups, seconds=PATTERN_SECONDS):
         shown = groups[0][0][0].pattern[:80]
         raise ConfigError(
             f"the regular expressions of audit.strata, such as {shown!r}, are not matched with the clips within "
-            f"{SECONDS:g} s. Write them without a repetition inside of a repetition."
+            f"{PATTERN_SECONDS:g} s. Write them without a repetition inside of a repetition."
         )
 
 
