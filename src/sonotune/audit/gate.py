@@ -314,9 +314,9 @@ def decision_of(
     Returns:
         The decision and its reason.
     """
-    what = "bad clips" if share.correction == "applied" else "flagged clips"
+    what = "bad" if share.correction == "applied" else "flagged"
     shown = (
-        f"{_percent(share.value)} of {what} ({_percent(share.level)} interval {_percent(share.low)} to "
+        f"{_percent(share.value)} of the clips are {what} ({_percent(share.level)} interval {_percent(share.low)} to "
         f"{_percent(share.high)})"
     )
     proceed, stop = (f"{100 * border:g} %" for border in (settings.proceed_below, settings.stop_above))

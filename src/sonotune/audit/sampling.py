@@ -310,7 +310,7 @@ def _rule_problems(rules: Sequence[StratumRule]) -> list[str]:
 
 
 def check_patterns(clips: Sequence[Clip], strata: StratumPreset | Sequence[StratumRule]) -> None:
-    """Try the regular expressions of rules on the clips where they can be stopped; those that repeat nothing always end.
+    """Try the regular expressions of rules on the clips where they can be stopped; one that repeats nothing ends.
 
     Args:
         clips: A corpus, before it is drawn from.
