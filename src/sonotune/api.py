@@ -165,26 +165,33 @@ def audit(settings: Settings) -> tuple[AuditReport, Path]:
     from sonotune.audit.opening import open_measurer
     from sonotune.audit.place import audit_folder
     from sonotune.audit.run import audit as run_audit
+    from sonotune.audit.sampling import check_patterns
     from sonotune.audit.sources import read_transcribed
     from sonotune.reports.audit import write_audit_page
+    from sonotune.runs import make_folder
 
     asked, data = config.audit, config.data
+    settings_of_audit = audit_settings(config)
     compute = set_up_compute(config.training.precision, threads=config.training.threads)
     read = partial(read_transcribed, root=data.root, allow_outside_root=data.allow_outside_root)
     corpus = read(str(data.train))
-    trusted = asked.trusted or data.eval
+    check_patterns(corpus.clips, settings_of_audit.sampling.strata)
+    known = asked.trusted or data.eval
+    trusted = None if known is None else read(known)
     # What `sonotune data filter` needs to measure other clips alike.
     measured_by = {
-        "trusted": str(trusted or data.train),
+        "trusted": str(known or data.train),
         "language": config.model.language,
         "text": data.text_training,
         "precision": compute.precision,
         "context": config.model.asked_context,
     }
     folder = audit_folder(str(data.train), None if asked.dir == "auto" else asked.dir)
+    if compute.processes.main:
+        make_folder(folder, choose="audit.dir=PATH")
     opened = open_measurer(
         config.model.checkpoint if asked.model == "auto" else asked.model,
-        corpus.clips,
+        (*corpus.clips, *(() if trusted is None else trusted.clips)),
         aligner=asked.aligner,
         settings=AlignerSettings(
             batch_seconds=config.evaluation.batch_seconds,
@@ -200,10 +207,10 @@ def audit(settings: Settings) -> tuple[AuditReport, Path]:
     )
     report = run_audit(
         corpus,
-        trusted=corpus if trusted is None else read(trusted),
+        trusted=trusted,
         measurer=opened.measurer,
         model=opened.model,
-        settings=audit_settings(config),
+        settings=settings_of_audit,
         folder=folder,
         recorded={**loaded.plain()["audit"], **measured_by},
     ).report

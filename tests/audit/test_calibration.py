@@ -137,7 +137,7 @@ def test_too_few_trusted_clips_are_refused(count):
 
 
 def test_a_rate_that_so_few_clips_cannot_hold_is_refused():
-    with pytest.raises(ManifestError, match=r"false-positive rate of 1\.0% needs more trusted clips: found 20"):
+    with pytest.raises(ManifestError, match=r"false-positive rate of 1 % needs more trusted clips: found 20"):
         calibrate(made(drawn(np.random.default_rng(0), 20)), {}, statistics=THREE, false_positive_rate=0.01)
 
 

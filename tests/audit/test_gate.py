@@ -189,7 +189,7 @@ def test_fewer_flags_than_good_clips_would_have_prove_no_more_than_that():
 def test_decisions(flagged, look, exhausted, decision):
     verdict = judge([counted(10**6, 700, flagged)], None, GateSettings(), look=look, exhausted=exhausted)
     assert verdict.decision == decision
-    assert f"{flagged / 700:.1%}" in verdict.reasons[0]
+    assert f"{100 * flagged / 700:.1f} %" in verdict.reasons[0]
 
 
 def test_looks_share_the_error():

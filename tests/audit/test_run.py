@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +21,7 @@ from sonotune.audit.sampling import SamplingSettings
 from sonotune.audit.sources import Transcribed, read_transcribed
 from sonotune.data.manifest import read_manifest, write_manifest
 from sonotune.errors import GateError, ManifestError
+from sonotune.processes import SINGLE_PROCESS, Processes
 from sonotune.runs import generator
 from sonotune.types import Clip, Finding, Word
 
@@ -99,21 +102,26 @@ def spoiled(clips, share):
     ]
 
 
-def run(clips, said, folder, *, trusted=None, aligner=None, **changes):
+def run(clips, said, folder, *, trusted=None, aligner=None, processes=SINGLE_PROCESS, **changes):
     aligner = aligner or Oracle(said)
     settings = AuditSettings(
         sampling=SamplingSettings(at_least=60, at_most=240, cap=240), gate=GateSettings(cluster_correlation=0.0)
     )
     found = audit(
         Transcribed(clips=tuple(clips), without=0, digest="d"),
-        trusted=Transcribed(clips=tuple(trusted or clips), without=0, digest="d"),
-        measurer=Measurer(aligner=aligner, identity="oracle", file=folder / SCORES_FILE),
+        trusted=Transcribed(clips=tuple(trusted or clips), without=0, digest="t"),
+        measurer=Measurer(aligner=aligner, identity="oracle", file=folder / SCORES_FILE, processes=processes),
         model={"aligner": "oracle"},
         settings=replace(settings, **changes),
         folder=folder,
         recorded={"rule": "interval"},
     )
     return found, aligner
+
+
+def rows_of(folder):
+    """What was measured, without what was written together."""
+    return [json.loads(line) | {"left": 0} for line in (folder / SCORES_FILE).read_text("utf-8").splitlines()]
 
 
 def test_a_good_corpus_proceeds_and_a_bad_one_stops(corpus, tmp_path):
@@ -160,12 +168,16 @@ def test_an_audit_that_was_killed_goes_on(corpus, tmp_path):
     said, clips = corpus
     whole, aligner = run(clips[:60], said, tmp_path / "whole")
     lines = (tmp_path / "whole" / SCORES_FILE).read_bytes().splitlines(keepends=True)
+    left = [json.loads(line)["left"] for line in lines]
+    written = left.index(0) + 1
+    assert written < 140 < len(lines)
     (tmp_path / "cut").mkdir()
-    (tmp_path / "cut" / SCORES_FILE).write_bytes(b"".join(lines[:40]) + lines[40][:25])
-    went_on, more = run(clips[:60], said, tmp_path / "cut")
-    assert more.aligned == aligner.aligned - 40
-    assert went_on.report.rate == whole.report.rate
-    assert sorted((tmp_path / "cut" / SCORES_FILE).read_bytes().splitlines()) == sorted(map(bytes.strip, lines))
+    for cut in (10, 140):  # in the middle of what was written at once
+        (tmp_path / "cut" / SCORES_FILE).write_bytes(b"".join(lines[:cut]) + lines[cut][:25])
+        went_on, more = run(clips[:60], said, tmp_path / "cut")
+        assert more.aligned == aligner.aligned - (written if cut > written else 0)
+        assert went_on.report.rate == whole.report.rate
+        assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
     (tmp_path / "cut" / SCORES_FILE).write_bytes(b"{}\n" + lines[0])
     with pytest.raises(ManifestError, match=rf"{SCORES_FILE}:1"):
         run(clips[:60], said, tmp_path / "cut")
@@ -233,3 +245,92 @@ def test_clips_without_words_are_no_part_of_it(corpus, tmp_path):
     write_manifest(tmp_path / "n.jsonl", [replace(clips[1], text=" ")])
     with pytest.raises(ManifestError, match="no transcript with words"):
         read_transcribed(str(tmp_path / "n.jsonl"), **options)
+
+
+class Shared(Processes):
+    """One of several processes, which are threads here."""
+
+    def __init__(self, rank, barrier, table):
+        super().__init__(rank, barrier.parties)
+        self._barrier, self._table = barrier, table
+
+    def all_gather(self, value):
+        self._table[self.rank] = value
+        self._barrier.wait(timeout=60)
+        values = [self._table[rank] for rank in range(self.world_size)]
+        self._barrier.wait(timeout=60)
+        return values
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_share_the_work_and_report_the_same(corpus, tmp_path, count):
+    said, clips = corpus
+    mixed = spoiled(clips[120:], 0.2)
+    alone, aligner = run(mixed, said, tmp_path / "alone", trusted=clips[:120])
+    barrier, table, folder = threading.Barrier(count), {}, tmp_path / "shared"
+
+    def one(rank):
+        processes = Shared(rank, barrier, table)
+        return run(mixed, said, folder, trusted=clips[:120], processes=processes)
+
+    with ThreadPoolExecutor(count) as pool:
+        shared = list(pool.map(one, range(count)))
+    for found, _ in shared:
+        same = replace(found.report, seconds=alone.report.seconds, started=alone.report.started)
+        assert same == alone.report
+        assert found.clips == alone.clips
+    work = [done.aligned for _, done in shared]
+    assert sum(work) == aligner.aligned, "nothing is aligned by two"
+    assert min(work) > 0
+    assert (folder / CLIPS_FILE).read_bytes() == (tmp_path / "alone" / CLIPS_FILE).read_bytes()
+    assert rows_of(folder) == rows_of(tmp_path / "alone")
+
+
+def test_clips_are_noted_as_copies_and_as_of_another_script(corpus, tmp_path):
+    said, clips = corpus
+    long = "the same long sentence stands in the manifest here and over there as well"
+    assert long not in said.values()
+    chosen = list(clips[:40])
+    chosen[0], chosen[1] = replace(chosen[0], text=long), replace(chosen[1], text=long.upper() + "!")
+    chosen[2] = replace(chosen[2], text="это написано другими буквами")
+    chosen[3] = replace(chosen[3], text="это написано другими буквами", language="ru")
+    chosen[4], chosen[5] = replace(chosen[4], text="yes"), replace(chosen[5], text="yes")
+    chosen.append(replace(clips[6], id="again"))
+    found, _ = run(chosen, said, tmp_path, trusted=clips[120:])
+    notes = {one.clip.id: set(one.notes) & {"repeated_text", "repeated_audio", "other_script"} for one in found.clips}
+    told = {name: codes for name, codes in notes.items() if codes}
+    assert told == {
+        clips[0].id: {"repeated_text"},
+        clips[1].id: {"repeated_text"},
+        clips[2].id: {"other_script"},
+        clips[6].id: {"repeated_audio"},
+        "again": {"repeated_audio"},
+    }
+    assert found.report.flags["repeated_audio"] == 2
+    unflagged = {one.clip.id for one in found.clips if not one.flags}
+    assert {"again", clips[6].id} <= unflagged, "a note flags no clip"
+
+
+def test_without_trusted_clips_nothing_passes(corpus, tmp_path):
+    said, clips = corpus
+    settings = AuditSettings(sampling=SamplingSettings(at_least=60, at_most=240, cap=240))
+    measurer = Measurer(aligner=Oracle(said), identity="oracle", file=tmp_path / SCORES_FILE)
+
+    def decide(members, **changes):
+        return audit(
+            Transcribed(clips=tuple(members), without=0, digest="d"),
+            trusted=None,
+            measurer=measurer,
+            model={"aligner": "oracle"},
+            settings=replace(settings, **changes),
+            folder=tmp_path,
+            recorded={},
+        ).report
+
+    for share in (0.0, 0.1, 0.25, 0.5):
+        assert decide(spoiled(clips, share)).decision == "CAUTION", share
+    lost = [replace(clip, text="unreadable") if place < 80 else clip for place, clip in enumerate(clips)]
+    assert decide(lost).decision == "STOP", "what cannot be aligned is bad by any threshold"
+    report = decide(spoiled(clips, 0.5), thresholds="seed")
+    assert (report.correction, report.decision) == ("none", "STOP")
+    assert "trusted" in report.remarks[0]

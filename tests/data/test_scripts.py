@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sonotune.data.scripts import LETTERS_PER_WORD, deciding_rate
+from sonotune.data.scripts import LETTERS_PER_WORD, deciding_rate, dominant_script
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,23 @@ def test_scripts_without_spaces_are_scored_by_characters(texts: list[str], rate:
     found, reason = deciding_rate(texts)
     assert found == rate
     assert reason
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [
+        ("seven four", "LATIN"),
+        ("naïve ﬁnd Ａ", "LATIN"),
+        ("שבע ארבע", "HEBREW"),
+        ("שָׁלוֹם ok", "HEBREW"),
+        ("семь", "CYRILLIC"),
+        ("漢字とカタカナ", "HAN"),
+        ("ｶﾀｶﾅ", "HAN"),
+        ("مرحبا", "ARABIC"),
+        ("ab гд", None),
+        ("1234 !? 🎉", None),
+        ("", None),
+    ],
+)
+def test_the_script_of_most_letters(text: str, script: str | None) -> None:
+    assert dominant_script(text) == script

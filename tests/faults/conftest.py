@@ -199,6 +199,12 @@ def write_corpus(folder: Path, name: str, count: int, *, first: int = 0) -> Path
     return manifest
 
 
+@pytest.fixture(scope="session")
+def make_corpus() -> Callable[..., Path]:
+    """`write_corpus`, for tests that need other clips than those of `corpus`."""
+    return write_corpus
+
+
 @pytest.fixture(scope="module")
 def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Whisper of some thousand random parameters with the packaged processor."""

@@ -98,7 +98,7 @@ def report(clips: int, **changes: Any) -> AuditReport:
     )
     values: dict[str, Any] = {
         "decision": "STOP",
-        "reasons": ("20.0% of bad clips (95.0% interval 16.0% to 25.0%): the lower end is above 15%",),
+        "reasons": ("20.0 % of bad clips (95.0 % interval 16.0 % to 25.0 %): the lower end is above 15 %",),
         "rate": share,
         "level": 0.95,
         "correction": "applied",
@@ -154,7 +154,7 @@ def test_the_first_screen_says_what_was_decided_and_why(tmp_path: Path, shown) -
     verdict = page.flat("verdict")
     assert "STOP Too many transcripts" in verdict
     assert "20.0 % of the clips are bad, 95.0 % interval 16.0 % to 25.0 %" in verdict
-    assert "the lower end is above 15%." in verdict
+    assert "the lower end is above 15 %." in verdict
     assert "Clips looked at2of 900, in 2 looks" in verdict
     assert "Bad clips that are found90.0 %83.0 % to 94.0 %" in verdict
     assert "Good clips that pass95.0 %" in verdict

@@ -181,7 +181,11 @@ def signal_to_noise_db(waveform_S: NDArray[np.float32], sample_rate_hz: int) -> 
         more power in one than in the other.
     """
     energy_db = frame_energy_db(waveform_S, sample_rate_hz)
-    mask = speech_mask(waveform_S, sample_rate_hz)
+    return signal_to_noise_of(energy_db, loud_frames(energy_db))
+
+
+def signal_to_noise_of(energy_db: NDArray[np.float32], mask: NDArray[np.bool_]) -> float | None:
+    """`signal_to_noise_db` by the energies of frames (T,) and which of them are speech (T,)."""
     if mask.all() or not mask.any():
         return None
     power = 10.0 ** (energy_db.astype(np.float64) / 10.0)

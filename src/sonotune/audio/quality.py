@@ -17,7 +17,7 @@ from sonotune.audio.activity import (
     frame_energy_db,
     loud_frames,
     signal_level_db,
-    signal_to_noise_db,
+    signal_to_noise_of,
 )
 
 FULL_SCALE: Final = 0.999
@@ -59,20 +59,24 @@ class SignalQuality:
     recorded_rate_hz: int | None
 
 
-def measure_quality(waveform_S: NDArray[np.float32], sample_rate_hz: int) -> SignalQuality:
+def measure_quality(
+    waveform_S: NDArray[np.float32], sample_rate_hz: int, *, energy_db: NDArray[np.float32] | None = None
+) -> SignalQuality:
     """Measure a recording.
 
     Args:
         waveform_S: Samples of one channel at the file's own rate, full scale 1.0; at least one.
         sample_rate_hz: That rate.
+        energy_db: Its energies (`frame_energy_db`), where they are known already.
     """
     bandwidth_hz = band_limit_hz(waveform_S, sample_rate_hz)
-    loud_T = loud_frames(frame_energy_db(waveform_S, sample_rate_hz))
+    energy_T = frame_energy_db(waveform_S, sample_rate_hz) if energy_db is None else energy_db
+    loud_T = loud_frames(energy_T)
     return SignalQuality(
         level_db=signal_level_db(waveform_S, sample_rate_hz),
         clipped_share=clipped_share(waveform_S),
         silent_share=float(1.0 - loud_T.mean()) if loud_T.size else 1.0,
-        signal_to_noise_db=signal_to_noise_db(waveform_S, sample_rate_hz),
+        signal_to_noise_db=signal_to_noise_of(energy_T, loud_T),
         bandwidth_hz=bandwidth_hz if bandwidth_hz is not None else sample_rate_hz / 2,
         recorded_rate_hz=None if bandwidth_hz is None else recorded_rate_hz(bandwidth_hz, sample_rate_hz),
     )

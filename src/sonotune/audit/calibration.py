@@ -140,11 +140,7 @@ def calibrate(
             f"audit.false_positive_rate is {false_positive_rate}; allowed is a number between 0 and 1, such as 0.05."
         )
     count = len(trusted)
-    if count < MIN_TRUSTED:
-        raise ManifestError(
-            f"thresholds need at least {MIN_TRUSTED} trusted clips; found {count}. Name more of them (200 to 500 of "
-            "each language tell well), or take the fixed thresholds of the preset 'seed'."
-        )
+    check_trusted(count)
     used = [name for name in statistics if any(one is not None and one.statistic(name) is not None for one in trusted)]
     if not used:
         raise ManifestError(
@@ -160,8 +156,8 @@ def calibrate(
         unaligned = int(np.isneginf(values_NS).all(axis=1).sum())
         found = f"{count} of them, {unaligned} of which could not be aligned" if unaligned else f"{count}"
         raise ManifestError(
-            f"a false-positive rate of {false_positive_rate:.1%} needs more trusted clips: found {found}. Name more of "
-            "them, allow a higher audit.false_positive_rate, or flag by fewer statistics."
+            f"a false-positive rate of {100 * false_positive_rate:g} % needs more trusted clips: found {found}. Name "
+            "more of them, or allow a higher audit.false_positive_rate."
         )
     thresholds = {
         name: _sign(name) * float(np.sort(values_NS[:, index])[cuts[index] - 1])
@@ -193,6 +189,19 @@ def fixed(
     made = Calibration(method="fixed", thresholds=dict(thresholds), corruptions={})
     good = sum(not made.flags(one) for one in trusted)
     return _measured(made, corrupted or {}, specificity=_proportion(good, len(trusted)) if trusted else None)
+
+
+def check_trusted(count: int) -> None:
+    """Refuse too few trusted clips, before they are aligned.
+
+    Raises:
+        ManifestError: There are fewer than `MIN_TRUSTED`.
+    """
+    if count < MIN_TRUSTED:
+        raise ManifestError(
+            f"thresholds need at least {MIN_TRUSTED} trusted clips; found {count}. Name more of them by audit.trusted "
+            "(200 to 500 of each language tell well), or take fixed thresholds (audit.thresholds=seed)."
+        )
 
 
 def check_statistics(names: Sequence[str]) -> None:

@@ -314,27 +314,33 @@ def decision_of(
     Returns:
         The decision and its reason.
     """
-    what = "bad clips" if share.correction == "applied" else "flagged clips"
-    shown = f"{share.value:.1%} of {what} ({share.level:.1%} interval {share.low:.1%} to {share.high:.1%})"
+    what = "bad" if share.correction == "applied" else "flagged"
+    shown = (
+        f"{_percent(share.value)} of the clips are {what} ({_percent(share.level)} interval {_percent(share.low)} to "
+        f"{_percent(share.high)})"
+    )
+    proceed, stop = (f"{100 * border:g} %" for border in (settings.proceed_below, settings.stop_above))
     if settings.rule == "point":
         if share.value < settings.proceed_below:
-            return "PROCEED", f"{shown}: the share is below {settings.proceed_below:.0%} (rule: point)"
+            return "PROCEED", f"{shown}: the share is below {proceed} (rule: point)"
         if share.value > settings.stop_above:
-            return "STOP", f"{shown}: the share is above {settings.stop_above:.0%} (rule: point)"
-        return "CAUTION", f"{shown}: the share lies between the borders (rule: point)"
+            return "STOP", f"{shown}: the share is above {stop} (rule: point)"
+        return "CAUTION", f"{shown}: the share lies between {proceed} and {stop} (rule: point)"
     if share.correction == "refused":
         return "CAUTION", (
-            f"{share.flagged:.1%} of the clips are flagged, which says nothing of bad ones: sensitivity and "
-            f"specificity add up to less than {MIN_SENSITIVITY_AND_SPECIFICITY}. Use another aligner or more trusted "
-            "clips."
+            f"{_percent(share.flagged)} of the clips are flagged, which says nothing of bad ones: sensitivity and "
+            f"specificity add up to less than {MIN_SENSITIVITY_AND_SPECIFICITY}, so this model tells wrong transcripts "
+            "from right ones too badly. Align with a model that recognises such speech better, or name more trusted "
+            "clips"
         )
     if share.high < settings.proceed_below:
-        return "PROCEED", f"{shown}: the upper end is below {settings.proceed_below:.0%}"
+        return "PROCEED", f"{shown}: the upper end is below {proceed}"
     if share.low > settings.stop_above:
-        return "STOP", f"{shown}: the lower end is above {settings.stop_above:.0%}"
+        return "STOP", f"{shown}: the lower end is above {stop}"
+    between = f"the interval is neither wholly below {proceed} nor wholly above {stop}"
     if look < settings.looks and not exhausted:
-        return "SAMPLE_MORE", f"{shown}: the interval decides nothing, and the sample can grow"
-    return "CAUTION", f"{shown}: the interval decides nothing, and the sample grows no further"
+        return "SAMPLE_MORE", f"{shown}: {between}, and the sample can grow"
+    return "CAUTION", f"{shown}: {between}, and the sample does not grow further"
 
 
 def judge(
@@ -364,8 +370,8 @@ def judge(
     for verdict in verdicts:
         if verdict.decision == "STOP" and decision != "STOP":
             reasons.append(
-                f"the stratum {verdict.name!r} is bad by itself: {verdict.share.value:.1%} "
-                f"({verdict.share.low:.1%} to {verdict.share.high:.1%})"
+                f"the stratum {verdict.name!r} is bad by itself: {_percent(verdict.share.value)} "
+                f"({_percent(verdict.share.low)} to {_percent(verdict.share.high)})"
             )
     return Verdict(decision=decision, reasons=tuple(reasons), share=share, strata=verdicts, look=look)
 
@@ -410,6 +416,10 @@ def _p_value(stratum: StratumCount, detector: Detector | None, settings: GateSet
         middle = math.sqrt(low * high)
         low, high = (low, middle) if decided(middle) else (middle, high)
     return high
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _rogan_gladen(share: float, sensitivity: float, specificity: float) -> float:

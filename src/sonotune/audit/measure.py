@@ -10,20 +10,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, NotRequired
 
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from sonotune.alignment.base import Aligner, Alignment
-from sonotune.audio.activity import energy_of_blocks, loud_frames, speech_spans
+from sonotune.alignment.base import Aligner, Alignment, Recording, recording
+from sonotune.audio.activity import energy_of_blocks, frame_energy_db, loud_frames, speech_spans
 from sonotune.audio.io import probe, read, read_blocks
-from sonotune.audio.quality import SignalQuality, measure_quality
+from sonotune.audio.quality import SignalQuality, measure_quality, samples_digest
 from sonotune.audit.record import WordEntries
 from sonotune.audit.scores import ClipScores, Span, score_alignment, scores_from_json
 from sonotune.errors import AudioError, ManifestError
-from sonotune.json_files import Number, read_json_lines
+from sonotune.json_files import Count, Number, read_json_lines
 from sonotune.processes import SINGLE_PROCESS, Processes
 from sonotune.progress import phase
 from sonotune.runs.files import append_bytes, atomic_write_bytes, digest_json
@@ -33,7 +34,7 @@ SCORES_FILE: Final = "scores.jsonl"
 QUALITY_S: Final = 60.0
 """Of a longer clip, so much from its beginning tells the quality of its signal."""
 _SPEECH_RATE_HZ: Final = 16_000
-_CHUNK: Final = 256  # clips whose scores are written at once
+_UNIT: Final = 128  # clips whose scores are written at once
 _DO: Final = "Remove the file; the audit measures its clips again."
 
 
@@ -49,6 +50,7 @@ class Measured:
         words: In time, as far as they were aligned.
         transcript: What the model writes by itself.
         quality: Of the signal; None where the audio could not be read.
+        samples: Digest of the samples and their number; empty where the audio could not be read.
     """
 
     key: str
@@ -58,6 +60,7 @@ class Measured:
     words: tuple[Word, ...] = ()
     transcript: str | None = None
     quality: SignalQuality | None = None
+    samples: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A line of the file."""
@@ -70,6 +73,8 @@ class Measured:
             row["transcript"] = self.transcript
         if self.quality is not None:
             row["quality"] = asdict(self.quality)
+        if self.samples:
+            row["samples"] = self.samples
         return row
 
 
@@ -79,6 +84,7 @@ class _Sound:
 
     speech: tuple[Span, ...]
     quality: SignalQuality
+    samples: str
 
 
 @dataclass(kw_only=True)
@@ -102,9 +108,14 @@ class Measurer:
 
     def __post_init__(self) -> None:
         if self.file is not None and self.file.exists():
-            self._known = {row.key: row for row in _read(self.file)}
-            if self.processes.main and not self.file.read_bytes().endswith(b"\n"):  # killed in the middle of a line
-                atomic_write_bytes(self.file, b"".join(map(_line, self._known.values())))
+            rows = list(_read(self.file))
+            # What was written together counts together: a kill in the middle of a write leaves a part of it.
+            whole = max((at for at, (_, left) in enumerate(rows, start=1) if not left), default=0)
+            known = [row for row, _ in rows[:whole]]
+            self._known = {row.key: row for row in known}
+            cut = whole < len(rows) or not self.file.read_bytes().endswith(b"\n")
+            if self.processes.main and cut:
+                atomic_write_bytes(self.file, _lines(list(self._known.values())))
 
     def measure(self, clips: Sequence[Clip], *, doing: str) -> list[Measured]:
         """Measure clips, in their order.
@@ -114,21 +125,22 @@ class Measurer:
             doing: What is shown meanwhile.
         """
         keys = [self._key(clip) for clip in clips]
-        missing = [
-            clip
-            for clip, key in {key: (clip, key) for clip, key in zip(clips, keys, strict=True)}.values()
-            if key not in self._known
+        units = [
+            [(clip, key) for clip, key in unit if key not in self._known]
+            for unit in _units(list({key: (clip, key) for clip, key in zip(clips, keys, strict=True)}.values()))
         ]
+        units = [unit for unit in units if unit]
         with phase(doing, len(clips), "clips") as advance:
-            done = len(clips) - len(missing)
-            for start in range(0, len(missing), _CHUNK):
-                chunk = missing[start : start + _CHUNK]
-                shares = self.processes.all_gather(list(self._computed(self.processes.shard(chunk))))
+            done = len(clips) - sum(map(len, units))
+            for start in range(0, len(units), self.processes.world_size):
+                together = units[start : start + self.processes.world_size]
+                mine = self.processes.shard(together)
+                shares = self.processes.all_gather([row for unit in mine for row in self._computed(unit)])
                 made = [row for share in shares for row in share]
                 self._known |= {row.key: row for row in made}
                 if self.file is not None and self.processes.main:
-                    append_bytes(self.file, b"".join(map(_line, made)))
-                done += len(chunk)
+                    append_bytes(self.file, _lines(made))
+                done += len(made)
                 advance(done)
         return [self._known[key] for key in keys]
 
@@ -137,18 +149,31 @@ class Measurer:
         what = [clip.start_s, clip.duration_s, clip.channel, clip.text, clip.language]
         return digest_json([self.identity, self.normalizer, clip.path.name, _file_state(clip.path), *what])
 
-    def _computed(self, clips: Sequence[Clip]) -> Iterator[Measured]:
-        sounds: dict[tuple[Any, ...], _Sound | None] = {}
-        for clip, found in zip(clips, self.aligner.align(clips), strict=True):
-            place = (clip.path, clip.start_s, clip.duration_s, clip.channel)
+    def _computed(self, unit: Sequence[tuple[Clip, str]]) -> Iterator[Measured]:
+        sounds: dict[Recording, _Sound | None] = {}
+        for (clip, key), found in zip(unit, self.aligner.align([clip for clip, _ in unit]), strict=True):
+            place = recording(clip)
             if place not in sounds:
                 sounds[place] = _heard(clip)
-            yield self._row(clip, found, sounds[place])
+            yield self._row(clip, key, found, sounds[place])
 
-    def _row(self, clip: Clip, found: Alignment | Finding, sound: _Sound | None) -> Measured:
-        key, quality = self._key(clip), None if sound is None else sound.quality
+    def _row(self, clip: Clip, key: str, found: Alignment | Finding, sound: _Sound | None) -> Measured:
+        quality, samples = (None, "") if sound is None else (sound.quality, sound.samples)
         if isinstance(found, Finding):
-            return Measured(key=key, scores=None, problem=found.message, check=found.check, quality=quality)
+            return Measured(
+                key=key, scores=None, problem=found.message, check=found.check, quality=quality, samples=samples
+            )
+        if sound is not None and not sound.speech:
+            return Measured(
+                key=key,
+                scores=None,
+                problem=f"{clip.id} has a transcript with words, and its audio is silent. Check that the transcript "
+                "belongs to the clip.",
+                check="audit.silent",
+                transcript=found.transcript,
+                quality=quality,
+                samples=samples,
+            )
         return Measured(
             key=key,
             scores=score_alignment(
@@ -162,21 +187,28 @@ class Measurer:
             words=found.words,
             transcript=found.transcript,
             quality=quality,
+            samples=samples,
         )
+
+
+def _units(clips: Sequence[tuple[Clip, str]]) -> list[list[tuple[Clip, str]]]:
+    """Clips that one process measures and writes at once; clips of one recording that follow each other stay together.
+
+    What is in a unit depends on all clips, also on those that are known already: batches, and with them the last
+    digits of what is computed, are the same however often an audit was stopped and whoever shares it.
+    """
+    units: list[list[tuple[Clip, str]]] = []
+    for _, group in groupby(clips, key=lambda one: recording(one[0])):
+        members = list(group)
+        if not units or len(units[-1]) + len(members) > _UNIT:
+            units.append([])
+        units[-1] += members
+    return units
 
 
 def _heard(clip: Clip) -> _Sound | None:
     try:
         rate_hz = probe(clip.path).sample_rate_hz
-        blocks = read_blocks(
-            clip.path,
-            start_s=clip.start_s,
-            duration_s=clip.duration_s,
-            channel=clip.channel,
-            sample_rate_hz=_SPEECH_RATE_HZ,
-            max_duration_s=None,
-        )
-        speech = speech_spans(loud_frames(energy_of_blocks(blocks, _SPEECH_RATE_HZ)))
         waveform_S = read(
             clip.path,
             start_s=clip.start_s,
@@ -184,9 +216,25 @@ def _heard(clip: Clip) -> _Sound | None:
             channel=clip.channel,
             sample_rate_hz=rate_hz,
         )
+        energy_db = frame_energy_db(waveform_S, rate_hz)
+        whole_db = energy_db
+        if clip.duration_s > QUALITY_S or rate_hz != _SPEECH_RATE_HZ:
+            blocks = read_blocks(
+                clip.path,
+                start_s=clip.start_s,
+                duration_s=clip.duration_s,
+                channel=clip.channel,
+                sample_rate_hz=_SPEECH_RATE_HZ,
+                max_duration_s=None,
+            )
+            whole_db = energy_of_blocks(blocks, _SPEECH_RATE_HZ)
     except AudioError:
         return None  # the aligner says so
-    return _Sound(speech=tuple(speech), quality=measure_quality(waveform_S, rate_hz))
+    return _Sound(
+        speech=tuple(speech_spans(loud_frames(whole_db))),
+        quality=measure_quality(waveform_S, rate_hz, energy_db=energy_db),
+        samples=f"{samples_digest(waveform_S)} {round(clip.duration_s * rate_hz)}",
+    )
 
 
 def _file_state(path: Path) -> list[int]:
@@ -197,8 +245,11 @@ def _file_state(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _line(row: Measured) -> bytes:
-    return (json.dumps(row.to_json(), ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
+def _lines(rows: Sequence[Measured]) -> bytes:
+    """Rows that are written at once, each with how many of them follow it."""
+    made = ({**row.to_json(), "left": len(rows) - at} for at, row in enumerate(rows, start=1))
+    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in made)
+    return text.encode("utf-8", "backslashreplace")
 
 
 class _Quality(TypedDict):
@@ -218,17 +269,19 @@ class _Line(TypedDict):
     words: NotRequired[list[WordEntries]]
     transcript: NotRequired[str]
     quality: NotRequired[_Quality]
+    samples: NotRequired[str]
+    left: NotRequired[Count]
 
 
 _LINE: Final[TypeAdapter[_Line]] = TypeAdapter(_Line)
 
 
-def _read(file: Path) -> Iterator[Measured]:
-    """The lines of a file; a last one without its end, as a kill leaves it, is passed over."""
+def _read(file: Path) -> Iterator[tuple[Measured, int]]:
+    """The rows of a file, and how many follow each; a last one without its end, as a kill leaves it, is passed over."""
     for row in read_json_lines(file, _LINE, error=ManifestError, do=_DO, whole=True):
         scores = row.get("scores")
         quality: Mapping[str, Any] | None = row.get("quality")
-        yield Measured(
+        measured = Measured(
             key=row["key"],
             check=row["check"],
             problem=row["problem"],
@@ -239,4 +292,6 @@ def _read(file: Path) -> Iterator[Measured]:
             ),
             transcript=row.get("transcript"),
             quality=None if quality is None else SignalQuality(**quality),
+            samples=row.get("samples", ""),
         )
+        yield measured, row.get("left", 0)

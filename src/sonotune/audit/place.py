@@ -81,5 +81,6 @@ def check_verdict(folder: Path, digest: Callable[[], str], *, require: bool) -> 
 
 def verdict_line(report: AuditReport) -> str:
     """The verdict and the rate it rests on, in one line."""
-    rate = report.rate
-    return f"{report.decision}  {100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}] of bad clips"
+    rate, what = report.rate, "bad" if report.correction == "applied" else "flagged"
+    interval = "" if report.correction == "refused" else f" [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+    return f"{report.decision}  {100 * rate.value:.1f} %{interval} of the clips are {what}"

@@ -83,6 +83,7 @@ class AuditReport:
         schema: Version of this layout.
         decision: What to do.
         reasons: Why, in sentences.
+        remarks: What else to know of it, in sentences, such as clips that it could not be about.
         rate: Bad clips of the corpus.
         level: Confidence of the intervals.
         correction: `applied`, `none` or `refused` (`audit.gate.BadShare`).
@@ -105,6 +106,7 @@ class AuditReport:
     schema: int = REPORT_SCHEMA
     decision: Decision
     reasons: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
     rate: ShareOfBad
     level: float
     correction: Literal["applied", "none", "refused"]
@@ -206,6 +208,7 @@ def report_from_json(value: Mapping[str, Any], *, where: str = "the report") -> 
     return AuditReport(
         decision=entries["decision"],
         reasons=tuple(entries["reasons"]),
+        remarks=tuple(entries.get("remarks", ())),
         rate=_read_share(entries["rate"], where),
         level=entries["level"],
         correction=entries["correction"],
@@ -250,6 +253,7 @@ class _Schema1(TypedDict):
     schema: Literal[1]
     decision: Decision
     reasons: list[str]
+    remarks: NotRequired[list[str]]
     rate: _Share
     level: _Unit
     correction: Literal["applied", "none", "refused"]

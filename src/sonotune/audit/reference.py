@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from sonotune.audit.calibration import DEFAULT_STATISTICS, SEED_THRESHOLDS, Calibration, calibrate, fixed
+from sonotune.audit.calibration import DEFAULT_STATISTICS, SEED_THRESHOLDS, Calibration, calibrate, check_trusted, fixed
 from sonotune.audit.corruption import DEFAULT_CORRUPTIONS, Corruptor
 from sonotune.audit.measure import Measurer
 from sonotune.audit.scores import ClipScores, Rates, fit_rates, with_rates
@@ -35,6 +35,7 @@ def refer(
     trusted: Sequence[Clip],
     measurer: Measurer,
     *,
+    known: bool = True,
     thresholds: Literal["calibrated", "seed"] = "calibrated",
     false_positive_rate: float = 0.05,
     most: int = 200,
@@ -45,6 +46,8 @@ def refer(
     Args:
         trusted: Clips with right transcripts.
         measurer: With the aligner.
+        known: Whether somebody knows that the transcripts are right. Where the clips are those that are judged, fixed
+            thresholds have no error rates, and clips that cannot be aligned tell nothing of right ones.
         thresholds: `calibrated` on the clips, or the `seed`'s fixed ones.
         false_positive_rate: Part of good clips that calibrated thresholds flag.
         most: Clips to use at most.
@@ -54,24 +57,29 @@ def refer(
         ManifestError: There are too few clips to calibrate thresholds.
     """
     chosen = _chosen(trusted, most, seed)
+    proven = known or thresholds == "calibrated"
+    if thresholds == "calibrated":
+        check_trusted(len(chosen))
     corruptor = Corruptor(trusted, seed=seed, normalizer=measurer.normalizer)
     forms: dict[str, list[Clip]] = {"": chosen}
-    for corruption in DEFAULT_CORRUPTIONS:
+    for corruption in DEFAULT_CORRUPTIONS if proven else ():
         texts = ((clip, corruptor.corrupt(clip, corruption).text) for clip in chosen)
         forms[corruption.name] = [
             replace(clip, id=f"{clip.id} {corruption.name}", text=text) for clip, text in texts if text is not None
         ]
     # All transcripts of a recording in a row, so that it is computed once.
     together = sorted((clip for form in forms.values() for clip in form), key=lambda clip: clip.id)
-    measured = measurer.measure(together, doing="aligning trusted clips, right and corrupted")
+    doing = "aligning trusted clips, right and corrupted" if known else "aligning clips for thresholds"
+    measured = measurer.measure(together, doing=doing)
     scores = {clip.id: row.scores for clip, row in zip(together, measured, strict=True)}
     right = [scores[clip.id] for clip in forms.pop("")]
     rates = fit_rates([one for one in right if one is not None])
     right = rated(right, rates)
     corrupted = {name: rated([scores[clip.id] for clip in form], rates) for name, form in forms.items() if form}
     if thresholds == "seed":
-        found = fixed(SEED_THRESHOLDS, trusted=right, corrupted=corrupted)
+        found = fixed(SEED_THRESHOLDS, trusted=right if proven else (), corrupted=corrupted)
     else:
+        right = right if known else [one for one in right if one is not None]
         found = calibrate(right, corrupted, statistics=DEFAULT_STATISTICS, false_positive_rate=false_positive_rate)
     return Reference(
         calibration=found,

@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from sonotune.alignment.base import recording
 from sonotune.audit.calibration import Calibration
+from sonotune.audit.duplicates import duplicate_audio, duplicate_texts
 from sonotune.audit.gate import GateSettings, StratumCount, Verdict, judge, mean_cluster_size
 from sonotune.audit.measure import Measured, Measurer
 from sonotune.audit.record import (
@@ -28,15 +30,22 @@ from sonotune.audit.reference import rated, refer
 from sonotune.audit.sampling import Sample, SamplingSettings, draw
 from sonotune.audit.scores import ClipScores, Rates, reasons
 from sonotune.audit.sources import Transcribed
+from sonotune.data.scripts import dominant_script
 from sonotune.data.text import get as get_normalizer
 from sonotune.runs import atomic_write_text, make_folder, to_plain
 from sonotune.runs.machine import environment
 from sonotune.types import Clip
+from sonotune.wording import counted
 
 MAX_CLIPPED: Final = 0.001
 MIN_SIGNAL_TO_NOISE_DB: Final = 10.0
 MAX_SILENT: Final = 0.7
 """Beyond these a clip is noted as clipped, noisy or mostly silent."""
+MAX_CER: Final = 1.0
+"""Above it, what the model writes has more errors than the transcript has characters: it has nothing in common with it.
+That is noted, for a weak model writes so of right transcripts as well."""
+MIN_SCRIPTS: Final = 10
+"""Transcripts of a language in the sample from which its usual script is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +121,7 @@ class Audit:
 def audit(
     corpus: Transcribed,
     *,
-    trusted: Transcribed,
+    trusted: Transcribed | None,
     measurer: Measurer,
     model: Mapping[str, str | None],
     settings: AuditSettings,
@@ -123,7 +132,9 @@ def audit(
 
     Args:
         corpus: Its clips with transcripts.
-        trusted: Clips with right transcripts, by which thresholds are calibrated; the corpus where none are known.
+        trusted: Clips with right transcripts, by which thresholds are calibrated. None where none are known: then
+            they are calibrated on the corpus itself, of which they flag a part whatever it holds, so that it never
+            passes; fixed thresholds are taken without error rates.
         measurer: With the aligner.
         model: What aligns, for the report.
         settings: What a user decides.
@@ -137,9 +148,12 @@ def audit(
     started, begun = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     if measurer.processes.main:
         make_folder(folder, choose="audit.dir=PATH")
+    if trusted is not None and trusted.digest == corpus.digest:
+        trusted = None
     reference = refer(
-        trusted.clips,
+        (corpus if trusted is None else trusted).clips,
         measurer,
+        known=trusted is not None,
         thresholds=settings.thresholds,
         false_positive_rate=settings.false_positive_rate,
         most=settings.trusted_clips,
@@ -155,9 +169,12 @@ def audit(
         verdict = judge(counts, calibration.detector, settings.gate, look=look, exhausted=sample.exhausted)
         if verdict.decision != "SAMPLE_MORE":
             break
+    if trusted is None and calibration.method == "trusted":
+        verdict = _without_proof(verdict)
     report = _report(verdict, counts, audited, calibration, corpus)
     report = replace(
         report,
+        remarks=tuple(remarks_on(corpus, trusted, settings)),
         model=dict(model),
         normalizer={"name": measurer.normalizer, "digest": get_normalizer(measurer.normalizer).digest},
         versions={name: str(version) for name, version in environment().get("packages", {}).items()},
@@ -173,13 +190,54 @@ def audit(
     return Audit(report=report, clips=tuple(audited))
 
 
+def _without_proof(verdict: Verdict) -> Verdict:
+    """A verdict by thresholds that were calibrated on the clips themselves, where nothing passes."""
+    if verdict.decision == "PROCEED":
+        why = "without trusted clips an audit says CAUTION at best. Name clips with right transcripts by audit.trusted"
+        verdict = replace(verdict, decision="CAUTION", reasons=(*verdict.reasons, why))
+    strata = (replace(one, decision="CAUTION") if one.decision == "PROCEED" else one for one in verdict.strata)
+    return replace(verdict, strata=tuple(strata))
+
+
+def remarks_on(corpus: Transcribed, trusted: Transcribed | None, settings: AuditSettings) -> list[str]:
+    """What a person should know of an audit beside its verdict, in sentences."""
+    remarks = []
+    if trusted is None and settings.thresholds == "calibrated":
+        remarks.append(
+            "No clip is known to have a right transcript, so the thresholds were calibrated on the audited clips "
+            f"themselves: about {_percent(settings.false_positive_rate)} of these are flagged whatever they hold, and "
+            "wrong transcripts among them hide others. Name clips with right transcripts by audit.trusted."
+        )
+    elif trusted is None:
+        remarks.append(
+            "No clip is known to have a right transcript, so nobody knows how often the fixed thresholds are wrong. "
+            "Name clips with right transcripts by audit.trusted."
+        )
+    else:
+        audited = {recording(clip): clip.text for clip in corpus.clips}
+        shared = sum(audited.get(recording(clip)) == clip.text for clip in trusted.clips)
+        if shared:
+            remarks.append(
+                f"{shared} of {counted(len(trusted.clips), 'trusted clip')} {'is' if shared == 1 else 'are'} audited "
+                "as well. That does no harm where somebody has checked their transcripts."
+            )
+    if corpus.without:
+        has = "has" if corpus.without == 1 else "have"
+        remarks.append(
+            f"{counted(corpus.without, 'clip')} of the corpus {has} no transcript with words, and no part in the audit."
+        )
+    return remarks
+
+
 def _audited(sample: Sample, measurer: Measurer, calibration: Calibration, rates: Rates) -> list[Audited]:
     """Every clip of the sample, stratum by stratum."""
     clips = sample.clips
-    measured = measurer.measure(clips, doing=f"aligning the sample (look {sample.look})")
+    measured = measurer.measure(
+        clips, doing="aligning the sample" if sample.look == 1 else "aligning the enlarged sample"
+    )
     scores = rated([row.scores for row in measured], rates)
     strata = [stratum.name for stratum in sample.strata for _ in stratum.clips]
-    repeated = {text for text, count in Counter(clip.text for clip in clips).items() if count > 1}
+    notes = _notes(clips, measured, measurer.normalizer)
     return [
         Audited(
             clip=clip,
@@ -187,18 +245,55 @@ def _audited(sample: Sample, measurer: Measurer, calibration: Calibration, rates
             measured=row,
             scores=found,
             flags=calibration.flags(found),
-            notes=(*notes_on(row), *(["repeated_text"] if clip.text in repeated else [])),
+            notes=(*notes_on(row), *notes[clip.id]),
         )
         for clip, stratum, row, found in zip(clips, strata, measured, scores, strict=True)
     ]
 
 
+def _notes(clips: Sequence[Clip], measured: Sequence[Measured], normalizer: str) -> dict[str, list[str]]:
+    """Codes of what is odd about a clip beside the others of the sample; none of them flags it."""
+    notes: dict[str, list[str]] = {clip.id: [] for clip in clips}
+    samples = {clip.id: row.samples for clip, row in zip(clips, measured, strict=True) if row.samples}
+    texts = {clip.id: clip.text or "" for clip in clips}
+    scripts = {clip.id: dominant_script(clip.text or "") for clip in clips}
+    usual = _usual_scripts([(clip.language, scripts[clip.id]) for clip in clips])
+    found = {
+        "repeated_audio": [name for group in duplicate_audio(samples) for name in group],
+        "repeated_text": [name for group in duplicate_texts(texts, normalizer=normalizer) for name in group],
+        "other_script": [
+            clip.id for clip in clips if clip.language in usual and scripts[clip.id] not in (None, usual[clip.language])
+        ],
+    }
+    for code, names in found.items():
+        for name in names:
+            notes[name].append(code)
+    return notes
+
+
+def _usual_scripts(found: Sequence[tuple[str | None, str | None]]) -> dict[str | None, str]:
+    """Language -> the script of more than half of its transcripts, where there are enough of them to tell."""
+    counts: dict[str | None, Counter[str]] = {}
+    for language, script in found:
+        if script is not None:
+            counts.setdefault(language, Counter())[script] += 1
+    usual = {}
+    for language, scripts in counts.items():
+        [(script, count)] = scripts.most_common(1)
+        if scripts.total() >= MIN_SCRIPTS and 2 * count > scripts.total():
+            usual[language] = script
+    return usual
+
+
 def notes_on(measured: Measured) -> list[str]:
-    """Codes of what is odd about a clip's signal; none of them flags it."""
+    """Codes of what is odd about a clip's audio; none of them flags it."""
+    nothing = measured.transcript is not None and not measured.transcript.strip()
+    cer = None if measured.scores is None else measured.scores.cer
+    odd = {"nothing_recognised": nothing, "recognised_otherwise": not nothing and cer is not None and cer > MAX_CER}
     quality = measured.quality
     if quality is None:
-        return []
-    odd = {
+        return [code for code, holds in odd.items() if holds]
+    odd |= {
         "clipped": quality.clipped_share > MAX_CLIPPED,
         "noisy": quality.signal_to_noise_db is not None and quality.signal_to_noise_db < MIN_SIGNAL_TO_NOISE_DB,
         "narrower_band": quality.recorded_rate_hz is not None,
@@ -266,6 +361,10 @@ def _badness(one: Audited) -> float:
     if one.scores is None:
         return -math.inf
     return one.scores.min_window_llr if one.scores.min_window_llr is not None else 0.0
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g} %"
 
 
 def _json(row: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from sonotune.errors import ConfigError, ManifestError, suggest
+from sonotune.patterns import Try, ends_in_time, problem_of
 from sonotune.runs import generator
 from sonotune.types import Clip
 
@@ -30,6 +31,9 @@ AUTO_EDGES_S: Final = (5.0, 10.0, 20.0)
 MAX_AUTO: Final = 8
 """Strata of `auto` at most."""
 _FEW: Final = 20  # a smaller stratum of `auto` joins the rest of its domain
+PATTERN_SECONDS: Final = 5.0
+"""In which the regular expressions of all rules have to be matched with all clips."""
+_REPEATS: Final = re.compile(r"[*+?{]")  # without these, matching takes no more steps than text times pattern
 _FIELDS: Final = ("id", "path", "domain", "language", "speaker", "text", "label")
 
 StratumPreset = Literal["seed", "auto"]
@@ -298,13 +302,38 @@ def _rule_problems(rules: Sequence[StratumRule]) -> list[str]:
         elif rule.share is not None and shares.setdefault(rule.name, rule.share) != rule.share:
             problems.append(f"{where} has the share {rule.share}, an earlier rule of it {shares[rule.name]}")
         for name, pattern in rule.match.items():
-            try:
-                re.compile(pattern)
-            except re.error as fault:
-                problems.append(f"{where} has for {name!r} no regular expression: {pattern!r} ({fault})")
+            if fault := problem_of(pattern):
+                problems.append(f"{where} has for {name!r} no regular expression: {pattern[:80]!r} ({fault})")
     if sum(shares.values()) > 1 + 1e-9:
         problems.append(f"the shares of audit.strata add up to {sum(shares.values()):g}; allowed is at most 1")
     return problems
+
+
+def check_patterns(clips: Sequence[Clip], strata: StratumPreset | Sequence[StratumRule]) -> None:
+    """Try the regular expressions of rules on the clips where they can be stopped; one that repeats nothing ends.
+
+    Args:
+        clips: A corpus, before it is drawn from.
+        strata: The rules.
+
+    Raises:
+        ConfigError: They do not come to an end within `PATTERN_SECONDS`.
+    """
+    tried: dict[str, list[Try]] = {}
+    for rule in _given(strata):
+        for name, pattern in rule.match.items():
+            if _REPEATS.search(pattern):
+                tried.setdefault(name, []).append(Try("search", pattern, re.IGNORECASE))
+    groups = []
+    for name, tries in tried.items():
+        values = dict.fromkeys(value for clip in clips for one in name.split("|") for value in _values(clip, one))
+        groups.append((tries, list(values)))
+    if groups and not ends_in_time(groups, seconds=PATTERN_SECONDS):
+        shown = groups[0][0][0].pattern[:80]
+        raise ConfigError(
+            f"the regular expressions of audit.strata, such as {shown!r}, are not matched with the clips within "
+            f"{PATTERN_SECONDS:g} s. Write them without a repetition inside of a repetition."
+        )
 
 
 def _test_of(rule: StratumRule) -> Callable[[Clip], bool]:

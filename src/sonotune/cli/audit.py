@@ -38,7 +38,18 @@ def _body(report: AuditReport, folder: Path) -> dict[str, Any]:
     from sonotune.audit.record import REPORT_FILE
 
     plain = report.to_json()
-    kept = ("decision", "reasons", "flagged_share", "look", "level", "strata", "domains", "flags", "calibration")
+    kept = (
+        "decision",
+        "reasons",
+        "remarks",
+        "flagged_share",
+        "look",
+        "level",
+        "strata",
+        "domains",
+        "flags",
+        "calibration",
+    )
     return {
         **{name: plain[name] for name in kept},
         "low_quality": plain["rate"],
@@ -49,22 +60,24 @@ def _body(report: AuditReport, folder: Path) -> dict[str, Any]:
 
 def _lines(report: AuditReport, folder: Path) -> list[str]:
     from sonotune.audit.place import verdict_line
+    from sonotune.reports.audit import PAGE_FILE
 
-    lines = [verdict_line(report), *(f"  {reason}" for reason in report.reasons)]
+    lines = [verdict_line(report), *(f"  {reason}" for reason in (*report.reasons, *report.remarks))]
     for stratum in report.strata:
         lines.append(
-            f"  {stratum.name:<24} {stratum.flagged:>4} of {stratum.sampled} clips flagged, of {stratum.population}"
+            f"{stratum.name}: {stratum.flagged} of {stratum.sampled} clips flagged, {stratum.population} in all"
         )
     found = report.calibration
     if found.sensitivity is not None and found.specificity is not None:
-        by_kind = ", ".join(f"{name} {_percent(one.value)}" for name, one in found.corruptions.items())
+        by_kind = ", ".join(f"{name}: {_percent(one.value)}" for name, one in found.corruptions.items())
+        clips = counted(found.specificity.count, "clip with its own transcript", "clips with their own transcripts")
         lines.append(
-            f"finds     {_percent(found.sensitivity.value)} of corrupted transcripts ({by_kind}), and flags "
-            f"{_percent(1 - found.specificity.value)} of {counted(found.specificity.count, 'trusted clip')}"
+            f"thresholds flag {_percent(found.sensitivity.value)} of transcripts made wrong on purpose ({by_kind}) and "
+            f"{_percent(1 - found.specificity.value)} of {clips}"
         )
     if report.flags:
-        lines.append("reasons   " + ", ".join(f"{code} {count}" for code, count in report.flags.items()))
-    return [*lines, f"took      {report.seconds:.0f} s", f"report    {folder}"]
+        lines.append("found     " + ", ".join(f"{code} {count}" for code, count in report.flags.items()))
+    return [*lines, f"took      {report.seconds:.0f} s", f"report    {folder / PAGE_FILE}"]
 
 
 def _percent(value: float) -> str:

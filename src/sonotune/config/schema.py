@@ -608,7 +608,7 @@ class AuditConfig(Section):
     """How the model aligns; `auto` reads it from the model."""
     trusted: ManifestSource | None = Field(default=None, json_schema_extra=_NO_EFFECT_ON_RESULT)
     """Clips whose transcripts are known to be right, of the same kind: thresholds are calibrated on them. Null takes
-    `data.eval`; where that is null as well, the audited clips themselves, which raises what goes unseen."""
+    `data.eval`; where that is null as well, the audited clips themselves, and the audit never says PROCEED."""
     trusted_clips: int = Field(default=200, ge=20, le=100_000, json_schema_extra=_NO_EFFECT_ON_RESULT)
     """Trusted clips to use at most."""
     thresholds: Literal["calibrated", "seed"] = Field(default="calibrated", json_schema_extra=_NO_EFFECT_ON_RESULT)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final, Literal
 
 # Thai, Lao, Tibetan; Myanmar and its extensions; Khmer; Tai Le, New Tai Lue, Tai Tham, Tai Viet; Balinese, Javanese;
@@ -49,3 +51,32 @@ def deciding_rate(texts: Iterable[str]) -> tuple[Literal["wer", "cer"], str]:
     if length >= LETTERS_PER_WORD:
         return "cer", f"the words of the references have {length:.0f} letters on average, so they have no spaces"
     return "wer", f"the references have spaces between words ({length:.1f} letters a word)"
+
+
+# First words of names of letters that tell no script.
+_NO_SCRIPT: Final = frozenset(
+    {"MODIFIER", "FEMININE", "MASCULINE", "SUPERSCRIPT", "SUBSCRIPT", "MICRO", "OHM", "MATHEMATICAL", "DOUBLE"}
+)
+_ONE_SCRIPT: Final = {"CJK": "HAN", "HIRAGANA": "HAN", "KATAKANA": "HAN", "KATAKANA-HIRAGANA": "HAN"}
+"""Japanese writes all of these in one sentence."""
+
+
+@lru_cache(maxsize=100_000)
+def script_of(sign: str) -> str | None:
+    """The script of a letter, by the first word of its Unicode name; None of what is no letter or of no script.
+
+    Han and both kana count as one, `HAN`.
+    """
+    if unicodedata.category(sign)[0] != "L":
+        return None
+    name = unicodedata.name(unicodedata.normalize("NFKC", sign)[:1], "").partition(" ")[0]
+    return None if not name or name in _NO_SCRIPT else _ONE_SCRIPT.get(name, name)
+
+
+def dominant_script(text: str) -> str | None:
+    """The script of most letters of a text (`script_of`); None where no script has more than half of them."""
+    scripts = [script for script in map(script_of, text) if script is not None]
+    if not scripts:
+        return None
+    script, count = Counter(scripts).most_common(1)[0]
+    return script if 2 * count > len(scripts) else None

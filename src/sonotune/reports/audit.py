@@ -61,8 +61,11 @@ CODE_MEANINGS: Final[Mapping[str, str]] = {
     "clipped": "The recording is clipped; this alone flags no clip.",
     "noisy": "The recording is noisy; this alone flags no clip.",
     "narrower_band": "The recording has a narrower band than its sampling rate allows; this alone flags no clip.",
+    "nothing_recognised": "The model hears no word in the recording; this alone flags no clip.",
     "mostly_silent": "Most of the recording is silent; this alone flags no clip.",
-    "repeated_text": "Another clip of the sample has the same transcript; this alone flags no clip.",
+    "repeated_audio": "Another clip of the sample has the same recording; this alone flags no clip.",
+    "repeated_text": "Another clip of the sample has the same long transcript; this alone flags no clip.",
+    "other_script": "The transcript is in another script than most of its language; this alone flags no clip.",
 }
 """What a code of a reason or of a note says, in a sentence."""
 

@@ -7,28 +7,14 @@ model's modules in a process of its own, which is stopped after some seconds.
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from sonotune.errors import AdapterError
+from sonotune.patterns import MOST_CHARACTERS, SECONDS, Try, ends_in_time, problem_of
 
-SECONDS: Final = 10.0
-"""In which all patterns of an adapter have to be matched with all modules of a model."""
-MOST_CHARACTERS: Final = 10_000
 _PLAIN: Final = re.compile(r"[\w.\-]*")
-_TRY: Final = """
-import json, re, sys
-patterns, names = json.load(sys.stdin)
-for pattern in patterns:
-    whole, end = re.compile(pattern), re.compile(rf"(.*\\.)?({pattern})$")
-    for name in names:
-        whole.fullmatch(name), end.match(name)
-"""
 
 
 def check_patterns(config: Mapping[str, Any], modules: Iterable[str], *, file: str) -> None:
@@ -55,27 +41,14 @@ def check_patterns(config: Mapping[str, Any], modules: Iterable[str], *, file: s
     if sum(map(len, patterns)) > MOST_CHARACTERS:
         raise AdapterError(f"{file} has patterns of more than {MOST_CHARACTERS} characters. Copy the adapter again.")
     for text in patterns:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                re.compile(text)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise AdapterError(
-                f"{file}: {text[:80]!r} is no regular expression: {error}. Copy the adapter again."
-            ) from error
-    try:
-        subprocess.run(  # noqa: S603 - our own program; the patterns are its input
-            [sys.executable, "-I", "-S", "-c", _TRY],
-            input=json.dumps([patterns, modules]).encode(),
-            timeout=SECONDS,
-            capture_output=True,
-            check=True,
-        )
-    except (subprocess.TimeoutExpired, subprocess.CalledProcessError, OSError) as error:
+        if problem := problem_of(text):
+            raise AdapterError(f"{file}: {text[:80]!r} is no regular expression: {problem}. Copy the adapter again.")
+    tries = [one for text in patterns for one in (Try("fullmatch", text), Try("match", rf"(.*\.)?({text})$"))]
+    if not ends_in_time([(tries, modules)], seconds=SECONDS):
         raise AdapterError(
             f"{file}: its patterns, such as {patterns[0][:80]!r}, are not matched with the modules of the model within "
             f"{SECONDS:g} s. Name the modules instead."
-        ) from error
+        )
 
 
 def _patterns(config: Mapping[str, Any]) -> list[str]:
