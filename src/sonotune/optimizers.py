@@ -2,9 +2,10 @@
 
 Learning rates where none is given: one for adapters, a lower one for pretrained weights that train themselves. The
 larger a pretrained model, the lower a rate its own weights bear; adapters, which start from nothing, bear ten times as
-much. Of the rates below, those of nano models were measured (benchmarks/fsdd_folds), and the one of adapters on
-Whisper-base was tried on real recordings (benchmarks/real_models). The others are the usual ones of the field's
-guides, and were not measured here.
+much. Of the rates below, those of nano models were measured (benchmarks/fsdd_folds), and that of adapters on models of
+up to 150 million parameters on Whisper-base, of 73 million, with three corpora and one seed each
+(benchmarks/real_models). The rates of pretrained weights, and those of larger models, are the usual ones of the field's
+guides, and were not varied here.
 """
 
 from __future__ import annotations
@@ -52,8 +53,7 @@ _BY_PARAMETERS: tuple[tuple[float, Rates], ...] = (
     (1e9, Rates(5e-4, 2e-5)),
     (float("inf"), Rates(2e-4, 1e-5)),
 )
-"""Parameters that a model has at most, and its rates. Those up to 150 million are measured with Whisper-base on three
-corpora (benchmarks/real_models), those above are not."""
+"""Parameters that a model has at most, and its rates; see above for which were measured."""
 
 
 def usual_rates(parameters: int) -> Rates:

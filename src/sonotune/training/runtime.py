@@ -21,6 +21,7 @@ from typing import Final, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from sonotune.errors import Interrupted
 from sonotune.models.precision import Precision, bound_kernel_cache, choose_precision
@@ -68,8 +69,15 @@ def set_up_compute(precision: Literal["auto"] | Precision, *, threads: Literal["
 
 
 def accelerator_for(precision: Precision) -> Accelerator:
-    """The accelerator that computes in this precision: a GPU where there is one."""
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=not torch.cuda.is_available())
+    """The accelerator that computes in this precision: a GPU where there is one.
+
+    `accelerate` keeps one state in a process, and refuses another precision; a second run, or an audit before it, may
+    have one.
+    """
+    wanted = "no" if precision == "fp32" else precision
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
+        AcceleratorState._reset_state(reset_partial_state=False)
+    return Accelerator(mixed_precision=wanted, cpu=not torch.cuda.is_available())
 
 
 # --- memory ------------------------------------------------------------------------------------------
