@@ -187,8 +187,9 @@ class DecodingHealth:
                     self.loops,
                     f"{len(self.loop_ids)} of {self.clips} texts repeat a phrase over and over where the "
                     "reference does not. Likely causes, in this order: another model.context than the model was "
-                    "trained in; another language than the clips' (model.language); too high a learning rate, where the model did not loop "
-                    "before it was trained; noise or silence in the recordings. evaluation.no_repeat_ngram_size=5 and "
+                    "trained in; another language than the clips' (model.language); too high a learning rate, where "
+                    "the model did not loop before it was trained; noise or silence in the recordings. "
+                    "evaluation.no_repeat_ngram_size=5 and "
                     "evaluation.repetition_penalty=1.1 hinder loops and do not mend the cause.",
                 )
             )
