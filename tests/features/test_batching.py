@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +75,7 @@ def equal(left: Batch, right: Batch) -> bool:
         and left.clips == right.clips
         and left.findings == right.findings
         and left.context == right.context
+        and left.heard == right.heard
     )
 
 
@@ -281,6 +282,31 @@ def test_split_covers_the_batch_and_moves_no_value(make_clips):
         assert sum((part.findings for part in found), ()) == batch.findings
     with pytest.raises(ValueError, match="1 part or more"):
         batch.split(0)
+
+
+def test_what_seeds_draws_is_what_is_heard(make_clips):
+    clips, targets = make_clips([0.5, 0.2, 0.9, 0.5])
+    copy = clips[0].path.with_name("other.flac")
+    soundfile.write(copy, soundfile.read(clips[3].path)[0], RATE, subtype="PCM_24")
+    soundfile.write(clips[3].path, soundfile.read(copy)[0], RATE, subtype="FLOAT")
+    again = [*clips, Clip(id="x", path=copy, duration_s=0.5, text="y"), replace(clips[0], start_s=0.1, duration_s=0.4)]
+    made = dataset(again, [targets[0]] * 6, [(0, 1, 2, 3), (4, 2), (0,), (5,)], full_context_share=0.0)
+    first, second, alone, later = (made[index] for index in range(4))
+    assert len(set(first.draw_keys)) == 4
+    assert second.draw_keys == (first.draw_keys[3], first.draw_keys[2])
+    assert alone.draw_keys == first.draw_keys[:1] != later.draw_keys
+    full = dataset(again, [targets[0]] * 6, [(2, 0)], context="full", seed=8, epoch=0)[0]
+    assert full.draw_keys == (first.draw_keys[2], first.draw_keys[0])
+    assert [part.draw_keys for part in first.split(2)] == [first.draw_keys[:2], first.draw_keys[2:]]
+    assert first.rows([3, 1]).draw_keys == (first.draw_keys[3], first.draw_keys[1])
+    louder = dataset(clips, targets, [(0,)], waveform_augmenter=Louder())[0]
+    assert louder.draw_keys != alone.draw_keys
+
+
+def test_a_batch_of_features_seeds_draws_by_its_own_frames(make_clips):
+    clips, targets = make_clips([0.5, 0.9])
+    both, alone = (replace(made, heard=()) for made in (dataset(clips, targets, [(0, 1), (0,)])[at] for at in (0, 1)))
+    assert both.draw_keys[0] == alone.draw_keys[0] != both.draw_keys[1]
 
 
 def test_batch_moves_to_a_device(make_clips):

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sonotune.metrics.error_rate import edit_counts
-from sonotune.metrics.runaway import compression_ratio, cut_loops, decoding_health, longest_repetition, loops
+from sonotune.metrics.runaway import (
+    allowed_repeats,
+    compression_ratio,
+    cut_loops,
+    decoding_health,
+    longest_repetition,
+    loops,
+)
 
 
 @pytest.mark.parametrize(
@@ -21,7 +31,9 @@ from sonotune.metrics.runaway import compression_ratio, cut_loops, decoding_heal
         ("thank you thank you thank you", 3),
         ("x thank you thank you thank y", 2),
         ("a b c d a b c d a b c", 2),
-        ("a b c d e a b c d e", 1),  # longer phrases are not looked for
+        ("a b c d e a b c d e", 2),
+        ("a b c d e f g h i j k l " * 3, 3),
+        ("a b c d e f g h i j k l m " * 3, 1),  # longer phrases are not looked for
         ("תודה תודה תודה", 3),
     ],
 )
@@ -34,6 +46,80 @@ def test_a_reference_may_repeat_too() -> None:
     assert not loops("one " * 4)
     assert not loops("one " * 5, "one " * 5)
     assert loops("one " * 6, "one " * 5)
+
+
+WORDS = ["asante", "sana", "kwa", "kutazama", "video", "hii", "tutaonana", "tena", "wiki", "ijayo", "hapa", "hapa2"]
+
+
+@pytest.mark.parametrize(("size", "allowed"), [(1, 4), (4, 4), (5, 3), (8, 3), (9, 2), (12, 2)])
+def test_the_longer_a_phrase_the_fewer_repetitions_are_allowed(size: int, allowed: int) -> None:
+    phrase = " ".join(WORDS[:size]) + " "
+    assert allowed_repeats(size) == allowed
+    assert not loops("so " + phrase * allowed + "then")
+    assert cut_loops("so " + phrase * allowed + "then") == "so " + phrase * allowed + "then"
+    assert loops("so " + phrase * (allowed + 1) + "then")
+
+
+@pytest.mark.parametrize("size", range(1, 13))
+@pytest.mark.parametrize("rest", [0, 1, 11])
+def test_a_loop_of_every_length_is_seen_and_cut(size: int, rest: int) -> None:
+    phrase = WORDS[:size]
+    looped = " ".join(["well", *phrase * 8, *phrase[: rest % size]])
+    assert loops(looped)
+    assert loops(looped, " ".join(["well", *phrase]))
+    assert not loops(looped, looped)
+    assert cut_loops(looped) == " ".join(["well", *phrase])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "very very very very good",
+        "1 1 1 1 and 0 7 1 2 3 4 5 0 7 1 2 3 4 5 0 7 1 2 3 4 5",
+        "we wish you a merry christmas " * 3 + "and a happy new year",
+        "row row row your boat gently down the stream merrily merrily merrily merrily life is but a dream " * 2,
+        "haraka haraka haina baraka pole pole ndio mwendo polepole ndio mwendo",
+        "watoto wanacheza mpira na watoto wanaimba na watoto wanalala na watoto wanakula na watoto wanasoma",
+        "ha ha ha ha",
+    ],
+)
+def test_what_people_say_several_times_is_no_loop(text: str) -> None:
+    assert not loops(text)
+    assert cut_loops(text) == text.strip()
+
+
+def test_a_reference_may_repeat_long_phrases_and_write_them_otherwise() -> None:
+    refrain = "lord have mercy upon us and hear our prayer " * 4
+    assert loops(refrain)
+    assert not loops(refrain, refrain)
+    assert not loops(refrain, "lord have mercy up on us and hear our prayer " * 4)  # a word more
+    assert loops(refrain, "no no no no no")  # another repetition is no excuse
+    assert not loops("goodbye " * 5, "good bye " * 5)
+    assert not loops("1 " * 30, "1 " * 30)
+
+
+@given(st.lists(st.integers(0, 500), unique=True, max_size=80), st.integers(1, 3))
+def test_a_text_in_which_nothing_stands_twice_in_a_row_is_no_loop(numbers: list[int], apart: int) -> None:
+    text = " ".join(f"w{number}" for number in numbers)
+    assert not loops(text)
+    assert cut_loops(text) == text
+    again = " und ".join([text] * apart)  # n-grams come again, too far apart to be a loop unless the text is short
+    assert len(numbers) < 12 or not loops(again)
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=60))
+def test_a_text_that_is_cut_is_no_longer_and_nothing_is_cut_without_a_loop(letters: list[str]) -> None:
+    text = " ".join(letters)
+    assert len(cut_loops(text)) <= len(text)
+    assert (cut_loops(text) == text) or loops(text)
+
+
+def test_a_long_hostile_text_takes_no_time_of_its_square() -> None:
+    for text in ("a " * 60_000, ("a " * 4 + "b ") * 12_000, ("a " * 5 + "b ") * 10_000, "ab" * 60_000):
+        start = time.process_time()
+        loops(text)
+        cut_loops(text)
+        assert time.process_time() - start < 5
 
 
 def health(*rows: tuple[str, str, str]):
@@ -72,6 +158,10 @@ def test_texts_without_spaces_loop_by_their_characters() -> None:
     assert not loops("ขอบ" * 9)
     assert not loops("ha" * 10)  # that is laughter
     assert not loops("ขอบ" * 12, "ขอบ" * 12)
+    thanks = "ご視聴ありがとうございました"
+    assert loops(thanks * 5)
+    assert not loops(thanks * 4)
+    assert cut_loops("では" + thanks * 6) == "では" + thanks
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
+from sonotune.metrics.runaway import loops
 from sonotune.models import decoding
 from sonotune.models.decoding import (
     Candidate,
@@ -23,7 +23,7 @@ from sonotune.models.decoding import (
     tokens_per_second,
     without_half_character,
 )
-from sonotune.types import NOT_FINITE, Clip, DecodingSettings, Hypothesis
+from sonotune.types import NOT_FINITE, DecodingSettings, Hypothesis
 
 END, VOCABULARY = 0, 12
 
@@ -45,10 +45,6 @@ class Table:
 
 def table(rows: int = 3) -> Tensor:
     return torch.randn(rows, VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(3))
-
-
-def clip(name: str) -> Clip:
-    return Clip(id=name, path=Path(f"{name}.wav"), duration_s=1.0)
 
 
 def write(logits_BVV: Tensor, limits: Sequence[int], **options: object) -> list[decoding.Written]:
@@ -116,8 +112,11 @@ def test_the_text_that_is_kept_says_whether_it_was_cut() -> None:
     assert passed.cut
 
 
-@pytest.mark.parametrize(("period", "needed"), [(1, 30), (2, 30), (3, 30), (4, 40), (7, 70), (8, 80)])
-def test_a_short_cycle_is_a_loop_once_it_is_long(period: int, needed: int) -> None:
+@pytest.mark.parametrize(
+    ("period", "needed"),
+    [(1, 30), (2, 30), (3, 30), (4, 40), (7, 70), (8, 80), (9, 80), (13, 80), (14, 84), (40, 240), (64, 384)],
+)
+def test_a_cycle_is_a_loop_once_it_is_long(period: int, needed: int) -> None:
     cycle = torch.arange(9, 9 + period).repeat(30)
     row = torch.cat([torch.tensor([1, 2, 3]), cycle[:needed]])
     assert loops_at_end(row[None]).tolist() == [True]
@@ -125,9 +124,23 @@ def test_a_short_cycle_is_a_loop_once_it_is_long(period: int, needed: int) -> No
 
 
 def test_what_is_no_loop() -> None:
-    assert loops_at_end(torch.arange(9).repeat(20)[None]).tolist() == [False]  # nine tokens are no short cycle
+    assert loops_at_end(torch.arange(65).repeat(20)[None]).tolist() == [False]  # 65 tokens are no short cycle
+    assert loops_at_end(torch.arange(12).repeat(6)[None]).tolist() == [False]  # a number that is said six times
+    assert loops_at_end(torch.zeros(2, 0, dtype=torch.long)).tolist() == [False, False]
     broken = torch.tensor([4] * 40 + [5])
     assert loops_at_end(torch.stack([broken, torch.full((41,), 4)])).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("size", range(1, 13))
+def test_a_text_that_is_ended_as_a_loop_counts_as_one(size: int) -> None:
+    """Wherever in a word the loop begins, and however many tokens a word has."""
+    for tokens, lead in ((1, 0), (2, 1), (5, 3)):
+        cycle = [100 + place for place in range(size * tokens)]
+        written = [1, 2, *(cycle * 60)[lead:]]
+        end = next(place for place in range(len(written)) if loops_at_end(torch.tensor([written[:place]]))[0])
+        pieces = [f" w{one}" if (one - 100) % tokens == 0 else f"_{one}" for one in written[:end]]
+        assert end <= 2 + max(80, 6 * size * tokens)
+        assert loops("".join(pieces))
 
 
 def test_rows_of_beams_end_by_themselves() -> None:
@@ -154,12 +167,12 @@ def test_greedy_text_and_its_log_probability() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_row_does_not_know_the_others(temperature: float) -> None:
-    logits, limits, clips = table(), [4, 25, 60], [clip("a"), clip("b"), clip("c")]
-    together = write(logits, limits, temperature=temperature, clips=clips)
-    backward = write(logits.flip(0), limits[::-1], temperature=temperature, clips=clips[::-1])
+    logits, limits, heard = table(), [4, 25, 60], ["a", "b", "c"]
+    together = write(logits, limits, temperature=temperature, heard=heard)
+    backward = write(logits.flip(0), limits[::-1], temperature=temperature, heard=heard[::-1])
     assert together == backward[::-1]
     for row in range(3):
-        alone = write(logits[row : row + 1], limits[row : row + 1], temperature=temperature, clips=[clips[row]])
+        alone = write(logits[row : row + 1], limits[row : row + 1], temperature=temperature, heard=[heard[row]])
         assert alone == [together[row]]
 
 
@@ -168,7 +181,7 @@ def test_draws_follow_the_distribution_and_leave_the_global_state_alone() -> Non
     logits = torch.full((1, VOCABULARY, VOCABULARY), -torch.inf)
     logits[..., 3:5] = torch.tensor([1.0, 1.0])
     logits = logits.expand(400, -1, -1)
-    made = write(logits, [1] * 400, temperature=1.0, clips=[clip(str(index)) for index in range(400)])
+    made = write(logits, [1] * 400, temperature=1.0, heard=[str(index) for index in range(400)])
     drawn = [one.ids[0] for one in made]
     assert set(drawn) == {3, 4}
     assert 150 < drawn.count(3) < 250

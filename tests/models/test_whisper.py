@@ -23,7 +23,7 @@ from sonotune.models.base import LoadedModel, component_of_parameters, count_par
 from sonotune.models.families.whisper import WhisperFamily, text_tokens
 from sonotune.models.speech_encoders import encode
 from sonotune.registry import resolve_asset
-from sonotune.types import Clip, DecodingSettings
+from sonotune.types import Clip, DecodingSettings, Hypothesis
 
 FAMILY = WhisperFamily()
 
@@ -265,6 +265,35 @@ def test_beam_search_does_not_depend_on_the_batch(loaded: LoadedModel):
     settings = DecodingSettings(beam_size=3, max_new_tokens=6)
     together = FAMILY.transcribe(loaded, batch, settings)
     assert together == [FAMILY.transcribe(loaded, row, settings)[0] for row in batch.split(2)]
+
+
+def test_a_drawn_text_knows_neither_the_name_of_its_recording_nor_its_batch(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def drawn(first: Any, no_speech: Any, settings: Any, again: Any) -> list[Hypothesis]:
+        return [Hypothesis(text=one.text) for one in again(range(len(first)), 2.0)]
+
+    monkeypatch.setattr(decoding, "fall_back", drawn)
+    settings = DecodingSettings(max_new_tokens=40)
+    rng = np.random.default_rng(4)
+    clips = []
+    for name, sound in (("a", 0), ("b/a", 0), ("b/c", 1), ("d", 0), ("e", 2)):
+        path = tmp_path / f"{name}.wav"
+        path.parent.mkdir(exist_ok=True)
+        samples = 0.1 * np.random.default_rng(sound).standard_normal(12_000 + 4000 * sound)
+        soundfile.write(path, samples, 16_000, subtype="FLOAT")
+        clips.append(Clip(id=str(path), path=path, duration_s=samples.size / 16_000, language="en"))
+    found: dict[str, set[Hypothesis]] = {}
+    for rows in ([0, 1, 2, 3, 4], [4, 3], [2, 0], [1]):
+        chosen = [clips[row] for row in rng.permutation(rows)]
+        none = [np.zeros(0, dtype=np.int64)] * len(chosen)
+        [batch] = ClipBatches(chosen, none, loaded.frontend, batches=[range(len(chosen))], seed=0, epoch=0)
+        for clip, made in zip(chosen, FAMILY.transcribe(loaded, batch, settings), strict=True):
+            found.setdefault(clip.id, set()).add(made)
+    assert all(len(made) == 1 for made in found.values())
+    texts = [found[clip.id].pop() for clip in clips]
+    assert texts[0] == texts[1] == texts[3]
+    assert len({texts[0].text, texts[2].text, texts[4].text}) == 3
 
 
 def test_the_language_is_detected_where_it_is_unknown(loaded: LoadedModel):

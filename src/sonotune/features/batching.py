@@ -9,6 +9,7 @@ Shape letters: B clips, T frames, F feature bins, U target tokens.
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -61,6 +62,7 @@ class Batch:
         frames_per_second: Rate of the frames.
         mixed_targets: Targets of the clip that is mixed into each (B, U), where Mixup is on.
         mixed_shares: Share of that clip (B,) float32.
+        heard: Digest of each clip's samples as the frontend got them; empty where the batch was made of features.
     """
 
     inputs: Tensor
@@ -73,6 +75,7 @@ class Batch:
     frames_per_second: float = 100.0
     mixed_targets: Tensor | None = None
     mixed_shares: Tensor | None = None
+    heard: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on a device."""
@@ -84,6 +87,18 @@ class Batch:
     def _tensors(self) -> list[str]:
         """Names of the fields that hold a tensor with a row a clip."""
         return [name for name in _TENSORS if getattr(self, name) is not None]
+
+    @property
+    def draw_keys(self) -> tuple[str, ...]:
+        """What seeds the draws of a decoder for each clip: what is heard, and neither its name nor its batch.
+
+        The samples of a clip are the same to the bit in every batch. Features need not be: how a matrix product is
+        summed may depend on its size. They stand in only where no samples were given.
+        """
+        if self.heard:
+            return self.heard
+        rows = zip(self.inputs.cpu(), self.input_lengths.tolist(), strict=True)
+        return tuple(_digest(row_TF[:length].float().numpy()) for row_TF, length in rows)
 
     @property
     def seconds(self) -> float:
@@ -119,6 +134,7 @@ class Batch:
         return replace(
             self,
             clips=tuple(self.clips[row] for row in chosen),
+            heard=tuple(self.heard[row] for row in chosen) if self.heard else (),
             findings=(),
             **{name: getattr(self, name)[list(chosen)] for name in self._tensors()},
         )
@@ -288,6 +304,7 @@ class ClipBatches(Dataset[Batch]):
             frames_per_second=self._frontend.frames_per_second,
             mixed_targets=None if mix is None else targets_BU[list(mix.partners)],
             mixed_shares=None if mix is None else torch.from_numpy(mix.shares),
+            heard=tuple(_digest(waveform) for waveform in waveforms),
         )
 
     def _mix(self, clips: Sequence[Clip]) -> Mix | None:
@@ -327,6 +344,11 @@ class ClipBatches(Dataset[Batch]):
             raise AudioError("no_samples", f"clip {clip.id} has no samples at {clip.start_s} s. Mend its span.")
         check_samples(waveform, f"clip {clip.id} has", "Leave it out.")
         return np.ascontiguousarray(waveform, dtype=np.float32)
+
+
+def _digest(values: NDArray[np.float32]) -> str:
+    """Number and checksum of some values. Where two clips share one, they share their draws, which harms neither."""
+    return f"{values.size}:{zlib.crc32(values.tobytes()):08x}"
 
 
 def pad_targets(targets: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:

@@ -16,13 +16,16 @@ from sonotune.metrics.error_rate import EditCounts
 from sonotune.types import Finding
 
 MAX_REPEATS = 4
-"""A phrase said more often than this in a row, and more often than in the reference, counts as a loop."""
+"""A phrase said more often than this in a row, and more often than in the reference, counts as a loop.
 
-_PHRASE_WORDS = 4  # loops of longer phrases are rare; within the token limit they hardly come round five times
+Of long phrases fewer repetitions are allowed; see `allowed_repeats`."""
 
+_PHRASE_WORDS = 12
+_WORDS_PER_REPEAT = 4
 
-_SYLLABLES = re.compile(r"(.{1,8}?)\1{9,}")
-"""Up to eight characters that come ten times or more: how texts without spaces loop."""
+_SYLLABLES = re.compile(r"(.{1,8}?)\1{9,}|(\S{9,40}?)\2{4,}")
+"""Up to eight characters that come ten times or more, or up to forty without a space that come five times: how texts
+without spaces loop."""
 
 _MIN_SYLLABLE_CHARACTERS = 30
 _BYTE = 256
@@ -39,25 +42,49 @@ def compression_ratio(text: str) -> float:
     return len(data) / len(zlib.compress(data))
 
 
-def longest_repetition(text: str) -> int:
-    """How often the most repeated phrase of one to four words stands in a row: 1 without repeats, 0 without words."""
+def allowed_repeats(words: int, max_repeats: int = MAX_REPEATS) -> int:
+    """How often a phrase of so many words may stand in a row: one time fewer for every four words, at least once.
+
+    People do say a word or a digit four times, and a refrain of six words three times; a sentence of nine words or more
+    is said twice at most.
+    """
+    return max(1, max_repeats - (words - 1) // _WORDS_PER_REPEAT)
+
+
+def _repetitions(text: str, longest: int) -> list[int]:
+    """How often a phrase of one word, of two words, and so on up to `longest` stands in a row at most."""
     words = text.split()
-    if not words:
-        return 0
-    longest = 1
-    for size in range(1, _PHRASE_WORDS + 1):
-        run = 0  # words in a row that equal the word one phrase earlier
-        for index in range(size, len(words)):
-            run = run + 1 if words[index] == words[index - size] else 0
-            longest = max(longest, run // size + 1)
-    return longest
+    found = []
+    for size in range(1, min(longest, len(words)) + 1):
+        run = most = 0  # words in a row that equal the word one phrase earlier
+        for word, earlier in zip(words[size:], words, strict=False):
+            run = run + 1 if word == earlier else 0
+            most = max(most, run)
+        found.append(most // size + 1)
+    return found
+
+
+def longest_repetition(text: str) -> int:
+    """How often the most repeated phrase of one to twelve words stands in a row: 1 without repeats, 0 without words."""
+    return max(_repetitions(text, _PHRASE_WORDS), default=0)
 
 
 def loops(hypothesis: str, reference: str = "", *, max_repeats: int = MAX_REPEATS) -> bool:
-    """Whether the hypothesis repeats a phrase, or a few characters, over and over where the reference does not."""
-    repeats = longest_repetition(hypothesis)
-    if repeats > max_repeats and repeats > longest_repetition(reference):
-        return True
+    """Whether the hypothesis repeats a phrase, or a few characters, over and over where the reference does not.
+
+    The reference does where it repeats a phrase of half to twice as many words as often, for words may be written
+    together or apart.
+    """
+    suspects = {
+        size: repeats
+        for size, repeats in enumerate(_repetitions(hypothesis, _PHRASE_WORDS), start=1)
+        if repeats > allowed_repeats(size, max_repeats)
+    }
+    if suspects:
+        known = _repetitions(reference, 2 * max(suspects))
+        for size, repeats in suspects.items():
+            if repeats > max(known[(size + 1) // 2 - 1 : 2 * size], default=0):
+                return True
     return _repeats_characters(hypothesis) and not _repeats_characters(reference)
 
 
@@ -68,15 +95,28 @@ def cut_loops(text: str, *, max_repeats: int = MAX_REPEATS) -> str:
     """
     words = _SYLLABLES.sub(_cut_characters, text).split()
     for size in range(1, _PHRASE_WORDS + 1):
-        index = size
-        while index < len(words):
-            end = index
-            while end < len(words) and words[end] == words[end - size]:
-                end += 1
-            if (end - index) // size + 1 > max_repeats:
-                del words[index:end]
-            index += 1
+        words = _cut_phrases(words, size, allowed_repeats(size, max_repeats))
     return " ".join(words)
+
+
+def _cut_phrases(words: Sequence[str], size: int, allowed: int) -> list[str]:
+    """The words without the repetitions of phrases of this size that come more often than allowed; one pass."""
+    kept: list[str] = []
+    run = 0  # words at the end of what is kept that equal the word one phrase earlier
+    for word in words:
+        if len(kept) >= size and word == kept[-size]:
+            run += 1
+        else:
+            _drop(kept, run, size, allowed)
+            run = 0
+        kept.append(word)
+    _drop(kept, run, size, allowed)
+    return kept
+
+
+def _drop(kept: list[str], run: int, size: int, allowed: int) -> None:
+    if run // size + 1 > allowed:
+        del kept[len(kept) - run :]
 
 
 def _repeats_characters(text: str) -> bool:
@@ -84,7 +124,7 @@ def _repeats_characters(text: str) -> bool:
 
 
 def _cut_characters(found: re.Match[str]) -> str:
-    return found[1] if len(found[0]) >= _MIN_SYLLABLE_CHARACTERS else found[0]
+    return (found[1] or found[2]) if len(found[0]) >= _MIN_SYLLABLE_CHARACTERS else found[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +133,8 @@ class DecodingHealth:
 
     Attributes:
         clips: Clips looked at.
-        loops: Share of clips whose text repeats a phrase of up to four words more than `MAX_REPEATS` times in a
-            row, and more often than the reference does; or up to eight characters ten times and thirty characters long.
+        loops: Share of clips whose text loops: it repeats a phrase of up to twelve words, or a few characters, over and
+            over, and the reference does not (`loops`).
         empty: Share of clips with an empty text although words were said.
         invented: Share of clips on which words were said with more inserted words than those.
         insertions: Inserted words per reference word, over all clips; 0 where no words were said.
@@ -145,10 +185,11 @@ class DecodingHealth:
                     "decode.loops",
                     self.loop_ids,
                     self.loops,
-                    f"{len(self.loop_ids)} of {self.clips} texts repeat a phrase more than {MAX_REPEATS} times in "
-                    "a row. Likely causes, in this order: another model.context than the model was trained in; another "
-                    "language than the clips' (model.language); too high a learning rate, where the model did not loop "
-                    "before it was trained; noise or silence in the recordings. evaluation.no_repeat_ngram_size=5 and "
+                    f"{len(self.loop_ids)} of {self.clips} texts repeat a phrase over and over where the "
+                    "reference does not. Likely causes, in this order: another model.context than the model was "
+                    "trained in; another language than the clips' (model.language); too high a learning rate, where "
+                    "the model did not loop before it was trained; noise or silence in the recordings. "
+                    "evaluation.no_repeat_ngram_size=5 and "
                     "evaluation.repetition_penalty=1.1 hinder loops and do not mend the cause.",
                 )
             )

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sonotune.metrics.runaway import compression_ratio
 from sonotune.runs.seeds import generator
-from sonotune.types import DEFAULT_DECODING, NOT_FINITE, Clip, DecodingSettings, Hypothesis
+from sonotune.types import DEFAULT_DECODING, NOT_FINITE, DecodingSettings, Hypothesis
 
 CHARACTERS_PER_SECOND = 25.0
 """Fast English speech has about 20; syllabic scripts and those without vowels have fewer."""
@@ -49,9 +49,13 @@ NO_SPEECH_PROBABILITY = 0.6
 RANDOM_WORDS = 2.0
 """Times the threshold of the mean log-probability below which a text counts as random words."""
 
-_MAX_PERIOD = 8
-_MIN_CYCLES = 10
-_MIN_LOOP_TOKENS = 30
+_MAX_PERIOD = 64
+"""Tokens of the longest phrase that is looked for: twelve words have about forty in a script that is known well."""
+_MIN_CYCLES, _MIN_LOOP_TOKENS = 10, 30
+_LONG_LOOP_TOKENS, _LONG_CYCLES = 80, 6
+"""From eight tokens on, a phrase need not come ten times, but fill so many tokens and come six times: more often than
+`metrics.runaway` allows, so that a text that was ended as a loop is counted as one."""
+_RECURRING = 20  # tokens that come again in every loop; fewer than any loop repeats
 
 
 def token_limit(
@@ -132,15 +136,33 @@ def without_half_character(text: str, *, cut: bool) -> str:
 
 
 def loops_at_end(written_BU: Tensor) -> Tensor:
-    """Whether each row (B,) ends in one to eight tokens that come ten times in a row and fill thirty tokens."""
+    """Whether each row (B,) ends in one to 64 tokens that come over and over.
+
+    Up to eight tokens come ten times in a row and fill thirty tokens; longer phrases come six times and fill eighty.
+    """
     looping_B = torch.zeros(len(written_BU), dtype=torch.bool, device=written_BU.device)
-    for period in range(1, _MAX_PERIOD + 1):
-        span = max(_MIN_LOOP_TOKENS, _MIN_CYCLES * period)
+    for period in _recurrences(written_BU):
+        span = _loop_tokens(period)
         if written_BU.shape[1] < span:
             break
         tail_BU = written_BU[:, -span:]
         looping_B |= (tail_BU[:, period:] == tail_BU[:, :-period]).all(dim=1)
     return looping_B
+
+
+def _loop_tokens(period: int) -> int:
+    """Tokens that a loop of this period fills at least; more for a longer period, so no multiple of one is a loop."""
+    return max(_MIN_LOOP_TOKENS, min(_MIN_CYCLES * period, _LONG_LOOP_TOKENS), _LONG_CYCLES * period)
+
+
+def _recurrences(written_BU: Tensor) -> list[int]:
+    """How many tokens earlier the last twenty tokens of a row stand too: most often nowhere, and nothing is to do."""
+    if written_BU.shape[1] < _MIN_LOOP_TOKENS:
+        return []
+    recent_BU = written_BU[:, -(_MAX_PERIOD + _RECURRING) :]
+    windows_BPK = recent_BU.unfold(1, _RECURRING, 1)
+    same_P = (windows_BPK[:, :-1] == windows_BPK[:, -1:]).all(dim=2).any(dim=0)
+    return [period for period, same in enumerate(same_P.flip(0).tolist(), start=1) if same]
 
 
 def finite_rows(logits_RV: Tensor) -> Tensor:
@@ -269,7 +291,7 @@ def write(
     limits: Sequence[int],
     settings: DecodingSettings = DEFAULT_DECODING,
     temperature: float = 0.0,
-    clips: Sequence[Clip] = (),
+    heard: Sequence[str] = (),
 ) -> list[Written]:
     """Write a text in each row: greedily, or by sampling at a temperature.
 
@@ -281,12 +303,12 @@ def write(
         end: Token that ends a text.
         limits: Most tokens of each row, the end token included.
         settings: What hinders repetition.
-        temperature: 0 takes the most probable token. Above, each row draws from a generator of its own clip.
-        clips: Of the rows; they seed the draws.
+        temperature: 0 takes the most probable token. Above, each row draws from a generator of its own.
+        heard: Seeds the draws of each row: what is heard there (`Batch.draw_keys`), not what it is called.
     """
     penalties = _penalties(settings)
     device, rows, longest = prompt_BU.device, len(prompt_BU), max(limits)
-    draws_BU = _draws(clips, longest, temperature).to(device) if temperature > 0 else None
+    draws_BU = _draws(heard, longest, temperature).to(device) if temperature > 0 else None
     limits_B = torch.tensor(limits, device=device)
     text_BU = prompt_BU.new_full((rows, longest), end)
     sums_B = torch.zeros(rows, device=device)
@@ -343,9 +365,9 @@ def _penalties(settings: DecodingSettings) -> Any:
     return found
 
 
-def _draws(clips: Sequence[Clip], count: int, temperature: float) -> Tensor:
-    """Uniform draws (B, U) that each row has of its own clip, whatever else is in the batch."""
-    rows = [generator(0, clip.id, str(clip.start_s), "decode", str(temperature)).random(count) for clip in clips]
+def _draws(heard: Sequence[str], count: int, temperature: float) -> Tensor:
+    """Uniform draws (B, U) that each row has of what is heard in it, whatever else is in the batch."""
+    rows = [generator(0, one, "decode", str(temperature)).random(count) for one in heard]
     return torch.from_numpy(np.stack(rows))
 
 

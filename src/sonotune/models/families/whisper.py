@@ -267,6 +267,7 @@ class WhisperFamily:
         )
         limits = [min(limit, room) for limit in limits]
         mask = loaded.module.model.decoder.cross_mask
+        heard = batch.draw_keys
 
         def candidates(rows: Sequence[int], temperature: float) -> tuple[list[decoding.Candidate], list[float]]:
             chosen = torch.tensor(list(rows), device=encoded_BPD.device)
@@ -278,7 +279,7 @@ class WhisperFamily:
                 limits=[limits[row] for row in rows],
                 settings=settings,
                 temperature=temperature,
-                clips=[batch.clips[row] for row in rows],
+                heard=[heard[row] for row in rows],
             )
             made = [
                 self._candidate(loaded, one.ids, one.mean_logprob, limit=limits[row], finite=one.finite)
