@@ -128,8 +128,8 @@ def clips_to_tell(parity: Mapping[str, Any]) -> int | None:
 
 def _rounded_up(number: int) -> int:
     """To two digits: an estimate is not known better."""
-    unit = 10 ** max(0, len(str(number)) - 2)
-    return math.ceil(number / unit) * unit
+    unit = int(10 ** max(0, len(str(number)) - 2))
+    return -(-number // unit) * unit
 
 
 def _measured(parity: Mapping[str, Any]) -> tuple[float, float, float, float]:
