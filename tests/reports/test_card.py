@@ -68,6 +68,7 @@ def test_the_front_matter_is_what_the_hub_reads(record: RunRecord):
     assert found["language"] == ["he"]
     [result] = found["model-index"][0]["results"]
     assert result["metrics"] == [{"type": "wer", "value": 25.0, "name": "WER"}]
+    assert result["dataset"] == {"name": "own test clips", "type": "own", "split": "test"}
     merged = front(build_card(record, kind="model", task="classify"))
     assert (merged["library_name"], merged["base_model_relation"]) == ("transformers", "finetune")
     assert merged["pipeline_tag"] == "audio-classification"
@@ -87,12 +88,48 @@ def test_a_card_names_the_kind_of_adapter(record: RunRecord):
 def test_scores_stand_with_their_intervals_and_on_what_they_were_taken(record: RunRecord):
     card = build_card(record, kind="adapter", task="transcribe")
     assert "| WER | 25.00 % | 24.00 to 26.00 | test clips, 40 clips of 3 speakers |" in card
-    assert "| WER | 90.00 % | 89.00 to 91.00 | evaluation clips, before training, 40 clips |" in card
+    assert "| WER | 90.00 % | 89.00 to 91.00 | development clips, before training, 40 clips |" in card
     assert "ranks 2 to 8 in 2 modules (`entropy`)" in card
     assert "10 minutes, peak memory 2.00 GiB" in card
     assert "2 Wh" in card
     assert "- few clips" in card
     assert "40 clips of 3 speakers, and on nothing else" in card
+
+
+def test_a_score_of_the_clips_that_chose_the_weights_says_so(record: RunRecord):
+    untested = replace(record, scores={moment: record.scores[moment] for moment in ("before", "after")})
+    card = build_card(untested, kind="adapter", task="transcribe")
+    [result] = front(card)["model-index"][0]["results"]
+    name = "own development clips, which chose the weights"
+    assert result["dataset"] == {"name": name, "type": "own", "split": "validation"}
+    assert result["metrics"][0]["value"] == 50.0
+    assert "| WER | 50.00 % | 49.00 to 51.00 | development clips, which chose the weights, 40 clips |" in card
+    assert "It was scored on 40 clips that chose its weights, and on nothing else." in card
+
+
+def test_one_rank_and_a_short_run_are_said_plainly(record: RunRecord):
+    card = build_card(replace(record, ranks={"a": 8, "b": 8}, seconds=28.7), kind="adapter", task="transcribe")
+    assert "- rank 8 in 2 modules" in card
+    assert "- 28 seconds, peak memory" in card
+    for seconds, told in ((0.4, "less than a second"), (1.0, "1 second"), (59.9, "59 seconds"), (60.0, "1 minute")):
+        assert f"- {told}, peak" in build_card(replace(record, seconds=seconds), kind="adapter", task="transcribe")
+
+
+@pytest.mark.parametrize(
+    ("context", "share", "told"),
+    [
+        ("thinned", 0.0, "- trained with model.context=thinned; other tools compute the whole window\n"),
+        ("thinned", 0.1, "thinned (10 % of the batches over the whole window); other tools compute the whole"),
+        ("cut", 0.0, "- trained with model.context=cut; other tools compute the whole window\n"),
+        ("full", 0.0, "- trained with model.context=full, the whole window, as other tools compute it\n"),
+    ],
+)
+def test_the_context_of_training_is_named(record: RunRecord, context: str, share: float, told: str):
+    config = {**record.config, "model": {**record.config["model"], "full_context_share": share}}
+    whisper = replace(record, config=config, model={**record.model, "context": context})
+    assert told in build_card(whisper, kind="model", task="transcribe")
+    without = replace(whisper, model={**whisper.model, "family": "ctc"})  # a model without a window
+    assert "model.context" not in build_card(without, kind="model", task="transcribe")
 
 
 def test_no_path_of_a_machine_is_in_it(record: RunRecord):

@@ -23,7 +23,7 @@ from sonotune.runs import read_record
 from sonotune.serving import export as export_module
 from sonotune.serving import parity as module
 from sonotune.serving.export import export
-from sonotune.serving.parity import CHECK, ParitySettings, finding_of
+from sonotune.serving.parity import CHECK, ParitySettings, fails_strict, finding_of
 from sonotune.serving.recognizer import Recognizer
 from sonotune.types import Clip
 
@@ -61,7 +61,9 @@ def test_a_model_at_home_in_the_whole_window_is_served_as_it_is_scored(
     assert (found["equal"], found["equal_raw"], found["passed"]) == (1.0, 1.0, True)
     assert found["difference"]["wer"]["value"] == 0.0
     assert (found["difference"]["wer"]["low"], found["difference"]["wer"]["high"]) == (0.0, 0.0)
-    assert found["difference"]["wer"]["count"] == found["clips"] == 6
+    assert found["difference"]["wer"]["count"] == found["clips"] == found["asked"] == 6
+    assert found["verdict"] == "not shown"  # six equal texts may be chance
+    assert "up to 39.3 % of such clips may differ" in found["sentence"]
     assert found["scored"]["wer"]["value"] == found["served"]["wer"]["value"] < 1.5
     assert found["scored"]["cer"]["value"] < 1.0  # the model says something
     assert (found["context"], found["served_context"], found["differing"]) == ("full", "full", [])
@@ -117,7 +119,8 @@ def test_an_export_outlives_a_tool_that_fails(
     monkeypatch.setattr(module, "recognize_served", fails)
     folder = adapted("ctc")
     found = export(str(folder), tmp_path / "export", parity=compare_with(folder, digits[0]))["parity"]
-    assert (found["equal"], found["passed"]) == (None, False)
+    assert (found["equal"], found["passed"], found["verdict"]) == (None, False, None)
+    assert fails_strict(found)
     assert "failed: KeyError: 'no such thing'" in found["reason"]
     assert (tmp_path / "export" / "model.safetensors").is_file()
     assert json.loads((tmp_path / "export" / "parity.json").read_text("utf-8")) == found
@@ -162,6 +165,10 @@ def test_clips_beyond_the_window_are_left_out_and_counted(adapted: Adapted, digi
     assert (wer["value"], wer["low"], wer["high"], wer["count"]) == (0.0, None, None, 3)
     assert found["passed"]
     assert finding_of(found).severity == "note"
+    assert fails_strict(found)  # three clips of the six that were asked for show nothing
+    assert not fails_strict(found | {"asked": 3})
+    assert not fails_strict(found | {"verdict": "shown"})
+    assert fails_strict(found | {"asked": 3, "verdict": "differs"})
 
 
 def test_clips_are_drawn_by_the_seed(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -202,9 +209,21 @@ def test_a_run_is_compared_on_its_own_development_clips(short_run: Path, tmp_pat
     assert (finding.severity, finding.measured) == ("note", 0.0)
     page = (run / "report.html").read_text("utf-8")
     assert "Export, served − scored" in page
-    assert "what is served is not what was scored" not in page
+    assert "Parity is not shown; 1 allowed" in page
+    assert "What is served is not what was scored" not in page
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
-    assert "100 % of the answers are equal. Within the 1 point that is allowed." in card
+    sentence = found["sentence"]
+    assert sentence.startswith("Parity is not shown: served by transformers 5")
+    assert "on the same 5 clips: +0.0 points, 100 % of the answers equal." in sentence
+    assert "By the exact 95 % bound up to 45.1 % of such clips may differ" in sentence
+    assert "44.1 points beyond the 1 point allowed; about 299 clips like these would tell." in sentence
+    assert sentence == finding.message
+    assert sentence in card
+    assert sentence in page
+    code, out, err = sonotune("export", str(run), str(tmp_path / "few"), "--strict", "--parity-clips", "1000")
+    assert code == 4  # fewer than asked, and nothing is shown
+    assert "parity   Parity is not shown: " in out
+    assert "WARNING" not in err
 
 
 def test_a_difference_is_loud_and_with_strict_an_error(
@@ -222,14 +241,16 @@ def test_a_difference_is_loud_and_with_strict_an_error(
     assert found["equal"] < 1.0
     assert found["difference"]["wer"]["value"] > found["tolerance"] == 0.01
     assert {"id", "reference", "scored", "served"} == set(found["differing"][0])
-    assert "WARNING: what is served is not what was scored" in err
+    assert found["verdict"] == "differs"
+    assert f"WARNING: {found['sentence']}" in err
+    assert found["sentence"].startswith("What is served is not what was scored: ")
     assert (tmp_path / "out" / "parity.json").is_file()  # told, and kept to be looked at
     [finding] = [finding for finding in read_record(run).findings if finding.check == CHECK]
     assert (finding.severity, finding.unit) == ("warning", "points")
     assert finding.measured == pytest.approx(100 * found["difference"]["wer"]["value"], abs=0.01)
     page = (run / "report.html").read_text("utf-8")
-    assert page.index("what is served is not what was scored") < page.index('id="scores"')
-    assert "**More than** the 1 point" in (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert page.index("What is served is not what was scored") < page.index('id="scores"')
+    assert found["sentence"] in (tmp_path / "out" / "README.md").read_text("utf-8")
 
 
 def test_a_plain_model_has_no_clips_unless_they_are_named(tmp_path: Path, digits: Digits, sonotune: Command):

@@ -93,7 +93,7 @@ def test_a_few_steps_are_worth_something(trained: tuple[Path, Any], untuned: Any
 
 def test_the_export_is_served_as_it_was_scored(trained: tuple[Path, Any], tmp_path: Path) -> None:
     place, _ = trained
-    found = run("export", str(place), str(tmp_path / "export"), "--strict")["parity"]
+    found = run("export", str(place), str(tmp_path / "export"), "--strict", "--parity-clips", "10")["parity"]
     assert found["clips"] == 10
     assert found["context"] == "thinned"
     assert found["tool"].startswith("transformers")

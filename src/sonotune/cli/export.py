@@ -31,15 +31,17 @@ def export(
     ] = None,
     parity_clips: Annotated[int, typer.Option(min=1, help="How many of them, drawn by the run's seed.")] = 50,
     no_parity: Annotated[bool, typer.Option("--no-parity", help="Do not compare the export with the run.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 unless parity is shown.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 where parity fails (see above).")] = False,
     push: Annotated[str | None, typer.Option(help="Upload it to this OWNER/NAME of the hub (private if new).")] = None,
     as_json: Json = False,
 ) -> None:
     """Merge a trained adapter into plain weights that `transformers` loads, proving that the function is the same.
 
     Plain `transformers` then recognises development clips of the run from the export, and the difference from what the
-    run is scored on is written to `parity.json`. More than one point of word error rate (or accuracy) is a warning,
-    and with --strict exit code 4; so are clips that could not be compared.
+    run is scored on is written to `parity.json`. Its verdict is `shown` where the whole interval of the difference lies
+    within one point of word error rate (or accuracy), or where all of enough clips are equal; `not shown` where only
+    the estimate does; `differs` where it does not. With --strict, exit code 4 means: `differs`, nothing compared, or
+    `not shown` on fewer clips than --parity-clips asks for.
     """
     from sonotune.api import parity_settings
     from sonotune.cli.parity import parity_lines, record_parity
@@ -49,6 +51,7 @@ def export(
         from sonotune.serving.export import export as write_export
     from sonotune.serving.hub import check_name
     from sonotune.serving.hub import push as push_folder
+    from sonotune.serving.parity import fails_strict
 
     for name, value, allowed in (
         ("--target", target, ("dequantized", "original")),
@@ -95,7 +98,7 @@ def export(
     if compared is not None:
         lines += parity_lines(result["parity"])
         record_parity(Path(place), result["parity"])
-    if strict and not result["parity"]["passed"]:
+    if strict and fails_strict(result["parity"]):
         print_result(result, as_json=as_json, lines=lines)
         raise typer.Exit(NumericError.exit_code)
     if push is not None:

@@ -16,7 +16,7 @@ def parity_lines(parity: Mapping[str, Any]) -> list[str]:
     found = finding_of(parity)
     if found.severity == "warning":
         tell(f"sonotune: WARNING: {found.message}")
-        return ["parity   NOT SHOWN; the warning says why"]
+        return [f"parity   {parity['sentence'] or 'NOT CHECKED; the warning says why'}"]
     return [f"parity   {found.message}"]
 
 

@@ -25,8 +25,8 @@ from sonotune.wording import counted, memory_size
 
 _TASKS = {"transcribe": "automatic-speech-recognition", "classify": "audio-classification"}
 _MOMENTS = {
-    "before": "evaluation clips, before training",
-    "after": "evaluation clips",
+    "before": "development clips, before training",
+    "after": "development clips, which chose the weights",
     "test": "test clips",
 }
 
@@ -65,7 +65,7 @@ def build_card(
         "## What it was trained on",
         _data(record),
         "## How it was trained",
-        _training(record),
+        _training(record, window=usage.window_s is not None),
         "## How to use it",
         usage_lines(usage),
         "## Which tools read it",
@@ -81,6 +81,7 @@ _HOME = "https://pypi.org/project/sonotune/"
 
 def _front_matter(record: RunRecord, kind: Kind, task: str) -> dict[str, Any]:
     language = language_of(record)
+    tested = bool(record.scores.get("test"))
     scores = record.scores.get("test") or record.scores.get("after") or {}
     base = _hub_name(record)
     results = [
@@ -100,7 +101,11 @@ def _front_matter(record: RunRecord, kind: Kind, task: str) -> dict[str, Any]:
                 "results": [
                     {
                         "task": {"type": _TASKS.get(task, "automatic-speech-recognition")},
-                        "dataset": {"name": "own clips", "type": "own"},
+                        "dataset": {
+                            "name": f"own {_MOMENTS['test' if tested else 'after']}",
+                            "type": "own",
+                            "split": "test" if tested else "validation",
+                        },
                         "metrics": results,
                     }
                 ]
@@ -159,7 +164,7 @@ def _data(record: RunRecord) -> str:
     return "\n".join([words, "", *digests]) if digests else "No record of the clips was kept."
 
 
-def _training(record: RunRecord) -> str:
+def _training(record: RunRecord, *, window: bool) -> str:
     components = record.model.get("components", {})
     trained = sum(row["trainable"] for row in components.values())
     total = sum(row["parameters"] for row in components.values())
@@ -167,19 +172,41 @@ def _training(record: RunRecord) -> str:
     lines = [f"- {trained:,} trained parameters beside {total:,} of the base"]
     if ranks:
         allocator = record.config.get("adapter", {}).get("allocator", "uniform")
-        lines.append(f"- ranks {ranks[0]} to {ranks[-1]} in {counted(len(ranks), 'module')} (`{allocator}`)")
+        held = f"rank {ranks[0]}" if ranks[0] == ranks[-1] else f"ranks {ranks[0]} to {ranks[-1]}"
+        lines.append(f"- {held} in {counted(len(ranks), 'module')} (`{allocator}`)")
+    lines += [f"- {context}" for context in _context(record, window=window)]
     lines += [f"- {setting}: {reason}" for setting, reason in record.choices.items()]
     training = record.config.get("training", {})
     rate = training.get("learning_rate")
     given = "" if rate == "auto" else f"learning rate {rate}, "  # why `auto` took which is among the choices
     lines.append(f"- {given}seed {training.get('seed')}")
-    lines.append(f"- {record.seconds / 60:.0f} minutes, peak memory {memory_size(record.peak_memory_bytes)}")
+    lines.append(f"- {_lasted(record.seconds)}, peak memory {memory_size(record.peak_memory_bytes)}")
     if record.energy_joules is not None:
         lines.append(f"- {record.energy_joules / 3600:,.0f} Wh")
     packages = record.environment.get("packages", {})
     versions = [f"{name} {packages[name]}" for name in ("torch", "transformers", "peft") if name in packages]
     lines.append(f"- {', '.join(versions)}; sonotune at commit `{record.code.get('commit', 'unknown')[:12]}`")
     return "\n".join(lines)
+
+
+def _context(record: RunRecord, *, window: bool) -> list[str]:
+    """How much of its window the model was trained on, where it has one and the record says it."""
+    context = record.model.get("context")
+    if context is None or not window:
+        return []
+    if context == "full":
+        return ["trained with model.context=full, the whole window, as other tools compute it"]
+    share = record.config.get("model", {}).get("full_context_share")
+    mixed = isinstance(share, int | float) and share > 0
+    whole = f" ({100 * share:g} % of the batches over the whole window)" if mixed else ""
+    return [f"trained with model.context={context}{whole}; other tools compute the whole window"]
+
+
+def _lasted(seconds: float) -> str:
+    """The time of a run, in seconds below a minute."""
+    if seconds < 1:
+        return "less than a second"
+    return counted(int(seconds), "second") if seconds < 60 else counted(round(seconds / 60), "minute")
 
 
 _WINDOWS_S = {"whisper": 30.0}
@@ -230,6 +257,7 @@ class _Compared(TypedDict):
     scored: dict[str, _Rate]
     served: dict[str, _Rate]
     passed: bool
+    sentence: str
     tolerance: Number
     context: str
     tool: str
@@ -256,19 +284,15 @@ def _parity(parity: Mapping[str, Any] | None) -> str:
     rows = []
     for name, difference in parity["difference"].items():
         scored, served = (100 * parity[side][name]["value"] for side in ("scored", "served"))
-        between = (
-            "" if difference["low"] is None else f"{100 * difference['low']:+.2f} to {100 * difference['high']:+.2f}"
-        )
+        low, high = difference["low"], difference["high"]
+        between = "" if low is None or low == high else f"{100 * low:+.2f} to {100 * high:+.2f}"
         rows.append(
             f"| {score_title(name, parity['scored'][name])} | {scored:.2f} % | {served:.2f} % "
             f"| {100 * difference['value']:+.2f} | {between} |"
         )
-    verdict = "Within" if parity["passed"] else "**More than**"
     return "\n".join(
         [
-            f"Scored by sonotune (context {parity['context']}) and served by {parity['tool']} (the whole window), on "
-            f"the same {parity['clips']} development clips; {100 * parity['equal']:.0f} % of the answers are equal. "
-            f"{verdict} the {100 * parity['tolerance']:.0f} point that is allowed.",
+            parity["sentence"],
             "",
             "| score | scored | served | points between | 95 % interval |",
             "| --- | --- | --- | --- | --- |",
@@ -280,7 +304,8 @@ def _parity(parity: Mapping[str, Any] | None) -> str:
 def _limits(record: RunRecord) -> str:
     scores = record.scores.get("test") or record.scores.get("after") or {}
     row = next(iter(scores.values()), None)
-    heard = "It was not scored." if row is None else f"It was scored on {_over(row)}, and on nothing else."
+    which = "" if record.scores.get("test") else " that chose its weights"
+    heard = "It was not scored." if row is None else f"It was scored on {_over(row)}{which}, and on nothing else."
     warnings = [
         finding.message
         for finding in record.findings

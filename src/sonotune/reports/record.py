@@ -360,12 +360,14 @@ def _parity_tile(record: RunRecord) -> list[dict[str, str]]:
         return []
     if found.measured is None or found.limit is None:
         return [{"name": "Export, served − scored", "value": "unknown", "note": "not checked; see the findings"}]
-    note = "as scored" if found.severity == "note" else "what is served is not what was scored"
+    head = found.message.partition(":")[0]  # the verdict; the sentence itself is among the findings
+    if not head.startswith(("Parity is", "Served and scored differ")):
+        head = "as scored" if found.severity == "note" else "what is served is not what was scored"
     return [
         {
             "name": "Export, served − scored",
             "value": f"{found.measured:+.1f} {found.unit}".replace("-", "−"),
-            "note": f"{note}; {found.limit:g} allowed",
+            "note": f"{head}; {found.limit:g} allowed",
         }
     ]
 

@@ -26,7 +26,8 @@ from sonotune.evaluation.compare import compare
 from sonotune.evaluation.evaluate import write_predictions
 from sonotune.loading import base_of, choose_family
 from sonotune.metrics.intervals import MIN_BLOCKS
-from sonotune.metrics.scores import deciding, primary_score, score_title
+from sonotune.metrics.parity import outcome_of, sentence_of
+from sonotune.metrics.scores import deciding, primary_score
 from sonotune.models.languages import find_code, language_name
 from sonotune.paths import is_folder
 from sonotune.registry import is_asset, resolve_asset
@@ -83,7 +84,9 @@ def check_parity(checkpoint: str, folder: Path, settings: ParitySettings, *, ada
         adapter: Whether the export is an adapter alone.
 
     Returns:
-        What `parity.json` holds; where nothing could be compared, `equal` is None and `reason` says why.
+        What `parity.json` holds. `verdict` is `shown`, `not shown` or `differs` (`metrics.parity`), and `sentence` says
+        it to people; `passed` is only that the estimate is within the tolerance. Where nothing could be compared,
+        `equal` and `verdict` are None and `reason` says why.
     """
     found = _unchecked(settings)
     try:
@@ -102,6 +105,7 @@ def check_parity(checkpoint: str, folder: Path, settings: ParitySettings, *, ada
             return {**found, "reason": f"{tool} failed: {type(error).__name__}: {_first_line(error)}"}
         gc.collect()
         found |= _compared(scored, served, settings)
+        found |= {"verdict": outcome_of(found), "sentence": sentence_of(found)}
         if not found["passed"] and scored.task.name == "transcribe":
             found["as_others_decode"] = _as_others_decode(scored, settings)
         return found
@@ -120,10 +124,13 @@ def _unchecked(settings: ParitySettings) -> dict[str, Any]:
         "served_context": "full",
         "tool": None,
         "clips": 0,
+        "asked": settings.clips,
         "left_out": 0,
         "seed": settings.seed,
         "tolerance": TOLERANCE,
         "passed": False,
+        "verdict": None,
+        "sentence": None,
         "reason": None,
         "differing": [],
         "as_others_decode": None,
@@ -362,40 +369,34 @@ def _reference(row: Mapping[str, Any]) -> Any:
 
 
 def finding_of(parity: Mapping[str, Any]) -> Finding:
-    """What a person reads of it: a note where all is well, else a warning."""
+    """What a person reads of it: a warning where nothing was compared or the two differ, else a note."""
     if parity["equal"] is None:
         message = f"parity of the export was not checked: {parity['reason']}"
         return Finding(check=CHECK, severity="warning", message=message if message.endswith(".") else message + ".")
     name, main = next(iter(parity["difference"].items()))
-    low, high = main["low"], main["high"]
-    between = "" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
-    scored, served = (100 * parity[side][name]["value"] for side in ("scored", "served"))
-    called = score_title(name, parity["scored"][name])
-    says = (
-        f"served by {parity['tool']} the export has {called} {served:.1f} %, and the run is scored {scored:.1f} "
-        f"% (context {parity['context']}) on the same {parity['clips']} clips: {100 * main['value']:+.1f} points"
-        f"{between}, {100 * parity['equal']:.0f} % of the answers equal"
-    )
-    if parity["passed"]:
-        message = says + "."
-    else:
-        allowed = f"{100 * parity['tolerance']:.0f} point is allowed"
+    message = parity["sentence"]
+    if parity["verdict"] == "differs":
+        low, high = main["low"], main["high"]
         surely = low is not None and not low <= 0 <= high
-        head = "what is served is not what was scored" if surely else "parity could not be shown"
-        advice = (
-            _remedy(parity, name)
-            if surely
-            else ("The difference may be chance: compare more clips with --parity-clips or --parity MANIFEST.")
-        )
-        message = f"{head}: {says}; {allowed}. {_causes(parity, name)}{advice} parity.json lists the clips that differ."
+        advice = _remedy(parity, name) if surely else "Compare more clips with --parity-clips or --parity MANIFEST."
+        message += f" {_causes(parity, name)}{advice} parity.json lists the clips that differ."
     return Finding(
         check=CHECK,
-        severity="note" if parity["passed"] else "warning",
+        severity="warning" if parity["verdict"] == "differs" else "note",
         message=message,
         measured=round(100 * main["value"], 2),
         limit=100 * parity["tolerance"],
         unit="points",
     )
+
+
+def fails_strict(parity: Mapping[str, Any]) -> bool:
+    """Whether `--strict` refuses: nothing was compared, the two differ, or fewer clips than were asked show nothing.
+
+    Parity that as many clips as were asked for do not show is not refused: who needs it shown asks for more clips.
+    """
+    few = parity["clips"] < parity["asked"]
+    return parity["verdict"] in (None, "differs") or (parity["verdict"] == "not shown" and few)
 
 
 def _causes(parity: Mapping[str, Any], name: str) -> str:
