@@ -69,7 +69,6 @@ def test_the_language_of_a_clip_goes_before_that_of_the_task(loaded: LoadedModel
     ("text", "language", "said"),
     [
         ("one <|endoftext|>", "en", "cannot write"),
-        ("seven " * 60, "en", "tokens"),
         ("seven", "klingon", "'klingon'"),
         ("seven", None, "model.language=en"),
     ],
@@ -87,6 +86,17 @@ def test_what_cannot_be_a_target_is_a_finding_that_names_the_clip(
     assert "'c1'" in finding.message
     assert [kept.id for kept in prepared.clips] == ["c0", "c2"]
     assert len(prepared.targets) == 2
+
+
+def test_transcripts_beyond_the_decoder_are_left_out_together_and_are_not_bad(loaded: LoadedModel):
+    clips = [clip(0, "two"), clip(1, "seven " * 60), clip(2, "one <|endoftext|>"), clip(3, "seven " * 70)]
+    prepared = task().prepare(loaded, clips)
+    bad, long = prepared.findings
+    assert (long.check, long.severity, long.clip_ids) == ("data.text_too_long", "warning", ("c1", "c3"))
+    assert long.message.startswith("2 of 4 training transcripts are longer than the model can write")
+    assert "Of clip 'c1': the transcript needs" in long.message
+    assert prepared.dropped == (bad,)
+    assert [kept.id for kept in prepared.clips] == ["c0"]
 
 
 def test_a_language_that_is_none_is_refused_before_anything_is_written(loaded: LoadedModel):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sonotune.data import numbers
 from sonotune.data.scripts import deciding_rate
 from sonotune.data.text import profile_of, says_something
-from sonotune.errors import ConfigError, MissingExtraError, TextError
+from sonotune.errors import ConfigError, MissingExtraError, TextError, TextTooLongError
 from sonotune.features.batching import Batch
 from sonotune.metrics.error_rate import edit_counts, error_rate
 from sonotune.metrics.runaway import cut_loops, decoding_health, loops
@@ -71,10 +71,14 @@ class Transcribe:
         return tuple(sorted({character for text in texts for character in text if not character.isspace()}))
 
     def prepare(self, loaded: LoadedModel, clips: Sequence[Clip]) -> PreparedClips:
-        """Encode every transcript; what the tokenizer cannot write, or the model cannot hold, becomes a finding."""
+        """Encode every transcript; what the tokenizer cannot write, or the model cannot hold, becomes a finding.
+
+        A transcript that the model has no room for is left out as a clip beyond its window is: counted, and not bad.
+        """
         self._refuse_language(loaded)
         self._written = self.family.written_form(loaded)
         kept, targets, findings = [], [], []
+        too_long: dict[str, str] = {}
         around = _Around(self.family, loaded)
         limit = _Limit(self._settings.max_label_tokens, around, aligned=self._settings.aligned)
         for clip in clips:
@@ -86,6 +90,9 @@ class Transcribe:
                 continue
             try:
                 ids = self.family.encode_text(loaded, text, language, duration_s=clip.duration_s)
+            except TextTooLongError as error:
+                too_long[clip.id] = str(error)
+                continue
             except TextError as error:
                 message = f"clip {clip.id!r}: {error} The clip is left out."
                 findings.append(
@@ -97,7 +104,7 @@ class Transcribe:
                 targets.append(shortened)
                 kept.append(replace(clip, text=text, language=language))
         findings += self._notes(loaded, {clip.language for clip in kept if clip.language})
-        findings += limit.findings(len(clips))
+        findings += [*_too_long(too_long, len(clips)), *limit.findings(len(clips))]
         findings += self._note_on_case(loaded, kept)
         rates = [
             text_rate(len(ids) - around.tokens(clip.language) + 1, clip.duration_s)
@@ -383,6 +390,27 @@ class Transcribe:
             for message, ids in notes.items()
             if ids
         ]
+
+
+def _too_long(problems: Mapping[str, str], clips: int) -> list[Finding]:
+    """That transcripts are left out which the model has no room for; clip id -> what the family says of it."""
+    if not problems:
+        return []
+    first, problem = next(iter(problems.items()))
+    message = (
+        f"{len(problems)} of {clips} training transcripts are longer than the model can write, and their clips are left "
+        f"out of training. Of clip {first!r}: {problem} Cut them with `start_s` and `duration_s`, and their texts too."
+    )
+    return [
+        Finding(
+            check="data.text_too_long",
+            severity="warning",
+            message=message,
+            clip_ids=tuple(problems),
+            measured=float(len(problems)),
+            unit="clips",
+        )
+    ]
 
 
 class _Around:
