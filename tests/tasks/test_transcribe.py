@@ -99,6 +99,18 @@ def test_transcripts_beyond_the_decoder_are_left_out_together_and_are_not_bad(lo
     assert [kept.id for kept in prepared.clips] == ["c0"]
 
 
+def test_clips_of_a_language_that_the_model_lacks_are_a_finding_each_time_they_are_scored(loaded: LoadedModel):
+    one, clips = task(language=None), [clip(0, "seven", language="gn"), clip(1, "two", language="en")]
+    for _ in range(2):
+        one.check_references(loaded, clips)
+        _, findings = one.details(predictions("seven", "two"), clips)
+        [found] = [finding for finding in findings if finding.check == "text.language"]
+        assert (found.severity, found.clip_ids) == ("warning", ("c0",))
+        assert "does not know the language 'gn'" in found.message
+    one.check_references(loaded, clips[1:])
+    assert not [one for one in one.details(predictions("two"), clips[1:])[1] if one.check == "text.language"]
+
+
 def test_a_language_that_is_none_is_refused_before_anything_is_written(loaded: LoadedModel):
     for method in (task(language="hebrw").prepare, task(language="hebrw").check_references):
         with pytest.raises(ConfigError, match=r"model\.language=hebrw: .*did you mean he \(Hebrew\)\?"):
@@ -261,6 +273,16 @@ def test_texts_that_were_decoded_again_are_counted():
 
 def spoken_task(*, language: str | None = "en", verbalize: bool | str = "auto") -> Transcribe:
     return Transcribe(FAMILY, TaskSettings(language=language, verbalize_numbers=verbalize))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("verbalize", ["auto", True, False])
+def test_numbers_as_words_that_stood_beside_an_earlier_score_are_kept(verbalize: bool | str):
+    clips, written = spoken("three", "four"), predictions("three", "four")
+    one = spoken_task(verbalize=verbalize)
+    one.keep_scores({"wer", "cer"})
+    assert ("wer_numbers_verbalized" in one.score(written, clips, resamples=100)) == (verbalize is True)
+    one.keep_scores({"wer", "wer_numbers_verbalized"})
+    assert ("wer_numbers_verbalized" in one.score(written, clips, resamples=100)) == (verbalize is not False)
 
 
 def test_numbers_as_words_stand_beside_the_word_error_rate_and_leave_it_alone():
