@@ -160,7 +160,7 @@ class _Printable(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         ours = record.levelno >= logging.WARNING and record.name.partition(".")[0] == "sonotune"
-        return printable_name((_OURS if ours else super()).format(record))
+        return printable_name(_OURS.format(record) if ours else super().format(record))
 
 
 _OURS = logging.Formatter("sonotune: %(levelname)s: %(message)s")
