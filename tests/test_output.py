@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import stat
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import soundfile
 
 from sonotune import cli
+from sonotune.cli import _Printable
 from sonotune.cli.shared import json_text, one_field, print_result, tell
 from sonotune.data.manifest import write_manifest
 from sonotune.errors import ResourceError
@@ -87,6 +89,19 @@ def test_lines_of_progress_and_of_the_log_are_escaped(capsys: pytest.CaptureFixt
     script += f"logging.getLogger('x').warning({CLEAR!r})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert done.stderr == "WARNING x: \\x1b[2Jevil\\x9b31m\\x0d\n"
+
+
+def test_warnings_of_ours_look_as_other_messages_do():
+    def told(level: int, name: str) -> str:
+        return _Printable("%(levelname)s %(name)s: %(message)s").format(
+            logging.makeLogRecord(
+                {"levelno": level, "levelname": logging.getLevelName(level), "name": name, "msg": CLEAR}
+            )
+        )
+
+    assert told(logging.WARNING, "sonotune.models.base") == "sonotune: WARNING: \\x1b[2Jevil\\x9b31m\\x0d"
+    assert told(logging.INFO, "sonotune.models.base").startswith("INFO sonotune.models.base: ")
+    assert told(logging.WARNING, "sonotunes.x").startswith("WARNING sonotunes.x: ")
 
 
 def test_ids_of_strangers_do_not_reach_the_terminal(tmp_path: Path):

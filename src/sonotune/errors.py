@@ -111,6 +111,10 @@ class TextError(SonotuneError):
     """A transcript or a text normaliser cannot be used."""
 
 
+class TextTooLongError(TextError):
+    """A transcript can be written and is longer than the model has room for."""
+
+
 class ModelError(SonotuneError):
     """A checkpoint, a component selector or a quantisation request cannot be used."""
 

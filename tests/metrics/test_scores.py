@@ -12,6 +12,7 @@ from sonotune.metrics.scores import (
     score_title,
     show_score,
     show_value,
+    spelling_of_numbers,
 )
 from sonotune.types import Score
 
@@ -52,3 +53,36 @@ def test_loops_are_counted_and_directions_known():
     silent = of("wer", detail={"silent_clips": 3, "silent_words": 4})
     assert decoding_note(silent) == ", 3 clips without words, 4 words written on them"
     assert (better_sign("lower"), better_sign("higher")) == (1, -1)
+
+
+def moment(wer: float, numbers: float | None = None) -> dict[str, dict[str, object]]:
+    """Scores of one moment of a run; the second stands beside where some clip has digits on one side."""
+    found = {"wer": wer} if numbers is None else {"wer": wer, "wer_numbers_verbalized": numbers}
+    return {name: of(name) | {"value": value} for name, value in found.items()}
+
+
+def test_how_much_of_a_change_is_the_spelling_of_numbers():
+    said = spelling_of_numbers(moment(1.0, 0.0), moment(0.0))
+    assert said == (
+        "Of the change of \u2212100.0 points of WER, \u2212100.0 points are the spelling of numbers: with numbers as "
+        "words, WER was 0.0 % before training and is 0.0 % after it."
+    )
+    part = spelling_of_numbers(moment(0.8, 0.5), moment(0.3, 0.2))
+    assert part is not None
+    assert "change of \u221250.0 points of WER, \u221220.0 points are" in part
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (moment(1.0), moment(0.0)),  # no numbers
+        (moment(0.8, 0.5), moment(0.5, 0.2)),  # numbers are spelt as they were
+        ({}, moment(0.3, 0.2)),
+        (moment(0.3, 0.2), {}),
+        ({"f1_macro": of("f1_macro")}, {"f1_macro": of("f1_macro")}),
+    ],
+)
+def test_where_no_change_is_a_matter_of_spelling_nothing_is_said(
+    before: dict[str, dict[str, object]], after: dict[str, dict[str, object]]
+):
+    assert spelling_of_numbers(before, after) is None

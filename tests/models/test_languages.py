@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sonotune.models.languages import find_code, language_name, misspelt, named, nearest, whisper_names
+from sonotune.models.languages import find_code, language_name, misspelt, named, nearest, some_codes, whisper_names
 
 KNOWN = ("en", "he", "id", "yi", "zh", "yue", "jw", "no", "ro", "tl")
 
@@ -83,3 +83,9 @@ def test_a_known_name_with_a_wrong_letter_is_misspelt(name: str):
 @pytest.mark.parametrize("name", ["Hebrew", "he", "ladino", "Guarani", "Romansh", "brezhoneg", "heb"])
 def test_names_of_other_languages_are_not(name: str):
     assert misspelt(name) == ""
+
+
+def test_of_many_codes_the_first_are_named_and_the_rest_counted():
+    assert some_codes({"he", "en"}) == "en, he"
+    told = some_codes([f"a{number:02}" for number in range(99)])
+    assert told == "a00, a01, a02, a03, a04 and 94 more"

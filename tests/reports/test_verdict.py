@@ -65,6 +65,21 @@ def test_a_gain_that_chance_cannot_make_is_better(run_record: RunRecord, predict
     assert "20 development clips went from 50.0 % before training to 5.0 % after it (−45.0 points, " in found.sentence
 
 
+def test_a_gain_in_the_spelling_of_numbers_is_said_to_be_one(run_record: RunRecord, predict: Predict, read_page: Any):
+    scores, change = predict([WRONG] * 20, [SAID] * 20)
+    assert "spelling of numbers" not in verdict(replace(run_record, scores=scores), change).sentence  # type: ignore[union-attr]
+    beside = {**scores["after"]["wer"], "title": "WER with numbers as words", "role": "beside"}
+    scores["before"]["wer_numbers_verbalized"] = beside
+    record = replace(run_record, scores=scores)
+    found = verdict(record, change)
+    assert found is not None
+    assert "(−50.0 points" in found.sentence
+    assert "change of −50.0 points of WER, −50.0 points are the spelling of numbers" in found.sentence
+    assert closed("WER was 0.0 % before training and is 0.0 % after it") in closed(
+        read_page(build_html(record, change=change)).text[""]
+    )
+
+
 def test_a_gain_that_chance_can_make_is_no_clear_change(run_record: RunRecord, predict: Predict):
     scores, change = predict([WRONG] + [SAID] * 19, [SAID] * 20)
     found = verdict(replace(run_record, scores=scores), change)

@@ -69,7 +69,6 @@ def test_the_language_of_a_clip_goes_before_that_of_the_task(loaded: LoadedModel
     ("text", "language", "said"),
     [
         ("one <|endoftext|>", "en", "cannot write"),
-        ("seven " * 60, "en", "tokens"),
         ("seven", "klingon", "'klingon'"),
         ("seven", None, "model.language=en"),
     ],
@@ -87,6 +86,29 @@ def test_what_cannot_be_a_target_is_a_finding_that_names_the_clip(
     assert "'c1'" in finding.message
     assert [kept.id for kept in prepared.clips] == ["c0", "c2"]
     assert len(prepared.targets) == 2
+
+
+def test_transcripts_beyond_the_decoder_are_left_out_together_and_are_not_bad(loaded: LoadedModel):
+    clips = [clip(0, "two"), clip(1, "seven " * 60), clip(2, "one <|endoftext|>"), clip(3, "seven " * 70)]
+    prepared = task().prepare(loaded, clips)
+    bad, long = prepared.findings
+    assert (long.check, long.severity, long.clip_ids) == ("data.text_too_long", "warning", ("c1", "c3"))
+    assert long.message.startswith("2 of 4 training transcripts are longer than the model can write")
+    assert "Of clip 'c1': the transcript needs" in long.message
+    assert prepared.dropped == (bad,)
+    assert [kept.id for kept in prepared.clips] == ["c0"]
+
+
+def test_clips_of_a_language_that_the_model_lacks_are_a_finding_each_time_they_are_scored(loaded: LoadedModel):
+    one, clips = task(language=None), [clip(0, "seven", language="gn"), clip(1, "two", language="en")]
+    for _ in range(2):
+        one.check_references(loaded, clips)
+        _, findings = one.details(predictions("seven", "two"), clips)
+        [found] = [finding for finding in findings if finding.check == "text.language"]
+        assert (found.severity, found.clip_ids) == ("warning", ("c0",))
+        assert "does not know the language 'gn'" in found.message
+    one.check_references(loaded, clips[1:])
+    assert not [one for one in one.details(predictions("two"), clips[1:])[1] if one.check == "text.language"]
 
 
 def test_a_language_that_is_none_is_refused_before_anything_is_written(loaded: LoadedModel):
@@ -251,6 +273,16 @@ def test_texts_that_were_decoded_again_are_counted():
 
 def spoken_task(*, language: str | None = "en", verbalize: bool | str = "auto") -> Transcribe:
     return Transcribe(FAMILY, TaskSettings(language=language, verbalize_numbers=verbalize))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("verbalize", ["auto", True, False])
+def test_numbers_as_words_that_stood_beside_an_earlier_score_are_kept(verbalize: bool | str):
+    clips, written = spoken("three", "four"), predictions("three", "four")
+    one = spoken_task(verbalize=verbalize)
+    one.keep_scores({"wer", "cer"})
+    assert ("wer_numbers_verbalized" in one.score(written, clips, resamples=100)) == (verbalize is True)
+    one.keep_scores({"wer", "wer_numbers_verbalized"})
+    assert ("wer_numbers_verbalized" in one.score(written, clips, resamples=100)) == (verbalize is not False)
 
 
 def test_numbers_as_words_stand_beside_the_word_error_rate_and_leave_it_alone():

@@ -163,6 +163,10 @@ def test_the_score_that_decides_is_one_in_the_whole_run_and_in_its_use(
     assert use_of(str(folder / "adapter")) == use_of(str(folder))
     told = header(record, {}, device="cpu", bits=16, decides=chosen, folder=folder)
     assert f"decides  {chosen}" in told.splitlines()
+    parts = {name: row["trainable"] for name, row in record.model["components"].items() if row["trainable"]}
+    assert "stem" in parts
+    named = ", ".join(f"{name} {count:,}" for name, count in parts.items())
+    assert f"trains   {sum(parts.values()):,} parameters ({named}); adapters of rank " in told
 
 
 def test_the_densest_transcripts_bound_the_texts_of_what_was_trained(settings: Settings, corpus: Path, tmp_path: Path):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sonotune.training.scoring import still_improving, worse_than_before
+from sonotune.training.scoring import numbers_respelt, still_improving, worse_than_before
 from sonotune.types import Score
 
 
@@ -40,6 +40,15 @@ def test_a_run_that_got_worse_says_so():
 )
 def test_any_other_says_nothing(found: dict[str, Any]):
     assert worse_than_before(found) == []
+
+
+def test_a_change_that_is_the_spelling_of_numbers_is_a_note():
+    found = scores(1.0, 0.0)
+    assert numbers_respelt(found) == []
+    found["before"]["wer_numbers_verbalized"] = {**found["before"]["wer"], "value": 0.0, "role": "beside"}
+    [finding] = numbers_respelt(found)
+    assert (finding.check, finding.severity) == ("training.numbers_respelt", "note")
+    assert "points are the spelling of numbers" in finding.message
 
 
 def log(*values: float, better: str = "lower", steps: tuple[int, ...] = ()) -> list[dict[str, Any]]:

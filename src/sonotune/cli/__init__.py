@@ -156,10 +156,14 @@ def _usage_error(error: Exception) -> str | None:
 
 
 class _Printable(logging.Formatter):
-    """Log lines without codes that a terminal would obey."""
+    """Log lines without codes that a terminal would obey; ours look as other messages of the command do."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable_name(super().format(record))
+        ours = record.levelno >= logging.WARNING and record.name.partition(".")[0] == "sonotune"
+        return printable_name(_OURS.format(record) if ours else super().format(record))
+
+
+_OURS = logging.Formatter("sonotune: %(levelname)s: %(message)s")
 
 
 def _set_up_logging() -> None:

@@ -14,7 +14,7 @@ from sonotune.cli.shared import Json, Words, app, print_result, tell
 from sonotune.metrics.scores import decoding_note, primary_score, score_title, show_score
 from sonotune.progress import phase
 
-_SHOWN_NOTES = ("text.numbers", "audio.silent", "evaluation.augmented")
+_SHOWN_NOTES = ("text.numbers", "audio.silent", "evaluation.augmented", "evaluation.windows")
 Predictions = Annotated[Path | None, typer.Option(help="Write every prediction to this JSONL file.")]
 
 

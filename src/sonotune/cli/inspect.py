@@ -12,15 +12,16 @@ def inspect(words: Words = None, as_json: Json = False) -> None:
     sonotune inspect model=whisper_large_v3 quantization.bits=4 adapter.rank=16
     """
     from sonotune.api import inspect as inspect_settings
+    from sonotune.models.thinning import made_for
     from sonotune.wording import memory_size
 
     found = inspect_settings(words or [])
     body = found.to_json()
     lines = [f"{found.checkpoint}: {found.family}, {found.total:,} parameters, {found.trainable:,} would train"]
-    lines += [f"  {'':<11}{'parameters':>15}{'trainable':>13}{'MiB':>10}{'linears':>9}{'a unit of rank':>16}"]
+    lines += [f"  {'':<11}{'parameters':>15}{'trainable':>13}{'MiB':>10}{'linears':>9}{'adapters, rank 1':>18}"]
     lines += [
         f"  {row['name']:<11}{row['parameters']:>15,}{row['trainable']:>13,}{row['bytes'] / 2**20:>10.1f}"
-        f"{row['linears']:>9}{row['parameters_per_rank']:>16,}"
+        f"{row['linears']:>9}{row['parameters_per_rank']:>18,}"
         for row in body["components"]
     ]
     if found.context:
@@ -28,7 +29,7 @@ def inspect(words: Words = None, as_json: Json = False) -> None:
             f"{computed:.1f} s of a clip of {clip_s:g} s" for clip_s, computed in found.computed_s.items()
         )
         lines += [
-            f"context  {found.context}, trained for {' and '.join(found.trained_contexts)}; of a window of "
+            f"context  {found.context}, {made_for(found.trained_contexts)}; of a window of "
             f"{found.window_s:g} s it computes {computed}"
         ]
     bits = body["bits_per_quantized_parameter"]
@@ -37,12 +38,16 @@ def inspect(words: Words = None, as_json: Json = False) -> None:
     lines += [
         f"weights  {memory_size(found.weight_bytes)}; {found.quantized:,} quantised{held}",
         _size_beside_16_bits(compression["size"])
-        + (f"; one of {compression['parameters']:.1f} parameters trains" if compression["parameters"] else ""),
+        + (f"; {_share(compression['parameters'])} % of the parameters train" if compression["parameters"] else ""),
     ]
     print_result(body, as_json=as_json, lines=lines)
 
 
+def _share(times: float) -> str:
+    """One of so many, in per cent: `100`, `2.7`, `0.35`."""
+    return f"{100 / times:.3g}" if times < 10 else f"{100 / times:.2g}"
+
+
 def _size_beside_16_bits(size: float) -> str:
-    """Smaller or larger, whichever it is."""
-    word, times = ("smaller ", size) if size >= 1 else ("larger  ", 1 / size)
-    return f"{word} {times:.2f} times than in 16 bits"
+    """What share of the bytes it takes that 16 bits for every parameter would take."""
+    return f"size     {100 / size:.0f} % of what it is with 16 bits a parameter"

@@ -12,6 +12,8 @@ from sonotune.api import evaluation_settings, open_recognizer, refuse_augmented,
 from sonotune.cli.shared import Files, Json, app, one_field, print_result, tell
 from sonotune.progress import printable_name
 
+_SHOWN_NOTES = ("evaluation.windows",)
+
 
 @app.command()
 def transcribe(
@@ -75,7 +77,7 @@ def _recognize(words: Sequence[str], *, task: str) -> tuple[Any, Any, int]:
     recognizer = open_recognizer(config)
     result = recognizer.recognize(files, silence_db=config.data.silence_db, **evaluation_settings(config))
     for finding in result.findings:
-        if finding.severity != "note":
+        if finding.severity != "note" or finding.check in _SHOWN_NOTES:
             tell(f"sonotune: {'WARNING: ' * (finding.severity == 'warning')}{finding.message}")
     named = {str(path) for path in files if not is_folder(path)}
     unread = any(finding.severity == "error" and finding.path in named for finding in result.findings)

@@ -11,7 +11,7 @@ from sonotune.cli.findings import clips_left_out, warning_lines, worth_telling
 from sonotune.cli.report import REPORT, write_cards, write_report
 from sonotune.cli.shared import Json, Words, app, emit, print_result
 from sonotune.errors import RunDirectoryError
-from sonotune.metrics.scores import WORSE, decoding_note, score_title, show_score
+from sonotune.metrics.scores import WORSE, decoding_note, score_title, show_score, spelling_of_numbers
 from sonotune.progress import hide, note, phase
 from sonotune.wording import counted, memory_size
 
@@ -108,6 +108,8 @@ def _run_lines(record: RunRecord, folder: Path) -> list[str]:
                 for name, score in scores.items()
             )
             lines.append(f"{moment:<8} {shown}")
+    if respelt := spelling_of_numbers(record.scores.get("before", {}), record.scores.get("after", {})):
+        lines.append(f"numbers  {respelt}")
     if decides := record.choices.get("evaluation.primary"):
         lines.append(f"decides  {decides}")
     trainable = sum(row["trainable"] for row in record.model.get("components", {}).values())

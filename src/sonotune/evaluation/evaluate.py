@@ -28,6 +28,7 @@ from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_ba
 from sonotune.features.workers import Crew
 from sonotune.metrics.efficiency import real_time_factor
 from sonotune.metrics.slices import DURATION_EDGES_S, Slice, slice_clips
+from sonotune.models.thinning import made_for
 from sonotune.processes import SINGLE_PROCESS, Processes
 from sonotune.progress import phase
 from sonotune.runs import atomic_write_text
@@ -229,6 +230,7 @@ def predict_clips(
     heard = [clip for clip in clips if clip.id not in silent]
     windows = cut_into_windows(heard, loaded.frontend.max_duration_s)
     pieces = windows.pieces
+    unit = "windows" if max(windows.parts.values(), default=1) > 1 else "clips"
     durations_s = [loaded.computed_s(piece.duration_s, context) for piece in pieces]
     batches = plan_batches(
         durations_s, max_seconds=batch_seconds, max_clips=max_clips, seed=0, epoch=0, shuffle=False, jitter_s=0.0
@@ -250,7 +252,7 @@ def predict_clips(
     done = 0
     # Closing the loader when something goes wrong ends its workers at once.
     with (
-        phase("recognising", sum(len(batches[place]) for place in places), "clips") as advance,
+        phase("recognising", sum(len(batches[place]) for place in places), unit) as advance,
         _inference(loaded.module),
         closing(batch_loader(dataset, crew, places=places)) as loader,
     ):
@@ -378,13 +380,15 @@ def _foreign_context(loaded: Any, context: Context) -> list[Finding]:
     trained = loaded.trained_contexts
     if not trained or context in trained:
         return []
+    advice = "Leave model.context out, or set" if "thinned" in trained else "Set"
+    best = "thinned" if "thinned" in trained else trained[0]
     return [
         Finding(
             check="model.context",
             severity="warning",
-            message=f"scored with model.context={context}, and the weights of {loaded.checkpoint} were trained for "
-            f"{' and '.join(trained)}: the score may be worse, and other tools give another. Set "
-            f"model.context={trained[0]}.",
+            message=f"scored with model.context={context}, and the weights of {loaded.checkpoint} were "
+            f"{made_for(trained)}: the score may be worse, and other tools give another. {advice} "
+            f"model.context={best}.",
         )
     ]
 

@@ -73,6 +73,32 @@ def decoding_note(score: Mapping[str, Any]) -> str:
     return note
 
 
+NUMBERS_VERBALIZED: Final = "wer_numbers_verbalized"
+"""Name of the word error rate of texts whose numbers are written as words."""
+_LEAST_POINTS: Final = 0.05
+"""Percentage points below which a change is shown as none."""
+
+
+def spelling_of_numbers(before: Scores, after: Scores) -> str | None:
+    """How much of a change of the word error rate is the spelling of numbers, as a sentence; None where nothing is.
+
+    A moment without the score with numbers as words has no clip with digits on one side only: the score would be its
+    word error rate.
+    """
+    if "wer" not in before or "wer" not in after or not (NUMBERS_VERBALIZED in before or NUMBERS_VERBALIZED in after):
+        return None
+    was, now = (scores.get(NUMBERS_VERBALIZED, scores["wer"]) for scores in (before, after))
+    whole = 100 * (after["wer"]["value"] - before["wer"]["value"])
+    spelling = whole - 100 * (now["value"] - was["value"])
+    if abs(spelling) < _LEAST_POINTS:
+        return None
+    told = (
+        f"Of the change of {whole:+.1f} points of WER, {spelling:+.1f} points are the spelling of numbers: with "
+        f"numbers as words, WER was {show_value(was)} before training and is {show_value(now)} after it."
+    )
+    return told.replace("-", "\u2212")
+
+
 def better_sign(better: str) -> int:
     """What makes the better of two scores the smaller: 1 where lower is better, -1 where higher is."""
     return 1 if better == "lower" else -1

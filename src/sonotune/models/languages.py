@@ -14,6 +14,8 @@ from typing import Final
 _CLOSE: Final = 0.7
 _MISSPELT: Final = 0.81  # `arabik` and Arabic are 0.83; Guarani and Gujarati are 0.8, and two languages
 _SHORTEST_NAME: Final = 4
+_MOST_CODES: Final = 8
+_FIRST_CODES: Final = 5
 
 # Codes of one language: deprecated ones, those of the macro-language, and what the tables of `transformers` write.
 _SAME: Final = (
@@ -75,6 +77,13 @@ def nearest(language: str, names: Mapping[str, str]) -> str:
         close = difflib.get_close_matches(plain, written, n=3, cutoff=_CLOSE)
     found = dict.fromkeys(written[match] for match in close)
     return f"; did you mean {' or '.join(f'{code} ({names[code]})' for code in found)}?" if found else ""
+
+
+def some_codes(codes: Collection[str]) -> str:
+    """The codes for the end of a message, `en, he`, or the first of many: `af, am, ar, as, az and 94 more`."""
+    ordered = sorted(codes)
+    few = len(ordered) <= _MOST_CODES
+    return ", ".join(ordered) if few else f"{', '.join(ordered[:_FIRST_CODES])} and {len(ordered) - _FIRST_CODES} more"
 
 
 def misspelt(language: str) -> str:

@@ -16,6 +16,7 @@ Shape letters: B clips, P kept positions.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +72,18 @@ class Thinning:
 
 DEFAULT_THINNING = Thinning()
 """A second behind the clip, then one position in 0.6 s: what was measured of others is in benchmarks/real_models."""
+
+
+def made_for(trained: Sequence[Context]) -> str:
+    """How weights came to the contexts that they may be used in, in words.
+
+    Args:
+        trained: Those contexts, as `LoadedModel.trained_contexts` has them. Training at `thinned` names it first, so
+            that `full` before `thinned` are weights as they were published.
+    """
+    if tuple(trained) == ("full", "thinned"):
+        return "pretrained over the whole window, which may be thinned"
+    return f"trained for {' and '.join(trained)}"
 
 
 def contexts_of_training(

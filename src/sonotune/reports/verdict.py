@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 from sonotune.audit.gate import Decision
 from sonotune.audit.place import VERDICT
 from sonotune.evaluation.compare import Comparison
-from sonotune.metrics.scores import WORSE, primary_score, score_title, show_value
+from sonotune.metrics.scores import WORSE, primary_score, score_title, show_value, spelling_of_numbers
 from sonotune.types import RunRecord
 
 Outcome = Literal["better", "worse", "none"]
@@ -65,6 +65,7 @@ def verdict(record: RunRecord, change: Comparison | None) -> Verdict | None:
                 f"{title} on the {after[name]['count']} development clips went from {show_value(before[name])} before "
                 f"training to {show_value(after[name])} after it{told}."
             )
+        sentences.append(spelling_of_numbers(before, after) or "")
     elif name in after:
         sentences.append(
             f"{title} on the {after[name]['count']} development clips is {show_value(after[name])} after training; the "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -13,10 +12,11 @@ from numpy.typing import NDArray
 from sonotune.data import numbers
 from sonotune.data.scripts import deciding_rate
 from sonotune.data.text import profile_of, says_something
-from sonotune.errors import ConfigError, MissingExtraError, TextError
+from sonotune.errors import ConfigError, MissingExtraError, TextError, TextTooLongError
 from sonotune.features.batching import Batch
 from sonotune.metrics.error_rate import edit_counts, error_rate
 from sonotune.metrics.runaway import cut_loops, decoding_health, loops
+from sonotune.metrics.scores import NUMBERS_VERBALIZED
 from sonotune.models.base import LoadedModel, SpeechFamily
 from sonotune.models.decoding import DENSE_SHARE, text_rate
 from sonotune.models.languages import find_code, misspelt
@@ -25,10 +25,6 @@ from sonotune.progress import note
 from sonotune.tasks.base import PreparedClips, TaskSettings
 from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, Prediction, Score
 
-logger = logging.getLogger(__name__)
-
-NUMBERS_VERBALIZED = "wer_numbers_verbalized"
-"""Name of the word error rate of texts whose numbers are written as words."""
 LOOPS_CUT = "wer_loops_cut"
 """Name of the word error rate of texts whose loops are cut."""
 SPELLING_FOLDED = "wer_spelling_folded"
@@ -62,7 +58,8 @@ class Transcribe:
         settings.check_primary(self.name, RATES)
         self.family = family
         self._settings = settings
-        self._unknown: set[str] = set()
+        self._unknown: dict[str, str] = {}
+        self._keeps_numbers = False
         self._written: Callable[[str], str] = str
 
     def outputs(self, clips: Sequence[Clip]) -> tuple[str, ...]:
@@ -71,10 +68,14 @@ class Transcribe:
         return tuple(sorted({character for text in texts for character in text if not character.isspace()}))
 
     def prepare(self, loaded: LoadedModel, clips: Sequence[Clip]) -> PreparedClips:
-        """Encode every transcript; what the tokenizer cannot write, or the model cannot hold, becomes a finding."""
+        """Encode every transcript; what the tokenizer cannot write, or the model cannot hold, becomes a finding.
+
+        A transcript that the model has no room for is left out as a clip beyond its window is: counted, and not bad.
+        """
         self._refuse_language(loaded)
         self._written = self.family.written_form(loaded)
         kept, targets, findings = [], [], []
+        too_long: dict[str, str] = {}
         around = _Around(self.family, loaded)
         limit = _Limit(self._settings.max_label_tokens, around, aligned=self._settings.aligned)
         for clip in clips:
@@ -86,6 +87,9 @@ class Transcribe:
                 continue
             try:
                 ids = self.family.encode_text(loaded, text, language, duration_s=clip.duration_s)
+            except TextTooLongError as error:
+                too_long[clip.id] = str(error)
+                continue
             except TextError as error:
                 message = f"clip {clip.id!r}: {error} The clip is left out."
                 findings.append(
@@ -97,7 +101,7 @@ class Transcribe:
                 targets.append(shortened)
                 kept.append(replace(clip, text=text, language=language))
         findings += self._notes(loaded, {clip.language for clip in kept if clip.language})
-        findings += limit.findings(len(clips))
+        findings += [*_too_long(too_long, len(clips)), *limit.findings(len(clips))]
         findings += self._note_on_case(loaded, kept)
         rates = [
             text_rate(len(ids) - around.tokens(clip.language) + 1, clip.duration_s)
@@ -174,13 +178,6 @@ class Transcribe:
         if clip.language is None:
             return replace(clip, language=self._settings.language)
         if not self.family.knows_language(loaded, clip.language):
-            if clip.language not in self._unknown:
-                self._unknown.add(clip.language)
-                logger.warning(
-                    "clip %r and perhaps others: %s The language is left to the model, which detects one where it can",
-                    clip.id,
-                    self._problem_of_language(loaded, clip.language),
-                )
             return replace(clip, language=None)
         return clip
 
@@ -191,6 +188,8 @@ class Transcribe:
     def check_references(self, loaded: LoadedModel, clips: Sequence[Clip]) -> None:
         """See `Task`: a character that the model cannot write is an error it makes; only the language is refused."""
         self._refuse_language(loaded)
+        problems = {name: self._problem_of_language(loaded, name) for name in {clip.language for clip in clips} if name}
+        self._unknown = {name: problem for name, problem in sorted(problems.items()) if problem}
 
     def primary_of(self, clips: Sequence[Clip]) -> tuple[str, str]:
         """The rate that is asked for, else that of characters where the references have no spaces between words."""
@@ -263,7 +262,7 @@ class Transcribe:
         }
 
     def details(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[dict[str, Any], list[Finding]]:
-        """Loops, fallbacks, empty texts and invented words."""
+        """Loops, fallbacks, empty texts, invented words, and languages that the model does not know."""
         references, hypotheses = self._scored(predictions, clips)
         edits = edit_counts(references, hypotheses, unit="word")
         again = sum(prediction.attempts > 1 for prediction in predictions)
@@ -271,7 +270,11 @@ class Transcribe:
         ids = [clip.id for clip in clips]
         health = decoding_health(ids, references, hypotheses, edits, fallbacks=again, cut=cut)
         inserted = sum(edit.insertions for edit in edits)
-        findings = [*health.findings(), *self._notes_on_numbers(references, hypotheses, clips)]
+        findings = [
+            *self._notes_on_unknown(clips),
+            *health.findings(),
+            *self._notes_on_numbers(references, hypotheses, clips),
+        ]
         return {"insertions": inserted, "decoding": health.to_json()}, findings
 
     def row(self, prediction: Prediction, clip: Clip) -> Mapping[str, Any]:
@@ -336,9 +339,18 @@ class Transcribe:
 
     def _shows_numbers(self, references: Sequence[str], hypotheses: Sequence[str], clips: Sequence[Clip]) -> bool:
         """Whether the score with numbers as words is given."""
-        if self._settings.verbalize_numbers is not True:
+        if self._settings.verbalize_numbers is not True and not self._keeps_numbers:
             return bool(self._one_sided(references, hypotheses, clips)) and numbers.installed()
         return any(self._code(clip) for clip in clips)
+
+    def keep_scores(self, names: Collection[str]) -> None:
+        """Give the scores that stood beside in an earlier evaluation of the run in the next ones too.
+
+        Args:
+            names: Of the scores so far. The one with numbers as words is kept, though no clip may need it any more.
+        """
+        wanted = self._settings.verbalize_numbers is not False and NUMBERS_VERBALIZED in names
+        self._keeps_numbers = wanted and numbers.installed()
 
     def _one_sided(
         self, references: Sequence[str], hypotheses: Sequence[str], clips: Sequence[Clip]
@@ -351,6 +363,28 @@ class Transcribe:
             for clip, reference, hypothesis in zip(clips, references, hypotheses, strict=True)
             if numbers.has_digits(reference) != numbers.has_digits(hypothesis) and self._code(clip) is not None
         )
+
+    def _notes_on_unknown(self, clips: Sequence[Clip]) -> list[Finding]:
+        """That clips name a language which the model cannot be told, one finding a language."""
+        found = []
+        for language, problem in self._unknown.items():
+            ids = tuple(clip.id for clip in clips if clip.language == language)
+            if ids:
+                message = (
+                    f"{len(ids)} of {len(clips)} clips are in {language!r}: {problem} The language is left to the "
+                    f"model, which may take another one, and the scores under language={language} are of such texts."
+                )
+                found.append(
+                    Finding(
+                        check="text.language",
+                        severity="warning",
+                        message=message,
+                        clip_ids=ids,
+                        measured=float(len(ids)),
+                        unit="clips",
+                    )
+                )
+        return found
 
     def _notes_on_numbers(
         self, references: Sequence[str], hypotheses: Sequence[str], clips: Sequence[Clip]
@@ -383,6 +417,28 @@ class Transcribe:
             for message, ids in notes.items()
             if ids
         ]
+
+
+def _too_long(problems: Mapping[str, str], clips: int) -> list[Finding]:
+    """That transcripts are left out which the model has no room for; clip id -> what the family says of it."""
+    if not problems:
+        return []
+    first, problem = next(iter(problems.items()))
+    message = (
+        f"{len(problems)} of {clips} training transcripts are longer than the model can write, and their clips are "
+        f"left out of training. Of clip {first!r}: {problem} Cut them with `start_s` and "
+        "`duration_s`, each part with its own text."
+    )
+    return [
+        Finding(
+            check="data.text_too_long",
+            severity="warning",
+            message=message,
+            clip_ids=tuple(problems),
+            measured=float(len(problems)),
+            unit="clips",
+        )
+    ]
 
 
 class _Around:

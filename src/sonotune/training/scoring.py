@@ -10,7 +10,7 @@ from sonotune.adapters.calibration.calibrate import collect
 from sonotune.adapters.ranks.choose import calibration_clips
 from sonotune.evaluation.augmented import EvaluationChain
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate, write_predictions
-from sonotune.metrics.scores import WORSE, primary_score, score_title, show_score, show_value
+from sonotune.metrics.scores import WORSE, primary_score, score_title, show_score, show_value, spelling_of_numbers
 from sonotune.progress import about, note
 from sonotune.runs import read_events
 from sonotune.training.adaptation import rank_settings
@@ -24,6 +24,7 @@ from sonotune.types import Finding, Score, Severity
 
 EvaluationPoint = Literal["before", "after", "test"]
 IMPROVING: Final = "training.still_improving"
+RESPELT: Final = "training.numbers_respelt"
 LEAST_GAIN: Final = 0.03
 """Share of the best earlier score by which the last one must be better: less is within the noise of most sets."""
 
@@ -67,6 +68,7 @@ class Scoring:
         self._trackers.scored(point, result.scores)
         if point == "after":
             log.finding(worse_than_before(log.record.scores))
+            log.finding(numbers_respelt(log.record.scores))
             log.finding(still_improving(read_events(log.directory.events_path)))
 
     def start_was_best(self, state: TrainingState) -> None:
@@ -121,6 +123,9 @@ class Scoring:
         """Score the clips of a split, and say what the score is."""
         session, settings = self._session, self._session.config.evaluation
         clips = f"{'test' if split == 'test' else 'development'} clips"
+        keep = getattr(self._inputs.task, "keep_scores", None)
+        if keep is not None:  # so that the moments of a run can be compared
+            keep({name for scores in session.log.record.scores.values() for name in scores})
         with unsharded(self.model.loaded.module), about(clips if split == "test" else when):
             result = evaluate(
                 self._inputs.task,
@@ -164,6 +169,16 @@ def worse_than_before(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> 
         f"is {show_score(now)}. Lower training.learning_rate, train shorter, or look at the training transcripts."
     )
     return [_finding(WORSE, "warning", message, now, was)]
+
+
+def numbers_respelt(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Finding]:
+    """A note where some of the change of the word error rate is the spelling of numbers.
+
+    Args:
+        scores: Evaluation point -> name -> score, as in `run.json`.
+    """
+    told = spelling_of_numbers(scores.get("before", {}), scores.get("after", {}))
+    return [] if told is None else [Finding(check=RESPELT, severity="note", message=told)]
 
 
 def still_improving(events: Iterable[Mapping[str, Any]]) -> list[Finding]:

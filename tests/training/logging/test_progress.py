@@ -77,6 +77,14 @@ def test_where_training_goes_on_is_said(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().err == "goes on from step 20 of 40\n"
 
 
+def test_the_loss_of_a_run_that_goes_on_is_said_to_be_that_since(phases: list[Phase]):
+    for begun, told in ((0, "loss 4.000"), (20, "loss 4.000 since step 20")):
+        with TrainingProgress() as training:
+            training.started(40, begun)
+            training.stepped(step(begun + 1, 4.0))
+            assert told in phases[-1].state.split(", ")
+
+
 def test_it_needs_no_display():
     assert display.note("nothing") is None
     with TrainingProgress() as training:

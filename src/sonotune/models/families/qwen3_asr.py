@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sonotune.errors import ModelError, TextError
+from sonotune.errors import ModelError, TextError, TextTooLongError
 from sonotune.features.batching import Batch
 from sonotune.features.chunked_mel import ChunkedLogMel
 from sonotune.features.frontend import from_feature_extractor
@@ -194,7 +194,7 @@ class Qwen3AsrFamily:
         needed = len(prompt.before) + heard + len(prompt.after) + len(targets)
         limit = loaded.module.config.text_config.max_position_embeddings
         if needed > limit:
-            raise TextError(
+            raise TextTooLongError(
                 f"audio and transcript need {needed} positions; {loaded.checkpoint} has {limit}. Cut the clip."
             )
         return np.asarray(targets, dtype=np.int64)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sonotune.errors import ModelError, TextError
+from sonotune.errors import ModelError, TextError, TextTooLongError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import from_feature_extractor
 from sonotune.features.normalization import valid_frames
@@ -206,7 +206,7 @@ class SpeechLlmFamily:
         window_s = loaded.frontend.max_duration_s if loaded.context == "full" else None
         room = self._room(loaded, language, loaded.module.audio_positions(window_s or duration_s or 0.0))
         if len(targets) > room:
-            raise TextError(
+            raise TextTooLongError(
                 f"the transcript needs {len(targets)} tokens; behind prompt and audio, {loaded.checkpoint} has room "
                 f"for {max(room, 0)}. Shorten the clip, or compose the model with a higher downsample."
             )

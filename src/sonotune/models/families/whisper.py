@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sonotune.errors import TextError
+from sonotune.errors import TextError, TextTooLongError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import from_feature_extractor
 from sonotune.models import decoding, speech_encoders
@@ -34,7 +34,7 @@ from sonotune.models.families.whisper_checkpoint import (
     language_tokens,
     load_whisper_processor,
 )
-from sonotune.models.languages import find_code, named, nearest, nothing_to_note
+from sonotune.models.languages import find_code, named, nearest, nothing_to_note, some_codes
 from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
 from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
@@ -144,7 +144,8 @@ class WhisperFamily:
         published checkpoints were trained on; a character tokenizer, or a script without spaces, has no such token.
 
         Raises:
-            TextError: The text is empty of tokens, has characters the tokenizer lacks, or is too long.
+            TextError: The text is empty of tokens, or has characters the tokenizer lacks.
+            TextTooLongError: The decoder cannot write as many tokens.
         """
         tokenizer = loaded.processor.tokenizer
         ids = text_tokens(tokenizer, text)
@@ -155,7 +156,9 @@ class WhisperFamily:
         targets = [*self.prompt_tokens(loaded, language), *ids, loaded.module.config.eos_token_id]
         limit = loaded.module.config.max_target_positions
         if len(targets) > limit:
-            raise TextError(f"the transcript needs {len(targets)} tokens; {loaded.checkpoint} can write {limit}.")
+            raise TextTooLongError(
+                f"the transcript needs {len(targets)} tokens; {loaded.checkpoint} can write {limit}."
+            )
         return np.asarray(targets, dtype=np.int64)
 
     def decode_text(self, loaded: LoadedModel, ids: Sequence[int]) -> str:
@@ -353,7 +356,7 @@ class WhisperFamily:
             it_knows = f"{meant} It knows" if meant else "; it knows"
             raise TextError(
                 f"{loaded.checkpoint} does not know the language {language!r}{it_knows} "
-                f"{', '.join(sorted(known))}. To teach it another, give the clips the code of a related one."
+                f"{some_codes(known)}. To teach it another, give the clips the code of a related one."
             )
         return [start, known[code], tokenizer.convert_tokens_to_ids("<|transcribe|>"), no_timestamps]
 

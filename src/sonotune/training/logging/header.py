@@ -27,13 +27,14 @@ def header(
     data = ", ".join(f"{name} {len(clips):,} clips, {_hours(clips)}" for name, clips in splits.items())
     ranks = sorted(set(record.ranks.values()))
     spread = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}" if ranks else ""
-    how = f", adapters of rank {spread} on {len(record.ranks)} modules" if ranks else ""
+    how = f"; adapters of rank {spread} on {len(record.ranks)} modules" if ranks else ""
+    parts = ", ".join(f"{name} {row['trainable']:,}" for name, row in model["components"].items() if row["trainable"])
     return "\n".join(
         [
             f"model    {model['checkpoint']} ({model['family']}), {total / 1e6:,.1f} M parameters, {bits} bits, "
             f"{precision} on {device}",
             f"data     {data}",
-            f"trains   {trains:,} parameters{how}",
+            f"trains   {trains:,} parameters ({parts}){how}",
             f"decides  {decides}",
             f"run      {folder}",
         ]

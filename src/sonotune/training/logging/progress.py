@@ -23,6 +23,7 @@ class TrainingProgress:
         self._phase: Phase | None = None
         self._rate = ""
         self._loss, self._weight = 0.0, 0.0  # a mean over recent steps, and the weight that it has gathered
+        self._since = ""
         self._score = ""
         self._steps, self._step_s, self._evaluations, self._evaluation_s = 0, 0.0, 0, 0.0
         self._last = time.monotonic()
@@ -39,6 +40,7 @@ class TrainingProgress:
         """See `Listener.started`."""
         if step:
             note(f"goes on from step {step:,} of {total_steps:,}")
+            self._since = f" since step {step:,}"
         self._phase = Phase("training", total_steps, "steps")
         self._phase.begin_at(step)
         self._stack.enter_context(running(self._phase))
@@ -72,7 +74,7 @@ class TrainingProgress:
             self._show(self._phase, step)
 
     def _show(self, phase: Phase, step: int) -> None:
-        loss = f"loss {self._loss / self._weight:.3f}" if self._weight else "loss -"
+        loss = f"loss {self._loss / self._weight:.3f}{self._since}" if self._weight else "loss -"
         state = ", ".join(part for part in (loss, self._score, self._rate) if part)
         phase.advance(step, state=state, left_s=self._left_s(phase.total, step))
         changed(phase)
