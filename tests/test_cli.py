@@ -756,7 +756,7 @@ def test_evaluate_scores_clips_of_every_length_whatever_the_limits_of_training(
     assert f"note: {note['message']}" in out
     code, out, err = call("transcribe", f"model={folder / 'run'}", str(tmp_path / "long.wav"))
     assert code == 0, err
-    assert "sonotune: 1 of 1 clips are longer than the 30 s that the model reads at a time" in err
+    assert "sonotune: 1 of 1 clips are longer than the 15 s that the model reads at a time" in err
     assert len(out.splitlines()) == 1
 
 
