@@ -55,10 +55,12 @@ def quickstart(
     started = time.monotonic()
     place = folder or Path("runs") / time.strftime("quickstart-%Y%m%d-%H%M%S")
     with tempfile.TemporaryDirectory() as draft:
-        audited = _audit_with_exchanged_transcripts(Path(draft))
+        corpus = Path(draft) / "quickstart"  # its name is the title of the page
+        corpus.mkdir()
+        audited = _audit_with_exchanged_transcripts(corpus)
         settings = load_run_config(["recipe=quickstart", f"run.dir={place}"], require=("data.train",))
         record, directory = run(settings)
-        shutil.copytree(draft, directory / "audit", dirs_exist_ok=True)
+        shutil.copytree(corpus, directory / "audit", dirs_exist_ok=True)
     exported = export(str(directory), directory / "export", overwrite=True, parity=parity(directory))
     before, after = record.scores["before"], record.scores["after"]
     seconds = time.monotonic() - started
