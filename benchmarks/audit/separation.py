@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sonotune.alignment.base import AlignerSettings
 from sonotune.alignment.open import open_aligner
-from sonotune.audit.calibration import calibrate
+from sonotune.audit.calibration import calibrate, oriented, p_values
 from sonotune.audit.corruption import Corruption, Corruptor
 from sonotune.audit.measure import Measurer
 from sonotune.audit.scores import STATISTICS, ClipScores, fit_rates, with_rates
@@ -121,24 +120,17 @@ def _measured(
     return rated(right), wrong
 
 
-def _values(scores: Scores, name: str) -> NDArray[np.float64]:
-    """Higher is better; what could not be aligned is worst, what has no such number best."""
-    sign = 1.0 if STATISTICS[name] == "higher" else -1.0
-    found = [(-np.inf if one is None else one.statistic(name)) for one in scores]
-    return np.array([np.inf if value is None else value if np.isinf(value) else sign * value for value in found])
-
-
 def _statistics(right: Scores, wrong: Mapping[str, Scores]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for name in STATISTICS:
-        good = _values(right, name)
+        good = oriented(right, name)
         limit = np.quantile(good, 0.05)
         rows = {}
         for kind, scores in wrong.items():
-            bad = _values(scores, name)
+            bad = oriented(scores, name)
             above = (good[:, None] > bad[None]).mean() + 0.5 * (good[:, None] == bad[None]).mean()
             rows[kind] = {"auc": float(above), "recall": float((bad < limit).mean()), "clips": len(bad)}
-        together = np.concatenate([_values(scores, name) for scores in wrong.values()])
+        together = np.concatenate([oriented(scores, name) for scores in wrong.values()])
         table[name] = {"kinds": rows, "recall": float((together < limit).mean())}
     return table
 
@@ -166,13 +158,10 @@ def _worst(right: Scores, wrong: Mapping[str, Scores], chosen: Sequence[str], se
     kinds = [kind for kind, scores in wrong.items() if len(scores) == len(right)]
     count = len(right)
     bad_count = max(1, count // 10)
-    columns = {name: _values(right, name) for name in chosen}
-    right_p = np.min([_p(columns[name], columns[name]) for name in chosen], axis=0)
-    wrong_p = {
-        kind: np.min([_p(columns[name], _values(wrong[kind], name)) for name in chosen], axis=0) for kind in kinds
-    }
-    tie = {kind: np.sum([_values(wrong[kind], name).clip(-1e3, 1e3) for name in chosen], axis=0) for kind in kinds}
-    right_tie = np.sum([columns[name].clip(-1e3, 1e3) for name in chosen], axis=0)
+    right_p = np.min([p_values(right, right, name) for name in chosen], axis=0)
+    wrong_p = {kind: np.min([p_values(right, wrong[kind], name) for name in chosen], axis=0) for kind in kinds}
+    tie = {kind: np.sum([oriented(wrong[kind], name).clip(-1e3, 1e3) for name in chosen], axis=0) for kind in kinds}
+    right_tie = np.sum([oriented(right, name).clip(-1e3, 1e3) for name in chosen], axis=0)
     hits = 0
     for draw in range(50):
         rng = generator(seed, "worst", draw)
@@ -184,11 +173,6 @@ def _worst(right: Scores, wrong: Mapping[str, Scores], chosen: Sequence[str], se
         hits += int(is_bad[np.lexsort((ties, p))[:bad_count]].sum())
     low, high = wilson(hits, 50 * bad_count)
     return {"precision": hits / (50 * bad_count), "low": low, "high": high, "worst": bad_count, "draws": 50}
-
-
-def _p(trusted: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    ranked = np.sort(trusted)
-    return (np.searchsorted(ranked, values, side="right") + 1) / (len(ranked) + 1)
 
 
 def _table(result: Mapping[str, Any]) -> str:

@@ -10,12 +10,10 @@ Shape letters: B clips, T frames, V symbols with the blank.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sonotune.alignment.borders import HOP_S, fine_energy_db
@@ -24,6 +22,7 @@ from sonotune.errors import ModelError, out_of_memory
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
 from sonotune.models.base import LoadedModel
 from sonotune.models.losses import FrameOutputs
+from sonotune.models.modes import inference
 from sonotune.types import Clip, Finding
 
 WINDOW_S: Final = 30.0
@@ -199,7 +198,7 @@ def _compute(
                 context=loaded.context,
             )
         )
-        with _inference(loaded.module):
+        with inference(loaded.module):
             scores = _forward(loaded, batch) if batch.clips else []
         made = zip(batch.clips, scores, strict=True)
         yield (
@@ -231,16 +230,3 @@ def _not_finite(loaded: LoadedModel, clip: Clip) -> Finding:
         clip_ids=(clip.id,),
         path=str(clip.path),
     )
-
-
-@contextmanager
-def _inference(module: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each submodule gets back the mode it had."""
-    training = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, mode in training.items():
-            part.training = mode

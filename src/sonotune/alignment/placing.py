@@ -5,17 +5,12 @@ Shape letters: U tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sonotune.types import Clip, Finding, Word
-
-if TYPE_CHECKING:
-    import torch
 
 
 def placed_words(
@@ -46,18 +41,6 @@ def placed_words(
         end_s = float(starts_s[first]) if first < len(starts_s) else start_s
         placed.append(Word(text=word, start_s=start_s, end_s=max(start_s, end_s)))
     return tuple(placed)
-
-
-@contextmanager
-def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """The module without dropout; every part trains afterwards as it did before."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def clip_finding(

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sonotune.alignment.base import AlignerSettings, Alignment
 from sonotune.alignment.clip_pools import in_order
-from sonotune.alignment.placing import clip_finding, evaluating, placed_words
+from sonotune.alignment.placing import clip_finding, placed_words
 from sonotune.data.text import get, says_something
 from sonotune.data.windows import WINDOW_SLACK_S
 from sonotune.errors import ConfigError, ModelError, first_line
@@ -37,6 +37,7 @@ from sonotune.models.checkpoints import load_pretrained, read_config
 from sonotune.models.families.qwen3_asr import Qwen3AsrFamily
 from sonotune.models.families.qwen3_asr_old import is_old
 from sonotune.models.families.qwen3_asr_text import language_name, token_ids
+from sonotune.models.modes import undisturbed
 from sonotune.models.outputs import refuse_new_outputs
 from sonotune.types import Clip, Context, Finding
 
@@ -313,7 +314,7 @@ class Qwen3Aligner:
         frontend do not. Rows are padded on the right, where causal attention does not look.
         """
         module = self.loaded.module
-        with evaluating(module):
+        with undisturbed(module):
             audio = self._family.encoded(self.loaded, batch)
             none = torch.zeros(0, dtype=torch.long)
             rows = lay_out(

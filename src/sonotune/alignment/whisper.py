@@ -25,7 +25,7 @@ from torch import Tensor
 from sonotune.alignment.attention import best_path, gains, hits, path_share
 from sonotune.alignment.base import AlignerSettings, Alignment, Evidence, Recording, recording
 from sonotune.alignment.clip_pools import in_order
-from sonotune.alignment.placing import clip_finding, evaluating, placed_words
+from sonotune.alignment.placing import clip_finding, placed_words
 from sonotune.data.text import get, says_something
 from sonotune.data.windows import WINDOW_SLACK_S
 from sonotune.errors import ConfigError, ManifestError, ModelError, TextError
@@ -34,6 +34,7 @@ from sonotune.models.base import LoadedModel
 from sonotune.models.families.whisper import WhisperFamily, text_tokens
 from sonotune.models.families.whisper_checkpoint import is_english, is_multilingual, language_tokens
 from sonotune.models.languages import named, nearest
+from sonotune.models.modes import undisturbed
 from sonotune.models.speech_encoders import positions_of
 from sonotune.models.thinning import POSITIONS_PER_SECOND
 from sonotune.types import Clip, DecodingSettings, Finding
@@ -286,7 +287,7 @@ class WhisperAligner:
         places = [(recording(clip), clip.language) for clip in batch.clips]
         new = {place: row for row, place in enumerate(places) if place not in self._written}
         if new:
-            with evaluating(self.loaded.module):
+            with undisturbed(self.loaded.module):
                 found = self._family.transcribe(self.loaded, batch.rows(list(new.values())), _GREEDY)
             if len(self._written) > _REMEMBERED:
                 self._written.clear()
@@ -300,7 +301,7 @@ class WhisperAligner:
         if not batch.clips:
             yield from (unusable[text.clip.id] for text in texts)
             return
-        with evaluating(self.loaded.module), cross_attention_inputs(self.loaded, layers) as taken:
+        with undisturbed(self.loaded.module), cross_attention_inputs(self.loaded, layers) as taken:
             places = [recording(clip) for clip in batch.clips]
             hidden_BUD = self._family.decoder_states(self.loaded, batch, [places.index(place) for place in places])
         positions = positions_of(self.loaded.module.config, batch.input_lengths).tolist()

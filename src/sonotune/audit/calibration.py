@@ -147,7 +147,7 @@ def calibrate(
             f"no trusted clip has any of the statistics {', '.join(statistics)}. Check that the aligner gives "
             "probabilities, and that the clips can be aligned."
         )
-    values_NS = np.array([[_oriented(one, name) for name in used] for one in trusted], dtype=np.float64)
+    values_NS = np.stack([oriented(trusted, name) for name in used], axis=1)
     ranks_NS = np.stack([np.searchsorted(np.sort(column), column, side="right") for column in values_NS.T], axis=1)
     ranks_NS[np.isneginf(values_NS)] = 0  # what could not be aligned is flagged whatever the thresholds are
     ranks_NS[np.isposinf(values_NS)] = count + 1  # what lacks a statistic is not flagged by it
@@ -229,10 +229,21 @@ def p_values(
         scores: The clips.
         statistic: Which.
     """
-    trusted = np.sort([_oriented(one, statistic) for one in reference])
-    values = np.array([_oriented(one, statistic) for one in scores])
+    trusted, values = np.sort(oriented(reference, statistic)), oriented(scores, statistic)
     found: NDArray[np.float64] = (np.searchsorted(trusted, values, side="right") + 1) / (len(trusted) + 1)
     return np.minimum(found, 1.0)
+
+
+def oriented(scores: Sequence[ClipScores | None], name: str) -> NDArray[np.float64]:
+    """A statistic of each clip, higher is better: the lowest where a clip was not aligned, the highest without it."""
+
+    def of(one: ClipScores | None) -> float:
+        if one is None:
+            return -math.inf
+        value = one.statistic(name)
+        return math.inf if value is None else _sign(name) * value
+
+    return np.array([of(one) for one in scores], dtype=np.float64)
 
 
 def _measured(
@@ -275,14 +286,6 @@ def _cuts(ranks_NS: NDArray[np.int64], allowed: int) -> list[int]:
 
 def _sign(name: str) -> float:
     return 1.0 if STATISTICS[name] == "higher" else -1.0
-
-
-def _oriented(scores: ClipScores | None, name: str) -> float:
-    """A statistic, higher is better: the lowest where a clip could not be aligned, the highest where it has none."""
-    if scores is None:
-        return -math.inf
-    value = scores.statistic(name)
-    return math.inf if value is None else _sign(name) * value
 
 
 def _beyond(scores: ClipScores, name: str, threshold: float) -> bool:

@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from sonotune.audit.scores import STATISTICS, ClipScores
+from sonotune.audit.calibration import oriented, p_values
+from sonotune.audit.scores import ClipScores
 from sonotune.errors import ManifestError
 
 _TAIL: Final = 0.1  # part of the trusted clips whose excess is that of the tail
@@ -72,9 +73,8 @@ def combined_p_values(
     """
     smallest = np.ones(len(scores))
     for name in statistics:
-        trusted_M = np.sort(_oriented(right, name))
-        values_N = _oriented(scores, name)
-        p_N = (np.searchsorted(trusted_M, values_N, side="right") + 1) / (len(trusted_M) + 1)
+        trusted_M, values_N = np.sort(oriented(right, name)), oriented(scores, name)
+        p_N = p_values(right, scores, name)
         known_M = trusted_M[np.isfinite(trusted_M)]
         if known_M.size == trusted_M.size - np.isposinf(trusted_M).sum() and known_M.size:
             below_N = np.maximum(known_M[0] - values_N, 0.0)
@@ -88,19 +88,6 @@ def _tail_scale(sorted_M: NDArray[np.float64]) -> float:
     border = min(max(1, math.ceil(_TAIL * sorted_M.size)), sorted_M.size - 1)
     excess = float((sorted_M[border] - sorted_M[: max(border, 1)]).mean())
     return max(excess, _STEEPEST)
-
-
-def _oriented(scores: Sequence[ClipScores | None], name: str) -> NDArray[np.float64]:
-    """A statistic of each clip, higher is better: the lowest where a clip was not aligned, the highest without it."""
-    sign = 1.0 if STATISTICS[name] == "higher" else -1.0
-    values = (None if one is None else one.statistic(name) for one in scores)
-    return np.array(
-        [
-            -math.inf if one is None else math.inf if value is None else sign * value
-            for one, value in zip(scores, values, strict=True)
-        ],
-        dtype=np.float64,
-    )
 
 
 def fit_good_probability(

@@ -10,8 +10,8 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_ba
 from sonotune.features.workers import Crew
 from sonotune.metrics.efficiency import real_time_factor
 from sonotune.metrics.slices import DURATION_EDGES_S, Slice, slice_clips
+from sonotune.models.modes import inference
 from sonotune.models.thinning import made_for
 from sonotune.processes import SINGLE_PROCESS, Processes
 from sonotune.progress import phase
@@ -253,7 +254,7 @@ def predict_clips(
     # Closing the loader when something goes wrong ends its workers at once.
     with (
         phase("recognising", sum(len(batches[place]) for place in places), unit) as advance,
-        _inference(loaded.module),
+        inference(loaded.module),
         closing(batch_loader(dataset, crew, places=places)) as loader,
     ):
         for place, batch in zip(places, loader, strict=True):
@@ -469,20 +470,3 @@ def _checked(predictions: Sequence[Prediction], clips: Sequence[Clip]) -> list[P
             f"{len(clips)} clips, or other ids. This is a defect of the task."
         )
     return list(predictions)
-
-
-@contextmanager
-def _inference(module: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each submodule gets back the mode it had.
-
-    `no_grad` rather than `inference_mode`: quantised layers cache tensors at their first forward, and a tensor made in
-    inference mode can never take part in a later backward.
-    """
-    training = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, mode in training.items():
-            part.training = mode

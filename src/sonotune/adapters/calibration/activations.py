@@ -29,6 +29,7 @@ from sonotune.errors import AdapterError, ModelError
 from sonotune.features.batching import Batch, ClipBatches, batch_loader
 from sonotune.models.base import AUDIO, PADDING, TEXT, LoadedModel, Stream
 from sonotune.models.losses import Losses
+from sonotune.models.modes import undisturbed
 from sonotune.progress import phase
 from sonotune.types import Clip, Finding
 
@@ -212,18 +213,6 @@ def collect_activations(
 def _forward(loaded: LoadedModel, objective: Objective, batch: Batch, autocast: Autocast) -> None:
     with autocast():
         objective.losses(loaded, batch)
-
-
-@contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every training flag as it was outside, whatever happens."""
-    flags = [(child, child.training) for child in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for child, flag in flags:
-            child.training = flag
 
 
 def single_clips(

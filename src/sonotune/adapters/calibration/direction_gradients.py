@@ -30,13 +30,13 @@ from sonotune.adapters.calibration.activations import (
     single_clips,
     stream_of,
     streams_of,
-    undisturbed,
 )
 from sonotune.adapters.calibration.spectrum import Directions
 from sonotune.adapters.ranks.plan import matrix_shape
 from sonotune.errors import AdapterError
 from sonotune.features.batching import Batch
 from sonotune.models.base import LoadedModel, Stream
+from sonotune.models.modes import undisturbed
 from sonotune.types import Clip, Finding
 
 _DAMPING = 1e-3  # of the mean variance of a channel, added to the variance along a direction
