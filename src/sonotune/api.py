@@ -424,9 +424,8 @@ def audit_settings(config: RunConfig) -> AuditSettings:
             ),
             fraction=asked.fraction or 1.0,
             n_per_stratum=asked.n_per_stratum,
-            at_least=asked.min_clips,
-            at_most=asked.max_clips,
-            cap=asked.max_clips,
+            min_clips=asked.min_clips,
+            max_clips=asked.max_clips,
             seed=asked.seed,
         ),
         gate=GateSettings(

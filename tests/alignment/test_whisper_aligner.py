@@ -347,3 +347,16 @@ def test_heads_of_a_published_model_find_the_words(whisper_base: Path, clips: li
     assert end_s < 0.08
     with pytest.raises(ConfigError, match="'xx'"):
         own.check_languages(["sw", "xx"])
+
+
+def test_the_language_that_is_heard_does_not_depend_on_the_one_that_is_named(
+    aligner: WhisperAligner, clips: list[Clip]
+) -> None:
+    first = aligned(aligner, clips[:4])
+    other = aligned(aligner, [replace(clip, language="he") for clip in clips[:4]])
+    for one, same in zip(first, other, strict=True):
+        assert one.language is not None
+        assert same.language is not None
+        assert one.language.code == same.language.code
+        assert 0 < one.language.probability <= 1
+        assert same.language.probability == pytest.approx(one.language.probability, abs=1e-5)

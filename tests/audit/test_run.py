@@ -10,12 +10,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sonotune.alignment.base import AlignerSettings, Alignment, Evidence
+from sonotune.alignment.base import AlignerSettings, Alignment, Evidence, HeardLanguage
 from sonotune.audio.io import write
 from sonotune.audit.gate import GateSettings
 from sonotune.audit.measure import SCORES_FILE, Measurer
 from sonotune.audit.place import VERDICT, audit_folder, check_verdict
 from sonotune.audit.record import CLIPS_FILE, REPORT_FILE, read_report
+from sonotune.audit.repair import VERDICT as JUDGED
 from sonotune.audit.run import AuditSettings, audit
 from sonotune.audit.sampling import SamplingSettings
 from sonotune.audit.sources import Transcribed, read_transcribed
@@ -35,8 +36,8 @@ class Oracle:
     loaded = None
     settings = AlignerSettings()
 
-    def __init__(self, said):
-        self.said, self.aligned = said, 0
+    def __init__(self, said, heard=None):
+        self.said, self.heard, self.aligned = said, heard or {}, 0
 
     def check_languages(self, languages):
         """It knows all."""
@@ -65,6 +66,7 @@ class Oracle:
                 token_posteriors=np.exp(given[:-1]),
                 evidence=Evidence(given=given, best=np.zeros_like(given), window=2),
                 transcript=self.said[clip.path.name],
+                language=self.heard.get(clip.id),
             )
 
 
@@ -105,7 +107,7 @@ def spoiled(clips, share):
 def run(clips, said, folder, *, trusted=None, aligner=None, processes=SINGLE_PROCESS, **changes):
     aligner = aligner or Oracle(said)
     settings = AuditSettings(
-        sampling=SamplingSettings(at_least=60, at_most=240, cap=240), gate=GateSettings(cluster_correlation=0.0)
+        sampling=SamplingSettings(min_clips=60, max_clips=240), gate=GateSettings(cluster_correlation=0.0)
     )
     found = audit(
         Transcribed(clips=tuple(clips), without=0, digest="d"),
@@ -311,9 +313,42 @@ def test_clips_are_noted_as_copies_and_as_of_another_script(corpus, tmp_path):
     assert {"again", clips[6].id} <= unflagged, "a note flags no clip"
 
 
+def test_clips_in_another_language_are_noted_and_many_of_them_are_said(corpus, tmp_path):
+    said, clips = corpus
+    heard = {one.id: HeardLanguage("en", 0.97) for one in clips[:4]}
+    heard |= {clips[4].id: HeardLanguage("en", 0.6), clips[5].id: HeardLanguage("he", 0.99)}
+    chosen = [replace(one, language="iw") for one in clips[:8]]
+    found, _ = run(chosen, said, tmp_path, trusted=clips[120:], aligner=Oracle(said, heard))
+    assert {one.clip.id for one in found.clips if "other_language" in one.notes} == {one.id for one in clips[:4]}
+    [remark] = [one for one in found.report.remarks if "language" in one]
+    assert remark == (
+        "The model hears another language than Hebrew in 4 of 8 clips that name it, most often English. Check their "
+        "`language`."
+    )
+    again, silent = run(chosen, said, tmp_path, trusted=clips[120:])
+    assert silent.aligned == 0
+    assert [one.notes for one in again.clips] == [one.notes for one in found.clips], "kept with the scores"
+
+
+def test_a_model_that_mishears_trusted_clips_notes_no_language(corpus, tmp_path):
+    said, clips = corpus
+    heard = {one.id: HeardLanguage("he", 0.97) for one in clips}
+    found, _ = run(clips[:8], said, tmp_path, trusted=clips[120:], aligner=Oracle(said, heard))
+    assert not any("other_language" in one.notes for one in found.clips)
+    [remark] = [one for one in found.report.remarks if "language" in one]
+    assert "than English in 120 of 120 trusted clips that name it, most often Hebrew." in remark
+
+
+def test_a_corpus_that_a_filter_judged_is_audited_with_a_remark(corpus, tmp_path):
+    said, clips = corpus
+    chosen = [replace(one, extra={JUDGED: "good"}) for one in clips[:40]]
+    found, _ = run(chosen, said, tmp_path, trusted=clips[120:])
+    assert any("40 clips of the corpus were judged by a filter before" in one for one in found.report.remarks)
+
+
 def test_without_trusted_clips_nothing_passes(corpus, tmp_path):
     said, clips = corpus
-    settings = AuditSettings(sampling=SamplingSettings(at_least=60, at_most=240, cap=240))
+    settings = AuditSettings(sampling=SamplingSettings(min_clips=60, max_clips=240))
     measurer = Measurer(aligner=Oracle(said), identity="oracle", file=tmp_path / SCORES_FILE)
 
     def decide(members, **changes):

@@ -99,7 +99,7 @@ def test_realign_places_words_near_where_they_are(tmp_path: Path) -> None:
     assert made[40:] == [silent, long]  # as they were
     found = {one["check"]: one for one in body["findings"]}
     assert found["align.too_long_text"]["clip_ids"] == ["long"]
-    assert "the transcript of long needs" in found["align.too_long_text"]["message"]
+    assert "clip long has a transcript that needs" in found["align.too_long_text"]["message"]
     assert found["repair.no_text"]["clip_ids"] == ["silent"]
     kept = (tmp_path / "out.scores.jsonl").read_bytes()
     assert kept.count(b"\n") == 41

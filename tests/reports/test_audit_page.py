@@ -458,8 +458,8 @@ def test_the_same_audit_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_every_code_and_statistic_is_explained() -> None:
     from sonotune.audio.quality import SignalQuality
     from sonotune.audit.measure import Measured
+    from sonotune.audit.notes import notes_on
     from sonotune.audit.run import CLIPS_FILE as WRITTEN
-    from sonotune.audit.run import notes_on
 
     assert WRITTEN == CLIPS_FILE
     odd = SignalQuality(

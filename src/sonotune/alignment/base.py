@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,18 @@ class Evidence:
     window: int
 
 
+class HeardLanguage(NamedTuple):
+    """The language that a model takes a clip to be in, whatever the clip says of itself.
+
+    Attributes:
+        code: As the model names it.
+        probability: Among the languages that the model knows.
+    """
+
+    code: str
+    probability: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alignment:
     """A transcript placed in time.
@@ -55,6 +67,7 @@ class Alignment:
         unknown_share: Share of the transcript's characters that the model has no symbol for.
         disordered_share: Share of the times that a model names freely which are in the wrong order, before they were
             put right; None of an aligner that can only name times in order.
+        language: That the model hears; None of a model that tells none.
     """
 
     clip_id: str
@@ -67,6 +80,7 @@ class Alignment:
     transcript: str | None = None
     unknown_share: float = 0.0
     disordered_share: float | None = None
+    language: HeardLanguage | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

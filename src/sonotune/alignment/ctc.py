@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sonotune.alignment.base import AlignerSettings, Alignment, Evidence, Recording, recording
 from sonotune.alignment.borders import TokenTimes, place_words
 from sonotune.alignment.emissions import Emissions, clip_emissions, frame_times
+from sonotune.alignment.placing import clip_finding
 from sonotune.alignment.romanize import romanize
 from sonotune.alignment.tokens import BORDER, Spelling, Tokens
 from sonotune.alignment.viterbi import WILDCARD, Path, Target, align, needed_frames
@@ -166,29 +167,16 @@ def _skipped(
 
 
 def _empty_text(clip: Clip) -> Finding:
-    return Finding(
-        check="align.empty_text",
-        severity="error",
-        message=f"{clip.id} has no words to align: its text is {(clip.text or '')[:60]!r}. Give it a transcript, or "
-        "leave it out.",
-        clip_ids=(clip.id,),
-        path=str(clip.path),
-        measured=0.0,
-        limit=1.0,
-        unit="words",
-    )
+    return clip_finding(clip, "align.empty_text", "has no words in its transcript. Leave it out.")
 
 
 def _too_long_text(emissions: Emissions, tokens: Tokens) -> Finding:
     needed, frames = needed_frames(tokens.ids), len(emissions.log_probs)
-    return Finding(
-        check="align.too_long_text",
-        severity="error",
-        message=f"the transcript of {emissions.clip.id} needs {needed} frames, and its {emissions.clip.duration_s:.2f} "
-        f"s of audio have {frames}: a CTC model writes one symbol a frame at most. Check that the transcript belongs "
-        "to the clip.",
-        clip_ids=(emissions.clip.id,),
-        path=str(emissions.clip.path),
+    return clip_finding(
+        emissions.clip,
+        "align.too_long_text",
+        f"has a transcript that needs {needed} frames, and {emissions.clip.duration_s:.2f} s of audio with {frames}: a "
+        "CTC model writes one symbol a frame at most. Check that the transcript belongs to the clip.",
         measured=float(needed),
         limit=float(frames),
         unit="frames",

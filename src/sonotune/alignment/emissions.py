@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonotune.alignment.borders import HOP_S, fine_energy_db
+from sonotune.alignment.placing import clip_finding
 from sonotune.data.windows import WINDOW_SLACK_S
 from sonotune.errors import ModelError, out_of_memory
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
@@ -222,11 +223,6 @@ def _forward(loaded: LoadedModel, batch: Batch) -> list[NDArray[np.float32]]:
 
 
 def _not_finite(loaded: LoadedModel, clip: Clip) -> Finding:
-    return Finding(
-        check="align.not_finite",
-        severity="error",
-        message=f"{loaded.checkpoint} gives NaN or infinity instead of numbers for {clip.id}, which cannot be aligned. "
-        "Listen to it, or take precision fp32.",
-        clip_ids=(clip.id,),
-        path=str(clip.path),
+    return clip_finding(
+        clip, "align.not_finite", f"makes {loaded.checkpoint} compute NaN or infinity. Leave it out, or take fp32."
     )

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sonotune.alignment.attention import best_path, gains, hits, path_share
-from sonotune.alignment.base import AlignerSettings, Alignment, Evidence, Recording, recording
+from sonotune.alignment.base import AlignerSettings, Alignment, Evidence, HeardLanguage, Recording, recording
 from sonotune.alignment.clip_pools import in_order
 from sonotune.alignment.placing import clip_finding, placed_words
 from sonotune.data.text import get, says_something
@@ -89,12 +89,14 @@ class _Pass:
     Attributes:
         text: The clip.
         hidden: States that make the logits of text and end (N, D).
+        language: The state that makes the logits of the language (D,), that of the start token.
         queries: Layer -> states of every token that its cross-attention took (U, D).
         encoded: Encoder states of the clip itself (P, D).
     """
 
     text: _Text
     hidden: Tensor
+    language: Tensor
     queries: dict[int, Tensor]
     encoded: Tensor
 
@@ -137,6 +139,7 @@ class WhisperAligner:
         self._writable: dict[str, bool] = {}
         self._written: dict[tuple[Recording, str | None], str | None] = {}
         self._closed = _never_written(loaded)
+        self._languages = language_tokens(loaded) if is_multilingual(loaded) else {}
 
     def check_languages(self, languages: Sequence[str]) -> None:
         """See `Aligner.check_languages`."""
@@ -314,6 +317,7 @@ class WhisperAligner:
             yield _Pass(
                 text=text,
                 hidden=hidden_BUD[row, text.prompt - 1 : given],
+                language=hidden_BUD[row, 0],
                 queries={layer: queries_BUD[row, :given] for layer, (queries_BUD, _) in taken.items()},
                 encoded=next(iter(taken.values()))[1][row, : positions[row]],
             )
@@ -342,7 +346,17 @@ class WhisperAligner:
             evidence=Evidence(given=given_N[rows], best=best_N[rows], window=WINDOW_TOKENS),
             transcript=written.get(text.clip.id),
             unknown_share=text.unknown_share,
+            language=self._heard_language(one),
         )
+
+    def _heard_language(self, one: _Pass) -> HeardLanguage | None:
+        """The pass says it as well: what follows the start token is the language, whichever is written there."""
+        if not self._languages:
+            return None
+        tokens = torch.tensor(list(self._languages.values()), device=one.language.device)
+        probabilities = self.loaded.module.proj_out(one.language).float()[tokens].softmax(dim=-1)
+        best = int(probabilities.argmax())
+        return HeardLanguage(code=list(self._languages)[best], probability=float(probabilities[best]))
 
     def _likelihoods(self, one: _Pass) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Log-probability of each text token and of the end, and of the best token there (N,).

@@ -17,7 +17,7 @@ from typing import Any, Final, NotRequired
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from sonotune.alignment.base import Aligner, Alignment, Recording, recording
+from sonotune.alignment.base import Aligner, Alignment, HeardLanguage, Recording, recording
 from sonotune.audio.activity import energy_of_blocks, frame_energy_db, loud_frames, speech_spans
 from sonotune.audio.io import probe, read, read_blocks
 from sonotune.audio.quality import SignalQuality, measure_quality, samples_digest
@@ -51,6 +51,7 @@ class Measured:
         transcript: What the model writes by itself.
         quality: Of the signal; None where the audio could not be read.
         samples: Digest of the samples and their number; empty where the audio could not be read.
+        language: That the model hears; None of a model that tells none.
     """
 
     key: str
@@ -61,6 +62,7 @@ class Measured:
     transcript: str | None = None
     quality: SignalQuality | None = None
     samples: str = ""
+    language: HeardLanguage | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A line of the file."""
@@ -75,6 +77,8 @@ class Measured:
             row["quality"] = asdict(self.quality)
         if self.samples:
             row["samples"] = self.samples
+        if self.language is not None:
+            row["heard_language"] = self.language._asdict()
         return row
 
 
@@ -144,6 +148,10 @@ class Measurer:
                 advance(done)
         return [self._known[key] for key in keys]
 
+    def language_of(self, clip: Clip) -> str | None:
+        """What a clip says it is in, or the aligner was told of clips that say nothing."""
+        return clip.language or self.aligner.settings.language
+
     def _key(self, clip: Clip) -> str:
         """Of everything that decides what is measured; the audio by its size and time."""
         what = [clip.start_s, clip.duration_s, clip.channel, clip.text, clip.language]
@@ -167,8 +175,8 @@ class Measurer:
             return Measured(
                 key=key,
                 scores=None,
-                problem=f"{clip.id} has a transcript with words, and its audio is silent. Check that the transcript "
-                "belongs to the clip.",
+                problem=f"clip {clip.id} has a transcript with words, and its audio is silent. Check that the "
+                "transcript belongs to the clip.",
                 check="audit.silent",
                 transcript=found.transcript,
                 quality=quality,
@@ -188,6 +196,7 @@ class Measurer:
             transcript=found.transcript,
             quality=quality,
             samples=samples,
+            language=found.language,
         )
 
 
@@ -261,6 +270,11 @@ class _Quality(TypedDict):
     recorded_rate_hz: int | None
 
 
+class _Heard(TypedDict):
+    code: str
+    probability: Number
+
+
 class _Line(TypedDict):
     key: str
     check: str
@@ -270,6 +284,7 @@ class _Line(TypedDict):
     transcript: NotRequired[str]
     quality: NotRequired[_Quality]
     samples: NotRequired[str]
+    heard_language: NotRequired[_Heard]
     left: NotRequired[Count]
 
 
@@ -281,6 +296,7 @@ def _read(file: Path) -> Iterator[tuple[Measured, int]]:
     for row in read_json_lines(file, _LINE, error=ManifestError, do=_DO, whole=True):
         scores = row.get("scores")
         quality: Mapping[str, Any] | None = row.get("quality")
+        heard = row.get("heard_language")
         measured = Measured(
             key=row["key"],
             check=row["check"],
@@ -293,5 +309,6 @@ def _read(file: Path) -> Iterator[tuple[Measured, int]]:
             transcript=row.get("transcript"),
             quality=None if quality is None else SignalQuality(**quality),
             samples=row.get("samples", ""),
+            language=None if heard is None else HeardLanguage(**heard),
         )
         yield measured, row.get("left", 0)

@@ -226,7 +226,7 @@ def _unaligned(failed: Sequence[Clip], measured: Mapping[str, Measured]) -> list
         Finding(
             check=measured[clip.id].check,
             severity="warning",
-            message=f"clip {clip.id!r} could not be aligned: {measured[clip.id].problem}",
+            message=f"could not be aligned: {measured[clip.id].problem}",
             clip_ids=(clip.id,),
             path=str(clip.path),
         )

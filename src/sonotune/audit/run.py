@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
-from sonotune.alignment.base import recording
 from sonotune.audit.calibration import Calibration
-from sonotune.audit.duplicates import duplicate_audio, duplicate_texts
 from sonotune.audit.gate import GateSettings, StratumCount, Verdict, judge, mean_cluster_size
 from sonotune.audit.measure import Measured, Measurer
+from sonotune.audit.notes import notes_beside, notes_on, remarks_on, remarks_on_languages, tells_languages
 from sonotune.audit.record import (
     CLIPS_FILE,
     AuditReport,
@@ -26,26 +25,14 @@ from sonotune.audit.record import (
     stratum_reports,
     write_report,
 )
-from sonotune.audit.reference import rated, refer
+from sonotune.audit.reference import Reference, rated, refer
 from sonotune.audit.sampling import Sample, SamplingSettings, draw
-from sonotune.audit.scores import ClipScores, Rates, reasons
+from sonotune.audit.scores import ClipScores, reasons
 from sonotune.audit.sources import Transcribed
-from sonotune.data.scripts import dominant_script
 from sonotune.data.text import get as get_normalizer
 from sonotune.runs import atomic_write_text, make_folder, to_plain
 from sonotune.runs.machine import environment
 from sonotune.types import Clip
-from sonotune.wording import counted
-
-MAX_CLIPPED: Final = 0.001
-MIN_SIGNAL_TO_NOISE_DB: Final = 10.0
-MAX_SILENT: Final = 0.7
-"""Beyond these a clip is noted as clipped, noisy or mostly silent."""
-MAX_CER: Final = 1.0
-"""Above it, what the model writes has more errors than the transcript has characters: it has nothing in common with it.
-That is noted, for a weak model writes so of right transcripts as well."""
-MIN_SCRIPTS: Final = 10
-"""Transcripts of a language in the sample from which its usual script is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,12 +146,12 @@ def audit(
         most=settings.trusted_clips,
         seed=settings.seed,
     )
-    calibration, rates = reference.calibration, reference.rates
+    calibration = reference.calibration
     look = 0
     while True:
         look += 1
         sample = draw(corpus.clips, settings.sampling, look=look)
-        audited = _audited(sample, measurer, calibration, rates)
+        audited = _audited(sample, measurer, reference)
         counts = _counts(sample, audited)
         verdict = judge(counts, calibration.detector, settings.gate, look=look, exhausted=sample.exhausted)
         if verdict.decision != "SAMPLE_MORE":
@@ -174,7 +161,17 @@ def audit(
     report = _report(verdict, counts, audited, calibration, corpus)
     report = replace(
         report,
-        remarks=tuple(remarks_on(corpus, trusted, settings)),
+        remarks=(
+            *remarks_on(
+                corpus,
+                trusted,
+                calibrated=settings.thresholds == "calibrated",
+                false_positive_rate=settings.false_positive_rate,
+            ),
+            *remarks_on_languages(
+                [(measurer.language_of(one.clip), one.measured.language) for one in audited], reference.languages
+            ),
+        ),
         model=dict(model),
         normalizer={"name": measurer.normalizer, "digest": get_normalizer(measurer.normalizer).digest},
         versions={name: str(version) for name, version in environment().get("packages", {}).items()},
@@ -199,107 +196,27 @@ def _without_proof(verdict: Verdict) -> Verdict:
     return replace(verdict, strata=tuple(strata))
 
 
-def remarks_on(corpus: Transcribed, trusted: Transcribed | None, settings: AuditSettings) -> list[str]:
-    """What a person should know of an audit beside its verdict, in sentences."""
-    remarks = []
-    if trusted is None and settings.thresholds == "calibrated":
-        remarks.append(
-            "No clip is known to have a right transcript, so the thresholds were calibrated on the audited clips "
-            f"themselves: about {_percent(settings.false_positive_rate)} of these are flagged whatever they hold, and "
-            "wrong transcripts among them hide others. Name clips with right transcripts by audit.trusted."
-        )
-    elif trusted is None:
-        remarks.append(
-            "No clip is known to have a right transcript, so nobody knows how often the fixed thresholds are wrong. "
-            "Name clips with right transcripts by audit.trusted."
-        )
-    else:
-        audited = {recording(clip): clip.text for clip in corpus.clips}
-        shared = sum(audited.get(recording(clip)) == clip.text for clip in trusted.clips)
-        if shared:
-            remarks.append(
-                f"{shared} of {counted(len(trusted.clips), 'trusted clip')} {'is' if shared == 1 else 'are'} audited "
-                "as well. That does no harm where somebody has checked their transcripts."
-            )
-    if corpus.without:
-        has = "has" if corpus.without == 1 else "have"
-        remarks.append(
-            f"{counted(corpus.without, 'clip')} of the corpus {has} no transcript with words, and no part in the audit."
-        )
-    return remarks
-
-
-def _audited(sample: Sample, measurer: Measurer, calibration: Calibration, rates: Rates) -> list[Audited]:
+def _audited(sample: Sample, measurer: Measurer, reference: Reference) -> list[Audited]:
     """Every clip of the sample, stratum by stratum."""
     clips = sample.clips
     measured = measurer.measure(
         clips, doing="aligning the sample" if sample.look == 1 else "aligning the enlarged sample"
     )
-    scores = rated([row.scores for row in measured], rates)
+    scores = rated([row.scores for row in measured], reference.rates)
     strata = [stratum.name for stratum in sample.strata for _ in stratum.clips]
-    notes = _notes(clips, measured, measurer.normalizer)
+    tells = tells_languages(reference.languages)
+    notes = notes_beside(clips, measured, measurer.normalizer)
     return [
         Audited(
             clip=clip,
             stratum=stratum,
             measured=row,
             scores=found,
-            flags=calibration.flags(found),
-            notes=(*notes_on(row), *notes[clip.id]),
+            flags=reference.calibration.flags(found),
+            notes=(*notes_on(row, measurer.language_of(clip) if tells else None), *notes[clip.id]),
         )
         for clip, stratum, row, found in zip(clips, strata, measured, scores, strict=True)
     ]
-
-
-def _notes(clips: Sequence[Clip], measured: Sequence[Measured], normalizer: str) -> dict[str, list[str]]:
-    """Codes of what is odd about a clip beside the others of the sample; none of them flags it."""
-    notes: dict[str, list[str]] = {clip.id: [] for clip in clips}
-    samples = {clip.id: row.samples for clip, row in zip(clips, measured, strict=True) if row.samples}
-    texts = {clip.id: clip.text or "" for clip in clips}
-    scripts = {clip.id: dominant_script(clip.text or "") for clip in clips}
-    usual = _usual_scripts([(clip.language, scripts[clip.id]) for clip in clips])
-    found = {
-        "repeated_audio": [name for group in duplicate_audio(samples) for name in group],
-        "repeated_text": [name for group in duplicate_texts(texts, normalizer=normalizer) for name in group],
-        "other_script": [
-            clip.id for clip in clips if clip.language in usual and scripts[clip.id] not in (None, usual[clip.language])
-        ],
-    }
-    for code, names in found.items():
-        for name in names:
-            notes[name].append(code)
-    return notes
-
-
-def _usual_scripts(found: Sequence[tuple[str | None, str | None]]) -> dict[str | None, str]:
-    """Language -> the script of more than half of its transcripts, where there are enough of them to tell."""
-    counts: dict[str | None, Counter[str]] = {}
-    for language, script in found:
-        if script is not None:
-            counts.setdefault(language, Counter())[script] += 1
-    usual = {}
-    for language, scripts in counts.items():
-        [(script, count)] = scripts.most_common(1)
-        if scripts.total() >= MIN_SCRIPTS and 2 * count > scripts.total():
-            usual[language] = script
-    return usual
-
-
-def notes_on(measured: Measured) -> list[str]:
-    """Codes of what is odd about a clip's audio; none of them flags it."""
-    nothing = measured.transcript is not None and not measured.transcript.strip()
-    cer = None if measured.scores is None else measured.scores.cer
-    odd = {"nothing_recognised": nothing, "recognised_otherwise": not nothing and cer is not None and cer > MAX_CER}
-    quality = measured.quality
-    if quality is None:
-        return [code for code, holds in odd.items() if holds]
-    odd |= {
-        "clipped": quality.clipped_share > MAX_CLIPPED,
-        "noisy": quality.signal_to_noise_db is not None and quality.signal_to_noise_db < MIN_SIGNAL_TO_NOISE_DB,
-        "narrower_band": quality.recorded_rate_hz is not None,
-        "mostly_silent": quality.silent_share > MAX_SILENT,
-    }
-    return [code for code, holds in odd.items() if holds]
 
 
 def _counts(sample: Sample, audited: Sequence[Audited]) -> list[StratumCount]:
@@ -361,10 +278,6 @@ def _badness(one: Audited) -> float:
     if one.scores is None:
         return -math.inf
     return one.scores.min_window_llr if one.scores.min_window_llr is not None else 0.0
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:g} %"
 
 
 def _json(row: Mapping[str, Any]) -> str:

@@ -78,18 +78,16 @@ class SamplingSettings:
         strata: `seed`, `auto` (by domain and duration), or rules in order.
         fraction: Part of the corpus in the first look.
         n_per_stratum: Clips of each stratum instead of a part of the corpus.
-        at_least: Clips of the first look at least, over all strata; a smaller corpus is looked at as a whole.
-        at_most: Clips of the first look at most, over all strata.
-        cap: Clips of the last look at most, over all strata.
+        min_clips: Clips of the first look at least, over all strata; a smaller corpus is looked at as a whole.
+        max_clips: Clips of any look at most, over all strata.
         seed: Of the draw.
     """
 
     strata: StratumPreset | tuple[StratumRule, ...] = "auto"
     fraction: float = 0.1
     n_per_stratum: int | None = None
-    at_least: int = 200
-    at_most: int = 2500
-    cap: int = 10_000
+    min_clips: int = 200
+    max_clips: int = 2800
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -98,10 +96,10 @@ class SamplingSettings:
             problems.append(f"audit.fraction is {self.fraction}; allowed is above 0 and at most 1")
         if self.n_per_stratum is not None and self.n_per_stratum < 1:
             problems.append(f"audit.n_per_stratum is {self.n_per_stratum}; allowed is at least 1")
-        if not 1 <= self.at_least <= self.at_most <= self.cap:
+        if not 1 <= self.min_clips <= self.max_clips:
             problems.append(
-                f"audit.at_least, at_most and cap are {self.at_least}, {self.at_most} and {self.cap}; allowed is "
-                "1 <= at_least <= at_most <= cap"
+                f"audit.min_clips is {self.min_clips} and audit.max_clips is {self.max_clips}; allowed is "
+                "1 <= min_clips <= max_clips"
             )
         if isinstance(self.strata, str):
             if self.strata not in ("seed", "auto"):
@@ -176,7 +174,7 @@ def stratify(
 
 
 def draw(clips: Sequence[Clip], settings: SamplingSettings, *, look: int = 1) -> Sample:
-    """Draw the sample of a look. Each look has twice the clips of the one before, up to the cap.
+    """Draw the sample of a look. Each look has twice the clips of the one before, up to `max_clips`.
 
     Args:
         clips: The corpus; ids are unique.
@@ -245,12 +243,12 @@ def _numbers(
     total = sum(sizes.values())
     if settings.n_per_stratum is not None:
         wanted = {name: min(size, settings.n_per_stratum * growth) for name, size in sizes.items()}
-        if sum(wanted.values()) <= settings.cap or look == 1:
+        if sum(wanted.values()) <= settings.max_clips or look == 1:
             return wanted
         before = _numbers(sizes, shares, settings, look - 1)
-        return _with_more(before, sizes, dict.fromkeys(sizes, 1.0), max(settings.cap, sum(before.values())))
-    first = min(max(math.ceil(settings.fraction * total), settings.at_least), settings.at_most)
-    count = min(first * growth, settings.cap, total)
+        return _with_more(before, sizes, dict.fromkeys(sizes, 1.0), max(settings.max_clips, sum(before.values())))
+    first = min(max(math.ceil(settings.fraction * total), settings.min_clips), settings.max_clips)
+    count = min(first * growth, settings.max_clips, total)
     before = dict.fromkeys(sizes, 0) if look == 1 else _numbers(sizes, shares, settings, look - 1)
     return _with_more(before, sizes, shares, max(count, min(len(sizes), total)))
 

@@ -418,8 +418,8 @@ def write_predictions(path: Path, task: Task, predictions: Sequence[Prediction],
 
     Keys: `id`; for texts `reference`, `hypothesis` (as they came), `scored_reference`, `scored_hypothesis` (what was
     compared) and `edits` (words: `substitutions`, `deletions`, `insertions`, `hits`, `reference`; None without a
-    transcript), and `cut` or `no_signal` where they are true; for classes `labels`, `decided` and `scores`;
-    `duration_s`, `domain`, `speaker`, `language`.
+    transcript), `cut` or `no_signal` where they are true, and `attempts` above 1; for classes `labels`, `decided` and
+    `scores`; `duration_s`, `domain`, `speaker`, `language`.
 
     Args:
         path: The file, usually `predictions/<where>.jsonl` in a run directory.

@@ -280,7 +280,8 @@ class Transcribe:
     def row(self, prediction: Prediction, clip: Clip) -> Mapping[str, Any]:
         """The texts as they came, in the form that is compared, and the word errors between them.
 
-        `cut` and `no_signal` (see `Prediction`) stand in the rows of which they are true.
+        `cut` and `no_signal` (see `Prediction`) stand in the rows of which they are true, and `attempts` where the
+        first text failed a threshold.
         """
         hypothesis = prediction.text or ""
         row: dict[str, Any] = {
@@ -294,6 +295,8 @@ class Transcribe:
             references, hypotheses = self._scored([prediction], [clip])
             edits = edit_counts(references, hypotheses, unit="word")[0]
             row |= {"scored_reference": references[0], "scored_hypothesis": hypotheses[0], "edits": edits.to_json()}
+        if prediction.attempts > 1:
+            row["attempts"] = prediction.attempts
         return row | {name: True for name in ("cut", "no_signal") if getattr(prediction, name)}
 
     def _scored(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[list[str], list[str]]:
