@@ -272,17 +272,24 @@ def cast_frozen(loaded: LoadedModel, dtype: torch.dtype) -> None:
 
 def quantized_bytes(loaded: LoadedModel) -> int:
     """Bytes of the quantised weights with their scales."""
-    total = 0
-    for name in loaded.quantized:
-        weight: Any = _base(loaded.module.get_submodule(name)).weight
-        total += weight.numel() * weight.element_size()
-        if (state := getattr(weight, "quant_state", None)) is not None:
-            total += sum(
-                value.numel() * value.element_size()
-                for value in state.as_dict(packed=True).values()
-                if isinstance(value, Tensor)
-            )
-    return total
+    weights: list[Any] = [_base(loaded.module.get_submodule(name)).weight for name in loaded.quantized]
+    return sum(_bytes(weight) + _scale_bytes(weight) for weight in weights)
+
+
+def held_bytes(loaded: LoadedModel) -> int:
+    """Bytes of all parameters as they are held: tied ones once, scales of quantised ones included."""
+    return sum(_bytes(weight) + _scale_bytes(weight) for weight in loaded.module.parameters())
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _scale_bytes(weight: Any) -> int:
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return 0
+    return sum(_bytes(value) for value in state.as_dict(packed=True).values() if isinstance(value, Tensor))
 
 
 def _base(module: nn.Module) -> nn.Module:
