@@ -12,6 +12,7 @@ import functools
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from pydantic import TypeAdapter
 
 from sonotune.config.kinds import alternatives
 from sonotune.config.load import LoadedConfig, idle_settings, load_run_config, parse_yaml, presets
+from sonotune.config.schema import RunConfig
 from sonotune.config.setting_list import settings
 from sonotune.config.sweep import SweepConfig
 from sonotune.errors import ConfigError, problem_list
@@ -186,15 +188,7 @@ def read_space(words: Sequence[str]) -> tuple[SweepConfig, Space]:
     fixed, axes, problems = _sort(words)
     if problems:
         raise ConfigError(problem_list(f"{len(problems)} problem{'s'[: len(problems) > 1]} in the sweep:", problems))
-    first = Space(base=tuple(fixed.values()), axes=tuple(axes.values()))
-    probe = first._given({name: axis.ends[0] for name, axis in axes.items()})
-    _drop_idle(probe)
-    try:
-        config = load_run_config(list(probe.values()), require=REQUIRED).config
-    except ConfigError as error:
-        if not axes:
-            raise
-        raise ConfigError(f"{error}\nIn a sweep commas part values; a list is one value in brackets: [a,b].") from error
+    config = _any_config(Space(base=tuple(fixed.values()), axes=tuple(axes.values())))
     base = tuple(word for name, word in fixed.items() if name.partition(".")[0] != "sweep")
     own = {name.removeprefix("data."): word for name, word in fixed.items() if name == "data.test"}
     space = Space(
@@ -217,6 +211,31 @@ def read_space(words: Sequence[str]) -> tuple[SweepConfig, Space]:
     return config.sweep, space
 
 
+def _any_config(space: Space) -> RunConfig:
+    """The configuration of the first combination that is one; its section `sweep` is that of all.
+
+    Raises:
+        ConfigError: None is.
+    """
+    problem: ConfigError | None = None
+    for point in itertools.islice(_combinations(space), _CHECKED_COMBINATIONS):
+        given = space._given(point)
+        try:
+            _drop_idle(given)
+            return load_run_config(list(given.values()), require=REQUIRED).config
+        except ConfigError as error:
+            problem = problem or error
+    hint = "\nIn a sweep commas part values; a list is one value in brackets: [a,b]." if space.axes else ""
+    raise ConfigError(f"{problem}{hint}")
+
+
+def _combinations(space: Space) -> Iterator[Point]:
+    """Every combination of values that are checked."""
+    names = [axis.name for axis in space.axes]
+    for values in itertools.product(*(axis.ends for axis in space.axes)):
+        yield dict(zip(names, values, strict=True))
+
+
 def _sort(words: Sequence[str]) -> tuple[dict[str, str], dict[str, Axis], list[str]]:
     """Words of one value by setting, the axes of the others, and what is wrong."""
     fixed: dict[str, str] = {}
@@ -233,7 +252,9 @@ def _sort(words: Sequence[str]) -> tuple[dict[str, str], dict[str, Axis], list[s
         else:
             try:
                 axis = parse_axis(name, text, **_numbers(name))
-                if axis is None:
+                if axis is None and _is_nested(name):
+                    axes[name] = Axis(name=name, text=text, values=(single_value(text),))
+                elif axis is None:
                     fixed[name] = f"{name}={single_value(text)}"
                 else:
                     axes[name] = axis
@@ -279,20 +300,22 @@ def _check_values(space: Space) -> None:
     Raises:
         ConfigError: Names every such value.
     """
-    names = [axis.name for axis in space.axes]
     first = {axis.name: axis.ends[0] for axis in space.axes}
-    combinations = [
-        dict(zip(names, values, strict=True))
-        for values in itertools.islice(itertools.product(*(axis.ends for axis in space.axes)), _CHECKED_COMBINATIONS)
-    ]
+    combinations = list(itertools.islice(_combinations(space), _CHECKED_COMBINATIONS))
     combinations += [{**first, axis.name: value} for axis in space.axes for value in axis.ends]
     good: set[tuple[str, str]] = set()
-    effective: set[str] = set()
+    idle = {word.partition("=")[0] for word in space.base} | {
+        _setting_of(axis.name)[0] for axis in space.axes if not axis.choice
+    }
     problems: dict[tuple[str, str], str] = {}
+    covered = []
     for point in combinations:
         pairs = set(point.items())
+        if pairs <= good:
+            covered.append(point)
+            continue
         try:
-            effective |= {word.partition("=")[0] for word in space.trial(point).words}
+            idle -= {word.partition("=")[0] for word in space.trial(point).words}
             good |= pairs
         except ConfigError as error:
             problems |= {pair: _one_line(error) for pair in pairs if pair not in problems}
@@ -300,9 +323,15 @@ def _check_values(space: Space) -> None:
         listed = [f"{value}: {problem}" for value, problem in bad.items()]
         heading = "no trial can be made of these values (a list is one value in brackets: [a,b]):"
         raise ConfigError(problem_list(heading, listed)).listed(listed)
-    own = {word.partition("=")[0] for word in space.base} | {_setting_of(axis.name)[0] for axis in space.axes}
-    if idle := sorted(own - effective - {axis.name for axis in space.axes if axis.choice}):
-        raise ConfigError(f"{', '.join(idle)}: no effect in any trial, beside the other settings. Leave it out.")
+    for point in covered:  # a setting may have an effect in one combination alone
+        if not idle:
+            return
+        with suppress(ConfigError):
+            idle -= {word.partition("=")[0] for word in space.trial(point).words}
+    if idle:
+        raise ConfigError(
+            f"{', '.join(sorted(idle))}: no effect in any trial, beside the other settings. Leave it out."
+        )
 
 
 def _drop_idle(given: dict[str, str]) -> set[str]:

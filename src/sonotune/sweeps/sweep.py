@@ -39,7 +39,7 @@ from sonotune.wording import counted, long_time
 
 logger = logging.getLogger(__name__)
 
-_FRUITLESS: Final = 200
+_FRUITLESS: Final = 50
 _LOOK_EVERY_S: Final = 2.0
 
 
@@ -140,10 +140,12 @@ class Worker:
         for state in states.values():
             if self._is_open(state) and (lock := self._claims.take(state.name)) is not None:
                 return state, lock
-        for _ in range(_FRUITLESS if len(states) < self.plan.limit else 0):
+        space = self.plan.space
+        limit = min(self.plan.limit, space.size) if space.finite else self.plan.limit
+        for _ in range(_FRUITLESS if len(states) < limit else 0):
             number, point = study.ask()
             try:
-                trial = self.plan.space.trial(point)
+                trial = space.trial(point)
             except ConfigError as error:
                 logger.info("a draw is no valid configuration: %s", error)
                 study.known(number, None)
@@ -322,7 +324,8 @@ class Worker:
     def _end(self) -> dict[str, Any]:
         """Finish the sweep where every trial has ended and no other worker does so."""
         body = self._write()
-        if any(row["status"] == "waiting" for row in body["trials"]):
+        taken = body["missing"] and self.plan.method != "optuna"  # by a worker that has not noted it yet
+        if taken or any(row["status"] == "waiting" for row in body["trials"]):
             return body  # other workers have the rest
         lock = self._claims.take("report")
         if lock is None:
