@@ -11,14 +11,14 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, NotRequired, cast
+from typing import Any, Final, Literal, cast
 
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from sonotune.errors import RunDirectoryError, SonotuneError
 from sonotune.evaluation.compare import compare
-from sonotune.json_files import read_json
+from sonotune.json_files import Number, read_json
 from sonotune.metrics.scores import score_title
 from sonotune.runs import digest_json
 from sonotune.sweeps.claims import TrialState
@@ -96,14 +96,33 @@ class TrialRow:
 class _Axis(TypedDict):
     name: str
     text: str
+    numeric: bool
+    log: bool
 
 
 class _Sweep(TypedDict):
     schema: Literal[1]
+    name: str
+    status: str
     line: str
+    method: str
+    why: str
     words: list[str]
     axes: list[_Axis]
-    winner: NotRequired[dict[str, Any] | None]
+    seeds: list[int]
+    score: str | None
+    title: str | None
+    unit: str | None
+    better: str | None
+    trials_asked: int
+    trials: list[dict[str, Any]]
+    configurations: list[dict[str, Any]]
+    winner: dict[str, Any] | None
+    importance: dict[str, Any] | None
+    notes: list[str]
+    seconds: Number
+    machine: dict[str, Any]
+    code: dict[str, Any]
 
 
 _SWEEP = TypeAdapter(_Sweep)
