@@ -429,7 +429,7 @@ def test_the_presets_promised_are_there():
         "speech_llm_nano",
         "whisper_base_classifier",
     }
-    assert set(load.presets()) == {"adapter", "data", "model", "recipe", "training"}
+    assert set(load.presets()) == {"adapter", "data", "model", "recipe", "sweep", "training"}
 
 
 # --- the schema as a whole ---

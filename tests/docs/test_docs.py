@@ -22,6 +22,7 @@ from sonotune.cli import app
 from sonotune.config.load import load_run_config, presets
 from sonotune.errors import ConfigError
 from sonotune.registry import TABLES
+from sonotune.sweeps.sweep_plan import plan_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -122,6 +123,10 @@ def test_every_command_in_the_pages_is_understood(page: str, line: str, tmp_path
         done = CliRunner().invoke(app, ["train", *(word for word in rest if word != "--dump-config"), "--dump-config"])
         assert done.exit_code == 0, f"{page}: {done.exception}"
         return
+    if words[0] == "sweep":
+        done = CliRunner().invoke(app, ["sweep", *rest, "--dry-run"])
+        assert done.exit_code == 0, f"{page}: {done.exception}"
+        return
     command.make_context(words[0], list(rest))  # raises for an unknown option or a missing argument
     if words[0] in {"evaluate", "transcribe"}:
         require = ("data.test",) if words[0] == "evaluate" else ()
@@ -165,6 +170,11 @@ def test_every_setting_in_the_pages_exists_and_takes_that_value(page: str, word:
     if word.startswith("model.checkpoint="):
         words.pop("model")
     words.pop(word.partition("=")[0], None)
+    if page == "docs/how-to/sweep-settings.md":
+        if word == "sweep.method=optuna":
+            pytest.importorskip("optuna")
+        plan_sweep([*words.values(), "data.eval=y.jsonl", "training.schedule=linear,cosine", word])
+        return
     load_run_config([*words.values(), word])
 
 

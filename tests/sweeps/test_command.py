@@ -1,9 +1,13 @@
-"""`sonotune ablate` and `sonotune compare` with real runs of the packaged model."""
+"""`sonotune ablate`, `compare` and `sweep` with real runs of the packaged model."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from safetensors.numpy import load_file
 import sonotune.cli.ablate  # noqa: F401  (registers its commands)
 from sonotune.cli import main
 from sonotune.runs import read_record
+from sonotune.runs.record import is_locked
 
 RATE_HZ = 16_000
 TEXTS = ("one", "two", "three seven", "nine")
@@ -165,3 +170,95 @@ def test_the_plan_of_a_split_has_the_budget_of_the_baseline(command: Command, wo
     assert len(budgets) == 1
     assert all("allocation.rank_step=1" in line for line in lines)  # so that no rest of it is left
     assert int(budgets.pop().partition("=")[2]) > 10_000
+
+
+def sweep_process(line: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "SONOTUNE_PROGRESS": "never"}
+    command = [sys.executable, "-m", "sonotune", "sweep", *line, "--json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_in_a_trial_goes_on_and_its_lines_repeat(command: Command, words: list[str], tmp_path: Path):
+    folder = tmp_path / "sweep"
+    own = [word for word in words if not word.startswith("adapter.rank=")]
+    line = [*own, "adapter.rank=2,4", f"sweep.dir={folder}"]
+    with sweep_process(line) as killed:
+        until = time.monotonic() + 300
+        while not list(folder.glob("trials/*/run.json")) and time.monotonic() < until:
+            assert killed.poll() is None, killed.communicate()
+            time.sleep(0.1)
+        killed.kill()  # its run goes on by itself, and is waited for below
+    [begun] = [path.parent for path in folder.glob("trials/*/run.json")]
+    while is_locked(begun) and time.monotonic() < until:
+        time.sleep(0.1)
+    with sweep_process(line) as again:
+        out, err = again.communicate(timeout=600)
+    assert again.returncode == 0, err
+    body = json.loads(out)
+    assert body["status"] == "finished"
+    assert [row["status"] for row in body["trials"]] == ["finished", "finished"]
+    assert {row["values"]["adapter.rank"] for row in body["trials"]} == {"2", "4"}
+    assert body["report"] == str(folder / "report.html")
+    # data.test was kept from the trials, and the best was scored on it.
+    assert all(set(read_record(folder / row["run"]).scores) == {"after"} for row in body["trials"])
+    [tested] = body["winner"]["test"]
+    assert tested["scores"]["wer"]["count"] == 12
+    assert tested["line"].startswith("sonotune evaluate model=")
+    assert not (folder / body["trials"][0]["run"] / "checkpoints").exists()
+
+    first = body["trials"][0]
+    code, _, err = command(*shlex.split(first["line"])[1:], f"run.dir={tmp_path / 'again'}")
+    assert code == 0, err
+    weights = [
+        load_file(place / "adapter" / "adapter_model.safetensors")
+        for place in (folder / first["run"], tmp_path / "again")
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(np.array_equal(value, weights[1][name]) for name, value in weights[0].items())
+
+    code, rebuilt, _ = command("report", str(folder))
+    assert (code, rebuilt["report"]) == (0, str(folder / "report.html"))
+
+
+def test_the_plan_of_a_sweep_is_printed_and_nothing_made(command: Command, words: list[str], tmp_path: Path):
+    line = [*words, "sweep=bits", f"sweep.dir={tmp_path / 'sweep'}"]
+    code, planned, err = command("sweep", *line, "--dry-run")
+    assert code == 0, err
+    assert planned["method"] == "grid"
+    assert [trial["values"]["bits"] for trial in planned["trials"]] == ["16", "8", "4", "4_single", "full"]
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_wrong_sweep_ends_with_two(command: Command, words: list[str], tmp_path: Path):
+    for wrong, says in [
+        ([], "nothing varies"),
+        (["training.learning_rate=1e-3:1e-5:log"], "a range rises"),
+        (["training.learning_rate=0.1,7"], "training.learning_rate=7"),
+        (["sweep=rnak"], "did you mean 'rank'"),
+        (["training.schedule=[cosine,linear"], "bracket is not closed"),
+    ]:
+        code, body, _ = command("sweep", *words, *wrong)
+        assert (code, body["exit_code"]) == (2, 2)
+        assert says in body["error"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "",
+        "{",
+        '{"schema": 1}',
+        '{"schema": 2, "line": "", "words": [], "axes": []}',
+        '{"schema": 1, "line": "", "axes": []}',
+        "[1]",
+    ],
+)
+def test_a_damaged_record_of_a_sweep_is_said(command: Command, words: list[str], tmp_path: Path, damage: str):
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    (folder / "sweep.json").write_text(damage)
+    for line in (["sweep", *words, "training.schedule=cosine,linear", f"sweep.dir={folder}"], ["report", str(folder)]):
+        code, body, _ = command(*line)
+        assert code == 2
+        assert "sweep.json" in body["error"]

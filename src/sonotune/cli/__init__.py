@@ -37,6 +37,7 @@ from sonotune.cli import (  # the commands register themselves
     recognize,
     report,
     settings,
+    sweep,
     train,
 )
 from sonotune.cli.shared import BrokenPipe, app, discard_stdout, emit, json_text, reader_gone, tell
@@ -64,6 +65,7 @@ __all__ = [
     "recognize",
     "report",
     "settings",
+    "sweep",
     "train",
 ]
 

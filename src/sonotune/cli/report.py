@@ -20,9 +20,13 @@ _RESAMPLES = 2000
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_json: Json = False) -> None:
-    """(Re)build the HTML report of a run, and the card of what it trained where that is missing."""
+    """(Re)build the HTML report of a run, and the card of what it trained where that is missing; or of a sweep."""
     from sonotune.errors import RunDirectoryError
 
+    if (run / "sweep.json").is_file():
+        target = write_sweep_report(run)
+        print_result({"report": str(target)}, as_json=as_json, lines=[str(target)])
+        return
     if (run / "ablation.json").is_file():
         raise RunDirectoryError(
             f"{run} is the folder of an ablation: `sonotune ablate` writes its report, {run / REPORT}. "
@@ -56,6 +60,17 @@ def write_report(folder: Path) -> Path:
         place=str(folder),
     )
     atomic_write_text(target, html)
+    return target
+
+
+def write_sweep_report(folder: Path) -> Path:
+    """Write `report.html` of a sweep, finished or not, from its `sweep.json`; returns where."""
+    from sonotune.reports.sweep import build_sweep_html
+    from sonotune.runs import atomic_write_text
+    from sonotune.sweeps.sweep_record import read_sweep
+
+    target = folder / REPORT
+    atomic_write_text(target, build_sweep_html(read_sweep(folder)))
     return target
 
 

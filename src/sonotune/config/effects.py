@@ -138,6 +138,8 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
             "training",
             ("patience", "average_checkpoints"),
         ),
+        (config.sweep.method != "optuna", f"sweep.method is {config.sweep.method}", "sweep", ("pruning",)),
+        (config.sweep.method == "grid", "sweep.method is grid, which draws nothing", "sweep", ("seed",)),
     ]
 
 

@@ -19,18 +19,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import pydantic_core
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from sonotune import registry
 from sonotune.config.effects import without_effect
 from sonotune.config.hints import meant_by
-from sonotune.config.kinds import affects_result, allowed, alternatives, choices, in_digest, is_text_choice
+from sonotune.config.kinds import allowed, alternatives, choices, in_digest, is_text_choice
 from sonotune.config.plain_yaml import parse_yaml, read_yaml, write_yaml
-from sonotune.config.schema import RunConfig, Section
+from sonotune.config.schema import RunConfig
+from sonotune.config.section import Section
+from sonotune.config.setting_list import Setting, describe_settings, settings
 from sonotune.errors import ConfigError, problem_list, suggest
 from sonotune.json_files import OBJECT, read_json
 from sonotune.paths import is_folder
@@ -42,6 +43,7 @@ __all__ = [
     "config_digest",
     "describe_settings",
     "dump_yaml",
+    "idle_settings",
     "load_run_config",
     "parse_yaml",
     "presets",
@@ -105,22 +107,6 @@ def _is_unfinished(record: Path, digest: str) -> bool:
     return found.get("config_digest") == digest and found.get("status") != "finished"
 
 
-class Setting(NamedTuple):
-    """One setting, described for people.
-
-    Attributes:
-        name: Dotted name.
-        type: What is allowed, in words.
-        default: The default as YAML, or `required`.
-        doc: What it means.
-    """
-
-    name: str
-    type: str
-    default: str
-    doc: str
-
-
 @dataclass(slots=True)
 class _Draft:
     """Values gathered so far, with the place that set each, and every problem met."""
@@ -156,23 +142,60 @@ def load_run_config(
     Raises:
         ConfigError: A word, a file, a preset, a name or a value is wrong. All problems are listed at once.
     """
+    draft = _gather(words, inherited or {})
+    config = _validate(draft, require)
+    if config is not None:
+        for name, because in _idle(draft, config).items():
+            draft.problems.append(
+                f"{name} cannot take effect, because {because} (set by {draft.origin[name]}). Leave one of them out"
+            )
+    config = _sound(draft, config)
+    return LoadedConfig(
+        config=config, origin=draft.origin, digest=config_digest(config), explicit=frozenset(draft.explicit)
+    )
+
+
+def idle_settings(words: Sequence[str], *, require: Sequence[str] = ()) -> dict[str, str]:
+    """Settings that words set themselves and that cannot take effect: dotted name -> because of what.
+
+    `load_run_config` refuses these. Who varies settings asks first, because a setting may be idle in some variants
+    alone.
+
+    Args:
+        words: As for `load_run_config`.
+        require: As for `load_run_config`.
+
+    Raises:
+        ConfigError: Something else is wrong.
+    """
+    draft = _gather(words, {})
+    return _idle(draft, _sound(draft, _validate(draft, require)))
+
+
+def _idle(draft: _Draft, config: RunConfig) -> dict[str, str]:
+    return {name: because for name, because in without_effect(config).items() if name in draft.explicit}
+
+
+def _sound(draft: _Draft, config: RunConfig | None) -> RunConfig:
+    if config is None or draft.problems:
+        heading = f"{counted(len(draft.problems), 'problem')} in the configuration:"
+        raise ConfigError(problem_list(heading, draft.problems))
+    return config
+
+
+def _gather(words: Sequence[str], inherited: Mapping[str, Any]) -> _Draft:
+    """Every layer, the weakest first."""
     draft = _Draft()
     file, leaves = _sort_words(words, draft)
     tree = _file_content(file, draft) if file else {}
-    for name, value in (inherited or {}).items():
+    for name, value in inherited.items():
         draft.set(name, value, "the run that is used", explicit=False)
     _choose_presets(tree, str(file), draft)
     _apply_presets(draft)
     _apply_layer(tree, str(file), draft, explicit=True)
     for name, text in leaves:
         _apply_word(name, text, draft)
-    config = _validate(draft, require)
-    if config is None or draft.problems:
-        heading = f"{counted(len(draft.problems), 'problem')} in the configuration:"
-        raise ConfigError(problem_list(heading, draft.problems))
-    return LoadedConfig(
-        config=config, origin=draft.origin, digest=config_digest(config), explicit=frozenset(draft.explicit)
-    )
+    return draft
 
 
 # --- words, files, presets -----------------------------------------------------------------------
@@ -292,7 +315,7 @@ def _apply_layer(tree: Mapping[str, Any], origin: str, draft: _Draft, *, explici
     for name, value in _leaves(tree):
         if name in seen:
             draft.problems.append(f"{name} stands twice in {origin}; keep one of them")
-        elif name not in _settings():
+        elif name not in settings():
             draft.problems.append(_unknown(name, origin))
         else:
             draft.set(name, value, origin, explicit=explicit)
@@ -311,11 +334,11 @@ def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _apply_word(name: str, text: str, draft: _Draft) -> None:
-    if name not in _settings():
+    if name not in settings():
         draft.problems.append(_unknown(name, COMMAND_LINE))
         return
     try:
-        draft.set(name, _word_value(_settings()[name], name, text), COMMAND_LINE, explicit=True)
+        draft.set(name, _word_value(settings()[name], name, text), COMMAND_LINE, explicit=True)
     except ConfigError as error:
         draft.problems.append(str(error))
 
@@ -353,11 +376,6 @@ def _validate(draft: _Draft, require: Sequence[str]) -> RunConfig | None:
     except ValidationError as error:
         draft.problems += _explain(error, draft)
         return None
-    for name, because in without_effect(config).items():
-        if name in draft.explicit:
-            draft.problems.append(
-                f"{name} cannot take effect, because {because} (set by {draft.origin[name]}). Leave one of them out"
-            )
     return config
 
 
@@ -375,9 +393,9 @@ def _explain(error: ValidationError, draft: _Draft) -> list[str]:
             within, name = f"{place}: entry {item['loc'][2] + 1}", str(item["loc"][3])
             said = {"extra_forbidden": f"has {name!r}, which is not known", "missing": f"has no {name!r}"}
             problem = said.get(item["type"], f"has {name}={_show(item['input'])}, which is not allowed")
-            what = allowed(_fields_of_entries(place).get(name, _settings()[place]))
+            what = allowed(_fields_of_entries(place).get(name, settings()[place]))
             problems[f"{within}.{name}"] = f"{within} {problem}{origin}; allowed: {what}"
-        elif place not in _settings():  # several settings do not go together
+        elif place not in settings():  # several settings do not go together
             problems[place] = f"{place}: {cause}" if place else str(cause or item["msg"])
         elif cause is not None:
             problems[place] = f"{place}: {cause}; found {_show(draft.values[place])}{origin}"
@@ -385,14 +403,14 @@ def _explain(error: ValidationError, draft: _Draft) -> list[str]:
             # A choice between kinds reports one error for each; the first stands for all.
             problems.setdefault(
                 place,
-                f"{place}: {_show(draft.values[place])} is not allowed{origin}; allowed: {allowed(_settings()[place])}",
+                f"{place}: {_show(draft.values[place])} is not allowed{origin}; allowed: {allowed(settings()[place])}",
             )
     return list(problems.values())
 
 
 def _fields_of_entries(place: str) -> Mapping[str, FieldInfo]:
     """The fields of the mappings that a setting is a list of."""
-    kind = typing.get_args(_settings()[place].annotation)[0]
+    kind = typing.get_args(settings()[place].annotation)[0]
     return kind.model_fields if isinstance(kind, type) and issubclass(kind, Section) else {}
 
 
@@ -409,45 +427,13 @@ def _missing(name: str) -> str:
 
 def _unknown(name: str, origin: str) -> str:
     section, dot, _ = name.partition(".")
-    known = list(_settings())
+    known = list(settings())
     if not dot and section in RunConfig.model_fields:
         inside = ", ".join(setting for setting in known if setting.startswith(section + "."))
         return f"{section}: a section, not a setting (set by {origin}); its settings: {inside}"
     if meant := meant_by(name, known):
         return f"{name}: no such setting; did you mean {meant!r}? (set by {origin})"
     return f"{name}: no such setting{suggest(name, [*known, *presets(), 'config'])} (set by {origin})"
-
-
-# --- the schema, seen as a flat list -------------------------------------------------------------
-
-
-@functools.cache
-def _settings() -> dict[str, FieldInfo]:
-    found: dict[str, FieldInfo] = {}
-    for section, section_field in RunConfig.model_fields.items():
-        kind = section_field.annotation
-        if not (isinstance(kind, type) and issubclass(kind, Section)):
-            raise TypeError(f"RunConfig.{section} is no section")
-        found |= {f"{section}.{name}": setting for name, setting in kind.model_fields.items()}
-    return found
-
-
-def describe_settings() -> list[Setting]:
-    """Every setting in the order of the schema, for the generated reference page."""
-    return [
-        Setting(
-            name,
-            allowed(setting),
-            "required" if setting.is_required() else _default(setting),
-            (setting.description or "") + ("" if affects_result(setting) else " Not part of the config digest."),
-        )
-        for name, setting in _settings().items()
-    ]
-
-
-def _default(setting: FieldInfo) -> str:
-    """A setting's default, as YAML on one line."""
-    return json.dumps(pydantic_core.to_jsonable_python(setting.default), ensure_ascii=False).strip('"')
 
 
 # --- what comes out ------------------------------------------------------------------------------
@@ -468,7 +454,7 @@ def dump_yaml(config: RunConfig) -> str:
 
 
 def _deciding(config: RunConfig) -> dict[str, Any]:
-    return {name: value for name, value in _effective(config).items() if in_digest(_settings()[name], value)}
+    return {name: value for name, value in _effective(config).items() if in_digest(settings()[name], value)}
 
 
 def _effective(config: RunConfig) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sonotune import registry
+from sonotune.config.section import Section
+from sonotune.config.sweep import SweepConfig
 from sonotune.errors import ConfigError, suggest
 from sonotune.types import SILENCE_DB, ChainName, Concealment, Context, DecodingSettings
 
@@ -79,18 +81,6 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 def _renamed_context(context: Any) -> Any:
     """`dynamic` is what older records call `cut`."""
     return "cut" if context == "dynamic" else context
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, closed to unknown keys, no NaN or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-    def _ordered(self, low: str, high: str) -> None:
-        if getattr(self, low) > getattr(self, high):
-            raise ValueError(
-                f"{low} is {getattr(self, low)!r} and {high} is {getattr(self, high)!r}; {low} must be at most {high}"
-            )
 
 
 class ModelConfig(Section):
@@ -702,6 +692,7 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     audit: AuditConfig = AuditConfig()
+    sweep: SweepConfig = SweepConfig()
     run: RunSection = RunSection()
 
     @model_validator(mode="after")

@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sonotune.metrics.scores import better_sign, score_title
-from sonotune.reports.canvas import Palette, Picture, plain_axes
+from sonotune.reports.canvas import Palette, Picture, log_scale, plain_axes
 from sonotune.reports.page import render_page
 from sonotune.reports.record import show_seconds
 from sonotune.wording import memory_size
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _OUTCOMES = {"no difference": 0, "worse": 2, "better": 3}  # places in the palette: grey, warm, green
@@ -171,7 +170,7 @@ def _rates(curves: Mapping[str, Sequence[tuple[float, float]]], body: Mapping[st
                 linestyle=("-", "--", ":")[index // len(palette.series) % 3],
                 **_look(index, palette),
             )
-        _logarithmic(axes)
+        log_scale(axes)
         axes.set_xlabel("learning rate")
         axes.set_ylabel(f"{_called(body)} on data.eval, %")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
@@ -227,7 +226,7 @@ def _costs(rows: Sequence[Mapping[str, Any]], name: str, label: str, body: Mappi
                 **look,
             )
         if name == "parameters" and max(row[name] for row in rows) > 3 * min(row[name] for row in rows) > 0:
-            _logarithmic(axes)
+            log_scale(axes)
         axes.set_xlabel(label)
         axes.set_ylabel(f"{_called(body)} on data.test, %")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
@@ -235,16 +234,6 @@ def _costs(rows: Sequence[Mapping[str, Any]], name: str, label: str, body: Mappi
 
     title = f"{_called(body)} on data.test over {label.partition(',')[0]}"
     return Picture(name=f"cost_{name}", title=title, size=(6.4, max(2.9, 0.6 + 0.19 * len(rows))), draw=draw)
-
-
-def _logarithmic(axes: Axes) -> None:
-    """A logarithmic axis with plain numbers: the page sets no formulas."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: PLC0415
-
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _look(index: int, palette: Palette) -> dict[str, Any]:

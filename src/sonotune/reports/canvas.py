@@ -210,6 +210,16 @@ def plain_axes(figure: Figure) -> Axes:
     return axes
 
 
+def log_scale(axes: Axes) -> None:
+    """Give axes a logarithmic horizontal axis with plain numbers: the page sets no formulas."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: PLC0415
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def shown(text: str) -> str:
     """A name fit to be drawn: what cannot be printed, and what XML forbids, becomes a replacement sign."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

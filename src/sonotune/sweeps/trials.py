@@ -29,7 +29,8 @@ Runner = Callable[[Sequence[str]], None]
 
 REQUIRED = ("data.train", "data.eval", "data.test")
 """Without clips of its own for evaluation, each seed would split off others."""
-_NUMERIC = 4  # exit code: the same line fails again in the same way
+NUMERIC: Final = 4
+"""Exit code of a failure that the same line would only repeat."""
 _OUT_OF_MEMORY = 5
 _LOOK_EVERY_S: Final = 0.2
 
@@ -131,8 +132,7 @@ def _of_record(trial: Trial, words: Sequence[str], folder: Path, record: RunReco
             f"{folder} has no score of both data.eval and data.test, which an ablation compares; "
             f"found {', '.join(record.scores) or 'no scores'}."
         )
-    components = record.model.get("components", {})
-    groups = [group for stage in record.stages for group in stage.get("groups", ())]
+    measured = costs(record)
     return TrialResult(
         trial=trial,
         words=tuple(words),
@@ -141,13 +141,25 @@ def _of_record(trial: Trial, words: Sequence[str], folder: Path, record: RunReco
         score=float(found[name]["value"]),
         sign=better_sign(found[name].get("better", "lower")),
         scores=record.scores,
-        parameters=sum(row["trainable"] for row in components.values()),
-        adapter_parameters=sum(group["parameters"] for group in groups if group["name"].startswith("adapters")),
-        seconds=record.seconds,
-        peak_bytes=record.peak_memory_bytes,
+        parameters=int(measured["parameters"]),
+        adapter_parameters=int(measured["adapter_parameters"]),
+        seconds=measured["seconds"],
+        peak_bytes=int(measured["peak_bytes"]),
         data=record.data_digest,
         code=record.code,
     )
+
+
+def costs(record: RunRecord) -> dict[str, float]:
+    """What a run cost: trainable `parameters`, those in adapters when training began, `seconds` and `peak_bytes`."""
+    components = record.model.get("components", {})
+    groups = [group for stage in record.stages for group in stage.get("groups", ())]
+    return {
+        "parameters": sum(row["trainable"] for row in components.values()),
+        "adapter_parameters": sum(group["parameters"] for group in groups if group["name"].startswith("adapters")),
+        "seconds": record.seconds,
+        "peak_bytes": record.peak_memory_bytes,
+    }
 
 
 def run_trial(trial: Trial, words: Sequence[str], folder: Path, run: Runner) -> TrialResult:
@@ -176,7 +188,7 @@ def run_trial(trial: Trial, words: Sequence[str], folder: Path, run: Runner) -> 
             code={},
             seconds=time.monotonic() - started,
             error=f"{type(error).__name__}: {error}",
-            exit_code=_exit_code(error),
+            exit_code=exit_code_of(error),
         )
     else:
         return result
@@ -185,7 +197,8 @@ def run_trial(trial: Trial, words: Sequence[str], folder: Path, run: Runner) -> 
     return failure
 
 
-def _exit_code(error: Exception) -> int:
+def exit_code_of(error: Exception) -> int:
+    """What `sonotune train` ends with for an error."""
     if isinstance(error, SonotuneError):
         return error.exit_code
     return _OUT_OF_MEMORY if out_of_memory(error) else 1
@@ -193,7 +206,7 @@ def _exit_code(error: Exception) -> int:
 
 def fails_again(row: Mapping[str, Any]) -> bool:
     """Whether a failed trial of an earlier session need not be tried again."""
-    return row.get("status") == "failed" and row.get("exit_code") == _NUMERIC
+    return row.get("status") == "failed" and row.get("exit_code") == NUMERIC
 
 
 def failed_earlier(trial: Trial, row: Mapping[str, Any], words: Sequence[str], folder: Path) -> TrialResult:
@@ -225,11 +238,16 @@ def run_here(words: Sequence[str]) -> None:
     gc.collect()
 
 
-def run_apart(words: Sequence[str]) -> None:
+def run_apart(words: Sequence[str], *, hopeless: Callable[[], bool] = lambda: False) -> None:
     """Train in a process of its own, whose peak memory is then that of this run alone.
+
+    Args:
+        words: Its settings.
+        hopeless: Asked while it trains; once it says yes, the process is asked to stop.
 
     Raises:
         Interrupted: It, or this process, was asked to stop; its state is saved.
+        Pruned: It was stopped because it is hopeless.
         TrialProcessError: It failed; carries its exit code.
     """
     from sonotune.training.runtime import stop_on_signals  # noqa: PLC0415  (the package imports torch)
@@ -242,13 +260,15 @@ def run_apart(words: Sequence[str]) -> None:
         said: list[str] = []
         relay = threading.Thread(target=_relay, args=(child.stderr, said))
         relay.start()
-        asked = False
+        asked = pruned = False
         while child.poll() is None:
             time.sleep(_LOOK_EVERY_S)
-            if stop.requested and not asked:
+            if not asked and (stop.requested or (pruned := hopeless())):
                 asked = True
                 child.terminate()
         relay.join()
+    if pruned and child.returncode == Interrupted.exit_code:
+        raise Pruned("stopped early, for its scores are behind those of the other trials at the same step.")
     if child.returncode == Interrupted.exit_code or stop.requested:
         raise Interrupted(f"stopped by {stop.reason or 'a signal'}; run the same line again to go on.")
     if child.returncode != 0:
@@ -279,3 +299,7 @@ class TrialProcessError(SonotuneError):
     def __init__(self, exit_code: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class Pruned(SonotuneError):  # noqa: N818  (a state, not a fault)
+    """A trial was stopped early because others are better."""
