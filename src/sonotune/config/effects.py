@@ -118,6 +118,7 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
             )
         ),
         (not sound.chains, "augmentation.chains is empty", "augmentation", ("chain_probability",)),
+        (not config.evaluation.keep, "evaluation.keep names no panel", "evaluation", ("keep_clips",)),
         (config.evaluation.augment == "none", "evaluation.augment is none", "evaluation", ("augment_seed",)),
         (
             config.training.schedule == "constant",

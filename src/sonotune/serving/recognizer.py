@@ -101,7 +101,7 @@ class Recognizer:
             self.task,
             loaded,
             clips,
-            autocast=self._autocast,
+            autocast=self.autocast,
             **settings,
         )
 
@@ -130,7 +130,8 @@ class Recognizer:
         result = self.evaluate(clips, no_signal=empty if self.task.reference == "text" else (), **settings)
         return replace(result, findings=[*findings, *result.findings])
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Precision of the forward passes, inside."""
         return autocast(self.precision, self.opened.loaded.device)
 
 
