@@ -139,8 +139,8 @@ def _recognize(model: Place, files: Sequence[Place], settings: Settings, *, task
     config = settings_of_use([f"model.checkpoint={model}", *words_of(settings), f"model.task={task}"]).config
     refuse_augmented(config)
     paths = [Path(file) for file in files]
-    recognizer, silence_db = open_recognizer(config), config.data.silence_db
-    return recognizer.recognize(paths, silence_db=silence_db, **evaluation_settings(config)).predictions
+    recognizer = open_recognizer(config)
+    return recognizer.recognize(paths, **recognition_settings(config)).predictions
 
 
 def audit(settings: Settings) -> tuple[AuditReport, Path]:
@@ -399,6 +399,12 @@ def evaluation_settings(config: RunConfig) -> dict[str, Any]:
         "bootstrap": decoding.bootstrap,
         "duration_edges_s": decoding.duration_edges_s,
     }
+
+
+def recognition_settings(config: RunConfig) -> dict[str, Any]:
+    """`evaluation_settings`, and which recordings the model is not asked about, as `Recognizer.recognize` takes it."""
+    of_silence = {"silence_db": config.data.silence_db, "speech_check": config.evaluation.speech_check}
+    return {**evaluation_settings(config), **of_silence}
 
 
 def audit_settings(config: RunConfig) -> AuditSettings:

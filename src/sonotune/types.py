@@ -171,7 +171,7 @@ class Prediction:
         finite: Whether the model computed numbers for the clip; where it gave NaN or infinity, text and scores are
             empty.
         cut: Whether the text, or that of one of its windows, ends because it reached its limit of tokens.
-        no_signal: Whether the clip was not decoded because it has no signal.
+        no_signal: Whether the clip was not decoded because it has no signal, or nobody speaks in it.
     """
 
     clip_id: str

@@ -574,6 +574,10 @@ class EvaluationConfig(Section):
     """Decides what `evaluation.augment` draws for each clip, the same in every evaluation."""
     zero_shot: bool = True
     """Score `data.eval` before training as well."""
+    speech_check: Literal["off", "energy", "silero"] = Field(default="energy", json_schema_extra=_NO_EFFECT_ON_RESULT)
+    """Recordings that `transcribe` says nothing is spoken in, instead of asking the model: those below
+    `data.silence_db`; with `silero` also those in which a speech detector finds nobody (`sonotune[speech]`), such as
+    noise and music; `off` asks the model about all."""
     keep: Annotated[tuple[PanelName, ...], AfterValidator(_check_selectors)] = Field(
         default=(), json_schema_extra=_LATER
     )
