@@ -123,7 +123,7 @@ def test_all_problems_at_once_with_suggestions():
         ('evaluation.keep=["language:http://host/a.jsonl"]', "an address is not read over the network"),
         ('evaluation.keep=["nonspeach:x"]', "no importer called 'nonspeach'"),
         ("evaluation.adapter_scales=[1,0]", r"adapter_scales must rise, and is \[1.0, 0.0\]"),
-        ("evaluation.adapter_scales=[0,1.5]", "1.5 is not allowed"),
+        ("evaluation.adapter_scales=[0,1.5]", r"\[0, 1.5\] is not allowed .*a list of a number from 0 to 1"),
         ("evaluation.speech_check=vad", "'vad' is not allowed .*allowed: off, energy, silero"),
         ("quantization.bits=5", "5 is not allowed .*allowed: auto, 4, 8, 16"),
         ("adapter.kind=full", "no such name; known: lora, none"),

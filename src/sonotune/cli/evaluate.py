@@ -12,6 +12,7 @@ from sonotune.api import corpus_to_score, open_recognizer, score_clips, settings
 from sonotune.cli.findings import removed_clips, warning_lines
 from sonotune.cli.retention import record_retention, retention_lines
 from sonotune.cli.shared import Json, Words, app, print_result, tell
+from sonotune.metrics.retention import BROKE
 from sonotune.metrics.scores import decoding_note, primary_score, score_title, show_score
 from sonotune.progress import phase
 
@@ -70,7 +71,8 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
     lines += retention_lines(result.retention, result.adapter_scales)
     lines.append(f"{result.audio_seconds:.0f} s of audio in {result.seconds:.1f} s{window}")
     lines += [f"left out: {finding.message}" for finding in left_out]
-    lines += warning_lines([finding for finding in result.findings if finding.severity != "note"], "--json")
+    warned = [finding for finding in result.findings if finding.severity != "note" and finding.check != BROKE]
+    lines += warning_lines(warned, "--json")  # what broke has its line above
     notes = [finding for finding in result.findings if finding.severity == "note" and finding.check in _SHOWN_NOTES]
     lines += [f"note: {finding.message}" for finding in notes]
     print_result(body, as_json=as_json, lines=lines)

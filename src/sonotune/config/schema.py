@@ -584,7 +584,7 @@ class EvaluationConfig(Section):
     """Panels that say what tuning broke, scored with the base model and with the tuned one, by `train` and `evaluate`:
     a manifest's path or another source of clips, such as another language or domain; `nonspeech`, generated sounds
     without words; `language:SOURCE`, whether the language of clips is identified (multilingual Whisper)."""
-    keep_clips: int = Field(default=100, ge=7, le=100_000, json_schema_extra=_LATER)
+    keep_clips: int = Field(default=100, ge=7, le=10_000, json_schema_extra=_LATER)
     """Clips of each panel at most, drawn by the seed; `nonspeech` makes as many."""
     adapter_scales: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(), json_schema_extra=_LATER)
     """Score the clips and every panel with the adapter at these parts of its strength as well, from 0 (the base model)

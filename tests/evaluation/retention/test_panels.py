@@ -179,6 +179,16 @@ def test_a_measurement_survives_json_and_is_bound_to_its_key(loaded: LoadedModel
     assert from_json(kept, key, 13) is None
 
 
+def test_half_a_surrogate_pair_can_be_kept(loaded: LoadedModel, tmp_path: Path):
+    found = settings("nonspeech", folder=tmp_path)
+    with found.panels(Says(lambda clip: "a \ud800"), loaded) as (panels, _):
+        measured = measure_base(
+            panels, Says(lambda clip: "a \ud800"), loaded, found, partial(predict_clips, decoding=GREEDY)
+        )
+    assert set(measured["nonspeech"].texts) == {"a ?"}
+    assert len(list((tmp_path / "retention").iterdir())) == 1
+
+
 @pytest.mark.parametrize(
     ("keep", "told"),
     [

@@ -136,7 +136,9 @@ def measure(panel: Panel, task: Any, loaded: Any, predict: Predict, *, where: st
         where: For the progress bar, such as `before tuning`.
     """
     with about(f"{panel.name}, {where}"):
-        return panel.kind.measure(task, loaded, panel.clips, predict)
+        found = panel.kind.measure(task, loaded, panel.clips, predict)
+    # A tokenizer can write half a surrogate pair, which is no text and cannot be kept.
+    return found._replace(texts=tuple(text.encode("utf-8", "replace").decode("utf-8") for text in found.texts))
 
 
 def compare_panel(panel: Panel, before: Measured, after: Measured, *, resamples: int, seed: int) -> dict[str, Any]:
