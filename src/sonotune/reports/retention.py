@@ -119,7 +119,7 @@ def scale_figure(record: RunRecord) -> str | None:
     name = record.adapter_scales.get("score", "")
     for point in points:
         if name in point["scores"]:
-            title = f"{score_title(name, point['scores'][name])}, tuned for"
+            title = f"{score_title(name, point['scores'][name])} of what was tuned on"
             lines.setdefault(title, []).append((point["scale"], point["scores"][name]))
         for panel, found in point["panels"].items():
             lines.setdefault(panel, []).append((point["scale"], found["scores"][found["score"]]))
