@@ -31,13 +31,14 @@ if TYPE_CHECKING:
     from sonotune.data.corpus import Corpus
     from sonotune.evaluation.compare import Comparison
     from sonotune.evaluation.evaluate import EvaluationResult
+    from sonotune.features.workers import Crew
     from sonotune.planning.inspection import Inspection
     from sonotune.planning.layout import TrainingSettings
     from sonotune.planning.plan import Plan
     from sonotune.serving.parity import ParitySettings
     from sonotune.serving.recognizer import Recognizer
     from sonotune.training.logging.run_log import Listener
-    from sonotune.types import Prediction, RunRecord
+    from sonotune.types import Clip, Prediction, RunRecord
 
 Settings = Mapping[str, Any] | Sequence[str]
 Place = str | Path
@@ -120,7 +121,7 @@ def evaluate(model: Place, manifest: Place, settings: Settings = ()) -> Evaluati
     config = settings_of_use(words, require=("data.test",)).config
     recognizer = open_recognizer(config)
     corpus = corpus_to_score(config, recognizer)
-    result = recognizer.evaluate(corpus.splits["test"], **scoring_settings(config))
+    result = score_clips(config, recognizer, corpus.splits["test"])
     return replace(result, findings=[*corpus.findings, *result.findings])
 
 
@@ -138,8 +139,8 @@ def _recognize(model: Place, files: Sequence[Place], settings: Settings, *, task
     config = settings_of_use([f"model.checkpoint={model}", *words_of(settings), f"model.task={task}"]).config
     refuse_augmented(config)
     paths = [Path(file) for file in files]
-    recognizer, silence_db = open_recognizer(config), config.data.silence_db
-    return recognizer.recognize(paths, silence_db=silence_db, **evaluation_settings(config)).predictions
+    recognizer = open_recognizer(config)
+    return recognizer.recognize(paths, **recognition_settings(config)).predictions
 
 
 def audit(settings: Settings) -> tuple[AuditReport, Path]:
@@ -400,6 +401,12 @@ def evaluation_settings(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def recognition_settings(config: RunConfig) -> dict[str, Any]:
+    """`evaluation_settings`, and which recordings the model is not asked about, as `Recognizer.recognize` takes it."""
+    of_silence = {"silence_db": config.data.silence_db, "speech_check": config.evaluation.speech_check}
+    return {**evaluation_settings(config), **of_silence}
+
+
 def audit_settings(config: RunConfig) -> AuditSettings:
     """How a corpus is sampled and judged, as `audit.run.audit` takes it."""
     from sonotune.audit.gate import GateSettings
@@ -441,6 +448,47 @@ def scoring_settings(config: RunConfig) -> dict[str, Any]:
 
     chain = EvaluationChain.of(config.evaluation.augment, config.evaluation.augment_seed)
     return {**evaluation_settings(config), "augmentation": chain}
+
+
+def score_clips(
+    config: RunConfig, recognizer: Recognizer, clips: Sequence[Clip], *, crew: Crew | None = None
+) -> EvaluationResult:
+    """Score clips, with what tuning broke where `evaluation.keep` or `evaluation.adapter_scales` ask for it."""
+    from sonotune.data.corpus import CORPUS_SETTINGS
+    from sonotune.data.text import get
+    from sonotune.evaluation.retention.run import RetentionSettings
+    from sonotune.runs import read_record
+    from sonotune.serving.retention import evaluate_and_retain
+
+    asked = config.evaluation
+    run = run_of(Path(config.model.checkpoint))
+    settings = RetentionSettings(
+        keep=asked.keep,
+        clips=asked.keep_clips,
+        corpus=config.data.model_dump(include=CORPUS_SETTINGS),
+        seed=config.training.seed,
+        resamples=asked.bootstrap,
+        decoding=asked.decoding(),
+        precision=recognizer.precision,
+        language=config.model.language,
+        normalizer=get(config.data.text_scoring).digest,
+        scales=asked.adapter_scales,
+        folder=run,
+    )
+
+    def open_base() -> Recognizer:
+        base = read_record(run or Path()).model["checkpoint"]
+        changed = {"checkpoint": str(base), "context": recognizer.opened.loaded.context}
+        return open_recognizer(config.model_copy(update={"model": config.model.model_copy(update=changed)}))
+
+    return evaluate_and_retain(
+        recognizer,
+        clips,
+        settings,
+        scoring=scoring_settings(config),
+        open_base=open_base if run is not None else None,
+        crew=crew,
+    )
 
 
 def refuse_augmented(config: RunConfig) -> None:

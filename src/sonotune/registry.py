@@ -20,7 +20,16 @@ from sonotune.errors import ConfigError, suggest
 from sonotune.paths import exists
 
 Kind = Literal[
-    "families", "tasks", "normalizers", "importers", "adapters", "allocators", "objectives", "frontends", "aligners"
+    "families",
+    "tasks",
+    "normalizers",
+    "importers",
+    "adapters",
+    "allocators",
+    "objectives",
+    "frontends",
+    "aligners",
+    "panels",
 ]
 
 FAMILIES = MappingProxyType(
@@ -112,6 +121,13 @@ ALIGNERS = MappingProxyType(
         "qwen3": "sonotune.alignment.qwen3:Qwen3Aligner",
     }
 )
+PANELS = MappingProxyType(
+    {
+        "manifest": "sonotune.evaluation.retention.manifest:MANIFEST",
+        "nonspeech": "sonotune.evaluation.retention.nonspeech:NONSPEECH",
+        "language": "sonotune.evaluation.retention.language:LANGUAGE",
+    }
+)
 
 TABLES: MappingProxyType[Kind, MappingProxyType[str, str]] = MappingProxyType(
     {
@@ -124,6 +140,7 @@ TABLES: MappingProxyType[Kind, MappingProxyType[str, str]] = MappingProxyType(
         "objectives": OBJECTIVES,
         "frontends": FRONTENDS,
         "aligners": ALIGNERS,
+        "panels": PANELS,
     }
 )
 

@@ -171,7 +171,7 @@ class Prediction:
         finite: Whether the model computed numbers for the clip; where it gave NaN or infinity, text and scores are
             empty.
         cut: Whether the text, or that of one of its windows, ends because it reached its limit of tokens.
-        no_signal: Whether the clip was not decoded because it has no signal.
+        no_signal: Whether the clip was not decoded because it has no signal, or nobody speaks in it.
     """
 
     clip_id: str
@@ -206,7 +206,7 @@ class Score:
     low: float
     high: float
     count: int
-    unit: Literal["fraction", "seconds", "real-time factor", "bytes", "points"] = "fraction"
+    unit: Literal["fraction", "seconds", "real-time factor", "bytes", "points", "words/min"] = "fraction"
     better: Literal["lower", "higher"] = "lower"
     title: str = ""
     role: Literal["primary", "plain", "beside"] = "plain"
@@ -251,6 +251,9 @@ class RunRecord:
         seconds: Wall time, summed over resumed sessions.
         energy_joules: Measured or estimated energy, None where nothing could be read.
         data: Split name -> what its clips are (`data.manifest.summary`); empty in older records.
+        retention: What tuning broke: a panel each, with its scores before and after and their difference
+            (`evaluation.retention.measure`); empty where no panel was asked for.
+        adapter_scales: Scores over the strength of the adapter (`evaluation.retention.scales`), where that was asked.
     """
 
     schema: int
@@ -272,3 +275,5 @@ class RunRecord:
     seconds: float
     energy_joules: float | None = None
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    retention: tuple[Mapping[str, Any], ...] = ()
+    adapter_scales: Mapping[str, Any] = field(default_factory=dict)

@@ -81,6 +81,16 @@ def test_a_file_without_signal_is_named_and_has_no_text(recognizer: Recognizer, 
     assert not [finding for finding in asked.findings if finding.check == "audio.silent"]
 
 
+def test_the_check_for_speech_can_be_switched_off(recognizer: Recognizer, recordings: Path):
+    soundfile.write(recordings / "aa.wav", np.zeros(8000), 16000)
+    found = recognizer.recognize(
+        [recordings / "aa.wav"], speech_check="off", decoding=DecodingSettings(max_new_tokens=4)
+    )
+    assert not found.predictions[0].no_signal
+    assert found.predictions[0].text
+    assert [finding.check for finding in found.findings if finding.severity == "warning"][:1] == ["audio.silent"]
+
+
 def test_evaluation_asks_the_model_about_silence(recognizer: Recognizer, recordings: Path):
     """What it would write there is what the score is to show."""
     soundfile.write(recordings / "aa.wav", np.zeros(8000), 16000)

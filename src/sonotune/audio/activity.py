@@ -1,7 +1,7 @@
 """Where in a waveform somebody speaks, by its energy, and cheap properties of each frame.
 
-Frames are 10 ms apart. An energy detector hears that something is loud, not that it is speech; for real noise use the
-`silero` detector of the audit. Shape letters: S samples, T frames.
+Frames are 10 ms apart. An energy detector hears that something is loud, not that it is speech; for real noise there is
+`serving.speech_check`. Shape letters: S samples, T frames.
 """
 
 from __future__ import annotations

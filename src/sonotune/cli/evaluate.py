@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
-from sonotune.api import corpus_to_score, open_recognizer, scoring_settings, settings_of_use
+from sonotune.api import corpus_to_score, open_recognizer, score_clips, settings_of_use
 from sonotune.cli.findings import removed_clips, warning_lines
+from sonotune.cli.retention import record_retention, retention_lines
 from sonotune.cli.shared import Json, Words, app, print_result, tell
+from sonotune.metrics.retention import BROKE
 from sonotune.metrics.scores import decoding_note, primary_score, score_title, show_score
 from sonotune.progress import phase
 
@@ -35,7 +37,7 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
         recognizer = open_recognizer(config)
         corpus = corpus_to_score(config, recognizer)
         clips = corpus.splits["test"]
-        result = recognizer.evaluate(clips, crew=crew, **scoring_settings(config))
+        result = score_clips(config, recognizer, clips, crew=crew)
     left_out = [finding for finding in corpus.findings if removed_clips(finding)]
     told = [*(finding for finding in corpus.findings if finding not in left_out), *result.findings]
     result = replace(result, findings=told)
@@ -44,6 +46,7 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
         "warnings": [finding.message for finding in told if finding.severity != "note"],
     }
     problem: SonotuneError | None = None
+    record_retention(Path(config.model.checkpoint), result.retention, result.adapter_scales)
     if out is not None:
         try:
             write_predictions(out, recognizer.task, result.predictions, clips)
@@ -65,9 +68,11 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
             for row in result.slices
         ]
     window = f", model.context={result.context}" if result.context else ""
+    lines += retention_lines(result.retention, result.adapter_scales)
     lines.append(f"{result.audio_seconds:.0f} s of audio in {result.seconds:.1f} s{window}")
     lines += [f"left out: {finding.message}" for finding in left_out]
-    lines += warning_lines([finding for finding in result.findings if finding.severity != "note"], "--json")
+    warned = [finding for finding in result.findings if finding.severity != "note" and finding.check != BROKE]
+    lines += warning_lines(warned, "--json")  # what broke has its line above
     notes = [finding for finding in result.findings if finding.severity == "note" and finding.check in _SHOWN_NOTES]
     lines += [f"note: {finding.message}" for finding in notes]
     print_result(body, as_json=as_json, lines=lines)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sonotune.api import evaluation_settings, open_recognizer, refuse_augmented, settings_of_use
+from sonotune.api import open_recognizer, recognition_settings, refuse_augmented, settings_of_use
 from sonotune.cli.shared import Files, Json, app, one_field, print_result, tell
 from sonotune.progress import printable_name
 
@@ -75,7 +75,7 @@ def _recognize(words: Sequence[str], *, task: str) -> tuple[Any, Any, int]:
         more = f", and neither do {len(missing) - 1} others that are named" if len(missing) > 1 else ""
         raise ManifestError(f"{missing[0]} does not exist{more}. Check the path.")
     recognizer = open_recognizer(config)
-    result = recognizer.recognize(files, silence_db=config.data.silence_db, **evaluation_settings(config))
+    result = recognizer.recognize(files, **recognition_settings(config))
     for finding in result.findings:
         if finding.severity != "note" or finding.check in _SHOWN_NOTES:
             tell(f"sonotune: {'WARNING: ' * (finding.severity == 'warning')}{finding.message}")

@@ -9,8 +9,10 @@ import typer
 
 from sonotune.cli.findings import clips_left_out, warning_lines, worth_telling
 from sonotune.cli.report import REPORT, write_cards, write_report
+from sonotune.cli.retention import retention_lines
 from sonotune.cli.shared import Json, Words, app, emit, print_result
 from sonotune.errors import RunDirectoryError
+from sonotune.metrics.retention import BROKE
 from sonotune.metrics.scores import WORSE, decoding_note, score_title, show_score, spelling_of_numbers
 from sonotune.progress import hide, note, phase
 from sonotune.wording import counted, memory_size
@@ -87,6 +89,8 @@ def _summary(record: RunRecord, folder: Path) -> dict[str, Any]:
         "scores": last,
         "before": record.scores.get("before", {}),
         "after": record.scores.get("after", {}),
+        "retention": list(record.retention),
+        "adapter_scales": dict(record.adapter_scales),
         "seconds": record.seconds,
         "peak_bytes": record.peak_memory_bytes,
         "findings": len(record.findings),
@@ -110,6 +114,7 @@ def _run_lines(record: RunRecord, folder: Path) -> list[str]:
             lines.append(f"{moment:<8} {shown}")
     if respelt := spelling_of_numbers(record.scores.get("before", {}), record.scores.get("after", {})):
         lines.append(f"numbers  {respelt}")
+    lines += retention_lines(record.retention, record.adapter_scales)
     if decides := record.choices.get("evaluation.primary"):
         lines.append(f"decides  {decides}")
     trainable = sum(row["trainable"] for row in record.model.get("components", {}).values())
@@ -119,7 +124,8 @@ def _run_lines(record: RunRecord, folder: Path) -> list[str]:
     lines.append(f"took     {record.seconds:.0f} s, peak memory {memory_size(record.peak_memory_bytes)}")
     if left_out := clips_left_out(record.findings):
         lines.append(f"left out {counted(left_out, 'clip')}; run.json says why")
-    lines += warning_lines([finding for finding in told if finding not in worse], "run.json")
+    others = [finding for finding in told if finding not in worse and finding.check != BROKE]
+    lines += warning_lines(others, "run.json")
     lines += [f"note     {found.message}" for found in record.findings if found.check == "training.still_improving"]
     lines.append(f"report   {folder / REPORT}")
     return lines

@@ -84,7 +84,7 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
             for section, settings in (
                 ("model", ("language", "tokenizer", "ctc_share")),
                 ("data", ("max_label_tokens", "text_training", "text_scoring")),
-                ("evaluation", ("verbalize_numbers",)),
+                ("evaluation", ("verbalize_numbers", "speech_check")),
             )
         ),
         (
@@ -118,6 +118,7 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
             )
         ),
         (not sound.chains, "augmentation.chains is empty", "augmentation", ("chain_probability",)),
+        (not config.evaluation.keep, "evaluation.keep names no panel", "evaluation", ("keep_clips",)),
         (config.evaluation.augment == "none", "evaluation.augment is none", "evaluation", ("augment_seed",)),
         (
             config.training.schedule == "constant",

@@ -61,6 +61,13 @@ def _check_selectors(selectors: tuple[str, ...]) -> tuple[str, ...]:
     return selectors
 
 
+def _check_panel(named: str) -> str:
+    name, _, source = named.partition(":")
+    if name in registry.TABLES["panels"] or (source and name in registry.names("panels")):
+        return named if not source else f"{name}:{_check_source(source)}"
+    return _check_source(named)
+
+
 ManifestSource = Annotated[str, AfterValidator(_check_source)]
 """A manifest's path, `assets:NAME`, or `IMPORTER:SOURCE` such as `folder:clips` or `common_voice:cv/train.tsv`."""
 Checkpoint = Annotated[str, AfterValidator(_check_checkpoint)]
@@ -70,6 +77,8 @@ TaskName = Annotated[str, AfterValidator(_check_name("tasks"))]
 NormalizerName = Annotated[str, AfterValidator(_check_name("normalizers"))]
 AdapterKindName = Annotated[str, AfterValidator(_check_name("adapters"))]
 ObjectiveName = Annotated[str, AfterValidator(_check_name("objectives"))]
+PanelName = Annotated[str, AfterValidator(_check_panel)]
+"""`nonspeech`, `language:SOURCE`, or a source of clips."""
 AlignerName = Annotated[str, AfterValidator(_check_name("aligners"))]
 AllocatorName = Annotated[str, AfterValidator(_check_name("allocators"))]
 Multiplier = Annotated[float, Field(gt=0, le=1000)]
@@ -555,6 +564,22 @@ class EvaluationConfig(Section):
     """Decides what `evaluation.augment` draws for each clip, the same in every evaluation."""
     zero_shot: bool = True
     """Score `data.eval` before training as well."""
+    speech_check: Literal["off", "energy", "silero"] = Field(default="energy", json_schema_extra=_NO_EFFECT_ON_RESULT)
+    """Recordings that `transcribe` says nothing is spoken in, instead of asking the model: those below
+    `data.silence_db`; with `silero` also those in which a speech detector finds nobody (`sonotune[speech]`), such as
+    noise and music; `off` asks the model about all."""
+    keep: Annotated[tuple[PanelName, ...], AfterValidator(_check_selectors)] = Field(
+        default=(), json_schema_extra=_LATER
+    )
+    """Panels that say what tuning broke, scored with the base model and with the tuned one, by `train` and `evaluate`:
+    a manifest's path or another source of clips, such as another language or domain; `nonspeech`, generated sounds
+    without words; `language:SOURCE`, whether the language of clips is identified (multilingual Whisper)."""
+    keep_clips: int = Field(default=100, ge=7, le=10_000, json_schema_extra=_LATER)
+    """Clips of each panel at most, drawn by the seed; `nonspeech` makes as many."""
+    adapter_scales: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(), json_schema_extra=_LATER)
+    """Score the clips and every panel with the adapter at these parts of its strength as well, from 0 (the base model)
+    to 1 (as tuned), and propose one. `evaluate` takes `data.test`, `train` takes `data.eval`; each costs an
+    evaluation."""
     entropy_clips: int = Field(default=0, ge=0, le=100_000)
     """Training clips on which the entropy of activations is measured before training, at every evaluation and after;
     0 measures none."""
@@ -563,6 +588,8 @@ class EvaluationConfig(Section):
     def _check(self) -> Self:
         if list(self.duration_edges_s) != sorted(set(self.duration_edges_s)):
             raise ValueError(f"duration_edges_s must rise, and is {list(self.duration_edges_s)}")
+        if list(self.adapter_scales) != sorted(set(self.adapter_scales)):
+            raise ValueError(f"adapter_scales must rise, and is {list(self.adapter_scales)}")
         rising = sorted(set(self.temperatures))
         if list(self.temperatures) != rising or rising[:1] != [0]:
             raise ValueError(f"temperatures must begin with 0 and rise, and are {list(self.temperatures)}")

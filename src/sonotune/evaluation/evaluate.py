@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,8 @@ class EvaluationResult:
         real_time_factor: Seconds of work per second of audio.
         context: How much of the model's window was computed; None where it has none.
         augmentation: The chain that the clips were scored through; None scored them as they are.
+        retention: What tuning broke, a panel each (`retention.measure.compare_panel`); empty where none was asked for.
+        adapter_scales: Scores over the strength of the adapter (`retention.scales`); empty where that was not asked.
     """
 
     scores: dict[str, Score]
@@ -71,6 +73,8 @@ class EvaluationResult:
     real_time_factor: float
     context: Context | None = None
     augmentation: EvaluationChain | None = None
+    retention: Sequence[Mapping[str, Any]] = ()
+    adapter_scales: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The keys that `sonotune evaluate --json` promises, and more beside them."""
@@ -83,6 +87,8 @@ class EvaluationResult:
             "real_time_factor": self.real_time_factor,
             "context": self.context,
             "augmentation": None if self.augmentation is None else self.augmentation.to_json(),
+            "retention": list(self.retention),
+            "adapter_scales": dict(self.adapter_scales),
             **self.details,
             "findings": [
                 {"check": finding.check, "severity": finding.severity, "message": finding.message}

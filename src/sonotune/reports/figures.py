@@ -59,8 +59,9 @@ def curve(
     log: bool = False,
     zero: bool = False,
     markers: bool = False,
+    x_label: str = "step",
 ) -> str:
-    """Lines over steps.
+    """Lines over steps, or over another quantity that rises.
 
     Args:
         name: Unique in the page: element ids begin with it.
@@ -70,6 +71,7 @@ def curve(
         log: Logarithmic values.
         zero: Begin the value axis at zero.
         markers: Mark the points, for few of them.
+        x_label: What the lines run over; steps are whole numbers.
 
     Returns:
         An `<svg>` element.
@@ -84,8 +86,8 @@ def curve(
             axes.plot(x, y, color=colour, label=line.label, marker=marker, markersize=4)
             if len(line.low) == len(line.x) == len(line.high):
                 axes.fill_between(list(line.x), list(line.low), list(line.high), color=colour, alpha=0.15, linewidth=0)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, steps=[1, 2, 5, 10]))
-        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=x_label == "step", steps=[1, 2, 5, 10]))
+        axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         if log and any(value > 0 for line in series for value in line.y):
             axes.set_yscale("log")

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sonotune.evaluation.compare import Comparison
+from sonotune.metrics.retention import BROKE
 from sonotune.metrics.scores import WORSE, drawn_scores, score_title, show_value
 from sonotune.metrics.slices import DURATION_EDGES_S
 from sonotune.reports.classes import view_classes
@@ -22,6 +23,7 @@ from sonotune.reports.figures import Estimate, Series, bars, curve, estimates
 from sonotune.reports.page import render_page
 from sonotune.reports.predictions import Rate, text_slices, worst_texts
 from sonotune.reports.rank_heatmap import run_pictures
+from sonotune.reports.retention import retention_rows, retention_verdict, scale_figure, scale_rows, scale_titles
 from sonotune.reports.verdict import SPLITS, audit_verdict, command_line, dates, domain_rows, usage_lines, verdict
 from sonotune.runs.record import task_of
 from sonotune.types import RunRecord
@@ -35,7 +37,7 @@ _SHOWN_FINDINGS = 10
 _DATA = {"train": "training", "eval": "development", "test": "test"}
 _LEAST_REST = 0.01
 _REST = "loading, scoring before and after, other"
-_FIRST = (WORSE, "export.parity", "model.context")  # what they say is of the result, not of single clips
+_FIRST = (WORSE, BROKE, "export.parity", "model.context")  # what they say is of the result, not of single clips
 _CURVES = (
     ("steps", "Scores over steps"),
     ("loss", "Loss"),
@@ -119,6 +121,10 @@ def build_html(
         num_predictions=len(predictions),
         verdict=verdict(record, change),
         audit=audit_verdict(record),
+        kept=retention_verdict(record),
+        retention=retention_rows(record),
+        scales={"titles": scale_titles(record), "rows": scale_rows(record), **record.adapter_scales},
+        scale_curve=Markup(scale_figure(record) or ""),  # noqa: S704  (as the figures)
         dates=dates(events),
         command=command_line(record),
         usage=usage_lines(record, place, task_of(record)),

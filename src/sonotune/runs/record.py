@@ -90,6 +90,63 @@ class _Split(TypedDict, total=False):
     labels: Count
 
 
+class _Difference(TypedDict, total=False):
+    value: Required[Logged]
+    low: Required[Logged]
+    high: Required[Logged]
+    better: Required[str]
+
+
+class _RetentionSlice(TypedDict):
+    value: str
+    clips: Count
+    before: Number
+    after: Number
+
+
+class _Example(TypedDict):
+    id: str
+    reference: str
+    before: str
+    after: str
+
+
+class _Retention(TypedDict, total=False):
+    """A panel before and after tuning (`evaluation.retention.measure.compare_panel`)."""
+
+    panel: Required[str]
+    clips: Required[Count]
+    score: Required[str]
+    before: Required[dict[str, ScoreEntries]]
+    after: Required[dict[str, ScoreEntries]]
+    difference: Required[dict[str, _Difference | None]]
+    outcome: Required[Literal["broke", "better", "no clear change", "too few clips"]]
+    kind: str
+    source: str
+    digest: str
+    slices: list[_RetentionSlice]
+    examples: list[_Example]
+
+
+class _ScaledPanel(TypedDict):
+    score: str
+    scores: dict[str, ScoreEntries]
+    outcome: str
+
+
+class _ScalePoint(TypedDict):
+    scale: Number
+    scores: dict[str, ScoreEntries]
+    panels: dict[str, _ScaledPanel]
+
+
+class _Scales(TypedDict, total=False):
+    points: list[_ScalePoint]
+    score: str
+    knee: Number | None
+    rule: str
+
+
 class _Schema1(TypedDict):
     schema: Literal[1]
     run_id: str
@@ -110,6 +167,8 @@ class _Schema1(TypedDict):
     seconds: Number
     energy_joules: NotRequired[Number | None]
     data: NotRequired[dict[str, _Split]]
+    retention: NotRequired[list[_Retention]]
+    adapter_scales: NotRequired[_Scales]
 
 
 def _ascending(edges: list[Logged]) -> list[Logged]:
@@ -158,6 +217,7 @@ def record_from_json(value: Mapping[str, Any], *, where: str = "the record") -> 
     findings = (_known(Finding, {**one, "clip_ids": tuple(one.get("clip_ids", ()))}) for one in entries["findings"])
     plain["findings"] = tuple(Finding(**one) for one in findings)
     plain["stages"] = tuple(entries["stages"])
+    plain["retention"] = tuple(entries.get("retention", ()))
     return RunRecord(**plain)
 
 

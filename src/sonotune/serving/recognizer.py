@@ -20,6 +20,7 @@ from sonotune.models.precision import autocast, bound_kernel_cache, choose_preci
 from sonotune.paths import is_folder
 from sonotune.progress import phase
 from sonotune.registry import resolve
+from sonotune.serving.speech_check import SpeechCheck, clips_without_speech
 from sonotune.tasks.base import Task, TaskSettings
 from sonotune.types import SILENCE_DB, Clip, Finding
 
@@ -105,15 +106,25 @@ class Recognizer:
             **settings,
         )
 
-    def recognize(self, paths: Sequence[Path], *, silence_db: float = SILENCE_DB, **settings: Any) -> EvaluationResult:
+    def recognize(
+        self,
+        paths: Sequence[Path],
+        *,
+        silence_db: float = SILENCE_DB,
+        speech_check: SpeechCheck = "energy",
+        **settings: Any,
+    ) -> EvaluationResult:
         """Transcribe or classify audio files and every audio file in folders, in the order given.
 
         A file longer than the model's window is decoded in windows, as everywhere (`evaluation.windows`). A file
-        without signal is named, and its text is empty, whatever the model would write on it; `evaluate` asks the model.
+        without signal, or without speech where that is asked for, is named, and its text is empty, whatever the model
+        would write on it; `evaluate` asks the model.
 
         Args:
             paths: Files or folders.
             silence_db: Level below which a file has no signal (`audio.activity.signal_level_db`).
+            speech_check: `energy` goes by that level; `silero` asks a detector about the files above it; `off` asks
+                the model about every file. Classes have none of it.
             **settings: As for `evaluate`.
 
         Returns:
@@ -121,13 +132,20 @@ class Recognizer:
 
         Raises:
             ManifestError: No audio file is there, or none can be read.
+            MissingExtraError: The detector is not installed.
         """
         clips, findings = clips_of(paths, silence_db=silence_db)
         if not clips:
             reasons = "; ".join(finding.message for finding in findings[:5])
             raise ManifestError(f"nothing to {self.task.name}: {reasons or 'no audio file in the folders given'}.")
         empty = {name for finding in findings if finding.check == SILENT for name in finding.clip_ids}
-        result = self.evaluate(clips, no_signal=empty if self.task.reference == "text" else (), **settings)
+        if speech_check == "off" or self.task.reference != "text":
+            empty = set()
+        elif speech_check == "silero":
+            mute = clips_without_speech([clip for clip in clips if clip.id not in empty])
+            findings += mute
+            empty |= {name for finding in mute for name in finding.clip_ids}
+        result = self.evaluate(clips, no_signal=empty, **settings)
         return replace(result, findings=[*findings, *result.findings])
 
     def autocast(self) -> AbstractContextManager[Any]:

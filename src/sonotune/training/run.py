@@ -19,6 +19,7 @@ from sonotune.training.inputs import RunInputs, load_inputs, loop_settings, trai
 from sonotune.training.logging.run_log import Listener
 from sonotune.training.loop import StageLoop
 from sonotune.training.model import PreparedModel, prepare_model, trained_model
+from sonotune.training.retention import RunRetention
 from sonotune.training.scoring import Scoring
 from sonotune.training.session import Session, open_session
 from sonotune.training.sharding import unsharded
@@ -48,9 +49,10 @@ def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[
         fingerprint = resume_fingerprint(session, inputs, steps)
         model = prepare_model(session, inputs, steps)
         with session.trackers() as trackers:
-            scoring = Scoring(session, inputs, model, trackers)
+            scoring, retention = Scoring(session, inputs, model, trackers), RunRetention(session, inputs)
             if session.config.evaluation.zero_shot:
                 scoring.score("before", once=True)
+            retention.before(model)
             if not session.has_checkpoint:
                 scoring.measure_entropy("before", 0)
             loop = train(session, inputs, model, steps, fingerprint, scoring)
@@ -62,6 +64,7 @@ def run(settings: LoadedConfig, *, listeners: Sequence[Listener] = ()) -> tuple[
             scoring.measure_entropy("after", loop.state.step if best_step is None else best_step)
             scoring.score("after")
             scoring.score("test")
+            retention.after(model, scoring.score_now if scoring.has_development_clips else None)
     return session.log.record, session.log.directory.path
 
 

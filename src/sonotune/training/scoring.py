@@ -93,6 +93,10 @@ class Scoring:
         self.measure_entropy("during", step)
         return self._evaluate("eval", f"at step {step:,}").scores
 
+    def score_now(self, when: str) -> Mapping[str, Score]:
+        """Scores of the development clips by the model as it is, for a message that says when."""
+        return self._evaluate("eval", when).scores
+
     def measure_entropy(self, point: str, step: int) -> None:
         """Log the entropy of activations, where that is asked for."""
         session, inputs, loaded = self._session, self._inputs, self.model.loaded

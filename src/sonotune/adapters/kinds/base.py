@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +119,15 @@ class AdapterKind(ParameterNames, Protocol):
 
     def activations(self, module: nn.Module) -> tuple[int, float]:
         """Features that the adapter of a module keeps for its backward pass beside its input, and its dropout."""
+        ...
+
+
+@runtime_checkable
+class Scalable(Protocol):
+    """A kind whose adapters can be used at a part of their strength."""
+
+    def scaled(self, loaded: LoadedModel, scale: float) -> AbstractContextManager[None]:
+        """The model computes with what was learned at `scale` of its strength, inside: 0 is the base, 1 as trained."""
         ...
 
 

@@ -26,6 +26,7 @@ from sonotune.adapters.kinds.base import (
     trained_in_full,
 )
 from sonotune.adapters.kinds.lora_forward import make_lean
+from sonotune.adapters.kinds.lora_scale import scaled
 from sonotune.adapters.kinds.patterns import check_patterns
 from sonotune.adapters.metadata import (
     ADAPTER_WEIGHTS,
@@ -453,6 +454,10 @@ class Lora:
         """The model computes as if it had no adapters, inside."""
         context: AbstractContextManager[Any] = loaded.adapter.disable_adapter()  # type: ignore[union-attr]
         return context
+
+    def scaled(self, loaded: LoadedModel, scale: float) -> AbstractContextManager[None]:
+        """See `Scalable`."""
+        return scaled(loaded.module, lora_layers(loaded), scale)
 
     def update_norms(self, loaded: LoadedModel) -> dict[str, float]:
         """Norms of the B matrices."""

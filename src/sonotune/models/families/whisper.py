@@ -360,18 +360,36 @@ class WhisperFamily:
             )
         return [start, known[code], tokenizer.convert_tokens_to_ids("<|transcribe|>"), no_timestamps]
 
+    def languages(self, loaded: LoadedModel) -> tuple[str, ...]:
+        """Codes of the languages that the checkpoint has a token for; none where it is told no language."""
+        return tuple(language_tokens(loaded)) if is_multilingual(loaded) else ()
+
+    @torch.no_grad()
+    def detect_languages(self, loaded: LoadedModel, batch: Batch) -> list[str]:
+        """Code of the likeliest language token of each clip, whatever language the clip names."""
+        mask = loaded.module.model.decoder.cross_mask
+        try:
+            return self._detected(loaded, self._encode(loaded, batch))
+        finally:
+            loaded.module.model.decoder.cross_mask = mask
+
     def _languages(self, loaded: LoadedModel, batch: Batch, encoded_BPD: Tensor) -> list[str | None]:
         languages = [clip.language for clip in batch.clips]
         if not is_multilingual(loaded) or all(languages):
             return languages
+        return [given or found for given, found in zip(languages, self._detected(loaded, encoded_BPD), strict=True)]
+
+    def _detected(self, loaded: LoadedModel, encoded_BPD: Tensor) -> list[str]:
         known = language_tokens(loaded)
-        start = torch.full((len(languages), 1), loaded.module.config.decoder_start_token_id, device=encoded_BPD.device)
+        start = torch.full(
+            (len(encoded_BPD), 1), loaded.module.config.decoder_start_token_id, device=encoded_BPD.device
+        )
         hidden = loaded.module.model.decoder(
             input_ids=start, encoder_hidden_states=encoded_BPD, use_cache=False
         ).last_hidden_state[:, -1]
         codes = list(known)
         best = loaded.module.proj_out(hidden)[:, [known[code] for code in codes]].argmax(dim=-1).tolist()
-        return [given or codes[index] for given, index in zip(languages, best, strict=True)]
+        return [codes[index] for index in best]
 
 
 class _Decoder:
