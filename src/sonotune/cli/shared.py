@@ -20,7 +20,8 @@ from sonotune.progress import BIDI_CONTROLS, hide, printable, printable_name
 from sonotune.signals import Stopped
 
 ORDER = (
-    *("quickstart", "data", "audit", "settings", "inspect", "plan", "train", "evaluate", "compare", "report", "export"),
+    *("quickstart", "data", "audit", "settings", "inspect", "plan", "train", "evaluate", "compare", "report"),
+    *("listen", "preference", "export"),
     *("transcribe", "classify", "allocate", "ablate", "compose"),
 )
 """Commands as they are met in the work."""
