@@ -35,7 +35,12 @@ def systems() -> MakeSystems:
     """Writes audio, a manifest and the predictions of two systems: folder, texts -> manifest, A, B."""
 
     def make(
-        folder: Path, references: Sequence[str | None], first: Sequence[str], second: Sequence[str], *, seconds: float = 0.5
+        folder: Path,
+        references: Sequence[str | None],
+        first: Sequence[str],
+        second: Sequence[str],
+        *,
+        seconds: float = 0.5,
     ) -> tuple[Path, Path, Path]:
         folder.mkdir(parents=True, exist_ok=True)
         times = np.arange(round(seconds * RATE_HZ)) / RATE_HZ
@@ -106,7 +111,9 @@ class Tab:
 
     def run(self, script: str) -> Any:
         """The value of an expression, awaited."""
-        found = self.send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True)
+        found = self.send(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True
+        )
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
@@ -134,23 +141,45 @@ class Tab:
         """A picture of the page."""
         import base64
 
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
-        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+        self.send(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))
 
 
 @contextmanager
 def opened_tab(profile: Path) -> Iterator[Tab]:
     """A Chromium with a profile of its own, ended with the block."""
-    program = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    program = next(
+        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    )
     if program is None:
         pytest.skip("no Chromium on this machine")
     to_read, to_write = os.pipe()
     from_read, from_write = os.pipe()
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--mute-audio", "--remote-debugging-pipe", "--disable-dev-shm-usage"]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--mute-audio",
+        "--remote-debugging-pipe",
+        "--disable-dev-shm-usage",
+    ]
     line = f'exec "$0" "$@" 3<&{to_read} 4>&{from_write}'
     process = subprocess.Popen(
-        ["sh", "-c", line, program, *options, "--autoplay-policy=no-user-gesture-required", f"--user-data-dir={profile}"],
+        [
+            "sh",
+            "-c",
+            line,
+            program,
+            *options,
+            "--autoplay-policy=no-user-gesture-required",
+            f"--user-data-dir={profile}",
+        ],
         pass_fds=(to_read, from_write),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -46,7 +46,9 @@ def data_correct(
     from sonotune.wording import counted
 
     files = choice_files(choices)
-    check_output(source, out, *map(str, files))
+    check_output(source, out)
+    if any(file.exists() and out.exists() and out.samefile(file) for file in files):
+        raise ManifestError(f"{out} is what is read, and would be lost. Give OUT another name.")
     corrections = last_corrections([entry for file in files for entry in read_choices(file)[1]])
     if not corrections:
         raise ManifestError(f"{choices} has no correction. Correct transcripts on a page of `sonotune listen`.")
@@ -141,8 +143,7 @@ def audit_words(report: AuditReport, source: str, out: Path, root: Path | None, 
     trusted = known.get("trusted")
     given = {f"audit.{name}": value for name, value in kept.items()}
     given |= {
-        "audit.model": report.model.get("checkpoint"),
-        "audit.aligner": report.model.get("aligner"),
+        "model.checkpoint": report.model.get("checkpoint"),
         # Without trusted clips an audit takes those that it judges, and says less; so does the new one.
         "audit.trusted": None if trusted == source else trusted,
         "data.train": str(out),
@@ -160,7 +161,7 @@ def audit_words(report: AuditReport, source: str, out: Path, root: Path | None, 
 _AUDIT_SETTINGS = frozenset(
     {
         *("trusted_clips", "thresholds", "false_positive_rate", "strata", "fraction", "n_per_stratum", "min_clips"),
-        *("max_clips", "looks", "rule", "proceed_below", "stop_above", "cluster_correlation", "seed"),
+        *("aligner", "max_clips", "looks", "rule", "proceed_below", "stop_above", "cluster_correlation", "seed"),
     }
 )
 

@@ -127,9 +127,10 @@ def build_browser_html(page: Browser) -> str:
 
 
 def _json(value: Any) -> str:
-    """JSON in ASCII without a character that HTML has a meaning for."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    """JSON without halves of characters, and without a character that HTML has a meaning for."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    whole = text.encode("utf-8", "replace").decode("utf-8")
+    return whole.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def errors_view(
