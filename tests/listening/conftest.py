@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import select
@@ -25,7 +26,6 @@ from sonotune.types import Clip, Prediction
 
 RATE_HZ = 16_000
 _PATIENCE_S = 60.0
-HOSTILE = "</script><script>document.title='hacked'</script> <img src=x onerror=alert(1)> \u202eevil & \"quoted\""
 
 MakeSystems = Callable[..., tuple[Path, Path, Path]]
 
@@ -125,12 +125,10 @@ class Tab:
             time.sleep(0.05)
         return value
 
-    def open(self, address: str) -> float:
-        """Load a page; the seconds until its items stand there."""
-        began = time.monotonic()
+    def open(self, address: str) -> None:
+        """Load a page, until its items stand there."""
         self.send("Page.navigate", url=address)
         self.wait("document.readyState === 'complete' && document.querySelector('#items .item') !== null")
-        return time.monotonic() - began
 
     def press(self, key: str) -> None:
         text = {"text": key} if len(key) == 1 else {}
@@ -139,8 +137,6 @@ class Tab:
 
     def look(self, path: Path, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
         """A picture of the page."""
-        import base64
-
         self.send(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
@@ -172,7 +168,7 @@ def opened_tab(profile: Path) -> Iterator[Tab]:
     line = f'exec "$0" "$@" 3<&{to_read} 4>&{from_write}'
     process = subprocess.Popen(
         [
-            "sh",
+            "bash",
             "-c",
             line,
             program,
