@@ -14,9 +14,8 @@ from sonotune.alignment.base import AlignerSettings, Alignment, Evidence, HeardL
 from sonotune.audio.io import write
 from sonotune.audit.gate import GateSettings
 from sonotune.audit.measure import SCORES_FILE, Measurer
-from sonotune.audit.place import VERDICT, audit_folder, check_verdict
+from sonotune.audit.place import VERDICT, VERDICT_COLUMN, audit_folder, check_verdict
 from sonotune.audit.record import CLIPS_FILE, REPORT_FILE, read_report
-from sonotune.audit.repair import VERDICT as JUDGED
 from sonotune.audit.run import AuditSettings, audit
 from sonotune.audit.sampling import SamplingSettings
 from sonotune.audit.sources import Transcribed, read_transcribed
@@ -341,7 +340,7 @@ def test_a_model_that_mishears_trusted_clips_notes_no_language(corpus, tmp_path)
 
 def test_a_corpus_that_a_filter_judged_is_audited_with_a_remark(corpus, tmp_path):
     said, clips = corpus
-    chosen = [replace(one, extra={JUDGED: "good"}) for one in clips[:40]]
+    chosen = [replace(one, extra={VERDICT_COLUMN: "good"}) for one in clips[:40]]
     found, _ = run(chosen, said, tmp_path, trusted=clips[120:])
     assert any("40 clips of the corpus were judged by a filter before" in one for one in found.report.remarks)
 

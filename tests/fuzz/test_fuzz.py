@@ -25,6 +25,7 @@ LIGHT = (
     "folders",
     "settings",
     "lines",
+    "choices",
 )
 HEAVY = ("hub", "run", "pictures", "checkpoint", "ranks", "notes", "adapter", "config", "model")
 """What loads torch, or draws pictures."""

@@ -100,12 +100,16 @@ def test_curves_show_what_the_events_say(page) -> None:
 def test_worst_predictions_come_first_with_their_edits(html: str, page) -> None:
     shown = re.findall(r'<code dir="auto">(\w+)</code>', html)
     assert shown == ["a4", "a1", "a3", "a5", "a2"]  # two errors at 67 %, two at 50 %, then one at 100, 33 and 25 %
-    assert '<del title="substituted: said">ארבע</del><ins title="substituted: recognised">ארבה</ins>' in html
-    assert '<ins title="inserted">שש</ins>' in html
-    assert '<del title="deleted">stop</del>' in html
+    assert (
+        '<del title="substituted: said"><bdi>ארבע</bdi></del><ins title="substituted: recognised"><bdi>ארבה</bdi></ins>'
+        in html
+    )
+    assert '<ins title="inserted"><bdi>שש</bdi></ins>' in html
+    assert '<del title="deleted"><bdi>stop</bdi></del>' in html
     assert "nothing recognised" in page.flat("predictions")
     assert "5 of 5 texts with errors, out of 6" in page.flat("predictions")
-    assert html.count('<div class="words" dir="auto">') == 5
+    assert html.count('<div class="words" dir="ltr">') == 4
+    assert html.count('<div class="words" dir="rtl">') == 1  # the Hebrew one
 
 
 def test_the_scored_form_is_what_is_compared(run_record, read_page) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 from sonotune.alignment.base import HeardLanguage, recording
 from sonotune.audit.duplicates import duplicate_audio, duplicate_texts
 from sonotune.audit.measure import Measured
-from sonotune.audit.repair import VERDICT
+from sonotune.audit.place import VERDICT_COLUMN
 from sonotune.audit.sources import Transcribed
 from sonotune.data.scripts import dominant_script
 from sonotune.models.languages import find_code, language_name
@@ -173,7 +173,7 @@ def remarks_on(
                 f"{shared} of {counted(len(trusted.clips), 'trusted clip')} {'is' if shared == 1 else 'are'} audited "
                 "as well. That does no harm where somebody has checked their transcripts."
             )
-    judged = sum(VERDICT in clip.extra for clip in corpus.clips)
+    judged = sum(VERDICT_COLUMN in clip.extra for clip in corpus.clips)
     if judged:
         remarks.append(
             f"{counted(judged, 'clip')} of the corpus {'was' if judged == 1 else 'were'} judged by a filter before. "

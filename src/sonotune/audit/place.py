@@ -16,6 +16,10 @@ SUFFIX: Final = ".audit"
 AUDITS: Final = Path("audits")
 VERDICT: Final = "audit.verdict"
 """The finding that has the verdict on the training clips."""
+VERDICT_COLUMN: Final = "audit"
+"""Column of a clip that a filter has judged: `good` or `bad`."""
+REASONS_COLUMN: Final = "audit_reasons"
+"""Column of a bad clip: codes of `audit.scores.CODES`, with spaces between them."""
 
 
 def audit_folder(source: str, chosen: Path | None = None) -> Path:

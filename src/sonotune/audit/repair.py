@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from sonotune.audit.calibration import Calibration
 from sonotune.audit.measure import Measured, Measurer
+from sonotune.audit.place import REASONS_COLUMN, VERDICT_COLUMN
 from sonotune.audit.reference import Reference, rated
 from sonotune.audit.scores import Rates, fit_rates, reasons
 from sonotune.audit.weights import fit_good_probability
@@ -23,10 +24,6 @@ from sonotune.wording import counted
 
 Mode = Literal["drop", "flag", "weight", "star"]
 MODES: Final[tuple[Mode, ...]] = ("drop", "flag", "weight", "star")
-VERDICT: Final = "audit"
-"""Column of a clip that was judged: `good` or `bad`."""
-REASONS: Final = "audit_reasons"
-"""Column of a bad clip: codes of `audit.scores.CODES`, with spaces between them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,8 +200,8 @@ def _rates(reference: Reference | None, rows: Iterable[Measured]) -> Rates:
 
 
 def _with_verdict(extra: Mapping[str, str], codes: Sequence[str]) -> dict[str, str]:
-    rest = {name: value for name, value in extra.items() if name not in (VERDICT, REASONS)}
-    return rest | ({VERDICT: "bad", REASONS: " ".join(codes)} if codes else {VERDICT: "good"})
+    rest = {name: value for name, value in extra.items() if name not in (VERDICT_COLUMN, REASONS_COLUMN)}
+    return rest | ({VERDICT_COLUMN: "bad", REASONS_COLUMN: " ".join(codes)} if codes else {VERDICT_COLUMN: "good"})
 
 
 def _without_transcript(clips: Sequence[Clip], measured: Mapping[str, Measured], outcome: str) -> Finding | None:

@@ -40,7 +40,8 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_jso
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` of a run; returns where."""
+    """Write `report.html` of a run, and its error browser where texts were recognised; returns the report."""
+    from sonotune.reports.browser import ERRORS_FILE, build_errors_html
     from sonotune.reports.rank_heatmap import read_plan
     from sonotune.reports.record import build_html
     from sonotune.runs import atomic_write_text, read_events, read_predictions, read_record
@@ -49,6 +50,9 @@ def write_report(folder: Path) -> Path:
     files = {moment: folder / "predictions" / f"{moment}.jsonl" for moment in ("test", "after", "before")}
     split = next((moment for moment, path in files.items() if path.is_file()), None)
     predictions = read_predictions(files[split]) if split is not None else []
+    errors = build_errors_html(record.run_id, predictions)
+    if errors is not None:
+        atomic_write_text(folder / ERRORS_FILE, errors)
     ranks, target = folder / "ranks.json", folder / REPORT
     html = build_html(
         record,
@@ -58,6 +62,7 @@ def write_report(folder: Path) -> Path:
         split=split,
         change=_change(files["before"], files["after"]),
         place=str(folder),
+        browser=None if errors is None else ERRORS_FILE,
     )
     atomic_write_text(target, html)
     return target

@@ -21,7 +21,7 @@ from sonotune.signals import Stopped
 
 ORDER = (
     *("quickstart", "data", "audit", "settings", "inspect", "plan", "train", "evaluate", "benchmark", "compare"),
-    *("report", "export", "transcribe", "classify", "allocate", "sweep", "ablate", "compose"),
+    *("report", "listen", "preference", "export", "transcribe", "classify", "allocate", "sweep", "ablate", "compose"),
 )
 """Commands as they are met in the work."""
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}

@@ -149,6 +149,26 @@ def compare(
     )
 
 
+def same_clips(places: Sequence[Path], *, moment: str | None = None) -> tuple[tuple[Path, ...], list[Rows]]:
+    """The predictions of several systems, a row a clip, in the order of the first; clips without a reference too.
+
+    Args:
+        places: Run directories or files of predictions.
+        moment: Predictions of a run to take, as in `compare`.
+
+    Returns:
+        The files, and the rows of each.
+
+    Raises:
+        RunDirectoryError: A run or file has no predictions, or cannot be read.
+        ManifestError: The clips are not the same, or their references differ.
+    """
+    files = _files(places, (), moment)[0]
+    read = [read_predictions(path) for path in files]
+    ids = [row["id"] for row in read[0]]
+    return files, [_in_order(rows, read[0], ids, path, files[0]) for rows, path in zip(read, files, strict=True)]
+
+
 # --- files -------------------------------------------------------------------------------------------
 
 
@@ -237,7 +257,8 @@ def _reference(row: Mapping[str, Any]) -> str | tuple[str, ...] | None:
     return None if text is None else str(text)
 
 
-def _said(row: Mapping[str, Any]) -> str:
+def hypothesis_of(row: Mapping[str, Any]) -> str:
+    """The recognised text in the form that was compared."""
     text = row.get("scored_hypothesis")
     return str(row.get("hypothesis") or "" if text is None else text)
 
@@ -316,7 +337,9 @@ def _count(rows: Sequence[Sequence[Rows]], primary: str | None) -> dict[str, _Co
     units: tuple[tuple[str, Literal["word", "character"]], ...] = (("wer", "word"), ("cer", "character"))
     found = {}
     for name, unit in units:
-        counts = [[edit_counts(references, [_said(row) for row in run], unit=unit) for run in side] for side in rows]
+        counts = [
+            [edit_counts(references, [hypothesis_of(row) for row in run], unit=unit) for run in side] for side in rows
+        ]
         errors = [np.array([[edit.errors for edit in run] for run in side], dtype=np.float64) for side in counts]
         totals_N = np.array([edit.reference for edit in counts[0][0]], dtype=np.float64)
         found[name] = _Counts(errors[0], errors[1], totals_N, _disputed(rows) if unit == "word" else None, "lower")
@@ -334,7 +357,7 @@ def _disputed(rows: Sequence[Sequence[Rows]]) -> NDArray[np.float64]:
     pairs = list(zip(rows[0], rows[1], strict=False))
     words = [
         [
-            discordant_words(str(_reference(one)), _said(one), _said(other))
+            discordant_words(str(_reference(one)), hypothesis_of(one), hypothesis_of(other))
             for one, other in zip(first, second, strict=True)
         ]
         for first, second in pairs
@@ -349,7 +372,7 @@ def _matched_pairs(rows: Sequence[Sequence[Rows]]) -> MatchedPairs | None:
         [
             difference
             for one, other in zip(rows[0][0], rows[1][0], strict=True)
-            for difference in segment_differences(str(_reference(one)), _said(one), _said(other))
+            for difference in segment_differences(str(_reference(one)), hypothesis_of(one), hypothesis_of(other))
         ]
     )
 

@@ -6,7 +6,6 @@ page. A clip whose audio is gone is shown without it.
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,14 @@ import numpy as np
 from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from sonotune.audio.io import Waveform, encode, read
+from sonotune.audio.io import Waveform
 from sonotune.audit.record import CLIPS_FILE, SpanEntries, WordEntries
 from sonotune.audit.scores import LOW_POSTERIOR, STATISTICS
-from sonotune.errors import AudioError, ManifestError
+from sonotune.errors import ManifestError
 from sonotune.json_files import Count, Number, read_json_lines
 from sonotune.metrics.error_rate import AlignedWord, align_words
 from sonotune.reports.canvas import count_letters, elide
+from sonotune.reports.sound import data_address, encode_sound, read_span
 from sonotune.wording import long_time
 
 MAX_SOUND_S: Final = 20.0
@@ -35,7 +35,6 @@ MAX_UNALIGNED: Final = 100
 """Clips that could not be aligned, as many as are listed."""
 
 _DO: Final = "An audit writes this file whole: something else changed it. Audit again with `sonotune audit`."
-_RATE_HZ: Final = 16_000
 _COLUMNS: Final = 600
 _HEIGHT: Final = 80
 _SMALLEST_PEAK: Final = 0.02  # quieter recordings are drawn small, so that noise does not look like speech
@@ -155,7 +154,7 @@ def clip_views(lines: Sequence[ClipLine], *, scoring: Callable[[str], str]) -> I
             "notes": line["notes"],
             "compared": _compared(line, scoring),
             "cut": _cut_note(line, part),
-            "sound": None if waveform_S is None else _sound(waveform_S),
+            "sound": None if waveform_S is None else data_address(encode_sound(waveform_S)),
             "silence": problem,
             "wave": _wave(line, part, waveform_S),
         }
@@ -291,25 +290,12 @@ def _clock(seconds: float) -> str:
 
 def _heard(line: ClipLine, part: Part) -> tuple[Waveform | None, str]:
     """The samples, or why there are none."""
-    try:
-        waveform_S = read(
-            Path(line["path"]),
-            start_s=line["start_s"] + part.start_s,
-            duration_s=part.end_s - part.start_s,
-            channel=line.get("channel"),
-            sample_rate_hz=_RATE_HZ,
-        )
-    except (AudioError, OSError, ValueError) as error:  # a path may hold what no file system takes
-        return None, str(error)
-    return (waveform_S, "") if waveform_S.size else (None, "There are no samples in this span.")
-
-
-def _sound(waveform_S: Waveform) -> str:
-    """A data address. MP3, because every browser plays it, older phones included, and its bytes are the same again."""
-    data = encode(
-        np.clip(waveform_S, -1.0, 1.0), _RATE_HZ, format="MP3", subtype="MPEG_LAYER_III", compression_level=0.8
+    return read_span(
+        Path(line["path"]),
+        start_s=line["start_s"] + part.start_s,
+        duration_s=part.end_s - part.start_s,
+        channel=line.get("channel"),
     )
-    return f"data:audio/mpeg;base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _wave(line: ClipLine, part: Part, waveform_S: Waveform | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from sonotune.metrics.classification import ClassScore, class_report
 from sonotune.metrics.error_rate import AlignedWord
 from sonotune.metrics.intervals import block_bootstrap_ratio, wilson
 from sonotune.metrics.slices import slice_clips
+from sonotune.reports.edits import direction
 from sonotune.reports.matrix import Matrix, draw_matrix
 from sonotune.reports.predictions import MAX_WORST, clip_of, facts_of, shown_slices
 
@@ -247,7 +248,8 @@ def _worst(judged: Sequence[_Judged]) -> tuple[list[dict[str, Any]], int]:
         {
             "id": one.row.get("id", ""),
             "facts": " · ".join([*_likely(one), *facts_of(one.row)]),
-            "words": _words(one),
+            "words": (words := _words(one)),
+            "direction": direction(*(name for word in words for name in word[1:])),
             "silent": not one.scores,
         }
         for one in wrong[:MAX_WORST]

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 from sonotune.metrics.error_rate import align_words, edit_counts, error_rate, word_edits
 from sonotune.metrics.slices import slice_clips
+from sonotune.reports.edits import direction
 from sonotune.types import Clip
 
 Rate = Literal["wer", "cer"]
@@ -71,6 +72,7 @@ def worst_texts(predictions: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str
             "id": row.get("id", ""),
             "facts": " · ".join([f"{errors} wrong", f"{100 * rate:.0f} % WER", *facts_of(row)]),
             "words": align_words(*texts),
+            "direction": direction(*texts),
             "silent": not texts[1].strip(),
         }
         for errors, rate, row, texts in judged[:MAX_WORST]

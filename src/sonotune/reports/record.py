@@ -55,6 +55,7 @@ def build_html(
     split: str | None = None,
     change: Comparison | None = None,
     place: str | None = None,
+    browser: str | None = None,
 ) -> str:
     """Make the report.
 
@@ -68,6 +69,7 @@ def build_html(
         split: Name of the file of predictions, `test`, `after` or `before`, which says whose clips they are of.
         change: Predictions before and after training, compared clip by clip; None where that cannot be done.
         place: The run directory as a command names it, for lines that use the run; None shows none.
+        browser: File of the error browser beside the report; None where there is none.
 
     Returns:
         A whole HTML document with inline style and figures; no script, no link to the network.
@@ -119,6 +121,7 @@ def build_html(
         worst=worst,
         wrong=wrong,
         num_predictions=len(predictions),
+        browser=browser,
         verdict=verdict(record, change),
         audit=audit_verdict(record),
         kept=retention_verdict(record),

@@ -310,6 +310,56 @@ def _line_seeds() -> list[Files]:
     ]
 
 
+def _check_choices(folder: Path) -> None:
+    """As `listen`, `preference` and `data correct` read predictions, clips and choices."""
+    from sonotune.listening.choices import last_corrections, read_choices
+    from sonotune.listening.corrections import correct
+    from sonotune.listening.page import comparison_page, served_sound
+    from sonotune.listening.preference import count_votes
+    from sonotune.listening.trials import make_trials
+    from sonotune.listening.utterances import read_systems
+    from sonotune.reports.browser import build_browser_html
+
+    places = [folder / "predictions.jsonl", folder / "other.jsonl"]
+    systems = attempt(read_systems, places, manifest=str(folder / "clips.jsonl"))
+    found = attempt(read_choices, folder / "choices.jsonl")
+    if systems is None or found is None:
+        return
+    session, entries = found
+    if (trials := attempt(make_trials, systems.utterances, seed=session.seed, form=session.form)) is not None:
+        build_browser_html(comparison_page(systems, trials, session, sound=served_sound))
+        attempt(count_votes, trials, entries, where="choices.jsonl")
+    attempt(correct, [one.clip for one in systems.utterances], last_corrections(entries))
+
+
+def _choice_seeds() -> list[Files]:
+    from sonotune.listening.choices import Session
+
+    rows = _predictions()
+    other = [{**row, "hypothesis": f"{row['hypothesis']} again"} for row in rows]
+    ids = [row["id"] for row in rows]
+    texts = {row["id"]: row.get("reference") for row in rows}
+    clips = [
+        {"id": name, "path": f"{name}.wav", "text": texts[name], "duration_s": row.get("duration_s") or 1.0}
+        for name, row in zip(ids, rows, strict=True)
+    ]
+    session = Session(mode="blind", seed=0, form="written", clips=None, random=None, files=("0" * 64, "1" * 64))
+    who = {"listener": "ana", "at": "2026-12-01T10:00:00+00:00"}
+    entries: list[dict[str, Any]] = [{"kind": "choice", "clip": name, "choice": "left", **who} for name in ids]
+    entries += [
+        {"kind": "correction", "clip": ids[0], "text": "seven", "was": texts[ids[0]], **who},
+        {"kind": "revealed", **who},
+    ]
+    return [
+        {
+            "predictions.jsonl": _lines(rows),
+            "other.jsonl": _lines(other),
+            "clips.jsonl": _lines(clips),
+            "choices.jsonl": _lines([session.to_json(), *entries]),
+        }
+    ]
+
+
 _HOW: Final = {
     "run-0123abcd/run.json": damage_json_file,
     ".jsonl": damage_json_lines,
@@ -329,6 +379,13 @@ TARGETS: Final = (
         seeds=_line_seeds,
         mutate=lambda rng, files: damage_folder(rng, files, _HOW),
         check=_check_lines,
+        weight=20.0,
+    ),
+    Target(
+        name="choices",
+        seeds=_choice_seeds,
+        mutate=lambda rng, files: damage_folder(rng, files, _HOW),
+        check=_check_choices,
         weight=20.0,
     ),
     Target(
