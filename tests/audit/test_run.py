@@ -16,6 +16,7 @@ from sonotune.audit.gate import GateSettings
 from sonotune.audit.measure import SCORES_FILE, Measurer
 from sonotune.audit.place import VERDICT, VERDICT_COLUMN, audit_folder, check_verdict
 from sonotune.audit.record import CLIPS_FILE, REPORT_FILE, read_report
+from sonotune.audit.repair import filter_clips
 from sonotune.audit.run import AuditSettings, audit
 from sonotune.audit.sampling import SamplingSettings
 from sonotune.audit.sources import Transcribed, read_transcribed
@@ -34,6 +35,7 @@ class Oracle:
     name = "oracle"
     loaded = None
     settings = AlignerSettings()
+    max_duration_s = None
 
     def __init__(self, said, heard=None):
         self.said, self.heard, self.aligned = said, heard or {}, 0
@@ -336,6 +338,30 @@ def test_a_model_that_mishears_trusted_clips_notes_no_language(corpus, tmp_path)
     assert not any("other_language" in one.notes for one in found.clips)
     [remark] = [one for one in found.report.remarks if "language" in one]
     assert "than English in 120 of 120 trusted clips that name it, most often Hebrew." in remark
+
+
+def test_clips_longer_than_the_aligner_takes_are_not_in_the_audit(corpus, tmp_path):
+    said, clips = corpus
+    aligner = Oracle(said)
+    aligner.max_duration_s = 0.6
+    long = [replace(one, id=f"long {one.id}", duration_s=40.0) for one in clips[:20]]
+    found, _ = run([*clips[:40], *long], said, tmp_path, trusted=[*clips[120:], *long], aligner=aligner)
+    assert {one.clip.id for one in found.clips} == {one.id for one in clips[:40]}
+    assert sum(one.population for one in found.report.strata) == 40
+    assert any(one.startswith("20 clips of the corpus are longer") for one in found.report.remarks)
+    assert found.report.calibration.detector.specificity > 0.9, "long trusted clips are no false alarms"
+    made = filter_clips(
+        [*clips[:40], *long],
+        mode="drop",
+        measurer=Measurer(aligner=aligner, identity="oracle"),
+        calibration=found.report.calibration,
+    )
+    assert made.judged == 40
+    assert [one.id for one in made.clips if one.id.startswith("long")] == [one.id for one in long]
+    assert not any(VERDICT_COLUMN in one.extra for one in made.clips if one.id.startswith("long"))
+    assert [one.check for one in made.findings] == ["repair.too_long"]
+    with pytest.raises(ManifestError, match=r"all 20 clips with transcripts are longer than 0\.6 s"):
+        run(long, said, tmp_path / "long", trusted=clips[120:], aligner=aligner)
 
 
 def test_a_corpus_that_a_filter_judged_is_audited_with_a_remark(corpus, tmp_path):

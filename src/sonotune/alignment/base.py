@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sonotune.data.windows import WINDOW_SLACK_S
 from sonotune.types import Clip, Finding, Word
 
 if TYPE_CHECKING:
@@ -110,6 +111,11 @@ def recording(clip: Clip) -> Recording:
     return clip.path, clip.start_s, clip.duration_s, clip.channel
 
 
+def takes(aligner: Aligner, clip: Clip) -> bool:
+    """Whether a clip is short enough for an aligner."""
+    return aligner.max_duration_s is None or clip.duration_s <= aligner.max_duration_s + WINDOW_SLACK_S
+
+
 class Aligner(Protocol):
     """Places transcripts in time. Made once, for one model.
 
@@ -117,11 +123,14 @@ class Aligner(Protocol):
         name: In the registry.
         loaded: The model.
         settings: What a user decided.
+        max_duration_s: Longest clip that it takes, in seconds; None takes any. A longer one is a finding, and no part
+            of an audit: that it cannot be aligned says nothing about its transcript.
     """
 
     name: str
     loaded: LoadedModel
     settings: AlignerSettings
+    max_duration_s: float | None
 
     def __init__(self, loaded: LoadedModel, settings: AlignerSettings) -> None:
         """Take a model.

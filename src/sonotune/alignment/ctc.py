@@ -41,6 +41,7 @@ class CtcAligner:
     """See `alignment.base.Aligner`."""
 
     name = "ctc"
+    max_duration_s = None
 
     def __init__(self, loaded: LoadedModel, settings: AlignerSettings) -> None:
         self.loaded, self.settings = loaded, settings

@@ -23,11 +23,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sonotune.alignment.base import AlignerSettings, Alignment
+from sonotune.alignment.base import AlignerSettings, Alignment, takes
 from sonotune.alignment.clip_pools import in_order
 from sonotune.alignment.placing import clip_finding, placed_words
 from sonotune.data.text import get, says_something
-from sonotune.data.windows import WINDOW_SLACK_S
 from sonotune.errors import ConfigError, ModelError, first_line
 from sonotune.features.batching import Batch, ClipBatches
 from sonotune.features.frontend import from_feature_extractor
@@ -161,6 +160,8 @@ class Qwen3Aligner:
         self._normalise = get(settings.text).training
         self._time = int(loaded.module.config.timestamp_token_id)
         self._class_s = float(loaded.processor.timestamp_segment_time) / 1000.0
+        named_s = int(loaded.module.num_labels) * self._class_s
+        self.max_duration_s: float | None = min(named_s, loaded.frontend.max_duration_s or named_s)
         times = self._ids(("one", "two"))[1].count(self._time)
         if times != 2 * _TIMES:
             raise ModelError(
@@ -197,16 +198,14 @@ class Qwen3Aligner:
         )
 
     def _prepare(self, clip: Clip) -> _Units | Finding:
-        classes = int(self.loaded.module.num_labels)
-        window_s = min(classes * self._class_s, self.loaded.frontend.max_duration_s or classes * self._class_s)
-        if clip.duration_s > window_s + WINDOW_SLACK_S:
+        if not takes(self, clip):
             return clip_finding(
                 clip,
                 "align.too_long_audio",
-                f"lasts {clip.duration_s:.2f} s, and {self.loaded.checkpoint} names times up to {window_s:g} s. Align "
-                "it with a CTC model, or cut it with `start_s` and `duration_s`.",
+                f"lasts {clip.duration_s:.2f} s, and {self.loaded.checkpoint} names times up to "
+                f"{self.max_duration_s:g} s. Align it with a CTC model, or cut it with `start_s` and `duration_s`.",
                 measured=clip.duration_s,
-                limit=window_s,
+                limit=self.max_duration_s,
                 unit="s",
             )
         if not says_something(clip.text or ""):

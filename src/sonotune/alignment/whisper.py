@@ -23,11 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sonotune.alignment.attention import best_path, gains, hits, path_share
-from sonotune.alignment.base import AlignerSettings, Alignment, Evidence, HeardLanguage, Recording, recording
+from sonotune.alignment.base import AlignerSettings, Alignment, Evidence, HeardLanguage, Recording, recording, takes
 from sonotune.alignment.clip_pools import in_order
 from sonotune.alignment.placing import clip_finding, placed_words
 from sonotune.data.text import get, says_something
-from sonotune.data.windows import WINDOW_SLACK_S
 from sonotune.errors import ConfigError, ManifestError, ModelError, TextError
 from sonotune.features.batching import Batch, ClipBatches
 from sonotune.models.base import LoadedModel
@@ -123,6 +122,7 @@ class WhisperAligner:
                 f"{loaded.family.name}. Take aligner=auto, or another model."
             )
         self.loaded, self._family, self.settings = loaded, loaded.family, settings
+        self.max_duration_s: float | None = loaded.frontend.max_duration_s
         config = loaded.module.config
         given = getattr(loaded.module.generation_config, "alignment_heads", None) if heads is None else heads
         self.heads: tuple[Head, ...] | None = tuple((layer, head) for layer, head in given) if given else None
@@ -196,15 +196,14 @@ class WhisperAligner:
 
     def _prepare(self, clip: Clip) -> _Text | Finding:
         """A clip's transcript in tokens, or why there is none."""
-        window_s = self.loaded.frontend.max_duration_s
-        if window_s is not None and clip.duration_s > window_s + WINDOW_SLACK_S:
+        if not takes(self, clip):
             return clip_finding(
                 clip,
                 "align.too_long_audio",
-                f"lasts {clip.duration_s:.2f} s, and {self.loaded.checkpoint} reads {window_s:g} s at a time. Align "
-                "it with a CTC model, or cut it with `start_s` and `duration_s`.",
+                f"lasts {clip.duration_s:.2f} s, and {self.loaded.checkpoint} reads {self.max_duration_s:g} s at a "
+                "time. Align it with a CTC model, or cut it with `start_s` and `duration_s`.",
                 measured=clip.duration_s,
-                limit=window_s,
+                limit=self.max_duration_s,
                 unit="s",
             )
         words = tuple((clip.text or "").split())

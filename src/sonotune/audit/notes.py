@@ -180,6 +180,11 @@ def remarks_on(
             "Where the same model aligned, its errors are the same now: what it missed then is not found, and the rate "
             "is too low. Audit with another model, or listen to a sample."
         )
+    if corpus.too_long:
+        remarks.append(
+            f"{counted(corpus.too_long, 'clip')} of the corpus {'is' if corpus.too_long == 1 else 'are'} longer than "
+            "the model aligns, and not in the audit. A CTC model aligns clips of any length."
+        )
     if corpus.without:
         has = "has" if corpus.without == 1 else "have"
         remarks.append(

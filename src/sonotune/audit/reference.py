@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from sonotune.alignment.base import HeardLanguage
+from sonotune.alignment.base import HeardLanguage, takes
 from sonotune.audit.calibration import DEFAULT_STATISTICS, SEED_THRESHOLDS, Calibration, calibrate, check_trusted, fixed
 from sonotune.audit.corruption import DEFAULT_CORRUPTIONS, Corruptor
 from sonotune.audit.measure import Measurer
@@ -47,7 +47,7 @@ def refer(
     """Measure trusted clips, right and corrupted, and set thresholds.
 
     Args:
-        trusted: Clips with right transcripts.
+        trusted: Clips with right transcripts; those that are too long for the aligner have no part.
         measurer: With the aligner.
         known: Whether somebody knows that the transcripts are right. Where the clips are those that are judged, fixed
             thresholds have no error rates, and clips that cannot be aligned tell nothing of right ones.
@@ -59,6 +59,7 @@ def refer(
     Raises:
         ManifestError: There are too few clips to calibrate thresholds.
     """
+    trusted = [clip for clip in trusted if takes(measurer.aligner, clip)]
     chosen = _chosen(trusted, most, seed)
     proven = known or thresholds == "calibrated"
     if thresholds == "calibrated":

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
+from sonotune.alignment.base import takes
 from sonotune.audit.calibration import Calibration
 from sonotune.audit.measure import Measured, Measurer
 from sonotune.audit.place import REASONS_COLUMN, VERDICT_COLUMN
@@ -91,7 +92,7 @@ class Filtered:
     Attributes:
         clips: Those that are kept, in order.
         dropped: Those that are not.
-        judged: Clips with a transcript, which were looked at.
+        judged: Clips with a transcript that the aligner takes, which were looked at.
         flagged: Those of them that are bad by the thresholds.
         bad_share: Share of the judged clips that are bad, the detector's errors taken out of the flagged ones; None
             where these are not known, or the detector is too weak.
@@ -133,7 +134,8 @@ def filter_clips(
     Raises:
         ManifestError: No clip has a transcript, none is left, or weights have nothing to go by.
     """
-    measured = _measured(clips, measurer, doing="aligning every clip")
+    short = [clip for clip in clips if takes(measurer.aligner, clip)]
+    measured = _measured(short, measurer, doing="aligning every clip")
     found = [measured[clip.id].scores for clip in clips if clip.id in measured]
     rates = _rates(reference, measured.values())
     scores = dict(zip(measured, rated(found, rates), strict=True))
@@ -168,7 +170,11 @@ def filter_clips(
             "clips of another kind flag every clip."
         )
     failed = [clip for clip in clips if clip.id in measured and measured[clip.id].problem]
-    findings = [_without_transcript(clips, measured, "and are not judged"), *_unaligned(failed, measured)]
+    findings = [
+        _without_transcript(short, measured, "and are not judged"),
+        _too_long(len(clips) - len(short), measurer),
+        *_unaligned(failed, measured),
+    ]
     return Filtered(
         clips=tuple(kept),
         dropped=tuple(clip for clip in judged if mode == "drop" and flags.get(clip.id)),
@@ -214,6 +220,20 @@ def _without_transcript(clips: Sequence[Clip], measured: Mapping[str, Measured],
         message=f"{len(without)} of {len(clips)} clips have no transcript with words {outcome}.",
         clip_ids=tuple(clip.id for clip in without),
         measured=float(len(without)),
+        unit="clips",
+    )
+
+
+def _too_long(count: int, measurer: Measurer) -> Finding | None:
+    if not count:
+        return None
+    return Finding(
+        check="repair.too_long",
+        severity="warning",
+        message=f"{counted(count, 'clip')} {'is' if count == 1 else 'are'} longer than "
+        f"{measurer.aligner.max_duration_s:g} s, which is what the model aligns: not judged, and kept. A CTC model "
+        "judges clips of any length.",
+        measured=float(count),
         unit="clips",
     )
 

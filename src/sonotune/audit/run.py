@@ -137,6 +137,7 @@ def audit(
         make_folder(folder, choose="audit.dir=PATH")
     if trusted is not None and trusted.digest == corpus.digest:
         trusted = None
+    corpus = corpus.within(measurer.aligner)
     reference = refer(
         (corpus if trusted is None else trusted).clips,
         measurer,
