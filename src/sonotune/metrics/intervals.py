@@ -41,7 +41,7 @@ def block_bootstrap_ratio(
     seed: int,
     level: float = 0.95,
 ) -> Interval:
-    """Percentile interval of `sum(errors) / sum(totals)` under resampling of whole blocks.
+    """Interval of `sum(errors) / sum(totals)` under resampling of whole blocks: percentiles, expanded (`expansion`).
 
     Args:
         errors: One number per clip.
@@ -81,7 +81,34 @@ def block_bootstrap_ratio(
             errors_N = np.bincount(owner_N, weights=errors_N).astype(np.float64)
             totals_N = np.bincount(owner_N, weights=totals_N).astype(np.float64)
     low, high = _percentiles(errors_N, totals_N, resamples=resamples, seed=seed, level=level)
-    return Interval(low, high, resampled)
+    value = float(errors_N.sum() / totals_N.sum())
+    # What cannot be is no part of an interval: less than nothing, or more errors than there are places for them.
+    least = 0.0 if (errors_N >= 0).all() else -math.inf
+    most = 1.0 if (errors_N <= totals_N).all() else math.inf
+    factor = expansion(errors_N.size, level=level)
+    low, high = (value + factor * (end - value) for end in (low, high))
+    return Interval(max(low, least), min(high, most), resampled)
+
+
+def expansion(blocks: int, *, level: float = 0.95) -> float:
+    """How much wider than its percentiles the bootstrap interval of few blocks must be.
+
+    Resamples of n blocks have a variance of (n - 1) / n of the truth, and normal instead of t tails. Without this the
+    95 % interval of an error rate covers the truth in 83 % of the cases with 5 speakers and in 89 % with 10, and with it
+    in 94 % of both (`tests/metrics/test_coverage.py`).
+
+    Args:
+        blocks: What was resampled; fewer than 2 have no spread, and the factor is 1.
+        level: Level of the interval.
+
+    Source: Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 5 (expanded percentiles).
+    """
+    from scipy.special import ndtri, stdtrit  # noqa: PLC0415  (0.1 s that `sonotune --help` need not pay)
+
+    if blocks < 2:
+        return 1.0
+    tail = (1 + level) / 2
+    return float(stdtrit(blocks - 1, tail) / ndtri(tail)) * math.sqrt(blocks / (blocks - 1))
 
 
 def _percentiles(
