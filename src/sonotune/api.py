@@ -358,6 +358,7 @@ def open_recognizer(config: RunConfig) -> Recognizer:
         text_scoring=config.data.text_scoring,
         verbalize_numbers=config.evaluation.verbalize_numbers,
         primary=config.evaluation.primary,
+        scores=config.evaluation.scores,
         precision=config.training.precision,
         family=config.model.family,
         revision=config.model.revision,

@@ -20,7 +20,16 @@ from sonotune.errors import ConfigError, suggest
 from sonotune.paths import exists
 
 Kind = Literal[
-    "families", "tasks", "normalizers", "importers", "adapters", "allocators", "objectives", "frontends", "aligners"
+    "families",
+    "tasks",
+    "normalizers",
+    "importers",
+    "adapters",
+    "allocators",
+    "objectives",
+    "frontends",
+    "aligners",
+    "scores",
 ]
 
 FAMILIES = MappingProxyType(
@@ -112,6 +121,18 @@ ALIGNERS = MappingProxyType(
         "qwen3": "sonotune.alignment.qwen3:Qwen3Aligner",
     }
 )
+SCORES = MappingProxyType(
+    {
+        "bleu": "sonotune.metrics.text:BLEU",
+        "chrf": "sonotune.metrics.text:CHRF",
+        "perplexity": "sonotune.metrics.text:PERPLEXITY",
+        "token_accuracy": "sonotune.metrics.text:TOKEN_ACCURACY",
+        "punctuation": "sonotune.metrics.formatting:PUNCTUATION",
+        "wer_orthographic": "sonotune.metrics.formatting:ORTHOGRAPHIC_WER",
+        "open_asr": "sonotune.metrics.compounds:OPEN_ASR",
+    }
+)
+"""Scores of texts beside WER and CER (`evaluation.scores`)."""
 
 TABLES: MappingProxyType[Kind, MappingProxyType[str, str]] = MappingProxyType(
     {
@@ -124,6 +145,7 @@ TABLES: MappingProxyType[Kind, MappingProxyType[str, str]] = MappingProxyType(
         "objectives": OBJECTIVES,
         "frontends": FRONTENDS,
         "aligners": ALIGNERS,
+        "scores": SCORES,
     }
 )
 

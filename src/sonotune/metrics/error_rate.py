@@ -118,7 +118,7 @@ def edit_counts(
             counts.append(EditCounts(deletions=len(reference), reference=len(reference)))
             continue
         tally = {"equal": 0, "substitute": 0, "delete": 0, "insert": 0}
-        for operation, ref_start, ref_end, hyp_start, hyp_end in _chunks(reference, hypothesis):
+        for operation, ref_start, ref_end, hyp_start, hyp_end in unit_runs(reference, hypothesis):
             tally[operation] += hyp_end - hyp_start if operation == "insert" else ref_end - ref_start
         counts.append(
             EditCounts(
@@ -140,7 +140,7 @@ def align_words(reference: str, hypothesis: str) -> list[AlignedWord]:
     if not hyp_words:
         return [AlignedWord("delete", word, "") for word in ref_words]
     steps: list[AlignedWord] = []
-    for operation, ref_start, ref_end, hyp_start, hyp_end in _chunks(ref_words, hyp_words):
+    for operation, ref_start, ref_end, hyp_start, hyp_end in unit_runs(ref_words, hyp_words):
         pairs = zip_longest(ref_words[ref_start:ref_end], hyp_words[hyp_start:hyp_end], fillvalue="")
         steps += [AlignedWord(operation, ref, hyp) for ref, hyp in pairs]
     return steps
@@ -276,8 +276,12 @@ def _units(text: str, unit: Literal["word", "character"]) -> list[str]:
     return words if unit == "word" else list(" ".join(words))
 
 
-def _chunks(reference: list[str], hypothesis: list[str]) -> list[tuple[Operation, int, int, int, int]]:
-    """Runs of one operation: (operation, reference start and end, hypothesis start and end)."""
+def unit_runs(reference: list[str], hypothesis: list[str]) -> list[tuple[Operation, int, int, int, int]]:
+    """The alignment of two lists of units with the fewest edits.
+
+    Returns:
+        Runs of one operation: (operation, reference start and end, hypothesis start and end).
+    """
     # The engine of jiwer, whose own call takes ten times as long for one pair; tests compare the two.
     from rapidfuzz.distance import Levenshtein  # noqa: PLC0415  (40 ms that `sonotune --help` need not pay)
 
