@@ -91,6 +91,11 @@ def _token_statistics(texts: Sequence[ScoredText]) -> Floats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _TokenAccuracy(RateScore):
+    @property
+    def limits(self) -> tuple[float, float]:
+        """A share of the tokens."""
+        return 0.0, 1.0
+
     def statistics(self, texts: Sequence[ScoredText]) -> Floats:
         """See `TextScore`."""
         return _token_statistics(texts)

@@ -198,9 +198,9 @@ class Transcribe:
         if not isinstance(outputs, LabelOutputs):
             asked = " and ".join(self._further.of_labels)
             raise ConfigError(
-                f"{asked} cannot be given: {loaded.checkpoint} is a CTC model, which has no probability of a token given "
-                "those before it. Leave it out of evaluation.scores and evaluation.primary, or take a model with a "
-                "decoder."
+                f"{asked} cannot be given: {loaded.checkpoint} is a CTC model, which has no probability of a token "
+                "given those before it. Leave it out of evaluation.scores and evaluation.primary, or take a model with "
+                "a decoder."
             )
         return outputs.label_tokens()
 
@@ -297,11 +297,12 @@ class Transcribe:
     def details(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[dict[str, Any], list[Finding]]:
         """Loops, fallbacks, empty texts, invented words, and languages that the model does not know."""
         references, hypotheses = self._scored(predictions, clips)
-        edits = [compare_texts(*texts).words for texts in zip(references, hypotheses, strict=True)]
+        pairs = [compare_texts(*texts) for texts in zip(references, hypotheses, strict=True)]
+        edits, looping = [pair.words for pair in pairs], [pair.loops for pair in pairs]
         again = sum(prediction.attempts > 1 for prediction in predictions)
         cut = sum(prediction.cut for prediction in predictions)
         ids = [clip.id for clip in clips]
-        health = decoding_health(ids, references, hypotheses, edits, fallbacks=again, cut=cut)
+        health = decoding_health(ids, references, hypotheses, edits, looping=looping, fallbacks=again, cut=cut)
         inserted = sum(edit.insertions for edit in edits)
         findings = [
             *self._notes_on_unknown(clips),
