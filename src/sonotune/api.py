@@ -377,6 +377,7 @@ def corpus_to_score(config: RunConfig, recognizer: Recognizer) -> Corpus:
     """
     from sonotune.data.corpus import CORPUS_SETTINGS, load_corpus
     from sonotune.data.trained_on import check_trained_on
+    from sonotune.evaluation.noise import with_noise
 
     corpus = load_corpus(
         {"test": str(config.data.test)},
@@ -384,6 +385,7 @@ def corpus_to_score(config: RunConfig, recognizer: Recognizer) -> Corpus:
         require=recognizer.task.reference,
         **config.data.model_dump(include=CORPUS_SETTINGS),
     )
+    corpus = replace(corpus, splits={"test": with_noise(corpus.splits["test"], config.evaluation.snr_edges_db)})
     run = run_of(Path(config.model.checkpoint))
     leaks = check_trained_on(run, corpus.splits["test"]) if run is not None else []
     return replace(corpus, findings=(*corpus.findings, *leaks))

@@ -14,7 +14,21 @@ from sonotune.metrics.text_scores import ScoredText, TextScore, score_texts
 
 WORDS = (
     *("one", "two", "it's", "naïve", "nai\u0308ve", "STRASSE", "straße", "3.5", "ﬁne", "e\u0301\u0323"),
-    *("שָׁלוֹם", "צה\u05f4ל", "می\u200cخواهم", "مُحَمَّد", "क्‍ष", "हिन्दी", "我们", "ｶﾞ", "ไทย", "👩\u200d👩\u200d👧", "𝔘", "\ufffd", "a\u00adb"),
+    *(
+        "שָׁלוֹם",
+        "צה\u05f4ל",
+        "می\u200cخواهم",
+        "مُحَمَّد",
+        "क्‍ष",
+        "हिन्दी",
+        "我们",
+        "ｶﾞ",
+        "ไทย",
+        "👩\u200d👩\u200d👧",
+        "𝔘",
+        "\ufffd",
+        "a\u00adb",
+    ),
 )
 
 

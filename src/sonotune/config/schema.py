@@ -566,6 +566,9 @@ class EvaluationConfig(Section):
     where a clip has digits in its reference or its hypothesis only, and `num2words` knows the language."""
     duration_edges_s: tuple[Annotated[float, Field(gt=0, le=7200)], ...] = (2.0, 5.0, 10.0)
     """Edges between the duration buckets of the scores, in seconds, rising."""
+    snr_edges_db: tuple[Annotated[float, Field(ge=-100, le=100)], ...] = Field(default=(), json_schema_extra=_LATER)
+    """Edges between buckets of the signal-to-noise ratio of clips, in dB, rising, such as `[10, 20]`: scores are given
+    by them as well, for which every clip is read once more. Empty gives none."""
     augment: Literal["none"] | ChainName = Field(default="none", json_schema_extra=_LATER)
     """Score clips as they would sound through one of `augmentation.chains`, in `evaluate` and in the evaluations of a
     run; the title of every score says so. `transcribe` reads clips as they are."""
@@ -581,6 +584,8 @@ class EvaluationConfig(Section):
     def _check(self) -> Self:
         if list(self.duration_edges_s) != sorted(set(self.duration_edges_s)):
             raise ValueError(f"duration_edges_s must rise, and is {list(self.duration_edges_s)}")
+        if list(self.snr_edges_db) != sorted(set(self.snr_edges_db)):
+            raise ValueError(f"snr_edges_db must rise, and is {list(self.snr_edges_db)}")
         rising = sorted(set(self.temperatures))
         if list(self.temperatures) != rising or rising[:1] != [0]:
             raise ValueError(f"temperatures must begin with 0 and rise, and are {list(self.temperatures)}")

@@ -33,10 +33,11 @@ from sonotune.metrics.paired import (
     segment_differences,
 )
 from sonotune.metrics.scores import primary_score
-from sonotune.metrics.slices import DURATION_EDGES_S, slice_clips
+from sonotune.metrics.slices import DURATION_EDGES_S, NOISE, slice_clips
 from sonotune.metrics.text_scores import FurtherScores, ScoredText, pseudo_values
 from sonotune.paths import exists, is_folder
 from sonotune.registry import SCORES
+from sonotune.registry import names as registered
 from sonotune.runs import read_predictions, read_record
 from sonotune.types import Clip, LabelTokens, Unit
 
@@ -127,7 +128,8 @@ def compare(
     files = _files(first, second, moment)
     systems = [[read_predictions(path) for path in side] for side in files]
     rows = _aligned(systems, files)
-    further = [name for name in (*(scores or _scored_by(files)), primary) if name and name not in ("wer", "cer")]
+    further = [name for name in scores or _scored_by(files) if name not in ("wer", "cer")]
+    further += [primary] if primary in registered("scores") else []
     counted = _count(rows, primary or _decided(files), further)
     if primary is not None and primary not in counted:
         raise ConfigError(f"the score {primary!r} is not compared here; known for these clips: {', '.join(counted)}.")
@@ -256,6 +258,7 @@ def _clip(row: Mapping[str, Any]) -> Clip:
         domain=row.get("domain"),
         speaker=row.get("speaker"),
         language=row.get("language"),
+        extra={NOISE: row[NOISE]} if row.get(NOISE) else {},
     )
 
 

@@ -29,7 +29,7 @@ from sonotune.evaluation.windows import cut_into_windows
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
 from sonotune.features.workers import Crew
 from sonotune.metrics.efficiency import real_time_factor
-from sonotune.metrics.slices import DURATION_EDGES_S, Slice, slice_clips
+from sonotune.metrics.slices import DURATION_EDGES_S, NOISE, Slice, slice_clips
 from sonotune.models.modes import inference
 from sonotune.models.thinning import made_for
 from sonotune.processes import SINGLE_PROCESS, Processes
@@ -436,7 +436,8 @@ def write_predictions(path: Path, task: Task, predictions: Sequence[Prediction],
     Keys: `id`; for texts `reference`, `hypothesis` (as they came), `scored_reference`, `scored_hypothesis` (what was
     compared) and `edits` (words: `substitutions`, `deletions`, `insertions`, `hits`, `reference`; None without a
     transcript), and `cut` or `no_signal` where they are true; for classes `labels`, `decided` and `scores`;
-    `duration_s`, `domain`, `speaker`, `language`.
+    `duration_s`, `domain`, `speaker`, `language`, and
+    `signal_to_noise` where it was measured.
 
     Args:
         path: The file, usually `predictions/<where>.jsonl` in a run directory.
@@ -456,6 +457,7 @@ def write_predictions(path: Path, task: Task, predictions: Sequence[Prediction],
             "domain": clip.domain,
             "speaker": clip.speaker,
             "language": clip.language,
+            **({NOISE: clip.extra[NOISE]} if NOISE in clip.extra else {}),
         }
         for clip, prediction in zip(clips, _checked(predictions, clips), strict=True)
     ]

@@ -32,6 +32,7 @@ class _Prediction(TypedDict, total=False):
     speaker: _Name | None
     session: _Name | float | None
     language: _Name | None
+    signal_to_noise: _Name | None
     reference: str | None
     hypothesis: str | None
     scored_reference: str | None
