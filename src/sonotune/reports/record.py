@@ -18,8 +18,10 @@ from sonotune.evaluation.compare import Comparison
 from sonotune.metrics.scores import (
     WORSE,
     drawn_scores,
+    in_percent,
     score_title,
     show_change,
+    show_signed,
     show_value,
     shown_number,
     shown_unit,
@@ -177,7 +179,7 @@ def show_percent(share: float) -> str:
 
 def _show_end(difference: Mapping[str, Any], key: str) -> str:
     """A paired difference or an end of its interval, without its unit."""
-    return f"{shown_number(difference, difference[key]):+.1f}".replace("-", "\u2212")
+    return show_signed(difference, difference[key])
 
 
 def _outcome(difference: Mapping[str, Any]) -> str:
@@ -342,7 +344,9 @@ def _tiles(record: RunRecord, names: Mapping[str, Mapping[str, Any]]) -> list[di
     before, after = record.scores.get("before", {}), record.scores.get("after", {})
     for name in names:
         if name in before and name in after:
-            text = f"{show_value(before[name])} → {show_value(after[name])}"
+            was = show_value(before[name])
+            unit = "" if in_percent(before[name]) else shown_unit(before[name])  # said once, for the tile is narrow
+            text = f"{was.removesuffix(unit).rstrip()} → {show_value(after[name])}"
             note = _change(before[name], after[name])
             worse = " worse" if _is_worse(before[name], after[name]) else ""
             title = f"{score_title(name, after[name])}, before → after"

@@ -16,8 +16,8 @@ from sonotune.metrics.scores import (
     primary_score,
     score_title,
     show_change,
+    show_signed,
     show_value,
-    shown_number,
     spelling_of_numbers,
 )
 from sonotune.types import RunRecord
@@ -130,8 +130,7 @@ def _change(
     if found is None:
         return f"{told}; no paired interval is computed for this score)".replace("-", "\u2212"), False
     sure = not found.low <= 0 <= found.high
-    low, high = (shown_number(after, end) for end in (found.low, found.high))
-    told += f", 95 % interval {low:+.1f} to {high:+.1f}"
+    told += f", 95 % interval {show_signed(after, found.low)} to {show_signed(after, found.high)}"
     told += ")" if sure else "; chance alone can do that)"
     return told.replace("-", "\u2212"), sure
 
