@@ -359,6 +359,7 @@ def open_recognizer(config: RunConfig) -> Recognizer:
         text_scoring=config.data.text_scoring,
         verbalize_numbers=config.evaluation.verbalize_numbers,
         primary=config.evaluation.primary,
+        scores=config.evaluation.scores,
         precision=config.training.precision,
         family=config.model.family,
         revision=config.model.revision,
@@ -377,6 +378,7 @@ def corpus_to_score(config: RunConfig, recognizer: Recognizer) -> Corpus:
     """
     from sonotune.data.corpus import CORPUS_SETTINGS, load_corpus
     from sonotune.data.trained_on import check_trained_on
+    from sonotune.evaluation.noise import with_noise
 
     corpus = load_corpus(
         {"test": str(config.data.test)},
@@ -384,6 +386,7 @@ def corpus_to_score(config: RunConfig, recognizer: Recognizer) -> Corpus:
         require=recognizer.task.reference,
         **config.data.model_dump(include=CORPUS_SETTINGS),
     )
+    corpus = replace(corpus, splits={"test": with_noise(corpus.splits["test"], config.evaluation.snr_edges_db)})
     run = run_of(Path(config.model.checkpoint))
     leaks = check_trained_on(run, corpus.splits["test"]) if run is not None else []
     return replace(corpus, findings=(*corpus.findings, *leaks))

@@ -30,6 +30,7 @@ Kind = Literal[
     "frontends",
     "aligners",
     "panels",
+    "scores",
 ]
 
 FAMILIES = MappingProxyType(
@@ -128,6 +129,18 @@ PANELS = MappingProxyType(
         "language": "sonotune.evaluation.retention.language:LANGUAGE",
     }
 )
+SCORES = MappingProxyType(
+    {
+        "bleu": "sonotune.metrics.text:BLEU",
+        "chrf": "sonotune.metrics.text:CHRF",
+        "perplexity": "sonotune.metrics.text:PERPLEXITY",
+        "token_accuracy": "sonotune.metrics.text:TOKEN_ACCURACY",
+        "punctuation": "sonotune.metrics.formatting:PUNCTUATION",
+        "wer_orthographic": "sonotune.metrics.formatting:ORTHOGRAPHIC_WER",
+        "open_asr": "sonotune.metrics.compounds:OPEN_ASR",
+    }
+)
+"""Scores of texts beside WER and CER (`evaluation.scores`)."""
 
 TABLES: MappingProxyType[Kind, MappingProxyType[str, str]] = MappingProxyType(
     {
@@ -141,6 +154,7 @@ TABLES: MappingProxyType[Kind, MappingProxyType[str, str]] = MappingProxyType(
         "frontends": FRONTENDS,
         "aligners": ALIGNERS,
         "panels": PANELS,
+        "scores": SCORES,
     }
 )
 

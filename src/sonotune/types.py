@@ -160,6 +160,25 @@ NOT_FINITE = Hypothesis(text="", finite=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LabelTokens:
+    """How a model rates a transcript: its label tokens, each given the audio and the ones before it.
+
+    Attributes:
+        nll: Their negative log-likelihood, summed, in nats.
+        count: How many there are: those of the text and the one that ends it.
+        right: How many of them the model finds most likely.
+    """
+
+    nll: float
+    count: int
+    right: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The form written beside a prediction."""
+        return {"nll": self.nll, "count": self.count, "right": self.right}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """What a model said about one clip: one line of `predictions/*.jsonl`.
 
@@ -172,6 +191,7 @@ class Prediction:
             empty.
         cut: Whether the text, or that of one of its windows, ends because it reached its limit of tokens.
         no_signal: Whether the clip was not decoded because it has no signal, or nobody speaks in it.
+        label_tokens: How the model rates the clip's transcript; None where that was not measured.
     """
 
     clip_id: str
@@ -181,6 +201,12 @@ class Prediction:
     finite: bool = True
     cut: bool = False
     no_signal: bool = False
+    label_tokens: LabelTokens | None = None
+
+
+Unit = Literal["fraction", "seconds", "real-time factor", "bytes", "points", "words/min", ""]
+"""Of a score; fractions are shown in per cent, and a perplexity has none."""
+Role = Literal["primary", "plain", "beside"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,10 +232,10 @@ class Score:
     low: float
     high: float
     count: int
-    unit: Literal["fraction", "seconds", "real-time factor", "bytes", "points", "words/min"] = "fraction"
+    unit: Unit = "fraction"
     better: Literal["lower", "higher"] = "lower"
     title: str = ""
-    role: Literal["primary", "plain", "beside"] = "plain"
+    role: Role = "plain"
     detail: Mapping[str, float | str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sacrebleu.metrics import BLEU, CHRF
 
 from sonotune.errors import ConfigError, ManifestError, RunDirectoryError, TextError
 from sonotune.evaluation.compare import compare
@@ -244,3 +246,35 @@ def test_runs_whose_texts_had_other_rules_are_told_apart(write: Write, tmp_path:
     assert "basic:00000000" in warning
     assert f"english:11111111 in {runs['c']}" in warning
     assert found.to_json()["warnings"] == [warning]
+
+
+def test_further_scores_are_compared_clip_by_clip(write: Write):
+    sides = write("a", BAD), write("b", GOOD)
+    found = compare([sides[0]], [sides[1]], scores=["bleu", "chrf"], resamples=500)
+    assert list(found.differences) == ["wer", "cer", "bleu", "chrf"]
+    for name, known in (("bleu", BLEU()), ("chrf", CHRF())):
+        difference = found.differences[name]
+        assert difference.first == pytest.approx(known.corpus_score(BAD, [REFERENCES]).score)
+        assert difference.second == pytest.approx(known.corpus_score(GOOD, [REFERENCES]).score)
+        assert difference.low <= difference.value <= difference.high
+        assert (difference.unit, difference.better, difference.resampled) == ("points", "higher", "speaker")
+        assert difference.to_json()["title"] in ("BLEU", "chrF")
+    assert compare([sides[0]], [sides[1]], primary="chrf", resamples=100).primary.name == "chrf"
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_a_score_that_was_not_measured_is_not_compared(write: Write):
+    sides = write("a", BAD), write("b", GOOD)
+    assert list(compare([sides[0]], [sides[1]], scores=["perplexity"], resamples=100).differences) == ["wer", "cer"]
+    tokens = {"label_tokens": {"nll": 3.0, "count": 4, "right": 3}}
+    for side in sides:
+        rewrite(side, lambda row: row | tokens)
+    found = compare([sides[0]], [sides[1]], scores=["perplexity"], resamples=100).differences["perplexity"]
+    assert (found.first, found.value, found.unit) == (pytest.approx(math.exp(0.75)), 0.0, "")
+
+
+def test_label_tokens_that_are_none_are_refused(write: Write):
+    first, second = write("a", BAD), write("b", GOOD)
+    rewrite(second, lambda row: row | {"label_tokens": {"nll": "a lot", "count": -1}})
+    with pytest.raises(RunDirectoryError, match="label_tokens"):
+        compare([first], [second], scores=["perplexity"], resamples=100)

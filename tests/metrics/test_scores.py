@@ -10,8 +10,10 @@ from sonotune.metrics.scores import (
     drawn_scores,
     primary_score,
     score_title,
+    show_change,
     show_score,
     show_value,
+    shown_unit,
     spelling_of_numbers,
 )
 from sonotune.types import Score
@@ -86,3 +88,16 @@ def test_where_no_change_is_a_matter_of_spelling_nothing_is_said(
     before: dict[str, dict[str, object]], after: dict[str, dict[str, object]]
 ):
     assert spelling_of_numbers(before, after) is None
+
+
+def test_scores_are_shown_in_their_own_unit():
+    rate = {"value": 0.1234, "low": 0.1, "high": 0.2, "unit": "fraction"}
+    points = {"value": 23.44, "low": 20.0, "high": 30.04, "unit": "points"}
+    bare = {"value": 1.334, "low": 1.2, "high": 1.5, "unit": ""}
+    assert [show_score(one) for one in (rate, points, bare)] == [
+        "12.3 % [10.0, 20.0]",
+        "23.4 points [20.0, 30.0]",
+        "1.33 [1.20, 1.50]",
+    ]
+    assert [show_change(one, -0.051) for one in (rate, points, bare)] == ["−5.1 points", "−0.1 points", "−0.05"]
+    assert [shown_unit(one) for one in (rate, points, bare)] == ["%", "points", ""]

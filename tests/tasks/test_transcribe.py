@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from sonotune.data.text import get
 from sonotune.errors import ConfigError, MissingExtraError
@@ -414,3 +416,71 @@ def test_every_score_names_the_rules_of_its_texts(name: str):
     for score in scores.values():
         assert str(score.to_json()["detail"]["normalizer"]).startswith(name)
     assert scores["wer"].detail["normalizer"] == scores["cer"].detail["normalizer"] == get(name).digest
+
+
+def further(*scores: str, primary: str = "auto") -> Transcribe:
+    return Transcribe(FAMILY, TaskSettings(language="en", scores=scores, primary=primary))
+
+
+def test_scores_that_are_asked_for_stand_behind_the_rates():
+    one, clips = further("punctuation", "bleu", "wer"), spoken("Yes, it is.", "No, it is not one.")
+    scores = one.score(predictions("yes it is.", "No, it is not one."), clips, resamples=50)
+    assert list(scores) == ["wer", "cer", "punctuation", "bleu"]
+    assert scores["wer"].value == 0.0
+    assert scores["punctuation"].value == 1 / 4
+    assert [score.role for score in scores.values()] == ["primary", "plain", "plain", "plain"]
+    assert all("normalizer" in score.detail for score in scores.values())
+
+
+def test_a_score_that_decides_is_given_without_being_asked_for():
+    one, clips = further(primary="chrf"), spoken("seven", "two")
+    assert one.primary_of(clips) == ("chrf", "asked for (evaluation.primary)")
+    scores = one.score(predictions("seven", "too"), clips, resamples=50)
+    assert next(iter(scores)) == "chrf"
+    assert scores["chrf"].role == "primary"
+    assert scores["wer"].role == "plain"
+
+
+def test_a_score_that_clips_have_nothing_of_is_a_note_and_no_number():
+    one, clips = further("punctuation"), spoken("seven", "two")
+    assert "punctuation" not in one.score(predictions("seven", "two"), clips, resamples=50)
+    [found] = [each for each in one.details(predictions("seven", "two"), clips)[1] if "no_score" in each.check]
+    assert found.message.startswith("Punctuation error rate is not given: none of the 2 clips")
+
+
+def test_slices_are_scored_by_what_was_counted_for_the_whole():
+    one, clips = further("bleu", "wer_orthographic"), spoken("a b", "c d", "e f")
+    heard = predictions("a b", "c x", "E f")
+    one.score(heard, clips, resamples=50)
+    part = one.score(heard[1:], clips[1:], resamples=50)
+    fresh = further("bleu", "wer_orthographic").score(heard[1:], clips[1:], resamples=50)
+    assert part == fresh
+
+
+def test_label_tokens_are_those_of_the_text_and_its_end_with_the_loss_of_training(loaded: LoadedModel):
+    one = further("perplexity")
+    batch = probe_batch(loaded, clips=2)
+    targets = list(one.label_targets(loaded, [replace(each, text="seven two") for each in batch.clips]).values())
+    batch = replace(
+        batch,
+        targets=torch.from_numpy(np.stack(targets)),
+        target_lengths=torch.tensor([len(ids) for ids in targets]),
+    )
+    with torch.no_grad():
+        rated = one.rate_labels(loaded, batch)
+        losses = one.loss(loaded, batch)
+    prompt = len(FAMILY.encode_text(loaded, "", "en")) - 1
+    for tokens, ids, loss in zip(rated, targets, losses.sums.tolist(), strict=True):
+        assert tokens is not None
+        assert tokens.count == len(ids) - prompt
+        assert tokens.nll == pytest.approx(loss)
+        assert 0 <= tokens.right <= tokens.count
+
+
+def test_a_ctc_model_has_no_perplexity():
+    ctc = CtcFamily()
+    model = ctc.load("assets:ctc-nano")
+    one = Transcribe(ctc, TaskSettings(scores=("token_accuracy",)))
+    batch = probe_batch(model, clips=1)
+    with torch.no_grad(), pytest.raises(ConfigError, match=r"token_accuracy cannot be given: .* is a CTC model"):
+        one.rate_labels(model, batch)

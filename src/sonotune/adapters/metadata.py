@@ -69,6 +69,7 @@ class _Entries(TypedDict, total=False):
     tokens_per_second: Number
     silence_db: Number
     primary: str
+    scores: list[str]
 
 
 LARGEST_ALPHA = 1e6
@@ -183,6 +184,7 @@ USED = (
     ("data", "multi_label"),
     ("data", "silence_db"),
     ("evaluation", "primary"),
+    ("evaluation", "scores"),
 )
 """Section and name of the settings of a run that hold for the use of what it made, wherever that goes."""
 EXPORT_MARK = "sonotune_export.json"

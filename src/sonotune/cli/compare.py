@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sonotune.cli.shared import Json, app, print_result
-from sonotune.metrics.scores import score_title
+from sonotune.metrics.scores import in_percent, score_title, shown_number, shown_unit
 from sonotune.paths import exists
 from sonotune.wording import counted
 
@@ -22,7 +22,10 @@ Moment = Annotated[str | None, typer.Option(help="test, after or before; default
 
 
 Primary = Annotated[
-    str | None, typer.Option(help="wer or cer: the score that decides; default that of the runs, or of the references.")
+    str | None, typer.Option(help="The score that decides; default that of the runs, or of the references.")
+]
+Scores = Annotated[
+    str, typer.Option(help="Further scores of texts, commas between; those that the runs were scored by are given.")
 ]
 
 
@@ -32,6 +35,7 @@ def compare(
     second: Second,
     moment: Moment = None,
     primary: Primary = None,
+    scores: Scores = "",
     resamples: Resamples = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Of the resampling.")] = 0,
     as_json: Json = False,
@@ -45,16 +49,23 @@ def compare(
     from sonotune.evaluation.compare import compare as compare_runs
 
     places = [_places(text) for text in (first, second)]
-    found = compare_runs(places[0], places[1], moment=moment, primary=primary, resamples=resamples, seed=seed)
+    names = tuple(dict.fromkeys(name.strip() for name in scores.split(",") if name.strip()))
+    found = compare_runs(
+        places[0], places[1], moment=moment, primary=primary, scores=names, resamples=resamples, seed=seed
+    )
     body = found.to_json()
     lines = [
         *(f"{letter} is {', '.join(map(str, side))}" for letter, side in zip("AB", places, strict=True)),
-        f"B minus A on {counted(found.clips, 'clip')}{_split_of(found.files)}, in percentage points",
+        f"B minus A on {counted(found.clips, 'clip')}{_split_of(found.files)}{_in_points(body)}",
     ]
-    lines += [f"{score_title(name, row):<9}{_points(row)}" for name, row in body["difference"].items()]
+    width = max(len(score_title(name, row)) for name, row in body["difference"].items())
+    lines += [f"{score_title(name, row):<{max(8, width)}} {_points(row)}" for name, row in body["difference"].items()]
     decides = found.primary
     called = score_title(decides.name, body["difference"][decides.name])
-    seen = f"{100 * decides.minimum_detectable:.2f} points or more"
+    row = body["difference"][decides.name]
+    seen = (
+        f"{shown_number(row, decides.minimum_detectable):.2f} {shown_unit(row, difference=True)}".rstrip() + " or more"
+    )
     lines.append(f"{called} decides; seen in 80 % of the cases would be {seen}")
     if found.matched_pairs is not None:
         pairs = found.matched_pairs
@@ -71,6 +82,10 @@ def compare(
     print_result(body, as_json=as_json, lines=lines)
 
 
+def _in_points(body: Mapping[str, Any]) -> str:
+    return ", in percentage points" if all(map(in_percent, body["difference"].values())) else ""
+
+
 def _split_of(files: Sequence[Sequence[Path]]) -> str:
     """Whose clips they are, where all files are those of runs."""
     from sonotune.reports.verdict import SPLITS
@@ -85,6 +100,8 @@ def _places(text: str) -> list[Path]:
 
 
 def _points(row: Mapping[str, Any]) -> str:
-    low, value, high = (100 * row[key] for key in ("low", "value", "high"))
-    rates = f"{100 * row['first']:.2f} -> {100 * row['second']:.2f} %"
+    low, value, high, first, second = (
+        shown_number(row, row[key]) for key in ("low", "value", "high", "first", "second")
+    )
+    rates = f"{first:.2f} -> {second:.2f} {shown_unit(row)}".rstrip()
     return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]  p = {row['p']:.4f}  ({rates})"

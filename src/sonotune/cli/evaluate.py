@@ -16,7 +16,14 @@ from sonotune.metrics.retention import BROKE
 from sonotune.metrics.scores import decoding_note, primary_score, score_title, show_score
 from sonotune.progress import phase
 
-_SHOWN_NOTES = ("text.numbers", "audio.silent", "evaluation.augmented", "evaluation.windows")
+_SHOWN_NOTES = (
+    "text.numbers",
+    "audio.silent",
+    "evaluation.augmented",
+    "evaluation.windows",
+    "evaluation.labels",
+    "evaluation.no_score",
+)
 Predictions = Annotated[Path | None, typer.Option(help="Write every prediction to this JSONL file.")]
 
 
@@ -52,8 +59,9 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
             write_predictions(out, recognizer.task, result.predictions, clips)
         except SonotuneError as error:  # the scores have cost more than the file
             problem, body = error, body | {"error": str(error), "exit_code": error.exit_code}
+    width = max((len(score_title(name, score)) for name, score in body["scores"].items()), default=5)
     lines = [
-        f"{score_title(name, score):<5} {show_score(score)}  on {score['count']} clips{decoding_note(score)}"
+        f"{score_title(name, score):<{width}} {show_score(score)}  on {score['count']} clips{decoding_note(score)}"
         for name, score in body["scores"].items()
     ]
     if fallbacks := result.details.get("decoding", {}).get("fallbacks"):
@@ -61,10 +69,12 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
     decides = primary_score(body["scores"])
     if decides is not None:
         scored = [clip for clip in clips if recognizer.task.has_reference(clip)]
-        lines.append(f"{score_title(decides)} decides: {recognizer.task.primary_of(scored)[1]}")
+        lines.append(
+            f"{score_title(decides, body['scores'][decides])} decides: {recognizer.task.primary_of(scored)[1]}"
+        )
         lines += [
-            f"  {row['by']}={row['value']}: {score_title(decides, row['scores'][decides])} "
-            f"{show_score(row['scores'][decides])} on {row['clips']} clips"
+            f"  {row['by']}={row['value']}: {score_title(decides, body['scores'][decides])} "
+            f"{show_score(row['scores'].get(decides))} on {row['clips']} clips"
             for row in result.slices
         ]
     window = f", model.context={result.context}" if result.context else ""

@@ -84,7 +84,7 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
             for section, settings in (
                 ("model", ("language", "tokenizer", "ctc_share")),
                 ("data", ("max_label_tokens", "text_training", "text_scoring")),
-                ("evaluation", ("verbalize_numbers", "speech_check")),
+                ("evaluation", ("verbalize_numbers", "speech_check", "scores")),
             )
         ),
         (

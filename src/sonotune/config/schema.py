@@ -27,10 +27,10 @@ _NO_EFFECT_ON_RESULT: dict[str, Any] = {"affects_result": False}
 _LATER: dict[str, Any] = {"in_digest_at_default": False}
 
 
-def _check_name(kind: registry.Kind) -> Callable[[str], str]:
+def _check_name(kind: registry.Kind, *others: str) -> Callable[[str], str]:
     def check(name: str) -> str:
-        if name != "auto" and name not in registry.TABLES[kind] and name not in registry.names(kind):
-            raise ValueError(f"no such name; known: {', '.join(registry.names(kind))}")
+        if name not in ("auto", *others, *registry.TABLES[kind]) and name not in registry.names(kind):
+            raise ValueError(f"no such name; known: {', '.join((*others, *registry.names(kind)))}")
         return name
 
     return check
@@ -80,6 +80,8 @@ ObjectiveName = Annotated[str, AfterValidator(_check_name("objectives"))]
 PanelName = Annotated[str, AfterValidator(_check_panel)]
 """`nonspeech`, `language:SOURCE`, or a source of clips."""
 AlignerName = Annotated[str, AfterValidator(_check_name("aligners"))]
+ScoreName = Annotated[str, AfterValidator(_check_name("scores", "wer", "cer"))]
+PrimaryName = Annotated[str, AfterValidator(_check_name("scores", "wer", "cer", "accuracy", "f1_macro", "map"))]
 AllocatorName = Annotated[str, AfterValidator(_check_name("allocators"))]
 Multiplier = Annotated[float, Field(gt=0, le=1000)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -542,14 +544,20 @@ class EvaluationConfig(Section):
     logprob_threshold: Annotated[float, Field(ge=-1000, le=0)] | None = -1.0
     """A text fails whose tokens have a lower mean log-probability, unless the clip is likely silent; null checks
     nothing."""
-    primary: Literal["auto", "wer", "cer", "accuracy", "f1_macro", "map"] = Field(
-        default="auto", json_schema_extra=_LATER
+    scores: Annotated[tuple[ScoreName, ...], AfterValidator(_check_selectors)] = Field(
+        default=(), json_schema_extra=_LATER
     )
+    """Scores of texts beside `wer` and `cer`, which are always given: `bleu`, `chrf`, `punctuation` (error rate of
+    marks), `wer_orthographic` (words with punctuation and case), `open_asr` (words written together or apart are the
+    same, as in the Open ASR Leaderboard), `perplexity` and `token_accuracy` (of the label tokens, with the right text
+    given; a pass of its own)."""
+    primary: PrimaryName = Field(default="auto", json_schema_extra=_LATER)
     """Score that decides: it chooses the checkpoint, ends a run that has no more patience, and stands first in
     comparisons and reports. `auto` takes the error rate of words; that of characters where the references are of a
     script without spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan, ...) or have none;
-    accuracy for classes; mAP where a clip may have several. Evaluations of equal score are told apart by the other
-    error rate, then by the training loss."""
+    accuracy for classes; mAP where a clip may have several. Others are `wer`, `cer`, those of `scores`, which are then
+    given, `accuracy`, `f1_macro` and `map`. Evaluations of equal score are told apart by the other error rate, then by
+    the training loss."""
     bootstrap: int = Field(default=1000, ge=100, le=1_000_000)
     """Resamples behind each 95 % interval."""
     verbalize_numbers: Literal["auto"] | bool = "auto"
@@ -557,6 +565,9 @@ class EvaluationConfig(Section):
     where a clip has digits in its reference or its hypothesis only, and `num2words` knows the language."""
     duration_edges_s: tuple[Annotated[float, Field(gt=0, le=7200)], ...] = (2.0, 5.0, 10.0)
     """Edges between the duration buckets of the scores, in seconds, rising."""
+    snr_edges_db: tuple[Annotated[float, Field(ge=-100, le=100)], ...] = Field(default=(), json_schema_extra=_LATER)
+    """Edges between buckets of the signal-to-noise ratio of clips, in dB, rising, such as `[10, 20]`: scores are given
+    by them as well, for which every clip is read once more. Empty gives none."""
     augment: Literal["none"] | ChainName = Field(default="none", json_schema_extra=_LATER)
     """Score clips as they would sound through one of `augmentation.chains`, in `evaluate` and in the evaluations of a
     run; the title of every score says so. `transcribe` reads clips as they are."""
@@ -590,6 +601,8 @@ class EvaluationConfig(Section):
             raise ValueError(f"duration_edges_s must rise, and is {list(self.duration_edges_s)}")
         if list(self.adapter_scales) != sorted(set(self.adapter_scales)):
             raise ValueError(f"adapter_scales must rise, and is {list(self.adapter_scales)}")
+        if list(self.snr_edges_db) != sorted(set(self.snr_edges_db)):
+            raise ValueError(f"snr_edges_db must rise, and is {list(self.snr_edges_db)}")
         rising = sorted(set(self.temperatures))
         if list(self.temperatures) != rising or rising[:1] != [0]:
             raise ValueError(f"temperatures must begin with 0 and rise, and are {list(self.temperatures)}")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sonotune.data.lines import show
 from sonotune.data.scripts import deciding_rate
+from sonotune.data.text import BASIC
 from sonotune.errors import ConfigError, ManifestError, RunDirectoryError, TextError, suggest
 from sonotune.metrics.error_rate import edit_counts
 from sonotune.metrics.intervals import MIN_BLOCKS
@@ -32,10 +33,13 @@ from sonotune.metrics.paired import (
     segment_differences,
 )
 from sonotune.metrics.scores import primary_score
-from sonotune.metrics.slices import DURATION_EDGES_S, slice_clips
+from sonotune.metrics.slices import DURATION_EDGES_S, NOISE, slice_clips
+from sonotune.metrics.text_scores import FurtherScores, ScoredText, pseudo_values
 from sonotune.paths import exists, is_folder
+from sonotune.registry import SCORES
+from sonotune.registry import names as registered
 from sonotune.runs import read_predictions, read_record
-from sonotune.types import Clip
+from sonotune.types import Clip, LabelTokens, Unit
 
 MOMENTS = ("test", "after")
 """Which predictions of a run are compared: the first of these that all runs have."""
@@ -92,6 +96,7 @@ def compare(
     *,
     moment: str | None = None,
     primary: str | None = None,
+    scores: Sequence[str] | None = None,
     same_seeds: bool = False,
     resamples: int = 10_000,
     seed: int = 0,
@@ -105,8 +110,9 @@ def compare(
         second: Of the second system.
         moment: Predictions of a run to take (`test`, `after`, `before`); None takes the first of `MOMENTS` that all
             runs have.
-        primary: Score that decides, `wer` or `cer`; None takes the one that the runs were scored by, and for files the
-            one that fits the references (`data.scripts.deciding_rate`).
+        primary: Score that decides; None takes the one that the runs were scored by, and for files the one that fits
+            the references (`data.scripts.deciding_rate`).
+        scores: Further scores of texts (`registry.SCORES`); None and none take those that all runs were scored by.
         same_seeds: The runs of both stand in the same order of seeds, so they are resampled as pairs.
         resamples: Bootstrap resamples.
         seed: Of the resampling.
@@ -122,7 +128,9 @@ def compare(
     files = _files(first, second, moment)
     systems = [[read_predictions(path) for path in side] for side in files]
     rows = _aligned(systems, files)
-    counted = _count(rows, primary or _decided(files))
+    further = [name for name in scores or _scored_by(files) if name not in ("wer", "cer")]
+    further += [primary] if primary in registered("scores") else []
+    counted = _count(rows, primary or _decided(files), further)
     if primary is not None and primary not in counted:
         raise ConfigError(f"the score {primary!r} is not compared here; known for these clips: {', '.join(counted)}.")
     clips = [_clip(row) for row in rows[0][0]]
@@ -271,6 +279,7 @@ def _clip(row: Mapping[str, Any]) -> Clip:
         domain=row.get("domain"),
         speaker=row.get("speaker"),
         language=row.get("language"),
+        extra={NOISE: row[NOISE]} if row.get(NOISE) else {},
     )
 
 
@@ -285,6 +294,8 @@ class _Counts(NamedTuple):
     totals: NDArray[np.float64]
     discordant: NDArray[np.float64] | None
     better: Literal["lower", "higher"]
+    unit: Unit = "fraction"
+    title: str = ""
 
 
 def _decided(files: Sequence[Sequence[Path]]) -> str | None:
@@ -309,6 +320,12 @@ def _scores_in(predictions: Path) -> Mapping[str, Mapping[str, Any]]:
         return {}
 
 
+def _scored_by(files: Sequence[Sequence[Path]]) -> list[str]:
+    """The further scores that all runs have, in the order of the first; none where one of the files is no run's."""
+    found = [_scores_in(path) for side in files for path in side]
+    return [name for name in found[0] if name in SCORES and all(name in scores for scores in found)]
+
+
 def _unlike_normalizers(files: Sequence[Sequence[Path]]) -> tuple[str, ...]:
     """A warning where runs say that their texts were normalised by different rules; older records do not say."""
     found = {
@@ -326,7 +343,7 @@ def _unlike_normalizers(files: Sequence[Sequence[Path]]) -> tuple[str, ...]:
     )
 
 
-def _count(rows: Sequence[Sequence[Rows]], primary: str | None) -> dict[str, _Counts]:
+def _count(rows: Sequence[Sequence[Rows]], primary: str | None, further: Sequence[str]) -> dict[str, _Counts]:
     """What is counted for each score, the one that decides first."""
     if "labels" in rows[0][0][0]:
         right = [np.array([[_is_right(row) for row in run] for run in side], dtype=np.float64) for side in rows]
@@ -343,8 +360,39 @@ def _count(rows: Sequence[Sequence[Rows]], primary: str | None) -> dict[str, _Co
         errors = [np.array([[edit.errors for edit in run] for run in side], dtype=np.float64) for side in counts]
         totals_N = np.array([edit.reference for edit in counts[0][0]], dtype=np.float64)
         found[name] = _Counts(errors[0], errors[1], totals_N, _disputed(rows) if unit == "word" else None, "lower")
+    found |= _count_further(rows, further)
     decides = primary if primary in found else deciding_rate(references)[0]
     return {name: found[name] for name in sorted(found, key=lambda name: name != decides)}
+
+
+def _count_further(rows: Sequence[Sequence[Rows]], names: Sequence[str]) -> dict[str, _Counts]:
+    """What each clip adds to further scores, so that their mean is the score (`text_scores.pseudo_values`).
+
+    A score that some run has nothing of, such as a perplexity that was not measured, is left out.
+    """
+    further = FurtherScores(names)
+    found = {}
+    for name, score in further.scores.items():
+        sides = [[further.statistics(name, list(map(scored_text, run))) for run in side] for side in rows]
+        sums_RK = np.stack([statistics_NK.sum(axis=0) for side in sides for statistics_NK in side])
+        if np.isfinite(score.values(sums_RK)).all() and len(rows[0][0]) > 1:
+            added = [np.stack([pseudo_values(score, statistics_NK) for statistics_NK in side]) for side in sides]
+            ones_N = np.ones(added[0].shape[1])
+            found[name] = _Counts(added[0], added[1], ones_N, None, score.better, score.unit, score.title)
+    return found
+
+
+def scored_text(row: Mapping[str, Any]) -> ScoredText:
+    """A clip of a file of predictions as the further scores see it."""
+    tokens = row.get("label_tokens")
+    return ScoredText(
+        reference=BASIC.training(str(row.get("reference") or "")),
+        hypothesis=BASIC.training(str(row.get("hypothesis") or "")),
+        scored_reference=str(_reference(row)),
+        scored_hypothesis=hypothesis_of(row),
+        language=row.get("language"),
+        label_tokens=None if tokens is None else LabelTokens(**tokens),
+    )
 
 
 def _is_right(row: Mapping[str, Any]) -> bool:
@@ -397,6 +445,8 @@ def _difference(
         same_seeds=same_seeds,
         discordant=None if counts.discordant is None else float(counts.discordant[members].sum()),
         better=counts.better,
+        unit=counts.unit,
+        title=counts.title,
         resamples=resamples,
         seed=seed,
     )

@@ -19,24 +19,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from sonotune.errors import ManifestError, NumericError, ResourceError, out_of_memory
+from sonotune.errors import ManifestError, NumericError, ResourceError, TextError, out_of_memory
 from sonotune.evaluation.augmented import EvaluationChain
 from sonotune.evaluation.decode import cut_texts, in_clip_order, some_of
+from sonotune.evaluation.teacher_forcing import LabelPass
 from sonotune.evaluation.windows import cut_into_windows
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
 from sonotune.features.workers import Crew
 from sonotune.metrics.efficiency import real_time_factor
-from sonotune.metrics.slices import DURATION_EDGES_S, Slice, slice_clips
+from sonotune.metrics.slices import DURATION_EDGES_S, NOISE, Slice, slice_clips
 from sonotune.models.modes import inference
 from sonotune.models.thinning import made_for
 from sonotune.processes import SINGLE_PROCESS, Processes
 from sonotune.progress import phase
 from sonotune.runs import atomic_write_text
-from sonotune.tasks.base import Task
+from sonotune.tasks.base import LabelTask, Predictor, Task
 from sonotune.types import DEFAULT_DECODING, Clip, Context, DecodingSettings, Finding, Prediction, Score
 
 logger = logging.getLogger(__name__)
+
+_NO_TARGET = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,13 +143,12 @@ def evaluate(
     Raises:
         ManifestError: There are no clips, an id stands twice, or a clip has a class that the model does not know.
         NumericError: The model gives NaN or infinity for every clip.
+        TextError: The score that is to decide cannot be given of these clips.
     """
     started_at = time.monotonic()
     task.check_references(loaded, clips)
-    predictions, findings = predict_clips(
-        task,
-        loaded,
-        clips,
+    read = partial(
+        predict_clips,
         batch_seconds=batch_seconds,
         max_clips=max_clips,
         decoding=decoding,
@@ -153,9 +156,16 @@ def evaluate(
         crew=crew,
         autocast=autocast,
         processes=processes,
-        no_signal=no_signal,
         augmentation=augmentation,
     )
+    labels = LabelPass.of(task, loaded, clips) if isinstance(task, LabelTask) and task.rates_labels else None
+    if labels is not None and labels.clips:  # first, for a model that cannot do it is told so before it decodes
+        rated, _ = read(labels, loaded, labels.clips, targets=labels.targets)
+        labels = labels.with_ratings(rated)
+    predictions, findings = read(task, loaded, clips, no_signal=no_signal)
+    if labels is not None:
+        predictions = labels.merge(predictions)
+        findings += labels.left_out
     findings += [augmentation.finding()] if augmentation is not None else []
     findings += cut_texts(predictions, decoding)
     told = [index for index, clip in enumerate(clips) if task.has_reference(clip)]
@@ -168,6 +178,11 @@ def evaluate(
         primary = primary or task.primary_of(true)[0]
         titled = dict if augmentation is None else augmentation.titled
         scores = titled(task.score(found, true, primary=primary, resamples=bootstrap, seed=seed))
+        if primary not in scores:
+            raise TextError(
+                f"{primary} is to decide (evaluation.primary), and none of the {len(true)} clips has anything that it "
+                f"is counted on; found {', '.join(scores)}. Name one of these, or leave the setting at auto."
+            )
         details, warnings = task.details(found, true)
         findings += warnings
         parts = slice_clips(true, duration_edges_s=duration_edges_s)
@@ -190,7 +205,7 @@ def evaluate(
 
 
 def predict_clips(
-    task: Task,
+    task: Predictor,
     loaded: Any,
     clips: Sequence[Clip],
     *,
@@ -203,6 +218,7 @@ def predict_clips(
     processes: Processes = SINGLE_PROCESS,
     no_signal: Collection[str] = (),
     augmentation: EvaluationChain | None = None,
+    targets: Mapping[str, NDArray[np.int64]] | None = None,
 ) -> tuple[list[Prediction], list[Finding]]:
     """Decode every clip, without gradients, in batches of similar length.
 
@@ -221,6 +237,7 @@ def predict_clips(
         processes: Share the batches; each has all predictions in the end.
         no_signal: Ids of clips that are not decoded, for there is nothing on them: their text is empty.
         augmentation: What the clips are put through before they are decoded.
+        targets: Clip id -> target ids that batches carry, for a task that asks for them; None carries none.
 
     Returns:
         One prediction per clip in the order of the clips, empty for a clip that could not be read or for which the
@@ -244,7 +261,7 @@ def predict_clips(
     )
     dataset = ClipBatches(
         pieces,
-        [np.zeros(0, dtype=np.int64)] * len(pieces),
+        [(targets or {}).get(piece.id, _NO_TARGET) for piece in pieces],
         loaded.frontend,
         batches=batches,
         seed=0,
@@ -425,7 +442,7 @@ def write_predictions(path: Path, task: Task, predictions: Sequence[Prediction],
     Keys: `id`; for texts `reference`, `hypothesis` (as they came), `scored_reference`, `scored_hypothesis` (what was
     compared) and `edits` (words: `substitutions`, `deletions`, `insertions`, `hits`, `reference`; None without a
     transcript), `cut` or `no_signal` where they are true, and `attempts` above 1; for classes `labels`, `decided` and
-    `scores`; `duration_s`, `domain`, `speaker`, `language`.
+    `scores`; `duration_s`, `domain`, `speaker`, `language`, and `signal_to_noise` where it was measured.
 
     Args:
         path: The file, usually `predictions/<where>.jsonl` in a run directory.
@@ -445,6 +462,7 @@ def write_predictions(path: Path, task: Task, predictions: Sequence[Prediction],
             "domain": clip.domain,
             "speaker": clip.speaker,
             "language": clip.language,
+            **({NOISE: clip.extra[NOISE]} if NOISE in clip.extra else {}),
         }
         for clip, prediction in zip(clips, _checked(predictions, clips), strict=True)
     ]

@@ -41,7 +41,7 @@ def block_bootstrap_ratio(
     seed: int,
     level: float = 0.95,
 ) -> Interval:
-    """Percentile interval of `sum(errors) / sum(totals)` under resampling of whole blocks.
+    """Interval of `sum(errors) / sum(totals)` under resampling of whole blocks: percentiles, expanded (`expansion`).
 
     Args:
         errors: One number per clip.
@@ -81,7 +81,34 @@ def block_bootstrap_ratio(
             errors_N = np.bincount(owner_N, weights=errors_N).astype(np.float64)
             totals_N = np.bincount(owner_N, weights=totals_N).astype(np.float64)
     low, high = _percentiles(errors_N, totals_N, resamples=resamples, seed=seed, level=level)
-    return Interval(low, high, resampled)
+    value = float(errors_N.sum() / totals_N.sum())
+    # What cannot be is no part of an interval: less than nothing, or more errors than there are places for them.
+    least = 0.0 if (errors_N >= 0).all() else -math.inf
+    most = 1.0 if (errors_N <= totals_N).all() else math.inf
+    factor = expansion(errors_N.size, level=level)
+    low, high = (value + factor * (end - value) for end in (low, high))
+    return Interval(max(low, least), min(high, most), resampled)
+
+
+def expansion(blocks: int, *, level: float = 0.95) -> float:
+    """How much wider than its percentiles the bootstrap interval of few blocks must be.
+
+    Resamples of n blocks have a variance of (n - 1) / n of the truth, and normal instead of t tails. Without this the
+    95 % interval of an error rate covers the truth in 83 % of the cases with 5 speakers and in 89 % with 10, and with
+    it in 94 % of both (`tests/metrics/test_coverage.py`).
+
+    Args:
+        blocks: What was resampled; fewer than 2 have no spread, and the factor is 1.
+        level: Level of the interval.
+
+    Source: Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 5 (expanded percentiles).
+    """
+    from scipy.special import ndtri, stdtrit  # noqa: PLC0415  (0.1 s that `sonotune --help` need not pay)
+
+    if blocks < 2:
+        return 1.0
+    tail = (1 + level) / 2
+    return float(stdtrit(blocks - 1, tail) / ndtri(tail)) * math.sqrt(blocks / (blocks - 1))
 
 
 def _percentiles(
@@ -104,6 +131,49 @@ def _percentiles(
         all_ratios = errors_N[has_words] / totals_N[has_words]
     low, high = np.quantile(all_ratios, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+class ResampledSums(NamedTuple):
+    """Sums of the statistics of clips over bootstrap resamples.
+
+    Attributes:
+        sums: (R, K).
+        resampled: What was drawn.
+        blocks: How many of it there are.
+    """
+
+    sums: NDArray[np.float64]
+    resampled: Literal["speaker", "clip"]
+    blocks: int
+
+
+def resampled_sums(
+    statistics_NK: NDArray[np.float64], speakers: Sequence[Hashable | None] | None, *, resamples: int, seed: int
+) -> ResampledSums:
+    """Draw speakers, or clips where not every clip has one or there are fewer than `MIN_BLOCKS`, and add up.
+
+    Args:
+        statistics_NK: One row a clip, at least one.
+        speakers: Speaker of each clip, or None.
+        resamples: Number of resamples, R.
+        seed: The same seed gives the same resamples.
+    """
+    resampled: Literal["speaker", "clip"] = "clip"
+    blocks_GK = statistics_NK
+    if speakers is not None and all(speaker is not None for speaker in speakers):
+        index_of: dict[Hashable | None, int] = {}
+        owner_N = np.array([index_of.setdefault(speaker, len(index_of)) for speaker in speakers], dtype=np.int64)
+        if len(index_of) >= MIN_BLOCKS:
+            resampled = "speaker"
+            blocks_GK = np.zeros((len(index_of), statistics_NK.shape[1]))
+            np.add.at(blocks_GK, owner_N, statistics_NK)
+    generator, size = np.random.default_rng(seed), len(blocks_GK)
+    rows = max(1, _DRAWS_PER_CHUNK // size)
+    sums = [
+        generator.multinomial(size, np.full(size, 1 / size), size=min(rows, resamples - start)) @ blocks_GK
+        for start in range(0, resamples, rows)
+    ]
+    return ResampledSums(np.concatenate(sums), resampled, size)
 
 
 def percentile_interval(values: Sequence[float] | NDArray[np.float64], *, level: float = 0.95) -> tuple[float, float]:

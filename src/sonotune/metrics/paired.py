@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from sonotune.metrics.error_rate import align_words
 from sonotune.metrics.intervals import MIN_BLOCKS, percentile_interval
+from sonotune.types import Unit as ScoreUnit
 
 Unit = Literal["speaker", "session", "clip"]
 
@@ -89,14 +90,16 @@ class PairedDifference:
 
     Attributes:
         name: Of the score, such as `wer`.
-        value: Difference of the two rates, as a fraction.
+        value: Difference of the two scores, in their unit.
         low: Lower end of the interval.
         high: Upper end.
         p: Two-sided, of no difference. Never below 2^(1 - blocks), what blocks that all agree can say.
         first: Rate of the first system, mean over its seeds.
         second: Rate of the second.
         count: Clips.
-        better: Which direction of the rate is better.
+        better: Which direction of the score is better.
+        unit: Of the score.
+        title: What people call the score; empty takes the name in capitals.
         standard_error: Of the difference, from the resamples.
         minimum_detectable: Smallest true difference that clips like these show in 80 % of the cases.
         minimum_detectable_formula: The same from the share of words on which the systems differ; None where that is
@@ -118,6 +121,8 @@ class PairedDifference:
     second: float
     count: int
     better: Literal["lower", "higher"] = "lower"
+    unit: ScoreUnit = "fraction"
+    title: str = ""
     standard_error: float
     minimum_detectable: float
     minimum_detectable_formula: float | None = None
@@ -135,7 +140,8 @@ class PairedDifference:
             "low": self.low,
             "high": self.high,
             "count": self.count,
-            "unit": "fraction",
+            "unit": self.unit,
+            **({"title": self.title} if self.title else {}),
             "p": self.p,
             "better": self.better,
             "first": self.first,
@@ -162,6 +168,8 @@ def paired_difference(
     same_seeds: bool = True,
     discordant: float | None = None,
     better: Literal["lower", "higher"] = "lower",
+    unit: ScoreUnit = "fraction",
+    title: str = "",
     resamples: int = 10_000,
     seed: int = 0,
     level: float = 0.95,
@@ -177,6 +185,8 @@ def paired_difference(
         same_seeds: Row s of both systems shares its seed, so rows are drawn as pairs (needs S = S').
         discordant: Words (of all `totals`) that exactly one system has right, for the formula.
         better: Which direction is better.
+        unit: Of the score.
+        title: What people call it.
         resamples: Bootstrap resamples.
         seed: The same seed gives the same interval.
         level: Share of the resamples inside the interval.
@@ -211,6 +221,8 @@ def paired_difference(
         second=rates[1],
         count=totals_N.size,
         better=better,
+        unit=unit,
+        title=title,
         standard_error=spread * of_error,
         # Systems that say the same everywhere have no spread; what could have been seen is then the formula's.
         minimum_detectable=POWER_FACTOR * spread * factor or minimum_detectable_effect(discordant or 0.0, float(total)),

@@ -223,12 +223,25 @@ def decoding_health(
     hypotheses: Sequence[str],
     edits: Sequence[EditCounts],
     *,
+    looping: Sequence[bool] | None = None,
     fallbacks: int = 0,
     cut: int = 0,
 ) -> DecodingHealth:
-    """Look for loops, empty texts and invented words; all lists in the same order, texts in scoring form."""
+    """Look for loops, empty texts and invented words; all lists in the same order, texts in scoring form.
+
+    Args:
+        clip_ids: Of the clips.
+        references: What was said.
+        hypotheses: What was recognised.
+        edits: Word errors of each pair.
+        looping: Of which texts `loops` is known to be true; None looks.
+        fallbacks: Clips that were decoded again.
+        cut: Texts that end at their limit of tokens.
+    """
+    if looping is None:
+        looping = [loops(hypothesis, reference) for reference, hypothesis in zip(references, hypotheses, strict=True)]
     rows = list(zip(clip_ids, references, hypotheses, edits, strict=True))
-    loop_ids = tuple(clip_id for clip_id, reference, hypothesis, _ in rows if loops(hypothesis, reference))
+    loop_ids = tuple(clip_id for clip_id, loop in zip(clip_ids, looping, strict=True) if loop)
     invented_ids = tuple(clip_id for clip_id, _, _, edit in rows if edit.insertions > edit.reference > 0)
     silent = [(clip_id, edit.insertions) for clip_id, _, _, edit in rows if edit.reference == 0]
     empty = sum(1 for _, reference, hypothesis, _ in rows if reference.strip() and not hypothesis.strip())

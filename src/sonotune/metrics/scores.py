@@ -45,19 +45,44 @@ def in_percent(score: Mapping[str, Any]) -> bool:
     return bool(score.get("unit", "fraction") == "fraction")
 
 
+def shown_number(score: Mapping[str, Any], number: float) -> float:
+    """A value of a score, or a difference of two, in the unit in which it is shown: fractions in per cent."""
+    return 100 * number if in_percent(score) else number
+
+
+def shown_unit(score: Mapping[str, Any], *, difference: bool = False) -> str:
+    """The unit in which a score is shown, or a difference of two of them; empty where it has none."""
+    if in_percent(score):
+        return "points" if difference else "%"
+    return str(score["unit"])
+
+
 def show_value(score: Mapping[str, Any], key: str = "value", *, digits: int = 1) -> str:
     """A score, or an end of its interval, with its unit."""
-    if in_percent(score):
-        return f"{100 * float(score[key]):.{digits}f} %"
-    return f"{float(score[key]):.{digits}f} {score['unit']}"
+    return f"{_rounded(score, float(score[key]), digits)} {shown_unit(score)}".rstrip()
+
+
+def show_change(score: Mapping[str, Any], change: float, *, digits: int = 1) -> str:
+    """A difference of two values of a score, with its sign and unit: `+1.2 points`."""
+    return f"{show_signed(score, change, digits=digits)} {shown_unit(score, difference=True)}".rstrip()
+
+
+def show_signed(score: Mapping[str, Any], change: float, *, digits: int = 1) -> str:
+    """The same without its unit."""
+    return _rounded(score, change, digits, sign="+").replace("-", "\u2212")
+
+
+def _rounded(score: Mapping[str, Any], number: float, digits: int, sign: str = "") -> str:
+    """In the unit in which it is shown; a score without one, such as a perplexity of 1.33, has two digits at least."""
+    least = digits if in_percent(score) or score["unit"] else 2
+    return f"{shown_number(score, number):{sign}.{max(digits, least)}f}"
 
 
 def show_score(score: Mapping[str, Any] | None, *, digits: int = 1) -> str:
     """A score with its interval, and how many texts loop where some do: `12.3 % [10.0, 14.5]`."""
     if score is None:
         return "-"
-    scale = 100 if in_percent(score) else 1
-    low, high = (f"{scale * float(score[end]):.{digits}f}" for end in ("low", "high"))
+    low, high = (_rounded(score, float(score[end]), digits) for end in ("low", "high"))
     return f"{show_value(score, digits=digits)} [{low}, {high}]"
 
 

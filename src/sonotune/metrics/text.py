@@ -1,107 +1,142 @@
-"""Metrics of whole texts: BLEU and chrF for translation, perplexity for language models."""
+"""Scores of whole texts: BLEU and chrF for translation; perplexity and label-token accuracy, teacher-forced.
+
+`metrics.text_scores` says what each must bring along.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, Literal
 
 import numpy as np
 
-from sonotune.errors import TextError
-from sonotune.metrics.intervals import block_bootstrap_ratio, percentile_interval
-from sonotune.types import Score
+from sonotune.metrics.text_scores import Floats, RateScore, ScoredText, divide
+from sonotune.types import Unit
 
-_LARGEST_EXPONENT = 700.0  # exp of more overflows; a perplexity of 1e304 is as bad as one can be
+_LARGEST_EXPONENT: Final = 700.0  # exp of more overflows; a perplexity of 1e304 is as bad as one can be
+_TOKENS: Final = ("nll", "tokens", "right")
 
 
-def bleu(references: Sequence[str], hypotheses: Sequence[str], *, bootstrap: int = 1000, seed: int = 0) -> Score:
-    """Corpus BLEU of sacrebleu (tokeniser 13a, exponential smoothing), 0 to 100 points.
+@dataclass(frozen=True)  # without slots, for the cached metric
+class SacrebleuScore:
+    """A corpus score of sacrebleu, 0 to 100 points; its signature stands in `detail["signature"]`.
 
-    Args:
-        references: One translation per clip, not tokenised.
-        hypotheses: One text per clip; empty where nothing was said.
-        bootstrap: Resamples of clips for the interval.
-        seed: Seed of the resampling.
+    Texts are compared as a reader sees them, with case and punctuation. Clips with an empty reference take part: what
+    is written on them lowers the precision.
 
-    Raises:
-        TextError: Lengths differ, there are no clips, or all references are empty.
+    Attributes:
+        name: See `TextScore`.
+        title: What people call it.
+        metric: Name of the class in `sacrebleu.metrics`.
 
-    Source: Papineni et al. 2002; Post 2018 for the signature, kept in `detail["signature"]`.
+    Source: Papineni et al. 2002 (BLEU, tokeniser 13a, exponential smoothing); Popović 2015 (chrF, character 6-grams,
+    beta 2); Post 2018 for the signature.
     """
-    from sacrebleu.metrics import BLEU  # noqa: PLC0415  (0.1 s, needed only for translation)
 
-    return _sacrebleu("bleu", BLEU(), references, hypotheses, bootstrap=bootstrap, seed=seed)
+    name: str
+    title: str
+    metric: str
+    unit: Unit = "points"
+    better: Literal["lower", "higher"] = "higher"
+    limits: tuple[float, float] = (0.0, 100.0)
+    of_labels: bool = False
 
+    def check(self) -> None:
+        """Nothing is missing."""
 
-def chrf(references: Sequence[str], hypotheses: Sequence[str], *, bootstrap: int = 1000, seed: int = 0) -> Score:
-    """Corpus chrF (character 6-grams, beta 2) of sacrebleu, 0 to 100 points; arguments and errors as in `bleu`.
+    @cached_property
+    def _library(self) -> Any:
+        import sacrebleu.metrics  # noqa: PLC0415  (0.1 s, needed only for translation)
 
-    Source: Popović 2015.
-    """
-    from sacrebleu.metrics import CHRF  # noqa: PLC0415  (0.1 s, needed only for translation)
+        return getattr(sacrebleu.metrics, self.metric)()
 
-    return _sacrebleu("chrf", CHRF(), references, hypotheses, bootstrap=bootstrap, seed=seed)
+    def statistics(self, texts: Sequence[ScoredText]) -> Floats:
+        """The counts of n-grams that sacrebleu adds up over sentences."""
+        hypotheses, references = [text.hypothesis for text in texts], [text.reference for text in texts]
+        if not texts:
+            return np.zeros((0, 0))
+        # sacrebleu's own bootstrap takes its seed from the environment and gives no percentiles; these statistics,
+        # which its paired tests use the same way, give both (equality with corpus_score is tested).
+        return np.asarray(self._library._extract_corpus_statistics(hypotheses, [references]), dtype=np.float64)
 
-
-def perplexity(sum_nll: Sequence[float], tokens: Sequence[int], *, bootstrap: int = 1000, seed: int = 0) -> Score:
-    """Perplexity: the exponential of the mean negative log likelihood per token.
-
-    Args:
-        sum_nll: Negative log likelihood of each clip, summed over its tokens, in nats.
-        tokens: Number of tokens of each clip.
-        bootstrap: Resamples of clips for the interval.
-        seed: Seed of the resampling.
-
-    Raises:
-        TextError: Lengths differ, there is no token, or a likelihood is not a finite number.
-    """
-    if len(sum_nll) != len(tokens) or sum(tokens) <= 0:
-        raise TextError(
-            "perplexity needs one likelihood and one token count per clip and at least one token; found "
-            f"{len(sum_nll)} likelihoods and {len(tokens)} counts that sum to {sum(tokens)}."
-        )
-    if not all(math.isfinite(value) for value in sum_nll):
-        bad = [index for index, value in enumerate(sum_nll) if not math.isfinite(value)]
-        raise TextError(f"perplexity needs finite likelihoods; those of clips {bad[:10]} are not.")
-    mean = math.fsum(sum_nll) / sum(tokens)
-    low, high = mean, mean
-    if bootstrap > 0:
-        low, high, _ = block_bootstrap_ratio(sum_nll, tokens, None, resamples=bootstrap, seed=seed)
-    value, low, high = (math.exp(min(x, _LARGEST_EXPONENT)) for x in (mean, min(low, mean), max(high, mean)))
-    detail: dict[str, float | str] = {"tokens": sum(tokens), "resampled": "clip" if bootstrap > 0 else "none"}
-    return Score(name="perplexity", value=value, low=low, high=high, count=len(tokens), unit="points", detail=detail)
-
-
-def _sacrebleu(
-    name: str, metric: Any, references: Sequence[str], hypotheses: Sequence[str], *, bootstrap: int, seed: int
-) -> Score:
-    if len(references) != len(hypotheses) or not any(text.strip() for text in references):
-        raise TextError(
-            f"{name} needs as many hypotheses as references and at least one reference that is not empty; found "
-            f"{len(hypotheses)} hypotheses and {len(references)} references."
-        )
-    # sacrebleu's own bootstrap takes its seed from the environment and gives no percentiles; its statistics per
-    # sentence, which its paired tests use the same way, give both (equality with corpus_score is tested).
-    stats_NK = np.asarray(metric._extract_corpus_statistics(list(hypotheses), [list(references)]), dtype=np.float64)
-    value = float(metric._compute_score_from_stats(stats_NK.sum(axis=0).astype(np.int64).tolist()).score)
-    low, high = value, value
-    if bootstrap > 0:
-        generator = np.random.default_rng(seed)
-        count = len(references)
-        values = [
-            float(metric._compute_score_from_stats(stats_NK[drawn].sum(axis=0).astype(np.int64).tolist()).score)
-            for drawn in (generator.integers(0, count, size=count) for _ in range(bootstrap))
+    def values(self, sums_RK: Floats) -> Floats:
+        """See `TextScore`; undefined where no reference has a word."""
+        rows = sums_RK.astype(np.int64).tolist()
+        found = [
+            self._library._compute_score_from_stats(row).score if self._has_reference(row) else np.nan for row in rows
         ]
-        low, high = percentile_interval(values)
-    return Score(
-        name=name,
-        value=value,
-        low=min(low, value),
-        high=max(high, value),
-        count=len(references),
-        unit="points",
-        better="higher",
-        title=name.upper(),
-        detail={"signature": str(metric.get_signature()), "resampled": "clip" if bootstrap > 0 else "none"},
-    )
+        return np.array(found, dtype=np.float64)
+
+    def _has_reference(self, row: Sequence[int]) -> bool:
+        """BLEU keeps the lengths of hypothesis and reference first; chrF the n-grams of both, and of their overlap."""
+        return row[1] > 0
+
+    def detail(self, sums_K: Floats) -> Mapping[str, float | str]:
+        """See `TextScore`."""
+        return {"signature": str(self._library.get_signature())}
+
+
+BLEU: Final = SacrebleuScore("bleu", "BLEU", "BLEU")
+CHRF: Final = SacrebleuScore("chrf", "chrF", "CHRF")
+
+
+def _token_statistics(texts: Sequence[ScoredText]) -> Floats:
+    """Negative log-likelihood, number, and number of right ones of each clip's label tokens (N, 3)."""
+    found = [text.label_tokens for text in texts]
+    rows = [(0.0, 0, 0) if one is None else (one.nll, one.count, one.right) for one in found]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(_TOKENS))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _TokenAccuracy(RateScore):
+    @property
+    def limits(self) -> tuple[float, float]:
+        """A share of the tokens."""
+        return 0.0, 1.0
+
+    def statistics(self, texts: Sequence[ScoredText]) -> Floats:
+        """See `TextScore`."""
+        return _token_statistics(texts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Perplexity(RateScore):
+    @property
+    def limits(self) -> tuple[float, float]:
+        """A certain model has 1."""
+        return 1.0, np.inf
+
+    def statistics(self, texts: Sequence[ScoredText]) -> Floats:
+        """See `TextScore`."""
+        return _token_statistics(texts)
+
+    def values(self, sums_RK: Floats) -> Floats:
+        """See `TextScore`."""
+        means_R = divide(self.of(sums_RK, self.counted), self.of(sums_RK, self.total))
+        found: Floats = np.exp(np.minimum(means_R, _LARGEST_EXPONENT))
+        return found
+
+
+PERPLEXITY: Final = _Perplexity(
+    name="perplexity",
+    title="Perplexity",
+    columns=_TOKENS,
+    counted=("nll",),
+    total=("tokens",),
+    unit="",
+    of_labels=True,
+)
+"""The exponential of the mean negative log-likelihood of a label token, given the audio and the tokens before it."""
+
+TOKEN_ACCURACY: Final = _TokenAccuracy(
+    name="token_accuracy",
+    title="Label-token accuracy",
+    columns=_TOKENS,
+    counted=("right",),
+    total=("tokens",),
+    better="higher",
+    of_labels=True,
+)
+"""Share of the label tokens that the model finds most likely, given the audio and the tokens before them."""

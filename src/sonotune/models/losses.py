@@ -7,6 +7,7 @@ Shape letters: B clips, T frames, U target tokens, V vocabulary, N labels of a b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sonotune.features.normalization import valid_frames
+from sonotune.types import LabelTokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +111,20 @@ class LabelOutputs:
     def ctc_losses(self) -> Tensor | None:
         """See `Outputs.ctc_losses`."""
         return None if self.ctc is None else self.ctc()
+
+    def label_tokens(self) -> list[LabelTokens | None]:
+        """How the model rates the labels of each clip; None where it gives no finite number."""
+        losses, right = self.losses(), (self.logits.argmax(dim=-1) == self.labels).float()
+        rows = zip(
+            losses.sums.tolist(),
+            losses.counts.tolist(),
+            Losses.of_labels(right, self.places).sums.tolist(),
+            strict=True,
+        )
+        return [
+            LabelTokens(nll=nll, count=int(count), right=int(hits)) if math.isfinite(nll) else None
+            for nll, count, hits in rows
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

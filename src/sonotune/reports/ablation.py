@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sonotune.metrics.scores import better_sign, score_title
+from sonotune.metrics.scores import better_sign, in_percent, score_title, show_value, shown_number, shown_unit
 from sonotune.reports.canvas import Palette, Picture, log_scale, plain_axes
 from sonotune.reports.page import render_page
 from sonotune.reports.record import show_seconds
@@ -47,12 +48,13 @@ def build_ablation_html(body: Mapping[str, Any]) -> str:
         filters={
             "seconds": show_seconds,
             "bytes": memory_size,
-            "percent": _percent,
+            "value": partial(_value, body=body),
             "count": _count,
-            "points": _points,
+            "end": _end,
         },
         body=body,
         score=_called(body),
+        unit=", pp" if in_percent(_score(body)) else f", {shown}" if (shown := shown_unit(_score(body))) else "",
         arms=arms,
         comparisons=[row for row in body["comparisons"] if "error" not in row],
         figures={name: Markup(svg) for name, svg in drawn.items()},  # noqa: S704  (our own SVG, text escaped there)
@@ -148,11 +150,12 @@ def ablation_pictures(body: Mapping[str, Any]) -> list[Picture]:
 
 
 def _rate_curves(body: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
-    """Arm -> points (learning rate, score on the development clips in per cent), rising."""
+    """Arm -> points (learning rate, score on the development clips as it is shown), rising."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for trial in body["trials"]:
         if trial["seed"] == body["seeds"][0] and trial["score"] is not None:
-            curves.setdefault(trial["arm"], []).append((trial["learning_rate"], 100 * trial["score"]))
+            shown = shown_number(_score(body), trial["score"])
+            curves.setdefault(trial["arm"], []).append((trial["learning_rate"], shown))
     return {arm: sorted(points) for arm, points in curves.items()}
 
 
@@ -172,7 +175,7 @@ def _rates(curves: Mapping[str, Sequence[tuple[float, float]]], body: Mapping[st
             )
         log_scale(axes)
         axes.set_xlabel("learning rate")
-        axes.set_ylabel(f"{_called(body)} on data.eval, %")
+        axes.set_ylabel(_axis(f"{_called(body)} on data.eval", body))
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
         return {}
 
@@ -188,12 +191,13 @@ def _differences(rows: Sequence[Mapping[str, Any]], body: Mapping[str, Any]) -> 
         axes.axvline(0, color=palette.faint, linewidth=0.8)
         for index, row in enumerate(rows):
             colour = palette.series[_OUTCOMES[row["outcome"]]]
-            low, value, high = (100 * row[key] for key in ("low", "value", "high"))
+            low, value, high = (shown_number(row, row[key]) for key in ("low", "value", "high"))
             axes.plot([low, high], [index, index], color=colour, linewidth=3, alpha=0.45, solid_capstyle="round")
             axes.plot([value], [index], color=colour, marker="o", markersize=6)
         axes.set_yticks(range(len(rows)), [row["arm"] for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlabel(f"{_called(body)} minus that of {body['baseline']}, percentage points")
+        unit = "percentage points" if in_percent(rows[0]) else shown_unit(rows[0])
+        axes.set_xlabel(f"{_called(body)} minus that of {body['baseline']}{', ' * bool(unit)}{unit}")
         axes.grid(visible=False, axis="y")
         return {}
 
@@ -213,12 +217,12 @@ def _costs(rows: Sequence[Mapping[str, Any]], name: str, label: str, body: Mappi
         places = {arm["name"]: index for index, arm in enumerate(body["arms"])}
         for index, row in enumerate(rows):
             look, cost = _look(places[row["name"]], palette), row[name] * scale
-            values = [100 * run["value"] for run in row["runs"]]
+            values = [shown_number(_score(body), run["value"]) for run in row["runs"]]
             axes.plot([cost, cost], [min(values), max(values)], color=look["color"], linewidth=1.2, alpha=0.6)
             face = "none" if beaten[index] else look["color"]
             axes.plot(
                 [cost],
-                [100 * row["mean"]],
+                [shown_number(_score(body), row["mean"])],
                 markersize=6,
                 markerfacecolor=face,
                 linestyle="none",
@@ -228,7 +232,7 @@ def _costs(rows: Sequence[Mapping[str, Any]], name: str, label: str, body: Mappi
         if name == "parameters" and max(row[name] for row in rows) > 3 * min(row[name] for row in rows) > 0:
             log_scale(axes)
         axes.set_xlabel(label)
-        axes.set_ylabel(f"{_called(body)} on data.test, %")
+        axes.set_ylabel(_axis(f"{_called(body)} on data.test", body))
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
         return {}
 
@@ -242,12 +246,18 @@ def _look(index: int, palette: Palette) -> dict[str, Any]:
     return {"color": series[index % len(series)], "marker": _MARKERS[index % len(_MARKERS)]}
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
+def _axis(label: str, body: Mapping[str, Any]) -> str:
+    unit = shown_unit(_score(body))
+    return f"{label}, {unit}" if unit else label
 
 
-def _points(share: float) -> str:
-    return f"{100 * share:+.2f}".replace("-", "\u2212")
+def _value(value: float, body: Mapping[str, Any]) -> str:
+    return show_value({**_score(body), "value": value}, digits=2)
+
+
+def _end(row: Mapping[str, Any], key: str) -> str:
+    """A difference or an end of its interval, with its sign and without its unit."""
+    return f"{shown_number(row, row[key]):+.2f}".replace("-", "\u2212")
 
 
 def _count(number: float) -> str:

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 
 from sonotune.errors import RunDirectoryError
 from sonotune.json_files import Count, Number, read_json
-from sonotune.metrics.scores import score_title
+from sonotune.metrics.scores import score_title, show_value, shown_number
 from sonotune.reports.tools import tools_lines
 from sonotune.reports.usage import Kind, Usage, usage_lines
 from sonotune.runs.record import language_of
@@ -85,7 +85,7 @@ def _front_matter(record: RunRecord, kind: Kind, task: str) -> dict[str, Any]:
     scores = record.scores.get("test") or record.scores.get("after") or {}
     base = _hub_name(record)
     results = [
-        {"type": name, "value": round(100 * float(row["value"]), 2), "name": score_title(name, row)}
+        {"type": name, "value": round(shown_number(row, float(row["value"])), 2), "name": score_title(name, row)}
         for name, row in scores.items()
     ]
     return {
@@ -144,9 +144,9 @@ def _scores(record: RunRecord) -> str:
     rows = []
     for moment, about in _MOMENTS.items():
         for name, row in record.scores.get(moment, {}).items():
-            low, value, high = (100 * float(row[key]) for key in ("low", "value", "high"))
-            over = _over(row)
-            rows.append(f"| {score_title(name, row)} | {value:.2f} % | {low:.2f} to {high:.2f} | {about}, {over} |")
+            low, high = (f"{shown_number(row, float(row[key])):.2f}" for key in ("low", "high"))
+            shown = show_value(row, digits=2)
+            rows.append(f"| {score_title(name, row)} | {shown} | {low} to {high} | {about}, {_over(row)} |")
     if not rows:
         return "Nothing was scored."
     return "\n".join(["| score | value | 95 % interval | of |", "| --- | --- | --- | --- |", *rows])

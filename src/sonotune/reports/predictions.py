@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from sonotune.metrics.error_rate import align_words, edit_counts, error_rate, word_edits
-from sonotune.metrics.slices import slice_clips
+from sonotune.metrics.slices import NOISE, slice_clips
 from sonotune.reports.edits import direction
 from sonotune.types import Clip
 
@@ -95,6 +95,7 @@ def clip_of(row: Mapping[str, Any]) -> Clip:
         domain=row.get("domain"),
         speaker=row.get("speaker"),
         language=row.get("language"),
+        extra={NOISE: row[NOISE]} if row.get(NOISE) else {},
     )
 
 

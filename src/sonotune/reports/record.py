@@ -16,7 +16,17 @@ from typing import Any
 
 from sonotune.evaluation.compare import Comparison
 from sonotune.metrics.retention import BROKE
-from sonotune.metrics.scores import WORSE, drawn_scores, score_title, show_value
+from sonotune.metrics.scores import (
+    WORSE,
+    drawn_scores,
+    in_percent,
+    score_title,
+    show_change,
+    show_signed,
+    show_value,
+    shown_number,
+    shown_unit,
+)
 from sonotune.metrics.slices import DURATION_EDGES_S
 from sonotune.reports.classes import view_classes
 from sonotune.reports.figures import Estimate, Series, bars, curve, estimates
@@ -100,7 +110,7 @@ def build_html(
             "score": show_value,
             "count": show_count,
             "percent": show_percent,
-            "points": _show_points,
+            "change": _show_end,
             "outcome": _outcome,
         },
         record=record,
@@ -176,8 +186,9 @@ def show_percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _show_points(share: float) -> str:
-    return f"{100 * share:+.1f}".replace("-", "\u2212")
+def _show_end(difference: Mapping[str, Any], key: str) -> str:
+    """A paired difference or an end of its interval, without its unit."""
+    return show_signed(difference, difference[key])
 
 
 def _outcome(difference: Mapping[str, Any]) -> str:
@@ -238,9 +249,9 @@ def _figures(
         rows = [
             Estimate(
                 label=where,
-                value=100 * float(scores[name]["value"]),
-                low=100 * float(scores[name]["low"]),
-                high=100 * float(scores[name]["high"]),
+                value=shown_number(scores[name], float(scores[name]["value"])),
+                low=shown_number(scores[name], float(scores[name]["low"])),
+                high=shown_number(scores[name], float(scores[name]["high"])),
             )
             for where, scores in record.scores.items()
             if name in scores
@@ -260,7 +271,10 @@ def _figures(
         figures["throughput"] = curve(
             "throughput", [throughput], y_label="samples/s", title="Training throughput over steps", zero=True
         )
-    if scored := _score_over_steps(evaluations, names, record.scores.get("before", {})):
+    alike = {
+        name: score for name, score in names.items() if shown_unit(score) == shown_unit(next(iter(names.values())))
+    }
+    if scored := _score_over_steps(evaluations, alike, record.scores.get("before", {})):
         first = next(iter(names.values()))
         label = _axis("error rate" if first.get("better", "lower") == "lower" else "score", first)
         figures["steps"] = curve("steps", scored, y_label=label, title="Scores over steps", zero=True, markers=True)
@@ -305,16 +319,17 @@ def _score_over_steps(
                 Series(
                     label=score_title(name, names[name]),
                     x=[step for step, _ in points],
-                    y=[100 * float(score["value"]) for _, score in points],
-                    low=[100 * float(score.get("low", score["value"])) for _, score in points],
-                    high=[100 * float(score.get("high", score["value"])) for _, score in points],
+                    y=[shown_number(score, float(score["value"])) for _, score in points],
+                    low=[shown_number(score, float(score.get("low", score["value"]))) for _, score in points],
+                    high=[shown_number(score, float(score.get("high", score["value"]))) for _, score in points],
                 )
             )
     return found
 
 
 def _axis(called: str, score: Mapping[str, Any]) -> str:
-    return f"{called}, %" + ", higher is better" * (score.get("better") == "higher")
+    unit = f", {shown}" if (shown := shown_unit(score)) else ""
+    return f"{called}{unit}" + ", higher is better" * (score.get("better") == "higher")
 
 
 def _phase_rows(phases: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -338,7 +353,9 @@ def _tiles(record: RunRecord, names: Mapping[str, Mapping[str, Any]]) -> list[di
     before, after = record.scores.get("before", {}), record.scores.get("after", {})
     for name in names:
         if name in before and name in after:
-            text = f"{show_value(before[name])} → {show_value(after[name])}"
+            was = show_value(before[name])
+            unit = "" if in_percent(before[name]) else shown_unit(before[name])  # said once, for the tile is narrow
+            text = f"{was.removesuffix(unit).rstrip()} → {show_value(after[name])}"
             note = _change(before[name], after[name])
             worse = " worse" if _is_worse(before[name], after[name]) else ""
             title = f"{score_title(name, after[name])}, before → after"
@@ -389,10 +406,10 @@ def _is_worse(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
 def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     old, new = float(before["value"]), float(after["value"])
     if old == 0 and after.get("better") == "higher":
-        return f"+{100 * new:.1f} points"
+        return show_change(after, new)
     if old == 0:
-        return "nothing to improve before" if new == 0 else f"+{100 * new:.1f} points"
-    return f"{100 * (new - old):+.1f} points, {100 * (new - old) / old:+.0f} % relative".replace("-", "−")
+        return "nothing to improve before" if new == 0 else show_change(after, new)
+    return f"{show_change(after, new - old)}, {100 * (new - old) / old:+.0f} % relative".replace("-", "−")
 
 
 def _score_rows(record: RunRecord) -> list[dict[str, Any]]:

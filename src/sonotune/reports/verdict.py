@@ -11,7 +11,15 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 from sonotune.audit.gate import Decision
 from sonotune.audit.place import VERDICT
 from sonotune.evaluation.compare import Comparison
-from sonotune.metrics.scores import WORSE, primary_score, score_title, show_value, spelling_of_numbers
+from sonotune.metrics.scores import (
+    WORSE,
+    primary_score,
+    score_title,
+    show_change,
+    show_signed,
+    show_value,
+    spelling_of_numbers,
+)
 from sonotune.types import RunRecord
 
 Outcome = Literal["better", "worse", "none"]
@@ -115,15 +123,14 @@ def _change(
     name: str, before: Mapping[str, Any], after: Mapping[str, Any], change: Comparison | None
 ) -> tuple[str, bool]:
     """The difference in words, and whether chance is ruled out."""
-    points = 100 * (after["value"] - before["value"])
-    told = f" ({points:+.1f} points"
+    told = f" ({show_change(after, after['value'] - before['value'])}"
     if change is None or change.clips != after["count"]:
         return f"{told}; too few clips to tell it from chance)".replace("-", "\u2212"), False
     found = change.differences.get(name)
     if found is None:
         return f"{told}; no paired interval is computed for this score)".replace("-", "\u2212"), False
     sure = not found.low <= 0 <= found.high
-    told += f", 95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    told += f", 95 % interval {show_signed(after, found.low)} to {show_signed(after, found.high)}"
     told += ")" if sure else "; chance alone can do that)"
     return told.replace("-", "\u2212"), sure
 

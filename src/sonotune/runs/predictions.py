@@ -15,6 +15,14 @@ _Name = Annotated[str, Field(max_length=5_000)]
 """More than a path has, which is the id of a file that was recognised; messages name it."""
 
 
+class _LabelTokens(TypedDict):
+    """What is read of `types.LabelTokens`."""
+
+    nll: Number
+    count: Annotated[int, Field(ge=0)]
+    right: Annotated[int, Field(ge=0)]
+
+
 class _Prediction(TypedDict, total=False):
     """What is read of a clip: texts of a recogniser, or classes."""
 
@@ -24,6 +32,7 @@ class _Prediction(TypedDict, total=False):
     speaker: _Name | None
     session: _Name | float | None
     language: _Name | None
+    signal_to_noise: _Name | None
     reference: str | None
     hypothesis: str | None
     scored_reference: str | None
@@ -31,6 +40,7 @@ class _Prediction(TypedDict, total=False):
     labels: list[_Name]
     decided: list[_Name]
     scores: dict[str, Any]
+    label_tokens: _LabelTokens
 
 
 _PREDICTION = TypeAdapter(_Prediction)

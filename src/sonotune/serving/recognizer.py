@@ -52,6 +52,7 @@ class Recognizer:
         text_scoring: str = "basic",
         verbalize_numbers: Literal["auto"] | bool = "auto",
         primary: str = "auto",
+        scores: tuple[str, ...] = (),
         precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
         device: str | None = None,
         **model_settings: Any,
@@ -68,6 +69,7 @@ class Recognizer:
             text_scoring: Normaliser for scoring.
             verbalize_numbers: See `TaskSettings`.
             primary: See `TaskSettings`.
+            scores: See `TaskSettings`.
             precision: Of the matrix products.
             device: `cpu` or `cuda`; None takes CUDA where there is one.
             **model_settings: Further arguments of `loading.open_model`.
@@ -89,6 +91,7 @@ class Recognizer:
             scoring_text=text.get(text_scoring),
             verbalize_numbers=verbalize_numbers,
             primary=primary,
+            scores=scores,
             language=language or opened.settings.get("language"),
             multi_label=multi_label or opened.settings.get("multi_label", False) or kind == MULTI_LABEL,
         )

@@ -10,7 +10,8 @@ from typing import Any
 from sonotune.errors import SonotuneError
 from sonotune.evaluation.compare import compare
 from sonotune.metrics.paired import POWER_FACTOR, holm, least_p, power_factor
-from sonotune.metrics.scores import score_title
+from sonotune.metrics.scores import in_percent, score_title, shown_number, shown_unit
+from sonotune.registry import SCORES
 
 LEVEL = 0.05
 EQUAL_SHARE = 0.005
@@ -68,7 +69,7 @@ def judge(
     Args:
         candidates: Arms with runs, the baseline among them.
         baseline: What the others are measured against.
-        score: `wer`, `cer` or `accuracy`.
+        score: `wer`, `cer`, `accuracy`, or a name in `registry.SCORES`.
         tuned: Whether every arm has a learning rate of its own.
         resamples: Bootstrap resamples.
         seed: Of the resampling.
@@ -139,6 +140,7 @@ def _row(first: Candidate, second: Candidate, score: str, resamples: int, seed: 
             [second.runs[each] for each in common],
             moment="test",
             same_seeds=True,
+            scores=(score,) if score in SCORES else None,
             resamples=resamples,
             seed=seed,
             slices=False,
@@ -170,7 +172,7 @@ def sentence(row: Mapping[str, Any]) -> str:
         head += f"after Holm's correction over {row['comparisons']} comparisons, however large"
     elif row["outcome"] == "no difference":
         head = f"No difference in {name} detected between {pair}; the minimum detectable effect was "
-        head += f"{100 * row['minimum_detectable_holm']:.2f} pp"
+        head += f"{shown_number(row, row['minimum_detectable_holm']):.2f}{_pp(row)}"
         if not row["low"] <= 0 <= row["high"]:
             head += ", and the interval leaves out 0 only before the correction for several comparisons"
     else:
@@ -184,14 +186,14 @@ def _numbers(row: Mapping[str, Any]) -> str:
     """The change, its interval, and on what it stands."""
     corrected = f", p {_p(row['p_holm'])} after Holm's correction over {row['comparisons']} comparisons"
     facts = [
-        f"95 % CI {_pp(row['low'])} to {_pp(row['high'])}",
+        f"95 % CI {_signed(row, 'low')} to {_signed(row, 'high')}",
         f"p {_p(row['p'])}{corrected if row['comparisons'] > 1 else ''}",
         _units(row),
         _plural(min(row["seeds"]), "seed"),
         "learning rate tuned per arm" if row["tuned"] else "learning rate not tuned",
         _parameters(*row["parameters"]),
     ]
-    return f"Δ = {_pp(row['value'])} pp ({', '.join(facts)})"
+    return f"Δ = {_signed(row, 'value')}{_pp(row)} ({', '.join(facts)})"
 
 
 def _units(row: Mapping[str, Any]) -> str:
@@ -210,8 +212,14 @@ def _parameters(first: int, second: int) -> str:
     return f"{second:,} trainable parameters against {first:,}"
 
 
-def _pp(share: float) -> str:
-    return f"{100 * share:+.2f}".replace("-", "\u2212")
+def _signed(row: Mapping[str, Any], key: str) -> str:
+    return f"{shown_number(row, row[key]):+.2f}".replace("-", "\u2212")
+
+
+def _pp(row: Mapping[str, Any]) -> str:
+    """The unit of a difference: percentage points, or that of the score, with a space before it."""
+    unit = "pp" if in_percent(row) else shown_unit(row)
+    return f" {unit}" if unit else ""
 
 
 def _p(value: float) -> str:

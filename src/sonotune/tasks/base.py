@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from sonotune.errors import ConfigError
 from sonotune.features.batching import Batch
 from sonotune.models.base import LoadedModel
 from sonotune.models.losses import Losses
-from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, Prediction, Score
+from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, LabelTokens, Prediction, Score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,7 @@ class TaskSettings:
         verbalize_numbers: Whether a second word error rate is given, of texts whose numbers are written as words;
             `auto` gives it where digits stand on one side of a clip only.
         primary: Name of the score that decides; `auto` leaves it to the task and the references.
+        scores: Names of further scores of texts (`registry.SCORES`).
     """
 
     training_text: Normalizer = field(default_factory=lambda: get("basic"))
@@ -44,6 +45,7 @@ class TaskSettings:
     class_weights: Literal["none", "balanced"] = "none"
     verbalize_numbers: Literal["auto"] | bool = "auto"
     primary: str = "auto"
+    scores: tuple[str, ...] = ()
 
     def check_primary(self, task: str, possible: Sequence[str]) -> None:
         """Refuse a score that a task does not give; raises ConfigError."""
@@ -139,4 +141,30 @@ class Task(Protocol):
 
     def row(self, prediction: Prediction, clip: Clip) -> Mapping[str, Any]:
         """What `predictions/*.jsonl` keeps of a clip beside its properties."""
+        ...
+
+
+@runtime_checkable
+class LabelTask(Protocol):
+    """A task that can rate the transcripts of clips, teacher-forced (`evaluation.teacher_forcing`)."""
+
+    rates_labels: bool
+    """Whether one of the scores asks for it."""
+
+    def label_targets(self, loaded: LoadedModel, clips: Sequence[Clip]) -> Mapping[str, NDArray[np.int64]]:
+        """Clip id -> target ids (U,), whole; clips whose transcript cannot be written are absent."""
+        ...
+
+    def rate_labels(self, loaded: LoadedModel, batch: Batch) -> list[LabelTokens | None]:
+        """How the model rates the targets of each clip of a batch; None where it gives no finite number."""
+        ...
+
+
+class Predictor(Protocol):
+    """The part of a task that decodes, or what stands in for it."""
+
+    def predict(
+        self, loaded: LoadedModel, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING
+    ) -> list[Prediction]:
+        """See `Task.predict`."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -11,26 +12,30 @@ from numpy.typing import NDArray
 
 from sonotune.data import numbers
 from sonotune.data.scripts import deciding_rate
-from sonotune.data.text import profile_of, says_something
+from sonotune.data.text import BASIC, profile_of, says_something
 from sonotune.errors import ConfigError, MissingExtraError, TextError, TextTooLongError
 from sonotune.features.batching import Batch
 from sonotune.metrics.error_rate import edit_counts, error_rate
-from sonotune.metrics.runaway import cut_loops, decoding_health, loops
+from sonotune.metrics.runaway import cut_loops, decoding_health
 from sonotune.metrics.scores import NUMBERS_VERBALIZED
+from sonotune.metrics.text_pairs import KEPT_PAIRS, compare_texts
+from sonotune.metrics.text_scores import FurtherScores, ScoredText
 from sonotune.models.base import LoadedModel, SpeechFamily
 from sonotune.models.decoding import DENSE_SHARE, text_rate
+from sonotune.models.label_limit import LabelLimit, TokensAround, transcripts_too_long
 from sonotune.models.languages import find_code, misspelt
-from sonotune.models.losses import Losses
+from sonotune.models.losses import LabelOutputs, Losses
 from sonotune.progress import note
+from sonotune.registry import SCORES
 from sonotune.tasks.base import PreparedClips, TaskSettings
-from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, Prediction, Score
+from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, LabelTokens, Prediction, Score
 
 LOOPS_CUT = "wer_loops_cut"
 """Name of the word error rate of texts whose loops are cut."""
 SPELLING_FOLDED = "wer_spelling_folded"
 """Name of the word error rate of texts in which spelling variants of a word are one (`Normalizer.folded`)."""
 RATES = ("wer", "cer")
-"""Scores that can decide."""
+"""Scores that every evaluation gives."""
 _BESIDE = {
     LOOPS_CUT: "WER with loops cut",
     NUMBERS_VERBALIZED: "WER with numbers as words",
@@ -55,9 +60,13 @@ class Transcribe:
                 "evaluation.verbalize_numbers=true needs the package num2words, which is not installed. "
                 f"Install it with {numbers.INSTALL}, or leave the setting at auto."
             )
-        settings.check_primary(self.name, RATES)
+        asked = [name for name in (*settings.scores, settings.primary) if name not in (*RATES, "auto")]
+        settings.check_primary(self.name, (*RATES, *SCORES, *settings.scores))
+        self._further = FurtherScores(asked)
+        self.rates_labels = bool(self._further.of_labels)
         self.family = family
         self._settings = settings
+        self._scoring = lru_cache(maxsize=KEPT_PAIRS)(settings.scoring_text.scoring)
         self._unknown: dict[str, str] = {}
         self._keeps_numbers = False
         self._written: Callable[[str], str] = str
@@ -76,8 +85,8 @@ class Transcribe:
         self._written = self.family.written_form(loaded)
         kept, targets, findings = [], [], []
         too_long: dict[str, str] = {}
-        around = _Around(self.family, loaded)
-        limit = _Limit(self._settings.max_label_tokens, around, aligned=self._settings.aligned)
+        around = TokensAround(self.family, loaded)
+        limit = LabelLimit(self._settings.max_label_tokens, around, aligned=self._settings.aligned)
         for clip in clips:
             text = self._settings.training_text.training(clip.text or "")
             language = clip.language or self._settings.language
@@ -101,7 +110,7 @@ class Transcribe:
                 targets.append(shortened)
                 kept.append(replace(clip, text=text, language=language))
         findings += self._notes(loaded, {clip.language for clip in kept if clip.language})
-        findings += [*_too_long(too_long, len(clips)), *limit.findings(len(clips))]
+        findings += [*transcripts_too_long(too_long, len(clips)), *limit.findings(len(clips))]
         findings += self._note_on_case(loaded, kept)
         rates = [
             text_rate(len(ids) - around.tokens(clip.language) + 1, clip.duration_s)
@@ -173,6 +182,28 @@ class Transcribe:
             for clip, one in zip(batch.clips, made, strict=True)
         ]
 
+    def label_targets(self, loaded: LoadedModel, clips: Sequence[Clip]) -> Mapping[str, NDArray[np.int64]]:
+        """See `LabelTask`: the transcripts in training form, none cut short."""
+        whole = Transcribe(self.family, replace(self._settings, max_label_tokens=None))
+        prepared = whole.prepare(loaded, [self._told(loaded, clip) for clip in clips])
+        return {clip.id: ids for clip, ids in zip(prepared.clips, prepared.targets, strict=True)}
+
+    def rate_labels(self, loaded: LoadedModel, batch: Batch) -> list[LabelTokens | None]:
+        """See `LabelTask`.
+
+        Raises:
+            ConfigError: The model does not predict tokens one after the other.
+        """
+        outputs = self.family.forward(loaded, batch)
+        if not isinstance(outputs, LabelOutputs):
+            asked = " and ".join(self._further.of_labels)
+            raise ConfigError(
+                f"{asked} cannot be given: {loaded.checkpoint} is a CTC model, which has no probability of a token "
+                "given those before it. Leave it out of evaluation.scores and evaluation.primary, or take a model with "
+                "a decoder."
+            )
+        return outputs.label_tokens()
+
     def _told(self, loaded: LoadedModel, clip: Clip) -> Clip:
         """The clip with the language the model is told; one that it has no token for is left to detection."""
         if clip.language is None:
@@ -215,14 +246,14 @@ class Transcribe:
 
         Beside them stands a word error rate with numbers as words, where `TaskSettings.verbalize_numbers` asks for it,
         and one with spelling variants folded, where the scoring normaliser has such a form and clips are in its
-        language. Each has the digest of its normaliser (`detail.normalizer`).
+        language. Each has the digest of its normaliser (`detail.normalizer`). Scores of `TaskSettings.scores` follow.
         """
         references, hypotheses = self._scored(predictions, clips)
         speakers = [clip.speaker for clip in clips]
-        words = edit_counts(references, hypotheses, unit="word")
-        characters = edit_counts(references, hypotheses, unit="character")
-        counts = {"wer": words, "cer": characters}
-        looping = [loops(text, reference) for reference, text in zip(references, hypotheses, strict=True)]
+        pairs = [compare_texts(*texts) for texts in zip(references, hypotheses, strict=True)]
+        words = [pair.words for pair in pairs]
+        counts = {"wer": words, "cer": [pair.characters for pair in pairs]}
+        looping = [pair.loops for pair in pairs]
         if any(looping):
             cut = [cut_loops(text) if loop else text for text, loop in zip(hypotheses, looping, strict=True)]
             counts[LOOPS_CUT] = edit_counts(references, cut, unit="word")
@@ -247,6 +278,8 @@ class Transcribe:
         }
         scores["wer"] = replace(wer, detail={**wer.detail, **counted})
         decides = primary or self.primary_of(clips)[0]
+        texts = self._texts(predictions, clips)
+        scores |= self._further.score(texts, speakers=speakers, resamples=resamples, seed=seed)
         normalizer = self._settings.scoring_text
         return {
             name: replace(
@@ -264,24 +297,26 @@ class Transcribe:
     def details(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[dict[str, Any], list[Finding]]:
         """Loops, fallbacks, empty texts, invented words, and languages that the model does not know."""
         references, hypotheses = self._scored(predictions, clips)
-        edits = edit_counts(references, hypotheses, unit="word")
+        pairs = [compare_texts(*texts) for texts in zip(references, hypotheses, strict=True)]
+        edits, looping = [pair.words for pair in pairs], [pair.loops for pair in pairs]
         again = sum(prediction.attempts > 1 for prediction in predictions)
         cut = sum(prediction.cut for prediction in predictions)
         ids = [clip.id for clip in clips]
-        health = decoding_health(ids, references, hypotheses, edits, fallbacks=again, cut=cut)
+        health = decoding_health(ids, references, hypotheses, edits, looping=looping, fallbacks=again, cut=cut)
         inserted = sum(edit.insertions for edit in edits)
         findings = [
             *self._notes_on_unknown(clips),
             *health.findings(),
             *self._notes_on_numbers(references, hypotheses, clips),
+            *self._further.findings(self._texts(predictions, clips)),
         ]
         return {"insertions": inserted, "decoding": health.to_json()}, findings
 
     def row(self, prediction: Prediction, clip: Clip) -> Mapping[str, Any]:
         """The texts as they came, in the form that is compared, and the word errors between them.
 
-        `cut` and `no_signal` (see `Prediction`) stand in the rows of which they are true, and `attempts` where the
-        first text failed a threshold.
+        `cut` and `no_signal` (see `Prediction`) stand in the rows of which they are true, `attempts` where the
+        first text failed a threshold, and `label_tokens` where they were measured.
         """
         hypothesis = prediction.text or ""
         row: dict[str, Any] = {
@@ -293,19 +328,39 @@ class Transcribe:
         }
         if clip.text is not None:
             references, hypotheses = self._scored([prediction], [clip])
-            edits = edit_counts(references, hypotheses, unit="word")[0]
+            edits = compare_texts(references[0], hypotheses[0]).words
             row |= {"scored_reference": references[0], "scored_hypothesis": hypotheses[0], "edits": edits.to_json()}
         if prediction.attempts > 1:
             row["attempts"] = prediction.attempts
+        if prediction.label_tokens is not None:
+            row["label_tokens"] = prediction.label_tokens.to_json()
         return row | {name: True for name in ("cut", "no_signal") if getattr(prediction, name)}
 
     def _scored(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[list[str], list[str]]:
         """References and hypotheses in scoring form, both in the letters that the model has."""
-        scoring, written = self._settings.scoring_text.scoring, self._written
+        scoring, written = self._scoring, self._written
         return (
             [scoring(written(clip.text or "")) for clip in clips],
             [scoring(written(prediction.text or "")) for prediction in predictions],
         )
+
+    def _texts(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> list[ScoredText]:
+        """What the further scores see."""
+        if not self._further.scores:
+            return []
+        return [
+            ScoredText(
+                reference=BASIC.training(clip.text or ""),
+                hypothesis=BASIC.training(prediction.text or ""),
+                scored_reference=reference,
+                scored_hypothesis=hypothesis,
+                language=clip.language or self._settings.language,
+                label_tokens=prediction.label_tokens,
+            )
+            for clip, prediction, reference, hypothesis in zip(
+                clips, predictions, *self._scored(predictions, clips), strict=True
+            )
+        ]
 
     def _folds(self, clip: Clip) -> bool:
         """Whether spellings of a clip are folded: where it is in the language of the normaliser, or names none."""
@@ -420,90 +475,3 @@ class Transcribe:
             for message, ids in notes.items()
             if ids
         ]
-
-
-def _too_long(problems: Mapping[str, str], clips: int) -> list[Finding]:
-    """That transcripts are left out which the model has no room for; clip id -> what the family says of it."""
-    if not problems:
-        return []
-    first, problem = next(iter(problems.items()))
-    message = (
-        f"{len(problems)} of {clips} training transcripts are longer than the model can write, and their clips are "
-        f"left out of training. Of clip {first!r}: {problem} Cut them with `start_s` and "
-        "`duration_s`, each part with its own text."
-    )
-    return [
-        Finding(
-            check="data.text_too_long",
-            severity="warning",
-            message=message,
-            clip_ids=tuple(problems),
-            measured=float(len(problems)),
-            unit="clips",
-        )
-    ]
-
-
-class _Around:
-    """How many tokens a family puts around every text: what it encodes of an empty one, a prompt and an end token."""
-
-    def __init__(self, family: SpeechFamily, loaded: LoadedModel) -> None:
-        self._family, self._loaded = family, loaded
-        self._known: dict[str | None, int] = {}
-
-    def tokens(self, language: str | None) -> int:
-        """Of a clip in this language."""
-        if language not in self._known:
-            self._known[language] = len(self._family.encode_text(self._loaded, "", language))
-        return self._known[language]
-
-
-class _Limit:
-    """The most tokens of a transcript that are learned.
-
-    A target that was cut loses its end, so the model is not taught to stop there. Families that are aligned with the
-    audio, as CTC is, have no end to leave out: a part of the text would teach that the rest of the clip is silence.
-    """
-
-    def __init__(self, tokens: int | None, around: _Around, *, aligned: bool) -> None:
-        self._tokens, self._around, self._aligned = tokens, around, aligned
-        self._cut: list[str] = []
-        self._left_out: list[str] = []
-
-    def apply(self, ids: NDArray[np.int64], clip_id: str, language: str | None) -> NDArray[np.int64] | None:
-        """The ids that are learned of a clip; None leaves it out."""
-        if self._tokens is None:
-            return ids
-        around = self._around.tokens(language)
-        if len(ids) - around <= self._tokens:
-            return ids
-        if around == 0 or self._aligned:
-            self._left_out.append(clip_id)
-            return None
-        self._cut.append(clip_id)
-        return ids[: around - 1 + self._tokens]
-
-    def findings(self, clips: int) -> list[Finding]:
-        """What was cut short and what was left out, as settings ask."""
-        found = []
-        for check, ids, outcome in (
-            ("text.truncated", self._cut, "learned up to there, without an end"),
-            ("data.too_many_tokens", self._left_out, "left out, for CTC would learn the rest of a clip as silence"),
-        ):
-            if ids:
-                message = (
-                    f"{len(ids)} of {clips} transcripts have more than data.max_label_tokens={self._tokens} and are "
-                    f"{outcome}. Raise the limit or cut the clips."
-                )
-                found.append(
-                    Finding(
-                        check=check,
-                        severity="warning",
-                        message=message,
-                        clip_ids=tuple(ids),
-                        measured=float(len(ids)),
-                        limit=float(self._tokens or 0),
-                        unit="tokens",
-                    )
-                )
-        return found

@@ -62,6 +62,7 @@ def _metadata(session: Session, model: PreparedModel) -> dict[str, object]:
         "multi_label": config.data.multi_label,
         "silence_db": config.data.silence_db,
         "primary": config.evaluation.primary,
+        "scores": list(config.evaluation.scores),
         "outputs": list(model.loaded.new_outputs),
         "run": session.log.record.run_id,
     }

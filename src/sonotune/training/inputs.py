@@ -117,6 +117,7 @@ def _task(config: RunConfig) -> tuple[ModelFamily, Task]:
             class_weights=config.training.class_weights,
             verbalize_numbers=config.evaluation.verbalize_numbers,
             primary=config.evaluation.primary,
+            scores=config.evaluation.scores,
         ),
     )
     return family, task

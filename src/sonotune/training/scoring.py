@@ -10,6 +10,7 @@ from sonotune.adapters.calibration.calibrate import collect
 from sonotune.adapters.ranks.choose import calibration_clips
 from sonotune.evaluation.augmented import EvaluationChain
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate, write_predictions
+from sonotune.evaluation.noise import with_noise
 from sonotune.metrics.scores import WORSE, primary_score, score_title, show_score, show_value, spelling_of_numbers
 from sonotune.progress import about, note
 from sonotune.runs import read_events
@@ -20,7 +21,7 @@ from sonotune.training.model import PreparedModel
 from sonotune.training.session import Session
 from sonotune.training.sharding import unsharded
 from sonotune.training.state import TrainingState
-from sonotune.types import Finding, Score, Severity
+from sonotune.types import Clip, Finding, Score, Severity
 
 EvaluationPoint = Literal["before", "after", "test"]
 IMPROVING: Final = "training.still_improving"
@@ -42,6 +43,7 @@ class Scoring:
     def __init__(self, session: Session, inputs: RunInputs, model: PreparedModel, trackers: Trackers) -> None:
         self.model = model
         self._session, self._inputs, self._trackers = session, inputs, trackers
+        self._split_clips: dict[str, list[Clip]] = {}
 
     @property
     def has_development_clips(self) -> bool:
@@ -57,7 +59,7 @@ class Scoring:
         """
         log, task = self._session.log, self._inputs.task
         split = "test" if point == "test" else "eval"
-        clips = self._inputs.corpus.splits.get(split)
+        clips = self._clips(split)
         if not clips or (once and point in log.record.scores):
             return
         result = self._evaluate(split, f"{'before' if point == 'before' else 'after'} training")
@@ -123,6 +125,13 @@ class Scoring:
             seconds=found.seconds,
         )
 
+    def _clips(self, split: str) -> list[Clip]:
+        """The clips of a split, with their noise where scores by it are asked for; measured once."""
+        if split not in self._split_clips:
+            clips = self._inputs.corpus.splits.get(split) or []
+            self._split_clips[split] = with_noise(clips, self._session.config.evaluation.snr_edges_db)
+        return self._split_clips[split]
+
     def _evaluate(self, split: str, when: str) -> EvaluationResult:
         """Score the clips of a split, and say what the score is."""
         session, settings = self._session, self._session.config.evaluation
@@ -134,7 +143,7 @@ class Scoring:
             result = evaluate(
                 self._inputs.task,
                 self.model.loaded,
-                self._inputs.corpus.splits[split],
+                self._clips(split),
                 batch_seconds=settings.batch_seconds,
                 max_clips=settings.batch_max_clips,
                 decoding=settings.decoding(),
