@@ -21,7 +21,8 @@ import typer.main
 from sonotune.cli import app
 from sonotune.config.kinds import allowed
 from sonotune.config.load import Setting, describe_settings, presets
-from sonotune.config.schema import RunConfig, StageConfig
+from sonotune.config.schema import RunConfig
+from sonotune.config.training import StageConfig
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 MADE_BY = "<!-- Made by `make docs` from the code. Do not edit: change the code and run it again. -->"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sonotune.audio import augment, packets
 from sonotune.audio.augment import CODECS, WaveformAugmenter
 from sonotune.audio.chains import CHAINS, ORDER
-from sonotune.config.schema import AugmentationConfig
+from sonotune.config.data import AugmentationConfig
 from sonotune.errors import ConfigError
 from sonotune.runs import generator
 from sonotune.types import ChainName

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sonotune.config.schema import AllocationConfig, ReallocationConfig, RegularizationConfig, RunConfig
+from sonotune.config.adapter import AllocationConfig, ReallocationConfig, RegularizationConfig
+from sonotune.config.schema import RunConfig
 
 
 def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:

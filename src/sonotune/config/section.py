@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 from pydantic import BaseModel, ConfigDict
+
+NO_EFFECT_ON_RESULT: Final[dict[str, Any]] = {"affects_result": False}
+"""Of a setting that cannot change the weights, scores or predictions of a run."""
+LATER: Final[dict[str, Any]] = {"in_digest_at_default": False}
+"""Of a setting that came later: at its default it is left out of the digest, as in older runs."""
 
 
 class Section(BaseModel):

@@ -19,8 +19,8 @@ from typing import Any, Literal, NotRequired, cast
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
+from sonotune.config.data import DataConfig
 from sonotune.config.load import load_run_config
-from sonotune.config.schema import DataConfig
 from sonotune.errors import AdapterError, Interrupted, RunDirectoryError
 from sonotune.json_files import Number, read_json
 from sonotune.metrics.scores import primary_score, score_title, show_value

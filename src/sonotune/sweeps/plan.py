@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sonotune.config.data import DataConfig
 from sonotune.config.load import load_run_config
-from sonotune.config.schema import DataConfig
 from sonotune.errors import ConfigError, SonotuneError
 from sonotune.optimizers import usual_rates
 from sonotune.paths import exists
