@@ -22,7 +22,7 @@ import pytest
 import soundfile
 
 from sonotune import cli, errors, quickstart, types
-from sonotune.api import open_recognizer
+from sonotune.arguments import open_recognizer
 from sonotune.cli.findings import clips_left_out, warning_lines, worth_telling
 from sonotune.config.hints import OTHER_NAMES
 from sonotune.config.load import describe_settings, load_run_config

@@ -20,7 +20,7 @@ from sonotune.adapters.kinds.none import NONE
 from sonotune.adapters.metadata import read_entries, use_of, write_metadata
 from sonotune.adapters.ranks.choose import RankSettings, plan_ranks
 from sonotune.adapters.trainable import adapt
-from sonotune.api import settings_of_use
+from sonotune.arguments import settings_of_use
 from sonotune.errors import AdapterError, ConfigError, ModelError
 from sonotune.loading import find_adapter, kept_unquantized, model_folder, open_model
 from sonotune.models.base import LoadedModel

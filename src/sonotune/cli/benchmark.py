@@ -48,7 +48,7 @@ def benchmark(
     An adapter is measured as its base in 16 and 4 bits, as it was trained, and merged; each in a process of its own.
     Clips are decoded as `evaluate` decodes them. Nothing else should run on the machine.
     """
-    from sonotune.api import settings_of_use
+    from sonotune.arguments import settings_of_use
 
     loaded = settings_of_use(words or [], require=("data.test",))
     if forms == AS_IS:
@@ -130,7 +130,7 @@ def _run(words: Sequence[str], *, doing: str) -> str:
 
 
 def _measured(config: Any, rounds: int, latency_clips: int, watts: float | None, price: float | None) -> dict[str, Any]:
-    from sonotune.api import corpus_to_score, open_recognizer
+    from sonotune.arguments import corpus_to_score, open_recognizer
     from sonotune.serving.benchmark import BenchmarkSettings, Opened, benchmark
 
     def opened() -> Opened:

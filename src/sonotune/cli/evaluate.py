@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sonotune.api import corpus_to_score, open_recognizer, score_clips, settings_of_use
+from sonotune.arguments import corpus_to_score, open_recognizer, score_clips, settings_of_use
 from sonotune.cli.findings import removed_clips, warning_lines
 from sonotune.cli.retention import record_retention, retention_lines
 from sonotune.cli.shared import Json, Words, app, print_result, tell

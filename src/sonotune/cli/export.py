@@ -43,7 +43,7 @@ def export(
     the estimate does; `differs` where it does not. With --strict, exit code 4 means: `differs`, nothing compared, or
     `not shown` on fewer clips than --parity-clips asks for.
     """
-    from sonotune.api import parity_settings
+    from sonotune.arguments import parity_settings
     from sonotune.cli.parity import parity_lines, record_parity
     from sonotune.errors import ConfigError, NumericError
 

@@ -24,7 +24,7 @@ def record_parity(checkpoint: Path, parity: Mapping[str, Any]) -> None:
     """Put what was found into the record of a finished run, and into its report."""
     from dataclasses import replace
 
-    from sonotune.api import run_of
+    from sonotune.arguments import run_of
     from sonotune.cli.report import write_report
     from sonotune.runs import atomic_write_json, read_record, record_to_json
     from sonotune.serving.parity import finding_of, with_finding

@@ -56,7 +56,7 @@ def plan(
 
     sonotune plan model=whisper_large_v3 quantization.bits=4 --gpu 8GB
     """
-    from sonotune.api import planned_lengths_s, planned_settings
+    from sonotune.arguments import planned_lengths_s, planned_settings
     from sonotune.config.load import load_run_config
     from sonotune.planning.cost import estimate
 

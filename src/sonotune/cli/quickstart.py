@@ -17,7 +17,7 @@ def quickstart(
     as_json: Json = False,
 ) -> None:
     """Run the whole pipeline on packaged data, offline: check, QLoRA-train whisper-nano, score, report, export."""
-    from sonotune.api import parity_settings
+    from sonotune.arguments import parity_settings
     from sonotune.cli.parity import parity_lines, record_parity
     from sonotune.quickstart import quickstart as run_quickstart
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sonotune.api import open_recognizer, recognition_settings, refuse_augmented, settings_of_use
+from sonotune.arguments import open_recognizer, recognition_settings, refuse_augmented, settings_of_use
 from sonotune.cli.shared import Files, Json, app, one_field, print_result, tell
 from sonotune.progress import printable_name
 

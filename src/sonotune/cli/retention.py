@@ -32,7 +32,7 @@ def record_retention(checkpoint: Path, rows: Sequence[Mapping[str, Any]], scales
     """Put what an evaluation found into the record of a finished run, and into its report."""
     from dataclasses import replace
 
-    from sonotune.api import run_of
+    from sonotune.arguments import run_of
     from sonotune.cli.report import write_report
     from sonotune.errors import SonotuneError
     from sonotune.runs import atomic_write_json, read_record, record_to_json
