@@ -2,10 +2,10 @@
 
 Learning rates where none is given: one for adapters, a lower one for pretrained weights that train themselves. The
 larger a pretrained model, the lower a rate its own weights bear; adapters, which start from nothing, bear ten times as
-much. Of the rates below, those of nano models were measured (benchmarks/fsdd_folds), and that of adapters on models of
-up to 150 million parameters on Whisper-base, of 73 million, with three corpora and one seed each
-(benchmarks/real_models). The rates of pretrained weights, and those of larger models, are the usual ones of the field's
-guides, and were not varied here.
+much. Of the rates below, those of nano models (up to 3 million parameters) were measured (benchmarks/fsdd_folds), and
+that of adapters on models of up to 150 million parameters on Whisper-base, of 73 million, with three corpora and one
+seed each (benchmarks/real_models). The rates of pretrained weights, and those of larger models, are the usual ones of
+the field's guides, and were not varied here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Rates(NamedTuple):
 
 
 _BY_PARAMETERS: tuple[tuple[float, Rates], ...] = (
-    (20e6, Rates(2e-3, 3e-4)),
+    (5e6, Rates(2e-3, 3e-4)),
     (150e6, Rates(1e-3, 5e-5)),
     (1e9, Rates(5e-4, 2e-5)),
     (float("inf"), Rates(2e-4, 1e-5)),

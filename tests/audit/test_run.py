@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sonotune.alignment.base import AlignerSettings, Alignment, Evidence, HeardLanguage
+from sonotune.alignment.base import AlignerSettings, Alignment, DetectedLanguage, Evidence
 from sonotune.audio.io import write
 from sonotune.audit.gate import GateSettings
 from sonotune.audit.measure import SCORES_FILE, Measurer
@@ -316,14 +316,14 @@ def test_clips_are_noted_as_copies_and_as_of_another_script(corpus, tmp_path):
 
 def test_clips_in_another_language_are_noted_and_many_of_them_are_said(corpus, tmp_path):
     said, clips = corpus
-    heard = {one.id: HeardLanguage("en", 0.97) for one in clips[:4]}
-    heard |= {clips[4].id: HeardLanguage("en", 0.6), clips[5].id: HeardLanguage("he", 0.99)}
+    heard = {one.id: DetectedLanguage("en", 0.97) for one in clips[:4]}
+    heard |= {clips[4].id: DetectedLanguage("en", 0.6), clips[5].id: DetectedLanguage("he", 0.99)}
     chosen = [replace(one, language="iw") for one in clips[:8]]
     found, _ = run(chosen, said, tmp_path, trusted=clips[120:], aligner=Oracle(said, heard))
     assert {one.clip.id for one in found.clips if "other_language" in one.notes} == {one.id for one in clips[:4]}
     [remark] = [one for one in found.report.remarks if "language" in one]
     assert remark == (
-        "The model hears another language than Hebrew in 4 of 8 clips that name it, most often English. Check their "
+        "The model detects another language than Hebrew in 4 of 8 clips that name it, most often English. Check their "
         "`language`."
     )
     again, silent = run(chosen, said, tmp_path, trusted=clips[120:])
@@ -333,7 +333,7 @@ def test_clips_in_another_language_are_noted_and_many_of_them_are_said(corpus, t
 
 def test_a_model_that_mishears_trusted_clips_notes_no_language(corpus, tmp_path):
     said, clips = corpus
-    heard = {one.id: HeardLanguage("he", 0.97) for one in clips}
+    heard = {one.id: DetectedLanguage("he", 0.97) for one in clips}
     found, _ = run(clips[:8], said, tmp_path, trusted=clips[120:], aligner=Oracle(said, heard))
     assert not any("other_language" in one.notes for one in found.clips)
     [remark] = [one for one in found.report.remarks if "language" in one]

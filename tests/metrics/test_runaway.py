@@ -133,20 +133,21 @@ def test_health_counts_what_went_wrong_and_names_the_clips() -> None:
         ("loop", "go", "go go go go go go"),
         ("silent", "a", ""),
         ("noise", "", "hello"),
+        ("more", "b", "one two three"),
     )
-    assert (found.loops, found.empty, found.invented) == (0.25, 0.25, 0.25)
-    assert found.insertions == pytest.approx(6 / 5)
+    assert (found.loops, found.empty, found.invented) == (0.2, 0.2, 0.4)
+    assert found.insertions == pytest.approx(8 / 6)
     assert found.loop_ids == ("loop",)
-    assert found.invented_ids == ("loop",)
+    assert found.invented_ids == ("loop", "more")
     assert (found.silent, found.silent_ids, found.silent_words) == (1, ("noise",), 1)
     assert [(finding.check, finding.clip_ids) for finding in found.findings()] == [
         ("decode.loops", ("loop",)),
-        ("decode.invented_words", ("loop",)),
+        ("decode.invented_words", ("more",)),
         ("decode.words_on_silence", ("noise",)),
     ]
     assert "1 clips without words, 1 words written on them" in found.findings()[-1].message
     told = found.to_json()
-    assert (told["clips"], told["silent_clips"], told["silent_clips_with_words"], told["silent_words"]) == (4, 1, 1, 1)
+    assert (told["clips"], told["silent_clips"], told["silent_clips_with_words"], told["silent_words"]) == (5, 1, 1, 1)
 
 
 def test_nothing_wrong_gives_no_findings() -> None:

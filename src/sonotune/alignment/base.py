@@ -39,7 +39,7 @@ class Evidence:
     window: int
 
 
-class HeardLanguage(NamedTuple):
+class DetectedLanguage(NamedTuple):
     """The language that a model takes a clip to be in, whatever the clip says of itself.
 
     Attributes:
@@ -68,7 +68,7 @@ class Alignment:
         unknown_share: Share of the transcript's characters that the model has no symbol for.
         disordered_share: Share of the times that a model names freely which are in the wrong order, before they were
             put right; None of an aligner that can only name times in order.
-        language: That the model hears; None of a model that tells none.
+        language: That the model detects; None of a model that tells none.
     """
 
     clip_id: str
@@ -81,7 +81,7 @@ class Alignment:
     transcript: str | None = None
     unknown_share: float = 0.0
     disordered_share: float | None = None
-    language: HeardLanguage | None = None
+    language: DetectedLanguage | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sonotune.alignment.attention import best_path, gains, hits, path_share
-from sonotune.alignment.base import AlignerSettings, Alignment, Evidence, HeardLanguage, Recording, recording, takes
+from sonotune.alignment.base import AlignerSettings, Alignment, DetectedLanguage, Evidence, Recording, recording, takes
 from sonotune.alignment.clip_pools import in_order
 from sonotune.alignment.placing import clip_finding, placed_words
 from sonotune.data.text import get, says_something
@@ -345,17 +345,17 @@ class WhisperAligner:
             evidence=Evidence(given=given_N[rows], best=best_N[rows], window=WINDOW_TOKENS),
             transcript=written.get(text.clip.id),
             unknown_share=text.unknown_share,
-            language=self._heard_language(one),
+            language=self._detected_language(one),
         )
 
-    def _heard_language(self, one: _Pass) -> HeardLanguage | None:
+    def _detected_language(self, one: _Pass) -> DetectedLanguage | None:
         """The pass says it as well: what follows the start token is the language, whichever is written there."""
         if not self._languages:
             return None
         tokens = torch.tensor(list(self._languages.values()), device=one.language.device)
         probabilities = self.loaded.module.proj_out(one.language).float()[tokens].softmax(dim=-1)
         best = int(probabilities.argmax())
-        return HeardLanguage(code=list(self._languages)[best], probability=float(probabilities[best]))
+        return DetectedLanguage(code=list(self._languages)[best], probability=float(probabilities[best]))
 
     def _likelihoods(self, one: _Pass) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Log-probability of each text token and of the end, and of the best token there (N,).

@@ -17,7 +17,7 @@ from typing import Any, Final, NotRequired
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from sonotune.alignment.base import Aligner, Alignment, HeardLanguage, Recording, recording
+from sonotune.alignment.base import Aligner, Alignment, DetectedLanguage, Recording, recording
 from sonotune.audio.activity import energy_of_blocks, frame_energy_db, loud_frames, speech_spans
 from sonotune.audio.io import probe, read, read_blocks
 from sonotune.audio.quality import SignalQuality, measure_quality, samples_digest
@@ -51,7 +51,7 @@ class Measured:
         transcript: What the model writes by itself.
         quality: Of the signal; None where the audio could not be read.
         samples: Digest of the samples and their number; empty where the audio could not be read.
-        language: That the model hears; None of a model that tells none.
+        language: That the model detects; None of a model that tells none.
     """
 
     key: str
@@ -62,7 +62,7 @@ class Measured:
     transcript: str | None = None
     quality: SignalQuality | None = None
     samples: str = ""
-    language: HeardLanguage | None = None
+    language: DetectedLanguage | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A line of the file."""
@@ -78,7 +78,7 @@ class Measured:
         if self.samples:
             row["samples"] = self.samples
         if self.language is not None:
-            row["heard_language"] = self.language._asdict()
+            row["detected_language"] = self.language._asdict()
         return row
 
 
@@ -162,7 +162,7 @@ class Measurer:
         for (clip, key), found in zip(unit, self.aligner.align([clip for clip, _ in unit]), strict=True):
             place = recording(clip)
             if place not in sounds:
-                sounds[place] = _heard(clip)
+                sounds[place] = _sound(clip)
             yield self._row(clip, key, found, sounds[place])
 
     def _row(self, clip: Clip, key: str, found: Alignment | Finding, sound: _Sound | None) -> Measured:
@@ -215,7 +215,7 @@ def _units(clips: Sequence[tuple[Clip, str]]) -> list[list[tuple[Clip, str]]]:
     return units
 
 
-def _heard(clip: Clip) -> _Sound | None:
+def _sound(clip: Clip) -> _Sound | None:
     try:
         rate_hz = probe(clip.path).sample_rate_hz
         waveform_S = read(
@@ -270,7 +270,7 @@ class _Quality(TypedDict):
     recorded_rate_hz: int | None
 
 
-class _Heard(TypedDict):
+class _Detected(TypedDict):
     code: str
     probability: Number
 
@@ -284,7 +284,7 @@ class _Line(TypedDict):
     transcript: NotRequired[str]
     quality: NotRequired[_Quality]
     samples: NotRequired[str]
-    heard_language: NotRequired[_Heard]
+    detected_language: NotRequired[_Detected]
     left: NotRequired[Count]
 
 
@@ -296,7 +296,7 @@ def _read(file: Path) -> Iterator[tuple[Measured, int]]:
     for row in read_json_lines(file, _LINE, error=ManifestError, do=_DO, whole=True):
         scores = row.get("scores")
         quality: Mapping[str, Any] | None = row.get("quality")
-        heard = row.get("heard_language")
+        detected = row.get("detected_language")
         measured = Measured(
             key=row["key"],
             check=row["check"],
@@ -309,6 +309,6 @@ def _read(file: Path) -> Iterator[tuple[Measured, int]]:
             transcript=row.get("transcript"),
             quality=None if quality is None else SignalQuality(**quality),
             samples=row.get("samples", ""),
-            language=None if heard is None else HeardLanguage(**heard),
+            language=None if detected is None else DetectedLanguage(**detected),
         )
         yield measured, row.get("left", 0)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from sonotune.alignment.base import HeardLanguage, recording
+from sonotune.alignment.base import DetectedLanguage, recording
 from sonotune.audit.duplicates import duplicate_audio, duplicate_texts
 from sonotune.audit.measure import Measured
 from sonotune.audit.place import VERDICT_COLUMN
@@ -24,18 +24,18 @@ MAX_CER: Final = 1.0
 """Above it, what the model writes has more errors than the transcript has characters: it has nothing in common with it.
 That is noted, for a weak model writes so of right transcripts as well."""
 MIN_LANGUAGE_PROBABILITY: Final = 0.9
-"""From here on, a language that the model hears and the clip does not name is noted. Of Whisper-base, that is 0 of 80
+"""From here on, a language that the model detects and the clip does not name is noted. Of Whisper-base, that is 0 of 80
 English and Swahili clips, 2 of 80 Breton ones (a language that it hardly knows), and 26 of 40 English clips that are
 named something else."""
 MAX_MISHEARD: Final = 0.05
-"""Of trusted clips. A model that hears more of them in another language cannot tell the languages of this corpus."""
+"""Of trusted clips. A model that takes more of them for another language cannot tell the languages of this corpus."""
 MANY_IN_ANOTHER_LANGUAGE: Final = 0.25
 """Of the sample; then it is said of the corpus."""
 MIN_SCRIPTS: Final = 10
 """Transcripts of a language in the sample from which its usual script is known."""
 
-Languages = tuple[str | None, HeardLanguage | None]
-"""The language that a clip names, and the one that the model hears."""
+Languages = tuple[str | None, DetectedLanguage | None]
+"""The language that a clip names, and the one that the model detects."""
 
 
 def notes_beside(clips: Sequence[Clip], measured: Sequence[Measured], normalizer: str) -> dict[str, list[str]]:
@@ -98,16 +98,16 @@ def notes_on(measured: Measured, language: str | None = None) -> list[str]:
     return [code for code, holds in odd.items() if holds]
 
 
-def _in_another_language(heard: HeardLanguage | None, language: str | None) -> bool:
-    if heard is None or language is None or heard.probability < MIN_LANGUAGE_PROBABILITY:
+def _in_another_language(detected: DetectedLanguage | None, language: str | None) -> bool:
+    if detected is None or language is None or detected.probability < MIN_LANGUAGE_PROBABILITY:
         return False
-    return find_code(language, {heard.code}) is None
+    return find_code(language, {detected.code}) is None
 
 
 def tells_languages(trusted: Sequence[Languages]) -> bool:
-    """Whether a model hears trusted clips in the languages that they name."""
-    heard = [_in_another_language(one, language) for language, one in trusted if language is not None]
-    return sum(heard) <= MAX_MISHEARD * len(heard)
+    """Whether a model detects trusted clips as the languages that they name."""
+    detected = [_in_another_language(one, language) for language, one in trusted if language is not None]
+    return sum(detected) <= MAX_MISHEARD * len(detected)
 
 
 def remarks_on_languages(sample: Sequence[Languages], trusted: Sequence[Languages]) -> list[str]:
@@ -125,9 +125,9 @@ def remarks_on_languages(sample: Sequence[Languages], trusted: Sequence[Language
     ]
 
 
-def _seems(heard: Sequence[Languages], most: float, what: str) -> list[str]:
-    named: dict[str, list[HeardLanguage | None]] = {}
-    for language, one in heard:
+def _seems(detected: Sequence[Languages], most: float, what: str) -> list[str]:
+    named: dict[str, list[DetectedLanguage | None]] = {}
+    for language, one in detected:
         if language is not None:
             named.setdefault(language, []).append(one)
     sentences = []
@@ -136,7 +136,7 @@ def _seems(heard: Sequence[Languages], most: float, what: str) -> list[str]:
         if others.total() > most * len(members):
             [(code, _)] = others.most_common(1)
             sentences.append(
-                f"The model hears another language than {language_name(language) or language} in {others.total()} of "
+                f"The model detects another language than {language_name(language) or language} in {others.total()} of "
                 f"{counted(len(members), what)} that name it, most often {language_name(code) or code}."
             )
     return sentences

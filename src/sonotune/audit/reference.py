@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from sonotune.alignment.base import HeardLanguage, takes
+from sonotune.alignment.base import DetectedLanguage, takes
 from sonotune.audit.calibration import DEFAULT_STATISTICS, SEED_THRESHOLDS, Calibration, calibrate, check_trusted, fixed
 from sonotune.audit.corruption import DEFAULT_CORRUPTIONS, Corruptor
 from sonotune.audit.measure import Measurer
@@ -24,14 +24,14 @@ class Reference:
         rates: How fast people speak.
         right: Scores of trusted clips; None of one that could not be aligned.
         corrupted: Corruption -> scores of trusted clips with their transcripts corrupted by it.
-        languages: Of each trusted clip, the language that it names and the one that the model hears.
+        languages: Of each trusted clip, the language that it names and the one that the model detects.
     """
 
     calibration: Calibration
     rates: Rates
     right: tuple[ClipScores | None, ...] = field(repr=False)
     corrupted: Mapping[str, tuple[ClipScores | None, ...]] = field(repr=False)
-    languages: tuple[tuple[str | None, HeardLanguage | None], ...] = field(default=(), repr=False)
+    languages: tuple[tuple[str | None, DetectedLanguage | None], ...] = field(default=(), repr=False)
 
 
 def refer(
@@ -76,7 +76,7 @@ def refer(
     doing = "aligning trusted clips, right and corrupted" if known else "aligning clips for thresholds"
     measured = measurer.measure(together, doing=doing)
     scores = {clip.id: row.scores for clip, row in zip(together, measured, strict=True)}
-    heard = {clip.id: row.language for clip, row in zip(together, measured, strict=True)}
+    detected = {clip.id: row.language for clip, row in zip(together, measured, strict=True)}
     right = [scores[clip.id] for clip in forms.pop("")]
     rates = fit_rates([one for one in right if one is not None])
     right = rated(right, rates)
@@ -91,7 +91,7 @@ def refer(
         rates=rates,
         right=tuple(right),
         corrupted={name: tuple(scores) for name, scores in corrupted.items()},
-        languages=tuple((measurer.language_of(clip), heard[clip.id]) for clip in chosen),
+        languages=tuple((measurer.language_of(clip), detected[clip.id]) for clip in chosen),
     )
 
 

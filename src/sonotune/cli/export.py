@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sonotune.cli.report import write_card
-from sonotune.cli.shared import Json, app, print_result
+from sonotune.cli.shared import Json, app, print_result, tell
 from sonotune.progress import phase
 
 Target = Annotated[str, typer.Option(help="`dequantized` (the function that was trained) or `original`.")]
@@ -40,8 +40,8 @@ def export(
     Plain `transformers` then recognises development clips of the run from the export, and the difference from what the
     run is scored on is written to `parity.json`. Its verdict is `shown` where the whole interval of the difference lies
     within one point of word error rate (or accuracy), or where all of enough clips are equal; `not shown` where only
-    the estimate does; `differs` where it does not. With --strict, exit code 4 means: `differs`, nothing compared, or
-    `not shown` on fewer clips than --parity-clips asks for.
+    the estimate does; `differs` where it does not. With --strict, exit code 4 means `differs`, or that nothing
+    was compared.
     """
     from sonotune.arguments import parity_settings
     from sonotune.cli.parity import parity_lines, record_parity
@@ -99,6 +99,8 @@ def export(
         lines += parity_lines(result["parity"])
         record_parity(Path(place), result["parity"])
     if strict and fails_strict(result["parity"]):
+        why = "nothing was compared" if result["parity"]["verdict"] is None else "what is served differs from the score"
+        tell(f"sonotune: --strict: {why}; exit code {NumericError.exit_code}. The export is kept.")
         print_result(result, as_json=as_json, lines=lines)
         raise typer.Exit(NumericError.exit_code)
     if push is not None:

@@ -404,15 +404,14 @@ def _foreign_context(loaded: Any, context: Context) -> list[Finding]:
     trained = loaded.trained_contexts
     if not trained or context in trained:
         return []
-    advice = "Leave model.context out, or set" if "thinned" in trained else "Set"
     best = "thinned" if "thinned" in trained else trained[0]
+    others = "" if context == "full" else "; other tools compute the whole window"
     return [
         Finding(
             check="model.context",
             severity="warning",
-            message=f"scored with model.context={context}, and the weights of {loaded.checkpoint} were "
-            f"{made_for(trained)}: the score may be worse, and other tools give another. {advice} "
-            f"model.context={best}.",
+            message=f"scored with model.context={context}, and the weights were {made_for(trained)}: the score is not "
+            f"the one that they have there{others}. Compare with model.context={best}.",
         )
     ]
 

@@ -22,6 +22,7 @@ from sonotune.data.scripts import UNSPACED
 from sonotune.data.windows import WINDOW_SLACK_S
 from sonotune.errors import AudioError
 from sonotune.types import Clip, Finding, Prediction
+from sonotune.wording import counted
 
 MAX_OVERLAP_S: Final = 4.0
 OVERLAP_SHARE: Final = 0.2
@@ -53,12 +54,16 @@ class Windows:
         """One prediction per clip of those of its pieces; findings name clips, not pieces."""
         owners = self.owners()
         made = iter(zip(self.pieces, predictions, strict=True))
-        merged = [merge_predictions(clip.id, [next(made) for _ in range(self.parts[clip.id])]) for clip in clips]
+        merged, unmatched = [], 0
+        for clip in clips:
+            whole, doubtful = merge_predictions(clip.id, [next(made) for _ in range(self.parts[clip.id])])
+            merged.append(whole)
+            unmatched += doubtful
         named = [
             replace(finding, clip_ids=tuple(dict.fromkeys(owners.get(name, name) for name in finding.clip_ids)))
             for finding in findings
         ]
-        return merged, [*self.findings, *named]
+        return merged, [*self.findings, *named, *([_unmatched(unmatched)] if unmatched else [])]
 
     def owners(self) -> dict[str, str]:
         """Id of each piece -> id of the clip that it is of."""
@@ -131,14 +136,28 @@ def _overlap_s(before: Clip, after: Clip) -> float:
     return overlap_s if overlap_s > WINDOW_SLACK_S else 0.0
 
 
-def merge_predictions(clip_id: str, pieces: Sequence[tuple[Clip, Prediction]]) -> Prediction:
+def _unmatched(count: int) -> Finding:
+    return Finding(
+        check="evaluation.windows_joined",
+        severity="note",
+        message=f"at {counted(count, 'cut')} where windows overlap their texts have no word in common, and both stand "
+        "whole: what is said there may be written twice.",
+        measured=float(count),
+        unit="cuts",
+    )
+
+
+def merge_predictions(clip_id: str, pieces: Sequence[tuple[Clip, Prediction]]) -> tuple[Prediction, int]:
     """One prediction of those of a clip's pieces, in their order.
 
     Texts are joined; class probabilities are the mean over the pieces, weighted by their length. A piece for which the
     model gave no numbers adds nothing, and the whole says so.
+
+    Returns:
+        The prediction, and at how many overlaps the texts on both sides, neither of them empty, had no word in common.
     """
     if len(pieces) == 1:
-        return replace(pieces[0][1], clip_id=clip_id)
+        return replace(pieces[0][1], clip_id=clip_id), 0
     weighed: dict[str, float] = defaultdict(float)
     finite = all(prediction.finite for _, prediction in pieces)
     total_s = math.fsum(piece.duration_s for piece, prediction in pieces if prediction.scores)
@@ -146,8 +165,8 @@ def merge_predictions(clip_id: str, pieces: Sequence[tuple[Clip, Prediction]]) -
         for label, score in prediction.scores.items():
             weighed[label] += score * piece.duration_s / total_s
     if weighed:
-        return Prediction(clip_id=clip_id, scores=dict(weighed), finite=finite)
-    text = ""
+        return Prediction(clip_id=clip_id, scores=dict(weighed), finite=finite), 0
+    text, unmatched = "", 0
     for number, (piece, prediction) in enumerate(pieces):
         said = (prediction.text or "").strip()
         previous = pieces[number - 1][0] if number else piece
@@ -156,13 +175,14 @@ def merge_predictions(clip_id: str, pieces: Sequence[tuple[Clip, Prediction]]) -
         if overlap_s:
             count = max(len(_WORDS.findall(pieces[number - 1][1].text or "")), len(_WORDS.findall(said)))
             most = math.ceil(_RATE_MARGIN * count * overlap_s / min(previous.duration_s, piece.duration_s)) + 1
-        text = merge_texts(text, said, max_words=most)
+        text, length = merge_texts(text, said, max_words=most)
+        unmatched += bool(overlap_s and said and (pieces[number - 1][1].text or "").strip() and not length)
     attempts = max((prediction.attempts for _, prediction in pieces), default=1)
     cut = any(prediction.cut for _, prediction in pieces)
-    return Prediction(clip_id=clip_id, text=text, attempts=attempts, finite=finite, cut=cut)
+    return Prediction(clip_id=clip_id, text=text, attempts=attempts, finite=finite, cut=cut), unmatched
 
 
-def merge_texts(left: str, right: str, *, max_words: int) -> str:
+def merge_texts(left: str, right: str, *, max_words: int) -> tuple[str, int]:
     """Put the texts of two neighbouring windows together.
 
     The longest sequence of words common to the end of `left` and the beginning of `right` is kept once; the words after
@@ -173,15 +193,18 @@ def merge_texts(left: str, right: str, *, max_words: int) -> str:
         left: The text so far.
         right: The text of the next window.
         max_words: Most words that can be of the overlap; 0 where the windows do not overlap.
+
+    Returns:
+        The text, and how many words both had in common.
     """
     lefts, rights = list(_WORDS.finditer(left)), list(_WORDS.finditer(right))
     first = max(0, len(lefts) - max_words)
     tail, head = [_bare(word[0]) for word in lefts[first:]], [_bare(word[0]) for word in rights[:max_words]]
     end, begin, length = _common(tail, head)
     if length:
-        return left[: lefts[first + end - 1].end()] + right[rights[begin - 1].end() :]
+        return left[: lefts[first + end - 1].end()] + right[rights[begin - 1].end() :], length
     border = left[-1:] + right[:1]
-    return f"{left}{right}" if _BOTH_UNSPACED.fullmatch(border) else f"{left} {right}".strip()
+    return f"{left}{right}" if _BOTH_UNSPACED.fullmatch(border) else f"{left} {right}".strip(), 0
 
 
 def _bare(word: str) -> str:

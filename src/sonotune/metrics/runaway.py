@@ -193,13 +193,14 @@ class DecodingHealth:
                     "evaluation.repetition_penalty=1.1 hinder loops and do not mend the cause.",
                 )
             )
-        if self.invented_ids:
+        invented = tuple(name for name in self.invented_ids if name not in self.loop_ids)
+        if invented:
             found.append(
                 _finding(
                     "decode.invented_words",
-                    self.invented_ids,
-                    self.invented,
-                    f"{len(self.invented_ids)} of {self.clips} texts have more inserted words than words that "
+                    invented,
+                    len(invented) / self.clips,
+                    f"{len(invented)} of {self.clips} texts that do not loop have more inserted words than words that "
                     "were said. Check these transcripts and look for speech that they leave out.",
                 )
             )

@@ -65,7 +65,7 @@ CODE_MEANINGS: Final[Mapping[str, str]] = {
     "mostly_silent": "Most of the recording is silent; this alone flags no clip.",
     "repeated_audio": "Another clip of the sample has the same recording; this alone flags no clip.",
     "repeated_text": "Another clip of the sample has the same long transcript; this alone flags no clip.",
-    "other_language": "The model hears another language than the clip names; this alone flags no clip.",
+    "other_language": "The model detects another language than the clip names; this alone flags no clip.",
     "other_script": "The transcript is in another script than most of its language; this alone flags no clip.",
 }
 """What a code of a reason or of a note says, in a sentence."""

@@ -391,12 +391,12 @@ def finding_of(parity: Mapping[str, Any]) -> Finding:
 
 
 def fails_strict(parity: Mapping[str, Any]) -> bool:
-    """Whether `--strict` refuses: nothing was compared, the two differ, or fewer clips than were asked show nothing.
+    """Whether `--strict` refuses: nothing was compared, or the difference is more than the tolerance.
 
-    Parity that as many clips as were asked for do not show is not refused: who needs it shown asks for more clips.
+    Parity that the clips do not show is not refused: the sentence says how many would, and the clips may be all there
+    are.
     """
-    few = parity["clips"] < parity["asked"]
-    return parity["verdict"] in (None, "differs") or (parity["verdict"] == "not shown" and few)
+    return parity["verdict"] in (None, "differs")
 
 
 def _causes(parity: Mapping[str, Any], name: str) -> str:

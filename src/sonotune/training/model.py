@@ -27,7 +27,7 @@ from sonotune.adapters.trainable import adapt, check_shardable, new_outputs, tar
 from sonotune.data.manifest import summary
 from sonotune.metrics.scores import score_title
 from sonotune.models.base import NEW, LoadedModel, count_parameters
-from sonotune.models.thinning import contexts_of_training
+from sonotune.models.thinning import contexts_of_training, made_for
 from sonotune.processes import SINGLE_PROCESS, Processes
 from sonotune.progress import note
 from sonotune.stages import Stage, describe
@@ -38,6 +38,7 @@ from sonotune.training.objectives.base import Objective
 from sonotune.training.session import Session
 from sonotune.training.sharding import shard_layers
 from sonotune.training.state import LoopSettings
+from sonotune.types import Finding
 
 RANKS_FILE: Final = "ranks.json"
 SPLIT_FILE: Final = "split.json"
@@ -99,7 +100,7 @@ def prepare_model(session: Session, inputs: RunInputs, steps: LoopSettings) -> P
         precision=compute.precision,
         gradient_checkpointing=config.training.gradient_checkpointing,
     )
-    log.finding((*new_outputs(loaded), *untrained_parts(loaded)))
+    log.finding((*new_outputs(loaded), *untrained_parts(loaded), *_cut_window(loaded)))
     callbacks = build_callbacks(
         loaded,
         plan,
@@ -135,6 +136,21 @@ def prepare_model(session: Session, inputs: RunInputs, steps: LoopSettings) -> P
     if config.training.shard_weights and compute.processes.world_size > 1:
         shard_layers(loaded, compute.processes, precision=compute.precision)
     return PreparedModel(loaded=loaded, stages=stages, callbacks=callbacks, targets=targets, bits=bits)
+
+
+def _cut_window(loaded: LoadedModel) -> tuple[Finding, ...]:
+    """A warning where weights that know the whole window are to learn without its end."""
+    if loaded.context != "cut" or not loaded.trained_contexts or "cut" in loaded.trained_contexts:
+        return ()
+    return (
+        Finding(
+            check="model.context",
+            severity="warning",
+            message=f"model.context=cut, and the weights were {made_for(loaded.trained_contexts)}: untuned they loop "
+            "when it is cut, and every other tool serves them over the whole window. model.context=thinned computes "
+            "about as little, and is served as it is scored.",
+        ),
+    )
 
 
 def trained_model(session: Session, model: PreparedModel) -> PreparedModel:
