@@ -4,8 +4,9 @@
 
 Each clip is scored with its own transcript and with five corrupted ones. For every statistic and corruption: the area
 under the curve, and the share found where 5 % of the right clips are flagged. Then what an audit does with sets of
-statistics, `default` being what it takes: thresholds are calibrated on one half of the clips and tried on the other,
-both ways, and of a corpus in which every tenth clip is corrupted, how many of the worst clips are.
+statistics, `default` being what it takes: thresholds are calibrated on all clips but a twentieth and tried on that one,
+in turn (with few clips a half of them allows a single false positive, which the first statistic takes alone), and of a
+corpus in which every tenth clip is corrupted, how many of the worst clips are.
 """
 
 from __future__ import annotations
@@ -53,9 +54,14 @@ SETS: Final[Mapping[str, tuple[str, ...]]] = {
     "ratios, cer": ("min_window_llr", "mean_llr", "cer"),
     "ratios, cer, unaligned": ("min_window_llr", "mean_llr", "cer", "total_unaligned_s"),
     "ratios, rate, unaligned": ("min_window_llr", "mean_llr", "rate_deviation", "total_unaligned_s"),
+    "mean first": ("mean_llr", "min_window_llr", "coverage"),
+    "probability, coverage": ("mean_log_probability", "min_window_log_probability", "coverage"),
+    "default, probability": (*DEFAULT_STATISTICS, "mean_log_probability"),
+    "default, rate": (*DEFAULT_STATISTICS, "rate_deviation"),
 }
 UNTRANSCRIBED: Final = ("deleted 20 %", "truncated 20 %")
 DRAWS: Final = 200
+FOLDS: Final = 20
 Scores = Sequence[ClipScores | None]
 Forms = Mapping[int, ClipScores | None]
 """Place of a clip -> scores of its corrupted transcript; a transcript too short for a corruption has no such form."""
@@ -160,22 +166,20 @@ def _untranscribed(right: Scores, wrong: Mapping[str, Forms]) -> dict[str, Any]:
 
 
 def _flags(right: Scores, wrong: Mapping[str, Forms], chosen: Sequence[str]) -> dict[str, Any]:
-    """Calibrated on one half, tried on the other."""
-    false, total = 0, 0
+    """Calibrated on all clips but those of a fold, tried on these."""
+    false = 0
     found, tried = dict.fromkeys(wrong, 0), dict.fromkeys(wrong, 0)
-    for half in (0, 1):
-        made = calibrate(right[half::2], {}, statistics=chosen)
-        others = right[1 - half :: 2]
-        false += sum(bool(made.flags(one)) for one in others)
-        total += len(others)
+    for fold in range(FOLDS):
+        made = calibrate([one for place, one in enumerate(right) if place % FOLDS != fold], {}, statistics=chosen)
+        false += sum(bool(made.flags(one)) for one in right[fold::FOLDS])
         for kind, forms in wrong.items():
-            part = [one for place, one in forms.items() if place % 2 != half]
+            part = [one for place, one in forms.items() if place % FOLDS == fold]
             found[kind] += sum(bool(made.flags(one)) for one in part)
             tried[kind] += len(part)
     kinds = {kind: found[kind] / max(1, tried[kind]) for kind in wrong}
     low, high = wilson(sum(found.values()), sum(tried.values()))
     return {
-        "false_positive_rate": false / total,
+        "false_positive_rate": false / len(right),
         "kinds": kinds,
         "recall": float(np.mean(list(kinds.values()))),
         "low": low,
@@ -227,7 +231,7 @@ def _table(result: Mapping[str, Any]) -> str:
         lines.append(name.ljust(28) + "".join(cells) + f"{row['recall']:.2f}".rjust(8))
     for name, row in result["untranscribed"].items():
         lines.append(f"untranscribed: {name}  AUC {row['auc']:.3f} ({row['low']:.3f} to {row['high']:.3f})")
-    lines.append("calibrated on the other half (false positives)")
+    lines.append("calibrated on the other folds (false positives)")
     for name, row in result["flags"].items():
         cells = [f"{cell:.2f}".rjust(18) for cell in row["kinds"].values()]
         worst = result["worst"][name]["precision"]
