@@ -100,6 +100,7 @@ def main() -> None:
         "unaligned": sum(one is None for one in right),
         "forms": {kind: len(forms) for kind, forms in wrong.items()},
         "statistics": _statistics(right, wrong),
+        "sets": {name: _together(right, wrong, chosen) for name, chosen in SETS.items()},
         "untranscribed": _untranscribed(right, wrong),
         "flags": {name: _flags(right, wrong, chosen) for name, chosen in SETS.items()},
         "worst": {name: _worst(right, wrong, chosen, options.seed) for name, chosen in SETS.items()},
@@ -130,17 +131,36 @@ def _measured(clips: Sequence[Clip], measurer: Measurer, seed: int) -> tuple[Sco
 
 
 def _statistics(right: Scores, wrong: Mapping[str, Forms]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for name in STATISTICS:
-        good = oriented(right, name)
-        limit = np.quantile(good, 0.05)
-        rows = {}
-        for kind, forms in wrong.items():
-            bad = oriented(list(forms.values()), name)
-            rows[kind] = {"auc": _auc(good, bad), "recall": float((bad < limit).mean()), "clips": len(bad)}
-        together = np.concatenate([oriented(list(forms.values()), name) for forms in wrong.values()])
-        table[name] = {"kinds": rows, "recall": float((together < limit).mean())}
-    return table
+    return {
+        name: _separated(
+            oriented(right, name), {kind: oriented(list(forms.values()), name) for kind, forms in wrong.items()}
+        )
+        for name in STATISTICS
+    }
+
+
+def _separated(good_N: NDArray[np.float64], bad: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """Area under the curve, and the share found where 5 % of the right clips are flagged."""
+    limit = np.quantile(good_N, 0.05)
+    rows = {
+        kind: {"auc": _auc(good_N, values), "recall": float((values < limit).mean()), "clips": len(values)}
+        for kind, values in bad.items()
+    }
+    together = np.concatenate(list(bad.values()))
+    low, high = wilson(int((together < limit).sum()), len(together))
+    return {"kinds": rows, "recall": float((together < limit).mean()), "low": low, "high": high}
+
+
+def _together(right: Scores, wrong: Mapping[str, Forms], chosen: Sequence[str]) -> dict[str, Any]:
+    """The same of a set: clips by their smallest p value among the right ones, itself left out, then by the next."""
+    parts = [right, *(list(forms.values()) for forms in wrong.values())]
+    p_values_AS = [np.stack([p_values(right, part, name) for name in chosen], axis=1) for part in parts]
+    count = len(right)
+    p_values_AS[0] = (p_values_AS[0] * (count + 1) - 1) / count
+    keys_AS = np.sort(np.concatenate(p_values_AS), axis=1)
+    _, rank_A = np.unique(keys_AS, axis=0, return_inverse=True)
+    good, *bad = np.split(rank_A.ravel().astype(np.float64), np.cumsum([len(part) for part in parts[:-1]]))
+    return _separated(good, dict(zip(wrong, bad, strict=True)))
 
 
 def _auc(good_N: NDArray[np.float64], bad_M: NDArray[np.float64]) -> float:
@@ -226,7 +246,7 @@ def _table(result: Mapping[str, Any]) -> str:
         f"{result['name']}: {result['clips']} clips of {result['seconds_of_audio']:.0f} s in {result['seconds']:.0f} s",
         "AUC / recall".ljust(28) + "".join(kind.rjust(18) for kind in kinds) + "all".rjust(8),
     ]
-    for name, row in result["statistics"].items():
+    for name, row in (*result["statistics"].items(), *result["sets"].items()):
         cells = [f"{cell['auc']:.3f} / {cell['recall']:.2f}".rjust(18) for cell in row["kinds"].values()]
         lines.append(name.ljust(28) + "".join(cells) + f"{row['recall']:.2f}".rjust(8))
     for name, row in result["untranscribed"].items():
