@@ -45,6 +45,7 @@ SHARES: Final = (0.05, 0.08, 0.10, 0.12, 0.15, 0.20)
 CALIBRATIONS: Final = 10
 WORST: Final = 100
 HARDEST: Final = "substituted 10 %"
+PARTS: Final = ("audits", "worst", "speakers", "hardest")
 
 Texts = Sequence[Mapping[str, str]]
 """Of each clip: corruption -> transcript."""
@@ -96,25 +97,18 @@ class Bench:
 
 
 def main() -> None:
-    """Measure, audit, and write one file."""
+    """Measure, audit, and write a file for each part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("trusted", type=Path)
     parser.add_argument("--model", required=True)
     parser.add_argument("--audits", type=int, default=34, help="of each true share")
     parser.add_argument("--cache", type=Path)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "real_audits.json")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    started = time.monotonic()
     clips, trusted = (read_manifest(path, allow_outside_root=True) for path in (options.corpus, options.trusted))
     opened = open_measurer(options.model, clips, file=options.cache)
-    result: dict[str, Any] = {
-        "command": " ".join(["real_audits.py", *(re.sub(r"/\S*/", "", word) for word in sys.argv[1:])]),
-        "code": code_version(),
-        "environment": environment(),
-        "clips": len(clips),
-        "trusted": len(trusted),
-    }
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(
             clips=clips,
@@ -125,14 +119,26 @@ def main() -> None:
         )
         kinds = [one.name for one in DEFAULT_CORRUPTIONS]
         unnamed = replace(bench, clips=[replace(clip, speaker=None) for clip in clips])
-        for part, found in (
-            ("audits", lambda: decisions(unnamed, "even", kinds, options.audits)),
-            ("worst", lambda: worst(unnamed, kinds)),
-            ("speakers named", lambda: decisions(bench, "speakers", kinds, options.audits // 2)),
-            (HARDEST, lambda: decisions(unnamed, HARDEST, [HARDEST], options.audits // 2)),
-        ):
-            result |= {part: found(), "seconds": round(time.monotonic() - started, 1)}
-            options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")  # what is done is kept
+        parts = {
+            "audits": lambda: decisions(unnamed, "even", kinds, options.audits),
+            "worst": lambda: worst(unnamed, kinds),
+            "speakers": lambda: decisions(bench, "speakers", kinds, options.audits // 2),
+            "hardest": lambda: decisions(unnamed, HARDEST, [HARDEST], options.audits // 2),
+        }
+        for part in options.parts:
+            started = time.monotonic()
+            result = {
+                "command": " ".join(["real_audits.py", *(re.sub(r"/\S*/", "", word) for word in sys.argv[1:])]),
+                "code": code_version(),
+                "environment": environment(),
+                "clips": len(clips),
+                "trusted": len(trusted),
+                **parts[part](),
+                "seconds": round(time.monotonic() - started, 1),
+            }
+            options.results.mkdir(exist_ok=True)
+            file = options.results / f"real_audits_{part}.json"
+            file.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 
 def measured(clips: Sequence[Clip], opened: OpenedMeasurer) -> list[dict[str, str]]:
