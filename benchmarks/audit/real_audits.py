@@ -9,8 +9,8 @@ Corrupted trusted clips are aligned for each of `CALIBRATIONS` seeds, which the 
 
 A decision is wrong where it is PROCEED at a true share of `proceed_below` or more, or STOP at one of `stop_above` or
 less. Then 1,000 clips are audited as a whole, a tenth of them bad: how many of the 100 worst lines of `clips.jsonl`
-are? A second set of audits leaves the speakers' names in place, by which the gate counts clips as clusters; a third
-has one corruption alone, that which is found least.
+are? Further sets of audits leave the speakers' names in place, by which the gate counts clips as clusters; have all bad
+clips in one of the two speakers, whose names are not given; have one corruption alone, that which is found least.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -45,7 +45,7 @@ SHARES: Final = (0.05, 0.08, 0.10, 0.12, 0.15, 0.20)
 CALIBRATIONS: Final = 10
 WORST: Final = 100
 HARDEST: Final = "substituted 10 %"
-PARTS: Final = ("audits", "worst", "speakers", "hardest")
+PARTS: Final = ("audits", "worst", "speakers", "one_speaker", "hardest")
 
 Texts = Sequence[Mapping[str, str]]
 """Of each clip: corruption -> transcript."""
@@ -84,12 +84,16 @@ class Bench:
             recorded={},
         )
 
-    def corrupted(self, share: float, name: str, number: int, kinds: Sequence[str]) -> tuple[list[Clip], set[str]]:
-        """The corpus with a share of its transcripts corrupted, and the ids of these."""
+    def corrupted(
+        self, share: float, name: str, number: int, kinds: Sequence[str], only: Collection[str] = ()
+    ) -> tuple[list[Clip], set[str]]:
+        """The corpus with a share of its transcripts corrupted, all of them `only` of some clips; the ids of these."""
         rng = generator(number, "real audits", name, "bad")
         made, bad = list(self.clips), set[str]()
         for place in rng.permutation(len(made)).tolist():
             possible = [self.texts[place][kind] for kind in kinds if kind in self.texts[place]]
+            if only and made[place].id not in only:
+                continue
             if len(bad) < round(share * len(made)) and possible:
                 made[place] = replace(made[place], text=possible[int(rng.integers(len(possible)))])
                 bad.add(made[place].id)
@@ -118,11 +122,13 @@ def main() -> None:
             folder=Path(folder),
         )
         kinds = [one.name for one in DEFAULT_CORRUPTIONS]
+        first = frozenset(clip.id for clip in clips if clip.speaker == clips[0].speaker)
         unnamed = replace(bench, clips=[replace(clip, speaker=None) for clip in clips])
         parts = {
             "audits": lambda: decisions(unnamed, "even", kinds, options.audits),
             "worst": lambda: worst(unnamed, kinds),
             "speakers": lambda: decisions(bench, "speakers", kinds, options.audits // 2),
+            "one_speaker": lambda: decisions(unnamed, "one speaker", kinds, options.audits // 2, only=first),
             "hardest": lambda: decisions(unnamed, HARDEST, [HARDEST], options.audits // 2),
         }
         for part in options.parts:
@@ -154,13 +160,13 @@ def measured(clips: Sequence[Clip], opened: OpenedMeasurer) -> list[dict[str, st
     return made
 
 
-def decisions(bench: Bench, name: str, kinds: Sequence[str], audits: int) -> dict[str, Any]:
+def decisions(bench: Bench, name: str, kinds: Sequence[str], audits: int, only: Collection[str] = ()) -> dict[str, Any]:
     """What audits decide at each true share."""
     rows = []
     for share in SHARES:
         made = []
         for number in range(audits):
-            clips, bad = bench.corrupted(share, f"{name} {share}", number, kinds)
+            clips, bad = bench.corrupted(share, f"{name} {share}", number, kinds, only)
             made.append((bench.audit(clips, f"{name} {share}", number), bad, len(bad) / len(clips)))
         rows.append({"share": share, **_row(made)})
         print(name, rows[-1], flush=True)
