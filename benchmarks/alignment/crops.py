@@ -6,6 +6,9 @@ Each clip is cut into crops of a few words, from the start of the first to the e
 transcribes every crop. Words that the borders cut off or take from a neighbour are errors. Beside the aligner stand
 degraded ones, whose order is known: its borders moved by 0.1, 0.2 and 0.4 s, or by noise of these deviations; and words
 spaced evenly over the clip, which needs no aligner.
+
+Where clips were joined of recordings of one word each (`data.chunking.join`), their times are known: with
+`--recordings FOLDER`, errors against them are printed, and nothing is read.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from numpy.typing import NDArray
 
 from sonotune.alignment.base import AlignerSettings, Alignment
 from sonotune.alignment.open import open_aligner
+from sonotune.audio.io import probe
 from sonotune.data.manifest import read_manifest
 from sonotune.data.text import get
 from sonotune.metrics.error_rate import EditCounts, char_edits, word_edits
@@ -34,6 +38,7 @@ from sonotune.runs import code_version, environment, generator
 from sonotune.serving.recognizer import Recognizer
 from sonotune.types import Clip, DecodingSettings
 
+GAP_S: Final = 0.15  # between joined recordings
 STEPS_S: Final = (0.1, 0.2, 0.4)
 SHORTEST_S: Final = 0.1  # nothing is read in a shorter crop
 GREEDY: Final = DecodingSettings(temperatures=(0.0,))
@@ -48,7 +53,8 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--aligner", required=True)
-    parser.add_argument("--reader", required=True)
+    parser.add_argument("--reader", default="")
+    parser.add_argument("--recordings", type=Path)
     parser.add_argument("--clips", type=int, default=60)
     parser.add_argument("--words", type=int, default=2, help="of a crop")
     parser.add_argument("--language", default="en")
@@ -64,6 +70,9 @@ def main() -> None:
         for clip, found in zip(clips, aligner.align(clips), strict=True)
         if isinstance(found, Alignment)
     ]
+    if options.recordings is not None:
+        print(json.dumps(times(aligned, options.recordings)))
+        return
     reader = Recognizer.open(options.reader, language=options.language)
     errors: dict[str, list[tuple[EditCounts, EditCounts]]] = {}
     for name, degrade in arms().items():
@@ -118,6 +127,25 @@ def _noisy(clip: Clip, spans_W2: Spans, *, deviation_s: float) -> Spans:
 def _even(clip: Clip, spans_W2: Spans) -> Spans:
     borders = np.linspace(0.0, clip.duration_s, len(spans_W2) + 1)
     return np.stack([borders[:-1], borders[1:]], axis=1)
+
+
+def times(aligned: Sequence[tuple[Clip, Spans]], recordings: Path) -> dict[str, dict[str, float]]:
+    """Errors of word starts and ends against the recordings that clips were joined of."""
+    errors = []
+    for clip, spans_W2 in aligned:
+        lengths = [probe(recordings / f"{name}.wav").duration_s for name in str(clip.extra["sources"]).split()]
+        starts = np.cumsum([0.0, *(length + GAP_S for length in lengths[:-1])])
+        errors.append(spans_W2 - np.stack([starts, starts + lengths], axis=1))
+    found = np.concatenate(errors)
+    return {
+        name: {
+            "words": len(found),
+            "bias_s": float(np.median(found[:, place])),
+            "median_s": float(np.median(np.abs(found[:, place]))),
+            "p90_s": float(np.quantile(np.abs(found[:, place]), 0.9)),
+        }
+        for place, name in enumerate(("starts", "ends"))
+    }
 
 
 # --- crops ---------------------------------------------------------------------------------------
