@@ -98,6 +98,8 @@ def main() -> None:
         "seconds_of_audio": sum(clip.duration_s for clip in clips),
         "seconds": time.monotonic() - started,
         "unaligned": sum(one is None for one in right),
+        # How well the aligner reads this speech, which is what its scores can be as good as.
+        "median_cer": float(np.median([one.cer for one in right if one is not None and one.cer is not None])),
         "forms": {kind: len(forms) for kind, forms in wrong.items()},
         "statistics": _statistics(right, wrong),
         "sets": {name: _together(right, wrong, chosen) for name, chosen in SETS.items()},
@@ -243,7 +245,8 @@ def _ranked(right: Scores, scores: Scores, chosen: Sequence[str]) -> tuple[NDArr
 def _table(result: Mapping[str, Any]) -> str:
     kinds = list(next(iter(result["statistics"].values()))["kinds"])
     lines = [
-        f"{result['name']}: {result['clips']} clips of {result['seconds_of_audio']:.0f} s in {result['seconds']:.0f} s",
+        f"{result['name']}: {result['clips']} clips of {result['seconds_of_audio']:.0f} s in {result['seconds']:.0f} s, "
+        f"whose right transcripts have a median CER of {result['median_cer']:.2f}",
         "AUC / recall".ljust(28) + "".join(kind.rjust(18) for kind in kinds) + "all".rjust(8),
     ]
     for name, row in (*result["statistics"].items(), *result["sets"].items()):
