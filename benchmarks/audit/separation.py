@@ -245,8 +245,8 @@ def _ranked(right: Scores, scores: Scores, chosen: Sequence[str]) -> tuple[NDArr
 def _table(result: Mapping[str, Any]) -> str:
     kinds = list(next(iter(result["statistics"].values()))["kinds"])
     lines = [
-        f"{result['name']}: {result['clips']} clips of {result['seconds_of_audio']:.0f} s in {result['seconds']:.0f} s, "
-        f"whose right transcripts have a median CER of {result['median_cer']:.2f}",
+        f"{result['name']}: {result['clips']} clips of {result['seconds_of_audio']:.0f} s in {result['seconds']:.0f} s",
+        f"median CER of the aligner's own text of them: {result['median_cer']:.2f}",
         "AUC / recall".ljust(28) + "".join(kind.rjust(18) for kind in kinds) + "all".rjust(8),
     ]
     for name, row in (*result["statistics"].items(), *result["sets"].items()):
