@@ -1,6 +1,6 @@
 """Corpora whose transcripts are right, for the measurements of this folder.
 
-    python benchmarks/audit/corpora.py FOLDER --fsdd ../shared/data/fsdd     # synthetic speech needs the extra `synth`
+    python benchmarks/audit/corpora.py FOLDER --fsdd FSDD     # synthetic speech needs the extra `synth`
 
 writes `strings/{corpus,trusted}.jsonl` (digit strings of 1 to 10 s from the Free Spoken Digit Dataset, of two speakers
 that the aligner was not trained on; no recording stands in both files) and `synthetic/{en,he}.jsonl` (strings of 5 to
