@@ -6,19 +6,22 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sonotune.alignment.base import AlignerSettings, Alignment, DetectedLanguage, Evidence
 from sonotune.audio.io import write
+from sonotune.audit.calibration import calibrate
 from sonotune.audit.gate import GateSettings
-from sonotune.audit.measure import SCORES_FILE, Measurer
+from sonotune.audit.measure import SCORES_FILE, Measured, Measurer
 from sonotune.audit.place import VERDICT, VERDICT_COLUMN, audit_folder, check_verdict
 from sonotune.audit.record import CLIPS_FILE, REPORT_FILE, read_report
 from sonotune.audit.repair import filter_clips
-from sonotune.audit.run import AuditSettings, audit
+from sonotune.audit.run import Audited, AuditSettings, _worst_first, audit
 from sonotune.audit.sampling import SamplingSettings
+from sonotune.audit.scores import ClipScores
 from sonotune.audit.sources import Transcribed, read_transcribed
 from sonotune.data.manifest import read_manifest, write_manifest
 from sonotune.errors import GateError, ManifestError
@@ -394,3 +397,33 @@ def test_without_trusted_clips_nothing_passes(corpus, tmp_path):
     report = decide(spoiled(clips, 0.5), thresholds="seed")
     assert (report.correction, report.decision) == ("none", "STOP")
     assert "trusted" in report.remarks[0]
+
+
+def test_the_worst_clips_are_those_of_the_smallest_p_values():
+    def scored(name, window, mean):
+        return ClipScores(clip_id=name, duration_s=1, speech_s=1, min_window_llr=window, mean_llr=mean)
+
+    trusted = [scored(str(number), -2.0 - 0.01 * number, -0.3 - 0.001 * number) for number in range(100)]
+    calibration = calibrate(trusted, {}, statistics=("min_window_llr", "mean_llr"))
+    kinds = {
+        "by the mean": (-2.5, -1.0),
+        "by both": (-3.5, -1.0),
+        "by neither": (-2.1, -0.31),
+        "by the window": (-4.0, -0.35),
+    }
+    audited = [
+        Audited(
+            clip=Clip(id=name, path=Path("a.wav"), duration_s=1, text="a"),
+            stratum="all",
+            measured=Measured(key=name, scores=scores),
+            scores=scores,
+            flags=calibration.flags(scores),
+            notes=(),
+        )
+        for name, scores in ((name, scored(name, *values)) for name, values in kinds.items())
+    ]
+    unaligned = replace(audited[0], clip=replace(audited[0].clip, id="not aligned"), scores=None, flags=("unaligned",))
+    found = [one.clip.id for one in _worst_first([*audited, unaligned], calibration, trusted)]
+    assert found[:2] == ["not aligned", "by both"]
+    assert set(found[2:4]) == {"by the mean", "by the window"}
+    assert found[4] == "by neither"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from sonotune.audit.calibration import Calibration
+import numpy as np
+from numpy.typing import NDArray
+
+from sonotune.audit.calibration import DEFAULT_STATISTICS, Calibration, oriented, p_values
 from sonotune.audit.gate import GateSettings, StratumCount, Verdict, judge, mean_cluster_size
 from sonotune.audit.measure import Measured, Measurer
 from sonotune.audit.notes import notes_beside, notes_on, remarks_on, remarks_on_languages, tells_languages
@@ -181,8 +183,7 @@ def audit(
         started=begun,
     )
     if measurer.processes.main:
-        worst = sorted(audited, key=lambda one: (not one.flags, _badness(one)))
-        rows = (one.to_json(calibration.thresholds) for one in worst)
+        rows = (one.to_json(calibration.thresholds) for one in _worst_first(audited, calibration, reference.right))
         atomic_write_text(folder / CLIPS_FILE, "".join(f"{_json(row)}\n" for row in rows))
         write_report(report, folder)
     return Audit(report=report, clips=tuple(audited))
@@ -274,11 +275,27 @@ def _report(
     )
 
 
-def _badness(one: Audited) -> float:
-    """Lowest for the worst clip: the mean log-likelihood ratio of its worst window."""
-    if one.scores is None:
-        return -math.inf
-    return one.scores.min_window_llr if one.scores.min_window_llr is not None else 0.0
+def _worst_first(
+    audited: Sequence[Audited], calibration: Calibration, trusted: Sequence[ClipScores | None]
+) -> list[Audited]:
+    """Flagged clips first; then by the smallest p value of a clip among the trusted ones, then by both ratios together.
+
+    Values of different statistics do not compare, p values do: by the worst window alone, clips that another statistic
+    marks stand behind good ones (benchmarks/audit). The second key is Fisher's: most of the clips of a large corpus
+    that are bad lie below all trusted ones in some statistic.
+    """
+    scores = [one.scores for one in audited]
+
+    def p_values_of(names: Sequence[str]) -> NDArray[np.float64]:
+        return np.stack([p_values(trusted, scores, name) for name in names], axis=1)
+
+    keys = [
+        np.array([not one.flags for one in audited]),
+        p_values_of([*calibration.thresholds] or DEFAULT_STATISTICS).min(axis=1),
+        np.log(p_values_of(("min_window_llr", "mean_llr"))).sum(axis=1),
+        oriented(scores, "min_window_llr"),
+    ]
+    return [audited[place] for place in np.lexsort(keys[::-1])]
 
 
 def _json(row: Mapping[str, Any]) -> str:
