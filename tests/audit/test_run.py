@@ -184,9 +184,22 @@ def test_an_audit_that_was_killed_goes_on(corpus, tmp_path):
         assert more.aligned == aligner.aligned - (written if cut > written else 0)
         assert went_on.report.rate == whole.report.rate
         assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
-    (tmp_path / "cut" / SCORES_FILE).write_bytes(b"{}\n" + lines[0])
-    with pytest.raises(ManifestError, match=rf"{SCORES_FILE}:1"):
-        run(clips[:60], said, tmp_path / "cut")
+
+
+def test_a_damaged_line_costs_its_clip_and_no_more(corpus, tmp_path):
+    said, clips = corpus
+    whole, _ = run(clips[:60], said, tmp_path)
+    file = tmp_path / SCORES_FILE
+    lines = file.read_bytes().splitlines(keepends=True)
+    spoiled = [b"{}\n", lines[1].replace(b'"coverage": ', b'"coverage": NaN, "x": '), b"\xff\xfe\n"]
+    file.write_bytes(b"".join([*spoiled, *lines[3:]]))
+    again, more = run(clips[:60], said, tmp_path)
+    assert more.aligned == 3
+    assert again.report.rate == whole.report.rate
+    assert b"{}" not in file.read_bytes().splitlines()
+    third, none = run(clips[:60], said, tmp_path)
+    assert none.aligned == 0
+    assert third.report.rate == whole.report.rate
 
 
 def test_what_cannot_be_aligned_counts_as_bad(corpus, tmp_path):

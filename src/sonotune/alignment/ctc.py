@@ -111,6 +111,11 @@ class CtcAligner:
         )
         inside_U = tokens.token_words != BORDER
         best_T = emissions.log_probs.max(axis=1)
+        # What the model has no symbol for fits any sound: such frames say nothing about the transcript.
+        wild_T = np.zeros(len(best_T), dtype=np.bool_)
+        is_token_T = path.states % 2 == 1
+        wild_T[is_token_T] = tokens.ids[path.states[is_token_T] // 2] == WILDCARD
+        judged_T = ~wild_T if not wild_T.all() else slice(None)
         transcript = None
         if self.settings.transcribe:
             family: Any = self.loaded.family
@@ -123,7 +128,7 @@ class CtcAligner:
             token_starts_s=starts_U[inside_U],
             token_ends_s=ends_U[inside_U],
             token_posteriors=posteriors_U[inside_U],
-            evidence=Evidence(given=path.given, best=best_T, window=self._window),
+            evidence=Evidence(given=path.given[judged_T], best=best_T[judged_T], window=self._window),
             transcript=transcript,
             unknown_share=tokens.unknown_share,
         )

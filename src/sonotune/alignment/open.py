@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
@@ -155,8 +156,20 @@ def open_with_identity(
         aligner=aligner,
         family=family.name,
         checkpoint=checkpoint,
-        identity=digest_json([aligner.name, *weights, loaded.context, asdict(loaded.thinning), decisive]),
+        identity=digest_json([aligner.name, *weights, loaded.context, asdict(loaded.thinning), decisive, _versions()]),
     )
+
+
+def _versions() -> dict[str, str | None]:
+    """Of what turns transcripts into tokens and scores: what another one measured is not taken over."""
+    names = ("sonotune", "num2words", "hebrew-num2words", "uroman")
+    found: dict[str, str | None] = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def _qwen3_family(checkpoint: str, revision: str | None) -> ModelFamily | None:

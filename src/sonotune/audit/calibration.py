@@ -211,7 +211,7 @@ def check_statistics(names: Sequence[str]) -> None:
         ConfigError: Names the first.
     """
     if not names:
-        raise ConfigError("audit.statistics is empty; clips are flagged by at least one.")
+        raise ConfigError("the statistics are empty; clips are flagged by at least one of them.")
     for name in names:
         if name not in STATISTICS:
             raise ConfigError(

@@ -108,7 +108,8 @@ class GateSettings:
         stop_above: The lower end of the interval must lie above it.
         level: Confidence over all looks together, two-sided.
         looks: Times that a sample may be looked at; each takes an equal part of the error (3 looks: 98.3 % each).
-        cluster_correlation: Correlation of flags within a speaker or recording.
+        cluster_correlation: Correlation of flags within a speaker. Clips are drawn one by one, so the rate of the
+            corpus itself needs none; above 0 the interval is that of other clips of such speakers.
         rule: `interval`, or `point`, which compares the share itself with the borders.
     """
 
@@ -116,7 +117,7 @@ class GateSettings:
     stop_above: float = 0.15
     level: float = 0.95
     looks: int = 3
-    cluster_correlation: float = 0.05
+    cluster_correlation: float = 0.0
     rule: Rule = "interval"
 
     def __post_init__(self) -> None:
@@ -127,7 +128,7 @@ class GateSettings:
                 "0 < proceed_below <= stop_above < 1"
             )
         if not 0 < self.level < 1:
-            problems.append(f"audit.level is {self.level}; allowed is a number between 0 and 1")
+            problems.append(f"the level is {self.level}; allowed is a number between 0 and 1")
         if self.looks < 1:
             problems.append(f"audit.looks is {self.looks}; allowed is at least 1")
         if not 0 <= self.cluster_correlation <= 1:
@@ -226,7 +227,7 @@ def bad_share(
     detector: Detector | None,
     *,
     level: float = 0.95,
-    cluster_correlation: float = 0.05,
+    cluster_correlation: float = 0.0,
 ) -> BadShare:
     """Estimate the share of bad clips of a corpus.
 

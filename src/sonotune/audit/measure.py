@@ -24,18 +24,20 @@ from sonotune.audio.quality import SignalQuality, measure_quality, samples_diges
 from sonotune.audit.record import WordEntries
 from sonotune.audit.scores import ClipScores, Span, score_alignment, scores_from_json
 from sonotune.errors import AudioError, ManifestError
-from sonotune.json_files import Count, Number, read_json_lines
+from sonotune.json_files import MAX_LINE_BYTES, Count, Number, parse_json
 from sonotune.processes import SINGLE_PROCESS, Processes
-from sonotune.progress import phase
+from sonotune.progress import note, phase
 from sonotune.runs.files import append_bytes, atomic_write_bytes, digest_json
 from sonotune.types import Clip, Finding, Word
+from sonotune.wording import counted
 
 SCORES_FILE: Final = "scores.jsonl"
 QUALITY_S: Final = 60.0
 """Of a longer clip, so much from its beginning tells the quality of its signal."""
+MAX_UNKNOWN: Final = 0.5
+"""Of a transcript's characters. What a model has no symbol for fits any sound, and says nothing about the text."""
 _SPEECH_RATE_HZ: Final = 16_000
 _UNIT: Final = 128  # clips whose scores are written at once
-_DO: Final = "Remove the file; the audit measures its clips again."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,12 +114,12 @@ class Measurer:
 
     def __post_init__(self) -> None:
         if self.file is not None and self.file.exists():
-            rows = list(_read(self.file))
+            rows, damaged = _read(self.file)
             # What was written together counts together: a kill in the middle of a write leaves a part of it.
             whole = max((at for at, (_, left) in enumerate(rows, start=1) if not left), default=0)
             known = [row for row, _ in rows[:whole]]
             self._known = {row.key: row for row in known}
-            cut = whole < len(rows) or not self.file.read_bytes().endswith(b"\n")
+            cut = damaged or whole < len(rows) or not self.file.read_bytes().endswith(b"\n")
             if self.processes.main and cut:
                 atomic_write_bytes(self.file, _lines(list(self._known.values())))
 
@@ -153,9 +155,9 @@ class Measurer:
         return clip.language or self.aligner.settings.language
 
     def _key(self, clip: Clip) -> str:
-        """Of everything that decides what is measured; the audio by its size and time."""
+        """Of everything that decides what is measured; the audio by its path, size and time."""
         what = [clip.start_s, clip.duration_s, clip.channel, clip.text, clip.language]
-        return digest_json([self.identity, self.normalizer, clip.path.name, _file_state(clip.path), *what])
+        return digest_json([self.identity, self.normalizer, str(clip.path.resolve()), _file_state(clip.path), *what])
 
     def _computed(self, unit: Sequence[tuple[Clip, str]]) -> Iterator[Measured]:
         sounds: dict[Recording, _Sound | None] = {}
@@ -181,6 +183,19 @@ class Measurer:
                 transcript=found.transcript,
                 quality=quality,
                 samples=samples,
+            )
+        if found.unknown_share > MAX_UNKNOWN:
+            return Measured(
+                key=key,
+                scores=None,
+                problem=f"clip {clip.id} has a transcript of which the model has no symbol for "
+                f"{100 * found.unknown_share:.0f} % of the characters. Take a model of its script, or write numbers "
+                "and symbols as words.",
+                check="audit.unknown_text",
+                transcript=found.transcript,
+                quality=quality,
+                samples=samples,
+                language=found.language,
             )
         return Measured(
             key=key,
@@ -291,17 +306,25 @@ class _Line(TypedDict):
 _LINE: Final[TypeAdapter[_Line]] = TypeAdapter(_Line)
 
 
-def _read(file: Path) -> Iterator[tuple[Measured, int]]:
-    """The rows of a file, and how many follow each; a last one without its end, as a kill leaves it, is passed over."""
-    for row in read_json_lines(file, _LINE, error=ManifestError, do=_DO, whole=True):
-        scores = row.get("scores")
+def _read(file: Path) -> tuple[list[tuple[Measured, int]], int]:
+    """The rows of a file, with how many follow each, and how many lines are damaged: their clips are measured again."""
+    rows: list[tuple[Measured, int]] = []
+    damaged = 0
+    for line in _whole_lines(file):
+        try:
+            row = parse_json(line, _LINE, where=str(file), error=ManifestError, do="")
+            scores = row.get("scores")
+            known = None if scores is None else scores_from_json(scores, where=str(file))
+        except ManifestError:
+            damaged += 1
+            continue
         quality: Mapping[str, Any] | None = row.get("quality")
         detected = row.get("detected_language")
         measured = Measured(
             key=row["key"],
             check=row["check"],
             problem=row["problem"],
-            scores=None if scores is None else scores_from_json(scores, where=str(file)),
+            scores=known,
             words=tuple(
                 Word(text=text, start_s=start_s, end_s=end_s, score=score)
                 for text, start_s, end_s, score in row.get("words", ())
@@ -311,4 +334,21 @@ def _read(file: Path) -> Iterator[tuple[Measured, int]]:
             samples=row.get("samples", ""),
             language=None if detected is None else DetectedLanguage(**detected),
         )
-        yield measured, row.get("left", 0)
+        rows.append((measured, row.get("left", 0)))
+    if damaged:
+        note(f"{counted(damaged, 'line')} of {file} {'is' if damaged == 1 else 'are'} damaged; measured again")
+    return rows, damaged
+
+
+def _whole_lines(file: Path) -> Iterator[bytes]:
+    """Lines that have an end; a last one without it is what a kill left."""
+    try:
+        if not file.is_file():  # a pipe would be waited for
+            raise ManifestError(f"{file} cannot be read: it is no file. Remove it.")
+        with file.open("rb") as stream:
+            while (line := stream.readline(MAX_LINE_BYTES + 1)).endswith(b"\n"):
+                if line.strip():
+                    yield line
+    except OSError as fault:
+        reason = fault.strerror or fault
+        raise ManifestError(f"{file} cannot be read: {reason}. Make it readable, or remove it.") from fault

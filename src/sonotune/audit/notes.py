@@ -31,6 +31,8 @@ MAX_MISHEARD: Final = 0.05
 """Of trusted clips. A model that takes more of them for another language cannot tell the languages of this corpus."""
 MANY_IN_ANOTHER_LANGUAGE: Final = 0.25
 """Of the sample; then it is said of the corpus."""
+FEW_SPEAKERS: Final = 5
+"""Of trusted clips; with fewer, thresholds may be those of their voices."""
 MIN_SCRIPTS: Final = 10
 """Transcripts of a language in the sample from which its usual script is known."""
 
@@ -110,18 +112,19 @@ def tells_languages(trusted: Sequence[Languages]) -> bool:
     return sum(detected) <= MAX_MISHEARD * len(detected)
 
 
-def remarks_on_languages(sample: Sequence[Languages], trusted: Sequence[Languages]) -> list[str]:
+def remarks_on_languages(sample: Sequence[Languages], trusted: Sequence[Languages], *, known: bool = True) -> list[str]:
     """A sentence on each language that many clips do not seem to be in.
 
     Args:
         sample: Clips that are audited.
         trusted: Clips by which it is told whether the model can tell languages.
+        known: Whether these are trusted clips, and not those of the corpus itself.
     """
     if tells_languages(trusted):
         return [f"{seems} Check their `language`." for seems in _seems(sample, MANY_IN_ANOTHER_LANGUAGE, "clip")]
     return [
         f"{seems} Either their `language` is wrong or the model cannot tell: no clip is noted for its language."
-        for seems in _seems(trusted, MAX_MISHEARD, "trusted clip")
+        for seems in _seems(trusted, MAX_MISHEARD, "trusted clip" if known else "clip")
     ]
 
 
@@ -142,6 +145,19 @@ def _seems(detected: Sequence[Languages], most: float, what: str) -> list[str]:
     return sentences
 
 
+def _remark_on_speakers(clips: Sequence[Clip], trusted: Sequence[Clip]) -> list[str]:
+    """A sentence where few voices set the thresholds for others."""
+    known = {clip.speaker for clip in trusted if clip.speaker}
+    others = sum(clip.speaker not in known for clip in clips if clip.speaker)
+    if not known or len(known) >= FEW_SPEAKERS or 2 * others <= len(clips):
+        return []
+    return [
+        f"The trusted clips are of {counted(len(known), 'speaker')}, and {others} of {counted(len(clips), 'clip')} of "
+        "the corpus are of others. Right clips of a voice that the model knows less are flagged more often than the "
+        "thresholds say, and the rate is too high then. Name trusted clips of more speakers."
+    ]
+
+
 def remarks_on(
     corpus: Transcribed, trusted: Transcribed | None, *, calibrated: bool, false_positive_rate: float
 ) -> list[str]:
@@ -157,7 +173,7 @@ def remarks_on(
     if trusted is None and calibrated:
         remarks.append(
             "No clip is known to have a right transcript, so the thresholds were calibrated on the audited clips "
-            f"themselves: about {100 * false_positive_rate:g} % of these are flagged whatever they hold, and "
+            f"themselves: up to {100 * false_positive_rate:g} % of these are flagged whatever they hold, and "
             "wrong transcripts among them hide others. Name clips with right transcripts by audit.trusted."
         )
     elif trusted is None:
@@ -166,6 +182,7 @@ def remarks_on(
             "Name clips with right transcripts by audit.trusted."
         )
     else:
+        remarks += _remark_on_speakers(corpus.clips, trusted.clips)
         audited = {recording(clip): clip.text for clip in corpus.clips}
         shared = sum(audited.get(recording(clip)) == clip.text for clip in trusted.clips)
         if shared:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sonotune.alignment.base import AlignerSettings
+from sonotune.alignment.base import Aligner, AlignerSettings
 from sonotune.alignment.open import open_with_identity
 from sonotune.audit.measure import Measurer
+from sonotune.errors import ConfigError
 from sonotune.models.precision import Precision
 from sonotune.processes import SINGLE_PROCESS, Processes
 from sonotune.types import Clip, Context
@@ -43,7 +44,8 @@ def open_measurer(
 
     Args:
         checkpoint: Packaged, hub or local model, adapter folder, or run directory.
-        clips: What is to be measured; their languages are checked.
+        clips: What is to be measured. A clip in a language that the model does not know is a finding of its own; that
+            none is in a language that it knows is refused.
         aligner: Registry name; `auto` takes that of the model's family.
         settings: Of the aligner; None takes the defaults.
         normalizer: Texts are compared in its scoring form (registry name).
@@ -53,15 +55,26 @@ def open_measurer(
         processes: Share the clips.
 
     Raises:
-        ConfigError: There is no aligner of that name, or the model does not know a language.
+        ConfigError: There is no aligner of that name, or the model knows none of the languages.
         ModelError: Nothing usable is there, or the model cannot align.
         ManifestError: The file is damaged.
     """
     asked = AlignerSettings() if settings is None else settings
     opened = open_with_identity(checkpoint, name=aligner, settings=asked, precision=precision, context=context)
     named = dict.fromkeys(clip.language or asked.language for clip in clips)
-    opened.aligner.check_languages([one for one in named if one is not None])
+    _check_languages(opened.aligner, [one for one in named if one is not None])
     measurer = Measurer(
         aligner=opened.aligner, identity=opened.identity, normalizer=normalizer, file=file, processes=processes
     )
     return OpenedMeasurer(measurer=measurer, model=opened.to_json())
+
+
+def _check_languages(aligner: Aligner, languages: Sequence[str]) -> None:
+    refused: list[ConfigError] = []
+    for language in languages:
+        try:
+            aligner.check_languages([language])
+        except ConfigError as error:
+            refused.append(error)
+    if refused and len(refused) == len(languages):
+        aligner.check_languages(languages)  # names them all

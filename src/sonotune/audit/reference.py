@@ -66,10 +66,11 @@ def refer(
         check_trusted(len(chosen))
     corruptor = Corruptor(trusted, seed=seed, normalizer=measurer.normalizer)
     forms: dict[str, list[Clip]] = {"": chosen}
+    mark = _mark({clip.id for clip in chosen})
     for corruption in DEFAULT_CORRUPTIONS if proven else ():
         texts = ((clip, corruptor.corrupt(clip, corruption).text) for clip in chosen)
         forms[corruption.name] = [
-            replace(clip, id=f"{clip.id} {corruption.name}", text=text) for clip, text in texts if text is not None
+            replace(clip, id=f"{clip.id}{mark}{corruption.name}", text=text) for clip, text in texts if text is not None
         ]
     # All transcripts of a recording in a row, so that it is computed once.
     together = sorted((clip for form in forms.values() for clip in form), key=lambda clip: clip.id)
@@ -93,6 +94,14 @@ def refer(
         corrupted={name: tuple(scores) for name, scores in corrupted.items()},
         languages=tuple((measurer.language_of(clip), detected[clip.id]) for clip in chosen),
     )
+
+
+def _mark(ids: set[str]) -> str:
+    """What stands between an id and the name of a corruption: no clip has the id of another's corrupted form."""
+    mark = " "
+    while any(mark in name for name in ids):
+        mark += " "
+    return mark
 
 
 def rated(scores: Sequence[ClipScores | None], rates: Rates) -> list[ClipScores | None]:

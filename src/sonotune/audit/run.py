@@ -159,7 +159,7 @@ def audit(
         verdict = judge(counts, calibration.detector, settings.gate, look=look, exhausted=sample.exhausted)
         if verdict.decision != "SAMPLE_MORE":
             break
-    if trusted is None and calibration.method == "trusted":
+    if trusted is None:
         verdict = _without_proof(verdict)
     report = _report(verdict, counts, audited, calibration, corpus)
     report = replace(
@@ -172,7 +172,9 @@ def audit(
                 false_positive_rate=settings.false_positive_rate,
             ),
             *remarks_on_languages(
-                [(measurer.language_of(one.clip), one.measured.language) for one in audited], reference.languages
+                [(measurer.language_of(one.clip), one.measured.language) for one in audited],
+                reference.languages,
+                known=trusted is not None,
             ),
         ),
         model=dict(model),

@@ -68,9 +68,9 @@ class AuditConfig(Section):
     """PROCEED where less than this share of the clips is bad."""
     stop_above: Share = Field(default=0.15, json_schema_extra=NO_EFFECT_ON_RESULT)
     """STOP where more than this share of the clips is bad."""
-    cluster_correlation: float = Field(default=0.05, ge=0, le=1, json_schema_extra=NO_EFFECT_ON_RESULT)
-    """How alike the clips of a speaker are (intra-class correlation), by which the interval is wider than that of
-    clips drawn one by one."""
+    cluster_correlation: float = Field(default=0.0, ge=0, le=1, json_schema_extra=NO_EFFECT_ON_RESULT)
+    """How alike the clips of a speaker are (intra-class correlation). Clips are drawn one by one, so the rate of this
+    corpus needs none; above 0 the interval is wider, and that of other clips of such speakers."""
     seed: int = Field(default=0, ge=0, lt=2**63, json_schema_extra=NO_EFFECT_ON_RESULT)
     """Of the sample and of the corruptions."""
     dir: Literal["auto"] | Path = Field(default="auto", json_schema_extra=NO_EFFECT_ON_RESULT)
