@@ -5,11 +5,15 @@
 Arms: the transcripts as they are; as many clips dropped at random as the filter drops; filtered; weighted; `star` (CTC
 models); and the oracle, which drops exactly the corrupted ones. What aligns is the model that was trained on the
 transcripts as they are, calibrated on the trusted clips. A finished arm is kept in the results and not run again.
+
+All arms make as many passes over their clips, so that those with fewer clips make fewer steps. `--equal-steps` then
+trains the arms named once more, from the manifests that are there, with as many steps as the first.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import subprocess
@@ -48,8 +52,9 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=[arm for arm in ARMS if arm != "star"], choices=ARMS)
     parser.add_argument("--work", type=Path, default=Path("runs/pays"))
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--equal-steps", nargs="*", default=[], choices=ARMS[1:], help="Arms to train again.")
     parser.add_argument("words", nargs="*", help="Further settings of every training.")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     file = options.results / f"pays_{options.name}.json"
     options.results.mkdir(exist_ok=True)
     table: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
@@ -70,14 +75,26 @@ def main() -> None:
             source = {"as_is": "as_is", "star": "as_is"}.get(arm, arm)
             extra = ["training.objective=star"] if arm == "star" else []
             row |= _trained(arm, work / f"{source}.jsonl", work, options, seed, extra)
-            table[f"{arm}-{seed}"] = row
-            file.write_text(json.dumps(table, indent=1) + "\n", "utf-8")
-            print(
-                f"{arm}-{seed}",
-                {key: row[key] for key in ("clips", "wer", "precision", "recall") if key in row},
-                flush=True,
-            )
+            _keep(table, f"{arm}-{seed}", row, file)
+        for arm in options.equal_steps:
+            if (name := f"{arm}-{seed}-steps") not in table:
+                steps = _steps(work / "as_is")
+                extra = [f"training.max_steps={steps}", "training.max_epochs=1000"]
+                row = {"seed": seed, "arm": arm, "steps": steps}
+                row |= _trained(f"{arm}-steps", work / f"{arm}.jsonl", work, options, seed, extra)
+                _keep(table, name, row, file)
     print(_summary(table))
+
+
+def _keep(table: dict[str, Any], name: str, row: Mapping[str, Any], file: Path) -> None:
+    table[name] = row
+    file.write_text(json.dumps(table, indent=1) + "\n", "utf-8")
+    print(name, {key: row[key] for key in ("clips", "wer", "precision", "recall") if key in row}, flush=True)
+
+
+def _steps(run: Path) -> int:
+    events = (json.loads(line) for line in (run / "events.jsonl").read_text("utf-8").splitlines())
+    return max(int(event["step"]) for event in events if event["kind"] == "step")
 
 
 def _corrupted(train: Path, work: Path, share: float, seed: int) -> dict[str, bool]:
@@ -142,8 +159,8 @@ def _trained(
         "training.eval_steps=never",
         f"training.seed={seed}",
         f"run.dir={work / arm}",
-        *extra,
         *options.words,
+        *extra,
     ]
     if options.language:
         words.append(f"model.language={options.language}")
@@ -169,16 +186,16 @@ def _sonotune(words: Sequence[str]) -> Any:
 def _summary(table: Mapping[str, Any]) -> str:
     lines = []
     means: dict[str, float] = {}
-    for arm in ARMS:
-        rows = [row for name, row in table.items() if re.fullmatch(rf"{arm}-\d+", name)]
+    for arm, steps in itertools.product(ARMS, ("", "-steps")):
+        rows = [row for name, row in table.items() if re.fullmatch(rf"{arm}-\d+{steps}", name)]
         if rows:
-            means[arm] = sum(row["wer"]["value"] for row in rows) / len(rows)
+            means[arm + steps] = sum(row["wer"]["value"] for row in rows) / len(rows)
             shown = ", ".join(f"{100 * row['wer']['value']:.1f}" for row in rows)
-            lines.append(f"{arm:<10} {100 * means[arm]:5.1f} %  ({shown})")
+            lines.append(f"{arm + steps:<16} {100 * means[arm + steps]:5.1f} %  ({shown})")
     if {"as_is", "oracle"} <= means.keys():
         gap = means["as_is"] - means["oracle"]
         lines += [
-            f"{arm:<10} recovers {100 * (means['as_is'] - mean) / gap:.0f} % of the gap to the oracle"
+            f"{arm:<16} recovers {100 * (means['as_is'] - mean) / gap:.0f} % of the gap to the oracle"
             for arm, mean in means.items()
             if arm not in ("as_is", "oracle") and gap > 0
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -243,6 +244,48 @@ def test_training_asks_for_the_verdict(corpus, tmp_path):
     assert found.severity == "warning"
     assert "said STOP" in found.message
     assert "changed since" in found.message
+
+
+def test_a_renamed_manifest_keeps_its_verdict(corpus, tmp_path):
+    said, clips = corpus
+    run(spoiled(clips[120:], 0.4), said, tmp_path / "old.jsonl.audit", trusted=clips[:120])
+    with pytest.raises(GateError, match=r"old\.jsonl\.audit says STOP"):
+        check_verdict(tmp_path / "new.jsonl.audit", lambda: "d", require=True)
+    assert check_verdict(tmp_path / "new.jsonl.audit", lambda: "other", require=True) == []
+
+
+def test_files_of_one_name_and_time_are_told_apart(corpus, tmp_path):
+    _, clips = corpus
+    both = []
+    for name, clip in (("a", clips[0]), ("b", clips[1])):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "001.wav").write_bytes(clip.path.read_bytes())
+        os.utime(folder / "001.wav", (1_700_000_000, 1_700_000_000))
+        both.append(replace(clip, id=name, path=folder / "001.wav", text="one two"))
+    measurer = Measurer(aligner=Oracle({"001.wav": "one two"}), identity="oracle")
+    one, other = measurer.measure(both, doing="aligning")
+    assert one.samples != other.samples
+
+
+def test_corrupted_forms_of_trusted_clips_are_mistaken_for_no_other_clip(corpus, tmp_path):
+    said, clips = corpus
+    plain, _ = run(clips[120:], said, tmp_path / "plain", trusted=clips[:60])
+    hostile = [
+        replace(one, id=f"{clips[place - 1].id} wrong" if place % 2 else one.id) for place, one in enumerate(clips[:60])
+    ]
+    found, _ = run(clips[120:], said, tmp_path / "hostile", trusted=hostile)
+    assert found.report.calibration.detector.sensitivity > 0.9 * plain.report.calibration.detector.sensitivity
+
+
+def test_few_trusted_voices_for_many_others_are_remarked(corpus, tmp_path):
+    said, clips = corpus
+    trusted = [one for one in clips if one.speaker in ("s0", "s1")]
+    others = [one for one in clips if one.speaker not in ("s0", "s1")]
+    found, _ = run(others, said, tmp_path, trusted=trusted)
+    assert any("The trusted clips are of 2 speakers, and 200 of 200 clips" in one for one in found.report.remarks)
+    same, _ = run(trusted[:20], said, tmp_path, trusted=trusted[20:])
+    assert not any("speaker" in one for one in same.report.remarks)
 
 
 def test_the_folder_of_an_audit(tmp_path, monkeypatch):

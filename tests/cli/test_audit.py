@@ -198,6 +198,7 @@ def test_every_bad_clip_is_a_finding_of_its_own(call: Call, packaged: list[Clip]
         "other language": {"language": "he"},
         "no language": {"language": None},
         "other script": {"text": "שבע ארבע שמונה"},
+        "unknown script": {"text": "один два три"},
         "emoji": {"text": "🎉 🎉"},
         "beyond the end": {"start_s": 500.0},
         "copy": {"text": good[0].text},
@@ -210,6 +211,7 @@ def test_every_bad_clip_is_a_finding_of_its_own(call: Call, packaged: list[Clip]
     unaligned = {name for name, row in rows.items() if "scores" not in row}
     assert unaligned >= {"page", "gone", "short", "too long", "nothing said", "silence", "beyond the end"}
     assert unaligned <= {row["id"] for row in rows.values() if row["check"] and row["problem"] and row["low_quality"]}
+    assert rows["unknown script"]["check"] == "audit.unknown_text"
     for name in ("music", "noise"):
         told = {"nothing_recognised", "recognised_otherwise"}.intersection(rows[name]["notes"])
         assert rows[name]["low_quality"] or told, "nobody speaks there"
