@@ -159,7 +159,7 @@ def _trained(
         "training.eval_steps=never",
         f"training.seed={seed}",
         f"run.dir={work / arm}",
-        *options.words,
+        *(word for word in options.words if word.split("=")[0] not in {one.split("=")[0] for one in extra}),
         *extra,
     ]
     if options.language:
