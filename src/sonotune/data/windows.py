@@ -51,7 +51,7 @@ def fit_for_training(
         (
             "data.too_long",
             left_out,
-            "left out of training. Cut them with `start_s` and `duration_s`; they can be scored",
+            "left out of training. `sonotune data resegment` cuts them between their words; they can be scored",
         ),
         ("train.cut_at_words", divided, "cut between their words, each piece with its own text"),
     ):

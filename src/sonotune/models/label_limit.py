@@ -18,8 +18,8 @@ def transcripts_too_long(problems: Mapping[str, str], clips: int) -> list[Findin
     first, problem = next(iter(problems.items()))
     message = (
         f"{len(problems)} of {clips} training transcripts are longer than the model can write, and their clips are "
-        f"left out of training. Of clip {first!r}: {problem} Cut them with `start_s` and "
-        "`duration_s`, each part with its own text."
+        f"left out of training. Of clip {first!r}: {problem} `sonotune data resegment` cuts "
+        "recordings between their words, each part with its own text."
     )
     return [
         Finding(
