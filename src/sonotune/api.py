@@ -194,6 +194,7 @@ def audit(settings: Settings) -> tuple[AuditReport, Path]:
     folder = audit_folder(str(data.train), None if asked.dir == "auto" else asked.dir)
     if compute.processes.main:
         make_folder(folder, choose="audit.dir=PATH")
+    corpus = corpus.with_audio(folder, compute.processes)
     opened = open_measurer(
         config.model.checkpoint if asked.model == "auto" else asked.model,
         (*corpus.clips, *(() if trusted is None else trusted.clips)),

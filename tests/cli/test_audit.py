@@ -30,7 +30,7 @@ LONG = " ".join(["seven"] * 80)
 """No clip of two seconds has room for it."""
 RIGHT = "data.eval=assets:quickstart/eval.jsonl"
 
-FILES = {"alignment_report.json", "clips.jsonl", "report.html", "scores.jsonl"}
+FILES = {"alignment_report.json", "audio.json", "clips.jsonl", "report.html", "scores.jsonl"}
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -153,6 +153,22 @@ def test_training_refuses_clips_that_changed_since(call: Call, failed: Path, tmp
     assert "have changed since their audit" in err
 
 
+def test_training_refuses_audio_that_changed_since(call: Call, packaged: list[Clip], tmp_path: Path):
+    clips = []
+    for clip in packaged[:24]:
+        shutil.copy(clip.path, tmp_path / clip.path.name)
+        clips.append(replace(clip, path=tmp_path / clip.path.name))
+    write_manifest(tmp_path / "train.jsonl", clips)
+    assert call(*words(tmp_path, RIGHT))[0] == 0
+    file = clips[3].path
+    data = bytearray(file.read_bytes())
+    data[-20] ^= 1
+    file.write_bytes(data)  # of the same size
+    code, _, err = call(*train_words(tmp_path, tmp_path / "run"))
+    assert code == 3
+    assert "have changed since their audit" in err
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"schema": 1}', b'{"schema": 99}', b"\xff\xfe\x00"])
 def test_a_damaged_report_is_the_users_to_mend(call: Call, failed: Path, tmp_path: Path, damage: bytes):
     place = tmp_path / "audit"
@@ -270,7 +286,7 @@ def test_a_full_disk_ends_with_exit_5_and_can_go_on(
 
     monkeypatch.setattr(files, "write_all", write_all)
     left: list[set[str]] = []
-    # Room for nothing; for scores and not for the page; for all.
+    # Room for nothing; for all but the page; for all.
     for space in (0, 400_000, 10_000_000):
         room = space
         code, _, err = call(*words(tmp_path))
@@ -279,7 +295,7 @@ def test_a_full_disk_ends_with_exit_5_and_can_go_on(
             assert "disk is full" in err
             assert str(folder) in err
     assert code == 0, err
-    assert left == [{"scores.jsonl"}, FILES - {"report.html"}, FILES]
+    assert left == [set(), FILES - {"report.html"}, FILES]
 
 
 # --- trusted clips -------------------------------------------------------------------------------

@@ -39,12 +39,15 @@ def audit_folder(source: str, chosen: Path | None = None) -> Path:
     return AUDITS / f"{name}{SUFFIX}"
 
 
-def check_verdict(folder: Path, digest: Callable[[], str], *, require: bool) -> list[Finding]:
+def check_verdict(
+    folder: Path, digest: Callable[[], str], audio: Callable[[Path], str] | None = None, *, require: bool
+) -> list[Finding]:
     """What an earlier audit said of the clips that are to be trained on; nothing where there was none.
 
     Args:
         folder: Of the audit.
         digest: Gives the digest of the clips as they are now (`data.manifest.digest`).
+        audio: Gives that of the contents of their audio (`audit.sources.audio_digest`), for the folder of an audit.
         require: Whether clips that failed, or have changed since, are refused.
 
     Returns:
@@ -61,6 +64,8 @@ def check_verdict(folder: Path, digest: Callable[[], str], *, require: bool) -> 
         folder = other
     report = read_report(folder)
     changed = report.data_digest != digest()
+    if not changed and audio is not None and report.audio_digest:
+        changed = report.audio_digest != audio(folder)
     if require and changed:
         raise GateError(
             f"the clips of data.train have changed since their audit in {folder}, which said {report.decision}. Audit "

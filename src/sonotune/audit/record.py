@@ -96,6 +96,7 @@ class AuditReport:
         calibration: Thresholds and how often they are right.
         model: Aligner, family, checkpoint, digest.
         data_digest: SHA-256 of the corpus (`training.inputs`).
+        audio_digest: SHA-256 over the contents of its audio files (`audit.audio_digest`); empty in older reports.
         normalizer: Name of the normaliser and a digest of it.
         versions: Package -> version.
         settings: Of the audit.
@@ -119,6 +120,7 @@ class AuditReport:
     calibration: Calibration
     model: Mapping[str, str | None]
     data_digest: str
+    audio_digest: str = ""
     normalizer: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -221,6 +223,7 @@ def report_from_json(value: Mapping[str, Any], *, where: str = "the report") -> 
         calibration=calibration_from_json(entries["calibration"], where=f"{where}, calibration", error=ManifestError),
         model=entries["model"],
         data_digest=entries["data_digest"],
+        audio_digest=entries.get("audio_digest", ""),
         normalizer=entries["normalizer"],
         versions=entries["versions"],
         settings=entries["settings"],
@@ -266,6 +269,7 @@ class _Schema1(TypedDict):
     calibration: CalibrationEntries
     model: dict[str, str | None]
     data_digest: str
+    audio_digest: NotRequired[str]
     normalizer: dict[str, str]
     versions: dict[str, str]
     settings: dict[str, Any]

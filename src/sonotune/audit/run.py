@@ -274,6 +274,7 @@ def _report(
         calibration=calibration,
         model={},
         data_digest=corpus.digest,
+        audio_digest=corpus.audio_digest,
     )
 
 

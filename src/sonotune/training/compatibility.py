@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sonotune.audit.audio_digest import AudioDigests
 from sonotune.data.corpus import Corpus
 from sonotune.data.trained_on import write_trained_on
 from sonotune.models.base import LoadedModel
 from sonotune.models.checkpoints import settings_digest
 from sonotune.processes import Processes
 from sonotune.runs import digest_json
-from sonotune.training.audio_digest import AudioDigests
 from sonotune.training.state import LoopSettings
 
 SETTINGS, TRAINING_DATA = "settings", "training data"

@@ -10,6 +10,7 @@ import torch
 from sonotune.adapters.trainable import check_plain, check_settings_of_task
 from sonotune.audio.augment import WaveformAugmenter
 from sonotune.audit.place import audit_folder, check_verdict
+from sonotune.audit.sources import audio_digest
 from sonotune.config.schema import RunConfig
 from sonotune.data.chunking import cut_at_words
 from sonotune.data.corpus import CORPUS_SETTINGS, Corpus, load_corpus, read_source, refuse_too_many
@@ -30,7 +31,7 @@ from sonotune.training.adaptation import objective_of, unquantized
 from sonotune.training.objectives.base import Objective
 from sonotune.training.runtime import ComputeSetup
 from sonotune.training.state import LoopSettings, TrainingData
-from sonotune.types import Finding
+from sonotune.types import Clip, Finding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,10 +127,15 @@ def _task(config: RunConfig) -> tuple[ModelFamily, Task]:
 def _corpus(config: RunConfig, task: Task, tell: Callable[[Sequence[Finding]], None]) -> Corpus:
     data = config.data
     folder = audit_folder(str(data.train), None if config.audit.dir == "auto" else config.audit.dir)
+
+    def clips() -> Sequence[Clip]:
+        return read_source(str(data.train), root=data.root, allow_outside_root=data.allow_outside_root)
+
     tell(
         check_verdict(
             folder,
-            lambda: digest(read_source(str(data.train), root=data.root, allow_outside_root=data.allow_outside_root)),
+            lambda: digest(clips()),
+            lambda found: audio_digest(clips(), found),
             require=config.audit.require,
         )
     )

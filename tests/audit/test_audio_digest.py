@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sonotune.training import audio_digest
-from sonotune.training.audio_digest import AudioDigests
+from sonotune.audit import audio_digest
+from sonotune.audit.audio_digest import AudioDigests
 from sonotune.types import Clip
 
 
