@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from sonotune.alignment.base import takes
 from sonotune.audit.calibration import Calibration
+from sonotune.audit.gate import Detector
 from sonotune.audit.measure import Measured, Measurer
 from sonotune.audit.place import REASONS_COLUMN, VERDICT_COLUMN
 from sonotune.audit.reference import Reference, rated
@@ -23,6 +24,8 @@ from sonotune.errors import ManifestError
 from sonotune.types import Clip, Finding, Word
 from sonotune.wording import counted
 
+MIN_SENSITIVITY: Final = 0.5
+"""Of thresholds; with less, more bad clips pass a filter than it finds."""
 Mode = Literal["drop", "flag", "weight", "star"]
 MODES: Final[tuple[Mode, ...]] = ("drop", "flag", "weight", "star")
 
@@ -173,6 +176,7 @@ def filter_clips(
     findings = [
         _without_transcript(short, measured, "and are not judged"),
         _too_long(len(clips) - len(short), measurer),
+        _overlooked(detector),
         *_unaligned(failed, measured),
     ]
     return Filtered(
@@ -221,6 +225,23 @@ def _without_transcript(clips: Sequence[Clip], measured: Mapping[str, Measured],
         clip_ids=tuple(clip.id for clip in without),
         measured=float(len(without)),
         unit="clips",
+    )
+
+
+def _overlooked(detector: Detector | None) -> Finding | None:
+    """A warning where most of the bad clips pass."""
+    if detector is not None and detector.sensitivity >= MIN_SENSITIVITY:
+        return None
+    finds = "nobody knows how many bad clips the thresholds find"
+    if detector is not None:
+        finds = f"the thresholds find {100 * detector.sensitivity:.0f} % of transcripts that are made wrong on purpose"
+    return Finding(
+        check="repair.overlooked",
+        severity="warning",
+        message=f"{finds}, so most bad clips may be kept. Take a model that knows this speech, and more trusted clips.",
+        measured=None if detector is None else detector.sensitivity,
+        limit=MIN_SENSITIVITY,
+        unit="fraction",
     )
 
 

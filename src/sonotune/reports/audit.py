@@ -23,6 +23,7 @@ from sonotune.reports.audit_clips import (
     read_clips,
     shortened_text,
     show_statistic,
+    sound_of,
     statistic_title,
 )
 from sonotune.reports.canvas import elide
@@ -35,7 +36,8 @@ PAGE_FILE: Final = "report.html"
 MAX_PAGE_BYTES: Final = 6 * 2**20
 """Of the page, so that it can be mailed; fewer clips are shown where they would not fit."""
 
-_BESIDE_CLIPS: Final = 2**20  # of the page: tables, and clips that could not be aligned
+_BESIDE_CLIPS: Final = 2 * 2**20  # of the page: tables, and clips that could not be aligned
+_UNALIGNED_SOUNDS: Final = 8  # of those, as many have their sound
 _BYTES_A_WORD: Final = 240  # markup of a word that is drawn or compared
 _SHORT: Final = 300  # characters of a transcript in a list
 _SEVERITIES: Final = {"PROCEED": "better", "CAUTION": "note", "SAMPLE_MORE": "note", "STOP": "worse"}
@@ -137,7 +139,7 @@ def build_audit_html(report: AuditReport, lines: ClipLines, *, name: str) -> str
         clips=shown,
         aligned=lines.aligned,
         dropped=len(lines.worst) - len(shown),
-        unaligned=[_unaligned(line) for line in lines.unaligned],
+        unaligned=[_unaligned(line, sound=place < _UNALIGNED_SOUNDS) for place, line in enumerate(lines.unaligned)],
         failed=lines.failed,
         settings=flatten(report.settings),
         facts=_facts(report),
@@ -260,7 +262,7 @@ def _facts(report: AuditReport) -> list[tuple[str, str]]:
     ]
 
 
-def _unaligned(line: ClipLine) -> dict[str, str]:
+def _unaligned(line: ClipLine, *, sound: bool) -> dict[str, str | None]:
     text = shortened_text(line["text"] or "")
     return {
         "id": elide(line["id"], 200),
@@ -268,6 +270,7 @@ def _unaligned(line: ClipLine) -> dict[str, str]:
         "text": text if len(text) <= _SHORT else f"{text[:_SHORT]} […]",
         "check": line["check"],
         "problem": shortened(line["problem"]),
+        "sound": sound_of(line) if sound else None,
     }
 
 

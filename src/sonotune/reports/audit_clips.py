@@ -160,6 +160,12 @@ def clip_views(lines: Sequence[ClipLine], *, scoring: Callable[[str], str]) -> I
         }
 
 
+def sound_of(line: ClipLine) -> str | None:
+    """The sound of a clip as an address of a page; None where there is none, or too little of it."""
+    waveform_S, _ = _heard(line, heard_part(line))
+    return None if waveform_S is None else data_address(encode_sound(waveform_S))
+
+
 def clip_facts(line: ClipLine) -> str:
     """What is known of a clip, in words."""
     named = [line["stratum"], line.get("language"), line.get("domain"), line.get("speaker")]
