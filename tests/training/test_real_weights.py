@@ -60,8 +60,6 @@ def training(whisper_base: Path, strings: Path) -> list[str]:
         "training.batch_seconds=1000",
         f"training.save_steps={SAVED_AT}",
         "training.eval_steps=never",
-        "training.learning_rate=1e-3",
-        "adapter.stem=frozen",
         "evaluation.zero_shot=false",
         "evaluation.bootstrap=100",
         "run.progress=false",
