@@ -168,10 +168,10 @@ def audit(settings: Settings) -> tuple[AuditReport, Path]:
         from sonotune.training.runtime import set_up_compute
     from sonotune.audit.measure import SCORES_FILE
     from sonotune.audit.opening import open_measurer
-    from sonotune.audit.place import audit_folder
     from sonotune.audit.run import audit as run_audit
     from sonotune.audit.sampling import check_patterns
     from sonotune.audit.sources import read_transcribed
+    from sonotune.audit.verdict import audit_folder
     from sonotune.reports.audit import write_audit_page
     from sonotune.runs import make_folder
 

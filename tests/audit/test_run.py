@@ -17,13 +17,13 @@ from sonotune.audio.io import write
 from sonotune.audit.calibration import calibrate
 from sonotune.audit.gate import GateSettings
 from sonotune.audit.measure import SCORES_FILE, Measured, Measurer
-from sonotune.audit.place import VERDICT, VERDICT_COLUMN, audit_folder, check_verdict
 from sonotune.audit.record import CLIPS_FILE, REPORT_FILE, read_report
 from sonotune.audit.repair import filter_clips
 from sonotune.audit.run import Audited, AuditSettings, _worst_first, audit
 from sonotune.audit.sampling import SamplingSettings
 from sonotune.audit.scores import ClipScores
 from sonotune.audit.sources import Transcribed, read_transcribed
+from sonotune.audit.verdict import VERDICT, VERDICT_COLUMN, audit_folder, check_verdict
 from sonotune.data.manifest import read_manifest, write_manifest
 from sonotune.errors import GateError, ManifestError
 from sonotune.processes import SINGLE_PROCESS, Processes

@@ -18,8 +18,8 @@ import pytest
 
 from sonotune import cli
 from sonotune.audio.io import read, write
-from sonotune.audit.place import VERDICT
 from sonotune.audit.record import read_report
+from sonotune.audit.verdict import VERDICT
 from sonotune.data.manifest import read_manifest, write_manifest
 from sonotune.registry import resolve_asset
 from sonotune.runs import files, read_record

@@ -18,9 +18,9 @@ import pytest
 import soundfile
 
 from sonotune.audit.calibration import Calibration, Proportion
-from sonotune.audit.place import VERDICT
 from sonotune.audit.record import CLIPS_FILE, AuditReport, ShareOfBad, StratumReport, write_report
 from sonotune.audit.scores import CODES, STATISTICS
+from sonotune.audit.verdict import VERDICT
 from sonotune.errors import ManifestError
 from sonotune.reports import audit as audit_module
 from sonotune.reports.audit import CODE_MEANINGS, MAX_PAGE_BYTES, PAGE_FILE, write_audit_page

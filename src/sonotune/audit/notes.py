@@ -9,8 +9,8 @@ from typing import Final
 from sonotune.alignment.base import DetectedLanguage, recording
 from sonotune.audit.duplicates import duplicate_audio, duplicate_texts
 from sonotune.audit.measure import Measured
-from sonotune.audit.place import VERDICT_COLUMN
 from sonotune.audit.sources import Transcribed
+from sonotune.audit.verdict import VERDICT_COLUMN
 from sonotune.data.scripts import dominant_script
 from sonotune.models.languages import find_code, language_name
 from sonotune.types import Clip

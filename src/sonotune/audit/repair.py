@@ -15,9 +15,9 @@ from sonotune.alignment.base import takes
 from sonotune.audit.calibration import Calibration
 from sonotune.audit.gate import Detector
 from sonotune.audit.measure import Measured, Measurer
-from sonotune.audit.place import REASONS_COLUMN, VERDICT_COLUMN
 from sonotune.audit.reference import Reference, rated
 from sonotune.audit.scores import Rates, fit_rates, reasons
+from sonotune.audit.verdict import REASONS_COLUMN, VERDICT_COLUMN
 from sonotune.audit.weights import fit_good_probability
 from sonotune.data.manifest import has_words
 from sonotune.errors import ManifestError

@@ -59,7 +59,7 @@ def _body(report: AuditReport, folder: Path) -> dict[str, Any]:
 
 
 def _lines(report: AuditReport, folder: Path) -> list[str]:
-    from sonotune.audit.place import verdict_line
+    from sonotune.audit.verdict import verdict_line
     from sonotune.reports.audit import PAGE_FILE
 
     lines = [verdict_line(report), *(f"  {reason}" for reason in (*report.reasons, *report.remarks))]

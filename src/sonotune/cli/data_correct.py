@@ -107,8 +107,8 @@ def _leaks(clips: Sequence[Clip], scored: Mapping[str, str], root: Path | None, 
 def _audit_again(source: str, out: Path, root: Path | None, *, outside: bool) -> dict[str, Any] | None:
     """Audit the new revision as the old one was; None where the old one was not audited."""
     from sonotune.api import audit
-    from sonotune.audit.place import audit_folder, verdict_line
     from sonotune.audit.record import REPORT_FILE, read_report
+    from sonotune.audit.verdict import audit_folder, verdict_line
     from sonotune.reports.audit import PAGE_FILE
 
     folder = audit_folder(source)

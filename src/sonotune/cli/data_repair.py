@@ -381,8 +381,8 @@ def _scores_file() -> str:
 
 def _audit_of(source: str, folder: Path | None, *, asked: bool) -> tuple[Path | None, AuditReport | None]:
     """The folder of the audit that thresholds come from, and its report; None where they are calibrated here."""
-    from sonotune.audit.place import audit_folder
     from sonotune.audit.record import REPORT_FILE, read_report
+    from sonotune.audit.verdict import audit_folder
     from sonotune.errors import ConfigError
 
     place = audit_folder(source, folder)

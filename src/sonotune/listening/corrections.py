@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from sonotune.audit.place import REASONS_COLUMN, VERDICT_COLUMN
+from sonotune.audit.verdict import REASONS_COLUMN, VERDICT_COLUMN
 from sonotune.data.lines import show
 from sonotune.errors import ManifestError
 from sonotune.json_files import OBJECT, parse_json

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from sonotune.audit.gate import GateSettings
-from sonotune.audit.place import SUFFIX
 from sonotune.audit.record import CLIPS_FILE, AuditReport, StratumReport, read_report
+from sonotune.audit.verdict import SUFFIX
 from sonotune.data import text as text_module
 from sonotune.errors import ConfigError, ManifestError, TextError, shortened
 from sonotune.reports.audit_clips import (

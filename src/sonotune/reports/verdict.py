@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple, get_args
 
 from sonotune.audit.gate import Decision
-from sonotune.audit.place import VERDICT
+from sonotune.audit.verdict import VERDICT
 from sonotune.evaluation.compare import Comparison
 from sonotune.metrics.scores import (
     WORSE,

@@ -9,8 +9,8 @@ import torch
 
 from sonotune.adapters.trainable import check_plain, check_settings_of_task
 from sonotune.audio.augment import WaveformAugmenter
-from sonotune.audit.place import audit_folder, check_verdict
 from sonotune.audit.sources import audio_digest
+from sonotune.audit.verdict import audit_folder, check_verdict
 from sonotune.config.schema import RunConfig
 from sonotune.data.chunking import cut_at_words
 from sonotune.data.corpus import CORPUS_SETTINGS, Corpus, load_corpus, read_source, refuse_too_many
