@@ -10,7 +10,11 @@ import pytest
 from sonotune.adapters.kinds.base import AdapterSettings
 from sonotune.adapters.ranks.choose import RankSettings
 from sonotune.audio.augment import WaveformAugmenter
-from sonotune.config import schema
+from sonotune.config.adapter import AdapterConfig, AllocationConfig, QuantizationConfig
+from sonotune.config.data import AugmentationConfig, DataConfig
+from sonotune.config.evaluation import EvaluationConfig
+from sonotune.config.schema import ModelConfig
+from sonotune.config.training import StageConfig, TrainingConfig
 from sonotune.features.specaugment import SpecAugmentSettings
 from sonotune.planning.layout import TrainingSettings
 from sonotune.stages import StageSettings
@@ -20,16 +24,16 @@ from sonotune.training.state import LoopSettings
 from sonotune.types import DecodingSettings
 
 SECTIONS = {
-    AdapterSettings: (schema.AdapterConfig,),
-    RankSettings: (schema.AdapterConfig, schema.AllocationConfig),
-    WaveformAugmenter: (schema.AugmentationConfig,),
-    SpecAugmentSettings: (schema.AugmentationConfig,),
-    DecodingSettings: (schema.EvaluationConfig,),
-    TaskSettings: (schema.ModelConfig, schema.DataConfig, schema.TrainingConfig, schema.EvaluationConfig),
-    ObjectiveSettings: (schema.ModelConfig, schema.TrainingConfig),
-    StageSettings: (schema.StageConfig,),
-    LoopSettings: (schema.TrainingConfig,),
-    TrainingSettings: (schema.QuantizationConfig,),
+    AdapterSettings: (AdapterConfig,),
+    RankSettings: (AdapterConfig, AllocationConfig),
+    WaveformAugmenter: (AugmentationConfig,),
+    SpecAugmentSettings: (AugmentationConfig,),
+    DecodingSettings: (EvaluationConfig,),
+    TaskSettings: (ModelConfig, DataConfig, TrainingConfig, EvaluationConfig),
+    ObjectiveSettings: (ModelConfig, TrainingConfig),
+    StageSettings: (StageConfig,),
+    LoopSettings: (TrainingConfig,),
+    TrainingSettings: (QuantizationConfig,),
 }
 
 
