@@ -152,14 +152,14 @@ def stops_after(step: int, name: str) -> str:
 STOPS = """
 import os, signal, sys
 from sonotune.cli import main
-from sonotune.training.logging.progress import ProgressBar
+from sonotune.training.logging.progress import TrainingProgress
 
 def stepped(self, values):
     # One process alone gets the signal, as when a scheduler takes away one machine.
     if values["step"] == STEP and os.environ.get("RANK", "1") == "1":
         os.kill(os.getpid(), signal.NAME)
 
-ProgressBar.stepped = stepped
+TrainingProgress.stepped = stepped
 main(["train", *sys.argv[1:]])
 """
 
@@ -249,13 +249,13 @@ def test_a_process_that_is_killed_ends_the_others_and_the_next_start_goes_on(
 DIES = f"""
 import os, sys
 from sonotune.cli import main
-from sonotune.training.logging.progress import ProgressBar
+from sonotune.training.logging.progress import TrainingProgress
 
 def stepped(self, values):
     if values["step"] == 3 and os.environ.get("RANK") == "1":
         os.kill(os.getpid(), {int(signal.SIGKILL)})
 
-ProgressBar.stepped = stepped
+TrainingProgress.stepped = stepped
 main(["train", *sys.argv[1:]])
 """
 
@@ -298,7 +298,7 @@ def test_processes_with_other_clips_are_refused_before_anything_is_scored(
     driver.write_text(OTHER_CLIPS.replace("OTHER", str(other)), "utf-8")
     code, said = train(tmp_path / "run", processes=2, driver=driver)
     assert code != 0
-    assert "was started with other settings, evaluation data than" in said
+    assert "was started with other settings, evaluation data, content of the evaluation audio than" in said
     assert not (tmp_path / "run" / "ranks.json").exists()
 
 

@@ -64,6 +64,8 @@ class AudioDigests:
                 advance(len(found))
                 if time.monotonic() - self._saved > _SAVE_EVERY_S:
                     self._save()
+        # Processes that were started with other clips share other files; that is refused when they compare digests.
+        found |= {path: self._of_file(path) for path in files if path not in found}
         self._save()
         self.found |= {path: digest for path, digest in found.items() if digest != _MISSING}
         return digest_json([found[path] for path in paths])
