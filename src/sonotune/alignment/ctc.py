@@ -22,7 +22,7 @@ from sonotune.alignment.emissions import Emissions, clip_emissions, frame_times
 from sonotune.alignment.placing import clip_finding
 from sonotune.alignment.romanize import romanize
 from sonotune.alignment.tokens import BORDER, Spelling, Tokens
-from sonotune.alignment.viterbi import WILDCARD, Path, Target, align, needed_frames
+from sonotune.alignment.viterbi import WILDCARD, Path, Target, align, in_tokens, needed_frames
 from sonotune.data import text
 from sonotune.models.base import LoadedModel
 from sonotune.models.ctc_decoding import collapse
@@ -112,9 +112,7 @@ class CtcAligner:
         inside_U = tokens.token_words != BORDER
         best_T = emissions.log_probs.max(axis=1)
         # What the model has no symbol for fits any sound: such frames say nothing about the transcript.
-        wild_T = np.zeros(len(best_T), dtype=np.bool_)
-        is_token_T = path.states % 2 == 1
-        wild_T[is_token_T] = tokens.ids[path.states[is_token_T] // 2] == WILDCARD
+        wild_T = in_tokens(path.states, tokens.ids == WILDCARD)
         judged_T = ~wild_T if not wild_T.all() else slice(None)
         transcript = None
         if self.settings.transcribe:

@@ -84,6 +84,13 @@ class Path:
         return first_U.astype(np.int64), np.searchsorted(self.states, states_U, side="right").astype(np.int64)
 
 
+def in_tokens(states_T: NDArray[np.int32], chosen_U: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Frames at which a path is in one of the chosen tokens (T,)."""
+    inside_T: NDArray[np.bool_] = states_T % 2 == 1
+    inside_T[inside_T] = chosen_U[states_T[inside_T] // 2]
+    return inside_T
+
+
 def needed_frames(tokens: NDArray[np.int64]) -> int:
     """Frames that a sequence needs: one for each token, and one between two that are the same symbol."""
     return len(tokens) + int(_repeats(tokens).sum())
@@ -223,8 +230,7 @@ class _Row:
         given_T[is_token_T] = self._scores_TV[frames[is_token_T], self._known_U[tokens_T]]
         scored_T[is_token_T] = given_T[is_token_T]
         if self._speech_T is not None:
-            wild_T = np.zeros(self.frames, dtype=np.bool_)
-            wild_T[is_token_T] = self.ids_U[tokens_T] == WILDCARD
+            wild_T = in_tokens(states_T, self.ids_U == WILDCARD)
             given_T[wild_T] = self._speech_T[wild_T]
             scored_T[wild_T] = self._speech_T[wild_T] - self._wildcard_penalty
             if self.open_G is not None:

@@ -139,7 +139,7 @@ class WhisperAligner:
         self._writable: dict[str, bool] = {}
         self._written: dict[tuple[Recording, str | None], str | None] = {}
         self._closed = _never_written(loaded)
-        self._languages = language_tokens(loaded) if is_multilingual(loaded) else {}
+        self._languages = self._family.languages(loaded)
 
     def check_languages(self, languages: Sequence[str]) -> None:
         """See `Aligner.check_languages`."""
@@ -352,10 +352,9 @@ class WhisperAligner:
         """The pass says it as well: what follows the start token is the language, whichever is written there."""
         if not self._languages:
             return None
-        tokens = torch.tensor(list(self._languages.values()), device=one.language.device)
-        probabilities = self.loaded.module.proj_out(one.language).float()[tokens].softmax(dim=-1)
+        probabilities = self._family.language_logits(self.loaded, one.language).float().softmax(dim=-1)
         best = int(probabilities.argmax())
-        return DetectedLanguage(code=list(self._languages)[best], probability=float(probabilities[best]))
+        return DetectedLanguage(code=self._languages[best], probability=float(probabilities[best]))
 
     def _likelihoods(self, one: _Pass) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Log-probability of each text token and of the end, and of the best token there (N,).

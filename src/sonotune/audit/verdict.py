@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -57,6 +58,7 @@ def check_verdict(
         GateError: They are refused.
         ManifestError: The report is damaged.
     """
+    digest = cache(digest)
     if not (folder / REPORT_FILE).is_file():
         other = _audit_of_same_clips(folder, digest)
         if other is None:

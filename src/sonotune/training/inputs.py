@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
@@ -128,6 +129,7 @@ def _corpus(config: RunConfig, task: Task, tell: Callable[[Sequence[Finding]], N
     data = config.data
     folder = audit_folder(str(data.train), None if config.audit.dir == "auto" else config.audit.dir)
 
+    @cache  # an audit asks for them more than once, and without one nobody does
     def clips() -> Sequence[Clip]:
         return read_source(str(data.train), root=data.root, allow_outside_root=data.allow_outside_root)
 

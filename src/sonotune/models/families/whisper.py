@@ -379,17 +379,26 @@ class WhisperFamily:
             return languages
         return [given or found for given, found in zip(languages, self._detected(loaded, encoded_BPD), strict=True)]
 
+    def language_logits(self, loaded: LoadedModel, states_D: Tensor) -> Tensor:
+        """Logits of the language tokens (..., L), in the order of `languages`.
+
+        Args:
+            loaded: A multilingual checkpoint.
+            states_D: What the decoder has at the start token (..., D).
+        """
+        ids = list(language_tokens(loaded).values())
+        logits: Tensor = loaded.module.proj_out(states_D)[..., ids]
+        return logits
+
     def _detected(self, loaded: LoadedModel, encoded_BPD: Tensor) -> list[str]:
-        known = language_tokens(loaded)
         start = torch.full(
             (len(encoded_BPD), 1), loaded.module.config.decoder_start_token_id, device=encoded_BPD.device
         )
         hidden = loaded.module.model.decoder(
             input_ids=start, encoder_hidden_states=encoded_BPD, use_cache=False
         ).last_hidden_state[:, -1]
-        codes = list(known)
-        best = loaded.module.proj_out(hidden)[:, [known[code] for code in codes]].argmax(dim=-1).tolist()
-        return [codes[index] for index in best]
+        codes = self.languages(loaded)
+        return [codes[index] for index in self.language_logits(loaded, hidden).argmax(dim=-1).tolist()]
 
 
 class _Decoder:
