@@ -3,9 +3,10 @@
     python benchmarks/real_models/corpora.py FOLDER --data ../shared/data
 
 writes `fsdd/{train,dev,test}.jsonl` (two speakers to learn from, one to choose by, one to score; 8 kHz recordings of
-single digits joined into strings of 1 to 5.5 s), `breton/{train,dev,test,chess}.jsonl` (the documentary by the order
-of its clips, the chess channel as a domain that nothing was trained on), and `swahili/{train,dev,test}.jsonl` as they
-come. Their lines name files outside FOLDER: give `data.allow_outside_root=true`.
+single digits joined into strings of 1 to 5.5 s), `fsdd-1`, `fsdd-2` and `fsdd-3` likewise with the four speakers moved
+on by one, two and three, so that each is scored once, `breton/{train,dev,test,chess}.jsonl` (the documentary by the
+order of its clips, the chess channel as a domain that nothing was trained on), and `swahili/{train,dev,test}.jsonl` as
+they come. Their lines name files outside FOLDER: give `data.allow_outside_root=true`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sonotune.data.importers import load_fsdd
 from sonotune.data.manifest import write_manifest
 from sonotune.types import Clip
 
-SPEAKERS: Final = {"train": ("jackson", "nicolas"), "dev": ("lucas",), "test": ("theo",)}
+SPEAKERS: Final = ("jackson", "nicolas", "lucas", "theo")  # two to learn from, one to choose by, one to score
 STRINGS: Final = {"train": 300, "dev": 40, "test": 80}
 PASSES: Final = 2  # each recording stands in about so many strings
 
@@ -34,17 +35,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     options = parser.parse_args()
     folder, data = options.folder.resolve(), options.data.resolve()
-    write_digit_strings(data / "fsdd", folder / "fsdd")
+    for fold in range(len(SPEAKERS)):
+        write_digit_strings(data / "fsdd", folder / (f"fsdd-{fold}" if fold else "fsdd"), fold)
     write_breton(_read(data / "breton" / "all.jsonl"), folder / "breton")
     for source, split in (("train", "train"), ("val", "dev"), ("test", "test")):
         _write(folder / "swahili" / f"{split}.jsonl", _read(data / "swahili" / f"{source}.jsonl"))
     print(json.dumps({str(path.relative_to(folder)): _count(path) for path in sorted(folder.rglob("*.jsonl"))}))
 
 
-def write_digit_strings(fsdd: Path, folder: Path) -> None:
+def write_digit_strings(fsdd: Path, folder: Path, fold: int = 0) -> None:
     """Strings of digits, each of one speaker, each recording at most `PASSES` times in a split."""
     clips = load_fsdd(fsdd)
-    for split, speakers in SPEAKERS.items():
+    first, second, third, fourth = SPEAKERS[fold:] + SPEAKERS[:fold]
+    for split, speakers in {"train": (first, second), "dev": (third,), "test": (fourth,)}.items():
         own = [replace(clip, language="en") for clip in clips if clip.speaker in speakers]
         strings: list[Clip] = []
         for seed in range(PASSES):

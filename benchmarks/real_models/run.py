@@ -48,12 +48,14 @@ class Cell:
 
 
 # Clips a step and not seconds a step, so that all contexts make the same steps.
+DIGITS: Final = {"training.batch_max_clips": "16", "training.batch_seconds": "480", "training.max_epochs": "2"}
+FOLDS: Final = ("fsdd", "fsdd-1", "fsdd-2", "fsdd-3")
 STEPS: Final = {
-    "fsdd": {"training.batch_max_clips": "16", "training.batch_seconds": "480", "training.max_epochs": "2"},
+    **dict.fromkeys(FOLDS, DIGITS),
     "swahili": {"training.batch_max_clips": "4", "training.batch_seconds": "120", "training.max_epochs": "6"},
     "breton": {"training.batch_max_clips": "8", "training.batch_seconds": "240", "training.max_epochs": "4"},
 }
-TESTS: Final = {"fsdd": ("test",), "swahili": ("test",), "breton": ("test", "chess")}
+TESTS: Final = {**dict.fromkeys(FOLDS, ("test",)), "swahili": ("test",), "breton": ("test", "chess")}
 METHODS: Final = {
     "lora": {"quantization.bits": "16"},
     "qlora": {"quantization.bits": "4"},
@@ -93,7 +95,6 @@ def cells() -> Iterator[Cell]:
                     name=f"{corpus}/{method}-thinned-{seed}",
                     corpus=corpus,
                     training=settings,
-                    contexts=("thinned", "full"),
                     tests=TESTS[corpus],
                 )
 
