@@ -205,8 +205,8 @@ def test_every_word_has_tokens_and_is_as_sure_alone_as_in_a_batch(speech: Case) 
 
 def test_log_probabilities_are_those_that_the_model_gives_its_own_text(speech: Case) -> None:
     """Teacher-forced, the tokens of a text have the probabilities that decoding found."""
-    if speech.family.name not in OWN_TOKENS:
-        pytest.skip("frames, and no tokens one after the other")
+    if speech.family.name != "whisper":
+        pytest.skip("frames, or an untrained model, whose texts a tokenizer would write with other tokens")
     settings = DecodingSettings(max_new_tokens=12, confidence=True, temperatures=(0.0,))
     [made] = speech.task.predict(speech.loaded, speech.batch([1]), settings)
     if made.cut or not made.words:

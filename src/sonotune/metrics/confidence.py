@@ -40,12 +40,15 @@ _CURVE_POINTS: Final = 50
 
 
 def word_log_odds(logprobs: Sequence[float]) -> float:
-    """Log-odds of a word by its tokens, before calibration: those of the geometric mean of their probabilities.
+    """Log-odds of a word by its tokens, before calibration: those of the product of their probabilities.
+
+    The product, which is the probability of the word given those before it, tells right words from wrong ones better
+    than the least probability or the means, of real weights on development clips (`benchmarks/confidence`).
 
     Args:
         logprobs: Natural logarithms, one a token.
     """
-    logprob = min(max(math.fsum(logprobs) / len(logprobs), _LEAST), _SUREST)
+    logprob = min(max(math.fsum(logprobs), _LEAST), _SUREST)
     return logprob - math.log(-math.expm1(logprob))
 
 
