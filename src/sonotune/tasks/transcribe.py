@@ -179,6 +179,11 @@ class Transcribe:
         self._written = self.family.written_form(loaded)
         batch = replace(batch, clips=tuple(self._told(loaded, clip) for clip in batch.clips))
         made = self.family.transcribe(loaded, batch, settings)
+        if settings.confidence and any(one.words is None and one.text for one in made):
+            raise ConfigError(
+                f"evaluation.confidence=true: the family {self.family.name} gives no probabilities of words. Leave it "
+                "out, or return Hypothesis.words from its `transcribe`."
+            )
         nothing = () if settings.confidence else None  # of a clip without a text
         return [
             Prediction(
