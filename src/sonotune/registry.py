@@ -127,6 +127,9 @@ PANELS = MappingProxyType(
         "manifest": "sonotune.evaluation.retention.manifest:MANIFEST",
         "nonspeech": "sonotune.evaluation.retention.nonspeech:NONSPEECH",
         "language": "sonotune.evaluation.retention.language:LANGUAGE",
+        "long": "sonotune.evaluation.retention.long_form:LONG_FORM",
+        "punctuation": "sonotune.evaluation.retention.punctuation:PUNCTUATION_PANEL",
+        "timestamps": "sonotune.evaluation.retention.timestamps:TIMESTAMPS",
     }
 )
 SCORES = MappingProxyType(
