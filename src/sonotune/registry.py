@@ -50,6 +50,7 @@ NORMALIZERS = MappingProxyType(
         "identity": "sonotune.data.text:IDENTITY",
         "basic": "sonotune.data.text:BASIC",
         "english": "sonotune.data.text:ENGLISH",
+        "whisper_english": "sonotune.data.normalizers.whisper_english:WHISPER_ENGLISH",
         "hebrew": "sonotune.data.normalizers.hebrew:HEBREW",
         "hebrew_folded": "sonotune.data.normalizers.hebrew:HEBREW_FOLDED",
         "arabic": "sonotune.data.normalizers.arabic:ARABIC",
