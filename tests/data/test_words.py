@@ -73,6 +73,14 @@ def test_two_words_that_scoring_makes_one_of_are_right_together():
     assert right_words("say twenty one now", "say 22 now", scoring) == [True, False, False, True]
 
 
+def test_what_scoring_adds_to_a_whole_text_belongs_to_the_word_before_it():
+    def scoring(text: str) -> str:
+        return text.replace("10 %", "10 percent").replace("%", "")
+
+    assert right_words("10 % more", "10 percent more", scoring) == [True, None, True]
+    assert right_words("10 % more", "10 more", scoring) == [False, None, True]
+
+
 def test_a_sign_is_right_by_itself_where_there_are_no_spaces():
     assert right_words("今天很好", "今天真好", BASIC) == [True, True, False, True]
 

@@ -106,6 +106,22 @@ def test_where_nothing_is_better_the_current_decoding_is_kept(tmp_path: Path):
     assert body["sentence"].startswith("keep the current decoding")
 
 
+def test_what_stops_half_way_leaves_what_it_found(tmp_path: Path):
+    def recognize(decoding: DecodingSettings) -> EvaluationResult:
+        if decoding.beam_size > 1:
+            raise KeyboardInterrupt
+        return result(BAD)
+
+    trials = [
+        Trial(values={}, decoding=DEFAULT_DECODING),
+        Trial(values={"evaluation.beam_size": "2"}, decoding=replace(DEFAULT_DECODING, beam_size=2)),
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        sweep_decoding(trials, CLIPS, TASK, recognize, folder=tmp_path, about={}, told=lambda line: None)
+    left = json.loads((tmp_path / RECORD).read_text("utf-8"))
+    assert (left["asked"], len(left["trials"])) == (2, 1)
+
+
 def test_rows_say_what_was_inserted_and_what_loops(tmp_path: Path):
     row = sweep(tmp_path, current=BAD, other=SAME)["trials"][0]
     assert {"insertions", "loops", "cut", "fallbacks", "seconds", "real_time_factor", "scores"} <= row.keys()

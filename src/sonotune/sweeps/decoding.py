@@ -137,6 +137,7 @@ def sweep_decoding(
     """
     make_folder(folder / "predictions", choose="sweep.dir=PATH")
     rows: list[dict[str, Any]] = []
+    body: dict[str, Any] = {}
     score = ""
     for number, trial in enumerate(trials):
         result = recognize(trial.decoding)
@@ -148,10 +149,10 @@ def sweep_decoding(
             found = compare([folder / rows[0]["predictions"]], [path], primary=score, slices=False, resamples=resamples)
             row["difference"] = found.differences[score].to_json()
         rows.append(row)
+        body = {"schema": 1, **about, "asked": len(trials), "clips": len(clips), "score": score, "trials": rows}
+        body |= {"code": code_version(), **judge_decoding(rows, score)}
+        atomic_write_json(folder / RECORD, body)  # what stopped half way has what it found
         told(f"{number + 1} of {len(trials)}: {trial.name}")
-    body = {"schema": 1, **about, "clips": len(clips), "score": score, "trials": rows, "code": code_version()}
-    body |= judge_decoding(rows, score)
-    atomic_write_json(folder / RECORD, body)
     return body
 
 
