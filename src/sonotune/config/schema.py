@@ -27,6 +27,7 @@ from sonotune.config.evaluation import EvaluationConfig
 from sonotune.config.names import Checkpoint, Dropout, FamilyName, Selectors, Share, TaskName
 from sonotune.config.section import NO_EFFECT_ON_RESULT, Section
 from sonotune.config.sweep import SweepConfig
+from sonotune.config.token_merging import TokenMergingConfig
 from sonotune.config.training import TrainingConfig
 from sonotune.errors import suggest
 from sonotune.types import Context
@@ -115,6 +116,7 @@ class RunConfig(Section):
     regularization: RegularizationConfig = RegularizationConfig()
     reallocation: ReallocationConfig = ReallocationConfig()
     quantization: QuantizationConfig = QuantizationConfig()
+    token_merging: TokenMergingConfig = TokenMergingConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     audit: AuditConfig = AuditConfig()

@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 import re
 import types
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -27,10 +28,14 @@ from sonotune.features.normalization import valid_frames
 from sonotune.models.base import AUDIO, Component, Stream
 from sonotune.models.norms import fix_batch_norms
 from sonotune.models.thinning import DEFAULT_THINNING, Thinning
+from sonotune.models.token_merging.layers import MergedStates, run_layers
+from sonotune.models.token_merging.pairs import take
+from sonotune.models.token_merging.settings import NO_MERGING, MergeStep, TokenMerging, merge_steps
 from sonotune.types import Context
 
 WAVEFORM_TYPES = ("wav2vec2", "hubert", "wavlm", "wav2vec2-conformer")
 ENCODER_TYPES = ("whisper", *WAVEFORM_TYPES)
+_MERGEABLE_TYPES = ("whisper", "wav2vec2", "hubert")
 
 
 def kind_of(config: Any) -> Literal["whisper", "waveform"]:
@@ -161,17 +166,69 @@ def contexts_of(config: Any, context: Context | None) -> dict[str, Any]:
     return {"context": context or "thinned", "trained_contexts": trained, "full_after_thinned": True}
 
 
-def computed_positions(
+def merging_refusal(config: Any) -> str | None:
+    """Why positions cannot be merged within an encoder of this configuration; None where they can."""
+    if config.model_type in _MERGEABLE_TYPES:
+        return None
+    return (
+        f"the attention of {config.model_type} goes by the distance of positions, which merging would change; its "
+        "encoder cannot be merged within"
+    )
+
+
+def layers_of(encoder: Any) -> Any:
+    """The numbered layers of an encoder."""
+    return encoder.layers if kind_of(encoder.config) == "whisper" else encoder.encoder.layers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """How many positions an encoder computes for a batch, before anything is merged.
+
+    Attributes:
+        own: Of each clip itself.
+        kept: Of each clip with what is kept of the window behind it.
+        width: P, padding included.
+    """
+
+    own: tuple[int, ...]
+    kept: tuple[int, ...]
+    width: int
+
+
+def rows_of(
     config: Any, inputs_BTF: Tensor, lengths_B: Tensor, *, context: Context, thinning: Thinning = DEFAULT_THINNING
-) -> int:
-    """P of the states that `encode` gives for a batch."""
-    positions_B = positions_of(config, lengths_B)
-    if kind_of(config) == "whisper":
-        if context == "full":
-            return (inputs_BTF.shape[1] + 1) // 2
-        if context == "thinned":
-            return len(thinning.keep(positions_B, config.max_source_positions)[0])
-    return int(positions_B.max())
+) -> Rows:
+    """The positions that `encode` computes for a batch, by its lengths; arguments as there."""
+    own_B = positions_of(config, lengths_B).cpu()
+    own, width = tuple(own_B.tolist()), int(own_B.max())
+    kept = own
+    if kind_of(config) == "whisper" and context == "full":
+        width = (inputs_BTF.shape[1] + 1) // 2
+        own, kept = tuple(min(one, width) for one in own), (width,) * len(own)
+    elif kind_of(config) == "whisper" and context == "thinned":
+        places_P, weights_BP = thinning.keep(own_B, config.max_source_positions)
+        kept, width = tuple(weights_BP.isfinite().sum(dim=1).tolist()), len(places_P)
+    return Rows(own=own, kept=kept, width=width)
+
+
+def _steps(config: Any, rows: Rows, merging: TokenMerging) -> dict[int, MergeStep]:
+    return merge_steps(merging, depth=config.num_hidden_layers, own=rows.own, kept=rows.kept)
+
+
+def row_stages(config: Any, rows: Rows, merging: TokenMerging) -> list[tuple[int, tuple[int, ...], int]]:
+    """(layers, own positions of each clip, P) of every run of layers that compute as many, the last with none left.
+
+    Args:
+        config: Of the encoder.
+        rows: Before anything is merged.
+        merging: What is.
+    """
+    stages, own, width, begun = [], rows.own, rows.width, 0
+    for layer, step in _steps(config, rows, merging).items():
+        stages.append((layer - begun, own, width))
+        begun, own, width = layer, step.after, step.width
+    return [*stages, (config.num_hidden_layers - begun, own, width)]
 
 
 def row_kinds(counts_B: Tensor, rows: int, kind: int = AUDIO) -> Tensor:
@@ -187,8 +244,9 @@ def streams_of(
     *,
     context: Context = "cut",
     thinning: Thinning = DEFAULT_THINNING,
+    merging: TokenMerging = NO_MERGING,
 ) -> tuple[Stream, ...]:
-    """The rows that `encode` computes, for the linears of an encoder's layers.
+    """The rows that `encode` computes, for the linears of an encoder's layers; the last are those of its states.
 
     Args:
         encoder: From `build`.
@@ -197,13 +255,21 @@ def streams_of(
         lengths_B: Valid frames or samples.
         context: As in `encode`. Positions of the window behind a clip are padding, though they are computed.
         thinning: As in `encode`.
+        merging: As in `encode`.
     """
     config, name = encoder.config, re.escape(prefix)
-    positions = computed_positions(config, inputs_BTF, lengths_B, context=context, thinning=thinning)
-    kinds_BP = row_kinds(positions_of(config, lengths_B), positions)
+    rows = rows_of(config, inputs_BTF, lengths_B, context=context, thinning=thinning)
+    found, first = [], 0
+    for layers, own, width in row_stages(config, rows, merging):
+        kinds_BP = row_kinds(torch.tensor(own, device=lengths_B.device), width)
+        numbers = "|".join(str(index) for index in range(first, first + layers))
+        found.append((rf"^{name}\.(.*\.)?layers\.({numbers})\.", kinds_BP))
+        first += layers
+    before = [Stream(modules=modules, kinds=kinds_BP) for modules, kinds_BP in found[:-1]]
     return (
-        *position_streams(config, name, kinds_BP),
-        Stream(modules=rf"^{name}\.", kinds=kinds_BP),
+        *position_streams(config, name, found[-1][1]),
+        *before,
+        Stream(modules=rf"^{name}\.", kinds=found[-1][1]),
     )
 
 
@@ -245,16 +311,26 @@ class Encoded:
         log_weights: Logarithm of how many positions each state stands for as a key of attention (B, P), -inf for
             padding; None where each stands for itself and there is no padding, and where states behind a clip's own
             are all padding of a `waveform` encoder.
+        source: Where nothing was merged None, else the state that each of a clip's own positions went to (B, L).
     """
 
     states: Tensor
     positions: Tensor
     log_weights: Tensor | None = None
+    source: Tensor | None = None
 
     @property
     def own_states(self) -> Tensor:
         """The states of the clips themselves, to the longest one (B, P', D)."""
         return self.states[:, : int(self.positions.max())]
+
+    @property
+    def unmerged_states(self) -> Tensor:
+        """The states as they are, or where any were merged, each once for every own position it stands for (B, L, D).
+
+        So a state has the time of its position again.
+        """
+        return self.states if self.source is None else take(self.states, self.source)
 
 
 def encode(
@@ -264,6 +340,7 @@ def encode(
     *,
     context: Context = "cut",
     thinning: Thinning = DEFAULT_THINNING,
+    merging: TokenMerging = NO_MERGING,
 ) -> Encoded:
     """Compute a batch; a clip gives the same states alone and in any batch.
 
@@ -273,15 +350,47 @@ def encode(
         lengths_B: Valid frames or samples.
         context: How much of Whisper's window is computed; with `full` the frames fill it.
         thinning: What `thinned` keeps.
+        merging: Which of a clip's own positions are merged on the way; the positions of the result are what is left.
     """
+    steps: dict[int, MergeStep] = {}
+    if merging.ratio:
+        rows = rows_of(encoder.config, inputs_BTF, lengths_B, context=context, thinning=thinning)
+        steps = _steps(encoder.config, rows, merging)
     if kind_of(encoder.config) == "whisper":
-        return _encode_mel(encoder, inputs_BTF, lengths_B, context=context, thinning=thinning)
-    return _encode_waveform(encoder, inputs_BTF.squeeze(-1), lengths_B)
+        states_BPD, weights_BP, positions_B = _mel_stem(
+            encoder, inputs_BTF, lengths_B, context=context, thinning=thinning
+        )
+        if steps:
+            merged = run_layers(encoder.layers, states_BPD, weights_BP, steps=steps, merging=merging)
+            encoded = _encoded(merged, encoder.layer_norm)
+            if context == "full":  # all of the window counts as the clip's
+                before = next(iter(steps.values())).before
+                lost = [one - left for one, left in zip(before, merged.own, strict=True)]
+                encoded = replace(encoded, positions=positions_B - torch.tensor(lost, device=positions_B.device))
+            return encoded
+        mask = None if weights_BP is None else weights_BP[:, None, None, :]
+        for layer in encoder.layers:
+            states_BPD = layer(states_BPD, mask)
+        return Encoded(states=encoder.layer_norm(states_BPD), positions=positions_B, log_weights=weights_BP)
+    states_BPD, positions_B = _waveform_stem(encoder, inputs_BTF.squeeze(-1), lengths_B)
+    if steps:
+        return _merged_waveform(encoder, states_BPD, positions_B, steps=steps, merging=merging)
+    return _encode_waveform(encoder, states_BPD, positions_B)
 
 
-def _encode_mel(
+def _encoded(merged: MergedStates, norm: Callable[[Tensor], Tensor]) -> Encoded:
+    return Encoded(
+        states=norm(merged.states),
+        positions=torch.tensor(merged.own, device=merged.states.device),
+        log_weights=merged.log_weights,
+        source=merged.source,
+    )
+
+
+def _mel_stem(
     encoder: Any, inputs_BTF: Tensor, lengths_B: Tensor, *, context: Context, thinning: Thinning
-) -> Encoded:
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """What the layers of Whisper read (B, P, D), the logarithm of what each stands for, and own positions (B,)."""
     positions_B = positions_of(encoder.config, lengths_B)
     table_WD = encoder.embed_positions.weight
     weights_BP: Tensor | None = None
@@ -300,11 +409,7 @@ def _encode_mel(
             weights_BP = weights_BP.masked_fill(~valid_frames(positions_B.cpu(), longest), -math.inf)
     if weights_BP is not None:
         weights_BP = weights_BP.to(states_BPD.device, states_BPD.dtype)
-    states_BPD = F.dropout(states_BPD, p=encoder.dropout, training=encoder.training)
-    mask = None if weights_BP is None else weights_BP[:, None, None, :]
-    for layer in encoder.layers:
-        states_BPD = layer(states_BPD, mask)
-    return Encoded(states=encoder.layer_norm(states_BPD), positions=positions_B, log_weights=weights_BP)
+    return F.dropout(states_BPD, p=encoder.dropout, training=encoder.training), weights_BP, positions_B
 
 
 def _stem(encoder: Any, inputs_BTF: Tensor) -> Tensor:
@@ -338,7 +443,8 @@ def _thinned_stem(encoder: Any, inputs_BTF: Tensor, places_P: Tensor) -> Tensor:
     return states_BPD[:, places_P.clamp_max(silent).to(states_BPD.device)]
 
 
-def _encode_waveform(encoder: Any, waveforms_BT: Tensor, lengths_B: Tensor) -> Encoded:
+def _waveform_stem(encoder: Any, waveforms_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+    """What is read before positions are added (B, P, D), and positions of each clip (B,)."""
     positions_B = positions_of(encoder.config, lengths_B).to(waveforms_BT.device)
     short = _shortest(encoder.config) - waveforms_BT.shape[1]
     if short > 0:  # a clip shorter than the convolutions reach is heard with silence behind it
@@ -348,7 +454,10 @@ def _encode_waveform(encoder: Any, waveforms_BT: Tensor, lengths_B: Tensor) -> E
     stem._requires_grad = any(parameter.requires_grad for parameter in stem.parameters())
     features_BPC = _convolve(encoder, waveforms_BT, lengths_B)[:, : int(positions_B.max())]
     projected = encoder.feature_projection(features_BPC)
-    hidden_BPD = projected[0] if isinstance(projected, tuple) else projected
+    return projected[0] if isinstance(projected, tuple) else projected, positions_B
+
+
+def _encode_waveform(encoder: Any, hidden_BPD: Tensor, positions_B: Tensor) -> Encoded:
     valid_BP = valid_frames(positions_B, hidden_BPD.shape[1])
     mask = None if bool(valid_BP.all()) else valid_BP
     for module in encoder.modules():
@@ -356,6 +465,20 @@ def _encode_waveform(encoder: Any, waveforms_BT: Tensor, lengths_B: Tensor) -> E
             module.valid_BP = mask
     states_BPD = encoder.encoder(hidden_BPD, attention_mask=mask).last_hidden_state
     return Encoded(states=states_BPD, positions=positions_B)
+
+
+def _merged_waveform(
+    encoder: Any, hidden_BPD: Tensor, positions_B: Tensor, *, steps: dict[int, MergeStep], merging: TokenMerging
+) -> Encoded:
+    """What the encoders of wav2vec 2.0 and HuBERT in `transformers` compute, with pairs merged between their layers."""
+    body, norm_first = encoder.encoder, bool(encoder.config.do_stable_layer_norm)
+    valid_BP = valid_frames(positions_B, hidden_BPD.shape[1])
+    hidden_BPD = hidden_BPD.masked_fill(~valid_BP.unsqueeze(2), 0.0)
+    hidden_BPD = hidden_BPD + body.pos_conv_embed(hidden_BPD)
+    states_BPD = body.dropout(hidden_BPD if norm_first else body.layer_norm(hidden_BPD))
+    weights_BP = torch.zeros_like(states_BPD[..., 0]).masked_fill(~valid_BP, -math.inf)
+    merged = run_layers(body.layers, states_BPD, weights_BP, steps=steps, merging=merging)
+    return _encoded(merged, body.layer_norm if norm_first else nn.Identity())
 
 
 def _convolve(encoder: Any, waveforms_BT: Tensor, lengths_B: Tensor) -> Tensor:

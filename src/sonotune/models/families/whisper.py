@@ -11,7 +11,7 @@ Shape letters: B clips, T frames, P encoder positions (two frames each), F mel b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from sonotune.models.families.whisper_checkpoint import (
 from sonotune.models.languages import find_code, named, nearest, nothing_to_note, some_codes
 from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
+from sonotune.models.token_merging.settings import NO_AUDIO_TOKENS, MergePart
 from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
 
 
@@ -178,12 +179,12 @@ class WhisperFamily:
         labels_BU = batch.targets[:, 1:].clone()
         labels_BU[:, : self._prompt_length(loaded) - 1] = -100
         places_BU = labels_BU >= 0
-        encoded_BPD = self._encode(loaded, batch)
+        encoded = self._encode(loaded, batch)
         return LabelOutputs(
-            logits=self._logits(loaded, batch, encoded_BPD, places_BU),
+            logits=self._logits(loaded, batch, encoded.states, places_BU),
             labels=labels_BU[places_BU],
             places=places_BU,
-            ctc=lambda: self._ctc(loaded, batch, encoded_BPD),
+            ctc=lambda: self._ctc(loaded, batch, encoded.unmerged_states),
         )
 
     def _ctc(self, loaded: LoadedModel, batch: Batch, encoded_BPD: Tensor) -> Tensor:
@@ -206,6 +207,15 @@ class WhisperFamily:
             zero_infinity=True,
         )
 
+    def merging_refusals(self, loaded: LoadedModel) -> Mapping[MergePart, str]:
+        """See `ModelFamily.merging_refusals`."""
+        return {"audio": NO_AUDIO_TOKENS}
+
+    def merge_layers(self, loaded: LoadedModel) -> Sequence[nn.Module]:
+        """See `ModelFamily.merge_layers`."""
+        layers: Sequence[nn.Module] = loaded.module.model.encoder.layers
+        return layers
+
     def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
         """See `ModelFamily.streams`; cross-attention takes its keys and values from the encoder's rows."""
         heard = speech_encoders.streams_of(
@@ -215,6 +225,7 @@ class WhisperFamily:
             batch.input_lengths,
             context=batch.context,
             thinning=loaded.thinning,
+            merging=loaded.merging,
         )
         # A token is put in for the next one to come out, so the last of each clip is not.
         written_BU = (batch.targets[:, 1:] >= 0).to(torch.int8) * TEXT
@@ -226,7 +237,7 @@ class WhisperFamily:
 
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Logits (N, V) at every target position, prompt included."""
-        return self._logits(loaded, batch, self._encode(loaded, batch), batch.targets[:, 1:] >= 0)
+        return self._logits(loaded, batch, self._encode(loaded, batch).states, batch.targets[:, 1:] >= 0)
 
     def decoder_states(self, loaded: LoadedModel, batch: Batch, sources: Sequence[int]) -> Tensor:
         """States (B, U-1, D) that make the logits of every target but the first, which is given.
@@ -238,7 +249,7 @@ class WhisperFamily:
         """
         encoded = sorted(set(sources))
         copies = [encoded.index(row) for row in sources]
-        states_BPD = self._encode(loaded, batch.rows(encoded))[copies]
+        states_BPD = self._encode(loaded, batch.rows(encoded)).states[copies]
         decoder = loaded.module.model.decoder
         decoder.cross_mask = None if decoder.cross_mask is None else decoder.cross_mask[copies]
         return self._decoder_states(loaded, batch, states_BPD)
@@ -259,7 +270,7 @@ class WhisperFamily:
         self, loaded: LoadedModel, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING
     ) -> list[Hypothesis]:
         """Greedy or beam decoding, then sampling of texts that look wrong; the language is detected where unknown."""
-        encoded_BPD = self._encode(loaded, batch)
+        encoded_BPD = self._encode(loaded, batch).states
         languages = self._languages(loaded, batch, encoded_BPD)
         prompts = [self.prompt_tokens(loaded, language) for language in languages]
         prompt_BU = torch.tensor(prompts, device=encoded_BPD.device)
@@ -311,7 +322,7 @@ class WhisperFamily:
         text = decoding.without_half_character(self.decode_text(loaded, ids), cut=cut)
         return decoding.Candidate(text, mean_logprob, finite=finite, cut=cut)
 
-    def _encode(self, loaded: LoadedModel, batch: Batch) -> Tensor:
+    def _encode(self, loaded: LoadedModel, batch: Batch) -> speech_encoders.Encoded:
         """Features (B, T, F) -> encoder states (B, P, D); what they stand for is left for the decoder's layers."""
         encoded = speech_encoders.encode(
             loaded.module.model.encoder,
@@ -319,10 +330,11 @@ class WhisperFamily:
             batch.input_lengths,
             context=batch.context,
             thinning=loaded.thinning,
+            merging=loaded.merging,
         )
         weights_BP = encoded.log_weights
         loaded.module.model.decoder.cross_mask = None if weights_BP is None else weights_BP[:, None, None, :]
-        return encoded.states
+        return encoded
 
     def _prompt_length(self, loaded: LoadedModel) -> int:
         return 4 if is_multilingual(loaded) else 2
@@ -369,7 +381,7 @@ class WhisperFamily:
         """Code of the likeliest language token of each clip, whatever language the clip names."""
         mask = loaded.module.model.decoder.cross_mask
         try:
-            return self._detected(loaded, self._encode(loaded, batch))
+            return self._detected(loaded, self._encode(loaded, batch).states)
         finally:
             loaded.module.model.decoder.cross_mask = mask
 
