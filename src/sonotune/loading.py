@@ -144,9 +144,7 @@ def open_model(
     choices = {"quantization.bits": f"{stored.bits}: {stored.reason}"}
     if loaded.merging.parts:
         why = "as the weights were trained" if merging is None else "asked for"
-        choices["token_merging"] = (
-            f"{', '.join(f'{name}={value}' for name, value in loaded.merging.plain().items())}: {why}"
-        )
+        choices["token_merging"] = f"{loaded.merging.described()}: {why}"
     return Opened(loaded=loaded, choices=choices, settings=settings)
 
 

@@ -46,10 +46,8 @@ def key_weights(loaded: LoadedModel) -> dict[int, Tensor]:
     if merging.rule not in NOISE_RULES or "encoder" not in merging.parts:
         return {}
     layers = loaded.family.merge_layers(loaded)
-    weights: dict[int, Any] = {
-        number: key_projection(layers[number - 1]).weight for number in merging.after(len(layers))
-    }
-    return {number: weight.detach().clone() for number, weight in weights.items()}
+    found: dict[int, Any] = {number: key_projection(layers[number - 1]) for number in merging.after(len(layers))}
+    return {number: projection.weight.detach().clone() for number, projection in found.items()}
 
 
 def keep_key_noise(loaded: LoadedModel, weights: Mapping[int, Tensor]) -> None:
