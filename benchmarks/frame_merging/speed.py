@@ -38,6 +38,7 @@ from sonotune.planning.work import encoder_work
 from sonotune.registry import resolve
 from sonotune.runs import code_version, environment
 from sonotune.tasks.base import Task, TaskSettings
+from sonotune.types import Context
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
@@ -47,6 +48,7 @@ RESULTS: Final = Path(__file__).parent / "results"
 RATIOS: Final = (0.0, 0.25, 0.5)
 EARLY: Final = (1, 2)
 CLIPS: Final = 4
+CONTEXTS: Final[dict[str, Context | None]] = {"thinned": "thinned", "full": "full", "own length": None}
 CLIP_S: Final = 10.0
 
 
@@ -60,7 +62,7 @@ def settings_of(depth: int) -> dict[str, TokenMerging]:
 
 def prepare(data: Path, checkpoint: str, context: str) -> tuple[LoadedModel, Task, Batch]:
     """A model with adapters, and a batch."""
-    opened = open_model(checkpoint, context=None if context == "own length" else context, bits=16, precision="bf16")
+    opened = open_model(checkpoint, context=CONTEXTS[context], bits=16, precision="bf16")
     loaded = adapt_uncalibrated(opened.loaded, kind_named("lora"), RankSettings(), AdapterSettings(), precision="bf16")
     task: Task = resolve("tasks", "transcribe")(loaded.family, TaskSettings(language="sw"))
     clips = read_manifest(data / "swahili" / "train.jsonl", allow_outside_root=True)
@@ -112,7 +114,7 @@ def step(loaded: LoadedModel, task: Task, batch: Batch, optimizer: torch.optim.O
     with autocast("bf16", torch.device("cpu")):
         losses = task.loss(loaded, batch, label_smoothing=0.0)
         loss = losses.total / losses.count
-    loss.backward()
+    torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_([one for one in loaded.module.parameters() if one.requires_grad], 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -189,7 +191,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("data", type=Path, help="Folder that real_models/corpora.py wrote.")
     parser.add_argument("--model", required=True)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", nargs="+", default=["thinned", "full", "own length"])
+    parser.add_argument("--only", nargs="+", default=list(CONTEXTS), choices=CONTEXTS)
     parser.add_argument("--memory", nargs=2, metavar=("CONTEXT", "NAME"))
     options = parser.parse_args(words)
     torch.set_num_threads(1)

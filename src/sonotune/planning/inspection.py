@@ -226,7 +226,7 @@ def _merged_work(loaded: LoadedModel, base: str) -> dict[float, MergedWork]:
         return {}
     loaded, found = loaded.with_(processor=outline_processor(base, loaded.family.name)), {}
     layers = len(loaded.family.merge_layers(loaded))
-    for clip_s in _LENGTHS_S:
+    for clip_s in (one for one in _LENGTHS_S if one <= (loaded.frontend.max_duration_s or one)):
         batch = silent_batch(loaded, 1, clip_s, 1)
         merged, plain = (encoder_work(one, batch) for one in (loaded, loaded.with_(merging=NO_MERGING)))
         if merged is not None and plain is not None:

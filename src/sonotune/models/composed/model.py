@@ -26,7 +26,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from sonotune.errors import ModelError
 from sonotune.features.normalization import valid_frames
-from sonotune.models import speech_encoders
+from sonotune.models import encoder_rows, speech_encoders
 from sonotune.models.composed.projectors import PROJECTORS, GatedCrossAttention, Heard, outputs_of
 from sonotune.models.thinning import DEFAULT_THINNING, Thinning
 from sonotune.models.token_merging.audio_tokens import compress
@@ -144,7 +144,7 @@ def _heads_for(width: int) -> int:
 
 
 def _dropout_name(audio: Any) -> str:
-    return "dropout" if speech_encoders.kind_of(audio) == "whisper" else "hidden_dropout"
+    return "dropout" if encoder_rows.kind_of(audio) == "whisper" else "hidden_dropout"
 
 
 def _check_settings(config: Any) -> None:
@@ -299,7 +299,7 @@ class SpeechLlm(PreTrainedModel):  # type: ignore[misc]
         """
         if self.config.fusion == "cross_attention":
             return 0
-        positions = speech_encoders.positions_in(self.config.audio_config, duration_s)
+        positions = encoder_rows.positions_in(self.config.audio_config, duration_s)
         outputs = outputs_of(
             self.config.projector_kind,
             positions,

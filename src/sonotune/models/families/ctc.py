@@ -32,7 +32,7 @@ from sonotune.features.batching import Batch
 from sonotune.features.frontend import Frontend, RawWaveform, from_feature_extractor
 from sonotune.features.normalization import valid_frames
 from sonotune.features.parakeet import NormalizedLogMel
-from sonotune.models import speech_encoders
+from sonotune.models import encoder_rows, speech_encoders
 from sonotune.models.base import AUDIO, Component, LoadedModel, Stream
 from sonotune.models.checkpoints import (
     check_family,
@@ -269,7 +269,7 @@ class CtcFamily:
         config = loaded.module.config
         if hasattr(loaded.module, "ctc_head"):
             config = config.encoder_config
-        refusal = speech_encoders.merging_refusal(config)
+        refusal = encoder_rows.merging_refusal(config)
         return {"audio": NO_AUDIO_TOKENS, **({"encoder": refusal} if refusal else {})}
 
     def merge_layers(self, loaded: LoadedModel) -> Sequence[nn.Module]:
@@ -284,11 +284,11 @@ class CtcFamily:
         module = loaded.module
         if not hasattr(module, "ctc_head"):
             base = str(module.base_model_prefix)
-            heard = speech_encoders.streams_of(
+            heard = encoder_rows.streams_of(
                 module.base_model, base, batch.inputs, batch.input_lengths, merging=loaded.merging
             )
             frames_B = self._frames(loaded, batch.input_lengths)
-            frames_BT = speech_encoders.row_kinds(frames_B, int(frames_B.max()))
+            frames_BT = encoder_rows.row_kinds(frames_B, int(frames_B.max()))
             return (*heard, Stream(modules=r"^lm_head$", kinds=frames_BT))
         lengths_B = self._frames(loaded, batch.input_lengths)
         frames = int(self._frames(loaded, torch.tensor([batch.inputs.shape[1]])))
@@ -297,7 +297,7 @@ class CtcFamily:
         within_BQ = (distances.abs() < lengths_B.unsqueeze(1)).to(torch.int8) * AUDIO
         return (
             Stream(modules=r"^encoder\..*\.relative_k_proj$", kinds=within_BQ),
-            Stream(modules=r"^encoder\.", kinds=speech_encoders.row_kinds(lengths_B, frames)),
+            Stream(modules=r"^encoder\.", kinds=encoder_rows.row_kinds(lengths_B, frames)),
         )
 
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
@@ -337,7 +337,7 @@ class CtcFamily:
         if hasattr(module, "ctc_head"):
             frames: Tensor = module._get_subsampling_output_length(lengths_B)
             return frames.long().clamp_min(1)
-        return speech_encoders.positions_of(module.config, lengths_B)
+        return encoder_rows.positions_of(module.config, lengths_B)
 
     def _encode(self, loaded: LoadedModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """Features -> states (B, T, D) and valid frames (B,)."""

@@ -30,6 +30,7 @@ from sonotune.models import decoding
 from sonotune.models.audio_lm import Rows, generate, kinds_of_rows, label_logits, label_outputs, lay_out, own_targets
 from sonotune.models.base import Component, LoadedModel, Stream
 from sonotune.models.checkpoints import load_pretrained, load_processor, locate, outline_pretrained, read_config
+from sonotune.models.encoder_rows import row_kinds
 from sonotune.models.families.qwen3_asr_old import is_old, load_old_weights, modern_config, modern_name
 from sonotune.models.families.qwen3_asr_text import (
     CHAT_TEMPLATE,
@@ -44,7 +45,6 @@ from sonotune.models.families.qwen3_asr_text import (
 )
 from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
-from sonotune.models.speech_encoders import row_kinds
 from sonotune.models.token_merging.audio_tokens import compress
 from sonotune.models.token_merging.settings import MergePart
 from sonotune.types import DEFAULT_DECODING, NOT_FINITE, Context, DecodingSettings, Hypothesis

@@ -21,7 +21,7 @@ from sonotune.errors import ModelError, TextError, TextTooLongError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import from_feature_extractor
 from sonotune.features.normalization import valid_frames
-from sonotune.models import decoding, speech_encoders
+from sonotune.models import decoding, encoder_rows, speech_encoders
 from sonotune.models.audio_lm import Rows, generate, kinds_of_rows, label_logits, label_outputs, lay_out, own_targets
 from sonotune.models.base import PADDING, Component, LoadedModel, Stream
 from sonotune.models.checkpoints import (
@@ -231,7 +231,7 @@ class SpeechLlmFamily:
     def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
         """See `ModelFamily.streams`; of a window, the audio positions behind the clip are padding."""
         module, config = loaded.module, loaded.module.config
-        encoded = speech_encoders.streams_of(
+        encoded = encoder_rows.streams_of(
             module.audio_encoder,
             "audio_encoder",
             batch.inputs,
@@ -240,13 +240,13 @@ class SpeechLlmFamily:
             thinning=loaded.thinning,
             merging=loaded.merging,
         )
-        fills = batch.context == "full" and speech_encoders.kind_of(config.audio_config) == "whisper"
+        fills = batch.context == "full" and encoder_rows.kind_of(config.audio_config) == "whisper"
         kinds_BP = encoded[-1].kinds
         own_BP = kinds_BP if fills else kinds_BP[:, : int(kinds_BP.ne(PADDING).sum(dim=1).max())]
         projected, heard_BQ, sizes_B = _projected(config, own_BP, self._given(loaded, batch, own_BP, fills))
         if loaded.merging.audio_ratio:
             sizes_B = [loaded.merging.audio_tokens(size) for size in sizes_B]
-            heard_BQ = speech_encoders.row_kinds(torch.tensor(sizes_B), max(sizes_B))
+            heard_BQ = encoder_rows.row_kinds(torch.tensor(sizes_B), max(sizes_B))
         crossing = config.fusion == "cross_attention"
         prompts = [self.prompt_tokens(loaded, clip.language) for clip in batch.clips]
         rows_BL = kinds_of_rows(
@@ -267,8 +267,8 @@ class SpeechLlmFamily:
         own_B = own_BP.ne(PADDING).sum(dim=1)
         if not fills:
             return own_B
-        before_B = speech_encoders.positions_of(loaded.module.config.audio_config, batch.input_lengths)
-        window = speech_encoders.rows_of(
+        before_B = encoder_rows.positions_of(loaded.module.config.audio_config, batch.input_lengths)
+        window = encoder_rows.rows_of(
             loaded.module.config.audio_config, batch.inputs, batch.input_lengths, context="full"
         ).width
         return window - (before_B.clamp_max(window).to(own_B.device) - own_B)
@@ -277,9 +277,9 @@ class SpeechLlmFamily:
         """See `ModelFamily.merging_refusals`."""
         config = loaded.module.config
         refused: dict[MergePart, str] = {}
-        if refusal := speech_encoders.merging_refusal(config.audio_config):
+        if refusal := encoder_rows.merging_refusal(config.audio_config):
             refused["encoder"] = refusal
-        if speech_encoders.kind_of(config.audio_config) == "whisper" and loaded.context == "full":
+        if encoder_rows.kind_of(config.audio_config) == "whisper" and loaded.context == "full":
             refused["audio"] = (
                 "with model.context=full the language model reads the whole window, and which of its tokens are "
                 "silence is not known any more; take model.context=thinned"
@@ -405,14 +405,14 @@ def _projected(config: Any, kinds_BP: Tensor, given_B: Tensor) -> tuple[tuple[St
     own_B = kinds_BP.ne(PADDING).sum(dim=1)
     step = config.downsample
     if config.projector_kind != "perceiver":
-        heard_BQ = speech_encoders.row_kinds(-(-own_B // step), -(-kinds_BP.shape[1] // step))
+        heard_BQ = encoder_rows.row_kinds(-(-own_B // step), -(-kinds_BP.shape[1] // step))
         return (Stream(modules=r"^projector\.", kinds=heard_BQ),), heard_BQ, (-(-given_B // step)).tolist()
     latents = config.perceiver_latents
     window = latents * step
     windows = -(-kinds_BP.shape[1] // window)
     computed_BN = valid_frames(-(-given_B // window), windows)
-    read_NW = speech_encoders.row_kinds(own_B, windows * window).view(-1, windows, window)[computed_BN]
-    heard_BN = speech_encoders.row_kinds(-(-own_B // window), windows)
+    read_NW = encoder_rows.row_kinds(own_B, windows * window).view(-1, windows, window)[computed_BN]
+    heard_BN = encoder_rows.row_kinds(-(-own_B // window), windows)
     latents_NK = heard_BN[computed_BN].unsqueeze(1).repeat(1, latents)
     streams = (
         Stream(modules=r"^projector\.(narrow|layers\.\d+\.read\.[kv]_proj)$", kinds=read_NW),

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sonotune.errors import TextError, TextTooLongError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import from_feature_extractor
-from sonotune.models import decoding, speech_encoders
+from sonotune.models import decoding, encoder_rows, speech_encoders
 from sonotune.models.base import TEXT, Component, LoadedModel, Stream
 from sonotune.models.checkpoints import is_classifier, load_pretrained, outline_pretrained
 from sonotune.models.families.whisper_checkpoint import (
@@ -200,7 +200,7 @@ class WhisperFamily:
         return F.ctc_loss(
             scores_PBV,
             batch.targets[:, prompt:].clamp_min(0),
-            speech_encoders.positions_of(loaded.module.config, batch.input_lengths).clamp_max(len(scores_PBV)),
+            encoder_rows.positions_of(loaded.module.config, batch.input_lengths).clamp_max(len(scores_PBV)),
             batch.target_lengths - prompt - 1,
             blank=loaded.processor.tokenizer.convert_tokens_to_ids("<|nospeech|>"),
             reduction="none",
@@ -218,7 +218,7 @@ class WhisperFamily:
 
     def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
         """See `ModelFamily.streams`; cross-attention takes its keys and values from the encoder's rows."""
-        heard = speech_encoders.streams_of(
+        heard = encoder_rows.streams_of(
             loaded.module.model.encoder,
             "model.encoder",
             batch.inputs,
