@@ -31,8 +31,8 @@ from sonotune.data.manifest import read_manifest
 from sonotune.evaluation.evaluate import evaluate
 from sonotune.features.batching import Batch, pad_targets
 from sonotune.loading import Opened, open_model
+from sonotune.models.frame_merging.settings import NO_MERGING, FrameMerging
 from sonotune.models.precision import autocast
-from sonotune.models.token_merging.settings import NO_MERGING, TokenMerging
 from sonotune.registry import resolve
 from sonotune.runs import code_version, environment
 from sonotune.tasks.base import Task, TaskSettings
@@ -62,7 +62,7 @@ class Cell:
     corpus: str
     weights: str
     bits: int
-    merging: TokenMerging
+    merging: FrameMerging
 
     @property
     def name(self) -> str:
@@ -77,7 +77,7 @@ def cells() -> Iterator[Cell]:
         for corpus in LANGUAGES:
             for weights in ("tuned", "untuned"):
                 for bits, rules in RULES.items():
-                    merged = [TokenMerging(ratio=ratio, rule=rule) for ratio in RATIOS for rule in rules]
+                    merged = [FrameMerging(ratio=ratio, rule=rule) for ratio in RATIOS for rule in rules]
                     for merging in (NO_MERGING, *merged):
                         yield Cell(measure=measure, corpus=corpus, weights=weights, bits=bits, merging=merging)
 
@@ -87,14 +87,14 @@ class Model:
 
     def __init__(self, checkpoint: str, corpus: str, bits: int) -> None:
         # The rule that knows the weights' noise is asked for, and the others do not look at it.
-        sketched = TokenMerging(ratio=RATIOS[0], rule="noise_aware") if bits == 4 else None
+        sketched = FrameMerging(ratio=RATIOS[0], rule="noise_aware") if bits == 4 else None
         self.opened: Opened = open_model(checkpoint, context="thinned", bits=bits, precision="bf16", merging=sketched)
         language = LANGUAGES[corpus]
         self.task: Task = resolve("tasks", "transcribe")(
             self.opened.loaded.family, TaskSettings(language=language, verbalize_numbers=language == "en")
         )
 
-    def loss(self, clips: Sequence[Clip], merging: TokenMerging) -> dict[str, Any]:
+    def loss(self, clips: Sequence[Clip], merging: FrameMerging) -> dict[str, Any]:
         """Mean loss of a token, and each clip's."""
         loaded = self.opened.loaded.with_(merging=merging)
         loaded.module.eval()
@@ -116,7 +116,7 @@ class Model:
             rows.append((float(found.total), int(found.count)))
         return {"loss": sum(one for one, _ in rows) / sum(count for _, count in rows), "clips": rows}
 
-    def wer(self, clips: Sequence[Clip], merging: TokenMerging) -> dict[str, Any]:
+    def wer(self, clips: Sequence[Clip], merging: FrameMerging) -> dict[str, Any]:
         """Scores of what is written."""
         loaded = self.opened.loaded.with_(merging=merging)
         found = evaluate(

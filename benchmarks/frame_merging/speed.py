@@ -32,8 +32,8 @@ from sonotune.data.manifest import read_manifest
 from sonotune.features.batching import Batch, pad_targets
 from sonotune.loading import open_model
 from sonotune.models.base import LoadedModel
+from sonotune.models.frame_merging.settings import FrameMerging
 from sonotune.models.precision import autocast
-from sonotune.models.token_merging.settings import TokenMerging
 from sonotune.planning.work import encoder_work
 from sonotune.registry import resolve
 from sonotune.runs import code_version, environment
@@ -52,11 +52,11 @@ CONTEXTS: Final[dict[str, Context | None]] = {"thinned": "thinned", "full": "ful
 CLIP_S: Final = 10.0
 
 
-def settings_of(depth: int) -> dict[str, TokenMerging]:
+def settings_of(depth: int) -> dict[str, FrameMerging]:
     """What is compared: the ratios after the default layers, and 0.25 after the first two."""
     return {
-        **{f"{ratio:g}": TokenMerging(ratio=ratio) for ratio in RATIOS},
-        f"0.25 after layers {EARLY[0]} and {EARLY[1]} of {depth}": TokenMerging(ratio=0.25, layers=EARLY),
+        **{f"{ratio:g}": FrameMerging(ratio=ratio) for ratio in RATIOS},
+        f"0.25 after layers {EARLY[0]} and {EARLY[1]} of {depth}": FrameMerging(ratio=0.25, layers=EARLY),
     }
 
 

@@ -23,11 +23,11 @@ from sonotune.adapters.metadata import (
 from sonotune.errors import ConfigError, ModelError
 from sonotune.models.base import LoadedModel, ModelFamily, select
 from sonotune.models.checkpoints import check_frontend, read_config
+from sonotune.models.frame_merging.prepare import keep_key_noise, key_weights, with_merging
+from sonotune.models.frame_merging.settings import FrameMerging
 from sonotune.models.precision import DTYPES
 from sonotune.models.quantize import cast_frozen, choose_bits, quantize
 from sonotune.models.thinning import Thinning, contexts_of_training
-from sonotune.models.token_merging.prepare import keep_key_noise, key_weights, with_merging
-from sonotune.models.token_merging.settings import TokenMerging
 from sonotune.paths import is_file, is_folder
 from sonotune.progress import phase
 from sonotune.registry import in_order, names, resolve
@@ -55,7 +55,7 @@ def open_model(
     family: ModelFamily | None = None,
     revision: str | None = None,
     context: Context | None = None,
-    merging: TokenMerging | None = None,
+    merging: FrameMerging | None = None,
     bits: Literal["auto"] | int = "auto",
     double: bool = True,
     skip: Sequence[str] = (),
@@ -144,7 +144,7 @@ def open_model(
     choices = {"quantization.bits": f"{stored.bits}: {stored.reason}"}
     if loaded.merging.parts:
         why = "as the weights were trained" if merging is None else "asked for"
-        choices["token_merging"] = f"{loaded.merging.described()}: {why}"
+        choices["frame_merging"] = f"{loaded.merging.described()}: {why}"
     return Opened(loaded=loaded, choices=choices, settings=settings)
 
 

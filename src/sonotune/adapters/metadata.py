@@ -18,8 +18,8 @@ from typing_extensions import TypedDict
 from sonotune.errors import AdapterError, RunDirectoryError
 from sonotune.json_files import Count, Number, check_json, read_json
 from sonotune.models.base import LoadedModel
-from sonotune.models.token_merging.rules import RULES
-from sonotune.models.token_merging.settings import AudioMethod
+from sonotune.models.frame_merging.rules import RULES
+from sonotune.models.frame_merging.settings import AudioMethod
 from sonotune.paths import is_file, is_folder
 from sonotune.registry import is_asset, resolve_asset
 from sonotune.runs import read_record
@@ -58,7 +58,7 @@ class _Thinning(TypedDict, total=False):
 
 
 @with_config(extra="forbid")
-class _TokenMerging(TypedDict, total=False):
+class _FrameMerging(TypedDict, total=False):
     ratio: _Ratio
     layers: list[Annotated[Count, Field(ge=1)]]
     rule: Annotated[str, AfterValidator(_is_a_rule)]
@@ -78,7 +78,7 @@ class _Entries(TypedDict, total=False):
     revision: str | None
     context: Literal["thinned", "full", "cut", "dynamic"]
     thinning: _Thinning
-    token_merging: _TokenMerging
+    frame_merging: _FrameMerging
     trained_contexts: list[Context]
     bits: Literal[4, 8, 16]
     double: bool
@@ -145,8 +145,8 @@ def write_metadata(loaded: LoadedModel, folder: Path, *, extra: Mapping[str, Any
 
 
 def merging_entry(loaded: LoadedModel) -> dict[str, Any]:
-    """The entry `token_merging` of a record; none where nothing is merged."""
-    return {"token_merging": loaded.merging.plain()} if loaded.merging.parts else {}
+    """The entry `frame_merging` of a record; none where nothing is merged."""
+    return {"frame_merging": loaded.merging.plain()} if loaded.merging.parts else {}
 
 
 def absolute_folder(checkpoint: str) -> str:
@@ -216,7 +216,7 @@ USED = (
     ("evaluation", "scores"),
 )
 """Section and name of the settings of a run that hold for the use of what it made, wherever that goes."""
-_OF_MODEL = ("trained_contexts", "thinning", "token_merging", "tokens_per_second")
+_OF_MODEL = ("trained_contexts", "thinning", "frame_merging", "tokens_per_second")
 EXPORT_MARK = "sonotune_export.json"
 """Written into every export: what it was made of, and the settings in `USED`."""
 
@@ -225,7 +225,7 @@ def use_of(checkpoint: str) -> dict[str, Any]:
     """The settings in `USED` that a run, an adapter or an export was made with, by their names alone, and its contexts.
 
     Empty for any other model but a packaged one; a setting that is not written down there is absent. Contexts are
-    `context`, in which it was trained, and `trained_contexts`; beside them stand `thinning`, `token_merging` and
+    `context`, in which it was trained, and `trained_contexts`; beside them stand `thinning`, `frame_merging` and
     `tokens_per_second` (`LoadedModel`).
 
     Args:

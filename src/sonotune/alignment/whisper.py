@@ -123,7 +123,7 @@ class WhisperAligner:
             )
         if loaded.merging.ratio:
             raise ModelError(
-                f"{loaded.checkpoint} merges positions of its encoder (token_merging.ratio={loaded.merging.ratio:g}), "
+                f"{loaded.checkpoint} merges positions of its encoder (frame_merging.ratio={loaded.merging.ratio:g}), "
                 "and where its attention looks is no time any more. Align with a CTC model, whose frames keep their "
                 "times, or with the Whisper that it was tuned from."
             )

@@ -67,9 +67,9 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
         (bits == 8, "double quantisation belongs to 4 bits", "quantization", ("double",)),
         *(
             (
-                getattr(config.token_merging, ratio) in ("auto", 0),
-                f"nothing is merged by token_merging.{ratio}",
-                "token_merging",
+                getattr(config.frame_merging, ratio) in ("auto", 0),
+                f"nothing is merged by frame_merging.{ratio}",
+                "frame_merging",
                 settings,
             )
             for ratio, settings in (
@@ -78,9 +78,9 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
             )
         ),
         (
-            config.token_merging.rule not in ("noise_aware", "noise_shuffled"),
-            f"token_merging.rule is {config.token_merging.rule}, which looks at no noise",
-            "token_merging",
+            config.frame_merging.rule not in ("noise_aware", "noise_shuffled"),
+            f"frame_merging.rule is {config.frame_merging.rule}, which looks at no noise",
+            "frame_merging",
             ("noise_weight",),
         ),
         (

@@ -19,8 +19,8 @@ from torch import Tensor
 from sonotune.errors import ModelError
 from sonotune.features.normalization import valid_frames
 from sonotune.models.base import AUDIO, Stream
+from sonotune.models.frame_merging.settings import NO_MERGING, FrameMerging, MergeStep, merge_steps
 from sonotune.models.thinning import DEFAULT_THINNING, Thinning
-from sonotune.models.token_merging.settings import NO_MERGING, MergeStep, TokenMerging, merge_steps
 from sonotune.types import Context
 
 WAVEFORM_TYPES = ("wav2vec2", "hubert", "wavlm", "wav2vec2-conformer")
@@ -100,12 +100,12 @@ def rows_of(
     return Rows(own=own, kept=kept, width=width)
 
 
-def steps_of(config: Any, rows: Rows, merging: TokenMerging) -> dict[int, MergeStep]:
+def steps_of(config: Any, rows: Rows, merging: FrameMerging) -> dict[int, MergeStep]:
     """Layer -> what is merged of a batch after it (`merge_steps`)."""
     return merge_steps(merging, depth=config.num_hidden_layers, own=rows.own, kept=rows.kept)
 
 
-def row_stages(config: Any, rows: Rows, merging: TokenMerging) -> list[tuple[int, tuple[int, ...], int]]:
+def row_stages(config: Any, rows: Rows, merging: FrameMerging) -> list[tuple[int, tuple[int, ...], int]]:
     """(layers, own positions of each clip, P) of every run of layers that compute as many, the last with none left.
 
     Args:
@@ -133,7 +133,7 @@ def streams_of(
     *,
     context: Context = "cut",
     thinning: Thinning = DEFAULT_THINNING,
-    merging: TokenMerging = NO_MERGING,
+    merging: FrameMerging = NO_MERGING,
 ) -> tuple[Stream, ...]:
     """The rows that `encode` computes, for the linears of an encoder's layers; the last are those of its states.
 

@@ -25,11 +25,11 @@ from sonotune.features.frontend import Frontend, LogMel, RawWaveform
 from sonotune.features.normalization import valid_frames
 from sonotune.models.base import Component
 from sonotune.models.encoder_rows import kind_of, positions_of, rows_of, steps_of
+from sonotune.models.frame_merging.layers import MergedStates, run_layers
+from sonotune.models.frame_merging.pairs import take
+from sonotune.models.frame_merging.settings import NO_MERGING, FrameMerging, MergeStep
 from sonotune.models.norms import fix_batch_norms
 from sonotune.models.thinning import DEFAULT_THINNING, Thinning
-from sonotune.models.token_merging.layers import MergedStates, run_layers
-from sonotune.models.token_merging.pairs import take
-from sonotune.models.token_merging.settings import NO_MERGING, MergeStep, TokenMerging
 from sonotune.types import Context
 
 
@@ -181,7 +181,7 @@ def encode(
     *,
     context: Context = "cut",
     thinning: Thinning = DEFAULT_THINNING,
-    merging: TokenMerging = NO_MERGING,
+    merging: FrameMerging = NO_MERGING,
 ) -> Encoded:
     """Compute a batch; a clip gives the same states alone and in any batch.
 
@@ -309,7 +309,7 @@ def _encode_waveform(encoder: Any, hidden_BPD: Tensor, positions_B: Tensor) -> E
 
 
 def _merged_waveform(
-    encoder: Any, hidden_BPD: Tensor, positions_B: Tensor, *, steps: dict[int, MergeStep], merging: TokenMerging
+    encoder: Any, hidden_BPD: Tensor, positions_B: Tensor, *, steps: dict[int, MergeStep], merging: FrameMerging
 ) -> Encoded:
     """What the encoders of wav2vec 2.0 and HuBERT in `transformers` compute, with pairs merged between their layers."""
     body, norm_first = encoder.encoder, bool(encoder.config.do_stable_layer_norm)

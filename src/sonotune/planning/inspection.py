@@ -25,9 +25,9 @@ from sonotune.loading import (
     with_contexts,
 )
 from sonotune.models.base import LoadedModel, count_parameters
+from sonotune.models.frame_merging.prepare import with_merging
+from sonotune.models.frame_merging.settings import NO_MERGING, FrameMerging
 from sonotune.models.quantize import packed_bytes
-from sonotune.models.token_merging.prepare import with_merging
-from sonotune.models.token_merging.settings import NO_MERGING, TokenMerging
 from sonotune.planning.layout import outline_processor, silent_batch
 from sonotune.planning.work import encoder_work
 from sonotune.types import Context
@@ -84,7 +84,7 @@ class Inspection:
     trained_contexts: tuple[Context, ...] = ()
     window_s: float | None = None
     computed_s: Mapping[float, float] = field(default_factory=dict)
-    merging: TokenMerging = NO_MERGING
+    merging: FrameMerging = NO_MERGING
     merged: Mapping[float, MergedWork] = field(default_factory=dict)
 
     @property
@@ -115,7 +115,7 @@ class Inspection:
                 "window_s": self.window_s,
                 "computed_s": {f"{clip_s:g}": computed for clip_s, computed in self.computed_s.items()},
             },
-            **({"token_merging": self._merging()} if self.merging.parts else {}),
+            **({"frame_merging": self._merging()} if self.merging.parts else {}),
             "bytes": {"weights": self.weight_bytes, "quantized": self.quantized_bytes},
             "bits_per_quantized_parameter": 8 * self.quantized_bytes / self.quantized if self.quantized else None,
             "compression": {
@@ -141,7 +141,7 @@ def inspect_model(
     task: str = "auto",
     num_labels: int | None = None,
     context: Context | None = None,
-    merging: TokenMerging | None = None,
+    merging: FrameMerging | None = None,
     kind: str = "lora",
     ranks: RankSettings | None = None,
     adapter: AdapterSettings | None = None,

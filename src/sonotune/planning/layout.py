@@ -27,10 +27,10 @@ from sonotune.features.batching import Batch
 from sonotune.loading import choose_family, find_adapter, kept_unquantized, model_folder, storage, with_contexts
 from sonotune.models.base import LoadedModel, Stream
 from sonotune.models.checkpoints import load_processor, locate
+from sonotune.models.frame_merging.prepare import keep_key_noise, key_weights, with_merging
+from sonotune.models.frame_merging.settings import FrameMerging
 from sonotune.models.precision import DTYPES, Precision
 from sonotune.models.quantize import bitsandbytes, packed_bytes
-from sonotune.models.token_merging.prepare import keep_key_noise, key_weights, with_merging
-from sonotune.models.token_merging.settings import TokenMerging
 from sonotune.optimizers import OptimizerKind
 from sonotune.registry import resolve
 from sonotune.stages import Stage, StageSettings, all_stages, build_stages, whole_run
@@ -55,7 +55,7 @@ class TrainingSettings:
     num_labels: int | None = None
     multi_label: bool = False
     context: Context | None = None
-    merging: TokenMerging | None = None
+    merging: FrameMerging | None = None
     bits: Literal["auto"] | int = "auto"
     double: bool = True
     skip: Sequence[str] = ()

@@ -8,7 +8,7 @@ from typing import Any
 
 from sonotune.adapters.trainable import check_shardable
 from sonotune.errors import ConfigError
-from sonotune.models.token_merging.settings import NO_MERGING
+from sonotune.models.frame_merging.settings import NO_MERGING
 from sonotune.planning.cards import Card, left_for_tensors, needed_bytes
 from sonotune.planning.cost import Cost
 from sonotune.planning.exact import measure_step
@@ -33,7 +33,7 @@ class Bucket:
         exact: Whether the step was run on fake tensors; else the formula says it.
         largest: Most clips that fit the memory that was named; 0 where not even one does, None where none was named.
         encoder_flops: Operations of the encoder's layers in a forward pass (`planning.work`); None where not known.
-        merged_share: Those with token merging, of those without; None where nothing is merged within the encoder.
+        merged_share: Those with frame merging, of those without; None where nothing is merged within the encoder.
     """
 
     clip_s: float

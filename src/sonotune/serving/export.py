@@ -42,9 +42,9 @@ from sonotune.models.base import MULTI_LABEL, LoadedModel
 from sonotune.models.beside import save_processor, save_use_of_adapter
 from sonotune.models.checkpoints import as_os_error
 from sonotune.models.decoding_defaults import set_decoding_defaults
+from sonotune.models.frame_merging.settings import NO_MERGING
 from sonotune.models.precision import DTYPES
 from sonotune.models.probe import probe_logits
-from sonotune.models.token_merging.settings import NO_MERGING
 from sonotune.models.weight_files import weights_digest
 from sonotune.paths import is_file
 from sonotune.progress import phase
@@ -127,10 +127,10 @@ def export(
 
 
 def _warn_of_merging(checkpoint: str) -> None:
-    """Other tools know nothing of token merging, and compute more than the weights were trained to."""
-    if found := use_of(checkpoint).get("token_merging"):
+    """Other tools know nothing of frame merging, and compute more than the weights were trained to."""
+    if found := use_of(checkpoint).get("frame_merging"):
         logger.warning(
-            "%s was trained with token_merging.ratio=%g and token_merging.audio_ratio=%g. sonotune merges in the "
+            "%s was trained with frame_merging.ratio=%g and frame_merging.audio_ratio=%g. sonotune merges in the "
             "export as well, by its %s; plain transformers merges nothing and computes another function. What that "
             "changes is measured where clips are compared (parity.json).",
             checkpoint,

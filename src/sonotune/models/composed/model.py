@@ -28,9 +28,9 @@ from sonotune.errors import ModelError
 from sonotune.features.normalization import valid_frames
 from sonotune.models import encoder_rows, speech_encoders
 from sonotune.models.composed.projectors import PROJECTORS, GatedCrossAttention, Heard, outputs_of
+from sonotune.models.frame_merging.audio_tokens import compress
+from sonotune.models.frame_merging.settings import NO_MERGING, FrameMerging
 from sonotune.models.thinning import DEFAULT_THINNING, Thinning
-from sonotune.models.token_merging.audio_tokens import compress
-from sonotune.models.token_merging.settings import NO_MERGING, TokenMerging
 from sonotune.types import Context
 
 AUDIO_MARK = "<audio>"
@@ -258,7 +258,7 @@ class SpeechLlm(PreTrainedModel):  # type: ignore[misc]
         *,
         context: Context = "cut",
         thinning: Thinning = DEFAULT_THINNING,
-        merging: TokenMerging = NO_MERGING,
+        merging: FrameMerging = NO_MERGING,
     ) -> tuple[Tensor, Tensor]:
         """Features -> audio embeddings (B, Q, D) and how many are valid (B,); kept for cross-attention.
 
@@ -290,7 +290,7 @@ class SpeechLlm(PreTrainedModel):  # type: ignore[misc]
         ).last_hidden_state
         return hidden_BLD
 
-    def audio_positions(self, duration_s: float, *, merging: TokenMerging = NO_MERGING) -> int:
+    def audio_positions(self, duration_s: float, *, merging: FrameMerging = NO_MERGING) -> int:
         """Positions in the prompt that a clip of so many seconds takes.
 
         Args:

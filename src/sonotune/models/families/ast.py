@@ -35,11 +35,11 @@ from sonotune.models.checkpoints import (
     reinitialise,
 )
 from sonotune.models.encoder_rows import position_streams, row_kinds, streams_of
+from sonotune.models.frame_merging.settings import NO_AUDIO_TOKENS, MergePart
 from sonotune.models.norms import fix_batch_norms
 from sonotune.models.outputs import refuse_new_outputs
 from sonotune.models.speech_encoders import contexts_of, encode, frontend_of
 from sonotune.models.structure import find_structure
-from sonotune.models.token_merging.settings import NO_AUDIO_TOKENS, MergePart
 from sonotune.types import Context
 
 logger = logging.getLogger(__name__)

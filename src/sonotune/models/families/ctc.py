@@ -44,11 +44,11 @@ from sonotune.models.checkpoints import (
     reinitialise,
 )
 from sonotune.models.ctc_decoding import beam_search, collapse
+from sonotune.models.frame_merging.settings import NO_AUDIO_TOKENS, MergePart
 from sonotune.models.languages import nothing_to_note
 from sonotune.models.letters import Letters
 from sonotune.models.losses import FrameOutputs
 from sonotune.models.norms import fix_batch_norms
-from sonotune.models.token_merging.settings import NO_AUDIO_TOKENS, MergePart
 from sonotune.types import DEFAULT_DECODING, NOT_FINITE, Context, DecodingSettings, Hypothesis
 
 logger = logging.getLogger(__name__)

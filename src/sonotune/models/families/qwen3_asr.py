@@ -43,10 +43,10 @@ from sonotune.models.families.qwen3_asr_text import (
     trained_languages,
     written_text,
 )
+from sonotune.models.frame_merging.audio_tokens import compress
+from sonotune.models.frame_merging.settings import MergePart
 from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
-from sonotune.models.token_merging.audio_tokens import compress
-from sonotune.models.token_merging.settings import MergePart
 from sonotune.types import DEFAULT_DECODING, NOT_FINITE, Context, DecodingSettings, Hypothesis
 
 _CLASS = "Qwen3ASRForConditionalGeneration"

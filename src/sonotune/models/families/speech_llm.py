@@ -43,10 +43,10 @@ from sonotune.models.composed.model import (
     digests_of_new_parts,
     new_parts_of,
 )
+from sonotune.models.frame_merging.settings import MergePart
 from sonotune.models.languages import language_name, misspelt
 from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
-from sonotune.models.token_merging.settings import MergePart
 from sonotune.types import DEFAULT_DECODING, NOT_FINITE, Context, DecodingSettings, Hypothesis
 
 _MOST_TOKENS = 448  # of a transcript, where the caller sets no limit: Whisper's, for clips of 30 s

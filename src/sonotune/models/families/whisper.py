@@ -34,10 +34,10 @@ from sonotune.models.families.whisper_checkpoint import (
     language_tokens,
     load_whisper_processor,
 )
+from sonotune.models.frame_merging.settings import NO_AUDIO_TOKENS, MergePart
 from sonotune.models.languages import find_code, named, nearest, nothing_to_note, some_codes
 from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
-from sonotune.models.token_merging.settings import NO_AUDIO_TOKENS, MergePart
 from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
 
 

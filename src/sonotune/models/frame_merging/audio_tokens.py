@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sonotune.models.token_merging.pairs import choose_pairs, merge_pairs
-from sonotune.models.token_merging.settings import TokenMerging
+from sonotune.models.frame_merging.pairs import choose_pairs, merge_pairs
+from sonotune.models.frame_merging.settings import FrameMerging
 
 
-def compress(audio_BQD: Tensor, lengths: Sequence[int], merging: TokenMerging) -> tuple[Tensor, list[int]]:
+def compress(audio_BQD: Tensor, lengths: Sequence[int], merging: FrameMerging) -> tuple[Tensor, list[int]]:
     """Audio tokens of a batch -> fewer (B, R, D), and how many are each clip's.
 
     Args:

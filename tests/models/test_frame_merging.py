@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sonotune.errors import ConfigError
-from sonotune.models.token_merging.audio_tokens import compress
-from sonotune.models.token_merging.pairs import Merged, choose_pairs, merge_pairs, take
-from sonotune.models.token_merging.rules import RULES, Evidence, sketch_error
-from sonotune.models.token_merging.settings import TokenMerging, merge_steps
+from sonotune.models.frame_merging.audio_tokens import compress
+from sonotune.models.frame_merging.pairs import Merged, choose_pairs, merge_pairs, take
+from sonotune.models.frame_merging.rules import RULES, Evidence, sketch_error
+from sonotune.models.frame_merging.settings import FrameMerging, merge_steps
 
 WIDTH = 6
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=4)
@@ -134,7 +134,7 @@ def test_pairs_do_not_overlap_and_are_the_best_of_their_places(lengths: list[int
 @QUICK
 @given(st.integers(1, 1500), st.floats(0, 0.85), st.integers(2, 32), st.integers(1, 60))
 def test_how_many_positions_are_left(own: int, ratio: float, depth: int, floor: int) -> None:
-    merging = TokenMerging(ratio=ratio, min_positions=floor, layers=tuple(range(1, min(depth, 3) + 1)))
+    merging = FrameMerging(ratio=ratio, min_positions=floor, layers=tuple(range(1, min(depth, 3) + 1)))
     if ratio > 1 - 0.5 ** min(depth, 3):
         with pytest.raises(ConfigError, match="cannot be reached after"):
             merging.remaining(own, depth)
@@ -148,15 +148,15 @@ def test_how_many_positions_are_left(own: int, ratio: float, depth: int, floor: 
 
 
 def test_layers_that_are_not_there_are_refused_and_quarters_are_the_default() -> None:
-    assert TokenMerging(ratio=0.25).after(6) == (1, 3, 4)
-    assert TokenMerging(ratio=0.25).after(32) == (8, 16, 24)
-    assert TokenMerging(ratio=0.25).after(2) == (1,)
+    assert FrameMerging(ratio=0.25).after(6) == (1, 3, 4)
+    assert FrameMerging(ratio=0.25).after(32) == (8, 16, 24)
+    assert FrameMerging(ratio=0.25).after(2) == (1,)
     with pytest.raises(ConfigError, match=r"layers=\[7\] names layers that the encoder does not have; it has 1 to 6"):
-        TokenMerging(ratio=0.25, layers=(7,)).after(6)
+        FrameMerging(ratio=0.25, layers=(7,)).after(6)
 
 
 def test_steps_depend_on_lengths_alone_and_are_as_wide_as_the_widest_clip() -> None:
-    merging = TokenMerging(ratio=0.5)
+    merging = FrameMerging(ratio=0.5)
     alone = [merge_steps(merging, depth=6, own=[own], kept=[own + 70]) for own in (500, 100, 20)]
     together = merge_steps(merging, depth=6, own=[500, 100, 20], kept=[570, 170, 90])
     assert together.keys() == {1, 3, 4}
@@ -274,7 +274,7 @@ def test_an_even_rate_is_even() -> None:
 def test_audio_tokens_become_so_many_and_keep_their_mean(
     method: str, lengths: list[int], seed: int, ratio: float
 ) -> None:
-    merging = TokenMerging(audio_ratio=ratio, audio_method=method)  # type: ignore[arg-type]
+    merging = FrameMerging(audio_ratio=ratio, audio_method=method)  # type: ignore[arg-type]
     states, sizes = states_of(lengths, seed)
     dirty = states.masked_fill((sizes == 0).unsqueeze(2), 50.0)
     found, left = compress(dirty, lengths, merging)
@@ -290,6 +290,6 @@ def test_audio_tokens_become_so_many_and_keep_their_mean(
 
 def test_means_of_two_are_means_of_neighbours() -> None:
     states, _ = states_of([12], 3)
-    found, left = compress(states, [12], TokenMerging(audio_ratio=0.5, audio_method="mean"))
+    found, left = compress(states, [12], FrameMerging(audio_ratio=0.5, audio_method="mean"))
     assert left == [6]
     torch.testing.assert_close(found[0], states[0].view(6, 2, WIDTH).mean(1), atol=1e-6, rtol=1e-5)

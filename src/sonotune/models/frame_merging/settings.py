@@ -29,14 +29,14 @@ _ROUNDING: Final = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenMerging:
+class FrameMerging:
     """What is merged.
 
     Attributes:
         ratio: Share of a clip's own encoder positions that are merged away by the end of the encoder.
         layers: Layers after which pairs are merged, from 1; empty stands for a quarter, half and three quarters of
             them.
-        rule: Which pairs are merged first (`token_merging.rules.RULES`).
+        rule: Which pairs are merged first (`frame_merging.rules.RULES`).
         noise_weight: Largest relative change that quantisation noise makes to a distance, from 0 to below 1.
         min_positions: Positions that a clip keeps at least, if it has as many.
         audio_ratio: Share of the audio tokens that are merged away between projector and language model.
@@ -52,7 +52,7 @@ class TokenMerging:
     audio_method: AudioMethod = "merge"
 
     @classmethod
-    def read(cls, entries: Mapping[str, Any]) -> TokenMerging:
+    def read(cls, entries: Mapping[str, Any]) -> FrameMerging:
         """What a record says."""
         return cls(**{**entries, "layers": tuple(entries.get("layers", ()))})
 
@@ -78,15 +78,15 @@ class TokenMerging:
         chosen = tuple(sorted(set(self.layers))) or tuple(sorted({max(1, depth * part // 4) for part in _QUARTERS}))
         if chosen[0] < 1 or chosen[-1] > depth:
             raise ConfigError(
-                f"token_merging.layers={list(self.layers)} names layers that the encoder does not have; it has 1 to "
+                f"frame_merging.layers={list(self.layers)} names layers that the encoder does not have; it has 1 to "
                 f"{depth}. Leave the setting out for a quarter, half and three quarters of them."
             )
         most = 1 - 0.5 ** len(chosen)
         if self.ratio > most:
             raise ConfigError(
-                f"token_merging.ratio={self.ratio:g} cannot be reached after {len(chosen)} of {depth} layers, each of "
+                f"frame_merging.ratio={self.ratio:g} cannot be reached after {len(chosen)} of {depth} layers, each of "
                 f"which halves the positions at most; the largest ratio is {most:g}. Lower it, or name more "
-                "token_merging.layers."
+                "frame_merging.layers."
             )
         return chosen
 
@@ -111,7 +111,7 @@ class TokenMerging:
         return math.ceil(tokens * (1 - self.audio_ratio) - _ROUNDING)
 
 
-NO_MERGING: Final = TokenMerging()
+NO_MERGING: Final = FrameMerging()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +134,7 @@ class MergeStep:
         return tuple(one - other for one, other in zip(self.before, self.after, strict=True))
 
 
-def merge_steps(merging: TokenMerging, *, depth: int, own: Sequence[int], kept: Sequence[int]) -> dict[int, MergeStep]:
+def merge_steps(merging: FrameMerging, *, depth: int, own: Sequence[int], kept: Sequence[int]) -> dict[int, MergeStep]:
     """Layer -> what is merged after it; layers after which no clip of the batch has a pair are left out.
 
     Args:

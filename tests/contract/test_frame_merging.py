@@ -1,4 +1,4 @@
-"""What every family promises of token merging: it merges as it says, or refuses by name. Models are `conftest`'s."""
+"""What every family promises of frame merging: it merges as it says, or refuses by name. Models are `conftest`'s."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from sonotune.errors import ConfigError
+from sonotune.models.frame_merging.prepare import with_merging
+from sonotune.models.frame_merging.settings import NO_MERGING, FrameMerging
 from sonotune.models.losses import FrameOutputs
-from sonotune.models.token_merging.prepare import with_merging
-from sonotune.models.token_merging.settings import NO_MERGING, TokenMerging
 from sonotune.types import CONTEXTS, Context, DecodingSettings
 
 
@@ -29,10 +29,10 @@ def _beside(name: str) -> Any:
 
 
 streams = _beside("test_streams")
-ENCODER = TokenMerging(ratio=0.5, min_positions=4)
-AUDIO = TokenMerging(audio_ratio=0.4)
-MEANS = TokenMerging(audio_ratio=0.4, audio_method="mean")
-BOTH = TokenMerging(ratio=0.3, min_positions=4, audio_ratio=0.4)
+ENCODER = FrameMerging(ratio=0.5, min_positions=4)
+AUDIO = FrameMerging(audio_ratio=0.4)
+MEANS = FrameMerging(audio_ratio=0.4, audio_method="mean")
+BOTH = FrameMerging(ratio=0.3, min_positions=4, audio_ratio=0.4)
 ABLE = [
     ("whisper", ENCODER),
     ("wav2vec2", ENCODER),
@@ -67,7 +67,7 @@ def test_encoders_whose_attention_goes_by_distance_are_refused(plain: Any, row: 
     assert bool(plain.family.merge_layers(plain.loaded)) == (row not in refused)
     for merging in (ENCODER, AUDIO):
         if set(merging.parts) & set(plain.family.merging_refusals(plain.loaded)):
-            with pytest.raises(ConfigError, match=r"token_merging\.(audio_)?ratio=0\.\d cannot be done in .*Leave"):
+            with pytest.raises(ConfigError, match=r"frame_merging\.(audio_)?ratio=0\.\d cannot be done in .*Leave"):
                 with_merging(plain.loaded, {}, asked=merging)
 
 
@@ -97,7 +97,7 @@ def test_merging_changes_the_function_and_a_ratio_of_zero_no_bit_of_it(case: Any
     batch = case.batch([0, 2])
     with torch.no_grad():
         merged = case.family.logits(case.loaded, batch)
-        none = case.family.logits(case.loaded.with_(merging=TokenMerging(ratio=0.0, audio_ratio=0.0)), batch)
+        none = case.family.logits(case.loaded.with_(merging=FrameMerging(ratio=0.0, audio_ratio=0.0)), batch)
         floor = replace(case.loaded.merging, min_positions=10_000, audio_ratio=0.0)
         kept = case.family.logits(case.loaded.with_(merging=floor), batch)
         plain = case.family.logits(case.loaded.with_(merging=NO_MERGING), batch)

@@ -23,9 +23,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from sonotune.models.token_merging.pairs import Merged, choose_pairs, merge_pairs
-from sonotune.models.token_merging.rules import RULES, SKETCH_ROWS, Evidence, sketch_error
-from sonotune.models.token_merging.settings import NOISE_RULES, MergeStep, TokenMerging
+from sonotune.models.frame_merging.pairs import Merged, choose_pairs, merge_pairs
+from sonotune.models.frame_merging.rules import RULES, SKETCH_ROWS, Evidence, sketch_error
+from sonotune.models.frame_merging.settings import NOISE_RULES, FrameMerging, MergeStep
 
 SKETCH: Final = "key_noise_sketch"
 """Buffer of a layer that holds the random signs of its key projection's error; it is not saved."""
@@ -61,7 +61,7 @@ def run_layers(
     log_weights_BP: Tensor | None,
     *,
     steps: dict[int, MergeStep],
-    merging: TokenMerging,
+    merging: FrameMerging,
 ) -> MergedStates:
     """Compute the layers, and merge after those that have a step.
 
@@ -115,7 +115,7 @@ def _merge(
     layer: Any,
     number: int,
     step: MergeStep,
-    merging: TokenMerging,
+    merging: FrameMerging,
 ) -> Merged:
     evidence = {
         "lengths": step.before,

@@ -45,7 +45,7 @@ class Evidence:
         pairs: Pairs of each that will be.
         layer: Its number.
         sketch: Random signs of the error of the key projection's weight (R, D); None where it is not quantised.
-        noise_weight: See `TokenMerging`.
+        noise_weight: See `FrameMerging`.
     """
 
     keys: Tensor

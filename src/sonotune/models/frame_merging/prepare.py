@@ -9,30 +9,30 @@ from torch import Tensor
 
 from sonotune.errors import ConfigError
 from sonotune.models.base import LoadedModel
+from sonotune.models.frame_merging.layers import keep_sketch, key_projection
+from sonotune.models.frame_merging.settings import NO_MERGING, NOISE_RULES, FrameMerging, MergePart
 from sonotune.models.quantize import dequantized_weight
-from sonotune.models.token_merging.layers import keep_sketch, key_projection
-from sonotune.models.token_merging.settings import NO_MERGING, NOISE_RULES, MergePart, TokenMerging
 
 _SETTING: Mapping[MergePart, str] = {"encoder": "ratio", "audio": "audio_ratio"}
 
 
-def with_merging(loaded: LoadedModel, recorded: Mapping[str, Any], *, asked: TokenMerging | None) -> LoadedModel:
+def with_merging(loaded: LoadedModel, recorded: Mapping[str, Any], *, asked: FrameMerging | None) -> LoadedModel:
     """The model with the merging that is asked for, or that it was trained with.
 
     Args:
         loaded: In the context that it is used in.
-        recorded: `token_merging`, where it is known.
+        recorded: `frame_merging`, where it is known.
         asked: What is to be merged; None goes by the record.
 
     Raises:
         ConfigError: The model cannot merge so.
     """
-    merging = asked or (TokenMerging.read(recorded["token_merging"]) if "token_merging" in recorded else NO_MERGING)
+    merging = asked or (FrameMerging.read(recorded["frame_merging"]) if "frame_merging" in recorded else NO_MERGING)
     refused = loaded.family.merging_refusals(loaded) if merging.parts else {}
     for part in merging.parts:
         if part in refused:
             raise ConfigError(
-                f"token_merging.{_SETTING[part]}={getattr(merging, _SETTING[part]):g} cannot be done in "
+                f"frame_merging.{_SETTING[part]}={getattr(merging, _SETTING[part]):g} cannot be done in "
                 f"{loaded.checkpoint} ({loaded.family.name}): {refused[part]}. Leave the setting out."
             )
     if "encoder" in merging.parts:
@@ -67,8 +67,8 @@ def keep_key_noise(loaded: LoadedModel, weights: Mapping[int, Tensor]) -> None:
         projection = key_projection(layers[number - 1])
         if names[projection] not in loaded.quantized:
             raise ConfigError(
-                f"token_merging.rule={loaded.merging.rule} goes by the error of quantised weights, and "
-                f"{names[projection]} is held in 16 bits. Set quantization.bits=4, or token_merging.rule=similarity."
+                f"frame_merging.rule={loaded.merging.rule} goes by the error of quantised weights, and "
+                f"{names[projection]} is held in 16 bits. Set quantization.bits=4, or frame_merging.rule=similarity."
             )
         error_KD = weight if weight.is_meta else dequantized_weight(projection) - weight.to(loaded.device).float()
         keep_sketch(layers[number - 1], error_KD, number)

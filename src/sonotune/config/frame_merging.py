@@ -1,4 +1,4 @@
-"""Settings of token merging."""
+"""Settings of frame merging."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MergeRule = Literal["similarity", "noise_aware", "noise_shuffled", "random", "un
 _Ratio = Annotated[float, Field(ge=0, le=0.9)]
 
 
-class TokenMergingConfig(Section):
+class FrameMergingConfig(Section):
     """Neighbouring positions that are merged into one.
 
     With `ratio` and `audio_ratio` at `auto` a model merges as it was trained to, and a published one not at all. Where
