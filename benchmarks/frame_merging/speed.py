@@ -3,8 +3,8 @@
     python benchmarks/frame_merging/speed.py real-data --model ../shared/data/whisper_base
 
 The batch is four clips of Swahili, cut to 10 s. LoRA with the defaults of sonotune on real Whisper-base, bf16; and on
-a wav2vec 2.0 of the base size with random weights, for speed alone. Ratios take turns within a round; memory is that
-of a process of its own for each ratio.
+a wav2vec 2.0 of the base size with random weights, for speed alone. Ratios take turns within a round; times are those
+that the processor works in the process, and memory is that of a process of its own for each ratio.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ def settings_of(depth: int) -> dict[str, FrameMerging]:
     }
 
 
-def prepare(data: Path, checkpoint: str, context: str) -> tuple[LoadedModel, Task, Batch]:
+def prepare(data: Path, checkpoint: str, context: str, count: int) -> tuple[LoadedModel, Task, Batch]:
     """A model with adapters, and a batch."""
     opened = open_model(checkpoint, context=CONTEXTS[context], bits=16, precision="bf16")
     loaded = adapt_uncalibrated(opened.loaded, kind_named("lora"), RankSettings(), AdapterSettings(), precision="bf16")
     task: Task = resolve("tasks", "transcribe")(loaded.family, TaskSettings(language="sw"))
     clips = read_manifest(data / "swahili" / "train.jsonl", allow_outside_root=True)
-    long = [clip for clip in clips if CLIP_S < clip.duration_s < 1.4 * CLIP_S][:CLIPS]
+    long = [clip for clip in clips if CLIP_S < clip.duration_s < 1.4 * CLIP_S][:count]
     waves = [read(clip.path, duration_s=CLIP_S, sample_rate_hz=16_000) for clip in long]
     inputs, lengths = loaded.frontend(waves, full_context=context == "full")
     prepared = task.prepare(loaded, long)
@@ -127,15 +127,15 @@ def optimizer_of(loaded: LoadedModel) -> torch.optim.Optimizer:
 
 
 def timed(run: Any, *arguments: Any) -> float:
-    """Seconds of a call."""
-    started = time.perf_counter()
+    """Seconds that the processor works on a call in this process: other processes on a shared core do not count."""
+    started = time.process_time()
     run(*arguments)
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
-def measure(data: Path, checkpoint: str, context: str, rounds: int) -> dict[str, Any]:
+def measure(data: Path, checkpoint: str, context: str, *, rounds: int, clips: int, memory: bool) -> dict[str, Any]:
     """Times of all settings by turns, and operations."""
-    loaded, task, batch = prepare(data, checkpoint, context)
+    loaded, task, batch = prepare(data, checkpoint, context, clips)
     optimizer, depth = optimizer_of(loaded), len(loaded.family.merge_layers(loaded))
     sides = {name: loaded.with_(merging=merging) for name, merging in settings_of(depth).items()}
     times: dict[str, dict[str, list[float]]] = {name: {"encoder_s": [], "step_s": []} for name in sides}
@@ -164,20 +164,21 @@ def measure(data: Path, checkpoint: str, context: str, rounds: int) -> dict[str,
         }
         row["times_faster"] = quotients
         row["flops_share"] = row["encoder_flops"] / first["encoder_flops"]
-        row["peak_bytes_above_model"] = in_process(data, checkpoint, context, name)
+        if memory:
+            row["peak_bytes_above_model"] = in_process(data, checkpoint, context, name, len(batch.clips))
     return rows
 
 
-def in_process(data: Path, checkpoint: str, context: str, name: str) -> int:
+def in_process(data: Path, checkpoint: str, context: str, name: str, clips: int) -> int:
     """Peak memory of two steps above the opened model, in a process of its own."""
-    line = [sys.executable, __file__, str(data), "--model", checkpoint, "--memory", context, name]
+    line = [sys.executable, __file__, str(data), "--model", checkpoint, "--clips", str(clips), "--of", context, name]
     done = subprocess.run(line, capture_output=True, text=True, check=True, env=os.environ)
     return int(done.stdout.strip().splitlines()[-1])
 
 
-def peak(data: Path, checkpoint: str, context: str, name: str) -> int:
+def peak(data: Path, checkpoint: str, context: str, name: str, clips: int) -> int:
     """See `in_process`."""
-    loaded, task, batch = prepare(data, checkpoint, context)
+    loaded, task, batch = prepare(data, checkpoint, context, clips)
     loaded = loaded.with_(merging=settings_of(len(loaded.family.merge_layers(loaded)))[name])
     optimizer, memory = optimizer_of(loaded), Memory()
     for _ in range(2):
@@ -192,34 +193,43 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="+", default=list(CONTEXTS), choices=CONTEXTS)
-    parser.add_argument("--memory", nargs=2, metavar=("CONTEXT", "NAME"))
+    parser.add_argument("--clips", type=int, default=CLIPS)
+    parser.add_argument("--memory", action="store_true", help="Measure peaks as well, a process each.")
+    parser.add_argument("--of", nargs=2, metavar=("CONTEXT", "NAME"), help="The peak of one setting alone.")
     options = parser.parse_args(words)
     torch.set_num_threads(1)
-    if options.memory:
-        print(peak(options.data, options.model, *options.memory))
+    if options.of:
+        print(peak(options.data, options.model, *options.of, options.clips))
         return
     file = RESULTS / "speed.json"
     results = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     with tempfile.TemporaryDirectory() as place:
         for context in options.only:
             checkpoint = wav2vec2(Path(place) / "wav2vec2_base_random") if context == "own length" else options.model
-            rounds = max(2, options.rounds // 2) if context == "full" else options.rounds
-            name = f"{Path(checkpoint).name}, {context}"
+            name = f"{Path(checkpoint).name}, {context}, {options.clips} clips"
             results[name] = {
-                "command": f"taskset -c 0 python benchmarks/frame_merging/speed.py real-data --only '{context}'",
+                "command": "taskset -c 0 python benchmarks/frame_merging/speed.py real-data --model whisper_base "
+                f"--only '{context}' --clips {options.clips} --rounds {options.rounds}{' --memory' * options.memory}",
                 "code": code_version(),
                 "machine": f"one of two shared cores of an AMD EPYC (AVX-512, bf16), {platform.machine()}",
                 "environment": environment(),
-                "rounds": rounds,
+                "rounds": options.rounds,
                 "load": os.getloadavg(),
-                "rows": measure(options.data.resolve(), checkpoint, context, rounds),
+                "rows": measure(
+                    options.data.resolve(),
+                    checkpoint,
+                    context,
+                    rounds=options.rounds,
+                    clips=options.clips,
+                    memory=options.memory,
+                ),
             }
             file.write_text(json.dumps(results, indent=1, default=str) + "\n", "utf-8")
             for side, row in results[name]["rows"].items():
                 print(
                     f"{name:<34} {side:<28} encoder {row['encoder_s']:.3f} s ({row['times_faster']['encoder_s']:.2f}) "
                     f"step {row['step_s']:.3f} s ({row['times_faster']['step_s']:.2f}) operations "
-                    f"{row['flops_share']:.2f} memory {row['peak_bytes_above_model'] / 2**20:.0f} MiB",
+                    f"{row['flops_share']:.2f} memory {row.get('peak_bytes_above_model', 0) / 2**20:.0f} MiB",
                     flush=True,
                 )
 

@@ -404,7 +404,7 @@ class WhisperFamily:
 
         mask = loaded.module.model.decoder.cross_mask
         try:
-            encoded_BPD = self._encode(loaded, batch)
+            encoded_BPD = self._encode(loaded, batch).states
             prompts = [self.prompt_tokens(loaded, one)[:-1] for one in self._languages(loaded, batch, encoded_BPD)]
             prompt_BU = torch.tensor(prompts, device=encoded_BPD.device)
             limits = _token_limits(loaded, batch, settings, prompt=prompt_BU.shape[1])
