@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--tuned", action="append", default=[], metavar="CORPUS=RUN")
     parser.add_argument("--only", action="append", default=[], help="Regular expressions over names, in this order.")
+    parser.add_argument("--clips", type=int, default=CLIPS)
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -158,19 +159,20 @@ def main() -> None:
             models.clear()
             checkpoint = tuned[cell.corpus] if cell.weights == "tuned" else options.model
             models[key] = Model(checkpoint, cell.corpus, cell.bits)
-        result = measured(cell, models[key], options.data.resolve(), tuned.get(cell.corpus))
+        result = measured(cell, models[key], options.data.resolve(), tuned.get(cell.corpus), options.clips)
         file.write_text(json.dumps(result, indent=1, ensure_ascii=False, default=str) + "\n", "utf-8")
         print(f"{cell.name:<48} {told(result)}", flush=True)
 
 
-def measured(cell: Cell, model: Model, data: Path, run: str | None) -> dict[str, Any]:
+def measured(cell: Cell, model: Model, data: Path, run: str | None, count: int) -> dict[str, Any]:
     """The cell with what it was measured on."""
     folder, started = data / cell.corpus, time.perf_counter()
-    clips = read_manifest(folder / "test.jsonl", root=folder, allow_outside_root=True)[:CLIPS]
+    clips = read_manifest(folder / "test.jsonl", root=folder, allow_outside_root=True)[:count]
     found = getattr(model, cell.measure)(clips, cell.merging)
     return {
         "cell": cell.name,
-        "command": f"python benchmarks/frame_merging/run.py real-data --model whisper_base --only '{cell.name}'",
+        "command": "python benchmarks/frame_merging/run.py real-data --model whisper_base "
+        f"--clips {count} --only '{cell.name}'",
         "trained": trained_with(Path(run)) if run and cell.weights == "tuned" else None,
         "merging": cell.merging.plain(),
         "code": code_version(),
