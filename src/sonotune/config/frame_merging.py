@@ -13,15 +13,13 @@ _Ratio = Annotated[float, Field(ge=0, le=0.9)]
 
 
 class FrameMergingConfig(Section):
-    """Neighbouring positions that are merged into one.
-
-    With `ratio` and `audio_ratio` at `auto` a model merges as it was trained to, and a published one not at all. Where
-    one of them is given, the whole section holds.
-    """
+    """Neighbouring positions that are merged into one, so that less is computed."""
 
     ratio: Literal["auto"] | _Ratio = Field(default="auto", json_schema_extra=LATER)
-    """Share of a clip's own positions that are merged away by the end of the encoder (Whisper, wav2vec 2.0, HuBERT)."""
-    layers: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), json_schema_extra=LATER)
+    """Share of a clip's own positions that are merged away by the end of the encoder (Whisper, wav2vec 2.0, HuBERT).
+    `auto` merges as the checkpoint was trained to, a published one not at all; where this or `audio_ratio` is given,
+    the whole section holds."""
+    layers: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field(default=(), json_schema_extra=LATER)
     """Layers of the encoder after which pairs are merged, from 1; empty takes a quarter, half and three quarters of
     them."""
     rule: MergeRule = Field(default="similarity", json_schema_extra=LATER)
@@ -30,7 +28,7 @@ class FrameMergingConfig(Section):
     other frames (`noise_shuffled`), drawn ones (`random`), at an even rate (`uniform`), or the quietest (`energy`)."""
     noise_weight: float = Field(default=0.25, ge=0, lt=1, json_schema_extra=LATER)
     """Largest relative change that quantisation noise makes to a distance; 0 is `similarity`."""
-    min_positions: int = Field(default=25, ge=1, json_schema_extra=LATER)
+    min_positions: int = Field(default=25, ge=1, le=100_000, json_schema_extra=LATER)
     """Encoder positions that a clip keeps at least, if it has as many; 50 are a second."""
     audio_ratio: Literal["auto"] | _Ratio = Field(default="auto", json_schema_extra=LATER)
     """Share of the audio tokens that are merged away before a language model reads them (speech LLM, Qwen3-ASR)."""
