@@ -140,7 +140,8 @@ def measure(data: Path, checkpoint: str, context: str, *, rounds: int, clips: in
     sides = {name: loaded.with_(merging=merging) for name, merging in settings_of(depth).items()}
     times: dict[str, dict[str, list[float]]] = {name: {"encoder_s": [], "step_s": []} for name in sides}
     for number in range(rounds + 1):
-        for name, side in sides.items():
+        turn = number % len(sides)  # each side comes first once in so many rounds
+        for name, side in [*list(sides.items())[turn:], *list(sides.items())[:turn]]:
             found = {"encoder_s": timed(encoder, side, batch), "step_s": timed(step, side, task, batch, optimizer)}
             if number:  # the first round warms up
                 for key, seconds in found.items():
