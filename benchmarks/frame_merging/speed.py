@@ -200,7 +200,8 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parser.parse_args(words)
     torch.set_num_threads(1)
     if options.of:
-        print(peak(options.data, options.model, *options.of, options.clips))
+        context, name = options.of
+        print(peak(options.data, options.model, context, name, options.clips))
         return
     file = RESULTS / "speed.json"
     results = json.loads(file.read_text("utf-8")) if file.is_file() else {}
