@@ -332,7 +332,7 @@ def inspect(settings: Settings) -> Inspection:
     with phase("starting"):
         from sonotune.planning.inspection import inspect_model
     from sonotune.config.load import load_run_config
-    from sonotune.training.adaptation import adapter_settings, rank_settings
+    from sonotune.training.adaptation import adapter_settings, asked_merging, rank_settings
 
     config = load_run_config(words_of(settings)).config
     return inspect_model(
@@ -341,6 +341,7 @@ def inspect(settings: Settings) -> Inspection:
         task=config.model.task,
         num_labels=config.model.num_labels,
         context=config.model.asked_context,
+        merging=asked_merging(config),
         revision=config.model.revision,
         bits=config.quantization.bits,
         double=config.quantization.double,

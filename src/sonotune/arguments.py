@@ -47,6 +47,8 @@ def open_recognizer(config: RunConfig) -> Recognizer:
     """The model that settings name, ready to recognise."""
     with phase("starting the model's libraries"):
         from sonotune.serving.recognizer import Recognizer
+    from sonotune.training.adaptation import asked_merging
+
     return Recognizer.open(
         config.model.checkpoint,
         task=config.model.task,
@@ -60,6 +62,7 @@ def open_recognizer(config: RunConfig) -> Recognizer:
         family=config.model.family,
         revision=config.model.revision,
         context=config.model.asked_context,
+        merging=asked_merging(config),
         bits=config.quantization.bits,
         double=config.quantization.double,
         skip=config.quantization.skip,
@@ -244,7 +247,7 @@ def planned_settings(config: RunConfig, device: Literal["cpu", "cuda"], devices:
     from sonotune.models.precision import choose_precision
     from sonotune.optimizers import choose_optimizer
     from sonotune.planning.layout import TrainingSettings
-    from sonotune.training.adaptation import adapter_settings, rank_settings, wanted_stages
+    from sonotune.training.adaptation import adapter_settings, asked_merging, rank_settings, wanted_stages
 
     asked = config.training.precision
     on_a_card = "bf16" if asked == "auto" else asked
@@ -257,6 +260,7 @@ def planned_settings(config: RunConfig, device: Literal["cpu", "cuda"], devices:
         num_labels=config.model.num_labels,
         multi_label=config.data.multi_label,
         context=config.model.asked_context,
+        merging=asked_merging(config),
         bits=config.quantization.bits,
         double=config.quantization.double,
         skip=config.quantization.skip,

@@ -23,6 +23,8 @@ from sonotune.adapters.metadata import (
 from sonotune.errors import ConfigError, ModelError
 from sonotune.models.base import LoadedModel, ModelFamily, select
 from sonotune.models.checkpoints import check_frontend, read_config
+from sonotune.models.frame_merging.prepare import keep_key_noise, key_weights, with_merging
+from sonotune.models.frame_merging.settings import FrameMerging
 from sonotune.models.precision import DTYPES
 from sonotune.models.quantize import cast_frozen, choose_bits, quantize
 from sonotune.models.thinning import Thinning, contexts_of_training
@@ -53,6 +55,7 @@ def open_model(
     family: ModelFamily | None = None,
     revision: str | None = None,
     context: Context | None = None,
+    merging: FrameMerging | None = None,
     bits: Literal["auto"] | int = "auto",
     double: bool = True,
     skip: Sequence[str] = (),
@@ -72,6 +75,7 @@ def open_model(
         revision: Hub revision of a model.
         context: How much of the model's window is computed; None takes what its weights were trained in, as an
             adapter, a run, an export or a packaged model says, else what is usual for the architecture.
+        merging: Which positions are merged; None takes what its weights were trained with.
         bits: Of the frozen weights; for an adapter, `auto` means as it was trained.
         double: Double quantisation.
         skip: Component selectors whose modules stay unquantised.
@@ -86,7 +90,7 @@ def open_model(
     Raises:
         ModelError: Nothing usable is there.
         AdapterError: The adapter does not fit.
-        ConfigError: The model has no such context.
+        ConfigError: The model has no such context, or cannot merge so.
     """
     if tokenizer is not None:
         _check_tokenizer_folder(tokenizer)
@@ -109,6 +113,7 @@ def open_model(
             **layer,
         )
     loaded = with_contexts(loaded, recorded, asked=context)
+    loaded = with_merging(loaded, recorded, asked=merging)
     check_frontend(loaded)
     parameters = sum(parameter.numel() for parameter in loaded.module.parameters())
     stored = storage(
@@ -119,7 +124,7 @@ def open_model(
         parameters=parameters,
         device=torch.device(device).type,
     )
-    dtype = DTYPES[precision]
+    dtype, keys = DTYPES[precision], key_weights(loaded)
     if stored.bits in (4, 8):
         keep = kept_unquantized(loaded, stored.skip)
         loaded = quantize(
@@ -131,11 +136,15 @@ def open_model(
             device=device,
         )
     loaded.module.to(device)
+    keep_key_noise(loaded, keys)
     if adapter:
         loaded = kind_named(settings.get("adapter", "lora")).load(loaded, adapter)
         if dtype != torch.float32:
             cast_frozen(loaded, dtype)
     choices = {"quantization.bits": f"{stored.bits}: {stored.reason}"}
+    if loaded.merging.parts:
+        why = "as the weights were trained" if merging is None else "asked for"
+        choices["frame_merging"] = f"{loaded.merging.described()}: {why}"
     return Opened(loaded=loaded, choices=choices, settings=settings)
 
 

@@ -25,10 +25,11 @@ from sonotune.models.base import LoadedModel, component_of_parameters, count_par
 from sonotune.models.composed.build import compose, put_together
 from sonotune.models.composed.model import BOUNDS, SpeechLlm, SpeechLlmConfig
 from sonotune.models.composed.projectors import PROJECTORS
+from sonotune.models.encoder_rows import WAVEFORM_TYPES
 from sonotune.models.families.speech_llm import SpeechLlmFamily
 from sonotune.models.probe import probe_logits
 from sonotune.models.quantize import quantize
-from sonotune.models.speech_encoders import WAVEFORM_TYPES, encode
+from sonotune.models.speech_encoders import encode
 from sonotune.types import Clip, DecodingSettings
 
 FAMILY = SpeechLlmFamily()

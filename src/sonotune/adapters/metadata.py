@@ -18,6 +18,8 @@ from typing_extensions import TypedDict
 from sonotune.errors import AdapterError, RunDirectoryError
 from sonotune.json_files import Count, Number, check_json, read_json
 from sonotune.models.base import LoadedModel
+from sonotune.models.frame_merging.rules import RULES
+from sonotune.models.frame_merging.settings import AudioMethod
 from sonotune.paths import is_file, is_folder
 from sonotune.registry import is_asset, resolve_asset
 from sonotune.runs import read_record
@@ -40,10 +42,30 @@ def _is_a_kind(name: str) -> str:
     return name
 
 
+def _is_a_rule(name: str) -> str:
+    if name not in RULES:
+        raise ValueError(f"it must be one of {', '.join(RULES)}")
+    return name
+
+
+_Ratio = Annotated[Number, Field(ge=0, lt=1)]
+
+
 @with_config(extra="forbid")
 class _Thinning(TypedDict, total=False):
     margin: Count
     spacing: Annotated[Count, Field(ge=1)]
+
+
+@with_config(extra="forbid")
+class _FrameMerging(TypedDict, total=False):
+    ratio: _Ratio
+    layers: list[Annotated[Count, Field(ge=1)]]
+    rule: Annotated[str, AfterValidator(_is_a_rule)]
+    noise_weight: Annotated[Number, Field(ge=0, lt=1)]
+    min_positions: Annotated[Count, Field(ge=1)]
+    audio_ratio: _Ratio
+    audio_method: AudioMethod
 
 
 class _Entries(TypedDict, total=False):
@@ -56,6 +78,7 @@ class _Entries(TypedDict, total=False):
     revision: str | None
     context: Literal["thinned", "full", "cut", "dynamic"]
     thinning: _Thinning
+    frame_merging: _FrameMerging
     trained_contexts: list[Context]
     bits: Literal[4, 8, 16]
     double: bool
@@ -113,11 +136,17 @@ def write_metadata(loaded: LoadedModel, folder: Path, *, extra: Mapping[str, Any
         "context": loaded.context,
         "trained_contexts": list(loaded.trained_contexts),
         "thinning": asdict(loaded.thinning),
+        **merging_entry(loaded),
         "tokens_per_second": loaded.tokens_per_second,
         **({"adapter": loaded.names.name} if loaded.adapter is not None else {}),
         **extra,
     }
     (folder / METADATA).write_text(json.dumps(metadata, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+
+
+def merging_entry(loaded: LoadedModel) -> dict[str, Any]:
+    """The entry `frame_merging` of a record; none where nothing is merged."""
+    return {"frame_merging": loaded.merging.plain()} if loaded.merging.parts else {}
 
 
 def absolute_folder(checkpoint: str) -> str:
@@ -187,6 +216,7 @@ USED = (
     ("evaluation", "scores"),
 )
 """Section and name of the settings of a run that hold for the use of what it made, wherever that goes."""
+_OF_MODEL = ("trained_contexts", "thinning", "frame_merging", "tokens_per_second")
 EXPORT_MARK = "sonotune_export.json"
 """Written into every export: what it was made of, and the settings in `USED`."""
 
@@ -195,7 +225,8 @@ def use_of(checkpoint: str) -> dict[str, Any]:
     """The settings in `USED` that a run, an adapter or an export was made with, by their names alone, and its contexts.
 
     Empty for any other model but a packaged one; a setting that is not written down there is absent. Contexts are
-    `context`, in which it was trained, and `trained_contexts`; beside them stands `tokens_per_second` (`LoadedModel`).
+    `context`, in which it was trained, and `trained_contexts`; beside them stand `thinning`, `frame_merging` and
+    `tokens_per_second` (`LoadedModel`).
 
     Args:
         checkpoint: What was named.
@@ -211,7 +242,7 @@ def use_of(checkpoint: str) -> dict[str, Any]:
         found = {name: record.config.get(section, {}).get(name) for section, name in USED}
         context = record.model.get("context") or record.config.get("model", {}).get("context")
         found["context"] = {"dynamic": "cut", "auto": None}.get(context, context)
-        found |= {name: record.model.get(name) for name in ("trained_contexts", "thinning", "tokens_per_second")}
+        found |= {name: record.model.get(name) for name in _OF_MODEL}
         found["language"] = record.model.get("language") or found["language"]
         if record.config.get("model", {}).get("full_context_share") and found["trained_contexts"] is None:
             found["trained_contexts"] = [found["context"], "full"]  # an older record, of both
@@ -221,5 +252,5 @@ def use_of(checkpoint: str) -> dict[str, Any]:
     else:
         described = next((path for name in (EXPORT_MARK, METADATA) if is_file(path := place / name)), None)
         found = read_entries(described) if described else {}
-    wanted = (*(name for _, name in USED), "context", "trained_contexts", "thinning", "tokens_per_second")
+    wanted = (*(name for _, name in USED), "context", *_OF_MODEL)
     return {name: found[name] for name in wanted if found.get(name) is not None}

@@ -152,6 +152,7 @@ def open_with_identity(
     loaded = opened.loaded
     weights = [loaded.revision, settings_digest(loaded.checkpoint)]
     weights += [] if adapter is None else [weights_digest(adapter)]
+    weights += [digest_json(loaded.merging.plain())] if loaded.merging.parts else []
     return OpenedAligner(
         aligner=aligner,
         family=family.name,

@@ -30,11 +30,11 @@ from sonotune.data.text import get, says_something
 from sonotune.errors import ConfigError, ManifestError, ModelError, TextError
 from sonotune.features.batching import Batch, ClipBatches
 from sonotune.models.base import LoadedModel
+from sonotune.models.encoder_rows import positions_of
 from sonotune.models.families.whisper import WhisperFamily, text_tokens
 from sonotune.models.families.whisper_checkpoint import is_english, is_multilingual, language_tokens
 from sonotune.models.languages import named, nearest
 from sonotune.models.modes import undisturbed
-from sonotune.models.speech_encoders import positions_of
 from sonotune.models.thinning import POSITIONS_PER_SECOND
 from sonotune.types import Clip, DecodingSettings, Finding
 
@@ -110,7 +110,7 @@ class WhisperAligner:
             checkpoint's generation settings, or for each clip those whose attention follows a rising line best.
 
     Raises:
-        ModelError: The model is no Whisper, or has no such heads.
+        ModelError: The model is no Whisper, merges positions, or has no such heads.
     """
 
     name = "whisper"
@@ -120,6 +120,12 @@ class WhisperAligner:
             raise ModelError(
                 f"the aligner whisper takes a Whisper model, and {loaded.checkpoint} is of the family "
                 f"{loaded.family.name}. Take aligner=auto, or another model."
+            )
+        if loaded.merging.ratio:
+            raise ModelError(
+                f"{loaded.checkpoint} merges positions of its encoder (frame_merging.ratio={loaded.merging.ratio:g}), "
+                "and where its attention looks is no time any more. Align with a CTC model, whose frames keep their "
+                "times, or with the Whisper that it was tuned from."
             )
         self.loaded, self._family, self.settings = loaded, loaded.family, settings
         self.max_duration_s: float | None = loaded.frontend.max_duration_s

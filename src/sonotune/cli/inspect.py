@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sonotune.cli.shared import Json, Words, app, print_result
+
+if TYPE_CHECKING:
+    from sonotune.planning.inspection import Inspection
 
 
 @app.command()
@@ -32,6 +37,8 @@ def inspect(words: Words = None, as_json: Json = False) -> None:
             f"context  {found.context}, {made_for(found.trained_contexts)}; of a window of "
             f"{found.window_s:g} s it computes {computed}"
         ]
+    if found.merging.parts:
+        lines += [f"merging  {merging_line(found)}"]
     bits = body["bits_per_quantized_parameter"]
     held = f" at {bits:.6f} bits each" if bits else f" ({found.bits[1]})"
     compression = body["compression"]
@@ -41,6 +48,21 @@ def inspect(words: Words = None, as_json: Json = False) -> None:
         + (f"; {_share(compression['parameters'])} % of the parameters train" if compression["parameters"] else ""),
     ]
     print_result(body, as_json=as_json, lines=lines)
+
+
+def merging_line(found: Inspection) -> str:
+    """What is merged, in words."""
+    merging, parts = found.merging, []
+    if "encoder" in merging.parts:
+        sizes = ", ".join(
+            f"{one.positions[0]} positions of a clip of {clip_s:g} s become {one.positions[1]} "
+            f"({100 * one.flops_share:.0f} % of the encoder's operations)"
+            for clip_s, one in found.merged.items()
+        )
+        parts.append(f"{merging.ratio:g} of a clip's positions by the rule {merging.rule}: {sizes}")
+    if "audio" in merging.parts:
+        parts.append(f"{merging.audio_ratio:g} of the audio tokens ({merging.audio_method})")
+    return "; ".join(parts)
 
 
 def _share(times: float) -> str:

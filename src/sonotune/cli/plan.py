@@ -188,9 +188,12 @@ def _lines(plan: Plan, memory: str | None) -> list[str]:
         for bucket in one.buckets:
             fits = "fits" if bucket.largest == 1 else "fit"
             largest = "" if bucket.largest is None else f"; at most {counted(bucket.largest, 'clip')} {fits}"
+            merged = ""
+            if bucket.merged_share is not None:
+                merged = f"; merging leaves {100 * bucket.merged_share:.0f} % of the encoder's operations"
             lines.append(
                 f"  {counted(bucket.clips, 'clip')} of {bucket.clip_s:g} s, {counted(bucket.label_tokens, 'token')}: "
-                f"{memory_size(bucket.memory.peak_bytes)}{largest}"
+                f"{memory_size(bucket.memory.peak_bytes)}{largest}{merged}"
             )
     if plan.card is not None:
         lines.append(f"card     {plan.card.told()}")

@@ -65,6 +65,24 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
         (not config.reallocation.at, "reallocation.at is empty", "reallocation", ("share", "shrink")),
         (full or bits == 16, "no weight is quantised", "quantization", ("double", "skip")),
         (bits == 8, "double quantisation belongs to 4 bits", "quantization", ("double",)),
+        *(
+            (
+                getattr(config.frame_merging, ratio) in ("auto", 0),
+                f"nothing is merged by frame_merging.{ratio}",
+                "frame_merging",
+                settings,
+            )
+            for ratio, settings in (
+                ("ratio", ("layers", "rule", "noise_weight", "min_positions")),
+                ("audio_ratio", ("audio_method",)),
+            )
+        ),
+        (
+            config.frame_merging.rule not in ("noise_aware", "noise_shuffled"),
+            f"frame_merging.rule is {config.frame_merging.rule}, which looks at no noise",
+            "frame_merging",
+            ("noise_weight",),
+        ),
         (
             config.model.context == "full",
             "model.context is full: every batch has the whole window",

@@ -24,6 +24,7 @@ from sonotune.config.adapter import (
 from sonotune.config.audit import AuditConfig
 from sonotune.config.data import AugmentationConfig, DataConfig
 from sonotune.config.evaluation import EvaluationConfig
+from sonotune.config.frame_merging import FrameMergingConfig
 from sonotune.config.names import Checkpoint, Dropout, FamilyName, Selectors, Share, TaskName
 from sonotune.config.section import NO_EFFECT_ON_RESULT, Section
 from sonotune.config.sweep import SweepConfig
@@ -115,6 +116,7 @@ class RunConfig(Section):
     regularization: RegularizationConfig = RegularizationConfig()
     reallocation: ReallocationConfig = ReallocationConfig()
     quantization: QuantizationConfig = QuantizationConfig()
+    frame_merging: FrameMergingConfig = FrameMergingConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     audit: AuditConfig = AuditConfig()

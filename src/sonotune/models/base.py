@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sonotune.errors import ModelError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import Frontend
+from sonotune.models.frame_merging.settings import NO_MERGING, FrameMerging, MergePart
 from sonotune.models.losses import Outputs
 from sonotune.models.thinning import DEFAULT_THINNING, Thinning
 from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
@@ -128,6 +129,7 @@ class LoadedModel:
         trained_contexts: Contexts that the weights were trained for, or compute the same function in; empty where the
             model has no window.
         thinning: How the thinned context leaves positions out.
+        merging: Which neighbouring positions are merged into one (`models.frame_merging`).
         full_after_thinned: Whether weights that were trained over the thinned window may be used over the whole one.
         quantized: Full module name -> bits, for modules whose weights were quantised.
         adapter: What the kind of adapter holds on to once adapters are attached (LoRA: PEFT's wrapper), else None.
@@ -156,6 +158,7 @@ class LoadedModel:
     context: Context = "full"
     trained_contexts: tuple[Context, ...] = ()
     thinning: Thinning = DEFAULT_THINNING
+    merging: FrameMerging = NO_MERGING
     full_after_thinned: bool = False
     quantized: Mapping[str, int] = field(default_factory=dict)
     adapter: Any | None = None
@@ -298,6 +301,14 @@ class ModelFamily(Protocol):
         Together the streams match every name in `loaded.linears`. A position that holds nothing of the clip (padding
         of the batch, of a window, of a chunk) is `PADDING`; the prompt and the transcript are `TEXT`.
         """
+        ...
+
+    def merging_refusals(self, loaded: LoadedModel) -> Mapping[MergePart, str]:
+        """Why positions cannot be merged: part of the model -> the reason, where they cannot."""
+        ...
+
+    def merge_layers(self, loaded: LoadedModel) -> Sequence[nn.Module]:
+        """The layers of the encoder that positions are merged in; empty where they cannot."""
         ...
 
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:

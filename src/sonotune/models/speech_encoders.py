@@ -12,41 +12,25 @@ Shape letters: B clips, T frames or samples, F bins, P encoder positions, C chan
 from __future__ import annotations
 
 import math
-import re
 import types
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sonotune.errors import ModelError
 from sonotune.features.frontend import Frontend, LogMel, RawWaveform
 from sonotune.features.normalization import valid_frames
-from sonotune.models.base import AUDIO, Component, Stream
+from sonotune.models.base import Component
+from sonotune.models.encoder_rows import kind_of, positions_of, rows_of, steps_of
+from sonotune.models.frame_merging.layers import MergedStates, run_layers
+from sonotune.models.frame_merging.pairs import take
+from sonotune.models.frame_merging.settings import NO_MERGING, FrameMerging, MergeStep
 from sonotune.models.norms import fix_batch_norms
 from sonotune.models.thinning import DEFAULT_THINNING, Thinning
 from sonotune.types import Context
-
-WAVEFORM_TYPES = ("wav2vec2", "hubert", "wavlm", "wav2vec2-conformer")
-ENCODER_TYPES = ("whisper", *WAVEFORM_TYPES)
-
-
-def kind_of(config: Any) -> Literal["whisper", "waveform"]:
-    """How an encoder hears.
-
-    Raises:
-        ModelError: The configuration is of no known speech encoder.
-    """
-    if config.model_type == "whisper":
-        return "whisper"
-    if config.model_type in WAVEFORM_TYPES:
-        return "waveform"
-    raise ModelError(
-        f"a {config.model_type!r} model cannot be the encoder; known encoders: {', '.join(ENCODER_TYPES)}. "
-        "Give a checkpoint of one of these as encoder."
-    )
 
 
 def width_of(config: Any) -> int:
@@ -138,21 +122,6 @@ def _wavlm_attention(
     return self.out_proj(attended_BHPC.transpose(1, 2).reshape(clips, positions, width)), None
 
 
-def positions_of(config: Any, lengths_B: Tensor) -> Tensor:
-    """Encoder positions (B,) of clips of so many frames or samples, at least 1."""
-    if kind_of(config) == "whisper":
-        return (lengths_B + 1) // 2
-    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-        lengths_B = torch.div(lengths_B - kernel, stride, rounding_mode="floor") + 1
-    return lengths_B.clamp_min(1)
-
-
-def positions_in(config: Any, duration_s: float) -> int:
-    """Encoder positions of a clip of so many seconds at 16 kHz."""
-    units = math.ceil(duration_s * 100) if kind_of(config) == "whisper" else round(duration_s * 16_000)
-    return int(positions_of(config, torch.tensor([units])))
-
-
 def contexts_of(config: Any, context: Context | None) -> dict[str, Any]:
     """Fields of a `LoadedModel` for an encoder with pretrained weights: Whisper's were trained on its whole window."""
     if kind_of(config) != "whisper":
@@ -161,71 +130,9 @@ def contexts_of(config: Any, context: Context | None) -> dict[str, Any]:
     return {"context": context or "thinned", "trained_contexts": trained, "full_after_thinned": True}
 
 
-def computed_positions(
-    config: Any, inputs_BTF: Tensor, lengths_B: Tensor, *, context: Context, thinning: Thinning = DEFAULT_THINNING
-) -> int:
-    """P of the states that `encode` gives for a batch."""
-    positions_B = positions_of(config, lengths_B)
-    if kind_of(config) == "whisper":
-        if context == "full":
-            return (inputs_BTF.shape[1] + 1) // 2
-        if context == "thinned":
-            return len(thinning.keep(positions_B, config.max_source_positions)[0])
-    return int(positions_B.max())
-
-
-def row_kinds(counts_B: Tensor, rows: int, kind: int = AUDIO) -> Tensor:
-    """Kinds (B, P) int8 of rows of which each clip has the first so many."""
-    return valid_frames(counts_B, rows).to(torch.int8) * kind
-
-
-def streams_of(
-    encoder: Any,
-    prefix: str,
-    inputs_BTF: Tensor,
-    lengths_B: Tensor,
-    *,
-    context: Context = "cut",
-    thinning: Thinning = DEFAULT_THINNING,
-) -> tuple[Stream, ...]:
-    """The rows that `encode` computes, for the linears of an encoder's layers.
-
-    Args:
-        encoder: From `build`.
-        prefix: Its name in the whole model.
-        inputs_BTF: Log-mel frames or samples; their shape counts alone.
-        lengths_B: Valid frames or samples.
-        context: As in `encode`. Positions of the window behind a clip are padding, though they are computed.
-        thinning: As in `encode`.
-    """
-    config, name = encoder.config, re.escape(prefix)
-    positions = computed_positions(config, inputs_BTF, lengths_B, context=context, thinning=thinning)
-    kinds_BP = row_kinds(positions_of(config, lengths_B), positions)
-    return (
-        *position_streams(config, name, kinds_BP),
-        Stream(modules=rf"^{name}\.", kinds=kinds_BP),
-    )
-
-
-def position_streams(config: Any, name: str, kinds_BP: Tensor, *, tables: Tensor | None = None) -> tuple[Stream, ...]:
-    """Rows of the linears in an encoder that take something else than its states.
-
-    WavLM's gate takes the states head by head (B, H, P, C). The conformer's table of distances belongs to no clip.
-
-    Args:
-        config: Of the encoder.
-        name: Its name in the whole model, as a regular expression.
-        kinds_BP: Of its states.
-        tables: Positions that each table of distances is for; None where there is one, for all P.
-    """
-    if config.model_type == "wavlm":
-        heads_BQ = kinds_BP.repeat(1, config.num_attention_heads)
-        return (Stream(modules=rf"^{name}\..*\.gru_rel_pos_linear$", kinds=heads_BQ),)
-    if config.model_type == "wav2vec2-conformer":
-        sizes = torch.tensor([kinds_BP.shape[1]]) if tables is None else tables
-        distances = row_kinds(2 * sizes - 1, 2 * int(sizes.max()) - 1)
-        return (Stream(modules=rf"^{name}\..*\.linear_pos$", kinds=distances),)
-    return ()
+def layers_of(encoder: Any) -> Any:
+    """The numbered layers of an encoder."""
+    return encoder.layers if kind_of(encoder.config) == "whisper" else encoder.encoder.layers
 
 
 def frontend_of(config: Any) -> Frontend:
@@ -245,16 +152,26 @@ class Encoded:
         log_weights: Logarithm of how many positions each state stands for as a key of attention (B, P), -inf for
             padding; None where each stands for itself and there is no padding, and where states behind a clip's own
             are all padding of a `waveform` encoder.
+        source: Where nothing was merged None, else the state that each of a clip's own positions went to (B, L).
     """
 
     states: Tensor
     positions: Tensor
     log_weights: Tensor | None = None
+    source: Tensor | None = None
 
     @property
     def own_states(self) -> Tensor:
         """The states of the clips themselves, to the longest one (B, P', D)."""
         return self.states[:, : int(self.positions.max())]
+
+    @property
+    def unmerged_states(self) -> Tensor:
+        """The states as they are, or where any were merged, each once for every own position it stands for (B, L, D).
+
+        So a state has the time of its position again.
+        """
+        return self.states if self.source is None else take(self.states, self.source)
 
 
 def encode(
@@ -264,6 +181,7 @@ def encode(
     *,
     context: Context = "cut",
     thinning: Thinning = DEFAULT_THINNING,
+    merging: FrameMerging = NO_MERGING,
 ) -> Encoded:
     """Compute a batch; a clip gives the same states alone and in any batch.
 
@@ -273,15 +191,47 @@ def encode(
         lengths_B: Valid frames or samples.
         context: How much of Whisper's window is computed; with `full` the frames fill it.
         thinning: What `thinned` keeps.
+        merging: Which of a clip's own positions are merged on the way; the positions of the result are what is left.
     """
+    steps: dict[int, MergeStep] = {}
+    if merging.ratio:
+        rows = rows_of(encoder.config, inputs_BTF, lengths_B, context=context, thinning=thinning)
+        steps = steps_of(encoder.config, rows, merging)
     if kind_of(encoder.config) == "whisper":
-        return _encode_mel(encoder, inputs_BTF, lengths_B, context=context, thinning=thinning)
-    return _encode_waveform(encoder, inputs_BTF.squeeze(-1), lengths_B)
+        states_BPD, weights_BP, positions_B = _mel_stem(
+            encoder, inputs_BTF, lengths_B, context=context, thinning=thinning
+        )
+        if steps:
+            merged = run_layers(encoder.layers, states_BPD, weights_BP, steps=steps, merging=merging)
+            encoded = _encoded(merged, encoder.layer_norm)
+            if context == "full":  # all of the window counts as the clip's
+                before = next(iter(steps.values())).before
+                lost = [one - left for one, left in zip(before, merged.own, strict=True)]
+                encoded = replace(encoded, positions=positions_B - torch.tensor(lost, device=positions_B.device))
+            return encoded
+        mask = None if weights_BP is None else weights_BP[:, None, None, :]
+        for layer in encoder.layers:
+            states_BPD = layer(states_BPD, mask)
+        return Encoded(states=encoder.layer_norm(states_BPD), positions=positions_B, log_weights=weights_BP)
+    states_BPD, positions_B = _waveform_stem(encoder, inputs_BTF.squeeze(-1), lengths_B)
+    if steps:
+        return _merged_waveform(encoder, states_BPD, positions_B, steps=steps, merging=merging)
+    return _encode_waveform(encoder, states_BPD, positions_B)
 
 
-def _encode_mel(
+def _encoded(merged: MergedStates, norm: Callable[[Tensor], Tensor]) -> Encoded:
+    return Encoded(
+        states=norm(merged.states),
+        positions=torch.tensor(merged.own, device=merged.states.device),
+        log_weights=merged.log_weights,
+        source=merged.source,
+    )
+
+
+def _mel_stem(
     encoder: Any, inputs_BTF: Tensor, lengths_B: Tensor, *, context: Context, thinning: Thinning
-) -> Encoded:
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """What the layers of Whisper read (B, P, D), the logarithm of what each stands for, and own positions (B,)."""
     positions_B = positions_of(encoder.config, lengths_B)
     table_WD = encoder.embed_positions.weight
     weights_BP: Tensor | None = None
@@ -300,11 +250,7 @@ def _encode_mel(
             weights_BP = weights_BP.masked_fill(~valid_frames(positions_B.cpu(), longest), -math.inf)
     if weights_BP is not None:
         weights_BP = weights_BP.to(states_BPD.device, states_BPD.dtype)
-    states_BPD = F.dropout(states_BPD, p=encoder.dropout, training=encoder.training)
-    mask = None if weights_BP is None else weights_BP[:, None, None, :]
-    for layer in encoder.layers:
-        states_BPD = layer(states_BPD, mask)
-    return Encoded(states=encoder.layer_norm(states_BPD), positions=positions_B, log_weights=weights_BP)
+    return F.dropout(states_BPD, p=encoder.dropout, training=encoder.training), weights_BP, positions_B
 
 
 def _stem(encoder: Any, inputs_BTF: Tensor) -> Tensor:
@@ -338,7 +284,8 @@ def _thinned_stem(encoder: Any, inputs_BTF: Tensor, places_P: Tensor) -> Tensor:
     return states_BPD[:, places_P.clamp_max(silent).to(states_BPD.device)]
 
 
-def _encode_waveform(encoder: Any, waveforms_BT: Tensor, lengths_B: Tensor) -> Encoded:
+def _waveform_stem(encoder: Any, waveforms_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+    """What is read before positions are added (B, P, D), and positions of each clip (B,)."""
     positions_B = positions_of(encoder.config, lengths_B).to(waveforms_BT.device)
     short = _shortest(encoder.config) - waveforms_BT.shape[1]
     if short > 0:  # a clip shorter than the convolutions reach is heard with silence behind it
@@ -348,7 +295,10 @@ def _encode_waveform(encoder: Any, waveforms_BT: Tensor, lengths_B: Tensor) -> E
     stem._requires_grad = any(parameter.requires_grad for parameter in stem.parameters())
     features_BPC = _convolve(encoder, waveforms_BT, lengths_B)[:, : int(positions_B.max())]
     projected = encoder.feature_projection(features_BPC)
-    hidden_BPD = projected[0] if isinstance(projected, tuple) else projected
+    return projected[0] if isinstance(projected, tuple) else projected, positions_B
+
+
+def _encode_waveform(encoder: Any, hidden_BPD: Tensor, positions_B: Tensor) -> Encoded:
     valid_BP = valid_frames(positions_B, hidden_BPD.shape[1])
     mask = None if bool(valid_BP.all()) else valid_BP
     for module in encoder.modules():
@@ -356,6 +306,20 @@ def _encode_waveform(encoder: Any, waveforms_BT: Tensor, lengths_B: Tensor) -> E
             module.valid_BP = mask
     states_BPD = encoder.encoder(hidden_BPD, attention_mask=mask).last_hidden_state
     return Encoded(states=states_BPD, positions=positions_B)
+
+
+def _merged_waveform(
+    encoder: Any, hidden_BPD: Tensor, positions_B: Tensor, *, steps: dict[int, MergeStep], merging: FrameMerging
+) -> Encoded:
+    """What the encoders of wav2vec 2.0 and HuBERT in `transformers` compute, with pairs merged between their layers."""
+    body, norm_first = encoder.encoder, bool(encoder.config.do_stable_layer_norm)
+    valid_BP = valid_frames(positions_B, hidden_BPD.shape[1])
+    hidden_BPD = hidden_BPD.masked_fill(~valid_BP.unsqueeze(2), 0.0)
+    hidden_BPD = hidden_BPD + body.pos_conv_embed(hidden_BPD)
+    states_BPD = body.dropout(hidden_BPD if norm_first else body.layer_norm(hidden_BPD))
+    weights_BP = torch.zeros_like(states_BPD[..., 0]).masked_fill(~valid_BP, -math.inf)
+    merged = run_layers(body.layers, states_BPD, weights_BP, steps=steps, merging=merging)
+    return _encoded(merged, body.layer_norm if norm_first else nn.Identity())
 
 
 def _convolve(encoder: Any, waveforms_BT: Tensor, lengths_B: Tensor) -> Tensor:

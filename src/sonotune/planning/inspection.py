@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -25,10 +25,27 @@ from sonotune.loading import (
     with_contexts,
 )
 from sonotune.models.base import LoadedModel, count_parameters
+from sonotune.models.frame_merging.prepare import with_merging
+from sonotune.models.frame_merging.settings import NO_MERGING, FrameMerging
 from sonotune.models.quantize import packed_bytes
+from sonotune.planning.layout import outline_processor, silent_batch
+from sonotune.planning.work import encoder_work
 from sonotune.types import Context
 
 _LENGTHS_S = (3.0, 10.0, 20.0)  # of clips that `Inspection.computed_s` is given for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergedWork:
+    """What merging leaves of an encoder's work on one clip.
+
+    Attributes:
+        positions: Of the clip itself, going into the first layer and coming out of the last.
+        flops_share: Operations of the encoder's layers, of what they would be without merging.
+    """
+
+    positions: tuple[int, int]
+    flops_share: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +67,8 @@ class Inspection:
         trained_contexts: Contexts that the weights were trained for, or compute the same function in.
         window_s: Seconds of the window, or None.
         computed_s: Seconds of a clip -> seconds that are computed for it, for a few lengths; empty without a window.
+        merging: Which positions are merged.
+        merged: Seconds of a clip -> what merging leaves of its encoder, for a few lengths; empty where nothing is.
     """
 
     family: str
@@ -65,6 +84,8 @@ class Inspection:
     trained_contexts: tuple[Context, ...] = ()
     window_s: float | None = None
     computed_s: Mapping[float, float] = field(default_factory=dict)
+    merging: FrameMerging = NO_MERGING
+    merged: Mapping[float, MergedWork] = field(default_factory=dict)
 
     @property
     def weight_bytes(self) -> int:
@@ -94,6 +115,7 @@ class Inspection:
                 "window_s": self.window_s,
                 "computed_s": {f"{clip_s:g}": computed for clip_s, computed in self.computed_s.items()},
             },
+            **({"frame_merging": self._merging()} if self.merging.parts else {}),
             "bytes": {"weights": self.weight_bytes, "quantized": self.quantized_bytes},
             "bits_per_quantized_parameter": 8 * self.quantized_bytes / self.quantized if self.quantized else None,
             "compression": {
@@ -101,6 +123,10 @@ class Inspection:
                 "size": 2 * self.total / self.weight_bytes,
             },
         }
+
+    def _merging(self) -> dict[str, Any]:
+        clips = {f"{clip_s:g}": asdict(one) for clip_s, one in self.merged.items()}
+        return {**self.merging.plain(), "clips": clips}
 
 
 def inspect_model(
@@ -115,6 +141,7 @@ def inspect_model(
     task: str = "auto",
     num_labels: int | None = None,
     context: Context | None = None,
+    merging: FrameMerging | None = None,
     kind: str = "lora",
     ranks: RankSettings | None = None,
     adapter: AdapterSettings | None = None,
@@ -132,6 +159,7 @@ def inspect_model(
         task: Registry name, or `auto`.
         num_labels: Size of a new output layer; None takes the checkpoint's.
         context: How much of the model's window is computed; None takes what the checkpoint says.
+        merging: Which positions are merged; None takes what the checkpoint says.
         kind: Of adapters (`adapter.kind`); a saved adapter brings its own.
         ranks: How ranks are chosen. Those that need calibration are counted as uniform ones; they spend the same.
         adapter: How adapters are attached. A saved adapter brings its own.
@@ -139,7 +167,7 @@ def inspect_model(
     Raises:
         ModelError: The configuration cannot be read, or a selector matches nothing.
         AdapterError: The targets or ranks are wrong.
-        ConfigError: The model has no such context.
+        ConfigError: The model has no such context, or cannot merge so.
     """
     saved = find_adapter(checkpoint)
     metadata = read_metadata(saved) if saved else None
@@ -149,7 +177,7 @@ def inspect_model(
         base, revision=revision, outputs=len((metadata or {}).get("outputs", ())) or num_labels
     )
     recorded = recorded_contexts(saved, metadata if metadata is not None else use_of(checkpoint), base)
-    loaded = with_contexts(loaded, recorded, asked=context)
+    loaded = with_merging(with_contexts(loaded, recorded, asked=context), recorded, asked=merging)
     total = sum(parameter.numel() for parameter in loaded.module.parameters())
     linears = {name: matrix_shape(loaded, name) for name in loaded.linears}
     costs = unit_costs(loaded, loaded.linears)
@@ -188,7 +216,24 @@ def inspect_model(
         trained_contexts=loaded.trained_contexts,
         window_s=loaded.frontend.max_duration_s if windowed else None,
         computed_s={clip_s: loaded.computed_s(clip_s) for clip_s in _LENGTHS_S} if windowed else {},
+        merging=loaded.merging,
+        merged=_merged_work(loaded, base),
     )
+
+
+def _merged_work(loaded: LoadedModel, base: str) -> dict[float, MergedWork]:
+    if "encoder" not in loaded.merging.parts:
+        return {}
+    loaded, found = loaded.with_(processor=outline_processor(base, loaded.family.name)), {}
+    layers = len(loaded.family.merge_layers(loaded))
+    for clip_s in (one for one in _LENGTHS_S if one <= (loaded.frontend.max_duration_s or one)):
+        batch = silent_batch(loaded, 1, clip_s, 1)
+        merged, plain = (encoder_work(one, batch) for one in (loaded, loaded.with_(merging=NO_MERGING)))
+        if merged is not None and plain is not None:
+            own = plain.positions[0]
+            left = loaded.merging.remaining(own, layers)[loaded.merging.after(layers)[-1]]
+            found[clip_s] = MergedWork(positions=(own, left), flops_share=merged.flops / plain.flops)
+    return found
 
 
 def _components(loaded: LoadedModel, packed: dict[str, int], costs: dict[str, int]) -> tuple[dict[str, Any], ...]:

@@ -27,6 +27,8 @@ from sonotune.features.batching import Batch
 from sonotune.loading import choose_family, find_adapter, kept_unquantized, model_folder, storage, with_contexts
 from sonotune.models.base import LoadedModel, Stream
 from sonotune.models.checkpoints import load_processor, locate
+from sonotune.models.frame_merging.prepare import keep_key_noise, key_weights, with_merging
+from sonotune.models.frame_merging.settings import FrameMerging
 from sonotune.models.precision import DTYPES, Precision
 from sonotune.models.quantize import bitsandbytes, packed_bytes
 from sonotune.optimizers import OptimizerKind
@@ -53,6 +55,7 @@ class TrainingSettings:
     num_labels: int | None = None
     multi_label: bool = False
     context: Context | None = None
+    merging: FrameMerging | None = None
     bits: Literal["auto"] | int = "auto"
     double: bool = True
     skip: Sequence[str] = ()
@@ -136,31 +139,36 @@ class Layout:
         Raises:
             ModelError: The clip is longer than the model's window.
         """
-        loaded = self.loaded
-        window_s = loaded.frontend.max_duration_s
+        window_s = self.loaded.frontend.max_duration_s
         if window_s is not None and clip_s > window_s:
             raise ModelError(
-                f"clips of {clip_s:g} s are longer than the window of {loaded.checkpoint}, {window_s:g} s. Plan for "
-                "shorter ones with --clip-seconds, or lower data.max_duration_s."
+                f"clips of {clip_s:g} s are longer than the window of {self.loaded.checkpoint}, {window_s:g} s. Plan "
+                "for shorter ones with --clip-seconds, or lower data.max_duration_s."
             )
-        silence = np.zeros(max(1, round(clip_s * loaded.frontend.sample_rate_hz)), dtype=np.float32)
-        one_1TF, length_1 = loaded.frontend([silence], full_context=loaded.context == "full")
-        targets_BU = self._targets(clips, label_tokens)
-        return Batch(
-            inputs=torch.empty(clips, *one_1TF.shape[1:], device="meta"),
-            input_lengths=length_1.repeat(clips),
-            targets=targets_BU,
-            target_lengths=torch.full((clips,), targets_BU.shape[1]),
-            clips=tuple(Clip(id=str(index), path=Path(str(index)), duration_s=clip_s) for index in range(clips)),
-            context=loaded.context,
-            frames_per_second=loaded.frontend.frames_per_second,
-        )
+        return silent_batch(self.loaded, clips, clip_s, label_tokens)
 
-    def _targets(self, clips: int, label_tokens: int) -> Tensor:
-        """Ids (B, U), no two neighbours the same, for CTC needs a blank between those."""
-        if self.loaded.family.task != "transcribe":
-            return torch.zeros(clips, 1, dtype=torch.int64)
-        return (torch.arange(self.loaded.family.label_overhead + label_tokens) % 2 + 3).repeat(clips, 1)
+
+def silent_batch(loaded: LoadedModel, clips: int, clip_s: float, label_tokens: int) -> Batch:
+    """What `Layout.batch` gives, for any model."""
+    silence = np.zeros(max(1, round(clip_s * loaded.frontend.sample_rate_hz)), dtype=np.float32)
+    one_1TF, length_1 = loaded.frontend([silence], full_context=loaded.context == "full")
+    targets_BU = _targets(loaded, clips, label_tokens)
+    return Batch(
+        inputs=torch.empty(clips, *one_1TF.shape[1:], device="meta"),
+        input_lengths=length_1.repeat(clips),
+        targets=targets_BU,
+        target_lengths=torch.full((clips,), targets_BU.shape[1]),
+        clips=tuple(Clip(id=str(index), path=Path(str(index)), duration_s=clip_s) for index in range(clips)),
+        context=loaded.context,
+        frames_per_second=loaded.frontend.frames_per_second,
+    )
+
+
+def _targets(loaded: LoadedModel, clips: int, label_tokens: int) -> Tensor:
+    """Ids (B, U), no two neighbours the same, for CTC needs a blank between those."""
+    if loaded.family.task != "transcribe":
+        return torch.zeros(clips, 1, dtype=torch.int64)
+    return (torch.arange(loaded.family.label_overhead + label_tokens) % 2 + 3).repeat(clips, 1)
 
 
 def lay_out(settings: TrainingSettings, *, device: str = "cpu") -> Layout:
@@ -181,7 +189,8 @@ def lay_out(settings: TrainingSettings, *, device: str = "cpu") -> Layout:
     base = model_folder(checkpoint)
     loaded = family.outline(base, revision=settings.revision, outputs=settings.num_labels)
     loaded = with_contexts(loaded, use_of(checkpoint), asked=settings.context)
-    loaded = loaded.with_(processor=_processor(base, loaded.family.name))
+    loaded = with_merging(loaded, use_of(checkpoint), asked=settings.merging)
+    loaded = loaded.with_(processor=outline_processor(base, loaded.family.name))
     total = sum(parameter.numel() for parameter in loaded.module.parameters())
     stored = storage(
         None,
@@ -192,6 +201,7 @@ def lay_out(settings: TrainingSettings, *, device: str = "cpu") -> Layout:
         device=device,
     )
     loading = _FP32_BYTES * total
+    keys = key_weights(loaded)
     with torch.device("meta"):
         if stored.bits != 16:
             largest = max(loaded.module.get_submodule(name).weight.numel() for name in loaded.linears)
@@ -202,6 +212,7 @@ def lay_out(settings: TrainingSettings, *, device: str = "cpu") -> Layout:
                 loading = sum(packed_bytes(*size, bits=stored.bits, double=stored.double) for size in sizes)
                 loading += sum(value.nbytes for value in loaded.module.parameters() if value.is_floating_point())
                 loading += _FP32_BYTES * largest
+        keep_key_noise(loaded, keys)
         loaded = adapt_uncalibrated(
             loaded,
             kind_named(settings.kind),
@@ -310,7 +321,7 @@ def _finish(module: Any, weight: nn.Parameter, linear: nn.Linear, compute: torch
     return module  # type: ignore[no-any-return]
 
 
-def _processor(base: str, family: str) -> Any:
+def outline_processor(base: str, family: str) -> Any:
     """The one in the folder of a model, whose prompt is what it is; else one that knows how long the published is."""
     if family == "speech_llm":
         return SimpleNamespace(tokenizer=load_processor(base, class_name="AutoTokenizer", revision=None))

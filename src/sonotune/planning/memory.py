@@ -236,7 +236,7 @@ class _Saved:
         if not linears:
             return 0
         rows = self._rows[first := next(iter(linears))]
-        width = _widths(linears[first])[0]
+        width = matrix_widths(linears[first])[0]
         total, shared = 0, set[tuple[str, int]]()
         for name, module in linears.items():
             total += self._linear(name, module, shared, own=self._rows[name] == rows)
@@ -247,7 +247,7 @@ class _Saved:
                 after = module.out_channels > module.in_channels or module.groups > 1
                 total += self._c * rows * (module.in_channels + (module.out_channels if after else 0))
             elif isinstance(module, nn.Dropout) and module.p:
-                wide = max(_widths(one)[1] for one in linears.values()) if "intermediate" in name else width
+                wide = max(matrix_widths(one)[1] for one in linears.values()) if "intermediate" in name else width
                 total += (1 if self._gpu else self._c) * rows * wide
         return total + self._probabilities(rows, by_distance=any(_BY_DISTANCE.search(name) for name in linears))
 
@@ -266,7 +266,7 @@ class _Saved:
         return each * heads * rows * rows // max(1, len(self._batch.clips))
 
     def _linear(self, name: str, module: Any, shared: set[tuple[str, int]], *, own: bool) -> int:
-        rows, inputs, outputs = self._rows[name], *_widths(module)
+        rows, inputs, outputs = self._rows[name], *matrix_widths(module)
         parent, quantized = name.rpartition(".")[0], name in self._loaded.quantized
         c = self._c
         total = 0
@@ -293,7 +293,7 @@ class _Saved:
         """Elements that a norm takes: one of queries or keys has the width of a head and a row for each."""
         parent, _, own = name.rpartition(".")
         if (kind := own.partition("_")[0]) in ("q", "k") and f"{parent}.{kind}_proj" in linears:
-            return rows * _widths(linears[f"{parent}.{kind}_proj"])[1]
+            return rows * matrix_widths(linears[f"{parent}.{kind}_proj"])[1]
         return rows * weight.numel()
 
     def _stream(self, prefix: str) -> int:
@@ -302,7 +302,7 @@ class _Saved:
         if not linears:
             return 0
         wide = 4 if self._gpu and any(name in self._loaded.quantized for name in linears) else self._c
-        return wide * self._rows[linears[0]] * _widths(self._modules[linears[0]])[0]
+        return wide * self._rows[linears[0]] * matrix_widths(self._modules[linears[0]])[0]
 
     def _stem(self) -> _Kept:
         """Convolutions one after the other: input of each, of its norm and of its activation."""
@@ -383,7 +383,7 @@ class _Saved:
         for name, rows in self._rows.items():
             if self._loaded.owner(name) not in reached:
                 continue
-            inputs, outputs = _widths(self._modules[name])
+            inputs, outputs = matrix_widths(self._modules[name])
             widest = max(widest, rows * (inputs + outputs))
         return 8 * widest
 
@@ -406,7 +406,8 @@ def convolution_scratch(inputs: float, outputs: float, *, groups: int, backward:
     return int(max(copies * inputs, outputs))
 
 
-def _widths(module: Any) -> tuple[int, int]:
+def matrix_widths(module: Any) -> tuple[int, int]:
+    """Inputs and outputs of a linear, with whatever is wrapped around it."""
     base = getattr(module, "base_layer", module)
     if hasattr(base, "in_features"):
         return int(base.in_features), int(base.out_features)

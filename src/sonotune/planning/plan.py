@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sonotune.adapters.trainable import check_shardable
 from sonotune.errors import ConfigError
+from sonotune.models.frame_merging.settings import NO_MERGING
 from sonotune.planning.cards import Card, left_for_tensors, needed_bytes
 from sonotune.planning.cost import Cost
 from sonotune.planning.exact import measure_step
 from sonotune.planning.layout import Layout, TrainingSettings, lay_out
 from sonotune.planning.memory import KINDS, Memory, predict_step
+from sonotune.planning.work import encoder_work
 
 LABELS_PER_SECOND = 5.0
 """Tokens of transcript assumed for each second of audio, where nothing is said."""
@@ -30,6 +32,8 @@ class Bucket:
         memory: Of a training step on it.
         exact: Whether the step was run on fake tensors; else the formula says it.
         largest: Most clips that fit the memory that was named; 0 where not even one does, None where none was named.
+        encoder_flops: Operations of the encoder's layers in a forward pass (`planning.work`); None where not known.
+        merged_share: Those with frame merging, of those without; None where nothing is merged within the encoder.
     """
 
     clip_s: float
@@ -39,6 +43,8 @@ class Bucket:
     memory: Memory
     exact: bool
     largest: int | None
+    encoder_flops: float | None = None
+    merged_share: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """One row of `stages[].buckets`."""
@@ -49,6 +55,8 @@ class Bucket:
             "peak_bytes": self.memory.peak_bytes,
             "exact": self.exact,
             "largest_clips": self.largest,
+            "encoder_flops": self.encoder_flops,
+            **({} if self.merged_share is None else {"merged_share": self.merged_share}),
         }
 
 
@@ -247,7 +255,12 @@ def _bucket(layout: Layout, clip_s: float, clips: int, tokens: int, memory_bytes
     def peak(count: int) -> int:
         return predict_step(layout, layout.batch(count, clip_s, tokens)).peak_bytes
 
-    memory = predict_step(layout, layout.batch(clips, clip_s, tokens))
+    batch = layout.batch(clips, clip_s, tokens)
+    memory = predict_step(layout, batch)
+    work, share = encoder_work(layout.loaded, batch), None
+    if work is not None and "encoder" in layout.loaded.merging.parts:
+        plain = encoder_work(layout.loaded.with_(merging=NO_MERGING), batch)
+        share = None if plain is None else work.flops / plain.flops
     return Bucket(
         clip_s=clip_s,
         computed_s=layout.loaded.computed_s(clip_s),
@@ -256,6 +269,8 @@ def _bucket(layout: Layout, clip_s: float, clips: int, tokens: int, memory_bytes
         memory=memory,
         exact=False,
         largest=None if memory_bytes is None else largest_that_fits(peak, memory_bytes),
+        encoder_flops=None if work is None else work.flops,
+        merged_share=share,
     )
 
 
@@ -274,11 +289,8 @@ def _measured(flat: Layout, index: int, bucket: Bucket, memory_bytes: int | None
         batch = flat.batch(count, bucket.clip_s, bucket.label_tokens)
         return held + scale * (predict_step(flat, batch).peak_bytes - held)
 
-    return Bucket(
-        clip_s=bucket.clip_s,
-        computed_s=bucket.computed_s,
-        clips=bucket.clips,
-        label_tokens=bucket.label_tokens,
+    return replace(
+        bucket,
         memory=memory,
         exact=True,
         largest=None if memory_bytes is None else largest_that_fits(peak, memory_bytes),

@@ -42,6 +42,7 @@ from sonotune.models.base import MULTI_LABEL, LoadedModel
 from sonotune.models.beside import save_processor, save_use_of_adapter
 from sonotune.models.checkpoints import as_os_error
 from sonotune.models.decoding_defaults import set_decoding_defaults
+from sonotune.models.frame_merging.settings import NO_MERGING
 from sonotune.models.precision import DTYPES
 from sonotune.models.probe import probe_logits
 from sonotune.models.weight_files import weights_digest
@@ -104,6 +105,7 @@ def export(
         raise ConfigError("--plain is a form of an adapter: pass --adapter too. A merged model is plain as it is.")
     folder = folder.resolve()
     _check_place(folder, overwrite=overwrite)
+    _warn_of_merging(checkpoint)
     with _writing(folder, 0), replacing(folder) as draft:
         if plain:
             result = _write_plain(checkpoint, draft, folder, target=target, dtype=dtype)
@@ -122,6 +124,20 @@ def export(
         _write_digests(draft)
         _check_place(folder, overwrite=overwrite)  # that was minutes ago
     return {"export": str(folder), "bytes": _size(folder), **result}
+
+
+def _warn_of_merging(checkpoint: str) -> None:
+    """Other tools know nothing of frame merging, and compute more than the weights were trained to."""
+    if found := use_of(checkpoint).get("frame_merging"):
+        logger.warning(
+            "%s was trained with frame_merging.ratio=%g and frame_merging.audio_ratio=%g. sonotune merges in the "
+            "export as well, by its %s; plain transformers merges nothing and computes another function. What that "
+            "changes is measured where clips are compared (parity.json).",
+            checkpoint,
+            found.get("ratio", 0.0),
+            found.get("audio_ratio", 0.0),
+            EXPORT_MARK,
+        )
 
 
 def _write_mark(draft: Path, result: dict[str, Any]) -> None:
@@ -254,7 +270,7 @@ def _write_plain(
     checkpoint: str, draft: Path, folder: Path, *, target: MergeTarget, dtype: ExportDtype
 ) -> dict[str, Any]:
     adapter = _adapter_of(checkpoint)
-    opened = open_model(checkpoint, precision="fp32")
+    opened = open_model(checkpoint, precision="fp32", merging=NO_MERGING)
     loaded = opened.loaded
     plain = plain_adapter(loaded)
     before = probe_logits(loaded)
@@ -301,7 +317,7 @@ def _write_base(
 
 
 def _merge(checkpoint: str, folder: Path, *, target: MergeTarget, dtype: ExportDtype) -> dict[str, Any]:
-    opened = open_model(checkpoint, precision="fp32")
+    opened = open_model(checkpoint, precision="fp32", merging=NO_MERGING)
     with phase("merging"):
         merged, proof = merged_model(opened, checkpoint, target=target)
     saved = _save_model(merged, opened, checkpoint, folder, dtype=dtype)

@@ -16,6 +16,7 @@ from sonotune.adapters.ranks.components import Split
 from sonotune.config.schema import RunConfig
 from sonotune.errors import ConfigError
 from sonotune.models.base import NEW, LoadedModel, count_parameters
+from sonotune.models.frame_merging.settings import FrameMerging
 from sonotune.optimizers import usual_rates
 from sonotune.stages import Stage, StageSettings, build_stages, whole_run
 from sonotune.tasks.base import Task
@@ -23,6 +24,15 @@ from sonotune.training.objectives.base import Objective, ObjectiveSettings, make
 
 MAX_WEIGHT_RATE: Final = 1e-3
 """Highest learning rate of a part that `adapter.split=measured` trains in full precision."""
+
+
+def asked_merging(config: RunConfig) -> FrameMerging | None:
+    """What `frame_merging` asks for; None where the checkpoint says what is merged."""
+    section = config.frame_merging
+    if not section.asked:
+        return None
+    shares = {name: 0.0 for name in ("ratio", "audio_ratio") if getattr(section, name) == "auto"}
+    return FrameMerging(**{**section.model_dump(), **shares})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,6 +74,7 @@ class Fingerprint:
             "base model": loaded.revision,
             BASE_SETTINGS: settings_digest(loaded.checkpoint),
             "context": f"{loaded.context}, {loaded.thinning.margin} and {loaded.thinning.spacing}",
+            **({"frame merging": digest_json(loaded.merging.plain())} if loaded.merging.parts else {}),
             "outputs": digest_json(list(loaded.new_outputs)),
             "precision": precision,
             "bits of the frozen weights": str(bits),

@@ -28,7 +28,7 @@ from sonotune.models.precision import Precision
 from sonotune.optimizers import choose_optimizer
 from sonotune.registry import resolve
 from sonotune.tasks.base import PreparedClips, Task, TaskSettings
-from sonotune.training.adaptation import objective_of, unquantized
+from sonotune.training.adaptation import asked_merging, objective_of, unquantized
 from sonotune.training.objectives.base import Objective
 from sonotune.training.runtime import ComputeSetup
 from sonotune.training.state import LoopSettings, TrainingData
@@ -192,6 +192,7 @@ def _open(
         family=family,
         revision=model.revision,
         context=model.asked_context,
+        merging=asked_merging(config),
         bits=16 if full else config.quantization.bits,
         double=config.quantization.double,
         skip=unquantized(config),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sonotune.adapters.calibration.calibrate import Calibration
+from sonotune.adapters.metadata import merging_entry
 from sonotune.adapters.ranks.budget import total_of
 from sonotune.adapters.ranks.choose import (
     adapted_modules,
@@ -126,6 +127,7 @@ def prepare_model(session: Session, inputs: RunInputs, steps: LoopSettings) -> P
             "quantized_linears": len(loaded.quantized),
             "context": loaded.context,
             "thinning": asdict(loaded.thinning),
+            **merging_entry(loaded),
             "tokens_per_second": loaded.tokens_per_second,
         },
     )

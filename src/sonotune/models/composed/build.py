@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sonotune.errors import ModelError, RunDirectoryError
-from sonotune.models import speech_encoders
+from sonotune.models import encoder_rows, speech_encoders
 from sonotune.models.checkpoints import as_os_error, load_processor, locate, read_config
 from sonotune.models.composed.model import (
     SpeechLlm,
@@ -136,7 +136,7 @@ def _config(audio: Any, text: Any, settings: dict[str, Any]) -> SpeechLlmConfig:
 def _audio_config(encoder: str, revision: str | None) -> Any:
     config = copy.deepcopy(read_config(encoder, revision))
     try:
-        speech_encoders.kind_of(config)
+        encoder_rows.kind_of(config)
     except ModelError as error:
         raise ModelError(f"encoder={encoder}: {error}") from error
     config.dtype, config._name_or_path = None, ""  # a folder names no place of the machine that made it
@@ -155,7 +155,7 @@ def _text_config(language_model: str, revision: str | None) -> Any:
     kind = config.model_type
     # BERT and its like can be built as decoders, but were not trained as one unless their configuration says so.
     both_ways = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
-    spoken = getattr(config, "is_encoder_decoder", False) or kind in speech_encoders.ENCODER_TYPES
+    spoken = getattr(config, "is_encoder_decoder", False) or kind in encoder_rows.ENCODER_TYPES
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or both_ways or spoken:
         heads = ", ".join(config.architectures or ()) or "no architecture named"
         raise ModelError(
@@ -181,7 +181,7 @@ def _check_tokenizer(language_model: str, tokenizer: Any, *, chat: bool) -> None
 
 def _load_encoder(checkpoint: str, config: Any, revision: str | None) -> Any:
     module = _from_pretrained("AutoModel", checkpoint, config, revision, within="encoder.")
-    part = module.encoder if speech_encoders.kind_of(config) == "whisper" else module
+    part = module.encoder if encoder_rows.kind_of(config) == "whisper" else module
     return speech_encoders.make_plain(part)
 
 

@@ -26,8 +26,10 @@ from transformers.configuration_utils import SubConfigSpec
 
 from sonotune.errors import ModelError
 from sonotune.features.normalization import valid_frames
-from sonotune.models import speech_encoders
+from sonotune.models import encoder_rows, speech_encoders
 from sonotune.models.composed.projectors import PROJECTORS, GatedCrossAttention, Heard, outputs_of
+from sonotune.models.frame_merging.audio_tokens import compress
+from sonotune.models.frame_merging.settings import NO_MERGING, FrameMerging
 from sonotune.models.thinning import DEFAULT_THINNING, Thinning
 from sonotune.types import Context
 
@@ -142,7 +144,7 @@ def _heads_for(width: int) -> int:
 
 
 def _dropout_name(audio: Any) -> str:
-    return "dropout" if speech_encoders.kind_of(audio) == "whisper" else "hidden_dropout"
+    return "dropout" if encoder_rows.kind_of(audio) == "whisper" else "hidden_dropout"
 
 
 def _check_settings(config: Any) -> None:
@@ -250,16 +252,30 @@ class SpeechLlm(PreTrainedModel):  # type: ignore[misc]
         return self.language_model.get_output_embeddings()  # type: ignore[no-any-return]
 
     def hear(
-        self, inputs_BTF: Tensor, lengths_B: Tensor, *, context: Context = "cut", thinning: Thinning = DEFAULT_THINNING
+        self,
+        inputs_BTF: Tensor,
+        lengths_B: Tensor,
+        *,
+        context: Context = "cut",
+        thinning: Thinning = DEFAULT_THINNING,
+        merging: FrameMerging = NO_MERGING,
     ) -> tuple[Tensor, Tensor]:
         """Features -> audio embeddings (B, Q, D) and how many are valid (B,); kept for cross-attention.
 
         They are kept until the next batch is heard, which is what re-computation under gradient checkpointing needs.
         """
         encoded = speech_encoders.encode(
-            self.audio_encoder, inputs_BTF, lengths_B.to(inputs_BTF.device), context=context, thinning=thinning
+            self.audio_encoder,
+            inputs_BTF,
+            lengths_B.to(inputs_BTF.device),
+            context=context,
+            thinning=thinning,
+            merging=merging,
         )
         audio_BQD, audio_lengths_B = self.projector(encoded.own_states, encoded.positions.to(encoded.states.device))
+        if merging.audio_ratio:
+            audio_BQD, lengths = compress(audio_BQD, audio_lengths_B.tolist(), merging)
+            audio_lengths_B = torch.tensor(lengths, device=audio_BQD.device)
         if self.config.fusion == "cross_attention":
             self.heard = Heard(audio=audio_BQD, mask=valid_frames(audio_lengths_B, audio_BQD.shape[1]))
         return audio_BQD, audio_lengths_B
@@ -274,17 +290,23 @@ class SpeechLlm(PreTrainedModel):  # type: ignore[misc]
         ).last_hidden_state
         return hidden_BLD
 
-    def audio_positions(self, duration_s: float) -> int:
-        """Positions in the prompt that a clip of so many seconds takes."""
+    def audio_positions(self, duration_s: float, *, merging: FrameMerging = NO_MERGING) -> int:
+        """Positions in the prompt that a clip of so many seconds takes.
+
+        Args:
+            duration_s: Of the clip.
+            merging: Of audio tokens; what is merged within the encoder is not counted, so it may take fewer.
+        """
         if self.config.fusion == "cross_attention":
             return 0
-        positions = speech_encoders.positions_in(self.config.audio_config, duration_s)
-        return outputs_of(
+        positions = encoder_rows.positions_in(self.config.audio_config, duration_s)
+        outputs = outputs_of(
             self.config.projector_kind,
             positions,
             downsample=self.config.downsample,
             latents=self.config.perceiver_latents,
         )
+        return merging.audio_tokens(outputs)
 
     def _listen(
         self, index: int, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]

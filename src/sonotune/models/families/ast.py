@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sonotune.errors import ConfigError, ModelError
 from sonotune.features.batching import Batch
@@ -34,17 +34,11 @@ from sonotune.models.checkpoints import (
     read_config,
     reinitialise,
 )
+from sonotune.models.encoder_rows import position_streams, row_kinds, streams_of
+from sonotune.models.frame_merging.settings import NO_AUDIO_TOKENS, MergePart
 from sonotune.models.norms import fix_batch_norms
 from sonotune.models.outputs import refuse_new_outputs
-from sonotune.models.speech_encoders import (
-    computed_positions,
-    contexts_of,
-    encode,
-    frontend_of,
-    position_streams,
-    positions_of,
-    row_kinds,
-)
+from sonotune.models.speech_encoders import contexts_of, encode, frontend_of
 from sonotune.models.structure import find_structure
 from sonotune.types import Context
 
@@ -169,7 +163,7 @@ class AstFamily:
         module = loaded.module
         if module.config.model_type == _AST and batch.context != "full":
             return self._own_length(loaded, batch)
-        if module.config.model_type == "whisper" and batch.context != "full":
+        if module.config.model_type == "whisper" and (batch.context != "full" or loaded.merging.ratio):
             return _of_whisper(loaded, batch)
         if module.config.model_type in _WINDOWED:
             return _whole(module, batch.inputs)
@@ -179,6 +173,27 @@ class AstFamily:
             rows = torch.tensor([row for row, own in enumerate(sizes) if own == size], device=batch.inputs.device)
             logits_BC = logits_BC.index_copy(0, rows, _whole(module, batch.inputs[rows, :size]).to(logits_BC.dtype))
         return logits_BC
+
+    def merging_refusals(self, loaded: LoadedModel) -> Mapping[MergePart, str]:
+        """See `ModelFamily.merging_refusals`: of classifiers, Whisper's encoder alone is computed layer by layer here.
+
+        In AST, patches next to each other in time do not stand next to each other, and its class tokens are merged
+        with nothing; that takes other pairs, which are not built.
+        """
+        config = loaded.module.config
+        if config.model_type == "whisper" and not getattr(config, "use_weighted_layer_sum", False):
+            return {"audio": NO_AUDIO_TOKENS}
+        reason = (
+            "patches of AST lie in time and frequency, and merging knows neighbours in time alone"
+            if config.model_type == _AST
+            else f"a {config.model_type!r} classifier is computed as a whole by `transformers`"
+        )
+        return {"audio": NO_AUDIO_TOKENS, "encoder": reason}
+
+    def merge_layers(self, loaded: LoadedModel) -> Sequence[nn.Module]:
+        """See `ModelFamily.merge_layers`."""
+        layers: Sequence[nn.Module] = () if "encoder" in self.merging_refusals(loaded) else loaded.module.encoder.layers
+        return layers
 
     def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
         """See `ModelFamily.streams`; class tokens count as audio.
@@ -193,11 +208,16 @@ class AstFamily:
             kinds_BN, head = _patch_kinds(config, batch), r"^classifier\."
             return (_pooled(head, batch), Stream(modules="", kinds=kinds_BN))
         if config.model_type == "whisper":
-            computed = computed_positions(
-                config, batch.inputs, batch.input_lengths, context=batch.context, thinning=loaded.thinning
+            heard = streams_of(
+                loaded.module.encoder,
+                "encoder",
+                batch.inputs,
+                batch.input_lengths,
+                context=batch.context,
+                thinning=loaded.thinning,
+                merging=loaded.merging,
             )
-            own_BP = row_kinds(positions_of(config, batch.input_lengths), computed)
-            return (_pooled(r"^classifier$", batch), Stream(modules="", kinds=own_BP))
+            return (_pooled(r"^classifier$", batch), *heard, Stream(modules="", kinds=heard[-1].kinds))
         if config.model_type not in _FRAMED:
             raise ModelError(
                 f"which rows the linears of a {config.model_type!r} classifier take is known for "
@@ -282,7 +302,14 @@ def _tokens(embeddings: Any, config: Any, batch: Batch, *, silence: float) -> tu
 def _of_whisper(loaded: LoadedModel, batch: Batch) -> Tensor:
     """Logits (B, C) of a Whisper encoder: the mean over positions counts each for as many as it stands for."""
     module = loaded.module
-    encoded = encode(module.encoder, batch.inputs, batch.input_lengths, context=batch.context, thinning=loaded.thinning)
+    encoded = encode(
+        module.encoder,
+        batch.inputs,
+        batch.input_lengths,
+        context=batch.context,
+        thinning=loaded.thinning,
+        merging=loaded.merging,
+    )
     projected_BPD = module.projector(encoded.states)
     if encoded.log_weights is None:
         pooled_BD = projected_BPD.mean(dim=1)

@@ -17,7 +17,7 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -32,7 +32,7 @@ from sonotune.features.batching import Batch
 from sonotune.features.frontend import Frontend, RawWaveform, from_feature_extractor
 from sonotune.features.normalization import valid_frames
 from sonotune.features.parakeet import NormalizedLogMel
-from sonotune.models import speech_encoders
+from sonotune.models import encoder_rows, speech_encoders
 from sonotune.models.base import AUDIO, Component, LoadedModel, Stream
 from sonotune.models.checkpoints import (
     check_family,
@@ -44,6 +44,7 @@ from sonotune.models.checkpoints import (
     reinitialise,
 )
 from sonotune.models.ctc_decoding import beam_search, collapse, label_logprobs
+from sonotune.models.frame_merging.settings import NO_AUDIO_TOKENS, MergePart
 from sonotune.models.languages import nothing_to_note
 from sonotune.models.letters import Letters
 from sonotune.models.losses import FrameOutputs
@@ -264,13 +265,32 @@ class CtcFamily:
             blank=loaded.module.config.pad_token_id,
         )
 
+    def merging_refusals(self, loaded: LoadedModel) -> Mapping[MergePart, str]:
+        """See `ModelFamily.merging_refusals`."""
+        config = loaded.module.config
+        if hasattr(loaded.module, "ctc_head"):
+            config = config.encoder_config
+        refusal = encoder_rows.merging_refusal(config)
+        return {"audio": NO_AUDIO_TOKENS, **({"encoder": refusal} if refusal else {})}
+
+    def merge_layers(self, loaded: LoadedModel) -> Sequence[nn.Module]:
+        """See `ModelFamily.merge_layers`."""
+        if "encoder" in self.merging_refusals(loaded):
+            return ()
+        layers: Sequence[nn.Module] = speech_encoders.layers_of(loaded.module.base_model)
+        return layers
+
     def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
         """See `ModelFamily.streams`."""
         module = loaded.module
         if not hasattr(module, "ctc_head"):
             base = str(module.base_model_prefix)
-            heard = speech_encoders.streams_of(module.base_model, base, batch.inputs, batch.input_lengths)
-            return (*heard, Stream(modules=r"^lm_head$", kinds=heard[-1].kinds))
+            heard = encoder_rows.streams_of(
+                module.base_model, base, batch.inputs, batch.input_lengths, merging=loaded.merging
+            )
+            frames_B = self._frames(loaded, batch.input_lengths)
+            frames_BT = encoder_rows.row_kinds(frames_B, int(frames_B.max()))
+            return (*heard, Stream(modules=r"^lm_head$", kinds=frames_BT))
         lengths_B = self._frames(loaded, batch.input_lengths)
         frames = int(self._frames(loaded, torch.tensor([batch.inputs.shape[1]])))
         # Parakeet's table of distances is as long as the batch; those that a clip has are in its middle.
@@ -278,7 +298,7 @@ class CtcFamily:
         within_BQ = (distances.abs() < lengths_B.unsqueeze(1)).to(torch.int8) * AUDIO
         return (
             Stream(modules=r"^encoder\..*\.relative_k_proj$", kinds=within_BQ),
-            Stream(modules=r"^encoder\.", kinds=speech_encoders.row_kinds(lengths_B, frames)),
+            Stream(modules=r"^encoder\.", kinds=encoder_rows.row_kinds(lengths_B, frames)),
         )
 
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
@@ -337,15 +357,18 @@ class CtcFamily:
         if hasattr(module, "ctc_head"):
             frames: Tensor = module._get_subsampling_output_length(lengths_B)
             return frames.long().clamp_min(1)
-        return speech_encoders.positions_of(module.config, lengths_B)
+        return encoder_rows.positions_of(module.config, lengths_B)
 
     def _encode(self, loaded: LoadedModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """Features -> states (B, T, D) and valid frames (B,)."""
         module = loaded.module
         if not hasattr(module, "ctc_head"):
-            encoded = speech_encoders.encode(module.base_model, batch.inputs, batch.input_lengths)
-            states_BTD, lengths_B = encoded.states, encoded.positions
-            return module.dropout(states_BTD), lengths_B
+            encoded = speech_encoders.encode(
+                module.base_model, batch.inputs, batch.input_lengths, merging=loaded.merging
+            )
+            # Merged states are repeated: a frame has its time again, and CTC as many frames as the clip has.
+            states_BTD = encoded.unmerged_states
+            return module.dropout(states_BTD), self._frames(loaded, batch.input_lengths).to(states_BTD.device)
         valid_BT = valid_frames(batch.input_lengths, batch.inputs.shape[1])
         hidden_BTD: Tensor = module.encoder(input_features=batch.inputs, attention_mask=valid_BT).last_hidden_state
         return hidden_BTD, self._frames(loaded, batch.input_lengths)

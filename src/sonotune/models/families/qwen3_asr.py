@@ -12,7 +12,7 @@ V vocabulary, N labels of a batch.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -41,6 +41,7 @@ from sonotune.models.audio_lm import (
 )
 from sonotune.models.base import Component, LoadedModel, Stream
 from sonotune.models.checkpoints import load_pretrained, load_processor, locate, outline_pretrained, read_config
+from sonotune.models.encoder_rows import row_kinds
 from sonotune.models.families.qwen3_asr_old import is_old, load_old_weights, modern_config, modern_name
 from sonotune.models.families.qwen3_asr_text import (
     CHAT_TEMPLATE,
@@ -53,9 +54,10 @@ from sonotune.models.families.qwen3_asr_text import (
     trained_languages,
     written_text,
 )
+from sonotune.models.frame_merging.audio_tokens import compress
+from sonotune.models.frame_merging.settings import MergePart
 from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
-from sonotune.models.speech_encoders import row_kinds
 from sonotune.types import DEFAULT_DECODING, NOT_FINITE, Context, DecodingSettings, Hypothesis
 
 _CLASS = "Qwen3ASRForConditionalGeneration"
@@ -201,7 +203,7 @@ class Qwen3AsrFamily:
         if tokenizer.decode(ids).split() != unicodedata.normalize("NFC", text).split():
             raise TextError(f"the tokenizer of {loaded.checkpoint} cannot write {text[:60]!r}. Normalise the text.")
         targets = [*token_ids(tokenizer, language_prefix(_name(loaded, language))), *ids, prompt.end]
-        heard = 0 if duration_s is None else self._positions_of(loaded, duration_s)
+        heard = 0 if duration_s is None else loaded.merging.audio_tokens(self._positions_of(loaded, duration_s))
         needed = len(prompt.before) + heard + len(prompt.after) + len(targets)
         limit = loaded.module.config.text_config.max_position_embeddings
         if needed > limit:
@@ -233,9 +235,10 @@ class Qwen3AsrFamily:
         positions_B = _positions(loaded, batch.input_lengths)
         heard_BP = row_kinds(positions_B, int(positions_B.max()))
         prompt, clips = prompt_of(loaded.processor), len(batch.clips)
+        tokens = [loaded.merging.audio_tokens(size) for size in positions_B.tolist()]
         rows_BL = kinds_of_rows(
             before=[prompt.before] * clips,
-            audio=[kinds_P[:size] for kinds_P, size in zip(heard_BP, positions_B.tolist(), strict=True)],
+            audio=[kinds_P[:size] for kinds_P, size in zip(heard_BP, tokens, strict=True)],
             after=[prompt.after] * clips,
             batch=batch,
         )
@@ -243,6 +246,17 @@ class Qwen3AsrFamily:
             Stream(modules=r"^model\.language_model\.", kinds=rows_BL),
             Stream(modules=r"^model\.(audio_tower|multi_modal_projector)\.", kinds=heard_BP),
         )
+
+    def merging_refusals(self, loaded: LoadedModel) -> Mapping[MergePart, str]:
+        """See `ModelFamily.merging_refusals`."""
+        return {
+            "encoder": "the encoder of Qwen3-ASR takes the positions of all clips in one row, cut into windows of "
+            "eight seconds, which merging would shift"
+        }
+
+    def merge_layers(self, loaded: LoadedModel) -> Sequence[nn.Module]:
+        """See `ModelFamily.merge_layers`."""
+        return ()
 
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Logits (N, V) at every target position."""
@@ -285,6 +299,10 @@ class Qwen3AsrFamily:
         prefixes: Sequence[Sequence[int]] | None = None,
     ) -> Rows:
         prompt = prompt_of(loaded.processor)
+        if loaded.merging.audio_ratio:  # CTC is taken of the audio as it was
+            padded_BPD = nn.utils.rnn.pad_sequence(list(audio), batch_first=True)
+            merged_BPD, sizes = compress(padded_BPD, [len(one) for one in audio], loaded.merging)
+            audio = [merged_PD[:size] for merged_PD, size in zip(merged_BPD, sizes, strict=True)]
         return lay_out(
             loaded.module.model.language_model.embed_tokens,
             before=[prompt.before] * len(audio),

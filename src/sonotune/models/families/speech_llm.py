@@ -9,7 +9,7 @@ N labels of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from sonotune.errors import ModelError, TextError, TextTooLongError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import from_feature_extractor
 from sonotune.features.normalization import valid_frames
-from sonotune.models import decoding, speech_encoders
+from sonotune.models import decoding, encoder_rows, speech_encoders
 from sonotune.models.audio_lm import (
     Rows,
     generate,
@@ -53,6 +53,7 @@ from sonotune.models.composed.model import (
     digests_of_new_parts,
     new_parts_of,
 )
+from sonotune.models.frame_merging.settings import MergePart
 from sonotune.models.languages import language_name, misspelt
 from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
@@ -214,7 +215,8 @@ class SpeechLlmFamily:
             raise TextError(f"the tokenizer of {loaded.checkpoint} cannot write {' '.join(map(repr, lost))[:80]}.")
         targets = [*ids, tokenizer.eos_token_id]
         window_s = loaded.frontend.max_duration_s if loaded.context == "full" else None
-        room = self._room(loaded, language, loaded.module.audio_positions(window_s or duration_s or 0.0))
+        heard_s = window_s or duration_s or 0.0
+        room = self._room(loaded, language, loaded.module.audio_positions(heard_s, merging=loaded.merging))
         if len(targets) > room:
             raise TextTooLongError(
                 f"the transcript needs {len(targets)} tokens; behind prompt and audio, {loaded.checkpoint} has room "
@@ -239,18 +241,22 @@ class SpeechLlmFamily:
     def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
         """See `ModelFamily.streams`; of a window, the audio positions behind the clip are padding."""
         module, config = loaded.module, loaded.module.config
-        encoded = speech_encoders.streams_of(
+        encoded = encoder_rows.streams_of(
             module.audio_encoder,
             "audio_encoder",
             batch.inputs,
             batch.input_lengths,
             context=batch.context,
             thinning=loaded.thinning,
+            merging=loaded.merging,
         )
-        fills = batch.context == "full" and speech_encoders.kind_of(config.audio_config) == "whisper"
+        fills = batch.context == "full" and encoder_rows.kind_of(config.audio_config) == "whisper"
         kinds_BP = encoded[-1].kinds
         own_BP = kinds_BP if fills else kinds_BP[:, : int(kinds_BP.ne(PADDING).sum(dim=1).max())]
-        projected, heard_BQ, sizes_B = _projected(config, own_BP, fills_window=fills)
+        projected, heard_BQ, sizes_B = _projected(config, own_BP, self._given(loaded, batch, own_BP, fills))
+        if loaded.merging.audio_ratio:
+            sizes_B = [loaded.merging.audio_tokens(size) for size in sizes_B]
+            heard_BQ = encoder_rows.row_kinds(torch.tensor(sizes_B), max(sizes_B))
         crossing = config.fusion == "cross_attention"
         prompts = [self.prompt_tokens(loaded, clip.language) for clip in batch.clips]
         rows_BL = kinds_of_rows(
@@ -265,6 +271,37 @@ class SpeechLlmFamily:
             Stream(modules=r"^cross_attention\.\d+\.attention\.[kv]_proj$", kinds=heard_BQ),
             Stream(modules=r"^(cross_attention|language_model)\.", kinds=rows_BL),
         )
+
+    def _given(self, loaded: LoadedModel, batch: Batch, own_BP: Tensor, fills: bool) -> Tensor:
+        """Positions of each clip (B,) that the projector is given: with a whole window, all that are left of it."""
+        own_B = own_BP.ne(PADDING).sum(dim=1)
+        if not fills:
+            return own_B
+        before_B = encoder_rows.positions_of(loaded.module.config.audio_config, batch.input_lengths)
+        window = encoder_rows.rows_of(
+            loaded.module.config.audio_config, batch.inputs, batch.input_lengths, context="full"
+        ).width
+        return window - (before_B.clamp_max(window).to(own_B.device) - own_B)
+
+    def merging_refusals(self, loaded: LoadedModel) -> Mapping[MergePart, str]:
+        """See `ModelFamily.merging_refusals`."""
+        config = loaded.module.config
+        refused: dict[MergePart, str] = {}
+        if refusal := encoder_rows.merging_refusal(config.audio_config):
+            refused["encoder"] = refusal
+        if encoder_rows.kind_of(config.audio_config) == "whisper" and loaded.context == "full":
+            refused["audio"] = (
+                "with model.context=full the language model reads the whole window, and which of its tokens are "
+                "silence is not known any more; take model.context=thinned"
+            )
+        return refused
+
+    def merge_layers(self, loaded: LoadedModel) -> Sequence[nn.Module]:
+        """See `ModelFamily.merge_layers`."""
+        if "encoder" in self.merging_refusals(loaded):
+            return ()
+        layers: Sequence[nn.Module] = speech_encoders.layers_of(loaded.module.audio_encoder)
+        return layers
 
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Logits (N, V), one row for each target token."""
@@ -314,7 +351,11 @@ class SpeechLlmFamily:
         """Prompts with what was heard in them, and targets where wanted."""
         module = loaded.module
         audio_BQD, lengths_B = module.hear(
-            batch.inputs, batch.input_lengths, context=batch.context, thinning=loaded.thinning
+            batch.inputs,
+            batch.input_lengths,
+            context=batch.context,
+            thinning=loaded.thinning,
+            merging=loaded.merging,
         )
         if module.config.fusion == "cross_attention":
             lengths_B = torch.zeros_like(lengths_B)
@@ -361,24 +402,23 @@ def _contexts_of(config: Any, context: Context | None) -> dict[str, Any]:
     return {"context": found["context"], "trained_contexts": (found["context"],)}
 
 
-def _projected(config: Any, kinds_BP: Tensor, *, fills_window: bool) -> tuple[tuple[Stream, ...], Tensor, list[int]]:
+def _projected(config: Any, kinds_BP: Tensor, given_B: Tensor) -> tuple[tuple[Stream, ...], Tensor, list[int]]:
     """Rows within the projector, kinds of what comes out (B, Q), and how many of it each clip is given.
 
-    In a whole window everything is projected; what stands for no position of the clip is padding. The perceiver takes
-    the windows of all clips one after the other, and only those it computes.
+    Of what a clip is given (B,), the whole window in one context, what stands for no position of it is padding. The
+    perceiver takes the windows of all clips one after the other, and only those it computes.
     """
     own_B = kinds_BP.ne(PADDING).sum(dim=1)
-    given_B = torch.full_like(own_B, kinds_BP.shape[1]) if fills_window else own_B
     step = config.downsample
     if config.projector_kind != "perceiver":
-        heard_BQ = speech_encoders.row_kinds(-(-own_B // step), -(-kinds_BP.shape[1] // step))
+        heard_BQ = encoder_rows.row_kinds(-(-own_B // step), -(-kinds_BP.shape[1] // step))
         return (Stream(modules=r"^projector\.", kinds=heard_BQ),), heard_BQ, (-(-given_B // step)).tolist()
     latents = config.perceiver_latents
     window = latents * step
     windows = -(-kinds_BP.shape[1] // window)
     computed_BN = valid_frames(-(-given_B // window), windows)
-    read_NW = speech_encoders.row_kinds(own_B, windows * window).view(-1, windows, window)[computed_BN]
-    heard_BN = speech_encoders.row_kinds(-(-own_B // window), windows)
+    read_NW = encoder_rows.row_kinds(own_B, windows * window).view(-1, windows, window)[computed_BN]
+    heard_BN = encoder_rows.row_kinds(-(-own_B // window), windows)
     latents_NK = heard_BN[computed_BN].unsqueeze(1).repeat(1, latents)
     streams = (
         Stream(modules=r"^projector\.(narrow|layers\.\d+\.read\.[kv]_proj)$", kinds=read_NW),

@@ -11,7 +11,7 @@ Shape letters: B clips, T frames, P encoder positions (two frames each), F mel b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from sonotune.errors import TextError, TextTooLongError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import from_feature_extractor
-from sonotune.models import decoding, speech_encoders
+from sonotune.models import decoding, encoder_rows, speech_encoders
 from sonotune.models.base import TEXT, Component, LoadedModel, Stream
 from sonotune.models.checkpoints import is_classifier, load_pretrained, outline_pretrained
 from sonotune.models.families.whisper_checkpoint import (
@@ -35,6 +35,7 @@ from sonotune.models.families.whisper_checkpoint import (
     language_tokens,
     load_whisper_processor,
 )
+from sonotune.models.frame_merging.settings import NO_AUDIO_TOKENS, MergePart
 from sonotune.models.languages import find_code, named, nearest, nothing_to_note, some_codes
 from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
@@ -183,12 +184,12 @@ class WhisperFamily:
         labels_BU = batch.targets[:, 1:].clone()
         labels_BU[:, : self._prompt_length(loaded) - 1] = -100
         places_BU = labels_BU >= 0
-        encoded_BPD = self._encode(loaded, batch)
+        encoded = self._encode(loaded, batch)
         return LabelOutputs(
-            logits=self._logits(loaded, batch, encoded_BPD, places_BU),
+            logits=self._logits(loaded, batch, encoded.states, places_BU),
             labels=labels_BU[places_BU],
             places=places_BU,
-            ctc=lambda: self._ctc(loaded, batch, encoded_BPD),
+            ctc=lambda: self._ctc(loaded, batch, encoded.unmerged_states),
         )
 
     def _ctc(self, loaded: LoadedModel, batch: Batch, encoded_BPD: Tensor) -> Tensor:
@@ -204,22 +205,32 @@ class WhisperFamily:
         return F.ctc_loss(
             scores_PBV,
             batch.targets[:, prompt:].clamp_min(0),
-            speech_encoders.positions_of(loaded.module.config, batch.input_lengths).clamp_max(len(scores_PBV)),
+            encoder_rows.positions_of(loaded.module.config, batch.input_lengths).clamp_max(len(scores_PBV)),
             batch.target_lengths - prompt - 1,
             blank=loaded.processor.tokenizer.convert_tokens_to_ids("<|nospeech|>"),
             reduction="none",
             zero_infinity=True,
         )
 
+    def merging_refusals(self, loaded: LoadedModel) -> Mapping[MergePart, str]:
+        """See `ModelFamily.merging_refusals`."""
+        return {"audio": NO_AUDIO_TOKENS}
+
+    def merge_layers(self, loaded: LoadedModel) -> Sequence[nn.Module]:
+        """See `ModelFamily.merge_layers`."""
+        layers: Sequence[nn.Module] = loaded.module.model.encoder.layers
+        return layers
+
     def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
         """See `ModelFamily.streams`; cross-attention takes its keys and values from the encoder's rows."""
-        heard = speech_encoders.streams_of(
+        heard = encoder_rows.streams_of(
             loaded.module.model.encoder,
             "model.encoder",
             batch.inputs,
             batch.input_lengths,
             context=batch.context,
             thinning=loaded.thinning,
+            merging=loaded.merging,
         )
         # A token is put in for the next one to come out, so the last of each clip is not.
         written_BU = (batch.targets[:, 1:] >= 0).to(torch.int8) * TEXT
@@ -231,7 +242,7 @@ class WhisperFamily:
 
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Logits (N, V) at every target position, prompt included."""
-        return self._logits(loaded, batch, self._encode(loaded, batch), batch.targets[:, 1:] >= 0)
+        return self._logits(loaded, batch, self._encode(loaded, batch).states, batch.targets[:, 1:] >= 0)
 
     def decoder_states(self, loaded: LoadedModel, batch: Batch, sources: Sequence[int]) -> Tensor:
         """States (B, U-1, D) that make the logits of every target but the first, which is given.
@@ -243,7 +254,7 @@ class WhisperFamily:
         """
         encoded = sorted(set(sources))
         copies = [encoded.index(row) for row in sources]
-        states_BPD = self._encode(loaded, batch.rows(encoded))[copies]
+        states_BPD = self._encode(loaded, batch.rows(encoded)).states[copies]
         decoder = loaded.module.model.decoder
         decoder.cross_mask = None if decoder.cross_mask is None else decoder.cross_mask[copies]
         return self._decoder_states(loaded, batch, states_BPD)
@@ -264,7 +275,7 @@ class WhisperFamily:
         self, loaded: LoadedModel, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING
     ) -> list[Hypothesis]:
         """Greedy or beam decoding, then sampling of texts that look wrong; the language is detected where unknown."""
-        encoded_BPD = self._encode(loaded, batch)
+        encoded_BPD = self._encode(loaded, batch).states
         languages = self._languages(loaded, batch, encoded_BPD)
         prompts = [self.prompt_tokens(loaded, language) for language in languages]
         prompt_BU = torch.tensor(prompts, device=encoded_BPD.device)
@@ -314,7 +325,7 @@ class WhisperFamily:
         words = words_of_tokens(text, written.ids, written.logprobs, decode) if rate else None
         return decoding.Candidate(text, written.mean_logprob, finite=written.finite, cut=cut, words=words)
 
-    def _encode(self, loaded: LoadedModel, batch: Batch) -> Tensor:
+    def _encode(self, loaded: LoadedModel, batch: Batch) -> speech_encoders.Encoded:
         """Features (B, T, F) -> encoder states (B, P, D); what they stand for is left for the decoder's layers."""
         encoded = speech_encoders.encode(
             loaded.module.model.encoder,
@@ -322,10 +333,11 @@ class WhisperFamily:
             batch.input_lengths,
             context=batch.context,
             thinning=loaded.thinning,
+            merging=loaded.merging,
         )
         weights_BP = encoded.log_weights
         loaded.module.model.decoder.cross_mask = None if weights_BP is None else weights_BP[:, None, None, :]
-        return encoded.states
+        return encoded
 
     def _prompt_length(self, loaded: LoadedModel) -> int:
         return 4 if is_multilingual(loaded) else 2
@@ -372,7 +384,7 @@ class WhisperFamily:
         """Code of the likeliest language token of each clip, whatever language the clip names."""
         mask = loaded.module.model.decoder.cross_mask
         try:
-            return self._detected(loaded, self._encode(loaded, batch))
+            return self._detected(loaded, self._encode(loaded, batch).states)
         finally:
             loaded.module.model.decoder.cross_mask = mask
 
@@ -397,7 +409,7 @@ class WhisperFamily:
 
         mask = loaded.module.model.decoder.cross_mask
         try:
-            encoded_BPD = self._encode(loaded, batch)
+            encoded_BPD = self._encode(loaded, batch).states
             prompts = [self.prompt_tokens(loaded, one)[:-1] for one in self._languages(loaded, batch, encoded_BPD)]
             prompt_BU = torch.tensor(prompts, device=encoded_BPD.device)
             limits = _token_limits(loaded, batch, settings, prompt=prompt_BU.shape[1])
