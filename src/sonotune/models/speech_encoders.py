@@ -15,7 +15,7 @@ import math
 import re
 import types
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from sonotune.errors import ModelError
 from sonotune.features.frontend import Frontend, LogMel, RawWaveform
 from sonotune.features.normalization import valid_frames
+from sonotune.models.audio_positions import AudioPositions, announce, of_samples
 from sonotune.models.base import AUDIO, Component, Stream
 from sonotune.models.norms import fix_batch_norms
 from sonotune.models.thinning import DEFAULT_THINNING, Thinning
@@ -31,6 +32,8 @@ from sonotune.types import Context
 
 WAVEFORM_TYPES = ("wav2vec2", "hubert", "wavlm", "wav2vec2-conformer")
 ENCODER_TYPES = ("whisper", *WAVEFORM_TYPES)
+NO_POSITIONS: Final = r"\.(linear_pos|gru_rel_pos_linear|relative_k_proj)$"
+"""Linears in the layers of encoders that take tables of distances or heads, and not states."""
 
 
 def kind_of(config: Any) -> Literal["whisper", "waveform"]:
@@ -283,8 +286,9 @@ def _encode_mel(
     encoder: Any, inputs_BTF: Tensor, lengths_B: Tensor, *, context: Context, thinning: Thinning
 ) -> Encoded:
     positions_B = positions_of(encoder.config, lengths_B)
-    table_WD = encoder.embed_positions.weight
+    own_B, table_WD = positions_B, encoder.embed_positions.weight
     weights_BP: Tensor | None = None
+    places_P: Tensor | None = None
     if context == "thinned":
         places_P, weights_BP = thinning.keep(positions_B, len(table_WD))
         states_BPD = _thinned_stem(encoder, inputs_BTF, places_P) + table_WD[places_P.to(table_WD.device)]
@@ -302,6 +306,11 @@ def _encode_mel(
         weights_BP = weights_BP.to(states_BPD.device, states_BPD.dtype)
     states_BPD = F.dropout(states_BPD, p=encoder.dropout, training=encoder.training)
     mask = None if weights_BP is None else weights_BP[:, None, None, :]
+    places_P = torch.arange(states_BPD.shape[1]) if places_P is None else places_P
+    announce(
+        encoder,
+        lambda: AudioPositions(inputs=inputs_BTF, lengths=lengths_B, starts=2 * places_P - 1, width=3, own=own_B),
+    )
     for layer in encoder.layers:
         states_BPD = layer(states_BPD, mask)
     return Encoded(states=encoder.layer_norm(states_BPD), positions=positions_B, log_weights=weights_BP)
@@ -354,6 +363,10 @@ def _encode_waveform(encoder: Any, waveforms_BT: Tensor, lengths_B: Tensor) -> E
     for module in encoder.modules():
         if isinstance(module, MaskedGate):
             module.valid_BP = mask
+    announce(
+        encoder,
+        lambda: of_samples(waveforms_BT, lengths_B, positions_B, hidden_BPD.shape[1], config=encoder.config),
+    )
     states_BPD = encoder.encoder(hidden_BPD, attention_mask=mask).last_hidden_state
     return Encoded(states=states_BPD, positions=positions_B)
 

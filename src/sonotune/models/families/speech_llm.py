@@ -23,6 +23,7 @@ from sonotune.features.frontend import from_feature_extractor
 from sonotune.features.normalization import valid_frames
 from sonotune.models import decoding, speech_encoders
 from sonotune.models.audio_lm import Rows, generate, kinds_of_rows, label_logits, label_outputs, lay_out, own_targets
+from sonotune.models.audio_positions import PositionedModules, in_encoder
 from sonotune.models.base import PADDING, Component, LoadedModel, Stream
 from sonotune.models.checkpoints import (
     architecture_digest,
@@ -255,6 +256,10 @@ class SpeechLlmFamily:
             Stream(modules=r"^cross_attention\.\d+\.attention\.[kv]_proj$", kinds=heard_BQ),
             Stream(modules=r"^(cross_attention|language_model)\.", kinds=rows_BL),
         )
+
+    def audio_positions(self, loaded: LoadedModel) -> PositionedModules:
+        """See `PositionedFamily`; what the projector makes of them is not those of the audio any more."""
+        return in_encoder(loaded, loaded.module.audio_encoder, without=speech_encoders.NO_POSITIONS)
 
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Logits (N, V), one row for each target token."""

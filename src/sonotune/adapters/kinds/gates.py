@@ -1,0 +1,119 @@
+"""Gates on groups of ranks: what they are computed from, and by what.
+
+The ranks of a module are cut into groups. For a frame f of a clip and its properties p (`features.frame_properties`),
+`z = SiLU(U p + u)` is shared by all modules, and `g = 2 sigmoid(W z + b)` has a factor between 0 and 2 for each group
+of each: `W0 x + s B (g * A x)`. W and b start at 0, where g is exactly 1 and the adapter is LoRA. The gates of all
+modules are one matrix product a batch; a factor on the bottleneck makes of k groups a mixture of k smaller adapters
+at the price of one.
+
+Source: the mixture follows Zipper-LoRA (arXiv 2603.17558), whose gates depend on the language, and SAML (arXiv
+2406.19706), whose depend on the speaker. Gates by frame have not been published.
+
+Shape letters: B clips, P positions, N packed positions, C properties, H hidden, K groups, R ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sonotune.adapters.kinds.bottleneck import Between, Rows
+from sonotune.errors import AdapterError
+from sonotune.models.audio_positions import AudioPositions
+
+HIDDEN: Final = 16
+HEAD, TRUNK = "lora_gate_head", "lora_gate_trunk"
+
+Signal = Callable[[AudioPositions, int], Tensor]
+"""Positions of a batch and the seed -> what their gates depend on, (B, P, C) or (B, 1, C)."""
+Meter = Callable[[str, Tensor, Tensor, Tensor], None]
+"""Is told the name of a module, A's output (..., R), factors of its ranks (..., R) and which rows count (...)."""
+
+
+def by_frame(positions: AudioPositions, seed: int) -> Tensor:
+    """Properties of the frames of each position."""
+    return positions.properties().at(positions.starts, positions.width)
+
+
+def by_shuffled_frame(positions: AudioPositions, seed: int) -> Tensor:
+    """The same of other frames of the clip: a control with all that `by_frame` has but the time."""
+    return positions.properties().shuffled(seed).at(positions.starts, positions.width)
+
+
+def by_clip(positions: AudioPositions, seed: int) -> Tensor:
+    """Properties of the whole clip."""
+    return positions.properties().clip.unsqueeze(1)
+
+
+def groups_of(ranks: int, groups: int) -> Tensor:
+    """Group of each rank (R,): as equal as can be, in order."""
+    return torch.arange(ranks) * groups // ranks
+
+
+def spread(gates: Tensor, ranks: int) -> Tensor:
+    """Factors of groups (..., K) -> of ranks (..., R)."""
+    return gates[..., groups_of(ranks, gates.shape[-1]).to(gates.device)]
+
+
+class Gates(Between):
+    """The gates of a batch; see the module.
+
+    Args:
+        layers: Full name -> PEFT LoRA layer; each has a head, and the first the trunk.
+        rows: Of the batch.
+        signal: What the gates depend on.
+        seed: Of the signal.
+    """
+
+    def __init__(self, layers: Mapping[str, Any], rows: Rows, signal: Signal, *, seed: int) -> None:
+        super().__init__(layers, rows)
+        self.seed = seed
+        self.meter: Meter | None = None
+        self._signal = signal
+        self._gates: dict[str, Tensor] = {}
+        self._own: Tensor | None = None
+
+    def begin(self, positions: AudioPositions) -> None:
+        """Compute the gates of a batch for all modules, in single precision."""
+        super().begin(positions)
+        heads = [getattr(layer, HEAD) for layer in self.layers.values()]
+        trunk = getattr(next(iter(self.layers.values())), TRUNK)
+        described = self._signal(positions, self.seed)
+        with torch.autocast(described.device.type, enabled=False):
+            hidden = F.silu(F.linear(described, trunk.weight.float(), trunk.bias.float()))
+            weight = torch.cat([head.weight for head in heads]).float()
+            bias = torch.cat([head.bias for head in heads]).float()
+            gates = 2 * torch.sigmoid(F.linear(hidden, weight, bias))
+        pieces = gates.split([len(head.bias) for head in heads], dim=-1)
+        self._gates = dict(zip(self.layers, pieces, strict=True))
+        self._own = self.rows.own(described.device)
+
+    def of(self, name: str) -> Tensor:
+        """Gates of a module (B, P, K), or (B, 1, K), of the last batch."""
+        if name not in self._gates:
+            raise AdapterError(
+                f"{name} has a gate and was asked before its encoder had a batch. Use the model through sonotune: "
+                "plain `transformers` does not say which frames are heard."
+            )
+        return self._gates[name]
+
+    def apply(self, name: str, hidden: Tensor) -> Tensor:
+        """See `Between`."""
+        gates = self.rows.fit(name, self.of(name), hidden)
+        ranks, groups = hidden.shape[-1], gates.shape[-1]
+        self._measure(name, hidden, gates)
+        gates = gates.to(hidden.dtype)
+        if ranks % groups:
+            return hidden * spread(gates, ranks)
+        return (hidden.unflatten(-1, (groups, -1)) * gates.unsqueeze(-1)).flatten(-2)
+
+    def _measure(self, name: str, hidden: Tensor, gates: Tensor) -> None:
+        if self.meter is None or self._own is None:
+            return
+        own = self.rows.fit(name, self._own, hidden).expand(hidden.shape[:-1])
+        factors = spread(gates, hidden.shape[-1]).expand_as(hidden)
+        self.meter(name, hidden, factors, own)
