@@ -1,7 +1,8 @@
 """Cheap properties of each frame of a clip, from its log-mel alone: how loud, how changing, how much like speech.
 
 They are the same in training and inference, for both have the log-mel that the encoder gets. Each is brought to zero
-mean and unit variance over the clip's own frames, so neither gain nor padding nor the other clips of a batch count.
+mean and unit variance over the clip's own frames, and within -5 to 5, so neither gain nor padding nor the other clips
+of a batch count.
 Masks of SpecAugment are in the log-mel that the encoder gets, and so in these as well.
 
 Models of waveforms get none; theirs is computed here (`log_mel_of_samples`).
@@ -36,13 +37,13 @@ WHOLE_CLIP: Final = -(2**31)
 
 _BANDS: Final = 40
 _LEAST_STD: Final = 1e-3  # a property that never changes becomes 0, not noise
+_LIMIT: Final = 5.0  # silence behind a clip may lie far from all that a loud clip has
 _SHARPNESS: Final = 4.0  # log10 / 4 of Whisper's features times this is the log10 of the power
 _SPEECH_SLOPE: Final = 3.0
 # Of whole clips of read speech, in Whisper's features: what they are about, and how far clips of several corpora lie
 # apart (spoken digits, Swahili and Breton sentences; 120 clips each).
 _CLIP_CENTRE: Final = (-0.13, 0.28, 0.042, 0.84, 0.8, 0.52)
 _CLIP_SCALE: Final = (0.1, 0.05, 0.007, 0.03, 0.13, 0.03)
-_CLIP_LIMIT: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +136,7 @@ def frame_properties(log_mel_BTF: Tensor, lengths_B: Tensor) -> FrameProperties:
     spoken_B = (frames_BTC[..., -1] * valid_BT).sum(dim=1) / lengths_B.clamp_min(1)
     clip_BC = torch.stack([mean_BC[:, 0], std_BC[:, 0], *mean_BC[:, 2:].unbind(dim=1), spoken_B], dim=-1)
     clip_BC = (clip_BC - clip_BC.new_tensor(_CLIP_CENTRE)) / clip_BC.new_tensor(_CLIP_SCALE)
-    clip_BC = clip_BC.clamp(-_CLIP_LIMIT, _CLIP_LIMIT)
+    clip_BC = clip_BC.clamp(-_LIMIT, _LIMIT)
     return FrameProperties(frames=frames_BTC, silence=silence_BC, lengths=lengths_B, clip=clip_BC)
 
 
@@ -149,7 +150,8 @@ def _moments(values_BTC: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _with_activity(normalised: Tensor) -> Tensor:
-    """With the soft speech activity as one more channel (..., C)."""
+    """Within bounds, and with the soft speech activity as one more channel (..., C)."""
+    normalised = normalised.clamp(-_LIMIT, _LIMIT)
     return torch.cat([normalised, torch.sigmoid(_SPEECH_SLOPE * normalised[..., :1])], dim=-1)
 
 

@@ -2,7 +2,7 @@
 
 An adapter that depends on time has to know for every row of its input what is heard there. The code that computes an
 encoder knows it, and says it (`announce`) to whoever asked to be told (`observe`). A family whose encoders say it has
-`audio_positions`. Nothing is interpolated: a position reads whole frames at a fixed distance.
+`positioned_modules`. Nothing is interpolated: a position reads whole frames at a fixed distance.
 
 What was announced holds until the next batch, which is what re-computation under gradient checkpointing needs.
 
@@ -135,12 +135,12 @@ class PositionedModules:
 class PositionedFamily(Protocol):
     """A family whose encoder says where its positions lie in the audio."""
 
-    def audio_positions(self, loaded: LoadedModel) -> PositionedModules:
+    def positioned_modules(self, loaded: LoadedModel) -> PositionedModules:
         """Which linears take them; raises ModelError, with the reason, where this architecture does not say."""
         ...
 
 
-def positioned_modules(loaded: LoadedModel) -> PositionedModules:
+def find_positioned(loaded: LoadedModel) -> PositionedModules:
     """The linears of a plain model that take positions of the audio.
 
     Raises:
@@ -152,7 +152,7 @@ def positioned_modules(loaded: LoadedModel) -> PositionedModules:
             f"models of the family {family.name} do not say which frames their positions stand for. "
             "Take adapter.kind=lora."
         )
-    return family.audio_positions(loaded)
+    return family.positioned_modules(loaded)
 
 
 def in_encoder(

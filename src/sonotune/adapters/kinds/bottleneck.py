@@ -34,8 +34,8 @@ from sonotune.models.audio_positions import (
     AudioPositions,
     PositionedModules,
     decoded_rows,
+    find_positioned,
     observe,
-    positioned_modules,
 )
 from sonotune.models.base import LoadedModel
 
@@ -189,7 +189,7 @@ class BetweenLora(Lora, ABC):
 
     def _found(self, loaded: LoadedModel) -> PositionedModules:
         try:
-            return positioned_modules(loaded)
+            return find_positioned(loaded)
         except ModelError as error:
             raise AdapterError(f"adapter.kind={self.name} cannot be used: {error}") from error
 

@@ -14,7 +14,7 @@ Shape letters: B clips, P positions, N packed positions, C properties, H hidden,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -88,7 +88,7 @@ class Gates(Between):
             weight = torch.cat([head.weight for head in heads]).float()
             bias = torch.cat([head.bias for head in heads]).float()
             gates = 2 * torch.sigmoid(F.linear(hidden, weight, bias))
-        pieces = gates.split([len(head.bias) for head in heads], dim=-1)
+        pieces: Sequence[Tensor] = torch.split(gates, [len(head.bias) for head in heads], dim=-1)
         self._gates = dict(zip(self.layers, pieces, strict=True))
         self._own = self.rows.own(described.device)
 
@@ -109,7 +109,8 @@ class Gates(Between):
         gates = gates.to(hidden.dtype)
         if ranks % groups:
             return hidden * spread(gates, ranks)
-        return (hidden.unflatten(-1, (groups, -1)) * gates.unsqueeze(-1)).flatten(-2)
+        grouped = hidden.reshape(*hidden.shape[:-1], groups, ranks // groups) * gates.unsqueeze(-1)
+        return grouped.flatten(-2)
 
     def _measure(self, name: str, hidden: Tensor, gates: Tensor) -> None:
         if self.meter is None or self._own is None:

@@ -222,7 +222,7 @@ class AstFamily:
             Stream(modules=rf"^{prefix}\.", kinds=layers_BP),
         )
 
-    def audio_positions(self, loaded: LoadedModel) -> PositionedModules:
+    def positioned_modules(self, loaded: LoadedModel) -> PositionedModules:
         """See `PositionedFamily`.
 
         Raises:

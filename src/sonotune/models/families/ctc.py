@@ -281,7 +281,7 @@ class CtcFamily:
             Stream(modules=r"^encoder\.", kinds=speech_encoders.row_kinds(lengths_B, frames)),
         )
 
-    def audio_positions(self, loaded: LoadedModel) -> PositionedModules:
+    def positioned_modules(self, loaded: LoadedModel) -> PositionedModules:
         """See `PositionedFamily`; tables of distances belong to no clip, and WavLM's gate takes heads."""
         module = loaded.module
         encoder = module.encoder if hasattr(module, "ctc_head") else module.base_model

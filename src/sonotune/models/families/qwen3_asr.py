@@ -235,7 +235,7 @@ class Qwen3AsrFamily:
             Stream(modules=r"^model\.(audio_tower|multi_modal_projector)\.", kinds=heard_BP),
         )
 
-    def audio_positions(self, loaded: LoadedModel) -> PositionedModules:
+    def positioned_modules(self, loaded: LoadedModel) -> PositionedModules:
         """See `PositionedFamily`; of the language model, no rows are those of the audio alone."""
         return in_encoder(loaded, loaded.module.model.audio_tower)
 

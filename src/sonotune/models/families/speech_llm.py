@@ -257,7 +257,7 @@ class SpeechLlmFamily:
             Stream(modules=r"^(cross_attention|language_model)\.", kinds=rows_BL),
         )
 
-    def audio_positions(self, loaded: LoadedModel) -> PositionedModules:
+    def positioned_modules(self, loaded: LoadedModel) -> PositionedModules:
         """See `PositionedFamily`; what the projector makes of them is not those of the audio any more."""
         return in_encoder(loaded, loaded.module.audio_encoder, without=speech_encoders.NO_POSITIONS)
 

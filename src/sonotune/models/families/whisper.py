@@ -227,7 +227,7 @@ class WhisperFamily:
             *heard,
         )
 
-    def audio_positions(self, loaded: LoadedModel) -> PositionedModules:
+    def positioned_modules(self, loaded: LoadedModel) -> PositionedModules:
         """See `PositionedFamily`; cross-attention takes its keys and values from the encoder's rows."""
         return in_encoder(loaded, loaded.module.model.encoder, crossing=_CROSSING)
 
