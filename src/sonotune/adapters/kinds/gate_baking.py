@@ -169,7 +169,6 @@ def bake(loaded: LoadedModel, meter: GateMeter, *, tolerance: float = TOLERANCE)
             down = layer.lora_A["default"].weight
             down.mul_(found.means[name].to(down).unsqueeze(1))
             getattr(layer, HEAD).weight.zero_()
-            getattr(layer, HEAD).bias.zero_()
     return found
 
 

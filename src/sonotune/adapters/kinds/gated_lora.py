@@ -31,6 +31,7 @@ from sonotune.adapters.kinds.gates import (
     by_clip,
     by_frame,
     by_shuffled_frame,
+    constant_of,
     spread,
 )
 from sonotune.features.frame_properties import CHANNELS
@@ -55,22 +56,21 @@ class GatedLora(BetweenLora):
     def shape(self, layer: Any, settings: AdapterSettings) -> dict[str, tuple[int, ...]]:
         """A head, for at most as many groups as there are ranks."""
         groups = min(settings.gate_groups, layer.r["default"])
-        return {f"{HEAD}.weight": (groups, HIDDEN), f"{HEAD}.bias": (groups,)}
+        return {f"{HEAD}.weight": (groups, HIDDEN + 1)}
 
     def shared(self, settings: AdapterSettings) -> dict[str, tuple[int, ...]]:
         """The trunk."""
-        return {f"{TRUNK}.weight": (HIDDEN, len(CHANNELS)), f"{TRUNK}.bias": (HIDDEN,)}
+        return {f"{TRUNK}.weight": (HIDDEN, len(CHANNELS) + 1)}
 
     def start(self, layers: Mapping[str, Any], *, seed: int) -> None:
         """Draw the trunk, by a generator of its own: A and all else start as in plain LoRA."""
-        trunk = getattr(next(iter(layers.values())), TRUNK)
-        if trunk.weight.is_meta:
+        weight = getattr(next(iter(layers.values())), TRUNK).weight
+        if weight.is_meta:
             return
         generator = torch.Generator().manual_seed(torch_seed(seed, "gate trunk"))
         bound = 1 / math.sqrt(len(CHANNELS))
         with torch.no_grad():
-            for value in (trunk.weight, trunk.bias):
-                value.copy_(torch.empty(value.shape, device="cpu").uniform_(-bound, bound, generator=generator))
+            weight.copy_(torch.empty(weight.shape, device="cpu").uniform_(-bound, bound, generator=generator))
 
     def between(self, layers: Mapping[str, Any], rows: Rows, *, seed: int) -> Between:
         """The gates."""
@@ -86,12 +86,13 @@ class GatedLora(BetweenLora):
     def low_rank(self, loaded: LoadedModel) -> dict[str, tuple[Tensor, Tensor]] | None:
         """A, with constant gates on its rows, and s B; None where a gate depends on what is heard."""
         layers = between_of(loaded).layers
-        if any(bool(getattr(layer, HEAD).weight.any()) for layer in layers.values()):
-            return None
+        constants = {name: constant_of(getattr(layer, HEAD)) for name, layer in layers.items()}
         factors = super().low_rank(loaded) or {}
-        for name, layer in layers.items():
+        for name, gates_K in constants.items():
+            if gates_K is None:
+                return None
             a_RI, b_OR = factors[name]
-            gates_R = spread(2 * torch.sigmoid(getattr(layer, HEAD).bias.detach().float()), len(a_RI))
+            gates_R = spread(gates_K, len(a_RI))
             factors[name] = (a_RI * gates_R.view(-1, *[1] * (a_RI.ndim - 1)), b_OR)
         return factors
 
@@ -99,7 +100,7 @@ class GatedLora(BetweenLora):
         """Of LoRA; with a gate, A's output before it as well, and its factors."""
         rank, dropout = super().activations(module)
         head = getattr(module, HEAD, None)
-        return (rank if head is None else 2 * rank + 2 * len(head.bias)), dropout
+        return (rank if head is None else 2 * rank + 2 * len(head.weight)), dropout
 
 
 GATED_LORA = GatedLora("gated_lora", by_frame)

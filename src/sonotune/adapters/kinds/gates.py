@@ -4,7 +4,7 @@ The ranks of a module are cut into groups. For a frame f of a clip and its prope
 `z = SiLU(U p + u)` is shared by all modules, and `g = 2 sigmoid(W z + b)` has a factor between 0 and 2 for each group
 of each: `W0 x + s B (g * A x)`. W and b start at 0, where g is exactly 1 and the adapter is LoRA. The gates of all
 modules are one matrix product a batch; a factor on the bottleneck makes of k groups a mixture of k smaller adapters
-at the price of one.
+at the price of one. Offsets are the last columns of U and W, so that all of it trains as LoRA's own matrices do.
 
 Source: the mixture follows Zipper-LoRA (arXiv 2603.17558), whose gates depend on the language, and SAML (arXiv
 2406.19706), whose depend on the speaker. Gates by frame have not been published.
@@ -59,6 +59,17 @@ def spread(gates: Tensor, ranks: int) -> Tensor:
     return gates[..., groups_of(ranks, gates.shape[-1]).to(gates.device)]
 
 
+def _affine(inputs: Tensor, weight: Tensor) -> Tensor:
+    """A linear map whose offset is the last column of its weight."""
+    return F.linear(inputs, weight[:, :-1], weight[:, -1])
+
+
+def constant_of(head: Any) -> Tensor | None:
+    """Gates (K,) of a head whose gates do not depend on what is heard; None where they do."""
+    weight: Tensor = head.weight.detach().float()
+    return None if bool(weight[:, :-1].any()) else 2 * torch.sigmoid(weight[:, -1])
+
+
 class Gates(Between):
     """The gates of a batch; see the module.
 
@@ -84,11 +95,9 @@ class Gates(Between):
         trunk = getattr(next(iter(self.layers.values())), TRUNK)
         described = self._signal(positions, self.seed)
         with torch.autocast(described.device.type, enabled=False):
-            hidden = F.silu(F.linear(described, trunk.weight.float(), trunk.bias.float()))
-            weight = torch.cat([head.weight for head in heads]).float()
-            bias = torch.cat([head.bias for head in heads]).float()
-            gates = 2 * torch.sigmoid(F.linear(hidden, weight, bias))
-        pieces: Sequence[Tensor] = torch.split(gates, [len(head.bias) for head in heads], dim=-1)
+            hidden = F.silu(_affine(described, trunk.weight.float()))
+            gates = 2 * torch.sigmoid(_affine(hidden, torch.cat([head.weight for head in heads]).float()))
+        pieces: Sequence[Tensor] = torch.split(gates, [len(head.weight) for head in heads], dim=-1)
         self._gates = dict(zip(self.layers, pieces, strict=True))
         self._own = self.rows.own(described.device)
 
