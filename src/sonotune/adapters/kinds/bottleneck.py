@@ -66,6 +66,17 @@ class Rows:
         own_BP = valid_frames(positions.own.to(device), times).repeat(1, positions.bands)
         return nn.functional.pad(own_BP, (classes, 0), value=False)
 
+    def packed(self, device: torch.device) -> Tensor:
+        """Places of the own positions of all clips, one clip after the other, in rows (B P, ...)."""
+        positions = self._heard()  # lengths are never on the meta device, where `sonotune plan` computes
+        own_BP = valid_frames(positions.own.cpu(), len(positions.starts))
+        return own_BP.flatten().nonzero().squeeze(1).to(device)
+
+    @property
+    def are_packed(self) -> bool:
+        """Whether modules take `packed` rows."""
+        return self._heard().packed
+
     def fit(self, name: str, values: Tensor, hidden: Tensor) -> Tensor:
         """Values of positions for the rows of a module.
 
@@ -85,8 +96,7 @@ class Rows:
         elif self._heard().packed:
             if values.shape[1] == 1:
                 values = values.expand(-1, len(self._heard().starts), *values.shape[2:])
-            counts_B = self._heard().own.to(values.device)
-            values = values[valid_frames(counts_B, values.shape[1])]
+            values = values.flatten(0, 1)[self.packed(values.device)]
             values = values.unsqueeze(0) if hidden.ndim == 3 else values
         rows, given = hidden.shape[:-1], values.shape[: hidden.ndim - 1]
         if len(rows) != len(given) or any(b not in (a, 1) for a, b in zip(rows, given, strict=True)):

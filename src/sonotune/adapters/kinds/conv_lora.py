@@ -43,19 +43,20 @@ class _Convolution(Between):
         """See `Between`."""
         weight_RK = getattr(self.layers[name], _FILTERS).weight
         own_BP = self.rows.own(hidden.device)
-        fitted = self.rows.fit(name, own_BP, hidden)
-        if fitted.shape == own_BP.shape:
+        self.rows.fit(name, own_BP, hidden)  # or it raises
+        if self.rows.are_packed:
+            places_N = self.rows.packed(hidden.device)
+            flat = hidden.new_zeros(own_BP.numel(), hidden.shape[-1])
+            rows_BPR = flat.index_copy(0, places_N, hidden.flatten(0, -2)).view(*own_BP.shape, -1)
+        else:
             rows_BPR = hidden * own_BP.unsqueeze(-1)
-        else:  # packed: every own position of every clip, one clip after the other
-            rows_BPR = hidden.new_zeros(*own_BP.shape, hidden.shape[-1])
-            rows_BPR[own_BP] = hidden.reshape(-1, hidden.shape[-1])
         filters_R1K = weight_RK.to(hidden.dtype).unsqueeze(1)
         filtered_BPR = F.conv1d(
             rows_BPR.transpose(1, 2), filters_R1K, padding=filters_R1K.shape[-1] // 2, groups=len(filters_R1K)
         ).transpose(1, 2)
-        if fitted.shape == own_BP.shape:
-            return hidden + filtered_BPR * own_BP.unsqueeze(-1)
-        return hidden + filtered_BPR[own_BP].view(hidden.shape)
+        if self.rows.are_packed:
+            return hidden + filtered_BPR.flatten(0, 1)[self.rows.packed(hidden.device)].view(hidden.shape)
+        return hidden + filtered_BPR * own_BP.unsqueeze(-1)
 
 
 class ConvLora(BetweenLora):

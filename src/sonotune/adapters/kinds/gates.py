@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sonotune.adapters.kinds.bottleneck import Between, Rows
 from sonotune.errors import AdapterError
+from sonotune.features.frame_properties import CHANNELS
 from sonotune.models.audio_positions import AudioPositions
 
 HIDDEN: Final = 16
@@ -93,13 +94,20 @@ class Gates(Between):
         super().begin(positions)
         heads = [getattr(layer, HEAD) for layer in self.layers.values()]
         trunk = getattr(next(iter(self.layers.values())), TRUNK)
-        described = self._signal(positions, self.seed)
+        described = self._described(positions)
         with torch.autocast(described.device.type, enabled=False):
             hidden = F.silu(_affine(described, trunk.weight.float()))
             gates = 2 * torch.sigmoid(_affine(hidden, torch.cat([head.weight for head in heads]).float()))
         pieces: Sequence[Tensor] = torch.split(gates, [len(head.weight) for head in heads], dim=-1)
         self._gates = dict(zip(self.layers, pieces, strict=True))
         self._own = self.rows.own(described.device)
+
+    def _described(self, positions: AudioPositions) -> Tensor:
+        """What gates depend on; only its shape where `sonotune plan` computes without numbers."""
+        if not positions.inputs.is_meta:
+            return self._signal(positions, self.seed)
+        rows = 1 if self._signal is by_clip else len(positions.starts)
+        return torch.empty(len(positions.lengths), rows, len(CHANNELS), device="meta")
 
     def of(self, name: str) -> Tensor:
         """Gates of a module (B, P, K), or (B, 1, K), of the last batch."""
