@@ -225,6 +225,108 @@ def audit(settings: Settings) -> tuple[AuditReport, Path]:
     return report, folder
 
 
+def realign(source: Place, out: Place, *, model: str, **options: Any) -> dict[str, Any]:
+    """Place the words of every transcript in time (`sonotune data realign`).
+
+    Args:
+        source: A manifest, or FORMAT:SOURCE.
+        out: Manifest to write; never the one that is read.
+        model: That aligns.
+        **options: `aligner`, `language`, `root` and `allow_outside_root` of `audit.repair_manifest.RepairRequest`.
+
+    Returns:
+        What `--json` prints.
+
+    Raises:
+        SonotuneError: With an `exit_code` that says what went wrong.
+    """
+    from sonotune.audit.repair_manifest import RepairRequest, realign_manifest
+
+    return realign_manifest(RepairRequest(source=str(source), out=Path(out), model=model, **options)).to_json()
+
+
+def filter_corpus(
+    source: Place,
+    out: Place,
+    *,
+    mode: Literal["drop", "flag", "weight", "star"],
+    audit: Place | None = None,
+    model: str = "",
+    trusted: str | None = None,
+    false_positive_rate: float = 0.05,
+    trusted_clips: int = 200,
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, Any]:
+    """Judge every transcript, and leave out, mark or weigh down the bad ones (`sonotune data filter`).
+
+    Args:
+        source: See `realign`, as for `out` and `options`.
+        out: Manifest to write.
+        mode: What is done with bad clips.
+        audit: Folder of the audit whose model and thresholds are taken; None: that of the source.
+        model: That aligns, where thresholds are calibrated on `trusted` instead.
+        trusted: Clips with right transcripts.
+        false_positive_rate: Share of right clips that is flagged, where no audit says.
+        trusted_clips: Trusted clips at most, where no audit says.
+        seed: Of the corruptions, where no audit says.
+        **options: See `realign`.
+
+    Returns:
+        What `--json` prints.
+
+    Raises:
+        SonotuneError: With an `exit_code` that says what went wrong.
+    """
+    from sonotune.audit.repair_manifest import FilterSettings, RepairRequest, filter_manifest
+
+    settings = FilterSettings(
+        mode=mode,
+        audit=None if audit is None else Path(audit),
+        trusted=trusted,
+        false_positive_rate=false_positive_rate,
+        trusted_clips=trusted_clips,
+        seed=seed,
+    )
+    request = RepairRequest(source=str(source), out=Path(out), model=model, **options)
+    return filter_manifest(request, settings).to_json()
+
+
+def resegment(
+    source: Place,
+    out: Place,
+    *,
+    max_duration_s: float = 15.0,
+    context_s: float = 1.0,
+    untranscribed_s: float = 1.0,
+    keep_untranscribed: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Cut long recordings between their words into clips with their own text (`sonotune data resegment`).
+
+    Args:
+        source: See `realign`, as for `out`.
+        out: Manifest to write.
+        max_duration_s: Longest clip, in seconds.
+        context_s: Pause around its words that a clip has at most, on either side, in seconds.
+        untranscribed_s: Speech without text that is cut out where it is so long, in seconds.
+        keep_untranscribed: Keep pieces of speech without text, as clips without text.
+        **options: See `realign`; `model` places the words of long recordings that have none.
+
+    Returns:
+        What `--json` prints.
+
+    Raises:
+        SonotuneError: With an `exit_code` that says what went wrong.
+    """
+    from sonotune.audit.repair_manifest import RepairRequest, resegment_manifest
+    from sonotune.data.resegment import Cutting
+
+    cutting = Cutting(max_duration_s=max_duration_s, context_s=context_s, untranscribed_s=untranscribed_s)
+    request = RepairRequest(source=str(source), out=Path(out), **options)
+    return resegment_manifest(request, cutting, keep_untranscribed=keep_untranscribed).to_json()
+
+
 def inspect(settings: Settings) -> Inspection:
     """What a model is made of, what would train and what it weighs; no weights are read (`sonotune inspect`)."""
     with phase("starting"):

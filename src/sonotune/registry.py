@@ -50,6 +50,7 @@ NORMALIZERS = MappingProxyType(
         "identity": "sonotune.data.text:IDENTITY",
         "basic": "sonotune.data.text:BASIC",
         "english": "sonotune.data.text:ENGLISH",
+        "whisper_english": "sonotune.data.normalizers.whisper_english:WHISPER_ENGLISH",
         "hebrew": "sonotune.data.normalizers.hebrew:HEBREW",
         "hebrew_folded": "sonotune.data.normalizers.hebrew:HEBREW_FOLDED",
         "arabic": "sonotune.data.normalizers.arabic:ARABIC",
@@ -136,6 +137,9 @@ PANELS = MappingProxyType(
         "manifest": "sonotune.evaluation.retention.manifest:MANIFEST",
         "nonspeech": "sonotune.evaluation.retention.nonspeech:NONSPEECH",
         "language": "sonotune.evaluation.retention.language:LANGUAGE",
+        "long": "sonotune.evaluation.retention.long_form:LONG_FORM",
+        "punctuation": "sonotune.evaluation.retention.punctuation:PUNCTUATION_PANEL",
+        "timestamps": "sonotune.evaluation.retention.timestamps:TIMESTAMPS",
     }
 )
 SCORES = MappingProxyType(

@@ -43,6 +43,26 @@ def test_a_comparison_says_first_which_is_which_and_of_what_clips(tmp_path: Path
     assert heading[2].startswith(f"B minus A on 8 clips: {told}")
 
 
+def test_a_comparison_is_written_as_a_page_where_it_is_asked_for(tmp_path: Path):
+    files = [predictions(tmp_path / side / f"{name}.jsonl", text) for side, name, text in SIDES]
+    page = tmp_path / "page.html"
+    code, out, err = call("compare", *files, "--resamples", "200", "--out", page)
+    assert code == 0, err
+    assert out.splitlines()[-1] == f"page      {page}"
+    html = page.read_text("utf-8")
+    assert '<bdi>b/same.jsonl</bdi> <span class="muted">against</span> <bdi>a/same.jsonl</bdi>' in html
+    before = page.read_bytes()
+    assert call("compare", *files, "--resamples", "200", "--out", page)[0] == 0
+    assert page.read_bytes() == before
+    for out_path, told in ((tmp_path, "is a folder"), (tmp_path / "none" / "page.html", "there is no folder")):
+        code, _, err = call("compare", *files, "--out", out_path)
+        assert code == 2
+        assert told in err
+
+
+SIDES = (("a", "same", "one"), ("b", "same", "one two"))
+
+
 def test_files_of_predictions_are_of_clips_that_nobody_names(tmp_path: Path):
     files = [predictions(tmp_path / f"{name}.jsonl", "one") for name in ("a", "b")]
     _, out, _ = call("compare", *files, "--resamples", "200")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import sonotune
 from sonotune import api, cli
 from sonotune.data.chunking import join
 from sonotune.data.manifest import read_manifest, write_manifest
@@ -107,6 +108,9 @@ def test_realign_places_words_near_where_they_are(tmp_path: Path) -> None:
     assert again["words"] == body["words"]
     first = (tmp_path / "out.jsonl").read_bytes()
     assert (tmp_path / "again.jsonl").read_bytes() == first
+    python = sonotune.realign(tmp_path / "in.jsonl", tmp_path / "out.jsonl", model=NANO[1])
+    assert python == body
+    assert (tmp_path / "out.jsonl").read_bytes() == first
     # Stopped in the middle of a line: the rest is computed, and nothing twice.
     lines = kept.splitlines(keepends=True)
     (tmp_path / "out.scores.jsonl").write_bytes(b"".join(lines[:30]) + lines[30][:20])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from sonotune import registry
 from sonotune.data.normalizers.hebrew import _FULL, HEBREW, HEBREW_FOLDED
 from sonotune.data.text import BASIC, Normalizer, get, profile_of
-from sonotune.errors import TextError
+from sonotune.errors import MissingExtraError, TextError
 
 PROFILES = [get(name) for name in ("hebrew", "hebrew_folded", "arabic", "persian", "hindi", "cjk")]
 FORMS = [
@@ -94,7 +95,7 @@ def test_the_folded_form_keeps_words_and_is_its_own(profile: Normalizer, text: s
 @pytest.mark.parametrize("name", registry.names("normalizers"))
 def test_each_profile_scores_plain_words_as_basic_does(name: str) -> None:
     text = "Hello world, what's that?"
-    if name != "identity":
+    if name not in ("identity", "whisper_english"):  # which writes contractions out
         assert get(name).scoring(text) == BASIC.scoring(text)
 
 
@@ -271,3 +272,31 @@ def test_a_digest_of_folded_spellings_knows_each_listed_word() -> None:
     assert changed.folded_digest != HEBREW.folded_digest
     with pytest.raises(TextError, match="folds no spellings"):
         _ = BASIC.folded_digest
+
+
+@pytest.mark.parametrize(
+    ("text", "scored"),
+    [
+        ("Mr. Smith\u2019s colour: twenty-one dollars & 50%!", "mister smith is color $21 50%"),
+        ("I won't, um, [laughs] go", "i will not go"),
+        ("nine four", "94"),
+        ("", ""),
+        ("\u05e9\u05b8\u05dc\u05d5\u05dd", "\u05e9\u05dc\u05d5\u05dd"),
+    ],
+)
+def test_whispers_english_is_that_of_the_published_rules(text: str, scored: str) -> None:
+    pytest.importorskip("whisper_normalizer", reason="the extra open-asr is not installed")
+    profile = get("whisper_english")
+    assert profile.scoring(text) == scored
+    assert profile.digest.startswith("whisper_english:")
+    assert profile.training("\u201cWon\u2019t\u201d") == '"Won\'t"'
+
+
+def test_whispers_english_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sonotune.data.normalizers import whisper_english
+
+    whisper_english._rules.cache_clear()
+    monkeypatch.setitem(sys.modules, "whisper_normalizer.english", None)
+    with pytest.raises(MissingExtraError, match=r"sonotune\[open-asr\].*data\.text_scoring=english"):
+        get("whisper_english").scoring("one")
+    whisper_english._rules.cache_clear()

@@ -22,7 +22,9 @@ from sonotune.audit.record import CLIPS_FILE, AuditReport, ShareOfBad, StratumRe
 from sonotune.audit.scores import CODES, STATISTICS
 from sonotune.audit.verdict import VERDICT
 from sonotune.errors import ManifestError
+from sonotune.features.mel import slaney_filters
 from sonotune.reports import audit as audit_module
+from sonotune.reports import spectrogram
 from sonotune.reports.audit import CODE_MEANINGS, MAX_PAGE_BYTES, PAGE_FILE, write_audit_page
 from sonotune.reports.audit_clips import (
     MAX_CHARACTERS,
@@ -195,10 +197,11 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path: Path, shown) -> None:
     assert not {"script", "link", "iframe", "img", "object"} & {tag for tag, _ in page.elements}
     for tag, attributes in page.elements:
         for name in ("src", "href", "xlink:href"):
-            assert (attributes.get(name) or "#").startswith("data:audio/" if tag == "audio" and name == "src" else "#")
+            own = {("audio", "src"): "data:audio/", ("image", "href"): "data:image/png;"}.get((tag, name), "#")
+            assert (attributes.get(name) or "#").startswith(own)
         assert not [name for name in attributes if name.startswith("on")]
     assert not re.findall(r"https?://", html)
-    assert "default-src 'none'; style-src 'unsafe-inline'; media-src data:" in html
+    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:" in html
 
 
 def test_a_clip_is_heard_seen_and_explained(tmp_path: Path, shown) -> None:
@@ -514,3 +517,18 @@ def test_the_report_of_a_run_says_first_what_the_audit_said(run_record, read_pag
     first = read_page(html).flat("")
     assert "audit: STOP The audit of the training clips said STOP: 4.0% of <bad> clips." in first
     assert '<p class="card verdict worse"><span class="pill worse">audit: STOP</span>' in html
+
+
+def test_a_spectrogram_shows_a_tone_where_it_is_and_when_it_sounds() -> None:
+    times = np.arange(2 * RATE_HZ) / RATE_HZ
+    tone = (0.3 * np.sin(2 * np.pi * 1000 * times) * (times > 1.0)).astype(np.float32)
+    levels = spectrogram._levels(tone, RATE_HZ)
+    assert levels.shape == (48, 200)
+    assert levels[:, :95].max() == levels.min() == -60.0
+    centres = slaney_filters(48, 512, RATE_HZ) @ np.fft.rfftfreq(512, 1 / RATE_HZ)
+    heights = slaney_filters(48, 512, RATE_HZ).sum(axis=1)
+    assert abs(centres[levels[:, 150].argmax()] / heights[levels[:, 150].argmax()] - 1000) < 60
+    for samples in (1, 7, 160, 30 * RATE_HZ):
+        assert spectrogram._levels(np.ones(samples, dtype=np.float32), RATE_HZ).shape[1] <= 500
+        address = spectrogram.spectrogram_address(np.zeros(samples, dtype=np.float32), RATE_HZ)
+        assert base64.b64decode(address.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sonotune.cli.shared import Json, app, print_result
+from sonotune.cli.shared import Json, app, check_page, print_result
 from sonotune.metrics.scores import in_percent, score_title, shown_number, shown_unit
 from sonotune.paths import exists
 from sonotune.wording import counted
+
+if TYPE_CHECKING:
+    from sonotune.evaluation.compare import Comparison
 
 _SHOWN_SLICES = 12
 
@@ -38,6 +41,7 @@ def compare(
     scores: Scores = "",
     resamples: Resamples = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Of the resampling.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Page to write (HTML), with the texts that changed.")] = None,
     as_json: Json = False,
 ) -> None:
     """Say whether B differs from A on the same clips, how sure that is, and what could have been seen.
@@ -48,6 +52,7 @@ def compare(
     """
     from sonotune.evaluation.compare import compare as compare_runs
 
+    check_page(out, instead="comparison.html")
     places = [_places(text) for text in (first, second)]
     names = tuple(dict.fromkeys(name.strip() for name in scores.split(",") if name.strip()))
     found = compare_runs(
@@ -79,7 +84,43 @@ def compare(
     if len(shown) > _SHOWN_SLICES:
         lines.append(f"  and {len(shown) - _SHOWN_SLICES} more slices (--json)")
     lines += [f"note: {warning}" for warning in (*found.warnings, *decides.warnings)]
+    if out is not None:
+        _write_page(out, found, places, moment)
+        lines.append(f"page      {out}")
     print_result(body, as_json=as_json, lines=lines)
+
+
+def _write_page(out: Path, found: Comparison, places: Sequence[Sequence[Path]], moment: str | None) -> None:
+    from sonotune.evaluation.compare import same_clips
+    from sonotune.reports.comparison import System, build_comparison_html
+    from sonotune.runs import atomic_write_text, read_events, read_record
+
+    _, rows = same_clips([side[0] for side in found.files], moment=moment)
+    names = _names(places)
+    systems = []
+    for name, side, own in zip(names, places, rows, strict=True):
+        run = side[0] if (side[0] / "run.json").is_file() else None
+        events = side[0] / "events.jsonl"
+        systems.append(
+            System(
+                name=name,
+                places=[str(place) for place in side],
+                rows=own,
+                record=None if run is None else read_record(run),
+                events=list(read_events(events)) if run is not None and events.is_file() else (),
+            )
+        )
+    atomic_write_text(out, build_comparison_html(found, *systems))
+
+
+def _names(places: Sequence[Sequence[Path]]) -> list[str]:
+    """The last parts of the paths, as many as tell both sides apart."""
+    firsts = [side[0].absolute() for side in places]
+    for count in range(1, 4):
+        names = ["/".join(place.parts[-count:]) for place in firsts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(place) for place in firsts]
 
 
 def _in_points(body: Mapping[str, Any]) -> str:

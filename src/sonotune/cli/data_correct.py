@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sonotune.cli.data import Outside, Root, data_app
-from sonotune.cli.data_repair import Out, Source, check_output, plain, read_clips, tell_findings
+from sonotune.cli.data_repair import Out, Source, tell_findings
 from sonotune.cli.shared import Json, print_result, tell
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def data_correct(
     transcript still is what its listener saw. Where MANIFEST has an audit, OUT is audited again by the same settings
     (exit code 3 where it says STOP), and the training clips are checked for leaks again.
     """
+    from sonotune.audit.repair_manifest import check_output, plain, read_clips
     from sonotune.cli.listen import choice_files
     from sonotune.data.manifest import manifest_text
     from sonotune.errors import ManifestError
@@ -95,6 +96,7 @@ def _scored(source: str, named: Sequence[str] | None) -> dict[str, str]:
 
 
 def _leaks(clips: Sequence[Clip], scored: Mapping[str, str], root: Path | None, *, outside: bool) -> list[Finding]:
+    from sonotune.audit.repair_manifest import read_clips
     from sonotune.data.splits import check_leaks
 
     others = {part: read_clips(place, root, outside=outside)[0] for part, place in scored.items()}

@@ -10,15 +10,10 @@ import typer
 
 from sonotune.cli.data import Outside, Root, data_app, print_finding
 from sonotune.cli.shared import Json, print_result, tell
+from sonotune.wording import counted, long_time
 
 if TYPE_CHECKING:
-    from sonotune.audit.calibration import Calibration
-    from sonotune.audit.measure import Measurer
-    from sonotune.audit.record import AuditReport
-    from sonotune.audit.reference import Reference
-    from sonotune.data.resegment import Resegmented
-    from sonotune.models.precision import Precision
-    from sonotune.types import Clip, Context, Finding
+    from sonotune.types import Finding
 
 Source = Annotated[str, typer.Argument(metavar="MANIFEST", help="A manifest or FORMAT:SOURCE.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Manifest to write (JSONL); never the one that is read.")]
@@ -44,32 +39,22 @@ def data_realign(
     A clip that cannot be aligned keeps what it has, and is named with the reason. What was aligned is kept beside OUT
     (`OUT.scores.jsonl`): a run that was stopped goes on there.
     """
-    from sonotune.alignment.base import AlignerSettings
-    from sonotune.audit.opening import open_measurer
-    from sonotune.audit.repair import realign
-    from sonotune.data.manifest import has_words, manifest_text
-    from sonotune.runs import atomic_write_text
-    from sonotune.wording import counted
+    from sonotune.audit.repair_manifest import RepairRequest, realign_manifest
 
-    check_output(source, out, scores := beside(out, "scores"))
-    clips, findings = read_clips(source, root, outside=allow_outside_root)
-    worded = [clip for clip in clips if has_words(clip)]
-    _refuse_without_text(source, clips, worded)
-    settings = AlignerSettings(language=language, transcribe=False)
-    opened = open_measurer(model, worded, aligner=aligner, settings=settings, file=scores)
-    made = realign(clips, opened.measurer)
-    atomic_write_text(out, manifest_text(out, made.clips))
-    findings += made.findings
-    tell_findings(findings)
-    body: dict[str, Any] = {
-        "manifest": str(out),
-        "clips": len(made.clips),
-        "aligned": made.aligned,
-        "words": sum(len(clip.words) for clip in made.clips),
-        "model": opened.model,
-        "findings": plain(findings),
-    }
-    line = f"{out}: {made.aligned} of {counted(len(made.clips), 'clip')} aligned, {counted(body['words'], 'word')}"
+    made = realign_manifest(
+        RepairRequest(
+            source=source,
+            out=out,
+            root=root,
+            allow_outside_root=allow_outside_root,
+            model=model,
+            aligner=aligner,
+            language=language,
+        )
+    )
+    tell_findings(made.findings)
+    body = made.to_json()
+    line = f"{out}: {body['aligned']} of {counted(body['clips'], 'clip')} aligned, {counted(body['words'], 'word')}"
     print_result(body, as_json=as_json, lines=[line])
 
 
@@ -112,81 +97,34 @@ def data_filter(
     --mode star keeps all, flagged as with `flag`, to be trained on with training.objective=star, which lets a wrong or
     missing word of any clip pass: CTC models only, and ones that know most words already.
     """
-    from sonotune.alignment.base import AlignerSettings
-    from sonotune.audit.opening import open_measurer
-    from sonotune.audit.repair import MODES, filter_clips
-    from sonotune.data.manifest import has_words, manifest_text
-    from sonotune.errors import ConfigError, suggest
-    from sonotune.runs import atomic_write_text
+    from sonotune.audit.repair_manifest import FilterSettings, RepairRequest, filter_manifest
 
-    if mode not in MODES:
-        raise ConfigError(f"--mode {mode} is not known{suggest(mode, MODES)}; allowed are {', '.join(MODES)}.")
-    folder, report = _audit_of(source, audit, asked=model is not None)
-    if report is None and trusted is None:
-        raise ConfigError(
-            "--model needs --trusted: thresholds are calibrated on clips with right transcripts, of the same kind. "
-            "Name such clips, or the folder of an audit with --audit."
-        )
-    scores = beside(out, "scores") if folder is None else folder / _scores_file()
-    check_output(source, out, beside(out, "scores"), left := beside(out, "dropped"), trusted)
-    clips, findings = read_clips(source, root, outside=allow_outside_root)
-    worded = [clip for clip in clips if has_words(clip)]
-    _refuse_without_text(source, clips, worded)
-    recorded = _Recorded(report)
-    trusted = trusted or recorded.text("trusted")
-    right = _trusted(trusted, root, outside=allow_outside_root)
-    checkpoint = model or recorded.checkpoint
-    opened = open_measurer(
-        checkpoint,
-        worded,
-        aligner=aligner if aligner != "auto" else recorded.aligner,
-        settings=AlignerSettings(
-            language=language or recorded.text("language"), text=recorded.text("text") or recorded.normalizer
+    made = filter_manifest(
+        RepairRequest(
+            source=source,
+            out=out,
+            root=root,
+            allow_outside_root=allow_outside_root,
+            model=model or "",
+            aligner=aligner,
+            language=language,
         ),
-        normalizer=recorded.normalizer,
-        precision=recorded.precision,
-        context=recorded.context,
-        file=scores,
+        FilterSettings(
+            mode=mode,
+            audit=audit,
+            trusted=trusted,
+            false_positive_rate=false_positive_rate,
+            trusted_clips=trusted_clips,
+            seed=seed,
+        ),
     )
-    measurer = opened.measurer
-    if report is not None:
-        _refuse_other_model(report, opened.model, folder)
-    given = {"false_positive_rate": false_positive_rate, "trusted_clips": trusted_clips, "seed": seed}
-    calibration, reference = _judges(
-        report, right, measurer, {name: recorded.value(name, one) for name, one in given.items()}
-    )
-    made = filter_clips(clips, mode=mode, measurer=measurer, calibration=calibration, reference=reference)
-    texts = {out: manifest_text(out, made.clips)}
-    if mode == "drop":
-        texts = {left: manifest_text(left, made.dropped), **texts}
-    for place, text in texts.items():
-        atomic_write_text(place, text)
-    findings += made.findings
-    tell_findings(findings)
+    tell_findings(made.findings)
     if mode == "star":
         tell("sonotune: train with training.objective=star and a CTC model.")
-    body = {
-        "manifest": str(out),
-        "mode": mode,
-        "clips": len(made.clips),
-        "dropped": len(made.dropped),
-        **({"dropped_manifest": str(left)} if mode == "drop" else {}),
-        "judged": made.judged,
-        "flagged": made.flagged,
-        "bad_share": made.bad_share,
-        "reasons": dict(made.reasons),
-        "weight": sum(clip.weight for clip in made.clips),
-        "audit": None if folder is None else str(folder),
-        "model": opened.model,
-        "thresholds": dict(calibration.thresholds),
-        "findings": plain(findings),
-    }
-    print_result(body, as_json=as_json, lines=_filter_lines(body))
+    print_result(made.to_json(), as_json=as_json, lines=_filter_lines(made.body))
 
 
 def _filter_lines(body: Mapping[str, Any]) -> list[str]:
-    from sonotune.wording import counted
-
     judged, flagged = body["judged"], body["flagged"]
     lines = [f"{body['manifest']}: {counted(body['clips'], 'clip')}; {flagged} of {judged} that were judged are bad"]
     if body["bad_share"] is not None:
@@ -228,126 +166,29 @@ def data_resegment(
     to --overlap of the pauses around them; it may overlap that of its neighbour, but only in silence, so no text is
     said twice. Speech that the transcript passes over is left out. No audio is written.
     """
-    from sonotune.data.manifest import has_words, manifest_text
-    from sonotune.data.resegment import Cutting, resegment, unplaced
-    from sonotune.data.windows import WINDOW_SLACK_S
-    from sonotune.errors import ManifestError
-    from sonotune.runs import atomic_write_text
+    from sonotune.audit.repair_manifest import RepairRequest, resegment_manifest
+    from sonotune.data.resegment import Cutting
 
-    cutting = Cutting(max_duration_s=max_duration, context_s=overlap, untranscribed_s=untranscribed)
-    check_output(source, out, scores := beside(out, "scores"))
-    clips, findings = read_clips(source, root, outside=allow_outside_root)
-    worded = [clip for clip in clips if clip.words or has_words(clip)]
-    _refuse_without_text(source, clips, worded)
-    long = [clip for clip in worded if clip.duration_s > max_duration + WINDOW_SLACK_S]
-    if model is not None:
-        wanted = [clip for clip in long if unplaced(clip) and has_words(clip)]
-        clips, told = _place(clips, wanted, model, aligner, language, scores)
-        findings += told
-    elif long and all(unplaced(clip) for clip in long):
-        raise ManifestError(
-            f"{source} has {len(long)} of {len(clips)} clips longer than {max_duration:g} s, which "
-            f"{unplaced(long[0])}. Name a model that places them with --model, such as assets:ctc-nano, or "
-            "run `sonotune data realign`."
-        )
-    made = resegment(clips, cutting, keep_untranscribed=keep_untranscribed)
-    if not made.clips:
-        raise ManifestError(f"no clip of {source} has text, and nothing would be left; --keep-untranscribed keeps it.")
-    atomic_write_text(out, manifest_text(out, made.clips))
-    findings += made.findings
-    tell_findings(findings)
-    body = {
-        "manifest": str(out),
-        "recordings": len(clips),
-        "cut": made.cut,
-        "clips": len(made.clips),
-        "words": sum(len((clip.text or "").split()) for clip in made.clips),
-        "hours": sum(clip.duration_s for clip in made.clips) / 3600,
-        "longest_s": max(clip.duration_s for clip in made.clips),
-        "untranscribed": {"pieces": made.untranscribed, "seconds": made.untranscribed_s, "kept": keep_untranscribed},
-        "findings": plain(findings),
-    }
-    print_result(body, as_json=as_json, lines=_resegment_lines(out, len(clips), made))
-
-
-def _resegment_lines(out: Path, recordings: int, made: Resegmented) -> list[str]:
-    from sonotune.wording import counted, long_time
-
-    length = long_time(sum(clip.duration_s for clip in made.clips))
-    return [
-        f"{out}: {counted(len(made.clips), 'clip')}, {length}; {made.cut} of {counted(recordings, 'recording')} cut"
-    ]
-
-
-def _place(
-    clips: Sequence[Clip], wanted: Sequence[Clip], model: str, aligner: str, language: str | None, scores: Path
-) -> tuple[list[Clip], list[Finding]]:
-    """All clips, with the words of those that are wanted placed in time, and which could not be."""
-    from sonotune.alignment.base import AlignerSettings
-    from sonotune.audit.opening import open_measurer
-    from sonotune.audit.repair import realign
-
-    if not wanted:
-        return list(clips), []
-    settings = AlignerSettings(language=language, transcribe=False)
-    opened = open_measurer(model, wanted, aligner=aligner, settings=settings, file=scores)
-    made = realign(wanted, opened.measurer)
-    placed = {clip.id: clip for clip in made.clips}
-    return [placed.get(clip.id, clip) for clip in clips], list(made.findings)
-
-
-# --- shared --------------------------------------------------------------------------------------
-
-
-def read_clips(source: str, root: Path | None, *, outside: bool) -> tuple[list[Clip], list[Finding]]:
-    """The clips of a source with their lengths, and what its reader noted."""
-    from sonotune.data.corpus import read_source
-    from sonotune.data.import_checks import check_durations
-    from sonotune.data.manifest import fill_durations
-
-    findings: list[Finding] = []
-    clips = fill_durations(read_source(source, root=root, allow_outside_root=outside, findings=findings))
-    return clips, [*findings, *check_durations(clips)]
-
-
-def beside(out: Path, what: str) -> Path:
-    """A file that goes with a manifest: `train.jsonl` has `train.scores.jsonl`."""
-    return out.with_name(f"{out.stem}.{what}.jsonl")
-
-
-def check_output(source: str, out: Path, *others: str | Path | None) -> None:
-    """Refuse a manifest that would be written where it cannot be, or over what is read.
-
-    Args:
-        source: What is read.
-        out: What is written.
-        others: Files that are written beside it, or sources that are read as well (text).
-
-    Raises:
-        ManifestError: Says which.
-    """
-    from sonotune.data.corpus import format_of
-    from sonotune.errors import ManifestError
-
-    read = [Path(format_of(one)[1]) for one in (source, *(one for one in others if isinstance(one, str)))]
-    for place in (out, *(one for one in others if isinstance(one, Path))):
-        if any(place.exists() and one.exists() and place.samefile(one) for one in read):
-            raise ManifestError(f"{place} is what is read, and would be lost. Give OUT another name.")
-    if not out.absolute().parent.is_dir():
-        raise ManifestError(f"{out} cannot be written: there is no folder {out.parent}. Make it, or name another.")
-    if out.is_dir():
-        raise ManifestError(f"{out} is a folder. Name the manifest to write, such as {out / 'train.jsonl'}.")
-
-
-def _refuse_without_text(source: str, clips: Sequence[Clip], worded: Sequence[Clip]) -> None:
-    from sonotune.errors import ManifestError
-    from sonotune.wording import counted
-
-    if not worded:
-        raise ManifestError(
-            f"{source} has {counted(len(clips), 'clip')} and no transcript with words, and an aligner places a "
-            "transcript in its audio. Give clips a `text`."
-        )
+    made = resegment_manifest(
+        RepairRequest(
+            source=source,
+            out=out,
+            root=root,
+            allow_outside_root=allow_outside_root,
+            model=model or "",
+            aligner=aligner,
+            language=language,
+        ),
+        Cutting(max_duration_s=max_duration, context_s=overlap, untranscribed_s=untranscribed),
+        keep_untranscribed=keep_untranscribed,
+    )
+    tell_findings(made.findings)
+    body = made.to_json()
+    line = (
+        f"{out}: {counted(body['clips'], 'clip')}, {long_time(3600 * body['hours'])}; "
+        f"{body['cut']} of {counted(body['recordings'], 'recording')} cut"
+    )
+    print_result(body, as_json=as_json, lines=[line])
 
 
 def tell_findings(findings: Sequence[Finding]) -> None:
@@ -360,120 +201,3 @@ def tell_findings(findings: Sequence[Finding]) -> None:
     for check, count in told.items():
         if count > _SHOWN:
             tell(f"sonotune: WARNING: {count - _SHOWN} more findings of {check}; --json has all of them.")
-
-
-def plain(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Findings as `--json` has them."""
-    return [
-        {"check": one.check, "severity": one.severity, "message": one.message, "clip_ids": list(one.clip_ids)}
-        for one in findings
-    ]
-
-
-# --- filter --------------------------------------------------------------------------------------
-
-
-def _scores_file() -> str:
-    from sonotune.audit.measure import SCORES_FILE
-
-    return SCORES_FILE
-
-
-def _audit_of(source: str, folder: Path | None, *, asked: bool) -> tuple[Path | None, AuditReport | None]:
-    """The folder of the audit that thresholds come from, and its report; None where they are calibrated here."""
-    from sonotune.audit.record import REPORT_FILE, read_report
-    from sonotune.audit.verdict import audit_folder
-    from sonotune.errors import ConfigError
-
-    place = audit_folder(source, folder)
-    if (place / REPORT_FILE).is_file() and (folder is not None or not asked):
-        return place, read_report(place)
-    if folder is not None or not asked:
-        raise ConfigError(
-            f"there is no audit in {place}. Run `sonotune audit data.train={source}` first, name its folder with "
-            "--audit, or name --model and --trusted to calibrate thresholds here."
-        )
-    return None, None
-
-
-def _judges(
-    report: AuditReport | None, trusted: Sequence[Clip], measurer: Measurer, settings: Mapping[str, Any]
-) -> tuple[Calibration, Reference | None]:
-    """Thresholds, those of the audit where there is one, and the trusted clips by which others are judged."""
-    from sonotune.audit.reference import refer
-
-    if report is not None and not trusted:
-        return report.calibration, None
-    reference = refer(
-        trusted,
-        measurer,
-        thresholds="seed" if report is not None and report.calibration.method == "fixed" else "calibrated",
-        false_positive_rate=float(settings["false_positive_rate"]),
-        most=int(settings["trusted_clips"]),
-        seed=int(settings["seed"]),
-    )
-    return reference.calibration if report is None else report.calibration, reference
-
-
-class _Recorded:
-    """What a report says of how its audit was made (`api.audit`)."""
-
-    def __init__(self, report: AuditReport | None) -> None:
-        self._report = report
-        self._settings: Mapping[str, Any] = {} if report is None else report.settings
-
-    def value(self, name: str, default: Any = None) -> Any:
-        """A setting, or the default where the report does not have it."""
-        found = self._settings.get(name)
-        return default if found is None else found
-
-    def text(self, name: str) -> str | None:
-        """A setting that is text."""
-        found = self.value(name)
-        return found if isinstance(found, str) else None
-
-    @property
-    def checkpoint(self) -> str:
-        return "" if self._report is None else self._report.model.get("checkpoint") or ""
-
-    @property
-    def aligner(self) -> str:
-        return "auto" if self._report is None else self._report.model.get("aligner") or "auto"
-
-    @property
-    def precision(self) -> Precision:
-        """Of the audit; 32 bits where there was none."""
-        known: dict[str | None, Precision] = {"bf16": "bf16", "fp16": "fp16"}
-        return known.get(self.text("precision"), "fp32")
-
-    @property
-    def context(self) -> Context | None:
-        """Of the audit's model."""
-        known: dict[str | None, Context] = {"thinned": "thinned", "full": "full", "cut": "cut"}
-        return known.get(self.text("context"))
-
-    @property
-    def normalizer(self) -> str:
-        return "basic" if self._report is None else self._report.normalizer.get("name", "basic")
-
-
-def _trusted(source: str | None, root: Path | None, *, outside: bool) -> list[Clip]:
-    """Trusted clips with transcripts; none where none are named."""
-    from sonotune.data.corpus import read_source
-    from sonotune.data.manifest import fill_durations, has_words
-
-    if source is None:
-        return []
-    clips = read_source(source, root=root, allow_outside_root=outside)
-    return fill_durations([clip for clip in clips if has_words(clip)])
-
-
-def _refuse_other_model(report: AuditReport, model: Mapping[str, str | None], folder: Path | None) -> None:
-    from sonotune.errors import ManifestError
-
-    known = report.model.get("digest")
-    if known and known != model["digest"]:
-        raise ManifestError(
-            f"the audit in {folder} was made with another aligner than {model['checkpoint']} is now: its weights or "
-            "settings have changed, and thresholds of one do not hold for the other. Audit again with `sonotune audit`."
-        )

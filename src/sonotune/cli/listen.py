@@ -11,7 +11,7 @@ import typer
 
 from sonotune.cli.compare import Moment
 from sonotune.cli.data import Outside, Root
-from sonotune.cli.shared import Json, app, print_result, tell
+from sonotune.cli.shared import Json, app, check_page, print_result, tell
 from sonotune.paths import exists
 
 if TYPE_CHECKING:
@@ -113,14 +113,12 @@ def _trials(systems: Systems, session: Session) -> list[Trial]:
 
 
 def _write(systems: Systems, session: Session, out: Path, *, as_json: bool) -> None:
-    from sonotune.errors import ConfigError
     from sonotune.listening.page import comparison_page, embedded_sound, errors_page
     from sonotune.reports.browser import build_browser_html
     from sonotune.runs import atomic_write_text
     from sonotune.wording import counted, memory_size
 
-    if out.is_dir():
-        raise ConfigError(f"{out} is a folder. Name the page to write, such as --out {out / 'listen.html'}.")
+    check_page(out, instead="listen.html")
     if session.mode == "blind":
         page = comparison_page(systems, _trials(systems, session), session, sound=embedded_sound)
     else:

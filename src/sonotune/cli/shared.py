@@ -10,12 +10,13 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import typer.core
 
-from sonotune.errors import ResourceError, SonotuneError
+from sonotune.errors import ConfigError, ResourceError, SonotuneError
 from sonotune.progress import BIDI_CONTROLS, hide, printable, printable_name
 from sonotune.signals import Stopped
 
@@ -86,6 +87,24 @@ def print_result(result: Mapping[str, Any], *, as_json: bool, lines: Sequence[st
     hide()
     text = "\n".join(lines)
     emit(json_text(result) if as_json else printable(text) if transcripts else printable_name(text))
+
+
+def check_page(out: Path | None, *, instead: str) -> None:
+    """Refuse a page that cannot be written there, before anything is computed.
+
+    Args:
+        out: Where it is to be written; None writes none.
+        instead: File name to suggest in a folder.
+
+    Raises:
+        ConfigError: It is a folder, or lies in none.
+    """
+    if out is None:
+        return
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder. Name the page to write, such as --out {out / instead}.")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"{out} cannot be written: there is no folder {out.parent}. Make it, or name another.")
 
 
 def json_text(value: Any) -> str:

@@ -72,7 +72,9 @@ class EvaluationConfig(Section):
     keep: PanelNames = Field(default=(), json_schema_extra=LATER)
     """Panels that say what tuning broke, scored with the base model and with the tuned one, by `train` and `evaluate`:
     a manifest's path or another source of clips, such as another language or domain; `nonspeech`, generated sounds
-    without words; `language:SOURCE`, whether the language of clips is identified (multilingual Whisper)."""
+    without words; `language:SOURCE`, whether the language of clips is identified (multilingual Whisper); `long:SOURCE`,
+    clips joined beyond the window of the model; `punctuation:SOURCE`, marks and case; `timestamps:SOURCE`, whether the
+    end of speech is placed in time (Whisper)."""
     keep_clips: int = Field(default=100, ge=7, le=10_000, json_schema_extra=LATER)
     """Clips of each panel at most, drawn by the seed; `nonspeech` makes as many."""
     adapter_scales: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(), json_schema_extra=LATER)

@@ -63,7 +63,7 @@ NormalizerName = Annotated[str, AfterValidator(_check_name("normalizers"))]
 AdapterKindName = Annotated[str, AfterValidator(_check_name("adapters"))]
 ObjectiveName = Annotated[str, AfterValidator(_check_name("objectives"))]
 PanelNames = Annotated[tuple[Annotated[str, AfterValidator(_check_panel)], ...], AfterValidator(_check_selectors)]
-"""Each is `nonspeech`, `language:SOURCE`, or a source of clips."""
+"""Each is `nonspeech`, `KIND:SOURCE` such as `language:SOURCE`, or a source of clips."""
 AlignerName = Annotated[str, AfterValidator(_check_name("aligners"))]
 ScoreNames = Annotated[
     tuple[Annotated[str, AfterValidator(_check_name("scores", "wer", "cer"))], ...], AfterValidator(_check_selectors)

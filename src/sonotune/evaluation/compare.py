@@ -223,7 +223,7 @@ def _aligned(systems: Sequence[Sequence[Rows]], files: Sequence[Sequence[Path]])
     aligned = []
     for side, paths in zip(systems, files, strict=True):
         aligned.append([_in_order(rows, reference, ids, path, where) for rows, path in zip(side, paths, strict=True)])
-    kept = [index for index, row in enumerate(reference) if _reference(row) is not None]
+    kept = [index for index, row in enumerate(reference) if reference_of(row) is not None]
     if not kept:
         raise TextError(f"no clip of {where} has a transcript or a class, so there is nothing to compare.")
     return [[[rows[index] for index in kept] for rows in side] for side in aligned]
@@ -244,9 +244,9 @@ def _in_order(rows: Rows, reference: Rows, ids: Sequence[str], path: Path, where
         )
     ordered = [by_id[name] for name in ids]
     unlike = [
-        (one["id"], _reference(one), _reference(other))
+        (one["id"], reference_of(one), reference_of(other))
         for one, other in zip(reference, ordered, strict=True)
-        if _reference(one) != _reference(other)
+        if reference_of(one) != reference_of(other)
     ]
     if unlike:
         name, one, other = unlike[0]
@@ -257,7 +257,7 @@ def _in_order(rows: Rows, reference: Rows, ids: Sequence[str], path: Path, where
     return ordered
 
 
-def _reference(row: Mapping[str, Any]) -> str | tuple[str, ...] | None:
+def reference_of(row: Mapping[str, Any]) -> str | tuple[str, ...] | None:
     """The transcript in the form that was compared, or the classes; None where the clip has neither."""
     if "labels" in row:
         return tuple(sorted(row["labels"]))
@@ -350,7 +350,7 @@ def _count(rows: Sequence[Sequence[Rows]], primary: str | None, further: Sequenc
         apart_N = np.abs(right[0].mean(axis=0) - right[1].mean(axis=0))
         ones_N = np.ones(right[0].shape[1])
         return {"accuracy": _Counts(right[0], right[1], ones_N, apart_N, "higher")}
-    references = [str(_reference(row)) for row in rows[0][0]]
+    references = [str(reference_of(row)) for row in rows[0][0]]
     units: tuple[tuple[str, Literal["word", "character"]], ...] = (("wer", "word"), ("cer", "character"))
     found = {}
     for name, unit in units:
@@ -388,7 +388,7 @@ def scored_text(row: Mapping[str, Any]) -> ScoredText:
     return ScoredText(
         reference=BASIC.training(str(row.get("reference") or "")),
         hypothesis=BASIC.training(str(row.get("hypothesis") or "")),
-        scored_reference=str(_reference(row)),
+        scored_reference=str(reference_of(row)),
         scored_hypothesis=hypothesis_of(row),
         language=row.get("language"),
         label_tokens=None if tokens is None else LabelTokens(**tokens),
@@ -405,7 +405,7 @@ def _disputed(rows: Sequence[Sequence[Rows]]) -> NDArray[np.float64]:
     pairs = list(zip(rows[0], rows[1], strict=False))
     words = [
         [
-            discordant_words(str(_reference(one)), hypothesis_of(one), hypothesis_of(other))
+            discordant_words(str(reference_of(one)), hypothesis_of(one), hypothesis_of(other))
             for one, other in zip(first, second, strict=True)
         ]
         for first, second in pairs
@@ -420,7 +420,7 @@ def _matched_pairs(rows: Sequence[Sequence[Rows]]) -> MatchedPairs | None:
         [
             difference
             for one, other in zip(rows[0][0], rows[1][0], strict=True)
-            for difference in segment_differences(str(_reference(one)), hypothesis_of(one), hypothesis_of(other))
+            for difference in segment_differences(str(reference_of(one)), hypothesis_of(one), hypothesis_of(other))
         ]
     )
 

@@ -4,9 +4,9 @@ Its scorer takes neighbouring words of one text for one word of the other where 
 paper", "whitepaper"), at no cost (`kaldialign`, merge_compounds). In languages other than English it first joins
 stretches of several words on both sides that have the same letters. Checked against its commit d1e99b2.
 
-The counting is the leaderboard's. Its rules for English text (spellings, contractions, numbers, names) belong to no
-package; texts come here in the scoring form of `data.text_scoring`, so a rate equals one in its tables only for texts
-that are normalised as they are there.
+The counting is the leaderboard's. Texts come here in the scoring form of `data.text_scoring`, so a rate equals one in
+its tables only for texts that are normalised as they are there; the normaliser `whisper_english` has the rules of the
+Whisper paper, which the leaderboard's grew out of.
 
 Source: github.com/huggingface/open_asr_leaderboard, `normalizer/eval_utils.py`, at commit d1e99b2.
 """

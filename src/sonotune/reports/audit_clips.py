@@ -23,7 +23,8 @@ from sonotune.errors import ManifestError
 from sonotune.json_files import Count, Number, read_json_lines
 from sonotune.metrics.error_rate import AlignedWord, align_words
 from sonotune.reports.canvas import count_letters, elide
-from sonotune.reports.sound import data_address, encode_sound, read_span
+from sonotune.reports.sound import SOUND_RATE_HZ, data_address, encode_sound, read_span
+from sonotune.reports.spectrogram import spectrogram_address
 from sonotune.wording import long_time
 
 MAX_SOUND_S: Final = 20.0
@@ -330,6 +331,7 @@ def _wave(line: ClipLine, part: Part, waveform_S: Waveform | None) -> dict[str, 
     ticks = [index * step for index in range(1 + int(part.end_s / step)) if index * step >= part.start_s]
     return {
         "path": None if waveform_S is None else _peaks(waveform_S),
+        "spectrogram": None if waveform_S is None else spectrogram_address(waveform_S, SOUND_RATE_HZ),
         "width": round(width_px),
         "rows": 1 + max((word["row"] for word in words), default=-1),
         "words": words,

@@ -150,7 +150,7 @@ def build_html(
         notes=[finding for finding in told if finding.severity == "note"],
         shown_findings=_SHOWN_FINDINGS,
         shown_ids=_SHOWN_IDS,
-        components=_components(record.model),
+        components=component_rows(record.model),
         model_facts=_model_facts(record.model),
         ranks=_ranks(record.ranks),
         pictures=[
@@ -199,6 +199,11 @@ def _outcome(difference: Mapping[str, Any]) -> str:
 
 
 # --- events and curves ---------------------------------------------------------------------------------------------
+
+
+def read_steps(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The training steps among events, in their order; the last event of a step counts."""
+    return _read_events(events)[0]
 
 
 def _read_events(
@@ -370,7 +375,7 @@ def _tiles(record: RunRecord, names: Mapping[str, Mapping[str, Any]]) -> list[di
     if record.energy_joules is not None:
         watt_hours = f"{record.energy_joules / 3600:.3g} Wh"
         tiles.append({"name": "Energy", "value": watt_hours, "note": f"{record.energy_joules:,.0f} J"})
-    components = _components(record.model)
+    components = component_rows(record.model)
     total = math.fsum(part["parameters"] or 0 for part in components)
     if total:
         trainable = math.fsum(part["trainable"] or 0 for part in components)
@@ -428,7 +433,7 @@ def _score_rows(record: RunRecord) -> list[dict[str, Any]]:
 # --- model, settings, environment ----------------------------------------------------------------------------------
 
 
-def _components(model: Mapping[str, Any]) -> list[dict[str, Any]]:
+def component_rows(model: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of name, parameters, trainable, bytes (None where unknown) and share trained, from a list or a mapping."""
     found = model.get("components", ())
     if isinstance(found, Mapping):

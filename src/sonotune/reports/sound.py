@@ -12,7 +12,7 @@ from sonotune.audio.io import Waveform, encode, read
 from sonotune.errors import AudioError
 
 MEDIA_TYPE: Final = "audio/mpeg"
-_RATE_HZ: Final = 16_000
+SOUND_RATE_HZ: Final = 16_000
 
 
 def read_span(
@@ -20,7 +20,7 @@ def read_span(
 ) -> tuple[Waveform | None, str]:
     """The samples (S,) of a span at 16 kHz, and nothing; or None, and why there are none."""
     try:
-        waveform_S = read(path, start_s=start_s, duration_s=duration_s, channel=channel, sample_rate_hz=_RATE_HZ)
+        waveform_S = read(path, start_s=start_s, duration_s=duration_s, channel=channel, sample_rate_hz=SOUND_RATE_HZ)
     except (AudioError, OSError, ValueError) as error:  # a path may hold what no file system takes
         return None, str(error)
     return (waveform_S, "") if waveform_S.size else (None, "There are no samples in this span.")
@@ -33,7 +33,7 @@ def encode_sound(waveform_S: Waveform) -> bytes:
     five times as fast as Opus of that size.
     """
     clipped_S = np.clip(waveform_S, -1.0, 1.0)
-    return encode(clipped_S, _RATE_HZ, format="MP3", subtype="MPEG_LAYER_III", compression_level=0.8)
+    return encode(clipped_S, SOUND_RATE_HZ, format="MP3", subtype="MPEG_LAYER_III", compression_level=0.8)
 
 
 def data_address(sound: bytes) -> str:

@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from sonotune.audio.io import write
 from sonotune.data import manifest
 from sonotune.errors import ConfigError, ManifestError
 from sonotune.evaluation.evaluate import predict_clips
@@ -130,6 +132,92 @@ def test_languages_are_identified_by_the_model_itself(loaded: LoadedModel):
     assert score.better == "higher"
     assert sum(score.counts) == sum(code == "en" for code in found.texts)
     assert panel.name == "language of quickstart/test"
+
+
+def test_long_recordings_are_longer_than_the_window_and_have_every_word_once(loaded: LoadedModel):
+    with settings(f"long:{QUICKSTART}", clips=50).panels(Says(str), loaded) as ([panel], _):
+        lengths = [clip.duration_s for clip in panel.clips]
+        words = " ".join(clip.text or "" for clip in panel.clips).split()
+    assert all(22.5 <= length <= 45.0 for length in lengths)
+    sources = [name for clip in panel.clips for name in str(clip.extra["sources"]).split()]
+    texts = {clip.id: clip.text for clip in manifest.read_manifest(resolve_asset(QUICKSTART))}
+    assert len(set(sources)) == len(sources) > len(panel.clips)
+    assert words == " ".join(str(texts[name]) for name in sources).split()
+    assert {clip.language for clip in panel.clips} == {"en"}
+
+
+def test_long_recordings_are_decoded_in_windows_and_every_error_is_counted(loaded: LoadedModel):
+    panel, found = asked(settings(f"long:{QUICKSTART}", clips=50), Says(lambda clip: "wrong"), loaded)
+    [score] = found.scores
+    assert sum(score.totals) == sum(len((clip.text or "").split()) for clip in panel.clips)
+    assert all(len(text.split()) > 1 for text in found.texts)  # a word a window
+    assert all(count > 0 for count in score.counts)
+
+
+def test_clips_that_are_together_shorter_than_a_window_are_no_long_recording(loaded: LoadedModel):
+    with (
+        pytest.raises(ManifestError, match=r"evaluation\.keep=long:.*2 clips cannot be joined .* 22\.5 to 45 s"),
+        settings(f"long:{QUICKSTART}", clips=2).panels(Says(str), loaded),
+    ):
+        pass
+
+
+def test_lost_marks_and_lost_case_are_counted_apart_from_lost_words(loaded: LoadedModel, tmp_path: Path):
+    written = tmp_path / "written.jsonl"
+    clips = manifest.read_manifest(resolve_asset(QUICKSTART))[:3]
+    texts = ("Hello, world.", "\u05e9\u05dc\u05d5\u05dd, \u05e2\u05d5\u05dc\u05dd!", "nothing here")
+    manifest.write_manifest(written, [replace(c, text=t, words=()) for c, t in zip(clips, texts, strict=True)])
+    keep = f"punctuation:{written}"
+    _, same = asked(settings(keep), Says(lambda clip: clip.text or ""), loaded)
+    assert [sum(score.counts) for score in same.scores] == [0, 0]
+    assert [sum(score.totals) for score in same.scores] == [4, 6]
+    panel, bare = asked(settings(keep), Says(lambda clip: (clip.text or "").lower().replace(",", "")), loaded)
+    assert {clip.id: counts for clip, counts in zip(panel.clips, bare.scores[0].counts, strict=True)} == {
+        clips[0].id: 1.0,
+        clips[1].id: 1.0,
+        clips[2].id: 0.0,
+    }
+    assert sum(bare.scores[1].counts) == 2  # "hello" and the Hebrew word without its comma
+    plain = tmp_path / "plain.jsonl"
+    manifest.write_manifest(plain, [replace(clips[0], text="nothing here", words=())])
+    with (
+        pytest.raises(ManifestError, match="has a mark of punctuation"),
+        settings(f"punctuation:{plain}").panels(Says(str), loaded),
+    ):
+        pass
+
+
+def test_the_last_time_is_compared_with_the_end_of_speech(loaded: LoadedModel, tmp_path: Path):
+    class Timed(WhisperFamily):
+        def writes_timestamps(self, loaded: LoadedModel) -> bool:
+            return True
+
+        def timestamps(self, loaded: Any, batch: Any, settings: DecodingSettings = GREEDY) -> list[tuple[float, ...]]:
+            said = {"right": (0.0, 1.2), "late": (0.0, 1.9), "none": ()}
+            return [said[clip.id] for clip in batch.clips]
+
+    times = np.arange(32000) / 16000
+    tone = (0.3 * np.sin(2 * np.pi * 440 * times) * ((times > 0.3) & (times < 1.0))).astype(np.float32)
+    write(tmp_path / "tone.wav", tone, 16000)
+    write(tmp_path / "quiet.wav", np.zeros(32000, dtype=np.float32), 16000)
+    clips = [Clip(id=name, path=tmp_path / "tone.wav", duration_s=2.0) for name in ("right", "late", "none")]
+    quiet = Clip(id="quiet", path=tmp_path / "quiet.wav", duration_s=2.0)
+    manifest.write_manifest(tmp_path / "clips.jsonl", [*clips, quiet])
+    timed = loaded.with_(family=Timed())
+    panel, found = asked(settings(f"timestamps:{tmp_path / 'clips.jsonl'}"), Says(str), timed)
+    counts = dict(zip([clip.id for clip in panel.clips], found.scores[0].counts, strict=True))
+    assert counts == {"right": 1.0, "late": 0.0, "none": 0.0}
+    manifest.write_manifest(tmp_path / "quiet.jsonl", [quiet])
+    with (
+        pytest.raises(ManifestError, match="no speech ends"),
+        settings(f"timestamps:{tmp_path / 'quiet.jsonl'}").panels(Says(str), timed),
+    ):
+        pass
+    with (
+        pytest.raises(ConfigError, match="no tokens for times"),
+        settings(f"timestamps:{QUICKSTART}").panels(Says(str), loaded.with_(family=object())),
+    ):
+        pass
 
 
 def test_a_change_of_every_clip_is_clear_and_its_clips_are_shown(loaded: LoadedModel):

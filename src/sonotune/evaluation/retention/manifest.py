@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sonotune.data.scripts import deciding_rate
@@ -50,17 +50,21 @@ class ManifestPanel:
                 totals=(1.0,) * len(clips),
             )
             return Measured((score,), shown)
-        references, hypotheses = ([row[f"scored_{side}"] for row in rows] for side in ("reference", "hypothesis"))
-        name, _ = deciding_rate(references)
-        edits = edit_counts(references, hypotheses, unit="word" if name == "wer" else "character")
-        score = PanelScore(
-            name=name,
-            title=name.upper(),
-            counting="errors",
-            counts=as_counts([edit.errors for edit in edits]),
-            totals=as_counts([edit.reference for edit in edits]),
-        )
-        return Measured((score,), tuple(row["hypothesis"] for row in rows))
+        return Measured((error_rate(rows),), tuple(row["hypothesis"] for row in rows))
+
+
+def error_rate(rows: Sequence[Mapping[str, Any]]) -> PanelScore:
+    """WER of rows of `tasks.transcribe.Transcribe.row`; CER where the references are not spaced."""
+    references, hypotheses = ([row[f"scored_{side}"] for row in rows] for side in ("reference", "hypothesis"))
+    name, _ = deciding_rate(references)
+    edits = edit_counts(references, hypotheses, unit="word" if name == "wer" else "character")
+    return PanelScore(
+        name=name,
+        title=name.upper(),
+        counting="errors",
+        counts=as_counts([edit.errors for edit in edits]),
+        totals=as_counts([edit.reference for edit in edits]),
+    )
 
 
 MANIFEST = ManifestPanel()

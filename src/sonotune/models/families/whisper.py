@@ -41,6 +41,8 @@ from sonotune.models.outputs import refuse_new_outputs
 from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
 
 _CROSSING: Final = r"^model\.decoder\..*\.encoder_attn\.[kv]_proj$"
+_FIRST_TIME = "<|0.00|>"
+_TIME_STEP_S = 0.02  # between the tokens of times
 
 
 class WhisperFamily:
@@ -271,12 +273,7 @@ class WhisperFamily:
         languages = self._languages(loaded, batch, encoded_BPD)
         prompts = [self.prompt_tokens(loaded, language) for language in languages]
         prompt_BU = torch.tensor(prompts, device=encoded_BPD.device)
-        room = loaded.module.config.max_target_positions - prompt_BU.shape[1]
-        rate = decoding.tokens_per_second(loaded.processor.tokenizer, loaded.tokens_per_second)
-        limits = decoding.token_limits(
-            settings, [clip.duration_s for clip in batch.clips], otherwise=room, tokens_per_second=rate
-        )
-        limits = [min(limit, room) for limit in limits]
+        limits = _token_limits(loaded, batch, settings, prompt=prompt_BU.shape[1])
         mask = loaded.module.model.decoder.cross_mask
         heard = batch.draw_keys
 
@@ -302,7 +299,7 @@ class WhisperFamily:
             if settings.beam_size == 1:
                 first, no_speech = candidates(range(len(limits)), 0.0)
             else:
-                rows, finite = _beam_search(loaded, encoded_BPD, prompt_BU, limits, settings)
+                rows, finite = _generate(loaded, encoded_BPD, prompt_BU, limits, settings)
                 means, no_speech = _judge(loaded, encoded_BPD, prompt_BU, rows)
                 first = [
                     self._candidate(loaded, row, mean, limit=limit, finite=number)
@@ -382,6 +379,38 @@ class WhisperFamily:
         finally:
             loaded.module.model.decoder.cross_mask = mask
 
+    def writes_timestamps(self, loaded: LoadedModel) -> bool:
+        """Whether the checkpoint has tokens for times."""
+        return _FIRST_TIME in loaded.processor.tokenizer.get_vocab()
+
+    @torch.no_grad()
+    def timestamps(
+        self, loaded: LoadedModel, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING
+    ) -> list[tuple[float, ...]]:
+        """Seconds that the model writes before and after the segments of each clip, none where it writes no text.
+
+        Args:
+            loaded: A checkpoint that `writes_timestamps`.
+            batch: The clips.
+            settings: Beams and what hinders repetition; nothing is decoded again.
+
+        Source: Radford et al. 2022, section 2.3; the rules of times are those of `transformers`.
+        """
+        from transformers import WhisperTimeStampLogitsProcessor  # noqa: PLC0415  (slow import, decoding only)
+
+        mask = loaded.module.model.decoder.cross_mask
+        try:
+            encoded_BPD = self._encode(loaded, batch)
+            prompts = [self.prompt_tokens(loaded, one)[:-1] for one in self._languages(loaded, batch, encoded_BPD)]
+            prompt_BU = torch.tensor(prompts, device=encoded_BPD.device)
+            limits = _token_limits(loaded, batch, settings, prompt=prompt_BU.shape[1])
+            rules = WhisperTimeStampLogitsProcessor(loaded.module.generation_config, begin_index=prompt_BU.shape[1])
+            rows, _ = _generate(loaded, encoded_BPD, prompt_BU, limits, settings, [rules])
+        finally:
+            loaded.module.model.decoder.cross_mask = mask
+        first = loaded.processor.tokenizer.convert_tokens_to_ids(_FIRST_TIME)
+        return [tuple((one - first) * _TIME_STEP_S for one in row if one >= first) for row in rows]
+
     def _languages(self, loaded: LoadedModel, batch: Batch, encoded_BPD: Tensor) -> list[str | None]:
         languages = [clip.language for clip in batch.clips]
         if not is_multilingual(loaded) or all(languages):
@@ -447,6 +476,15 @@ class _Decoder:
         self._mask = None if self._mask is None else self._mask[rows_R]
 
 
+def _token_limits(loaded: LoadedModel, batch: Batch, settings: DecodingSettings, *, prompt: int) -> list[int]:
+    """Most tokens of each clip's text after a prompt of so many."""
+    room: int = loaded.module.config.max_target_positions - prompt
+    rate = decoding.tokens_per_second(loaded.processor.tokenizer, loaded.tokens_per_second)
+    durations_s = [clip.duration_s for clip in batch.clips]
+    limits = decoding.token_limits(settings, durations_s, otherwise=room, tokens_per_second=rate)
+    return [min(limit, room) for limit in limits]
+
+
 def _suppress(loaded: LoadedModel, logits_NV: Tensor, *, first: bool) -> None:
     """Put -inf where the checkpoint's generation settings allow no token, or none at the start of a text."""
     settings = loaded.module.generation_config
@@ -466,10 +504,24 @@ def _no_speech(loaded: LoadedModel, hidden_BUD: Tensor) -> list[float]:
     return found
 
 
-def _beam_search(
-    loaded: LoadedModel, encoded_BPD: Tensor, prompt_BU: Tensor, limits: Sequence[int], settings: DecodingSettings
+def _generate(
+    loaded: LoadedModel,
+    encoded_BPD: Tensor,
+    prompt_BU: Tensor,
+    limits: Sequence[int],
+    settings: DecodingSettings,
+    processors: Sequence[Any] = (),
 ) -> tuple[list[list[int]], list[bool]]:
-    """Text tokens of each clip, by the beam search of `transformers`, and whether its logits were finite."""
+    """Tokens of each clip, by the greedy or beam search of `transformers`, and whether its logits were finite.
+
+    Args:
+        loaded: The model.
+        encoded_BPD: States of the encoder.
+        prompt_BU: Tokens that come first.
+        limits: Most tokens of each clip.
+        settings: Beams and what hinders repetition.
+        processors: Further logits processors of `transformers`.
+    """
     from transformers import GenerationMixin  # noqa: PLC0415  (slow import, decoding only)
     from transformers.modeling_outputs import BaseModelOutput  # noqa: PLC0415
 
@@ -477,9 +529,11 @@ def _beam_search(
         loaded.module.generation_config, limits, settings, forced_decoder_ids=None, return_timestamps=False
     )
     watching, watched = decoding.watched_rows(limits, prompt=prompt_BU.shape[1])
+    watching["logits_processor"].extend(processors)
     ids_BU = GenerationMixin.generate(
         loaded.module,
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded_BPD),
+        attention_mask=encoded_BPD.new_ones(encoded_BPD.shape[:2]),  # not used, and asked for
         decoder_input_ids=prompt_BU,
         generation_config=chosen,
         **watching,
