@@ -33,9 +33,9 @@ def export(
     parity_clips: Annotated[int, typer.Option(min=1, help="How many of them, drawn by the run's seed.")] = 50,
     no_parity: Annotated[bool, typer.Option("--no-parity", help="Do not compare the export with the run.")] = False,
     bake_tolerance: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Of gates: largest share of the adapter's work that a merge may change."),
-    ] = 0.05,
+        float | None,
+        typer.Option(min=0, max=1, help="Of gates: largest share of what they add that a merge may change; else 0.05."),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 where parity fails (see above).")] = False,
     push: Annotated[str | None, typer.Option(help="Upload it to this OWNER/NAME of the hub (private if new).")] = None,
     as_json: Json = False,

@@ -20,11 +20,12 @@ class BakeSettings:
 
     Attributes:
         clips: Says which clips they are measured on: those that an export is compared on.
-        tolerance: Largest share of what the adapter adds that may change, by energy.
+        tolerance: Largest share of what the adapter adds that may change, by energy; None takes
+            `gate_baking.TOLERANCE`.
     """
 
     clips: Callable[[], ParitySettings]
-    tolerance: float = TOLERANCE
+    tolerance: float | None = None
 
 
 def bake_gates(opened: Opened, settings: BakeSettings | None) -> dict[str, Any] | None:
@@ -61,12 +62,13 @@ def bake_gates(opened: Opened, settings: BakeSettings | None) -> dict[str, Any] 
             recognizer.evaluate(clips, **chosen.decoding)
     del recognizer, loaded
     gc.collect()
-    found = bake(opened.loaded, meter, tolerance=settings.tolerance)
+    tolerance = TOLERANCE if settings.tolerance is None else settings.tolerance
+    found = bake(opened.loaded, meter, tolerance=tolerance)
     return {
         "error": found.error,
         "worst": found.worst,
         "worst_error": found.worst_error,
         "frames": found.rows,
         "clips": len(clips),
-        "tolerance": settings.tolerance,
+        "tolerance": tolerance,
     }
