@@ -416,7 +416,7 @@ def export(
     from sonotune.serving.baking import BakeSettings
     from sonotune.serving.export import export as write_export
 
-    on_clips = partial(parity_settings, str(source), **({"clips": parity_clips} if parity_clips else {}))
+    on_clips = partial(parity_settings, str(source), clips=parity_clips or 50)
     baking = BakeSettings(clips=on_clips, tolerance=bake_tolerance)
     return write_export(
         str(source), Path(folder), parity=on_clips() if parity_clips else None, baking=baking, **options
