@@ -124,6 +124,14 @@ def test_settings_of_another_kind_are_refused(words: tuple[str, ...], message: s
         load_run_config(["model=whisper_nano", *words])
 
 
+def test_settings_that_came_later_belong_to_a_digest_only_where_they_are_set():
+    def digest(*words: str) -> str:
+        return load_run_config(["model=whisper_nano", GATED, *words]).digest
+
+    assert digest() == digest("adapter.gate_groups=4")
+    assert digest() != digest("adapter.gate_groups=2")
+
+
 def test_the_record_says_what_trained(settings: Settings, tmp_path: Path):
     record, _ = run(settings(GATED, "training.max_steps=1", folder=tmp_path / "run"))
     assert read_record(tmp_path / "run").config["adapter"]["kind"] == "gated_lora"
