@@ -113,7 +113,8 @@ def test_gates_follow_the_frames_of_thinned_full_and_cut_windows_alike(build: Bu
     torch.testing.assert_close(found["cut"], found["full"])
 
 
-def test_gradients_with_and_without_checkpointing_are_equal(build: Build):
+@pytest.mark.parametrize("mixed", [False, True])
+def test_gradients_with_and_without_checkpointing_are_equal(build: Build, mixed: bool):
     found = []
     for checkpointed in (False, True):
         loaded = build(heads=0.5)
@@ -123,7 +124,9 @@ def test_gradients_with_and_without_checkpointing_are_equal(build: Build):
                 module.p = 0.0
         if checkpointed:
             recompute_activations(loaded)
-        loaded.family.logits(loaded, probe_batch(loaded)).square().mean().backward()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            logits = loaded.family.logits(loaded, probe_batch(loaded))
+        logits.float().square().mean().backward()
         found.append({name: value.grad for name, value in loaded.module.named_parameters() if value.requires_grad})
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():

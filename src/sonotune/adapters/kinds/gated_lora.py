@@ -97,10 +97,9 @@ class GatedLora(BetweenLora):
         return factors
 
     def activations(self, module: nn.Module) -> tuple[int, float]:
-        """Of LoRA; with a gate, A's output before it as well, and its factors."""
+        """Of LoRA; with a gate, A's output before it and its factors as well."""
         rank, dropout = super().activations(module)
-        head = getattr(module, HEAD, None)
-        return (rank if head is None else 2 * rank + 2 * len(head.weight)), dropout
+        return (3 * rank if hasattr(module, HEAD) else rank), dropout
 
 
 GATED_LORA = GatedLora("gated_lora", by_frame)

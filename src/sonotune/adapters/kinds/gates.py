@@ -86,21 +86,64 @@ class Gates(Between):
         self.seed = seed
         self.meter: Meter | None = None
         self._signal = signal
-        self._gates: dict[str, Tensor] = {}
+        self._whole = torch.empty(0)
+        self._factors: dict[torch.dtype, Mapping[str, Tensor]] = {}
         self._own: Tensor | None = None
+        self._places: Tensor | None = None
 
     def begin(self, positions: AudioPositions) -> None:
-        """Compute the gates of a batch for all modules, in single precision."""
+        """Compute the gates of a batch for all ranks of all modules, in single precision."""
         super().begin(positions)
-        heads = [getattr(layer, HEAD) for layer in self.layers.values()]
-        trunk = getattr(next(iter(self.layers.values())), TRUNK)
+        heads = [getattr(layer, HEAD).weight for layer in self.layers.values()]
+        trunk = getattr(next(iter(self.layers.values())), TRUNK).weight
         described = self._described(positions)
         with torch.autocast(described.device.type, enabled=False):
-            hidden = F.silu(_affine(described, trunk.weight.float()))
-            gates = 2 * torch.sigmoid(_affine(hidden, torch.cat([head.weight for head in heads]).float()))
-        pieces: Sequence[Tensor] = torch.split(gates, [len(head.weight) for head in heads], dim=-1)
-        self._gates = dict(zip(self.layers, pieces, strict=True))
+            hidden = F.silu(_affine(described, trunk.float()))
+            # A row of the head for each rank: modules then multiply, and nothing else, however small their rows are.
+            weight = torch.cat(heads).float()[self._rows_of_ranks(heads).to(described.device)]
+            factors = 2 * torch.sigmoid(_affine(hidden, weight))
+        self._factors = {torch.float32: self._by_module(factors)}
+        self._whole = factors
         self._own = self.rows.own(described.device)
+
+    def _rows_of_ranks(self, heads: Sequence[Tensor]) -> Tensor:
+        """Row of the heads, one behind the other, for each rank of each module."""
+        if self._places is None:
+            found, first = [], 0
+            for head, ranks in zip(heads, self._ranks(), strict=True):
+                found.append(first + torch.arange(ranks, device="cpu") * len(head) // ranks)
+                first += len(head)
+            self._places = torch.cat(found)
+        return self._places
+
+    def _ranks(self) -> list[int]:
+        return [int(layer.r["default"]) for layer in self.layers.values()]
+
+    def _by_module(self, factors: Tensor) -> Mapping[str, Tensor]:
+        pieces: Sequence[Tensor] = torch.split(factors, self._ranks(), dim=-1)
+        return dict(zip(self.layers, pieces, strict=True))
+
+    def factors(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Factors of the ranks of a module (B, P, R), or (B, 1, R), in the last batch.
+
+        Raises:
+            AdapterError: There was none.
+        """
+        if not self._factors:
+            raise AdapterError(
+                f"{name} has a gate and was asked before its encoder had a batch. Use the model through sonotune: "
+                "plain `transformers` does not say which frames are heard."
+            )
+        if dtype not in self._factors:  # one cast for all modules
+            self._factors[dtype] = self._by_module(self._whole.to(dtype))
+        return self._factors[dtype][name]
+
+    def of(self, name: str) -> Tensor:
+        """Gates of a module (B, P, K), or (B, 1, K), of the last batch."""
+        factors = self.factors(name)
+        groups = len(getattr(self.layers[name], HEAD).weight)
+        firsts = torch.searchsorted(groups_of(factors.shape[-1], groups), torch.arange(groups))
+        return factors[..., firsts.to(factors.device)]
 
     def _described(self, positions: AudioPositions) -> Tensor:
         """What gates depend on; only its shape where `sonotune plan` computes without numbers."""
@@ -109,29 +152,10 @@ class Gates(Between):
         rows = 1 if self._signal is by_clip else len(positions.starts)
         return torch.empty(len(positions.lengths), rows, len(CHANNELS), device="meta")
 
-    def of(self, name: str) -> Tensor:
-        """Gates of a module (B, P, K), or (B, 1, K), of the last batch."""
-        if name not in self._gates:
-            raise AdapterError(
-                f"{name} has a gate and was asked before its encoder had a batch. Use the model through sonotune: "
-                "plain `transformers` does not say which frames are heard."
-            )
-        return self._gates[name]
-
     def apply(self, name: str, hidden: Tensor) -> Tensor:
         """See `Between`."""
-        gates = self.rows.fit(name, self.of(name), hidden)
-        ranks, groups = hidden.shape[-1], gates.shape[-1]
-        self._measure(name, hidden, gates)
-        gates = gates.to(hidden.dtype)
-        if ranks % groups:
-            return hidden * spread(gates, ranks)
-        grouped = hidden.reshape(*hidden.shape[:-1], groups, ranks // groups) * gates.unsqueeze(-1)
-        return grouped.flatten(-2)
-
-    def _measure(self, name: str, hidden: Tensor, gates: Tensor) -> None:
-        if self.meter is None or self._own is None:
-            return
-        own = self.rows.fit(name, self._own, hidden).expand(hidden.shape[:-1])
-        factors = spread(gates, hidden.shape[-1]).expand_as(hidden)
-        self.meter(name, hidden, factors, own)
+        factors = self.rows.fit(name, self.factors(name, hidden.dtype), hidden)
+        if self.meter is not None and self._own is not None:
+            own = self.rows.fit(name, self._own, hidden).expand(hidden.shape[:-1])
+            self.meter(name, hidden, factors.expand_as(hidden), own)
+        return hidden * factors
