@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sonotune.data.corpus import Corpus
     from sonotune.evaluation.evaluate import EvaluationResult
     from sonotune.features.workers import Crew
+    from sonotune.metrics.confidence import Calibration
     from sonotune.planning.layout import TrainingSettings
     from sonotune.serving.parity import ParitySettings
     from sonotune.serving.recognizer import Recognizer
@@ -96,13 +97,51 @@ def evaluation_settings(config: RunConfig) -> dict[str, Any]:
         "decoding": decoding.decoding(),
         "bootstrap": decoding.bootstrap,
         "duration_edges_s": decoding.duration_edges_s,
+        "calibration": calibration_of(config),
     }
+
+
+def calibration_of(config: RunConfig) -> Calibration | None:
+    """How the run that is used makes confidences of words; None where none is asked for, or it does not say."""
+    from sonotune.evaluation.confidence import calibration_in
+    from sonotune.runs import read_record
+
+    run = run_of(Path(config.model.checkpoint)) if config.evaluation.confidence else None
+    return None if run is None else calibration_in(read_record(run))
 
 
 def recognition_settings(config: RunConfig) -> dict[str, Any]:
     """`evaluation_settings`, and which recordings the model is not asked about, as `Recognizer.recognize` takes it."""
     of_silence = {"silence_db": config.data.silence_db, "speech_check": config.evaluation.speech_check}
     return {**evaluation_settings(config), **of_silence}
+
+
+def development_clips(config: RunConfig, recognizer: Recognizer) -> list[Clip]:
+    """Clips to choose by: those of `data.eval`, else the development clips of the run that is used.
+
+    Raises:
+        ConfigError: They are clips of a test, by their name or by their contents; or there are none.
+        ManifestError: They cannot be read.
+    """
+    from sonotune.data.corpus import CORPUS_SETTINGS, load_corpus
+    from sonotune.errors import ConfigError
+    from sonotune.runs import read_record
+
+    checkpoint, run = config.model.checkpoint, run_of(Path(config.model.checkpoint))
+    own = parity_settings(checkpoint, manifest=config.data.eval)
+    if not own.sources:
+        raise ConfigError(f"{checkpoint} names no development clips. Give data.eval=MANIFEST.")
+    record = None if run is None else read_record(run)
+    tests = {str(test) for test in (config.data.test, record and record.config.get("data", {}).get("test")) if test}
+    corpus_settings = own.corpus if config.data.eval is None else config.data.model_dump(include=CORPUS_SETTINGS)
+    corpus = load_corpus(dict(own.sources), seed=own.seed, require=recognizer.task.reference, **corpus_settings)
+    same = record is not None and corpus.digests["eval"] == record.data_digest.get("test", "")
+    if same or own.sources.get("eval") in tests:
+        raise ConfigError(
+            f"data.eval={own.sources.get('eval')} are clips of a test (data.test): what is chosen or fitted on them "
+            "could not be tested any more. Give development clips."
+        )
+    return corpus.splits["eval"]
 
 
 def audit_settings(config: RunConfig) -> AuditSettings:

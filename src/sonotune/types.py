@@ -122,6 +122,9 @@ class DecodingSettings:
         temperatures: Of the first pass, which is 0, and of the passes that follow while a text fails a threshold.
         compression_ratio_threshold: A text whose letters compress better than this fails; None checks nothing.
         logprob_threshold: A text whose tokens have a mean log-probability below this fails; None checks nothing.
+        length_penalty: Power of the length by which beam search divides the log-probability of a text: above 0 favours
+            longer texts, below 0 shorter ones; None leaves it to the model. CTC has none.
+        confidence: Whether every word of a text has the log-probabilities of its tokens.
     """
 
     beam_size: int = 1
@@ -131,9 +134,30 @@ class DecodingSettings:
     temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
     compression_ratio_threshold: float | None = 2.4
     logprob_threshold: float | None = -1.0
+    length_penalty: float | None = None
+    confidence: bool = False
 
 
 DEFAULT_DECODING = DecodingSettings()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecognizedWord:
+    """A word that a model wrote, and how sure it is of it.
+
+    Attributes:
+        text: As it stands in the text; a sign of a script without spaces is a word (`data.words`).
+        logprobs: Natural logarithms of the probabilities of the tokens that it is written with.
+        confidence: Probability that the word is right; None where that was not computed.
+    """
+
+    text: str
+    logprobs: tuple[float, ...]
+    confidence: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The form written beside a prediction."""
+        return {"text": self.text, "confidence": self.confidence, "logprobs": [round(one, 5) for one in self.logprobs]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +170,7 @@ class Hypothesis:
         attempts: Decoding passes over the clip; more than 1 where the first text failed a threshold.
         finite: Whether the model computed numbers for the clip; where it gave NaN or infinity, there is no text.
         cut: Whether the text ends because it reached its limit of tokens.
+        words: Its words in order; None where they were not asked for (`DecodingSettings.confidence`).
     """
 
     text: str
@@ -153,6 +178,7 @@ class Hypothesis:
     attempts: int = 1
     finite: bool = True
     cut: bool = False
+    words: tuple[RecognizedWord, ...] | None = None
 
 
 NOT_FINITE = Hypothesis(text="", finite=False)
@@ -192,6 +218,7 @@ class Prediction:
         cut: Whether the text, or that of one of its windows, ends because it reached its limit of tokens.
         no_signal: Whether the clip was not decoded because it has no signal, or nobody speaks in it.
         label_tokens: How the model rates the clip's transcript; None where that was not measured.
+        words: The words of the text in order; None where they were not asked for.
     """
 
     clip_id: str
@@ -202,6 +229,7 @@ class Prediction:
     cut: bool = False
     no_signal: bool = False
     label_tokens: LabelTokens | None = None
+    words: tuple[RecognizedWord, ...] | None = None
 
 
 Unit = Literal["fraction", "seconds", "real-time factor", "bytes", "points", "words/min", ""]
@@ -280,6 +308,8 @@ class RunRecord:
         retention: What tuning broke: a panel each, with its scores before and after and their difference
             (`evaluation.retention.measure`); empty where no panel was asked for.
         adapter_scales: Scores over the strength of the adapter (`evaluation.retention.scales`), where that was asked.
+        confidence: How word confidences are calibrated, and their curves on the clips they were scored on
+            (`evaluation.confidence`), where that was asked.
     """
 
     schema: int
@@ -303,3 +333,4 @@ class RunRecord:
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     retention: tuple[Mapping[str, Any], ...] = ()
     adapter_scales: Mapping[str, Any] = field(default_factory=dict)
+    confidence: Mapping[str, Any] = field(default_factory=dict)

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from sonotune.adapters.kinds import lora
 from sonotune.adapters.merge import compare_logits, merge_into
 from sonotune.adapters.ranks.plan import RankPlan, unit_costs
+from sonotune.data.words import words_of
 from sonotune.errors import ConfigError
 from sonotune.features.batching import Batch, pad_targets
 from sonotune.features.frontend import from_state
 from sonotune.loading import choose_family, open_model
 from sonotune.models import decoding
 from sonotune.models.base import LoadedModel, ModelFamily, component_of_parameters, count_parameters, select
+from sonotune.models.losses import LabelOutputs
 from sonotune.models.probe import probe_logits
 from sonotune.models.quantize import quantize
 from sonotune.registry import names, resolve
@@ -183,6 +185,42 @@ def test_the_order_of_a_batch_changes_no_prediction(case: Case) -> None:
         assert one.scores == pytest.approx(other.scores, abs=1e-5)
     assert not case.loaded.module.training
     assert all(parameter.grad is None for parameter in case.loaded.module.parameters())
+
+
+def test_every_word_has_tokens_and_is_as_sure_alone_as_in_a_batch(speech: Case) -> None:
+    settings = DecodingSettings(max_new_tokens=12, confidence=True, temperatures=(0.0,))
+    together = speech.task.predict(speech.loaded, speech.batch([2, 0, 1]), settings)
+    alone = [speech.task.predict(speech.loaded, speech.batch([row]), settings)[0] for row in (2, 0, 1)]
+    plain = speech.task.predict(speech.loaded, speech.batch([2, 0, 1]), replace(settings, confidence=False))
+    for one, other, unrated in zip(together, alone, plain, strict=True):
+        assert one.words is not None
+        assert other.words is not None
+        assert (one.text, unrated.words) == (unrated.text, None)
+        assert [word.text for word in one.words] == words_of(one.text or "")
+        for word, same in zip(one.words, other.words, strict=True):
+            assert word.logprobs
+            assert all(logprob < 1e-5 for logprob in word.logprobs)
+            assert word.logprobs == pytest.approx(same.logprobs, abs=2e-3)
+
+
+def test_log_probabilities_are_those_that_the_model_gives_its_own_text(speech: Case) -> None:
+    """Teacher-forced, the tokens of a text have the probabilities that decoding found."""
+    if speech.family.name != "whisper":
+        pytest.skip("frames, or an untrained model, whose texts a tokenizer would write with other tokens")
+    settings = DecodingSettings(max_new_tokens=12, confidence=True, temperatures=(0.0,))
+    [made] = speech.task.predict(speech.loaded, speech.batch([1]), settings)
+    if made.cut or not made.words:
+        pytest.skip("no whole text")
+    ids = speech.family.encode_text(speech.loaded, made.text or "", "en")
+    batch = replace(
+        speech.batch([1]), targets=torch.as_tensor(ids)[None], target_lengths=torch.tensor([len(ids)], dtype=torch.long)
+    )
+    with torch.no_grad():
+        outputs = speech.family.forward(speech.loaded, batch)
+    assert isinstance(outputs, LabelOutputs)
+    logprobs = outputs.logits.float().log_softmax(dim=-1).gather(1, outputs.labels[:, None])[:, 0]
+    words = [one for word in made.words for one in word.logprobs]
+    assert words == pytest.approx(logprobs[-1 - len(words) : -1].tolist(), abs=1e-2)
 
 
 @pytest.mark.parametrize("beam_size", [1, 2])

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from sonotune.data.words import words_of
 from sonotune.evaluation.windows import cut_into_windows, merge_predictions, merge_texts
-from sonotune.types import Clip, Finding, Prediction
+from sonotune.types import Clip, Finding, Prediction, RecognizedWord
 
 RATE_HZ = 16_000
 SENTENCE = "it was the best of times it was the worst of times it was the age of wisdom it was the age of foolishness"
@@ -132,3 +133,41 @@ def test_classes_are_the_mean_over_windows_by_length():
     assert merged == Prediction(clip_id="x", scores={"a": 0.75, "b": 0.25})
     unread = [(pieces[0], made[0]), (pieces[1], Prediction(clip_id="x#1", text=""))]
     assert merge_predictions("x", unread)[0] == Prediction(clip_id="x", scores={"a": 1.0, "b": 0.0})
+
+
+def rated(text: str, level: float) -> Prediction:
+    """A text whose words have two tokens each, of a log-probability that says which window they are of."""
+    words = tuple(RecognizedWord(text=word, logprobs=(level, level)) for word in words_of(text))
+    return Prediction(clip_id="x", text=text, words=words)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("one two three", "three four"),
+        ("we walk along the river ba", "own along the river bank today"),
+        ("one two", "three four"),
+        ("", "three"),
+        ("one", ""),
+        ("今天很好", "很好吃"),
+        ("שלום עולם", "עולם טוב"),
+        ("สวัสดีก", "ก็ดี"),
+    ],
+)
+def test_words_of_merged_windows_are_those_of_the_merged_text(left: str, right: str):
+    pieces = [
+        (Clip(id="a", path=Path("x"), duration_s=10.0), rated(left, -1.0)),
+        (Clip(id="b", path=Path("x"), start_s=9.0, duration_s=10.0), rated(right, -2.0)),
+    ]
+    whole, _ = merge_predictions("x", pieces)
+    assert whole.words is not None
+    assert [word.text for word in whole.words] == words_of(whole.text or "")
+    assert all(word.logprobs for word in whole.words)
+    levels = [word.logprobs[0] for word in whole.words]
+    assert levels == sorted(levels, reverse=True)  # those of the left window come first
+
+
+def test_windows_without_words_have_none_together():
+    clip = Clip(id="a", path=Path("x"), duration_s=1.0)
+    whole, _ = merge_predictions("x", [(clip, Prediction(clip_id="a", text="one"))] * 2)
+    assert whole.words is None

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sonotune.models.ctc_decoding import beam_search, collapse
+from sonotune.models.ctc_decoding import beam_search, collapse, label_logprobs
 
 Scores = NDArray[np.float32]
 
@@ -145,3 +145,11 @@ def test_the_probable_symbols_of_a_large_vocabulary_are_enough():
     assert beam_search(scores_TV, blank=0, beam_size=20) == beam_search(
         scores_TV, blank=0, beam_size=20, symbols_per_frame=60
     )
+
+
+def test_a_label_is_as_sure_as_its_surest_frame():
+    path = [0, 3, 3, 0, 3, 4, 4, 4, 0]
+    logprobs = [-0.1, -0.9, -0.2, -0.1, -0.5, -3.0, -0.4, -2.0, -0.1]
+    assert collapse(path, blank=0) == [3, 3, 4]
+    assert label_logprobs(path, logprobs, blank=0) == [-0.2, -0.5, -0.4]
+    assert label_logprobs([0, 0], [-0.1, -0.1], blank=0) == []

@@ -289,3 +289,44 @@ def test_what_has_no_numbers_has_no_text_and_no_draw_is_taken_for_one() -> None:
     answers = {0.5: [lost], 1.0: [Candidate(LOOP, -0.2)]}
     made = fall_back([lost, Candidate(LOOP, -0.1)], [0.0, 0.0], settings, lambda _, heat: answers[heat])
     assert made == [NOT_FINITE, Hypothesis(text=LOOP, temperature=0.0, attempts=3)]
+
+
+def test_generate_tells_the_log_probability_of_every_token_that_it_takes():
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=17,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=16,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    module, prompt = Qwen2ForCausalLM(config).eval(), torch.tensor([[3, 4], [5, 6], [7, 8]])
+    limits = [4, 6, 2]
+    watching, watched = decoding.watched_rows(limits, prompt=2, rated=True)
+    written = module.generate(
+        input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=6, **watching
+    )
+    found = watched.logprobs
+    with torch.no_grad():
+        for row, limit in enumerate(limits):
+            logprobs = module(written[row : row + 1, : 2 + limit]).logits[0, 1:-1].float().log_softmax(dim=-1)
+            expected = logprobs.gather(1, written[row, 2 : 2 + limit, None])[:, 0]
+            assert found[row][:limit] == pytest.approx(expected.tolist(), abs=1e-4)
+    silent, unrated = decoding.watched_rows(limits, prompt=2)
+    module.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=6, **silent)
+    assert unrated.logprobs == [[], [], []]
+
+
+def test_a_length_penalty_reaches_beam_search_and_that_of_the_model_stays_where_none_is_given():
+    from transformers import GenerationConfig
+
+    own = GenerationConfig(length_penalty=1.7)
+    assert decoding.generation_settings(own, [3], DecodingSettings(beam_size=2)).length_penalty == 1.7
+    asked = DecodingSettings(beam_size=2, length_penalty=-0.5)
+    assert decoding.generation_settings(own, [3], asked).length_penalty == -0.5
+    assert own.length_penalty == 1.7

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sonotune.arguments import corpus_to_score, open_recognizer, score_clips, settings_of_use
+from sonotune.cli.calibrate import record_confidence
 from sonotune.cli.findings import removed_clips, warning_lines
 from sonotune.cli.retention import record_retention, retention_lines
 from sonotune.cli.shared import Json, Words, app, print_result, tell
@@ -23,6 +24,7 @@ _SHOWN_NOTES = (
     "evaluation.windows",
     "evaluation.labels",
     "evaluation.no_score",
+    "evaluation.confidence",
 )
 Predictions = Annotated[Path | None, typer.Option(help="Write every prediction to this JSONL file.")]
 
@@ -54,6 +56,8 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
     }
     problem: SonotuneError | None = None
     record_retention(Path(config.model.checkpoint), result.retention, result.adapter_scales)
+    if "confidence" in result.details:
+        record_confidence(Path(config.model.checkpoint), Path(str(config.data.test)).name, result)
     if out is not None:
         try:
             write_predictions(out, recognizer.task, result.predictions, clips)

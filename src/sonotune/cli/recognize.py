@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,10 @@ from sonotune.arguments import open_recognizer, recognition_settings, refuse_aug
 from sonotune.cli.shared import Files, Json, app, one_field, print_result, tell
 from sonotune.progress import printable_name
 
-_SHOWN_NOTES = ("evaluation.windows",)
+if TYPE_CHECKING:
+    from sonotune.types import Prediction
+
+_SHOWN_NOTES = ("evaluation.windows", "evaluation.confidence")
 
 
 @app.command()
@@ -24,11 +27,12 @@ def transcribe(
 
     sonotune transcribe model=runs/x recordings/ note.mp3
 
-    A file that is named and cannot be read ends the command with exit code 2, after the others are written.
+    evaluation.confidence=true gives every word in --json the probability that it is right. A file that is named and
+    cannot be read ends the command with exit code 2, after the others are written.
     """
     result, _, code = _recognize(words, task="transcribe")
     texts = [
-        {"path": one.clip_id, "text": one.text, "cut": one.cut, "no_signal": one.no_signal}
+        {"path": one.clip_id, "text": one.text, "cut": one.cut, "no_signal": one.no_signal, **_words(one)}
         for one in result.predictions
     ]
     lines = [f"{printable_name(one_field(item['path']))}\t{one_field(item['text'])}" for item in texts]
@@ -82,6 +86,13 @@ def _recognize(words: Sequence[str], *, task: str) -> tuple[Any, Any, int]:
     named = {str(path) for path in files if not is_folder(path)}
     unread = any(finding.severity == "error" and finding.path in named for finding in result.findings)
     return result, recognizer.task, ManifestError.exit_code if unread else 0
+
+
+def _words(prediction: Prediction) -> dict[str, Any]:
+    """Its words, each with its confidence, where they were asked for; a file that was not decoded has none."""
+    if prediction.words is None:
+        return {}
+    return {"words": [{"text": word.text, "confidence": word.confidence} for word in prediction.words]}
 
 
 def _told(result: Any) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sonotune.cli.shared import Json, app, print_result
+from sonotune.cli.shared import Json, app, print_result, tell
 
 if TYPE_CHECKING:
     from sonotune.evaluation.compare import Comparison
+    from sonotune.types import RunRecord
 
 REPORT = "report.html"
 KINDS: tuple[Literal["adapter"], Literal["model"]] = ("adapter", "model")
@@ -37,6 +39,32 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_jso
     target = write_report(run)
     write_cards(run, missing=True)
     print_result({"report": str(target)}, as_json=as_json, lines=[str(target)])
+
+
+def amend_record(checkpoint: Path, change: Callable[[RunRecord], RunRecord], *, what: str) -> None:
+    """Put what was found later into the record of a finished run, and into its report; no run has none.
+
+    Args:
+        checkpoint: A run, or the adapter or model of one.
+        change: The record -> the record with what was found.
+        what: It is, for the message of a run that may only be read.
+    """
+    from sonotune.arguments import run_of
+    from sonotune.errors import SonotuneError
+    from sonotune.runs import atomic_write_json, read_record, record_to_json
+
+    run = run_of(checkpoint)
+    if run is None:
+        return
+    record = read_record(run)
+    if record.status == "running":  # its own process writes the record
+        return
+    try:
+        atomic_write_json(run / "run.json", record_to_json(change(record)))
+        if (run / REPORT).is_file():
+            write_report(run)
+    except SonotuneError as error:  # what was found has cost more than its record
+        tell(f"sonotune: {what} is not in the record of {run}: {error}")
 
 
 def write_report(folder: Path) -> Path:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sonotune.cli.shared import tell
+from sonotune.cli.report import amend_record
 from sonotune.metrics.retention import BROKE, retention_findings, retention_sentence
 from sonotune.metrics.scores import score_title, show_score
+
+if TYPE_CHECKING:
+    from sonotune.types import RunRecord
 
 _MARKS = {"broke": "broke", "better": "better", "no clear change": "unclear", "too few clips": "too few"}
 
@@ -32,29 +35,16 @@ def record_retention(checkpoint: Path, rows: Sequence[Mapping[str, Any]], scales
     """Put what an evaluation found into the record of a finished run, and into its report."""
     from dataclasses import replace
 
-    from sonotune.arguments import run_of
-    from sonotune.cli.report import write_report
-    from sonotune.errors import SonotuneError
-    from sonotune.runs import atomic_write_json, read_record, record_to_json
+    def found(record: RunRecord) -> RunRecord:
+        findings = [finding for finding in record.findings if finding.check != BROKE]
+        measured = {row.get("source", row["panel"]): row for row in (*record.retention, *rows)}
+        kept = tuple(measured.values())
+        return replace(
+            record,
+            retention=kept,
+            adapter_scales=scales or record.adapter_scales,
+            findings=(*findings, *retention_findings(kept)),
+        )
 
-    run = run_of(checkpoint)
-    if run is None or not (rows or scales):
-        return
-    record = read_record(run)
-    if record.status == "running":  # its own process writes the record
-        return
-    findings = [finding for finding in record.findings if finding.check != BROKE]
-    measured = {row.get("source", row["panel"]): row for row in (*record.retention, *rows)}
-    kept = tuple(measured.values())
-    changed = replace(
-        record,
-        retention=kept,
-        adapter_scales=scales or record.adapter_scales,
-        findings=(*findings, *retention_findings(kept)),
-    )
-    try:
-        atomic_write_json(run / "run.json", record_to_json(changed))
-        if (run / "report.html").is_file():
-            write_report(run)
-    except SonotuneError as error:  # a run that may only be read; the figures have cost more than its record
-        tell(f"sonotune: what tuning broke is not in the record of {run}: {error}")
+    if rows or scales:
+        amend_record(checkpoint, found, what="what tuning broke")

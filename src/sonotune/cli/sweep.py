@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sonotune.cli.shared import Json, Words, app, print_result, tell
+from sonotune.cli.sweep_decode import sweep_decode
 
 if TYPE_CHECKING:
     from sonotune.sweeps.sweep_plan import SweepPlan
@@ -28,7 +29,13 @@ def sweep(
     learning_rate and group_rates are ready-made. Each trial is a `sonotune train` of its own. The best is chosen on
     data.eval, and it alone is scored on data.test. The same line goes on where a stopped one left off, and may run
     several times at once.
+
+    sonotune sweep decode model=runs/x evaluation.beam_size=1,4 tries settings of decoding of a trained run on its
+    development clips, without training.
     """
+    if words and words[0] == "decode":
+        sweep_decode(words[1:], dry_run=dry_run, as_json=as_json)
+        return
     from sonotune.sweeps.sweep import Worker, exit_code
     from sonotune.sweeps.sweep_plan import plan_sweep
     from sonotune.sweeps.sweep_record import REPORT, show, winner_line

@@ -97,7 +97,7 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
             for section, settings in (
                 ("model", ("language", "tokenizer", "ctc_share")),
                 ("data", ("max_label_tokens", "text_training", "text_scoring")),
-                ("evaluation", ("verbalize_numbers", "speech_check", "scores")),
+                ("evaluation", ("verbalize_numbers", "speech_check", "scores", "confidence", "length_penalty")),
             )
         ),
         (
@@ -132,6 +132,7 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
         ),
         (not sound.chains, "augmentation.chains is empty", "augmentation", ("chain_probability",)),
         (not config.evaluation.keep, "evaluation.keep names no panel", "evaluation", ("keep_clips",)),
+        (config.evaluation.beam_size == 1, "evaluation.beam_size is 1", "evaluation", ("length_penalty",)),
         (config.evaluation.augment == "none", "evaluation.augment is none", "evaluation", ("augment_seed",)),
         (
             config.training.schedule == "constant",

@@ -17,6 +17,9 @@ class EvaluationConfig(Section):
 
     beam_size: int = Field(default=1, ge=1, le=64)
     """Hypotheses kept while decoding; 1 is greedy."""
+    length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = Field(default=None, json_schema_extra=LATER)
+    """Power of the length by which beam search divides the log-probability of a text: above 0 favours longer texts,
+    below 0 shorter ones. Null leaves it to the model, which is 1 for most. CTC has none."""
     batch_seconds: float = Field(default=240.0, gt=0, le=36_000)
     """Computed seconds of audio in one batch at most, counted as in `training.batch_seconds`."""
     batch_max_clips: int = Field(default=64, ge=1, le=100_000)
@@ -48,6 +51,11 @@ class EvaluationConfig(Section):
     accuracy for classes; mAP where a clip may have several. Others are `wer`, `cer`, those of `scores`, which are then
     given, `accuracy`, `f1_macro` and `map`. Evaluations of equal score are told apart by the other error rate, then by
     the training loss."""
+    confidence: bool = Field(default=False, json_schema_extra=LATER)
+    """Give every recognised word a confidence, from the probabilities of its tokens, and score the confidences:
+    calibration error (ECE), AUROC, risk over coverage (AURC) and normalised cross-entropy (NCE). `train` calibrates
+    them on `data.eval`, `sonotune calibrate` does so for a finished run; `evaluate` and `transcribe` then give
+    calibrated ones."""
     bootstrap: int = Field(default=1000, ge=100, le=1_000_000)
     """Resamples behind each 95 % interval."""
     verbalize_numbers: Literal["auto"] | bool = "auto"

@@ -23,11 +23,13 @@ from numpy.typing import NDArray
 
 from sonotune.errors import ManifestError, NumericError, ResourceError, TextError, out_of_memory
 from sonotune.evaluation.augmented import EvaluationChain
+from sonotune.evaluation.confidence import WordConfidence
 from sonotune.evaluation.decode import cut_texts, in_clip_order, some_of
 from sonotune.evaluation.teacher_forcing import LabelPass
 from sonotune.evaluation.windows import cut_into_windows
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
 from sonotune.features.workers import Crew
+from sonotune.metrics.confidence import Calibration
 from sonotune.metrics.efficiency import real_time_factor
 from sonotune.metrics.slices import DURATION_EDGES_S, NOISE, Slice, slice_clips
 from sonotune.models.modes import inference
@@ -119,6 +121,7 @@ def evaluate(
     primary: str | None = None,
     no_signal: Collection[str] = (),
     augmentation: EvaluationChain | None = None,
+    calibration: Calibration | None = None,
 ) -> EvaluationResult:
     """Decode every clip and score the predictions.
 
@@ -139,6 +142,8 @@ def evaluate(
         primary: Name of the score that decides; None asks the task for these clips.
         no_signal: See `predict_clips`.
         augmentation: See `predict_clips`; the titles of the scores say which.
+        calibration: Makes confidences of the words, where `decoding.confidence` asks for them; None takes them as the
+            model gives them.
 
     Raises:
         ManifestError: There are no clips, an id stands twice, or a clip has a class that the model does not know.
@@ -147,6 +152,7 @@ def evaluate(
     """
     started_at = time.monotonic()
     task.check_references(loaded, clips)
+    words = WordConfidence(task, calibration, decoding) if decoding.confidence else None
     read = partial(
         predict_clips,
         batch_seconds=batch_seconds,
@@ -168,6 +174,8 @@ def evaluate(
         findings += labels.left_out
     findings += [augmentation.finding()] if augmentation is not None else []
     findings += cut_texts(predictions, decoding)
+    if words is not None:
+        predictions = words.rate(predictions)
     told = [index for index, clip in enumerate(clips) if task.has_reference(clip)]
     findings += [*_foreign_context(loaded, context or loaded.context), *_untold(clips, told)]
     scores: dict[str, Score] = {}
@@ -177,7 +185,10 @@ def evaluate(
         true, found = [clips[index] for index in told], [predictions[index] for index in told]
         primary = primary or task.primary_of(true)[0]
         titled = dict if augmentation is None else augmentation.titled
-        scores = titled(task.score(found, true, primary=primary, resamples=bootstrap, seed=seed))
+        scores = task.score(found, true, primary=primary, resamples=bootstrap, seed=seed)
+        if words is not None:
+            scores |= words.score(found, true, resamples=bootstrap, seed=seed)
+        scores = titled(scores)
         if primary not in scores:
             raise TextError(
                 f"{primary} is to decide (evaluation.primary), and none of the {len(true)} clips has anything that it "
@@ -185,6 +196,8 @@ def evaluate(
             )
         details, warnings = task.details(found, true)
         findings += warnings
+        if words is not None:
+            details, findings = details | words.details(found, true), findings + words.findings(found, true)
         parts = slice_clips(true, duration_edges_s=duration_edges_s)
         slices = _slices(task, found, true, parts, primary=primary, bootstrap=bootstrap, seed=seed, titled=titled)
     seconds = time.monotonic() - started_at

@@ -15,13 +15,14 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from sonotune.data.chunking import cut_at_pauses
 from sonotune.data.scripts import UNSPACED
 from sonotune.data.windows import WINDOW_SLACK_S
+from sonotune.data.words import word_spans
 from sonotune.errors import AudioError
-from sonotune.types import Clip, Finding, Prediction
+from sonotune.types import Clip, Finding, Prediction, RecognizedWord
 from sonotune.wording import counted
 
 MAX_OVERLAP_S: Final = 4.0
@@ -167,6 +168,8 @@ def merge_predictions(clip_id: str, pieces: Sequence[tuple[Clip, Prediction]]) -
     if weighed:
         return Prediction(clip_id=clip_id, scores=dict(weighed), finite=finite), 0
     text, unmatched = "", 0
+    rated = any(prediction.words is not None for _, prediction in pieces)
+    words: tuple[RecognizedWord, ...] | None = () if rated else None
     for number, (piece, prediction) in enumerate(pieces):
         said = (prediction.text or "").strip()
         previous = pieces[number - 1][0] if number else piece
@@ -175,15 +178,72 @@ def merge_predictions(clip_id: str, pieces: Sequence[tuple[Clip, Prediction]]) -
         if overlap_s:
             count = max(len(_WORDS.findall(pieces[number - 1][1].text or "")), len(_WORDS.findall(said)))
             most = math.ceil(_RATE_MARGIN * count * overlap_s / min(previous.duration_s, piece.duration_s)) + 1
-        text, length = merge_texts(text, said, max_words=most)
+        joint = find_joint(text, said, max_words=most)
+        if words is not None:
+            words = joint.words(text, words, said, prediction.words or ())
+        text, length = joint.text(text, said), joint.common
         unmatched += bool(overlap_s and said and (pieces[number - 1][1].text or "").strip() and not length)
     attempts = max((prediction.attempts for _, prediction in pieces), default=1)
     cut = any(prediction.cut for _, prediction in pieces)
-    return Prediction(clip_id=clip_id, text=text, attempts=attempts, finite=finite, cut=cut), unmatched
+    return Prediction(clip_id=clip_id, text=text, attempts=attempts, finite=finite, cut=cut, words=words), unmatched
+
+
+class Joint(NamedTuple):
+    """Where two texts are put together.
+
+    Attributes:
+        end: Characters of the left one that are kept.
+        begin: First character of the right one that is kept.
+        between: What stands between them.
+        common: Words that both had in common.
+    """
+
+    end: int
+    begin: int
+    between: str
+    common: int
+
+    def text(self, left: str, right: str) -> str:
+        """Both together."""
+        return left[: self.end] + self.between + right[self.begin :]
+
+    def words(
+        self, left: str, lefts: Sequence[RecognizedWord], right: str, rights: Sequence[RecognizedWord]
+    ) -> tuple[RecognizedWord, ...]:
+        """The words of both together, each with the tokens of what it is made of: a joint may lie within a word.
+
+        Args:
+            left: The left text.
+            lefts: Its words.
+            right: The right text.
+            rights: Its words.
+        """
+        moved = self.end + len(self.between) - self.begin
+        known = [
+            (begin, min(end, self.end), word) for (begin, end), word in zip(word_spans(left), lefts, strict=True)
+        ] + [
+            (max(begin, self.begin) + moved, end + moved, word)
+            for (begin, end), word in zip(word_spans(right), rights, strict=True)
+        ]
+        text, made = self.text(left, right), []
+        for begin, end in word_spans(text):
+            parts = [word.logprobs for low, high, word in known if low < high and low < end and high > begin]
+            made.append(RecognizedWord(text=text[begin:end], logprobs=tuple(itertools.chain(*parts))))
+        return tuple(made)
 
 
 def merge_texts(left: str, right: str, *, max_words: int) -> tuple[str, int]:
-    """Put the texts of two neighbouring windows together.
+    """Put the texts of two neighbouring windows together; see `find_joint`.
+
+    Returns:
+        The text, and how many words both had in common.
+    """
+    joint = find_joint(left, right, max_words=max_words)
+    return joint.text(left, right), joint.common
+
+
+def find_joint(left: str, right: str, *, max_words: int) -> Joint:
+    """Where the text of one window goes over into that of the next.
 
     The longest sequence of words common to the end of `left` and the beginning of `right` is kept once; the words after
     it in `left` and before it in `right` lie at the cut and are half heard. Case and punctuation are not compared.
@@ -193,18 +253,15 @@ def merge_texts(left: str, right: str, *, max_words: int) -> tuple[str, int]:
         left: The text so far.
         right: The text of the next window.
         max_words: Most words that can be of the overlap; 0 where the windows do not overlap.
-
-    Returns:
-        The text, and how many words both had in common.
     """
     lefts, rights = list(_WORDS.finditer(left)), list(_WORDS.finditer(right))
     first = max(0, len(lefts) - max_words)
     tail, head = [_bare(word[0]) for word in lefts[first:]], [_bare(word[0]) for word in rights[:max_words]]
     end, begin, length = _common(tail, head)
     if length:
-        return left[: lefts[first + end - 1].end()] + right[rights[begin - 1].end() :], length
-    border = left[-1:] + right[:1]
-    return f"{left}{right}" if _BOTH_UNSPACED.fullmatch(border) else f"{left} {right}".strip(), 0
+        return Joint(lefts[first + end - 1].end(), rights[begin - 1].end(), "", length)
+    apart = left and right and not _BOTH_UNSPACED.fullmatch(left[-1] + right[0])
+    return Joint(len(left), 0, " " if apart else "", 0)
 
 
 def _bare(word: str) -> str:

@@ -9,7 +9,7 @@ differ makes intervals too narrow: a nominal 5 % test then fires in 35 % of case
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -158,15 +158,11 @@ def resampled_sums(
         resamples: Number of resamples, R.
         seed: The same seed gives the same resamples.
     """
-    resampled: Literal["speaker", "clip"] = "clip"
+    owner_N, resampled = _owners(len(statistics_NK), speakers)
     blocks_GK = statistics_NK
-    if speakers is not None and all(speaker is not None for speaker in speakers):
-        index_of: dict[Hashable | None, int] = {}
-        owner_N = np.array([index_of.setdefault(speaker, len(index_of)) for speaker in speakers], dtype=np.int64)
-        if len(index_of) >= MIN_BLOCKS:
-            resampled = "speaker"
-            blocks_GK = np.zeros((len(index_of), statistics_NK.shape[1]))
-            np.add.at(blocks_GK, owner_N, statistics_NK)
+    if resampled == "speaker":
+        blocks_GK = np.zeros((int(owner_N.max()) + 1, statistics_NK.shape[1]))
+        np.add.at(blocks_GK, owner_N, statistics_NK)
     generator, size = np.random.default_rng(seed), len(blocks_GK)
     rows = max(1, _DRAWS_PER_CHUNK // size)
     sums = [
@@ -174,6 +170,43 @@ def resampled_sums(
         for start in range(0, resamples, rows)
     ]
     return ResampledSums(np.concatenate(sums), resampled, size)
+
+
+class ResampledWeights(NamedTuple):
+    """How often each clip is in each resample, one array (N,) a resample; see `ResampledSums` for the others."""
+
+    weights: Iterator[NDArray[np.float64]]
+    resampled: Literal["speaker", "clip"]
+    blocks: int
+
+
+def resampled_weights(
+    clips: int, speakers: Sequence[Hashable | None] | None, *, resamples: int, seed: int
+) -> ResampledWeights:
+    """The draws of `resampled_sums` for a statistic that is no function of sums.
+
+    Args:
+        clips: How many, N.
+        speakers: Speaker of each clip, or None.
+        resamples: Number of resamples.
+        seed: The same seed gives the same resamples.
+    """
+    owner_N, resampled = _owners(clips, speakers)
+    generator, size = np.random.default_rng(seed), int(owner_N.max()) + 1
+    drawn = (generator.multinomial(size, np.full(size, 1 / size)) for _ in range(resamples))
+    return ResampledWeights((counts_G[owner_N].astype(np.float64) for counts_G in drawn), resampled, size)
+
+
+def _owners(
+    clips: int, speakers: Sequence[Hashable | None] | None
+) -> tuple[NDArray[np.int64], Literal["speaker", "clip"]]:
+    """Number of what each clip is drawn with (N,): its speaker, or itself where these are unknown or few."""
+    if speakers is not None and all(speaker is not None for speaker in speakers):
+        index_of: dict[Hashable | None, int] = {}
+        owner_N = np.array([index_of.setdefault(speaker, len(index_of)) for speaker in speakers], dtype=np.int64)
+        if len(index_of) >= MIN_BLOCKS:
+            return owner_N, "speaker"
+    return np.arange(clips, dtype=np.int64), "clip"
 
 
 def percentile_interval(values: Sequence[float] | NDArray[np.float64], *, level: float = 0.95) -> tuple[float, float]:

@@ -13,16 +13,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sonotune.errors import ConfigError
 from sonotune.features.batching import Batch
 from sonotune.models.base import PADDING, TEXT
-from sonotune.models.decoding import generation_settings, watched_rows
+from sonotune.models.decoding import generation_settings, is_cut, watched_rows, without_half_character
 from sonotune.models.losses import LabelOutputs
-from sonotune.types import DEFAULT_DECODING, DecodingSettings
+from sonotune.models.token_words import words_of_tokens
+from sonotune.types import DEFAULT_DECODING, DecodingSettings, Hypothesis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,28 @@ class Rows:
     def positions(self) -> Tensor:
         """Position of each token in its own row (B, L), from 0, whichever side is padded."""
         return (self.mask.long().cumsum(dim=1) - 1).clamp_min(0)
+
+
+class Answer(NamedTuple):
+    """What a model wrote in a row: its tokens, and the log-probability of each where that was asked for."""
+
+    ids: list[int]
+    logprobs: list[float]
+
+
+def hypothesis(answer: Answer, *, limit: int, decode: Callable[[Sequence[int]], str], rated: bool) -> Hypothesis:
+    """The text of an answer.
+
+    Args:
+        answer: Its tokens.
+        limit: Most tokens that it may have, the end token included.
+        decode: Ids -> text.
+        rated: Whether its words are to be rated.
+    """
+    cut = is_cut(answer.ids, limit)
+    text = without_half_character(decode(answer.ids), cut=cut)
+    words = words_of_tokens(text, *answer, decode) if rated else None
+    return Hypothesis(text=text, cut=cut, words=words)
 
 
 def lay_out(
@@ -126,8 +150,8 @@ def generate(
     limits: Sequence[int],
     decoding: DecodingSettings = DEFAULT_DECODING,
     settings: Any | None = None,
-) -> list[list[int] | None]:
-    """New tokens of each row, its end token and what follows left out; greedy or beam search with a key-value cache.
+) -> list[Answer | None]:
+    """What is written in each row, its end token and what follows left out; greedy or beam search with a cache.
 
     A row whose logits are not finite has none.
 
@@ -137,11 +161,20 @@ def generate(
         limits: Most tokens to write in each row, the end token included.
         decoding: Beams and what hinders repetition; a row that loops ends early.
         settings: End and padding tokens; None takes the model's own settings.
+
+    Raises:
+        ConfigError: Confidences are asked for of beam search, whose rows change places.
     """
+    rated = decoding.confidence
+    if rated and decoding.beam_size > 1:
+        raise ConfigError(
+            f"evaluation.confidence=true with evaluation.beam_size={decoding.beam_size}: word confidences of this "
+            "architecture are there for greedy decoding alone. Take evaluation.beam_size=1."
+        )
     settings = generation_settings(
         settings or module.generation_config, limits, decoding, temperature=None, top_k=None, top_p=None
     )
-    watching, watched = watched_rows(limits)
+    watching, watched = watched_rows(limits, rated=rated)
     written_BU = module.generate(
         inputs_embeds=rows.embeds,
         attention_mask=rows.mask.long(),
@@ -150,7 +183,8 @@ def generate(
     )
     ends = settings.eos_token_id
     stop = ({ends} if isinstance(ends, int) else set(ends or ())) | {settings.pad_token_id}
-    return [
-        list(itertools.takewhile(lambda token: token not in stop, row)) if finite else None
-        for row, finite in zip(written_BU.tolist(), watched.finite_B.tolist(), strict=True)
-    ]
+    answers: list[Answer | None] = []
+    for row, finite, logprobs in zip(written_BU.tolist(), watched.finite_B.tolist(), watched.logprobs, strict=True):
+        ids = list(itertools.takewhile(lambda token: token not in stop, row))
+        answers.append(Answer(ids, logprobs[: len(ids)]) if finite else None)
+    return answers

@@ -21,6 +21,27 @@ def collapse(path: Sequence[int], *, blank: int) -> list[int]:
     ]
 
 
+def label_logprobs(path: Sequence[int], logprobs: Sequence[float], *, blank: int) -> list[float]:
+    """Log-probability of each label that `collapse` gives: that of its surest frame.
+
+    A symbol is sure in the middle of its frames and unsure where it goes over into another, whoever is right.
+
+    Args:
+        path: Symbol of each frame (T,).
+        logprobs: Its log-probability there (T,).
+        blank: Id of the blank.
+    """
+    found: list[float] = []
+    for index, (symbol, logprob) in enumerate(zip(path, logprobs, strict=True)):
+        if symbol == blank:
+            continue
+        if index and symbol == path[index - 1]:
+            found[-1] = max(found[-1], logprob)
+        else:
+            found.append(logprob)
+    return found
+
+
 def beam_search(
     log_probs_TV: NDArray[np.float32], *, blank: int, beam_size: int, symbols_per_frame: int = 12
 ) -> list[int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sonotune.metrics.runaway import compression_ratio
 from sonotune.runs.seeds import generator
-from sonotune.types import DEFAULT_DECODING, NOT_FINITE, DecodingSettings, Hypothesis
+from sonotune.types import DEFAULT_DECODING, NOT_FINITE, DecodingSettings, Hypothesis, RecognizedWord
 
 CHARACTERS_PER_SECOND = 25.0
 """Fast English speech has about 20; syllabic scripts and those without vowels have fewer."""
@@ -176,19 +176,34 @@ class FiniteClips:
 
     Args:
         clips: How many; beam search has several rows for each.
+        rated: Whether the log-probability of each token is kept, which greedy search alone has: one number a token,
+            where `output_logits` of `generate` would keep a vocabulary of them.
 
     Attributes:
         finite_B: Whether all logits of each clip so far were finite (B,).
     """
 
-    def __init__(self, clips: int) -> None:
+    def __init__(self, clips: int, *, rated: bool = False) -> None:
         self.finite_B = torch.ones(clips, dtype=torch.bool)
+        self._rated, self._scores_BV, self._logprobs = rated, torch.empty(0), list[Tensor]()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The scores as they are."""
         finite_BK = finite_rows(scores).view(len(self.finite_B), -1)
         self.finite_B = self.finite_B.to(scores.device) & finite_BK.all(dim=1)
+        self._scores_BV = scores if self._rated else self._scores_BV
         return scores
+
+    def chosen(self, tokens_B: Tensor) -> None:
+        """Note which token was taken by the scores of the last call."""
+        if self._rated:
+            scores_BV = self._scores_BV.float()
+            self._logprobs.append(scores_BV.gather(1, tokens_B[:, None])[:, 0] - scores_BV.logsumexp(dim=-1))
+
+    @property
+    def logprobs(self) -> list[list[float]]:
+        """Log-probability of each token of each row, with what hinders repetition; empty where none were kept."""
+        return torch.stack(self._logprobs, dim=1).tolist() if self._logprobs else [[] for _ in self.finite_B]
 
 
 class EndOfRow:
@@ -210,6 +225,7 @@ class EndOfRow:
         limits_B = self._limits_B.repeat_interleave(rows)
         done_B = (written_BU.shape[1] >= limits_B.to(written_BU.device)) | loops_at_end(written_BU)
         if self._watched is not None:
+            self._watched.chosen(input_ids[:, -1])
             done_B |= ~self._watched.finite_B.to(done_B.device).repeat_interleave(rows)
         return done_B
 
@@ -221,11 +237,11 @@ def stopping(limits: Sequence[int], *, prompt: int = 0, watched: FiniteClips | N
     return StoppingCriteriaList([EndOfRow(limits, prompt=prompt, watched=watched)])
 
 
-def watched_rows(limits: Sequence[int], *, prompt: int = 0) -> tuple[dict[str, Any], FiniteClips]:
+def watched_rows(limits: Sequence[int], *, prompt: int = 0, rated: bool = False) -> tuple[dict[str, Any], FiniteClips]:
     """Arguments of `generate` that end rows one by one, and what says afterwards which clips had finite logits."""
     from transformers import LogitsProcessorList  # noqa: PLC0415  (slow import, decoding only)
 
-    watched = FiniteClips(len(limits))
+    watched = FiniteClips(len(limits), rated=rated)
     ends = stopping(limits, prompt=prompt, watched=watched)
     return {"logits_processor": LogitsProcessorList([watched]), "stopping_criteria": ends}, watched
 
@@ -250,6 +266,7 @@ def generation_settings(own: Any, limits: Sequence[int], decoding: DecodingSetti
         no_repeat_ngram_size=decoding.no_repeat_ngram_size,
         repetition_penalty=decoding.repetition_penalty,
         remove_invalid_values=False,  # NaN is to be seen
+        **({} if decoding.length_penalty is None else {"length_penalty": decoding.length_penalty}),
         **further,
     )
     return settings
@@ -275,11 +292,13 @@ class Written:
         ids: The tokens, without the end token.
         mean_logprob: Mean log-probability of the tokens, the end token included, at temperature 0.
         finite: Whether all logits of the row were finite; the row ends at the first that are not.
+        logprobs: Log-probability of each of `ids` at temperature 0, whatever hinders repetition.
     """
 
     ids: list[int]
     mean_logprob: float
     finite: bool = True
+    logprobs: list[float] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -312,6 +331,7 @@ def write(
     limits_B = torch.tensor(limits, device=device)
     text_BU = prompt_BU.new_full((rows, longest), end)
     sums_B = torch.zeros(rows, device=device)
+    logprobs_BU = torch.zeros(rows, longest, device=device)
     lengths_B = torch.zeros(rows, dtype=torch.long, device=device)
     present_R = torch.arange(rows, device=device)  # rows that are still computed
     open_R = torch.ones(rows, dtype=torch.bool, device=device)  # those of them that are not done
@@ -335,6 +355,7 @@ def write(
         finite_B[going_R] = finite_R[open_R]
         text_BU[going_R, place] = chosen_R[open_R]
         sums_B[going_R] += logprobs_R[open_R]
+        logprobs_BU[going_R, place] = logprobs_R[open_R]
         lengths_B[going_R] = place + 1
         open_R = open_R & finite_R & (chosen_R != end) & (place + 1 < limits_B[present_R])
         open_R &= ~loops_at_end(text_BU[present_R, : place + 1])
@@ -348,9 +369,10 @@ def write(
             present_R, open_R, tokens_RU = present_R[kept_R], open_R[kept_R], tokens_RU[kept_R]
     means_B = (sums_B / lengths_B.clamp_min(1)).tolist()
     texts = [row[:length] for row, length in zip(text_BU.tolist(), lengths_B.tolist(), strict=True)]
+    written = [[one for one in row if one != end] for row in texts]  # the end token is the last one or none
     return [
-        Written([one for one in ids if one != end], mean, finite)
-        for ids, mean, finite in zip(texts, means_B, finite_B.tolist(), strict=True)
+        Written(ids, mean, finite, logprobs[: len(ids)])
+        for ids, mean, finite, logprobs in zip(written, means_B, finite_B.tolist(), logprobs_BU.tolist(), strict=True)
     ]
 
 
@@ -387,12 +409,18 @@ class Candidate:
         mean_logprob: See `Written`.
         finite: See `Written`.
         cut: See `is_cut`.
+        words: See `Hypothesis`.
     """
 
     text: str
     mean_logprob: float
     finite: bool = True
     cut: bool = False
+    words: tuple[RecognizedWord, ...] | None = None
+
+    def at(self, temperature: float) -> Hypothesis:
+        """What it is as the text of a clip."""
+        return Hypothesis(text=self.text, temperature=temperature, cut=self.cut, words=self.words)
 
     def compresses(self, settings: DecodingSettings) -> bool:
         """Whether the text is as repetitive as a loop."""
@@ -437,7 +465,7 @@ def fall_back(
     Source: Radford et al. 2022, section 4.5.
     """
     tried = [[one] for one in first]
-    chosen = [Hypothesis(text=one.text, cut=one.cut) for one in first]
+    chosen = [one.at(0.0) for one in first]
     failed = [row for row, one in enumerate(first) if one.finite and one.fails(settings, no_speech[row])]
     for temperature in settings.temperatures[1:]:
         if not failed:
@@ -445,7 +473,7 @@ def fall_back(
         still = []
         for row, one in zip(failed, again(failed, temperature), strict=True):
             tried[row].append(one)
-            chosen[row] = Hypothesis(text=one.text, temperature=temperature, cut=one.cut)
+            chosen[row] = one.at(temperature)
             if one.fails(settings, no_speech[row]):
                 still.append(row)
         failed = still
@@ -459,8 +487,7 @@ def fall_back(
             and (settings.logprob_threshold is None or one.mean_logprob >= floor)
         ]
         best = max(usable, key=lambda place: tried[row][place].mean_logprob, default=0)
-        kept = tried[row][best]
-        chosen[row] = Hypothesis(text=kept.text, temperature=settings.temperatures[best], cut=kept.cut)
+        chosen[row] = tried[row][best].at(settings.temperatures[best])
     for row, attempts in enumerate(tried):
         if attempts[-1].is_silence(settings, no_speech[row]):
             chosen[row] = Hypothesis(text="")

@@ -29,6 +29,7 @@ from sonotune.metrics.scores import (
 )
 from sonotune.metrics.slices import DURATION_EDGES_S
 from sonotune.reports.classes import view_classes
+from sonotune.reports.confidence import view_confidence
 from sonotune.reports.figures import Estimate, Series, bars, curve, estimates
 from sonotune.reports.page import render_page
 from sonotune.reports.predictions import Rate, text_slices, worst_texts
@@ -98,6 +99,7 @@ def build_html(
     rate: Rate = "cer" if next(iter(names), None) == "cer" else "wer"
     worst, wrong = (classes["worst"], classes["wrong"]) if classes else worst_texts(predictions)
     changed, defaults = _settings(record)
+    confidence = view_confidence(record)
     told = sorted(
         dict.fromkeys(record.findings),
         key=lambda finding: (finding.check not in _FIRST, _SEVERITIES.index(finding.severity)),
@@ -137,6 +139,12 @@ def build_html(
         kept=retention_verdict(record),
         retention=retention_rows(record),
         scales={"titles": scale_titles(record), "rows": scale_rows(record), **record.adapter_scales},
+        confidence={
+            **confidence,
+            "figures": [(caption, Markup(svg)) for caption, svg in confidence.get("figures", [])],  # noqa: S704  (same)
+        }
+        if confidence
+        else {},
         scale_curve=Markup(scale_figure(record) or ""),  # noqa: S704  (as the figures)
         dates=dates(events),
         command=command_line(record),

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, Required
 
-from pydantic import AfterValidator, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from sonotune.errors import RunDirectoryError
@@ -147,6 +147,46 @@ class _Scales(TypedDict, total=False):
     rule: str
 
 
+class _Calibration(TypedDict):
+    """How word confidences are made of log-odds (`metrics.confidence.Calibration`)."""
+
+    method: Literal["platt"]
+    slope: Annotated[Number, Field(gt=0)]
+    intercept: Number
+    words: Count
+    clips: Count
+    decoding: dict[str, Any]
+
+
+class _ReliabilityBin(TypedDict):
+    confidence: Number
+    right: Number
+    words: Number
+
+
+class _Coverage(TypedDict):
+    coverage: Number
+    risk: Number
+    confidence: Number
+
+
+class _Curves(TypedDict):
+    """Of the words of some clips (`metrics.confidence.confidence_curves`)."""
+
+    words: Count
+    wrong: Count
+    calibrated: bool
+    reliability: list[_ReliabilityBin]
+    uncalibrated: NotRequired[list[_ReliabilityBin]]
+    risk_coverage: list[_Coverage]
+    scores: NotRequired[dict[str, ScoreEntries]]
+
+
+class _Confidence(TypedDict, total=False):
+    calibration: _Calibration
+    curves: dict[str, _Curves]
+
+
 class _Schema1(TypedDict):
     schema: Literal[1]
     run_id: str
@@ -169,6 +209,7 @@ class _Schema1(TypedDict):
     data: NotRequired[dict[str, _Split]]
     retention: NotRequired[list[_Retention]]
     adapter_scales: NotRequired[_Scales]
+    confidence: NotRequired[_Confidence]
 
 
 def _ascending(edges: list[Logged]) -> list[Logged]:

@@ -185,7 +185,7 @@ def read_space(words: Sequence[str]) -> tuple[SweepConfig, Space]:
     Raises:
         ConfigError: A word is wrong, nothing varies, or no trial can be made of a value.
     """
-    fixed, axes, problems = _sort(words)
+    fixed, axes, problems = sort_words(words)
     if problems:
         raise ConfigError(problem_list(f"{len(problems)} problem{'s'[: len(problems) > 1]} in the sweep:", problems))
     config = _any_config(Space(base=tuple(fixed.values()), axes=tuple(axes.values())))
@@ -236,7 +236,7 @@ def _combinations(space: Space) -> Iterator[Point]:
         yield dict(zip(names, values, strict=True))
 
 
-def _sort(words: Sequence[str]) -> tuple[dict[str, str], dict[str, Axis], list[str]]:
+def sort_words(words: Sequence[str]) -> tuple[dict[str, str], dict[str, Axis], list[str]]:
     """Words of one value by setting, the axes of the others, and what is wrong."""
     fixed: dict[str, str] = {}
     axes: dict[str, Axis] = {}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sonotune.data.text import Normalizer, get
 from sonotune.errors import ConfigError
 from sonotune.features.batching import Batch
+from sonotune.metrics.confidence import RatedWords
 from sonotune.models.base import LoadedModel
 from sonotune.models.losses import Losses
 from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, LabelTokens, Prediction, Score
@@ -157,6 +158,15 @@ class LabelTask(Protocol):
 
     def rate_labels(self, loaded: LoadedModel, batch: Batch) -> list[LabelTokens | None]:
         """How the model rates the targets of each clip of a batch; None where it gives no finite number."""
+        ...
+
+
+@runtime_checkable
+class WordTask(Protocol):
+    """A task whose predictions have words (`Prediction.words`), of which a reference says which are right."""
+
+    def rated_words(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> RatedWords:
+        """The words of aligned predictions and clips that have a reference, and whether each is right."""
         ...
 
 

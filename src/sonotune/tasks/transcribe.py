@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from sonotune.data import numbers
 from sonotune.data.scripts import deciding_rate
 from sonotune.data.text import BASIC, profile_of, says_something
+from sonotune.data.words import right_words
 from sonotune.errors import ConfigError, MissingExtraError, TextError, TextTooLongError
 from sonotune.features.batching import Batch
+from sonotune.metrics.confidence import RatedWords, word_log_odds
 from sonotune.metrics.error_rate import edit_counts, error_rate
 from sonotune.metrics.runaway import cut_loops, decoding_health
 from sonotune.metrics.scores import NUMBERS_VERBALIZED
@@ -177,8 +179,21 @@ class Transcribe:
         self._written = self.family.written_form(loaded)
         batch = replace(batch, clips=tuple(self._told(loaded, clip) for clip in batch.clips))
         made = self.family.transcribe(loaded, batch, settings)
+        if settings.confidence and any(one.words is None and one.text for one in made):
+            raise ConfigError(
+                f"evaluation.confidence=true: the family {self.family.name} gives no probabilities of words. Leave it "
+                "out, or return Hypothesis.words from its `transcribe`."
+            )
+        nothing = () if settings.confidence else None  # of a clip without a text
         return [
-            Prediction(clip_id=clip.id, text=one.text, attempts=one.attempts, finite=one.finite, cut=one.cut)
+            Prediction(
+                clip_id=clip.id,
+                text=one.text,
+                attempts=one.attempts,
+                finite=one.finite,
+                cut=one.cut,
+                words=nothing if one.words is None else one.words,
+            )
             for clip, one in zip(batch.clips, made, strict=True)
         ]
 
@@ -316,7 +331,7 @@ class Transcribe:
         """The texts as they came, in the form that is compared, and the word errors between them.
 
         `cut` and `no_signal` (see `Prediction`) stand in the rows of which they are true, `attempts` where the
-        first text failed a threshold, and `label_tokens` where they were measured.
+        first text failed a threshold, and `label_tokens` and `words` where they were measured.
         """
         hypothesis = prediction.text or ""
         row: dict[str, Any] = {
@@ -334,7 +349,29 @@ class Transcribe:
             row["attempts"] = prediction.attempts
         if prediction.label_tokens is not None:
             row["label_tokens"] = prediction.label_tokens.to_json()
+        if prediction.words is not None:
+            row["words"] = [word.to_json() for word in prediction.words]
         return row | {name: True for name in ("cut", "no_signal") if getattr(prediction, name)}
+
+    def rated_words(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> RatedWords:
+        """See `WordTask`; words of which scoring sees nothing have no part in it."""
+
+        def scored(text: str) -> str:
+            return self._scoring(self._written(text))
+
+        log_odds, right, owners = list[float](), list[bool](), list[int]()
+        for number, (prediction, clip) in enumerate(zip(predictions, clips, strict=True)):
+            if not prediction.words:
+                continue
+            outcomes = right_words(prediction.text or "", clip.text or "", scored)
+            for word, outcome in zip(prediction.words, outcomes, strict=True):
+                if outcome is not None:
+                    log_odds.append(word_log_odds(word.logprobs))
+                    right.append(outcome)
+                    owners.append(number)
+        return RatedWords(
+            np.array(log_odds), np.array(right, dtype=np.bool_), np.array(owners, dtype=np.int64), len(clips)
+        )
 
     def _scored(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[list[str], list[str]]:
         """References and hypotheses in scoring form, both in the letters that the model has."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal
 
 from sonotune.adapters.calibration.calibrate import collect
 from sonotune.adapters.ranks.choose import calibration_clips
 from sonotune.evaluation.augmented import EvaluationChain
+from sonotune.evaluation.confidence import WordConfidence, calibration_in, with_curves
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate, write_predictions
 from sonotune.evaluation.noise import with_noise
+from sonotune.metrics.confidence import Calibration
 from sonotune.metrics.scores import WORSE, primary_score, score_title, show_score, show_value, spelling_of_numbers
 from sonotune.progress import about, note
 from sonotune.runs import read_events
@@ -62,11 +64,13 @@ class Scoring:
         clips = self._clips(split)
         if not clips or (once and point in log.record.scores):
             return
-        result = self._evaluate(split, f"{'before' if point == 'before' else 'after'} training")
+        calibration = calibration_in(log.record) if point == "test" else None
+        result = self._evaluate(split, f"{'before' if point == 'before' else 'after'} training", calibration)
         if self._session.compute.processes.main:
             write_predictions(log.directory.predictions_dir / f"{point}.jsonl", task, result.predictions, clips)
         log.finding([replace(found, message=f"{point}: {found.message}") for found in result.findings])
         log.scored(point, result.scores)
+        self._keep_confidence(point, result, clips)
         self._trackers.scored(point, result.scores)
         if point == "after":
             log.finding(worse_than_before(log.record.scores))
@@ -125,6 +129,20 @@ class Scoring:
             seconds=found.seconds,
         )
 
+    def _keep_confidence(self, point: EvaluationPoint, result: EvaluationResult, clips: Sequence[Clip]) -> None:
+        """Keep the curves of word confidences, and calibrate them on the development clips of the finished model."""
+        log, decoding = self._session.log, self._session.config.evaluation.decoding()
+        if not decoding.confidence:
+            return
+        kept = log.record.confidence
+        if "confidence" in result.details:
+            kept = with_curves(kept, point, result.details["confidence"])
+        if point == "after":
+            fitted, findings = WordConfidence(self._inputs.task, None, decoding).fit(result.predictions, clips)
+            log.finding(findings)
+            kept = {**kept, **({} if fitted is None else {"calibration": fitted.to_json()})}
+        log.write(confidence=kept)
+
     def _clips(self, split: str) -> list[Clip]:
         """The clips of a split, with their noise where scores by it are asked for; measured once."""
         if split not in self._split_clips:
@@ -132,7 +150,7 @@ class Scoring:
             self._split_clips[split] = with_noise(clips, self._session.config.evaluation.snr_edges_db)
         return self._split_clips[split]
 
-    def _evaluate(self, split: str, when: str) -> EvaluationResult:
+    def _evaluate(self, split: str, when: str, calibration: Calibration | None = None) -> EvaluationResult:
         """Score the clips of a split, and say what the score is."""
         session, settings = self._session, self._session.config.evaluation
         clips = f"{'test' if split == 'test' else 'development'} clips"
@@ -154,6 +172,7 @@ class Scoring:
                 processes=session.compute.processes,
                 primary=self._inputs.primary,
                 augmentation=EvaluationChain.of(settings.augment, settings.augment_seed),
+                calibration=calibration,
             )
         scores = {name: score.to_json() for name, score in result.scores.items()}
         if (name := primary_score(scores)) is not None:

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sonotune.errors import ModelError, TextError
+from sonotune.errors import ConfigError, ModelError, TextError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import Frontend, RawWaveform, from_feature_extractor
 from sonotune.features.normalization import valid_frames
@@ -44,11 +44,12 @@ from sonotune.models.checkpoints import (
     read_config,
     reinitialise,
 )
-from sonotune.models.ctc_decoding import beam_search, collapse
+from sonotune.models.ctc_decoding import beam_search, collapse, label_logprobs
 from sonotune.models.languages import nothing_to_note
 from sonotune.models.letters import Letters
 from sonotune.models.losses import FrameOutputs
 from sonotune.models.norms import fix_batch_norms
+from sonotune.models.token_words import words_of_tokens
 from sonotune.types import DEFAULT_DECODING, NOT_FINITE, Context, DecodingSettings, Hypothesis
 
 logger = logging.getLogger(__name__)
@@ -298,7 +299,21 @@ class CtcFamily:
     def transcribe(
         self, loaded: LoadedModel, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING
     ) -> list[Hypothesis]:
-        """Best path (`beam_size=1`) or prefix beam search; the frames bound the length. No text is decoded again."""
+        """Best path (`beam_size=1`) or prefix beam search; the frames bound the length. No text is decoded again.
+
+        Raises:
+            ConfigError: Confidences are asked for of the texts of a beam search, which no single path has written.
+        """
+        rate = settings.confidence
+        if rate and settings.beam_size > 1:
+            raise ConfigError(
+                "evaluation.confidence=true takes the probabilities of the best path, and evaluation.beam_size="
+                f"{settings.beam_size} sums over many: a CTC model has word confidences with evaluation.beam_size=1."
+            )
+
+        def decode(ids: Sequence[int]) -> str:
+            return self.decode_text(loaded, ids).strip()
+
         scores_BTV, lengths_B = self._scores(loaded, batch)
         blank = loaded.module.config.pad_token_id
         texts = []
@@ -306,11 +321,16 @@ class CtcFamily:
             if bool(scores_TV[:length].isnan().any()):  # an infinite logit has no logarithm of a probability either
                 texts.append(NOT_FINITE)
                 continue
+            path = scores_TV[:length].argmax(dim=-1).tolist()
             if settings.beam_size == 1:
-                ids = collapse(scores_TV[:length].argmax(dim=-1).tolist(), blank=blank)
+                ids = collapse(path, blank=blank)
             else:
                 ids = beam_search(scores_TV[:length].numpy(), blank=blank, beam_size=settings.beam_size)
-            texts.append(Hypothesis(text=self.decode_text(loaded, ids).strip()))
+            text, words = decode(ids), None
+            if rate:
+                logprobs = label_logprobs(path, scores_TV[:length].amax(dim=-1).tolist(), blank=blank)
+                words = words_of_tokens(text, ids, logprobs, decode)
+            texts.append(Hypothesis(text=text, words=words))
         return texts
 
     def _scores(self, loaded: LoadedModel, batch: Batch) -> tuple[Tensor, Tensor]:

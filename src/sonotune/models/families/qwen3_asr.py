@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,17 @@ from sonotune.features.chunked_mel import ChunkedLogMel
 from sonotune.features.frontend import from_feature_extractor
 from sonotune.features.normalization import valid_frames
 from sonotune.models import decoding
-from sonotune.models.audio_lm import Rows, generate, kinds_of_rows, label_logits, label_outputs, lay_out, own_targets
+from sonotune.models.audio_lm import (
+    Answer,
+    Rows,
+    generate,
+    hypothesis,
+    kinds_of_rows,
+    label_logits,
+    label_outputs,
+    lay_out,
+    own_targets,
+)
 from sonotune.models.audio_positions import AudioPositions, PositionedModules, announce, in_encoder
 from sonotune.models.base import Component, LoadedModel, Stream
 from sonotune.models.checkpoints import load_pretrained, load_processor, locate, outline_pretrained, read_config
@@ -338,10 +349,16 @@ class Qwen3AsrFamily:
             if answer is None:
                 made.append(NOT_FINITE)
                 continue
-            kept = _first_text_tokens(answer, marker, limit)
-            cut = decoding.is_cut(answer, bound if len(kept) == len(answer) else len(kept))
-            text = decoding.without_half_character(self.decode_text(loaded, kept), cut=cut)
-            made.append(Hypothesis(text=text, cut=cut))
+            kept = _first_text_tokens(answer.ids, marker, limit)
+            whole = len(kept) == len(answer.ids)
+            made.append(
+                hypothesis(
+                    Answer(kept, answer.logprobs[: len(kept)]),
+                    limit=bound if whole else len(kept),
+                    decode=partial(self.decode_text, loaded),
+                    rated=settings.confidence,
+                )
+            )
         return made
 
 
@@ -391,7 +408,7 @@ def _longest_prefix(tokenizer: Any) -> int:
     return max(len(token_ids(tokenizer, language_prefix(name))) for name in trained_languages().values())
 
 
-def _first_text_tokens(answer: Sequence[int], marker: int, limit: int) -> Sequence[int]:
+def _first_text_tokens(answer: list[int], marker: int, limit: int) -> list[int]:
     """The answer with at most `limit` tokens behind the language."""
     begins = answer.index(marker) + 1 if marker in answer else 0
     return answer[: begins + limit]

@@ -10,6 +10,7 @@ N labels of a batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,16 @@ from sonotune.features.batching import Batch
 from sonotune.features.frontend import from_feature_extractor
 from sonotune.features.normalization import valid_frames
 from sonotune.models import decoding, speech_encoders
-from sonotune.models.audio_lm import Rows, generate, kinds_of_rows, label_logits, label_outputs, lay_out, own_targets
+from sonotune.models.audio_lm import (
+    Rows,
+    generate,
+    hypothesis,
+    kinds_of_rows,
+    label_logits,
+    label_outputs,
+    lay_out,
+    own_targets,
+)
 from sonotune.models.audio_positions import PositionedModules, in_encoder
 from sonotune.models.base import PADDING, Component, LoadedModel, Stream
 from sonotune.models.checkpoints import (
@@ -299,15 +309,11 @@ class SpeechLlmFamily:
                 eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id if pad is None else pad
             ),
         )
-        made = []
-        for answer, limit in zip(answers, limits, strict=True):
-            if answer is None:
-                made.append(NOT_FINITE)
-                continue
-            cut = decoding.is_cut(answer, limit)
-            text = decoding.without_half_character(self.decode_text(loaded, answer), cut=cut)
-            made.append(Hypothesis(text=text, cut=cut))
-        return made
+        made = partial(hypothesis, decode=partial(self.decode_text, loaded), rated=settings.confidence)
+        return [
+            NOT_FINITE if answer is None else made(answer, limit=limit)
+            for answer, limit in zip(answers, limits, strict=True)
+        ]
 
     def _rows(self, loaded: LoadedModel, batch: Batch, *, with_targets: bool) -> Rows:
         """Prompts with what was heard in them, and targets where wanted."""

@@ -12,6 +12,7 @@ Shape letters: B clips, T frames, P encoder positions (two frames each), F mel b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -38,6 +39,7 @@ from sonotune.models.families.whisper_checkpoint import (
 from sonotune.models.languages import find_code, named, nearest, nothing_to_note, some_codes
 from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
+from sonotune.models.token_words import words_of_tokens
 from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
 
 _CROSSING: Final = r"^model\.decoder\..*\.encoder_attn\.[kv]_proj$"
@@ -290,7 +292,7 @@ class WhisperFamily:
                 heard=[heard[row] for row in rows],
             )
             made = [
-                self._candidate(loaded, one.ids, one.mean_logprob, limit=limits[row], finite=one.finite)
+                self._candidate(loaded, one, limit=limits[row], rate=settings.confidence)
                 for row, one in zip(rows, written, strict=True)
             ]
             return made, decoder.no_speech
@@ -300,10 +302,10 @@ class WhisperFamily:
                 first, no_speech = candidates(range(len(limits)), 0.0)
             else:
                 rows, finite = _generate(loaded, encoded_BPD, prompt_BU, limits, settings)
-                means, no_speech = _judge(loaded, encoded_BPD, prompt_BU, rows)
+                written, no_speech = _judge(loaded, encoded_BPD, prompt_BU, rows, finite)
                 first = [
-                    self._candidate(loaded, row, mean, limit=limit, finite=number)
-                    for row, mean, limit, number in zip(rows, means, limits, finite, strict=True)
+                    self._candidate(loaded, one, limit=limit, rate=settings.confidence)
+                    for one, limit in zip(written, limits, strict=True)
                 ]
             return decoding.fall_back(first, no_speech, settings, lambda rows, heat: candidates(rows, heat)[0])
         finally:
@@ -311,11 +313,14 @@ class WhisperFamily:
             decode_rows(loaded.module.model.encoder, None)
 
     def _candidate(
-        self, loaded: LoadedModel, ids: Sequence[int], mean_logprob: float, *, limit: int, finite: bool
+        self, loaded: LoadedModel, written: decoding.Written, *, limit: int, rate: bool
     ) -> decoding.Candidate:
-        cut = decoding.is_cut(ids, limit)
-        text = decoding.without_half_character(self.decode_text(loaded, ids), cut=cut)
-        return decoding.Candidate(text, mean_logprob, finite=finite, cut=cut)
+        """The text of what was written, and the words of it where they are to be rated."""
+        decode = partial(self.decode_text, loaded)
+        cut = decoding.is_cut(written.ids, limit)
+        text = decoding.without_half_character(decode(written.ids), cut=cut)
+        words = words_of_tokens(text, written.ids, written.logprobs, decode) if rate else None
+        return decoding.Candidate(text, written.mean_logprob, finite=written.finite, cut=cut, words=words)
 
     def _encode(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Features (B, T, F) -> encoder states (B, P, D); what they stand for is left for the decoder's layers."""
@@ -544,9 +549,13 @@ def _generate(
 
 
 def _judge(
-    loaded: LoadedModel, encoded_BPD: Tensor, prompt_BU: Tensor, rows: Sequence[Sequence[int]]
-) -> tuple[list[float], list[float]]:
-    """Mean log-probability of given texts, the end included, and the probability that there is no speech.
+    loaded: LoadedModel,
+    encoded_BPD: Tensor,
+    prompt_BU: Tensor,
+    rows: Sequence[list[int]],
+    finite: Sequence[bool],
+) -> tuple[list[decoding.Written], list[float]]:
+    """Given texts with their log-probabilities, and the probability that there is no speech.
 
     Logits are made of one clip at a time, for those of a whole batch are many.
     """
@@ -556,14 +565,15 @@ def _judge(
     hidden_BUD = loaded.module.model.decoder(
         input_ids=torch.cat([prompt_BU, text_BU[:, :-1]], dim=1), encoder_hidden_states=encoded_BPD, use_cache=False
     ).last_hidden_state
-    means = []
-    for hidden_UD, text_U, row in zip(hidden_BUD[:, start - 1 :], text_BU, rows, strict=True):
+    written = []
+    for hidden_UD, text_U, row, number in zip(hidden_BUD[:, start - 1 :], text_BU, rows, finite, strict=True):
         length = min(len(row) + 1, width)
         logits_UV = loaded.module.proj_out(hidden_UD[:length]).float()
         _suppress(loaded, logits_UV, first=False)
         _suppress(loaded, logits_UV[:1], first=True)
-        means.append(float(-F.cross_entropy(logits_UV, text_U[:length])))
-    return means, _no_speech(loaded, hidden_BUD)
+        logprobs_U = -F.cross_entropy(logits_UV, text_U[:length], reduction="none")
+        written.append(decoding.Written(row, float(logprobs_U.mean()), number, logprobs_U[: len(row)].tolist()))
+    return written, _no_speech(loaded, hidden_BUD)
 
 
 def text_tokens(tokenizer: Any, text: str) -> list[int]:

@@ -1,0 +1,112 @@
+"""`sonotune sweep decode`: settings of decoding of a trained run, on its development clips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sonotune.arguments import development_clips, evaluation_settings, open_recognizer, run_of, settings_of_use
+from sonotune.cli.shared import print_result, tell
+from sonotune.metrics.scores import better_sign, score_title, show_change, show_score, show_signed
+from sonotune.progress import phase
+from sonotune.wording import counted
+
+if TYPE_CHECKING:
+    from sonotune.config.schema import RunConfig
+    from sonotune.types import DecodingSettings
+
+_WARM_UP = 2
+
+
+def sweep_decode(words: Sequence[str], *, dry_run: bool, as_json: bool) -> None:
+    """Decode the development clips in every way, and propose one; see `sweeps.decoding`."""
+    with phase("starting"):
+        from sonotune.config.load import idle_settings
+        from sonotune.errors import ConfigError
+        from sonotune.sweeps.decoding import RECORD, decoding_axes, decoding_trials, sweep_decoding
+        from sonotune.sweeps.winner_test import evaluation_words
+
+    from sonotune.runs import digest_json
+
+    fixed, axes = decoding_axes(words)
+    given = settings_of_use(list(fixed.values())).config
+    run = run_of(Path(given.model.checkpoint))
+    if run is not None:  # as the run is scored, where the line does not say otherwise
+        own = {word.partition("=")[0]: word for word in evaluation_words(run, "")}
+        fixed = {name: word for name, word in own.items() if name not in ("data.test", "model")} | fixed
+    fixed |= {"evaluation.confidence": "evaluation.confidence=false"}  # not all ways of decoding have one
+    if given.model.task == "classify" or (run is not None and given.model.task == "auto" and _classifies(run)):
+        raise ConfigError("classes are not decoded: there is no setting to sweep.")
+
+    def settings_of(point: Mapping[str, str]) -> tuple[dict[str, str], RunConfig]:
+        line = fixed | {name: f"{name}={value}" for name, value in point.items()}
+        for idle in idle_settings(list(line.values())):
+            line.pop(idle, None)
+        values = {name: value for name, value in point.items() if name in line}
+        return values, settings_of_use(list(line.values())).config
+
+    def decoding_of(point: Mapping[str, str]) -> tuple[dict[str, str], DecodingSettings]:
+        values, config = settings_of(point)
+        return values, config.evaluation.decoding()
+
+    base = settings_of({})[1]
+    trials = decoding_trials(axes, decoding_of)
+    name = digest_json([sorted(fixed.values()), sorted(axis.text for axis in axes.values())])[:8]
+    folder = base.sweep.dir if isinstance(base.sweep.dir, Path) else Path("runs") / f"decode-{name}"
+    if dry_run:
+        body = {"sweep": str(folder), "trials": [{"name": one.name, "values": dict(one.values)} for one in trials]}
+        lines = [*(one.name for one in trials), f"{counted(len(trials), 'evaluation')}, in {folder}"]
+        print_result(body, as_json=as_json, lines=lines)
+        return
+    from sonotune.features.workers import Crew
+
+    with Crew(base.data.loader_workers) as crew:
+        recognizer = open_recognizer(base)
+        clips = development_clips(base, recognizer)
+        scoring = evaluation_settings(base) | {"calibration": None}
+        recognizer.evaluate(clips[:_WARM_UP], crew=crew, **scoring)  # the first pass is slower than the others
+        body = sweep_decoding(
+            trials,
+            clips,
+            recognizer.task,
+            lambda decoding: recognizer.evaluate(clips, crew=crew, **(scoring | {"decoding": decoding})),
+            folder=folder,
+            about={
+                "model": base.model.checkpoint,
+                "axes": {axis.name: list(axis.values) for axis in axes.values()},
+                "words": list(words),
+            },
+            told=lambda line: tell(line, stdout=not as_json),
+        )
+    body |= {"sweep": str(folder), "record": str(folder / RECORD)}
+    print_result(body, as_json=as_json, lines=_lines(body))
+
+
+def _classifies(run: Path) -> bool:
+    from sonotune.runs import read_record
+    from sonotune.runs.record import task_of
+
+    return task_of(read_record(run)) == "classify"
+
+
+def _lines(body: Mapping[str, Any]) -> list[str]:
+    """A line a way of decoding, the best first, and what is proposed."""
+    name = body["score"]
+    first = body["trials"][0]["scores"][name]
+    sign = better_sign(first["better"])
+    rows = sorted(body["trials"], key=lambda row: sign * row["scores"][name]["value"])
+    width = max(len(row["name"]) for row in rows)
+    lines = [f"{score_title(name, first)} of {counted(body['clips'], 'development clip')}"]
+    for row in rows:
+        score, found = row["scores"][name], row["difference"]
+        told = ""
+        if found is not None:
+            low, high = show_signed(score, found["low"]), show_signed(score, found["high"])
+            told = f"   {show_change(score, found['value'])} [{low}, {high}], {row['outcome']}"
+        lines.append(
+            f"{row['name']:<{width}}  {show_score(score)}  {row['insertions']} insertions, {row['loops']} loops, "
+            f"{row['real_time_factor']:.2f} s a second of audio{told}"
+        )
+    lines.append(f"proposed: {body['sentence']}")
+    return [*lines, f"record   {body['record']}"]

@@ -1,0 +1,160 @@
+"""Confidences of the words of an evaluation: made, scored, and calibrated on development clips.
+
+A calibration is fitted on the development clips of a run and nothing else, and stands in its record
+(`RunRecord.confidence`); whoever uses the run gets calibrated confidences from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any, Final
+
+import numpy as np
+
+from sonotune.errors import ConfigError
+from sonotune.metrics.confidence import (
+    MIN_WORDS,
+    Calibration,
+    RatedWords,
+    confidence_curves,
+    confidence_scores,
+    fit_platt,
+    probability,
+    word_log_odds,
+)
+from sonotune.tasks.base import Task, WordTask
+from sonotune.types import Clip, DecodingSettings, Finding, Prediction, RunRecord, Score
+from sonotune.wording import counted
+
+CHECK: Final = "evaluation.confidence"
+
+
+class WordConfidence:
+    """Makes and scores the confidences of one evaluation.
+
+    Args:
+        task: Says which words are right.
+        calibration: None takes confidences as the model gives them.
+        decoding: How the texts are written.
+
+    Raises:
+        ConfigError: The task has no words.
+    """
+
+    def __init__(self, task: Task, calibration: Calibration | None, decoding: DecodingSettings) -> None:
+        if not isinstance(task, WordTask):
+            raise ConfigError(
+                "evaluation.confidence=true asks for confidences of words, and classes have none: their probabilities "
+                "are given always. Leave it out."
+            )
+        self._task, self._calibration, self._decoding = task, calibration, decoding
+
+    def rate(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+        """The predictions with a confidence of each word."""
+        confidence = self._calibration or probability
+        return [
+            one
+            if one.words is None
+            else replace(
+                one,
+                words=tuple(replace(word, confidence=confidence(word_log_odds(word.logprobs))) for word in one.words),
+            )
+            for one in predictions
+        ]
+
+    def score(
+        self, predictions: Sequence[Prediction], clips: Sequence[Clip], *, resamples: int, seed: int
+    ) -> dict[str, Score]:
+        """See `metrics.confidence.confidence_scores`."""
+        return confidence_scores(
+            self._words(predictions, clips),
+            self._calibration,
+            speakers=[clip.speaker for clip in clips],
+            resamples=resamples,
+            seed=seed,
+        )
+
+    def details(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> dict[str, Any]:
+        """The curves under `confidence`; nothing without words."""
+        words = self._words(predictions, clips)
+        return {"confidence": confidence_curves(words, self._calibration)} if len(words.right) else {}
+
+    def findings(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> list[Finding]:
+        """What there is to know about the confidences."""
+        words = self._words(predictions, clips)
+        told = []
+        if not len(words.right):
+            told.append(f"no word was written on {counted(len(clips), 'clip')}: word confidences have no scores.")
+        elif words.right.all() or not words.right.any():
+            every = "right" if words.right.all() else "wrong"
+            told.append(
+                f"all {len(words.right)} words are {every}: AUROC and NCE of word confidences cannot be given, for "
+                "they compare right words with wrong ones."
+            )
+        if self._calibration is None:
+            told.append(
+                "word confidences are not calibrated: they are the model's own, which is surer than it is right. "
+                "`sonotune calibrate` fits them on the development clips of a run."
+            )
+        elif unlike := _differing(self._calibration.decoding, decoding_entries(self._decoding)):
+            told.append(
+                f"word confidences were calibrated on texts that were decoded with {unlike}: `sonotune calibrate` "
+                "fits them again."
+            )
+        return [Finding(check=CHECK, severity="note", message=message) for message in told]
+
+    def fit(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[Calibration | None, list[Finding]]:
+        """Fit the confidences of words on development clips.
+
+        Args:
+            predictions: Of `clips`, in their order, with words.
+            clips: Development clips; those without a reference say nothing.
+
+        Returns:
+            The calibration; None where the clips cannot say one, and a warning that says why.
+        """
+        told = [(one, clip) for one, clip in zip(predictions, clips, strict=True) if clip.text is not None]
+        words = self._words([one for one, _ in told], [clip for _, clip in told])
+        count = len(words.right)
+        fitted = fit_platt(words) if count >= MIN_WORDS else None
+        if fitted is None:
+            problem = (
+                f"the development clips have {counted(count, 'word')}, and at least {MIN_WORDS} are needed"
+                if count < MIN_WORDS
+                else f"of {count} words of the development clips, the surer ones are not more often right"
+            )
+            message = f"word confidences were not calibrated: {problem}. They are given as the model has them."
+            return None, [Finding(check=CHECK, severity="warning", message=message)]
+        return Calibration(
+            slope=fitted[0],
+            intercept=fitted[1],
+            words=count,
+            clips=len(np.unique(words.clip)),
+            decoding=decoding_entries(self._decoding),
+        ), []
+
+    def _words(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> RatedWords:
+        return self._task.rated_words(predictions, clips)
+
+
+def decoding_entries(decoding: DecodingSettings) -> dict[str, Any]:
+    """What of the decoding decides how sure a word is, for a record."""
+    entries = asdict(decoding)
+    del entries["confidence"]
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in entries.items()}
+
+
+def _differing(fitted: Mapping[str, Any], used: Mapping[str, Any]) -> str:
+    return ", ".join(f"evaluation.{name}={value}" for name, value in fitted.items() if used.get(name, value) != value)
+
+
+def calibration_in(record: RunRecord) -> Calibration | None:
+    """The calibration of a run, where it has one."""
+    entries = record.confidence.get("calibration")
+    return None if entries is None else Calibration.of_json(entries)
+
+
+def with_curves(confidence: Mapping[str, Any], name: str, curves: Mapping[str, Any]) -> dict[str, Any]:
+    """`RunRecord.confidence` with the curves of some clips under a name."""
+    return {**confidence, "curves": {**confidence.get("curves", {}), name: dict(curves)}}

@@ -1,0 +1,97 @@
+"""Word confidences of a run, for its report: whether they say how often words are right, and what they are good for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sonotune.metrics.confidence import is_of_confidence
+from sonotune.metrics.scores import score_title, show_score
+from sonotune.reports.figures import Series, curve
+from sonotune.reports.verdict import SPLITS
+from sonotune.types import RunRecord
+
+_FITTED = "after"
+"""Development clips, on which a calibration is fitted: of all that is there they say least about it."""
+
+
+def view_confidence(record: RunRecord) -> dict[str, Any]:
+    """The section: `figures` (caption, SVG) of the clips that say most, `rows` of scores, and `told` sentences.
+
+    Empty where the record has no confidences.
+    """
+    curves: Mapping[str, Mapping[str, Any]] = record.confidence.get("curves", {})
+    if not curves:
+        return {}
+    name = max(curves, key=lambda one: (one not in ("before", _FITTED), one == "test"))
+    shown = curves[name]
+    told = [f"The figures are of {shown['words']:,} words of the {_clips_of(name)}, {shown['wrong']:,} of them wrong."]
+    if (fitted := record.confidence.get("calibration")) is not None:
+        told.append(
+            f"Calibrated on {fitted['words']:,} words of {fitted['clips']:,} development clips (Platt scaling: slope "
+            f"{fitted['slope']:.3f}, intercept {fitted['intercept']:+.3f})."
+        )
+    else:
+        told.append("Not calibrated: confidences are as the model gives them.")
+    return {
+        "figures": [
+            ("Confidence and how many words are right", _reliability(shown)),
+            ("Wrong words among those that are kept", _risk_coverage(shown["risk_coverage"])),
+        ],
+        "rows": _rows(record, curves),
+        "told": told,
+    }
+
+
+def _clips_of(name: str) -> str:
+    return SPLITS.get(name) or f"clips of {name.removeprefix('evaluate ')}"
+
+
+def _rows(record: RunRecord, curves: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """Clips, score and its value with the interval."""
+    rows = []
+    for name, found in curves.items():
+        for score, value in (found.get("scores") or record.scores.get(name, {})).items():
+            if is_of_confidence(score):
+                rows.append((name, score_title(score, value), show_score(value)))
+    return rows
+
+
+def _reliability(found: Mapping[str, Any]) -> str:
+    given = [("as the model gives it" if not found["calibrated"] else "calibrated", found["reliability"])]
+    given += [("before calibration", found["uncalibrated"])] if "uncalibrated" in found else []
+    lines = [Series(label="as it should be", x=[0, 100], y=[0, 100])]
+    for label, bins in given:
+        lines.append(
+            Series(
+                label=label,
+                x=[100 * one["confidence"] for one in bins],
+                y=[100 * one["right"] for one in bins],
+            )
+        )
+    return curve(
+        "reliability",
+        lines,
+        y_label="words that are right, %",
+        title="Share of right words over confidence, in bins of as many words each",
+        zero=True,
+        markers=True,
+        x_label="confidence, %",
+    )
+
+
+def _risk_coverage(points: Sequence[Mapping[str, float]]) -> str:
+    return curve(
+        "risk_coverage",
+        [
+            Series(
+                label="surest words",
+                x=[100 * one["coverage"] for one in points],
+                y=[100 * one["risk"] for one in points],
+            )
+        ],
+        y_label="wrong words, %",
+        title="Wrong words among the surest, over how many are kept",
+        zero=True,
+        x_label="words kept, the surest first, %",
+    )

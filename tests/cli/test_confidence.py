@@ -1,0 +1,124 @@
+"""Word confidences and sweeps of decoding, from the command line, with a packaged model."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sonotune import cli
+from sonotune.registry import resolve_asset
+
+CTC = ["model=ctc_nano", "training.threads=1"]
+DATA = ["data=quickstart", "data.limit=40"]
+
+
+def call(*words: object) -> tuple[int, Any, str]:
+    """Run a command with `--json`: exit code, its object and stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as caught:
+        cli.main([*map(str, words), "--json"])
+    return int(caught.value.code or 0), json.loads(out.getvalue()), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one step that did not ask for confidences."""
+    folder = tmp_path_factory.mktemp("runs") / "ctc"
+    words = [*CTC, *DATA, "training.max_steps=1", "evaluation.zero_shot=false", f"run.dir={folder}"]
+    code, _, err = call("train", *words)
+    assert code == 0, err
+    return folder
+
+
+@pytest.fixture(scope="module")
+def speech() -> Path:
+    return sorted(resolve_asset("assets:quickstart").rglob("*.ogg"))[0]
+
+
+def test_words_have_confidences_where_they_are_asked_for(speech: Path):
+    code, plain, _ = call("transcribe", *CTC, speech)
+    assert code == 0
+    assert "words" not in plain["transcripts"][0]
+    code, body, err = call("transcribe", *CTC, "evaluation.confidence=true", speech)
+    assert code == 0, err
+    [found] = body["transcripts"]
+    assert found["text"] == plain["transcripts"][0]["text"]
+    assert [word["text"] for word in found["words"]] == found["text"].split()
+    assert all(0 < word["confidence"] < 1 for word in found["words"])
+
+
+def test_a_run_is_calibrated_later_and_used_so(run: Path, speech: Path):
+    before = call("transcribe", f"model={run}", "evaluation.confidence=true", speech)[1]["transcripts"][0]
+    code, body, err = call("calibrate", f"model={run}")
+    assert code == 0, err
+    fitted = body["calibration"]
+    assert fitted["slope"] > 0
+    assert json.loads((run / "run.json").read_text("utf-8"))["confidence"]["calibration"] == fitted
+    assert {"ece", "aurc"} <= body["before"].keys()
+    after = call("transcribe", f"model={run}", "evaluation.confidence=true", speech)[1]["transcripts"][0]
+    assert after["text"] == before["text"]
+    assert [word["confidence"] for word in after["words"]] != [word["confidence"] for word in before["words"]]
+    code, scored, err = call(
+        "evaluate",
+        f"model={run}",
+        "data.test=assets:quickstart/test.jsonl",
+        "data.limit=40",
+        "evaluation.confidence=true",
+    )
+    assert code == 0, err
+    assert {"ece", "ece_uncalibrated", "auroc", "aurc"} <= scored["scores"].keys()
+    record = json.loads((run / "run.json").read_text("utf-8"))
+    assert record["confidence"]["curves"]["evaluate test.jsonl"]["scores"]["ece"] == scored["scores"]["ece"]
+    assert 'id="confidence"' in (run / "report.html").read_text("utf-8")
+
+
+def test_decoding_is_swept_on_the_development_clips_of_the_run(run: Path, tmp_path: Path):
+    words = [
+        f"model={run}",
+        "evaluation.beam_size=1,2",
+        "evaluation.length_penalty=0.5,1",
+        f"sweep.dir={tmp_path / 'd'}",
+    ]
+    code, planned, err = call("sweep", "decode", *words, "--dry-run")
+    assert code == 0, err
+    assert planned["trials"][0]["name"] == "the current decoding"
+    assert len(planned["trials"]) == 3
+    assert not (tmp_path / "d").exists()
+    code, body, err = call("sweep", "decode", *words)
+    assert code == 0, err
+    assert [row["decoding"]["beam_size"] for row in body["trials"]] == [1, 2, 2]
+    assert body["trials"][1]["difference"]["count"] == body["clips"] == 40
+    assert (tmp_path / "d" / "decoding.json").is_file()
+
+
+@pytest.mark.parametrize("command", ["calibrate", "sweep decode"])
+def test_clips_of_a_test_are_refused_by_what_they_are(run: Path, tmp_path: Path, command: str):
+    record = json.loads((run / "run.json").read_text("utf-8"))
+    tested = tmp_path / "run"
+    tested.mkdir()
+    for path in run.iterdir():
+        if path.name != "run.json":
+            (tested / path.name).symlink_to(path)
+    record["data_digest"]["test"] = record["data_digest"]["eval"]  # the same lines under another name
+    (tested / "run.json").write_text(json.dumps(record), "utf-8")
+    beams = ["evaluation.beam_size=1,2"] if command == "sweep decode" else []
+    code, body, _ = call(*command.split(), f"model={tested}", *beams)
+    assert code == 2
+    assert "clips of a test" in body["error"]
+
+
+def test_a_model_that_is_no_run_cannot_be_calibrated():
+    code, body, _ = call("calibrate", *CTC)
+    assert code == 2
+    assert "is no run" in body["error"]
+
+
+def test_beam_search_of_ctc_has_no_confidences(speech: Path):
+    code, body, _ = call("transcribe", *CTC, "evaluation.confidence=true", "evaluation.beam_size=2", speech)
+    assert code == 2
+    assert "evaluation.beam_size=1" in body["error"]
