@@ -401,19 +401,27 @@ def plan(
     )
 
 
-def export(source: Place, folder: Place, *, parity_clips: int = 50, **options: Any) -> dict[str, Any]:
+def export(
+    source: Place, folder: Place, *, parity_clips: int = 50, bake_tolerance: float | None = None, **options: Any
+) -> dict[str, Any]:
     """Merge a trained adapter into plain weights, and compare what they serve with what was scored (`sonotune export`).
 
     Args:
         source: A run, an adapter or a model folder.
         folder: Where to write.
         parity_clips: Development clips to compare on; 0 compares nothing.
+        bake_tolerance: Of adapters with gates, which are put at their means: largest share of what they add that may
+            change (`serving.baking.BakeSettings`).
         **options: `target`, `dtype`, `adapter_only`, `plain` and `overwrite` of `serving.export.export`.
     """
+    from sonotune.serving.baking import BakeSettings
     from sonotune.serving.export import export as write_export
 
-    parity = parity_settings(str(source), clips=parity_clips) if parity_clips else None
-    return write_export(str(source), Path(folder), parity=parity, **options)
+    on_clips = partial(parity_settings, str(source), clips=parity_clips or 50)
+    baking = BakeSettings(clips=on_clips, tolerance=bake_tolerance)
+    return write_export(
+        str(source), Path(folder), parity=on_clips() if parity_clips else None, baking=baking, **options
+    )
 
 
 def compare(first: Place, second: Place, **options: Any) -> Comparison:

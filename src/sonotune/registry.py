@@ -81,7 +81,16 @@ IMPORTERS = MappingProxyType(
         "rudiments": "sonotune.data.rudiments:load_rudiments",
     }
 )
-ADAPTERS = MappingProxyType({"lora": "sonotune.adapters.kinds.lora:LORA", "none": "sonotune.adapters.kinds.none:NONE"})
+ADAPTERS = MappingProxyType(
+    {
+        "lora": "sonotune.adapters.kinds.lora:LORA",
+        "gated_lora": "sonotune.adapters.kinds.gated_lora:GATED_LORA",
+        "clip_gated_lora": "sonotune.adapters.kinds.gated_lora:CLIP_GATED_LORA",
+        "shuffled_gated_lora": "sonotune.adapters.kinds.gated_lora:SHUFFLED_GATED_LORA",
+        "conv_lora": "sonotune.adapters.kinds.conv_lora:CONV_LORA",
+        "none": "sonotune.adapters.kinds.none:NONE",
+    }
+)
 ALLOCATORS = MappingProxyType(
     {
         "uniform": "sonotune.adapters.ranks.allocators.uniform:UniformAllocator",

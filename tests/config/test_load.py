@@ -126,7 +126,10 @@ def test_all_problems_at_once_with_suggestions():
         ("evaluation.adapter_scales=[0,1.5]", r"\[0, 1.5\] is not allowed .*a list of a number from 0 to 1"),
         ("evaluation.speech_check=vad", "'vad' is not allowed .*allowed: off, energy, silero"),
         ("quantization.bits=5", "5 is not allowed .*allowed: auto, 4, 8, 16"),
-        ("adapter.kind=full", "no such name; known: lora, none"),
+        (
+            "adapter.kind=full",
+            "no such name; known: .*gated_lora.*none",
+        ),
         ("adapter.targets=[]", r"\[\] is not allowed .*all_linear, attention, q_v or a list of text"),
         ("adapter.targets=fc1,fc1", "'fc1' stands twice"),
         ("adapter.allocator=unform", "shuffled, uniform"),

@@ -71,8 +71,9 @@ def _scales(loaded: Any) -> list[Any]:
         {"precision": "bf16", "bits": 4},
         {"precision": "bf16", "gradient_checkpointing": True},
         {"kind": "none"},
+        {"kind": "gated_lora", "precision": "bf16"},
     ],
-    ids=["fp32", "bf16", "4 bits", "checkpointing", "full"],
+    ids=["fp32", "bf16", "4 bits", "checkpointing", "full", "gates"],
 )
 def test_formula_and_step_agree_for_whisper_tiny(changes: dict[str, Any]):
     size: dict[str, Any] = {"clips": 6, "clip_s": 6.0}

@@ -125,6 +125,16 @@ def test_two_processes_do_what_one_does(train: Callable[..., tuple[int, str]], t
     assert ranks[0] == ranks[1]  # the statistics of two halves, merged, are those of the whole
 
 
+def test_gates_learn_in_two_processes_what_they_learn_in_one(train: Callable[..., tuple[int, str]], tmp_path: Path):
+    words = ("adapter.kind=gated_lora", "training.max_steps=3", "quantization.bits=16")
+    for name, more in (("one", {}), ("two", {"processes": 2})):
+        parts = ("training.accumulation_steps=2",) if name == "one" else ()
+        code, said = train(tmp_path / name, *words, *parts, **more)
+        assert code == 0, said
+    assert_same(tmp_path / "one", tmp_path / "two")
+    assert any(bool(value.any()) for name, value in adapter(tmp_path / "two").items() if "gate_head" in name)
+
+
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_with_another_number_of_processes(train: Callable[..., tuple[int, str]], tmp_path: Path):
     """Three, one, two; the last number of micro-batches was chosen by the first."""

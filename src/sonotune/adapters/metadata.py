@@ -91,6 +91,7 @@ class _Entries(TypedDict, total=False):
     multi_label: bool
     tokens_per_second: Number
     silence_db: Number
+    gate_seed: Count
     primary: str
     scores: list[str]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,10 @@ def export(
     ] = None,
     parity_clips: Annotated[int, typer.Option(min=1, help="How many of them, drawn by the run's seed.")] = 50,
     no_parity: Annotated[bool, typer.Option("--no-parity", help="Do not compare the export with the run.")] = False,
+    bake_tolerance: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Of gates: largest share of what they add that a merge may change; else 0.05."),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 where parity fails (see above).")] = False,
     push: Annotated[str | None, typer.Option(help="Upload it to this OWNER/NAME of the hub (private if new).")] = None,
     as_json: Json = False,
@@ -49,6 +54,7 @@ def export(
 
     with phase("starting"):
         from sonotune.serving.export import export as write_export
+    from sonotune.serving.baking import BakeSettings
     from sonotune.serving.hub import check_name
     from sonotune.serving.hub import push as push_folder
     from sonotune.serving.parity import fails_strict
@@ -65,7 +71,8 @@ def export(
         check_name(push)
     place = source.removeprefix("model=")
     run = Path(place) if (Path(place) / "run.json").is_file() else None
-    compared = None if no_parity else parity_settings(place, manifest=parity, clips=parity_clips)
+    on_clips = partial(parity_settings, place, manifest=parity, clips=parity_clips)
+    compared = None if no_parity else on_clips()
     result = write_export(
         place,
         folder,
@@ -75,6 +82,7 @@ def export(
         plain=plain,
         overwrite=overwrite,
         parity=compared,
+        baking=BakeSettings(clips=on_clips, tolerance=bake_tolerance),
         finish=None if run is None else lambda draft: write_card(run, draft, "adapter" if adapter else "model"),
     )
     lines = [f"export   {result['export']} ({result['bytes'] / 1e6:.1f} MB, {result['kind']})"]
@@ -85,6 +93,11 @@ def export(
                 f"base     {Path(result['export']) / form['base']}: serve the adapter over this copy, which has the "
                 f"{len(form['beside'])} weights that trained beside it, such as {form['beside'][0]}"
             )
+    if baked := result.get("baked"):
+        lines.append(
+            f"gates    put at their means: {baked['error']:.2%} of what the adapter adds changes (by energy; "
+            f"{baked['clips']} clips; at most {baked['tolerance']:.0%} is allowed)"
+        )
     if merge := result.get("merge"):
         what = "proof" if adapter else "merge"
         lines.append(f"{what}    largest logit difference {merge['largest']:.2g} of {merge['scale']:.3g}")

@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sonotune.config.names import AdapterKindName, AllocatorName, Dropout, Multiplier, Rate, Selectors, Share
-from sonotune.config.section import Section
+from sonotune.config.section import LATER, Section
 
 
 class AdapterConfig(Section):
     """What trains: low-rank adapters with chosen components beside them, or every weight."""
 
     kind: AdapterKindName = "lora"
-    """`lora` trains adapters on a frozen model; `none` trains the model itself (full fine-tuning)."""
+    """`lora` trains adapters on a frozen model; `none` trains the model itself (full fine-tuning). `gated_lora` is LoRA
+    whose groups of ranks open and close with the frames of the clip, `clip_gated_lora` with the clip as a whole,
+    `shuffled_gated_lora` with its frames in another order (a control), `conv_lora` has filters over time between its
+    matrices."""
     rank: int = Field(default=8, ge=1, le=4096)
     """Reference rank; the allocator may give modules more or less."""
     alpha: Annotated[float, Field(gt=0, le=65536)] | Literal["auto"] = "auto"
@@ -41,7 +44,21 @@ class AdapterConfig(Section):
     allocator: AllocatorName = "uniform"
     """What decides the rank of each module."""
     budget: int | None = Field(default=None, ge=1, le=100_000_000_000)
-    """Adapter parameters to spend at most; null spends what the reference rank costs."""
+    """Adapter parameters to spend at most; null spends what the reference rank costs. Gates and filters over time are
+    not counted."""
+    gate_groups: int = Field(default=4, ge=1, le=256, json_schema_extra=LATER)
+    """Groups of ranks that have a gate of their own (`gated_lora` and its like); a module has no more than ranks."""
+    gate_seed: int = Field(default=0, ge=0, lt=2**63, json_schema_extra=LATER)
+    """Decides the weights that gates start from, and the order of frames in `shuffled_gated_lora`."""
+    conv_kernel: int = Field(default=3, ge=1, le=63, json_schema_extra=LATER)
+    """Encoder positions that a filter of `conv_lora` reaches over; an odd number."""
+
+    @field_validator("conv_kernel")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError(f"a filter lies around a position, so conv_kernel must be odd, and is {value}")
+        return value
 
 
 class AllocationConfig(Section):

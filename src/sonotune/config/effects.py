@@ -30,6 +30,18 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
             "adapter",
             ("rank", "alpha", "scaling", "dropout", "targets", "stem", "unfreeze", "split", "allocator", "budget"),
         ),
+        (
+            config.adapter.kind in ("none", "lora", "conv_lora"),
+            f"adapter.kind is {config.adapter.kind}, which has no gates",
+            "adapter",
+            ("gate_groups", "gate_seed"),
+        ),
+        (
+            config.adapter.kind in ("none", "lora", "gated_lora", "clip_gated_lora", "shuffled_gated_lora"),
+            f"adapter.kind is {config.adapter.kind}, which has no filters over time",
+            "adapter",
+            ("conv_kernel",),
+        ),
         *(
             (full, "adapter.kind is none: the whole model trains, without adapters", section, tuple(model.model_fields))
             for section, model in (

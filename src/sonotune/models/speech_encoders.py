@@ -15,7 +15,7 @@ import math
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sonotune.features.frontend import Frontend, LogMel, RawWaveform
 from sonotune.features.normalization import valid_frames
+from sonotune.models.audio_positions import AudioPositions, announce, of_samples
 from sonotune.models.base import Component
 from sonotune.models.encoder_rows import kind_of, positions_of, rows_of, steps_of
 from sonotune.models.frame_merging.layers import MergedStates, run_layers
@@ -31,6 +32,9 @@ from sonotune.models.frame_merging.settings import NO_MERGING, FrameMerging, Mer
 from sonotune.models.norms import fix_batch_norms
 from sonotune.models.thinning import DEFAULT_THINNING, Thinning
 from sonotune.types import Context
+
+NO_POSITIONS: Final = r"\.(linear_pos|gru_rel_pos_linear|relative_k_proj)$"
+"""Linears in the layers of encoders that take tables of distances or heads, and not states."""
 
 
 def width_of(config: Any) -> int:
@@ -233,8 +237,9 @@ def _mel_stem(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """What the layers of Whisper read (B, P, D), the logarithm of what each stands for, and own positions (B,)."""
     positions_B = positions_of(encoder.config, lengths_B)
-    table_WD = encoder.embed_positions.weight
+    own_B, table_WD = positions_B, encoder.embed_positions.weight
     weights_BP: Tensor | None = None
+    places_P: Tensor | None = None
     if context == "thinned":
         places_P, weights_BP = thinning.keep(positions_B, len(table_WD))
         states_BPD = _thinned_stem(encoder, inputs_BTF, places_P) + table_WD[places_P.to(table_WD.device)]
@@ -250,6 +255,11 @@ def _mel_stem(
             weights_BP = weights_BP.masked_fill(~valid_frames(positions_B.cpu(), longest), -math.inf)
     if weights_BP is not None:
         weights_BP = weights_BP.to(states_BPD.device, states_BPD.dtype)
+    places_P = torch.arange(states_BPD.shape[1]) if places_P is None else places_P
+    announce(
+        encoder,
+        lambda: AudioPositions(inputs=inputs_BTF, lengths=lengths_B, starts=2 * places_P - 1, width=3, own=own_B),
+    )
     return F.dropout(states_BPD, p=encoder.dropout, training=encoder.training), weights_BP, positions_B
 
 
@@ -295,7 +305,12 @@ def _waveform_stem(encoder: Any, waveforms_BT: Tensor, lengths_B: Tensor) -> tup
     stem._requires_grad = any(parameter.requires_grad for parameter in stem.parameters())
     features_BPC = _convolve(encoder, waveforms_BT, lengths_B)[:, : int(positions_B.max())]
     projected = encoder.feature_projection(features_BPC)
-    return projected[0] if isinstance(projected, tuple) else projected, positions_B
+    states_BPD = projected[0] if isinstance(projected, tuple) else projected
+    announce(
+        encoder,
+        lambda: of_samples(waveforms_BT, lengths_B, positions_B, states_BPD.shape[1], config=encoder.config),
+    )
+    return states_BPD, positions_B
 
 
 def _encode_waveform(encoder: Any, hidden_BPD: Tensor, positions_B: Tensor) -> Encoded:

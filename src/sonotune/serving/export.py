@@ -51,6 +51,7 @@ from sonotune.progress import phase
 from sonotune.registry import is_asset
 from sonotune.runs import digest_file, read_record, write_error
 from sonotune.runs.folders import in_use, replacing
+from sonotune.serving.baking import BakeSettings, bake_gates
 from sonotune.serving.parity import PARITY_FILE, ParitySettings, check_parity
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ def export(
     plain: bool = False,
     overwrite: bool = False,
     parity: ParitySettings | None = None,
+    baking: BakeSettings | None = None,
     finish: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
     """Write a model that plain `transformers` (or plain PEFT) loads.
@@ -89,6 +91,8 @@ def export(
             was trained beside it into a copy of the base (`adapters.plain`), which `target` and `dtype` are about.
         overwrite: Replace an earlier export; any other folder is refused.
         parity: How the export is compared with the run by the tool that will serve it; None compares nothing.
+        baking: How gates are put at their means, which a merge needs where they depend on what is heard; None refuses
+            such an adapter.
         finish: Adds to the folder before it takes its name, such as its card.
 
     Returns:
@@ -108,11 +112,11 @@ def export(
     _warn_of_merging(checkpoint)
     with _writing(folder, 0), replacing(folder) as draft:
         if plain:
-            result = _write_plain(checkpoint, draft, folder, target=target, dtype=dtype)
+            result = _write_plain(checkpoint, draft, folder, target=target, dtype=dtype, baking=baking)
         elif adapter_only:
             result = _copy_adapter(checkpoint, draft, folder)
         else:
-            result = _merge(checkpoint, draft, target=target, dtype=dtype)
+            result = _merge(checkpoint, draft, target=target, dtype=dtype, baking=baking)
         _write_mark(draft, result)
         if parity is not None:
             gc.collect()  # the merged model is not needed beside those that are compared
@@ -267,11 +271,18 @@ def _save_use(checkpoint: str, adapter: Path, folder: Path) -> dict[str, Any]:
 
 
 def _write_plain(
-    checkpoint: str, draft: Path, folder: Path, *, target: MergeTarget, dtype: ExportDtype
+    checkpoint: str,
+    draft: Path,
+    folder: Path,
+    *,
+    target: MergeTarget,
+    dtype: ExportDtype,
+    baking: BakeSettings | None,
 ) -> dict[str, Any]:
     adapter = _adapter_of(checkpoint)
     opened = open_model(checkpoint, precision="fp32", merging=NO_MERGING)
     loaded = opened.loaded
+    baked = bake_gates(opened, baking)
     plain = plain_adapter(loaded)
     before = probe_logits(loaded)
     entries, copy = dict(opened.settings), dict[str, Any]()
@@ -289,8 +300,9 @@ def _write_plain(
         entries |= {"checkpoint": absolute_folder(loaded.checkpoint)}
     with _writing(draft, sum(a.numel() + b.numel() for a, b in plain.factors.values()) * 4):
         write_plain(plain, draft, base=base)
-        write_metadata(loaded, draft, extra=entries)
+        write_metadata(loaded, draft, extra={**entries, "adapter": "lora"})  # what is written, whatever it was made of
         decoding = _save_use(checkpoint, adapter, draft)
+    copy |= {"baked": baked} if baked else {}
     beside = {"rank": plain.rank, "base": BASE_FOLDER if plain.beside else None, "beside": list(plain.beside)}
     return {"kind": "adapter", **entries, **use_of(checkpoint), **decoding, **copy, "plain": beside}
 
@@ -316,8 +328,11 @@ def _write_base(
     return {"target": target, "merge": asdict(proof), **saved}
 
 
-def _merge(checkpoint: str, folder: Path, *, target: MergeTarget, dtype: ExportDtype) -> dict[str, Any]:
+def _merge(
+    checkpoint: str, folder: Path, *, target: MergeTarget, dtype: ExportDtype, baking: BakeSettings | None
+) -> dict[str, Any]:
     opened = open_model(checkpoint, precision="fp32", merging=NO_MERGING)
+    baked = bake_gates(opened, baking)
     with phase("merging"):
         merged, proof = merged_model(opened, checkpoint, target=target)
     saved = _save_model(merged, opened, checkpoint, folder, dtype=dtype)
@@ -327,6 +342,7 @@ def _merge(checkpoint: str, folder: Path, *, target: MergeTarget, dtype: ExportD
         "target": target,
         "base": opened.loaded.checkpoint if adapted else checkpoint,
         "merge": asdict(proof) if proof else None,
+        **({"baked": baked} if baked else {}),
         "context": opened.loaded.context,
         "trained_contexts": list(opened.loaded.trained_contexts),
         "thinning": asdict(opened.loaded.thinning),

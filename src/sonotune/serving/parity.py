@@ -91,6 +91,8 @@ def check_parity(checkpoint: str, folder: Path, settings: ParitySettings, *, ada
     found = _unchecked(settings)
     try:
         family = choose_family(checkpoint).name
+        if adapter and (method := read_metadata(folder).get("adapter", "lora")) != "lora":
+            return {**found, "reason": f"no other tool computes adapters of the kind {method}; serve it with sonotune"}
         tool = found["tool"] = tool_of(family, adapter=adapter)
         if tool is None:
             return {**found, "reason": f"no other tool loads a model of the family {family}; serve it with sonotune"}
@@ -233,7 +235,7 @@ def _scored(settings: ParitySettings) -> _Scored:
     """
     recognizer = settings.open_scored()
     loaded, task = recognizer.opened.loaded, recognizer.task
-    clips, left_out = _clips(settings, task, loaded.frontend.max_duration_s)
+    clips, left_out = clips_to_compare(settings, task, loaded.frontend.max_duration_s)
     result = recognizer.evaluate(clips, **settings.decoding)
     unread = {clip_id for finding in result.findings if finding.severity == "error" for clip_id in finding.clip_ids}
     kept = [index for index, clip in enumerate(clips) if clip.id not in unread]
@@ -252,7 +254,7 @@ def _scored(settings: ParitySettings) -> _Scored:
     )
 
 
-def _clips(settings: ParitySettings, task: Task, window_s: float | None) -> tuple[list[Clip], int]:
+def clips_to_compare(settings: ParitySettings, task: Task, window_s: float | None) -> tuple[list[Clip], int]:
     """Development clips that the model hears whole, drawn by the seed; and how many were too long.
 
     Raises:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from sonotune.adapters.kinds.base import AdapterKind, AdapterSettings, kind_named
+from sonotune.adapters.kinds.bottleneck import BetweenLora
 from sonotune.adapters.ranks.choose import RankSettings
 from sonotune.adapters.ranks.components import Split
 from sonotune.config.schema import RunConfig
@@ -81,7 +82,18 @@ class Adaptation:
         )
 
     def check_kind(self, config: RunConfig) -> None:
-        """Refuse what adapters without ranks cannot have; raises ConfigError."""
+        """Refuse what adapters without ranks, or with something between their matrices, cannot have.
+
+        Raises:
+            ConfigError: It is asked for.
+        """
+        moving = bool(config.reallocation.at) or config.adapter.allocator == "adalora"
+        if moving and isinstance(self.kind, BetweenLora):
+            raise ConfigError(
+                f"ranks that move while they train (reallocation.at, adapter.allocator=adalora) cannot be had with "
+                f"adapter.kind={self.kind.name}: what stands between A and B belongs to single ranks. Leave them where "
+                "they are, or take adapter.kind=lora."
+            )
         if self.kind.ranked or self.kind.name == "none":
             return
         asked = {

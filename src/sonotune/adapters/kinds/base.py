@@ -28,6 +28,8 @@ from sonotune.registry import resolve
 class AdapterSettings:
     """How adapters are attached, and what trains beside them: those of the section `adapter` that every kind gets.
 
+    A kind takes those that are its own.
+
     Attributes:
         rank: Reference rank, where the plan has none of its own.
         alpha: Numerator of the scale at the reference rank; `auto` takes the rank.
@@ -35,6 +37,9 @@ class AdapterSettings:
         dropout: On the inputs of the adapters.
         stem: Train, adapt or freeze the convolutional stem.
         unfreeze: Component selectors trained in full precision.
+        gate_groups: Groups of ranks that have a gate of their own, where the kind has gates.
+        gate_seed: Of the weights that gates start from, and of the order of frames in the kind that shuffles them.
+        conv_kernel: Positions of a filter over time, where the kind has filters; odd.
     """
 
     rank: int = 8
@@ -43,6 +48,9 @@ class AdapterSettings:
     dropout: float = 0.0
     stem: Literal["train", "lora", "frozen"] = "train"
     unfreeze: Sequence[str] = ()
+    gate_groups: int = 4
+    gate_seed: int = 0
+    conv_kernel: int = 3
 
 
 class AdapterKind(ParameterNames, Protocol):

@@ -204,13 +204,14 @@ def full_modules(loaded: LoadedModel, selector: str) -> tuple[str, ...]:
     return modules
 
 
-def save(loaded: LoadedModel, folder: Path, *, extra: dict[str, Any] | None = None) -> None:
+def save(loaded: LoadedModel, folder: Path, *, extra: dict[str, Any] | None = None, without: str | None = None) -> None:
     """Write the adapter in PEFT's format, with `sonotune.json` beside it.
 
     Args:
         loaded: A model with an adapter.
         folder: Created if absent.
         extra: Further entries of `sonotune.json` (context, language, precision, digests).
+        without: Parameters with this in their names are left out: those that another kind adds to LoRA's.
 
     Raises:
         AdapterError: The model has no adapter.
@@ -218,8 +219,11 @@ def save(loaded: LoadedModel, folder: Path, *, extra: dict[str, Any] | None = No
     if loaded.adapter is None:
         raise AdapterError("this model has no adapter to save; full fine-tuning is saved as a model.")
     folder.mkdir(parents=True, exist_ok=True)
+    state = None
+    if without is not None:
+        state = {name: value for name, value in loaded.adapter.state_dict().items() if without not in name}
     with _quiet_peft():
-        loaded.adapter.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+        loaded.adapter.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False, state_dict=state)
     config_path = folder / PEFT_CONFIG
     config = peft_entries(folder)
     config["base_model_name_or_path"] = name_for_peft(loaded.checkpoint)

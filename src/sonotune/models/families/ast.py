@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 from sonotune.errors import ConfigError, ModelError
 from sonotune.features.batching import Batch
+from sonotune.features.frame_properties import WHOLE_CLIP
 from sonotune.features.frontend import FilterBank, Frontend, RawWaveform, from_feature_extractor
 from sonotune.features.normalization import valid_frames
+from sonotune.models.audio_positions import AudioPositions, PositionedModules, announce, in_encoder
 from sonotune.models.base import AUDIO, LoadedModel, Stream
 from sonotune.models.checkpoints import (
     check_family,
@@ -34,7 +36,7 @@ from sonotune.models.checkpoints import (
     read_config,
     reinitialise,
 )
-from sonotune.models.encoder_rows import position_streams, row_kinds, streams_of
+from sonotune.models.encoder_rows import position_streams, positions_of, row_kinds, streams_of
 from sonotune.models.frame_merging.settings import NO_AUDIO_TOKENS, MergePart
 from sonotune.models.norms import fix_batch_norms
 from sonotune.models.outputs import refuse_new_outputs
@@ -166,6 +168,7 @@ class AstFamily:
         if module.config.model_type == "whisper" and (batch.context != "full" or loaded.merging.ratio):
             return _of_whisper(loaded, batch)
         if module.config.model_type in _WINDOWED:
+            _announce_window(module, batch)
             return _whole(module, batch.inputs)
         sizes = batch.input_lengths.tolist()
         logits_BC = torch.zeros(len(sizes), module.config.num_labels, device=batch.inputs.device)
@@ -239,6 +242,22 @@ class AstFamily:
             Stream(modules=rf"^{prefix}\.", kinds=layers_BP),
         )
 
+    def positioned_modules(self, loaded: LoadedModel) -> PositionedModules:
+        """See `PositionedFamily`.
+
+        Raises:
+            ModelError: Clips of one length are computed together, so that a batch has several sets of positions.
+        """
+        module, kind = loaded.module, loaded.module.config.model_type
+        if kind == _AST:
+            return in_encoder(loaded, module.audio_spectrogram_transformer)
+        if kind == "whisper":
+            return in_encoder(loaded, module.encoder)
+        raise ModelError(
+            f"a {kind!r} classifier computes the clips of each length by themselves, several times a batch, so that "
+            "its rows have no one place in the audio. Take adapter.kind=lora."
+        )
+
     def _frames(self, loaded: LoadedModel, lengths_B: Tensor) -> Tensor:
         """Encoder frames (B,) of so many samples."""
         frames_B: Tensor = loaded.module._get_feat_extract_output_lengths(lengths_B)
@@ -251,6 +270,7 @@ class AstFamily:
         silence = getattr(loaded.frontend, "silence", 0.0)
         tokens_BND, valid_BN = _tokens(body.embeddings, config, batch, silence=silence)
         mask = None if bool(valid_BN.all()) else valid_BN[:, None, None, :]
+        announce(body, lambda: _patch_positions(config, batch, int(_patches(config, batch)[0].max())))
         for layer in body.layers:
             tokens_BND = layer(tokens_BND, mask)
         tokens_BND = body.layernorm(tokens_BND)
@@ -267,8 +287,46 @@ def _patch_kinds(config: Any, batch: Batch) -> Tensor:
     """Kinds of class tokens and patches (B, 2 + Q P), as `_tokens` and `transformers` lay them out."""
     patches_B, whole = _patches(config, batch)
     longest = whole if batch.context == "full" else int(patches_B.max())
-    bands = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
-    return F.pad(row_kinds(patches_B, longest).repeat(1, bands), (2, 0), value=AUDIO)
+    return F.pad(row_kinds(patches_B, longest).repeat(1, _bands(config)), (2, 0), value=AUDIO)
+
+
+def _patch_positions(config: Any, batch: Batch, longest: int) -> AudioPositions:
+    """Two class tokens, which stand for the clip, and `longest` patches in time of each band of frequencies."""
+    bands = _bands(config)
+    times_P = config.time_stride * torch.arange(longest)
+    starts_N = torch.cat([torch.full((2,), WHOLE_CLIP), times_P.repeat(bands)])
+    return AudioPositions(
+        inputs=batch.inputs,
+        lengths=batch.input_lengths,
+        starts=starts_N,
+        width=config.patch_size,
+        own=_patches(config, batch)[0],
+        bands=bands,
+    )
+
+
+def _announce_window(module: Any, batch: Batch) -> None:
+    """Positions of a whole window, which `transformers` computes."""
+    config = module.config
+    if config.model_type == _AST:
+        body = module.audio_spectrogram_transformer
+        announce(body, lambda: _patch_positions(config, batch, _patches(config, batch)[1]))
+        return
+    announce(
+        module.encoder,
+        lambda: AudioPositions(
+            inputs=batch.inputs,
+            lengths=batch.input_lengths,
+            starts=2 * torch.arange((batch.inputs.shape[1] + 1) // 2) - 1,
+            width=3,
+            own=positions_of(config, batch.input_lengths),
+        ),
+    )
+
+
+def _bands(config: Any) -> int:
+    """Patches in frequency."""
+    return int((config.num_mel_bins - config.patch_size) // config.frequency_stride + 1)
 
 
 def _patches(config: Any, batch: Batch) -> tuple[Tensor, int]:

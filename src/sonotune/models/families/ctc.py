@@ -33,6 +33,7 @@ from sonotune.features.frontend import Frontend, RawWaveform, from_feature_extra
 from sonotune.features.normalization import valid_frames
 from sonotune.features.parakeet import NormalizedLogMel
 from sonotune.models import encoder_rows, speech_encoders
+from sonotune.models.audio_positions import AudioPositions, PositionedModules, announce, in_encoder
 from sonotune.models.base import AUDIO, Component, LoadedModel, Stream
 from sonotune.models.checkpoints import (
     check_family,
@@ -301,6 +302,12 @@ class CtcFamily:
             Stream(modules=r"^encoder\.", kinds=encoder_rows.row_kinds(lengths_B, frames)),
         )
 
+    def positioned_modules(self, loaded: LoadedModel) -> PositionedModules:
+        """See `PositionedFamily`; tables of distances belong to no clip, and WavLM's gate takes heads."""
+        module = loaded.module
+        encoder = module.encoder if hasattr(module, "ctc_head") else module.base_model
+        return in_encoder(loaded, encoder, without=speech_encoders.NO_POSITIONS)
+
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Logits (N, V) of every valid frame."""
         hidden_BTD, lengths_B = self._encode(loaded, batch)
@@ -370,8 +377,22 @@ class CtcFamily:
             states_BTD = encoded.unmerged_states
             return module.dropout(states_BTD), self._frames(loaded, batch.input_lengths).to(states_BTD.device)
         valid_BT = valid_frames(batch.input_lengths, batch.inputs.shape[1])
+        announce(module.encoder, lambda: self._parakeet_positions(loaded, batch))
         hidden_BTD: Tensor = module.encoder(input_features=batch.inputs, attention_mask=valid_BT).last_hidden_state
         return hidden_BTD, self._frames(loaded, batch.input_lengths)
+
+    def _parakeet_positions(self, loaded: LoadedModel, batch: Batch) -> AudioPositions:
+        """Convolutions centred on every so many frames, with padding at both ends."""
+        config = getattr(loaded.module.config, "encoder_config", loaded.module.config)
+        step = int(config.subsampling_factor)
+        positions = int(self._frames(loaded, torch.tensor([batch.inputs.shape[1]])))
+        return AudioPositions(
+            inputs=batch.inputs,
+            lengths=batch.input_lengths,
+            starts=step * torch.arange(positions) - step // 2,
+            width=step,
+            own=self._frames(loaded, batch.input_lengths),
+        )
 
 
 _BORDERS = ("▁", "Ġ")  # what tokenizers write before the first symbol of a word

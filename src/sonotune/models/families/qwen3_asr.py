@@ -39,6 +39,7 @@ from sonotune.models.audio_lm import (
     lay_out,
     own_targets,
 )
+from sonotune.models.audio_positions import AudioPositions, PositionedModules, announce, in_encoder
 from sonotune.models.base import Component, LoadedModel, Stream
 from sonotune.models.checkpoints import load_pretrained, load_processor, locate, outline_pretrained, read_config
 from sonotune.models.encoder_rows import row_kinds
@@ -60,6 +61,7 @@ from sonotune.models.losses import LabelOutputs
 from sonotune.models.outputs import refuse_new_outputs
 from sonotune.types import DEFAULT_DECODING, NOT_FINITE, Context, DecodingSettings, Hypothesis
 
+_STEP = 8  # frames from a position to the next within a chunk: three convolutions that halve them
 _CLASS = "Qwen3ASRForConditionalGeneration"
 _EMBEDDINGS, _HEAD = "model.language_model.embed_tokens", "lm_head"
 # Tokens that an answer may have for each audio position (13 a second) where nobody gives a limit: letter by letter,
@@ -258,6 +260,10 @@ class Qwen3AsrFamily:
         """See `ModelFamily.merge_layers`."""
         return ()
 
+    def positioned_modules(self, loaded: LoadedModel) -> PositionedModules:
+        """See `PositionedFamily`; of the language model, no rows are those of the audio alone."""
+        return in_encoder(loaded, loaded.module.model.audio_tower)
+
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Logits (N, V) at every target position."""
         return self._label_logits(loaded, batch, self._encode(loaded, batch))[0]
@@ -319,6 +325,7 @@ class Qwen3AsrFamily:
         if missing := -features_BTF.shape[1] % chunk:
             features_BTF = F.pad(features_BTF, (0, 0, 0, missing))
         lengths_B = batch.input_lengths.to(features_BTF.device)
+        announce(tower, lambda: _audio_positions(loaded, features_BTF, batch.input_lengths))
         packed_ND = tower(
             input_features=features_BTF.transpose(1, 2).to(tower.conv2d1.weight.dtype).contiguous(),
             input_features_mask=valid_frames(lengths_B, features_BTF.shape[1]).long(),
@@ -371,6 +378,23 @@ class Qwen3AsrFamily:
                 )
             )
         return made
+
+
+def _audio_positions(loaded: LoadedModel, features_BTF: Tensor, lengths_B: Tensor) -> AudioPositions:
+    """Positions within each chunk of frames, eight frames apart; none reads beyond its chunk."""
+    chunk = 2 * loaded.module.model.audio_tower.n_window
+    each = int(_positions(loaded, torch.tensor([chunk])))
+    chunks = features_BTF.shape[1] // chunk
+    firsts = torch.arange(chunks).unsqueeze(1) * chunk
+    within = (_STEP * torch.arange(each) - _STEP // 2).clamp(0, max(0, chunk - _STEP))
+    return AudioPositions(
+        inputs=features_BTF,
+        lengths=lengths_B,
+        starts=(firsts + within).flatten(),
+        width=_STEP,
+        own=_positions(loaded, lengths_B),
+        packed=True,
+    )
 
 
 def _positions(loaded: LoadedModel, lengths_B: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from sonotune.models.audio_lm import (
     lay_out,
     own_targets,
 )
+from sonotune.models.audio_positions import PositionedModules, in_encoder
 from sonotune.models.base import PADDING, Component, LoadedModel, Stream
 from sonotune.models.checkpoints import (
     architecture_digest,
@@ -302,6 +303,10 @@ class SpeechLlmFamily:
             return ()
         layers: Sequence[nn.Module] = speech_encoders.layers_of(loaded.module.audio_encoder)
         return layers
+
+    def positioned_modules(self, loaded: LoadedModel) -> PositionedModules:
+        """See `PositionedFamily`; what the projector makes of them is not those of the audio any more."""
+        return in_encoder(loaded, loaded.module.audio_encoder, without=speech_encoders.NO_POSITIONS)
 
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Logits (N, V), one row for each target token."""

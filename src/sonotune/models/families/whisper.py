@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from sonotune.errors import TextError, TextTooLongError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import from_feature_extractor
 from sonotune.models import decoding, encoder_rows, speech_encoders
+from sonotune.models.audio_positions import PositionedModules, decode_rows, in_encoder
 from sonotune.models.base import TEXT, Component, LoadedModel, Stream
 from sonotune.models.checkpoints import is_classifier, load_pretrained, outline_pretrained
 from sonotune.models.families.whisper_checkpoint import (
@@ -42,6 +43,7 @@ from sonotune.models.outputs import refuse_new_outputs
 from sonotune.models.token_words import words_of_tokens
 from sonotune.types import DEFAULT_DECODING, Context, DecodingSettings, Hypothesis
 
+_CROSSING: Final = r"^model\.decoder\..*\.encoder_attn\.[kv]_proj$"
 _FIRST_TIME = "<|0.00|>"
 _TIME_STEP_S = 0.02  # between the tokens of times
 
@@ -235,10 +237,14 @@ class WhisperFamily:
         # A token is put in for the next one to come out, so the last of each clip is not.
         written_BU = (batch.targets[:, 1:] >= 0).to(torch.int8) * TEXT
         return (
-            Stream(modules=r"^model\.decoder\..*\.encoder_attn\.[kv]_proj$", kinds=heard[-1].kinds),
+            Stream(modules=_CROSSING, kinds=heard[-1].kinds),
             Stream(modules=r"^model\.decoder\.", kinds=written_BU),
             *heard,
         )
+
+    def positioned_modules(self, loaded: LoadedModel) -> PositionedModules:
+        """See `PositionedFamily`; cross-attention takes its keys and values from the encoder's rows."""
+        return in_encoder(loaded, loaded.module.model.encoder, crossing=_CROSSING)
 
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Logits (N, V) at every target position, prompt included."""
@@ -257,6 +263,7 @@ class WhisperFamily:
         states_BPD = self._encode(loaded, batch.rows(encoded)).states[copies]
         decoder = loaded.module.model.decoder
         decoder.cross_mask = None if decoder.cross_mask is None else decoder.cross_mask[copies]
+        decode_rows(loaded.module.model.encoder, torch.tensor(copies, device=states_BPD.device))
         return self._decoder_states(loaded, batch, states_BPD)
 
     def _decoder_states(self, loaded: LoadedModel, batch: Batch, encoded_BPD: Tensor) -> Tensor:
@@ -285,7 +292,7 @@ class WhisperFamily:
 
         def candidates(rows: Sequence[int], temperature: float) -> tuple[list[decoding.Candidate], list[float]]:
             chosen = torch.tensor(list(rows), device=encoded_BPD.device)
-            decoder = _Decoder(loaded, encoded_BPD[chosen], None if mask is None else mask[chosen])
+            decoder = _Decoder(loaded, encoded_BPD[chosen], None if mask is None else mask[chosen], chosen)
             written = decoding.write(
                 decoder,
                 prompt_BU[chosen],
@@ -314,6 +321,7 @@ class WhisperFamily:
             return decoding.fall_back(first, no_speech, settings, lambda rows, heat: candidates(rows, heat)[0])
         finally:
             loaded.module.model.decoder.cross_mask = mask
+            decode_rows(loaded.module.model.encoder, None)
 
     def _candidate(
         self, loaded: LoadedModel, written: decoding.Written, *, limit: int, rate: bool
@@ -455,10 +463,10 @@ class _Decoder:
         no_speech: Probability of `<|nospeech|>` in each row at first.
     """
 
-    def __init__(self, loaded: LoadedModel, encoded_BPD: Tensor, mask: Tensor | None) -> None:
+    def __init__(self, loaded: LoadedModel, encoded_BPD: Tensor, mask: Tensor | None, rows_R: Tensor) -> None:
         from transformers import DynamicCache, EncoderDecoderCache  # noqa: PLC0415  (slow import, decoding only)
 
-        self._loaded, self._encoded_RPD, self._mask = loaded, encoded_BPD, mask
+        self._loaded, self._encoded_RPD, self._mask, self._rows_R = loaded, encoded_BPD, mask, rows_R
         self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         self._first = True
         self.no_speech: list[float] = []
@@ -467,6 +475,7 @@ class _Decoder:
         """See `decoding.Decoder.next`; the tokens that the checkpoint suppresses are -inf."""
         module = self._loaded.module
         module.model.decoder.cross_mask = self._mask
+        decode_rows(module.model.encoder, self._rows_R)
         hidden_RUD = module.model.decoder(
             input_ids=tokens_RU, encoder_hidden_states=self._encoded_RPD, past_key_values=self._cache, use_cache=True
         ).last_hidden_state
@@ -480,7 +489,7 @@ class _Decoder:
     def keep(self, rows_R: Tensor) -> None:
         """See `decoding.Decoder.keep`."""
         self._cache.batch_select_indices(rows_R)
-        self._encoded_RPD = self._encoded_RPD[rows_R]
+        self._encoded_RPD, self._rows_R = self._encoded_RPD[rows_R], self._rows_R[rows_R]
         self._mask = None if self._mask is None else self._mask[rows_R]
 
 
