@@ -21,6 +21,7 @@ from sonotune.evaluation.retention.measure import compare_panel, from_json, key_
 from sonotune.evaluation.retention.run import RetentionSettings, measure_base
 from sonotune.models.base import LoadedModel
 from sonotune.models.families.whisper import WhisperFamily
+from sonotune.models.frame_merging.settings import NO_MERGING, FrameMerging
 from sonotune.registry import resolve_asset
 from sonotune.tasks.base import TaskSettings
 from sonotune.tasks.transcribe import Transcribe
@@ -265,6 +266,14 @@ def test_a_measurement_survives_json_and_is_bound_to_its_key(loaded: LoadedModel
     assert from_json(kept, key, 14) == found
     assert from_json(kept, key_of(panel, {"context": "thinned"}), 14) is None
     assert from_json(kept, key, 13) is None
+
+
+def test_a_base_that_merges_frames_is_asked_again(loaded: LoadedModel):
+    found = settings("nonspeech")
+    with found.panels(Says(str), loaded) as ([panel], _):
+        merging = loaded.with_(merging=FrameMerging(ratio=0.25))
+        assert found.key(panel, merging) != found.key(panel, loaded)
+        assert found.key(panel, loaded.with_(merging=NO_MERGING)) == found.key(panel, loaded)
 
 
 def test_half_a_surrogate_pair_can_be_kept(loaded: LoadedModel, tmp_path: Path):

@@ -95,6 +95,7 @@ class RetentionSettings:
                 "precision": self.precision,
                 "language": self.language,
                 "normalizer": self.normalizer,
+                **({"frame_merging": loaded.merging.plain()} if loaded.merging.parts else {}),
             },
         )
 
