@@ -36,6 +36,7 @@ from sonotune.progress import phase
 
 if TYPE_CHECKING:
     from sonotune.audit.record import AuditReport
+    from sonotune.audit.repair_manifest import RepairRequest
     from sonotune.evaluation.compare import Comparison
     from sonotune.evaluation.evaluate import EvaluationResult
     from sonotune.planning.inspection import Inspection
@@ -225,7 +226,7 @@ def audit(settings: Settings) -> tuple[AuditReport, Path]:
     return report, folder
 
 
-def realign(source: Place, out: Place, *, model: str, **options: Any) -> dict[str, Any]:
+def realign(source: Place, out: Place, *, model: Place, **options: Any) -> dict[str, Any]:
     """Place the words of every transcript in time (`sonotune data realign`).
 
     Args:
@@ -240,9 +241,32 @@ def realign(source: Place, out: Place, *, model: str, **options: Any) -> dict[st
     Raises:
         SonotuneError: With an `exit_code` that says what went wrong.
     """
-    from sonotune.audit.repair_manifest import RepairRequest, realign_manifest
+    from sonotune.audit.repair_manifest import realign_manifest
 
-    return realign_manifest(RepairRequest(source=str(source), out=Path(out), model=model, **options)).to_json()
+    return realign_manifest(_repair(source, out, model=model, **options)).to_json()
+
+
+def _repair(
+    source: Place,
+    out: Place,
+    *,
+    model: Place = "",
+    aligner: str = "auto",
+    language: str | None = None,
+    root: Place | None = None,
+    allow_outside_root: bool = False,
+) -> RepairRequest:
+    from sonotune.audit.repair_manifest import RepairRequest
+
+    return RepairRequest(
+        source=str(source),
+        out=Path(out),
+        root=None if root is None else Path(root),
+        allow_outside_root=allow_outside_root,
+        model=str(model),
+        aligner=aligner,
+        language=language,
+    )
 
 
 def filter_corpus(
@@ -251,8 +275,8 @@ def filter_corpus(
     *,
     mode: Literal["drop", "flag", "weight", "star"],
     audit: Place | None = None,
-    model: str = "",
-    trusted: str | None = None,
+    model: Place = "",
+    trusted: Place | None = None,
     false_positive_rate: float = 0.05,
     trusted_clips: int = 200,
     seed: int = 0,
@@ -278,18 +302,17 @@ def filter_corpus(
     Raises:
         SonotuneError: With an `exit_code` that says what went wrong.
     """
-    from sonotune.audit.repair_manifest import FilterSettings, RepairRequest, filter_manifest
+    from sonotune.audit.repair_manifest import FilterSettings, filter_manifest
 
     settings = FilterSettings(
         mode=mode,
         audit=None if audit is None else Path(audit),
-        trusted=trusted,
+        trusted=None if trusted is None else str(trusted),
         false_positive_rate=false_positive_rate,
         trusted_clips=trusted_clips,
         seed=seed,
     )
-    request = RepairRequest(source=str(source), out=Path(out), model=model, **options)
-    return filter_manifest(request, settings).to_json()
+    return filter_manifest(_repair(source, out, model=model, **options), settings).to_json()
 
 
 def resegment(
@@ -319,12 +342,11 @@ def resegment(
     Raises:
         SonotuneError: With an `exit_code` that says what went wrong.
     """
-    from sonotune.audit.repair_manifest import RepairRequest, resegment_manifest
+    from sonotune.audit.repair_manifest import resegment_manifest
     from sonotune.data.resegment import Cutting
 
     cutting = Cutting(max_duration_s=max_duration_s, context_s=context_s, untranscribed_s=untranscribed_s)
-    request = RepairRequest(source=str(source), out=Path(out), **options)
-    return resegment_manifest(request, cutting, keep_untranscribed=keep_untranscribed).to_json()
+    return resegment_manifest(_repair(source, out, **options), cutting, keep_untranscribed=keep_untranscribed).to_json()
 
 
 def inspect(settings: Settings) -> Inspection:

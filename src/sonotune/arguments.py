@@ -123,10 +123,11 @@ def development_clips(config: RunConfig, recognizer: Recognizer) -> list[Clip]:
     """Clips to choose by: those of `data.eval`, else the development clips of the run that is used.
 
     Raises:
-        ConfigError: They are clips of a test, by their name or by their contents; or there are none.
+        ConfigError: They are clips of a test, or of recordings that the run was trained on; or there are none.
         ManifestError: They cannot be read.
     """
     from sonotune.data.corpus import CORPUS_SETTINGS, load_corpus
+    from sonotune.data.trained_on import check_trained_on
     from sonotune.errors import ConfigError
     from sonotune.runs import read_record
 
@@ -144,7 +145,14 @@ def development_clips(config: RunConfig, recognizer: Recognizer) -> list[Clip]:
             f"data.eval={own.sources.get('eval')} are clips of a test (data.test): what is chosen or fitted on them "
             "could not be tested any more. Give development clips."
         )
-    return corpus.splits["eval"]
+    clips = corpus.splits["eval"]
+    trained = [] if run is None else check_trained_on(run, clips)
+    if heard := next((finding for finding in trained if finding.check == "leak.audio"), None):
+        raise ConfigError(
+            f"{len(heard.clip_ids)} of {len(clips)} clips of data.eval={own.sources.get('eval')} are of recordings "
+            f"that {run} was trained on: what is chosen or fitted on them holds for no others. Give development clips."
+        )
+    return clips
 
 
 def audit_settings(config: RunConfig) -> AuditSettings:

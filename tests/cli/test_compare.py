@@ -54,7 +54,12 @@ def test_a_comparison_is_written_as_a_page_where_it_is_asked_for(tmp_path: Path)
     before = page.read_bytes()
     assert call("compare", *files, "--resamples", "200", "--out", page)[0] == 0
     assert page.read_bytes() == before
-    for out_path, told in ((tmp_path, "is a folder"), (tmp_path / "none" / "page.html", "there is no folder")):
+    refused = (
+        (tmp_path, "is a folder"),
+        (tmp_path / "none" / "page.html", "there is no folder"),
+        (files[0], "is no page by its name"),
+    )
+    for out_path, told in refused:
         code, _, err = call("compare", *files, "--out", out_path)
         assert code == 2
         assert told in err

@@ -112,6 +112,26 @@ def test_clips_of_a_test_are_refused_by_what_they_are(run: Path, tmp_path: Path,
     assert "clips of a test" in body["error"]
 
 
+def test_clips_that_were_trained_on_calibrate_nothing(run: Path):
+    before = (run / "run.json").read_bytes()
+    words = ["data.eval=assets:quickstart/train.jsonl", "data.limit=40"]
+    code, body, _ = call("calibrate", f"model={run}", *words)
+    assert code == 2
+    assert "was trained on: what is chosen or fitted on them holds for no others" in body["error"]
+    assert (run / "run.json").read_bytes() == before
+
+
+def test_a_sweep_of_decoding_refuses_what_has_no_effect_and_a_folder_that_is_not_its_own(run: Path):
+    code, body, _ = call("sweep", "decode", f"model={run}", "evaluation.length_penalty=0.5,1")
+    assert code == 2
+    assert "evaluation.length_penalty has no effect" in body["error"]
+    before = sorted(path.name for path in (run / "predictions").iterdir())
+    code, body, _ = call("sweep", "decode", f"model={run}", "evaluation.beam_size=1,2", f"sweep.dir={run}")
+    assert code == 2
+    assert "has a run.json" in body["error"]
+    assert sorted(path.name for path in (run / "predictions").iterdir()) == before
+
+
 def test_a_model_that_is_no_run_cannot_be_calibrated():
     code, body, _ = call("calibrate", *CTC)
     assert code == 2

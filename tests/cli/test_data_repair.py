@@ -20,6 +20,7 @@ from sonotune import api, cli
 from sonotune.data.chunking import join
 from sonotune.data.manifest import read_manifest, write_manifest
 from sonotune.data.windows import fit_for_training
+from sonotune.errors import ConfigError
 from sonotune.registry import resolve_asset
 from sonotune.types import Clip
 
@@ -108,8 +109,12 @@ def test_realign_places_words_near_where_they_are(tmp_path: Path) -> None:
     assert again["words"] == body["words"]
     first = (tmp_path / "out.jsonl").read_bytes()
     assert (tmp_path / "again.jsonl").read_bytes() == first
-    python = sonotune.realign(tmp_path / "in.jsonl", tmp_path / "out.jsonl", model=NANO[1])
+    python = sonotune.realign(
+        tmp_path / "in.jsonl", tmp_path / "out.jsonl", model=NANO[1], root=str(tmp_path), allow_outside_root=True
+    )
     assert python == body
+    with pytest.raises(ConfigError, match="trusted_clips is 0"):
+        sonotune.filter_corpus(tmp_path / "in.jsonl", tmp_path / "x.jsonl", mode="drop", trusted_clips=0)
     assert (tmp_path / "out.jsonl").read_bytes() == first
     # Stopped in the middle of a line: the rest is computed, and nothing twice.
     lines = kept.splitlines(keepends=True)

@@ -86,6 +86,8 @@ def test_a_language_that_the_model_does_not_know_is_left_to_detection(whisper: L
 
 def test_beams_are_those_that_the_run_is_scored_with(whisper: LoadedModel):
     assert "num_beams" not in tell(whisper, "en", beam_size=1)
+    assert "length_penalty" not in tell(whisper, "en", beam_size=1, length_penalty=-2.0)
+    assert tell(whisper, "en", beam_size=4, length_penalty=-2.0)["length_penalty"] == -2.0
     assert tell(whisper, "en", beam_size=4)["num_beams"] == whisper.module.generation_config.num_beams == 4
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 from sonotune.alignment.base import AlignerSettings
 from sonotune.audit.calibration import Calibration
@@ -30,6 +30,9 @@ from sonotune.runs import atomic_write_text
 from sonotune.types import Clip, Context, Finding
 from sonotune.wording import counted
 
+MIN_TRUSTED: Final = 20
+"""Trusted clips that thresholds can be calibrated on."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairRequest:
@@ -40,7 +43,7 @@ class RepairRequest:
         out: Manifest to write; never the one that is read.
         root: Where relative paths of audio begin; None: beside the manifest.
         allow_outside_root: Whether audio may lie elsewhere.
-        model: That aligns; empty where none is named.
+        model: Model that aligns; empty where none is named.
         aligner: Registry name; `auto` takes that of the model's family.
         language: Of clips that name none.
     """
@@ -179,6 +182,14 @@ class FilterSettings:
     false_positive_rate: float = 0.05
     trusted_clips: int = 200
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where a number makes no sense."""
+        if self.trusted_clips < MIN_TRUSTED or not 0 < self.false_positive_rate < 1:
+            raise ConfigError(
+                f"trusted_clips is {self.trusted_clips} and false_positive_rate {self.false_positive_rate:g}; allowed "
+                f"are {MIN_TRUSTED} clips or more, and a share between 0 and 1."
+            )
 
 
 def filter_manifest(request: RepairRequest, settings: FilterSettings) -> Repaired:

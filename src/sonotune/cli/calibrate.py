@@ -47,9 +47,10 @@ def calibrate(words: Words = None, as_json: Json = False) -> None:
         result = recognizer.evaluate(clips, crew=crew, **settings)
     decoding = config.evaluation.decoding()
     fitted, findings = WordConfidence(recognizer.task, None, decoding).fit(result.predictions, clips)
+    kept = False
     if fitted is not None:
         entries = fitted.to_json()
-        amend_record(
+        kept = amend_record(
             run,
             lambda record: replace(record, confidence={**record.confidence, "calibration": entries}),
             what="the calibration of word confidences",
@@ -59,6 +60,7 @@ def calibrate(words: Words = None, as_json: Json = False) -> None:
         "run": str(run),
         "calibration": None if fitted is None else fitted.to_json(),
         "before": before,
+        "kept": kept,
         "clips": result.clips,
         "seconds": result.seconds,
         "warnings": [finding.message for finding in findings],
@@ -67,14 +69,15 @@ def calibrate(words: Words = None, as_json: Json = False) -> None:
     if fitted is not None:
         lines.append(
             f"log-odds of a word become {fitted.slope:.3f} times those of the model {fitted.intercept:+.3f}: fitted on "
-            f"{fitted.words} words of {fitted.clips} clips, in {run / 'run.json'}"
+            f"{fitted.words} words of {fitted.clips} clips, {'in' if kept else 'not kept in'} {run / 'run.json'}"
         )
     lines += [
         f"before   {score_title(name, before[name])} {show_score(before[name])}"
         for name in ("ece", "auroc", "aurc", "nce")
         if name in before
     ]
-    lines.append("these are the clips that it is fitted on: evaluate others with evaluation.confidence=true")
+    if fitted is not None:
+        lines.append("these are the clips that it is fitted on: evaluate others with evaluation.confidence=true")
     print_result(body, as_json=as_json, lines=[*lines, *warning_lines(findings, "--json")])
 
 

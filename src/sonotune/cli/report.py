@@ -41,13 +41,16 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_jso
     print_result({"report": str(target)}, as_json=as_json, lines=[str(target)])
 
 
-def amend_record(checkpoint: Path, change: Callable[[RunRecord], RunRecord], *, what: str) -> None:
+def amend_record(checkpoint: Path, change: Callable[[RunRecord], RunRecord], *, what: str) -> bool:
     """Put what was found later into the record of a finished run, and into its report; no run has none.
 
     Args:
         checkpoint: A run, or the adapter or model of one.
         change: The record -> the record with what was found.
         what: It is, for the message of a run that may only be read.
+
+    Returns:
+        Whether it stands there now.
     """
     from sonotune.arguments import run_of
     from sonotune.errors import SonotuneError
@@ -55,16 +58,18 @@ def amend_record(checkpoint: Path, change: Callable[[RunRecord], RunRecord], *, 
 
     run = run_of(checkpoint)
     if run is None:
-        return
+        return False
     record = read_record(run)
     if record.status == "running":  # its own process writes the record
-        return
+        return False
     try:
         atomic_write_json(run / "run.json", record_to_json(change(record)))
         if (run / REPORT).is_file():
             write_report(run)
     except SonotuneError as error:  # what was found has cost more than its record
         tell(f"sonotune: {what} is not in the record of {run}: {error}")
+        return False
+    return True
 
 
 def write_report(folder: Path) -> Path:

@@ -110,12 +110,14 @@ def check_page(out: Path | None, *, instead: str) -> None:
         instead: File name to suggest in a folder.
 
     Raises:
-        ConfigError: It is a folder, or lies in none.
+        ConfigError: It is a folder, lies in none, or is no page by its name.
     """
     if out is None:
         return
     if out.is_dir():
         raise ConfigError(f"{out} is a folder. Name the page to write, such as --out {out / instead}.")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"{out} is no page by its name, and may be a file of yours. Name it such as {instead}.")
     if not out.absolute().parent.is_dir():
         raise ConfigError(f"{out} cannot be written: there is no folder {out.parent}. Make it, or name another.")
 

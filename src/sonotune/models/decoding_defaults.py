@@ -23,6 +23,7 @@ def set_decoding_defaults(
     family: str,
     language: str | None,
     beam_size: int | None = None,
+    length_penalty: float | None = None,
     no_repeat_ngram_size: int = 0,
     repetition_penalty: float = 1.0,
 ) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def set_decoding_defaults(
         family: Registry name of its architecture.
         language: The run's; None leaves it to detection.
         beam_size: Beams the run is scored with; None or 1 is greedy.
+        length_penalty: Of beams, as it is scored; None leaves it to the model.
         no_repeat_ngram_size: As it is scored; 0 hinders nothing.
         repetition_penalty: As it is scored; 1 hinders nothing.
 
@@ -48,6 +50,8 @@ def set_decoding_defaults(
     if settings is None or family not in ("whisper", "qwen3_asr"):
         return {}
     written: dict[str, Any] = {"num_beams": beam_size} if beam_size is not None and beam_size > 1 else {}
+    if written and length_penalty is not None:
+        written["length_penalty"] = length_penalty
     written |= {"no_repeat_ngram_size": no_repeat_ngram_size} if no_repeat_ngram_size else {}
     written |= {"repetition_penalty": repetition_penalty} if repetition_penalty != 1 else {}
     if family == "whisper":

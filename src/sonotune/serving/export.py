@@ -385,7 +385,7 @@ def _scored_with(checkpoint: str) -> dict[str, Any]:
     if not (Path(checkpoint) / "run.json").is_file():
         return {}
     asked = read_record(Path(checkpoint)).config.get("evaluation", {})
-    names = ("beam_size", "no_repeat_ngram_size", "repetition_penalty")
+    names = ("beam_size", "length_penalty", "no_repeat_ngram_size", "repetition_penalty")
     return {name: asked[name] for name in names if isinstance(asked.get(name), int | float)}
 
 

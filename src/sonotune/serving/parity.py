@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sonotune.adapters.kinds.gate_baking import needs_baking
 from sonotune.adapters.metadata import read_metadata
 from sonotune.audio.io import read
 from sonotune.data.corpus import load_corpus
@@ -185,7 +186,8 @@ def _as_others_decode(scored: _Scored, settings: ParitySettings) -> float | None
     """The score that decides of the run itself over the whole window, without fallback: what these two are worth.
 
     What is left between it and the score of the export is the rounding of its weights, and the tool. None where it
-    could not be found out: nothing of this may cost the export.
+    could not be found out, for nothing of this may cost the export; and where the run merges frames or has gates, which
+    no other tool computes and which this pass would.
     """
     try:
         return _decoded_as_others(scored, settings)
@@ -196,6 +198,8 @@ def _as_others_decode(scored: _Scored, settings: ParitySettings) -> float | None
 
 def _decoded_as_others(scored: _Scored, settings: ParitySettings) -> float | None:
     recognizer = settings.open_scored()
+    if recognizer.opened.loaded.merging.parts or needs_baking(recognizer.opened.loaded):
+        return None
     asked: DecodingSettings = settings.decoding.get("decoding", DecodingSettings())
     plain = replace(asked, temperatures=(0.0,), logprob_threshold=None, compression_ratio_threshold=None)
     decoding = {**settings.decoding, "decoding": plain}

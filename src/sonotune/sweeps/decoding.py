@@ -95,16 +95,23 @@ def decoding_trials(
             the decoding that the run is scored with.
 
     Raises:
-        ConfigError: A value is wrong, or there are too many combinations.
+        ConfigError: A value is wrong, a setting has no effect beside the others, or there are too many combinations.
     """
     size = math.prod(len(axis.values) for axis in axes.values())
     if size > MOST:
         raise ConfigError(f"the values have {size:,} combinations, each an evaluation; at most {MOST} are tried.")
     current = settings_of({})[1]
     trials = {current: Trial(values={}, decoding=current)}
+    effective = set[str]()
     for values in itertools.product(*(axis.values for axis in axes.values())):
         point, decoding = settings_of(dict(zip(axes, values, strict=True)))
+        effective |= point.keys()
         trials.setdefault(decoding, Trial(values=point, decoding=decoding))
+    if idle := [name for name in axes if name not in effective]:
+        raise ConfigError(
+            f"{', '.join(idle)} has no effect beside the other settings, such as a length penalty without beams. Leave "
+            "it out, or give the setting that it needs."
+        )
     return list(trials.values())
 
 
@@ -135,6 +142,7 @@ def sweep_decoding(
         What `decoding.json` holds: `score` (the name of the one that decides), `trials` (rows), `proposed`,
         `sentence`.
     """
+    _check_folder(folder)
     make_folder(folder / "predictions", choose="sweep.dir=PATH")
     rows: list[dict[str, Any]] = []
     body: dict[str, Any] = {}
@@ -154,6 +162,12 @@ def sweep_decoding(
         atomic_write_json(folder / RECORD, body)  # what stopped half way has what it found
         told(f"{number + 1} of {len(trials)}: {trial.name}")
     return body
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise ConfigError where a folder is that of a run or of another sweep, whose predictions would be replaced."""
+    if found := next((name for name in ("run.json", "sweep.json") if (folder / name).is_file()), None):
+        raise ConfigError(f"sweep.dir={folder} has a {found}: it holds something else. Name another folder.")
 
 
 def _row(trial: Trial, result: EvaluationResult, path: Path) -> dict[str, Any]:

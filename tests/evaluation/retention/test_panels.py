@@ -276,6 +276,15 @@ def test_a_base_that_merges_frames_is_asked_again(loaded: LoadedModel):
         assert found.key(panel, loaded.with_(merging=NO_MERGING)) == found.key(panel, loaded)
 
 
+def test_confidences_change_no_text_and_ask_nothing_again(loaded: LoadedModel):
+    found = settings("nonspeech")
+    with found.panels(Says(str), loaded) as ([panel], _):
+        rated = replace(found, decoding=replace(GREEDY, confidence=True))
+        assert rated.key(panel, loaded) == found.key(panel, loaded)
+        for other in (replace(GREEDY, length_penalty=0.5), replace(GREEDY, beam_size=2)):
+            assert replace(found, decoding=other).key(panel, loaded) != found.key(panel, loaded)
+
+
 def test_half_a_surrogate_pair_can_be_kept(loaded: LoadedModel, tmp_path: Path):
     found = settings("nonspeech", folder=tmp_path)
     with found.panels(Says(lambda clip: "a \ud800"), loaded) as (panels, _):

@@ -6,12 +6,13 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from sonotune.data.corpus import load_corpus
 from sonotune.errors import ManifestError, RunDirectoryError, SonotuneError
+from sonotune.evaluation.confidence import decoding_entries
 from sonotune.evaluation.retention.base import Measured, Predict
 from sonotune.evaluation.retention.measure import (
     Panel,
@@ -91,7 +92,7 @@ class RetentionSettings:
                 "revision": loaded.revision,
                 "context": loaded.context,
                 "tokens_per_second": loaded.tokens_per_second,
-                "decoding": asdict(self.decoding),
+                "decoding": decoding_entries(self.decoding),
                 "precision": self.precision,
                 "language": self.language,
                 "normalizer": self.normalizer,
