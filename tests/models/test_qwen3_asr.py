@@ -17,6 +17,7 @@ from transformers import AutoProcessor, Qwen3ASRConfig, Qwen3ASRForConditionalGe
 
 from sonotune.errors import ModelError, TextError
 from sonotune.features.batching import Batch, pad_targets
+from sonotune.models.audio_lm import Answer
 from sonotune.models.base import LoadedModel, component_of_parameters, count_parameters, select
 from sonotune.models.families import qwen3_asr
 from sonotune.models.families.qwen3_asr import Qwen3AsrFamily
@@ -422,7 +423,7 @@ def test_the_language_is_given_or_written_and_the_limit_is_on_the_text(
     tokenizer = loaded.processor.tokenizer
     answers = ["seven two", "language English<asr_text>seven two", "language Hebrew"]
 
-    def write(module: Any, rows: Any, *, limits: list[int], decoding: DecodingSettings) -> list[list[int]]:
+    def write(module: Any, rows: Any, *, limits: list[int], decoding: DecodingSettings) -> list[Answer]:
         asked.append(limits)
         assert rows.mask[:, -1].all()  # padded on the left
         lengths = rows.mask.sum(dim=1)
@@ -430,7 +431,7 @@ def test_the_language_is_given_or_written_and_the_limit_is_on_the_text(
         own = len(prompt.before) + len(prompt.after)
         given = len(tokenizer("language English<asr_text>").input_ids)
         assert lengths.tolist() == [own + 12 + given, own + 7, own + 30]
-        return [tokenizer(answer).input_ids for answer in answers]
+        return [Answer(tokenizer(answer).input_ids, []) for answer in answers]
 
     monkeypatch.setattr(qwen3_asr, "generate", write)
     batch = make_batch(loaded)
