@@ -36,7 +36,6 @@ from sonotune.progress import phase
 
 if TYPE_CHECKING:
     from sonotune.audit.record import AuditReport
-    from sonotune.audit.repair_manifest import RepairRequest
     from sonotune.evaluation.compare import Comparison
     from sonotune.evaluation.evaluate import EvaluationResult
     from sonotune.planning.inspection import Inspection
@@ -233,7 +232,7 @@ def realign(source: Place, out: Place, *, model: Place, **options: Any) -> dict[
         source: A manifest, or FORMAT:SOURCE.
         out: Manifest to write; never the one that is read.
         model: That aligns.
-        **options: `aligner`, `language`, `root` and `allow_outside_root` of `audit.repair_manifest.RepairRequest`.
+        **options: `aligner`, `language`, `root` and `allow_outside_root` of `audit.repair_manifest.RepairRequest.of`.
 
     Returns:
         What `--json` prints.
@@ -241,32 +240,9 @@ def realign(source: Place, out: Place, *, model: Place, **options: Any) -> dict[
     Raises:
         SonotuneError: With an `exit_code` that says what went wrong.
     """
-    from sonotune.audit.repair_manifest import realign_manifest
+    from sonotune.audit.repair_manifest import RepairRequest, realign_manifest
 
-    return realign_manifest(_repair(source, out, model=model, **options)).to_json()
-
-
-def _repair(
-    source: Place,
-    out: Place,
-    *,
-    model: Place = "",
-    aligner: str = "auto",
-    language: str | None = None,
-    root: Place | None = None,
-    allow_outside_root: bool = False,
-) -> RepairRequest:
-    from sonotune.audit.repair_manifest import RepairRequest
-
-    return RepairRequest(
-        source=str(source),
-        out=Path(out),
-        root=None if root is None else Path(root),
-        allow_outside_root=allow_outside_root,
-        model=str(model),
-        aligner=aligner,
-        language=language,
-    )
+    return realign_manifest(RepairRequest.of(source, out, model=model, **options)).to_json()
 
 
 def filter_corpus(
@@ -302,7 +278,7 @@ def filter_corpus(
     Raises:
         SonotuneError: With an `exit_code` that says what went wrong.
     """
-    from sonotune.audit.repair_manifest import FilterSettings, filter_manifest
+    from sonotune.audit.repair_manifest import FilterSettings, RepairRequest, filter_manifest
 
     settings = FilterSettings(
         mode=mode,
@@ -312,7 +288,7 @@ def filter_corpus(
         trusted_clips=trusted_clips,
         seed=seed,
     )
-    return filter_manifest(_repair(source, out, model=model, **options), settings).to_json()
+    return filter_manifest(RepairRequest.of(source, out, model=model, **options), settings).to_json()
 
 
 def resegment(
@@ -342,11 +318,12 @@ def resegment(
     Raises:
         SonotuneError: With an `exit_code` that says what went wrong.
     """
-    from sonotune.audit.repair_manifest import resegment_manifest
+    from sonotune.audit.repair_manifest import RepairRequest, resegment_manifest
     from sonotune.data.resegment import Cutting
 
     cutting = Cutting(max_duration_s=max_duration_s, context_s=context_s, untranscribed_s=untranscribed_s)
-    return resegment_manifest(_repair(source, out, **options), cutting, keep_untranscribed=keep_untranscribed).to_json()
+    request = RepairRequest.of(source, out, **options)
+    return resegment_manifest(request, cutting, keep_untranscribed=keep_untranscribed).to_json()
 
 
 def inspect(settings: Settings) -> Inspection:

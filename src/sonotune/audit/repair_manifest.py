@@ -56,6 +56,29 @@ class RepairRequest:
     aligner: str = "auto"
     language: str | None = None
 
+    @classmethod
+    def of(
+        cls,
+        source: str | Path,
+        out: str | Path,
+        *,
+        model: str | Path | None = None,
+        aligner: str = "auto",
+        language: str | None = None,
+        root: str | Path | None = None,
+        allow_outside_root: bool = False,
+    ) -> RepairRequest:
+        """A request by places as a caller has them; see the attributes."""
+        return cls(
+            source=str(source),
+            out=Path(out),
+            root=None if root is None else Path(root),
+            allow_outside_root=allow_outside_root,
+            model=str(model or ""),
+            aligner=aligner,
+            language=language,
+        )
+
     def read(self) -> tuple[list[Clip], list[Finding]]:
         """The clips with their lengths, and what their reader noted."""
         return read_clips(self.source, self.root, outside=self.allow_outside_root)

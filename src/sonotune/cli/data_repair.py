@@ -42,14 +42,14 @@ def data_realign(
     from sonotune.audit.repair_manifest import RepairRequest, realign_manifest
 
     made = realign_manifest(
-        RepairRequest(
-            source=source,
-            out=out,
-            root=root,
-            allow_outside_root=allow_outside_root,
+        RepairRequest.of(
+            source,
+            out,
             model=model,
             aligner=aligner,
             language=language,
+            root=root,
+            allow_outside_root=allow_outside_root,
         )
     )
     tell_findings(made.findings)
@@ -100,14 +100,14 @@ def data_filter(
     from sonotune.audit.repair_manifest import FilterSettings, RepairRequest, filter_manifest
 
     made = filter_manifest(
-        RepairRequest(
-            source=source,
-            out=out,
-            root=root,
-            allow_outside_root=allow_outside_root,
-            model=model or "",
+        RepairRequest.of(
+            source,
+            out,
+            model=model,
             aligner=aligner,
             language=language,
+            root=root,
+            allow_outside_root=allow_outside_root,
         ),
         FilterSettings(
             mode=mode,
@@ -170,14 +170,14 @@ def data_resegment(
     from sonotune.data.resegment import Cutting
 
     made = resegment_manifest(
-        RepairRequest(
-            source=source,
-            out=out,
-            root=root,
-            allow_outside_root=allow_outside_root,
-            model=model or "",
+        RepairRequest.of(
+            source,
+            out,
+            model=model,
             aligner=aligner,
             language=language,
+            root=root,
+            allow_outside_root=allow_outside_root,
         ),
         Cutting(max_duration_s=max_duration, context_s=overlap, untranscribed_s=untranscribed),
         keep_untranscribed=keep_untranscribed,
