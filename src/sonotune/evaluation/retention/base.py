@@ -6,18 +6,19 @@ them, and says for each clip what was counted. Scores, intervals and differences
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sonotune.features.batching import Batch
 from sonotune.metrics.intervals import MIN_BLOCKS, block_bootstrap_ratio, poisson, wilson
 from sonotune.metrics.paired import PairedDifference, choose_blocks, paired_difference
 from sonotune.metrics.paired_shares import paired_share_difference
-from sonotune.types import Clip, Finding, Prediction, Score
+from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, Prediction, Score
 
 Counting = Literal["errors", "share", "rate"]
 """What a count is of: units of a reference, single clips, or minutes."""
@@ -153,6 +154,39 @@ class PanelKind(Protocol):
     def measure(self, task: Any, loaded: Any, clips: Sequence[Clip], predict: Predict) -> Measured:
         """Ask the model, and count."""
         ...
+
+
+def refuse_classes(task: Any, counted: str = "words") -> str | None:
+    """Why a classifier is not asked, for a panel that counts something in texts; None for what writes texts."""
+    return None if task.reference == "text" else f"it writes no text, and the panel counts {counted}"
+
+
+def predicted_rows(task: Any, loaded: Any, clips: Sequence[Clip], predict: Predict) -> list[Mapping[str, Any]]:
+    """What the model makes of the clips, a row each as files of predictions have it (`Task.row`)."""
+    predictions, _ = predict(task, loaded, clips)
+    return [task.row(prediction, clip) for prediction, clip in zip(predictions, clips, strict=True)]
+
+
+def first_windows(loaded: Any, clips: Sequence[Clip]) -> list[Clip]:
+    """The clips, each no longer than the model reads at once."""
+    longest_s = loaded.frontend.max_duration_s or float("inf")
+    return [replace(clip, duration_s=min(clip.duration_s, longest_s)) for clip in clips]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """As much of a task as `predict_clips` asks for: the text of a clip is what the family answers.
+
+    Attributes:
+        ask: Model, batch and decoding -> a text for each clip.
+    """
+
+    ask: Callable[[Any, Batch, DecodingSettings], Sequence[str]]
+
+    def predict(self, loaded: Any, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING) -> list[Prediction]:
+        """One text a clip."""
+        texts = self.ask(loaded, batch, settings)
+        return [Prediction(clip_id=clip.id, text=text) for clip, text in zip(batch.clips, texts, strict=True)]
 
 
 def as_counts(values: NDArray[np.float64] | Sequence[float]) -> tuple[float, ...]:

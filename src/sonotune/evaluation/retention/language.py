@@ -7,14 +7,12 @@ trains the token, but moves the states that it is read from.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from sonotune.errors import ManifestError
-from sonotune.evaluation.retention.base import Measured, PanelRequest, PanelScore, Predict
-from sonotune.features.batching import Batch
+from sonotune.evaluation.retention.base import Measured, PanelRequest, PanelScore, Predict, Question, first_windows
 from sonotune.models.languages import find_code
-from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, Prediction
+from sonotune.types import Clip, Finding
 
 
 class LanguagePanel:
@@ -44,14 +42,12 @@ class LanguagePanel:
         if left := tuple(clip.id for clip in clips if clip not in usable):
             message = f"{len(left)} of {len(clips)} clips of {source} name no language that the model has a token for."
             findings = [*findings, Finding(check="retention.language", severity="note", message=message, clip_ids=left)]
-        longest_s = loaded.frontend.max_duration_s
-        if longest_s is not None:
-            usable = [replace(clip, duration_s=min(clip.duration_s, longest_s)) for clip in usable]
-        return usable, findings
+        return first_windows(loaded, usable), findings
 
     def measure(self, task: Any, loaded: Any, clips: Sequence[Clip], predict: Predict) -> Measured:
         """Compare the code of the likeliest language token with that of the clip."""
-        predictions, _ = predict(_Detect(), loaded, clips)
+        detect = Question(lambda loaded, batch, _: loaded.family.detect_languages(loaded, batch))
+        predictions, _ = predict(detect, loaded, clips)
         codes = tuple(prediction.text or "" for prediction in predictions)
         right = tuple(
             float(find_code(clip.language or "", (code,)) is not None) for clip, code in zip(clips, codes, strict=True)
@@ -65,15 +61,6 @@ class LanguagePanel:
             totals=(1.0,) * len(clips),
         )
         return Measured((score,), codes)
-
-
-class _Detect:
-    """As much of a task as `predict_clips` asks for: the text of a clip is the code of its language."""
-
-    def predict(self, loaded: Any, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING) -> list[Prediction]:
-        """One code a clip."""
-        codes = loaded.family.detect_languages(loaded, batch)
-        return [Prediction(clip_id=clip.id, text=code) for clip, code in zip(batch.clips, codes, strict=True)]
 
 
 LANGUAGE = LanguagePanel()

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from sonotune.data.chunking import join
 from sonotune.errors import ManifestError
-from sonotune.evaluation.retention.base import Measured, PanelRequest, Predict
+from sonotune.evaluation.retention.base import Measured, PanelRequest, Predict, refuse_classes
 from sonotune.evaluation.retention.manifest import MANIFEST
 from sonotune.types import Clip, Finding
 from sonotune.wording import counted
@@ -34,7 +34,7 @@ class LongFormPanel:
 
     def refusal(self, task: Any, loaded: Any) -> str | None:
         """A classifier writes no text."""
-        return None if task.reference == "text" else "it writes no text, and the panel counts words"
+        return refuse_classes(task)
 
     def clips(self, source: str, task: Any, loaded: Any, request: PanelRequest) -> tuple[list[Clip], list[Finding]]:
         """Recordings of one language each, of clips in a drawn order; speakers change within a recording."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from sonotune.data.scripts import deciding_rate
 from sonotune.errors import ManifestError
-from sonotune.evaluation.retention.base import Measured, PanelRequest, PanelScore, Predict, as_counts
+from sonotune.evaluation.retention.base import Measured, PanelRequest, PanelScore, Predict, as_counts, predicted_rows
 from sonotune.metrics.error_rate import edit_counts
 from sonotune.types import Clip, Finding
 
@@ -36,8 +36,7 @@ class ManifestPanel:
 
     def measure(self, task: Any, loaded: Any, clips: Sequence[Clip], predict: Predict) -> Measured:
         """Count the errors of each clip, in words or in characters as the references ask."""
-        predictions, _ = predict(task, loaded, clips)
-        rows = [task.row(prediction, clip) for prediction, clip in zip(predictions, clips, strict=True)]
+        rows = predicted_rows(task, loaded, clips, predict)
         if task.reference == "label":
             right = as_counts([float(set(row["labels"]) == set(row["decided"])) for row in rows])
             shown = tuple(", ".join(row["decided"]) for row in rows)

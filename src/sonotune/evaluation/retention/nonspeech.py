@@ -12,7 +12,15 @@ from typing import Any, Final
 from sonotune.audio import io
 from sonotune.audio.nonspeech import KINDS, RATE_HZ, Waveform, render
 from sonotune.data.manifest import read_manifest
-from sonotune.evaluation.retention.base import Measured, PanelRequest, PanelScore, Predict, as_counts
+from sonotune.evaluation.retention.base import (
+    Measured,
+    PanelRequest,
+    PanelScore,
+    Predict,
+    as_counts,
+    predicted_rows,
+    refuse_classes,
+)
 from sonotune.registry import resolve_asset
 from sonotune.runs import generator
 from sonotune.types import Clip, Finding
@@ -30,7 +38,7 @@ class NonspeechPanel:
 
     def refusal(self, task: Any, loaded: Any) -> str | None:
         """A classifier has no class for it."""
-        return None if task.reference == "text" else "it writes no text, and the panel counts words"
+        return refuse_classes(task)
 
     def clips(self, source: str, task: Any, loaded: Any, request: PanelRequest) -> tuple[list[Clip], list[Finding]]:
         """As many clips as are asked for, of 2 to 12 s."""
@@ -58,8 +66,7 @@ class NonspeechPanel:
 
     def measure(self, task: Any, loaded: Any, clips: Sequence[Clip], predict: Predict) -> Measured:
         """Count the words that were written, in scoring form, so that marks alone are none."""
-        predictions, _ = predict(task, loaded, clips)
-        rows = [task.row(prediction, clip) for prediction, clip in zip(predictions, clips, strict=True)]
+        rows = predicted_rows(task, loaded, clips, predict)
         words = as_counts([len(row["scored_hypothesis"].split()) for row in rows])
         return Measured(
             (

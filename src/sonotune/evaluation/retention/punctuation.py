@@ -10,7 +10,15 @@ from typing import Any
 
 from sonotune.data.text import BASIC
 from sonotune.errors import ManifestError
-from sonotune.evaluation.retention.base import Measured, PanelRequest, PanelScore, Predict, as_counts
+from sonotune.evaluation.retention.base import (
+    Measured,
+    PanelRequest,
+    PanelScore,
+    Predict,
+    as_counts,
+    predicted_rows,
+    refuse_classes,
+)
 from sonotune.evaluation.retention.manifest import MANIFEST
 from sonotune.metrics.formatting import MARKS, ORTHOGRAPHIC_WER, PUNCTUATION
 from sonotune.metrics.text_scores import Floats, RateScore, ScoredText
@@ -29,7 +37,7 @@ class PunctuationPanel:
 
     def refusal(self, task: Any, loaded: Any) -> str | None:
         """A classifier writes no text."""
-        return None if task.reference == "text" else "it writes no text, and the panel counts marks"
+        return refuse_classes(task, "marks")
 
     def clips(self, source: str, task: Any, loaded: Any, request: PanelRequest) -> tuple[list[Clip], list[Finding]]:
         """Those of the manifest."""
@@ -43,8 +51,7 @@ class PunctuationPanel:
 
     def measure(self, task: Any, loaded: Any, clips: Sequence[Clip], predict: Predict) -> Measured:
         """Count marks, and words as they are written."""
-        predictions, _ = predict(task, loaded, clips)
-        rows = [task.row(prediction, clip) for prediction, clip in zip(predictions, clips, strict=True)]
+        rows = predicted_rows(task, loaded, clips, predict)
         texts = [
             ScoredText(
                 reference=BASIC.training(row["reference"]),

@@ -15,12 +15,14 @@ from sonotune.audio import io
 from sonotune.audio.activity import speech_mask, speech_spans
 from sonotune.audio.nonspeech import RATE_HZ
 from sonotune.errors import ManifestError
-from sonotune.evaluation.retention.base import Measured, PanelRequest, PanelScore, Predict
+from sonotune.evaluation.retention.base import Measured, PanelRequest, PanelScore, Predict, Question, first_windows
 from sonotune.features.batching import Batch
-from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Finding, Prediction
+from sonotune.types import Clip, DecodingSettings, Finding
 
 TOLERANCE_S: Final = 0.5
 """How far the last time may be from where the recording becomes quiet for good."""
+_END: Final = "end_of_speech_s"
+"""Kept with each clip, whose recording is read for it once."""
 
 
 class TimestampsPanel:
@@ -38,9 +40,8 @@ class TimestampsPanel:
     def clips(self, source: str, task: Any, loaded: Any, request: PanelRequest) -> tuple[list[Clip], list[Finding]]:
         """The first window of each clip that somebody is heard in."""
         clips, findings = request.read(source, None)
-        longest_s = loaded.frontend.max_duration_s or float("inf")
-        first = [replace(clip, duration_s=min(clip.duration_s, longest_s)) for clip in clips]
-        usable = [clip for clip in first if _end_of_speech_s(clip) is not None]
+        ends = [(clip, _end_of_speech_s(clip)) for clip in first_windows(loaded, clips)]
+        usable = [replace(clip, extra={**clip.extra, _END: repr(end_s)}) for clip, end_s in ends if end_s is not None]
         if not usable:
             raise ManifestError(
                 f"evaluation.keep=timestamps:{source}: none of its {len(clips)} clips is louder anywhere than digital "
@@ -50,7 +51,7 @@ class TimestampsPanel:
 
     def measure(self, task: Any, loaded: Any, clips: Sequence[Clip], predict: Predict) -> Measured:
         """Compare the last time with the end of speech; a clip without a time is a miss."""
-        predictions, _ = predict(_Times(), loaded, clips)
+        predictions, _ = predict(Question(_times), loaded, clips)
         times = tuple(prediction.text or "" for prediction in predictions)
         right = tuple(float(_is_right(text, clip)) for text, clip in zip(times, clips, strict=True))
         score = PanelScore(
@@ -65,8 +66,7 @@ class TimestampsPanel:
 
 
 def _is_right(times: str, clip: Clip) -> bool:
-    end_s = _end_of_speech_s(clip)
-    return bool(times) and end_s is not None and abs(float(times.split()[-1]) - end_s) <= TOLERANCE_S
+    return bool(times) and abs(float(times.split()[-1]) - float(clip.extra[_END])) <= TOLERANCE_S
 
 
 def _end_of_speech_s(clip: Clip) -> float | None:
@@ -82,16 +82,10 @@ def _end_of_speech_s(clip: Clip) -> float | None:
     return spans[-1][1] if spans else None
 
 
-class _Times:
-    """As much of a task as `predict_clips` asks for: the text of a clip is the times that the model writes."""
-
-    def predict(self, loaded: Any, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING) -> list[Prediction]:
-        """Seconds, with spaces between them."""
-        found = loaded.family.timestamps(loaded, batch, settings)
-        return [
-            Prediction(clip_id=clip.id, text=" ".join(f"{time_s:.2f}" for time_s in times_s))
-            for clip, times_s in zip(batch.clips, found, strict=True)
-        ]
+def _times(loaded: Any, batch: Batch, settings: DecodingSettings) -> list[str]:
+    """Seconds, with spaces between them."""
+    found = loaded.family.timestamps(loaded, batch, settings)
+    return [" ".join(f"{time_s:.2f}" for time_s in times_s) for times_s in found]
 
 
 TIMESTAMPS = TimestampsPanel()
