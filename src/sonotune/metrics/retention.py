@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
-from sonotune.metrics.scores import in_percent, score_title, show_value
+from sonotune.metrics.scores import Change, change_of, in_percent, score_title, show_value
 from sonotune.types import Finding
 
 Outcome = Literal["broke", "better", "no clear change", "too few clips"]
 Row = Mapping[str, Any]
+_OUTCOMES: Final[Mapping[Change, Outcome]] = {"worse": "broke", "better": "better", "none": "no clear change"}
 
 BROKE: Final = "retention.broke"
 """The finding of a panel that tuning made worse, beyond what chance explains."""
@@ -28,9 +29,7 @@ def outcome_of(difference: Mapping[str, Any] | None) -> Outcome:
     """
     if difference is None:
         return "too few clips"
-    if difference["low"] <= 0 <= difference["high"]:
-        return "no clear change"
-    return "broke" if (difference["low"] > 0) == (difference["better"] == "lower") else "better"
+    return _OUTCOMES[change_of(difference)]
 
 
 def retention_sentence(row: Row) -> str:

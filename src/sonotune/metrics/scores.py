@@ -7,12 +7,13 @@ is guessed from its name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from sonotune.types import Score
 
 Scores = Mapping[str, Mapping[str, Any]]
 """Name -> score in JSON form."""
+Change = Literal["better", "worse", "none"]
 
 
 _BEFORE_TITLES = {
@@ -127,6 +128,13 @@ def spelling_of_numbers(before: Scores, after: Scores) -> str | None:
 def better_sign(better: str) -> int:
     """What makes the better of two scores the smaller: 1 where lower is better, -1 where higher is."""
     return 1 if better == "lower" else -1
+
+
+def change_of(difference: Mapping[str, Any]) -> Change:
+    """Whether a paired difference in JSON form is to the better or the worse; `none` where its interval holds 0."""
+    if difference["low"] <= 0 <= difference["high"]:
+        return "none"
+    return "better" if (difference["low"] < 0) == (difference["better"] == "lower") else "worse"
 
 
 def primary_score(scores: Scores) -> str | None:

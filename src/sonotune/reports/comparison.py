@@ -14,13 +14,21 @@ from typing import Any, Final
 from sonotune.evaluation.compare import Comparison, hypothesis_of, reference_of
 from sonotune.metrics.error_rate import align_words, word_edits
 from sonotune.metrics.retention import retention_sentence
-from sonotune.metrics.scores import score_title, show_change, show_signed, show_value, shown_number, shown_unit
+from sonotune.metrics.scores import (
+    change_of,
+    score_title,
+    show_change,
+    show_signed,
+    show_value,
+    shown_number,
+    shown_unit,
+)
 from sonotune.reports.edits import direction
 from sonotune.reports.figures import Series, curve
 from sonotune.reports.page import render_page
 from sonotune.reports.predictions import facts_of
 from sonotune.reports.record import component_rows, flatten, read_steps, show_count, show_seconds
-from sonotune.reports.verdict import Outcome, Verdict
+from sonotune.reports.verdict import Verdict
 from sonotune.types import RunRecord
 from sonotune.wording import counted, memory_size
 
@@ -70,7 +78,7 @@ def build_comparison_html(found: Comparison, first: System, second: System) -> s
     changes = changed_texts(first.rows, second.rows)
     return render_page(
         "comparison.html",
-        filters={"score": show_value, "signed": _signed, "outcome": difference_outcome, "count": show_count},
+        filters={"score": show_value, "signed": _signed, "outcome": change_of, "count": show_count},
         first=first,
         second=second,
         found=found,
@@ -97,7 +105,7 @@ def comparison_verdict(found: Comparison) -> Verdict:
     primary = found.primary
     row = primary.to_json()
     title = score_title(primary.name, row)
-    outcome = difference_outcome(row)
+    outcome = change_of(row)
     ends = f"95 % interval {show_signed(row, row['low'])} to {show_signed(row, row['high'])}, p = {row['p']:.4f}"
     change = show_change(row, row["value"])
     clips = counted(found.clips, "clip")
@@ -111,13 +119,6 @@ def comparison_verdict(found: Comparison) -> Verdict:
             "be seen in 80 % of the cases.",
         )
     return Verdict(outcome, f"B is {outcome}", f"{title} goes {moved} on {clips}: {change} ({ends}).")
-
-
-def difference_outcome(row: Mapping[str, Any]) -> Outcome:
-    """Whether a paired difference is to the better or the worse; `none` where chance can do it."""
-    if row["low"] <= 0 <= row["high"]:
-        return "none"
-    return "better" if (row["value"] < 0) == (row["better"] == "lower") else "worse"
 
 
 def _signed(row: Mapping[str, Any], key: str) -> str:

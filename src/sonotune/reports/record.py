@@ -18,6 +18,7 @@ from sonotune.evaluation.compare import Comparison
 from sonotune.metrics.retention import BROKE
 from sonotune.metrics.scores import (
     WORSE,
+    change_of,
     drawn_scores,
     in_percent,
     score_title,
@@ -201,9 +202,8 @@ def _show_end(difference: Mapping[str, Any], key: str) -> str:
 
 def _outcome(difference: Mapping[str, Any]) -> str:
     """Class of a paired difference: `better`, `worse`, or nothing where chance can do it."""
-    if difference["low"] <= 0 <= difference["high"]:
-        return ""
-    return "better" if (difference["value"] < 0) == (difference["better"] == "lower") else "worse"
+    found = change_of(difference)
+    return "" if found == "none" else found
 
 
 # --- events and curves ---------------------------------------------------------------------------------------------

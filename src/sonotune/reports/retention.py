@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from sonotune.metrics.retention import outcome_of, retention_sentence
-from sonotune.metrics.scores import in_percent, score_title, show_value
+from sonotune.metrics.scores import Change, in_percent, score_title, show_value
 from sonotune.reports.figures import Series, curve
-from sonotune.reports.verdict import Outcome, Verdict
+from sonotune.reports.verdict import Verdict
 from sonotune.types import RunRecord
 from sonotune.wording import counted
 
-_COLOURS: Mapping[str, Outcome] = {"broke": "worse", "better": "better"}
+_COLOURS: Mapping[str, Change] = {"broke": "worse", "better": "better"}
 
 
 def retention_verdict(record: RunRecord) -> Verdict | None:
@@ -33,7 +33,7 @@ def retention_verdict(record: RunRecord) -> Verdict | None:
         sentences.append(f"At {knee:g} of its strength the tuned model keeps most of its gain and {kept}.")
     broke = len(told["broke"])
     badge = f"broke {broke} of {counted(len(rows), 'panel')}" if broke else "nothing broke"
-    outcome: Outcome = "worse" if broke else "none" if others else "better"
+    outcome: Change = "worse" if broke else "none" if others else "better"
     return Verdict(outcome, badge if broke or not others else "no panel broke", " ".join(sentences))
 
 

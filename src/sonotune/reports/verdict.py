@@ -6,13 +6,14 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final, NamedTuple, get_args
 
 from sonotune.audit.gate import Decision
 from sonotune.audit.verdict import VERDICT
 from sonotune.evaluation.compare import Comparison
 from sonotune.metrics.scores import (
     WORSE,
+    Change,
     primary_score,
     score_title,
     show_change,
@@ -22,7 +23,6 @@ from sonotune.metrics.scores import (
 )
 from sonotune.types import RunRecord
 
-Outcome = Literal["better", "worse", "none"]
 SPLITS: Final = {
     "test": "test clips (data.test)",
     "after": "development clips (data.eval), after training",
@@ -41,7 +41,7 @@ class Verdict(NamedTuple):
         sentence: What was scored before and after, and how sure the change is.
     """
 
-    outcome: Outcome
+    outcome: Change
     badge: str
     sentence: str
 
@@ -58,7 +58,7 @@ def verdict(record: RunRecord, change: Comparison | None) -> Verdict | None:
     if name is None:
         return None
     title = score_title(name, (after or test or before)[name])
-    outcome: Outcome = "none"
+    outcome: Change = "none"
     badge, sentences = "scored", [_unfinished(record)]
     if name in before and name in after:
         told, sure = _change(name, before[name], after[name], change)
@@ -101,13 +101,13 @@ def audit_verdict(record: RunRecord) -> Verdict | None:
     if found is None:
         return None
     said = next((one for one in get_args(Decision) if f" said {one}" in found.message), None)
-    outcome: Outcome = "better" if found.severity == "note" else "worse" if said == "STOP" else "none"
+    outcome: Change = "better" if found.severity == "note" else "worse" if said == "STOP" else "none"
     return Verdict(outcome, f"audit: {said}" if said else "audit", found.message[:1].upper() + found.message[1:])
 
 
 def _outcome(
     record: RunRecord, before: Mapping[str, Any], after: Mapping[str, Any], *, sure: bool
-) -> tuple[Outcome, str]:
+) -> tuple[Change, str]:
     """Worse wherever the run says so, as it does of any change to the worse; better only where chance is ruled out."""
     gain = (before["value"] - after["value"]) * (-1 if after.get("better") == "higher" else 1)
     if gain < 0 or any(finding.check == WORSE for finding in record.findings):

@@ -19,7 +19,7 @@ from sonotune.evaluation.compare import compare
 from sonotune.evaluation.confidence import decoding_entries
 from sonotune.evaluation.evaluate import EvaluationResult, write_predictions
 from sonotune.metrics.paired import holm
-from sonotune.metrics.scores import better_sign, deciding
+from sonotune.metrics.scores import better_sign, change_of, deciding
 from sonotune.runs import atomic_write_json, code_version, make_folder
 from sonotune.sweeps.axes import Axis
 from sonotune.sweeps.space import Point, show_point, sort_words
@@ -198,9 +198,8 @@ def judge_decoding(rows: Sequence[dict[str, Any]], score: str) -> dict[str, Any]
     others = [row for row in rows if row["difference"] is not None]
     for row, adjusted in zip(others, holm([row["difference"]["p"] for row in others]), strict=True):
         found = row["difference"] | {"p_holm": adjusted}
-        clear = not found["low"] <= 0 <= found["high"] and adjusted < LEVEL
-        better = (found["value"] < 0) == (found["better"] == "lower")
-        row |= {"difference": found, "outcome": ("better" if better else "worse") if clear else "no difference shown"}
+        change = change_of(found) if adjusted < LEVEL else "none"
+        row |= {"difference": found, "outcome": "no difference shown" if change == "none" else change}
     sign = better_sign(rows[0]["scores"][score]["better"])
     best = min(range(len(rows)), key=lambda number: sign * rows[number]["scores"][score]["value"])
     shown = bool(best) and rows[best]["outcome"] == "better"

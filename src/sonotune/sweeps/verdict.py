@@ -10,7 +10,7 @@ from typing import Any
 from sonotune.errors import SonotuneError
 from sonotune.evaluation.compare import compare
 from sonotune.metrics.paired import POWER_FACTOR, holm, least_p, power_factor
-from sonotune.metrics.scores import in_percent, score_title, shown_number, shown_unit
+from sonotune.metrics.scores import change_of, in_percent, score_title, shown_number, shown_unit
 from sonotune.registry import SCORES
 
 LEVEL = 0.05
@@ -155,9 +155,8 @@ def _row(first: Candidate, second: Candidate, score: str, resamples: int, seed: 
 
 def outcome(row: Mapping[str, Any]) -> str:
     """`better`, `worse` or `no difference`: the interval must leave out 0 and Holm's p be below the level."""
-    if row["low"] <= 0 <= row["high"] or row["p_holm"] >= LEVEL:
-        return "no difference"
-    return "better" if (row["value"] < 0) == (row["better"] == "lower") else "worse"
+    change = change_of(row) if row["p_holm"] < LEVEL else "none"
+    return "no difference" if change == "none" else change
 
 
 def sentence(row: Mapping[str, Any]) -> str:
