@@ -16,13 +16,14 @@ from typing import Final
 from sonotune.data.scripts import UNSPACED
 from sonotune.metrics.error_rate import unit_runs
 
-_PARTS: Final = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
+PARTS: Final = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
+"""Words between spaces, and single signs of scripts without them; marks on a sign are a part of their own."""
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
     """Begin and end of each word, in code points; together they are all that is no white space."""
     spans: list[tuple[int, int]] = []
-    for part in _PARTS.finditer(text):
+    for part in PARTS.finditer(text):
         begin, end = part.span()
         if spans and spans[-1][1] == begin and unicodedata.category(text[begin])[0] == "M":
             spans[-1] = (spans[-1][0], end)  # a mark belongs to the sign before it

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 from sonotune.data.chunking import cut_at_pauses
 from sonotune.data.scripts import UNSPACED
 from sonotune.data.windows import WINDOW_SLACK_S
-from sonotune.data.words import word_spans
+from sonotune.data.words import PARTS, word_spans
 from sonotune.errors import AudioError
 from sonotune.types import Clip, Finding, Prediction, RecognizedWord
 from sonotune.wording import counted
@@ -30,8 +30,6 @@ OVERLAP_SHARE: Final = 0.2
 """Overlap of two windows that no pause separates: this share of the window, at most so many seconds."""
 _MIN_COMMON_WORDS: Final = 2  # one word may be common by chance, unless it stands at the very border of both texts
 _RATE_MARGIN: Final = 2.0  # speech in the overlap may be so many times as fast as in its whole window
-# Words of scripts without spaces between them are single characters here.
-_WORDS: Final = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 _BOTH_UNSPACED: Final = re.compile(rf"[{UNSPACED}]{{2}}")
 
 
@@ -176,7 +174,7 @@ def merge_predictions(clip_id: str, pieces: Sequence[tuple[Clip, Prediction]]) -
         overlap_s = _overlap_s(previous, piece) if number else 0.0
         most = 0
         if overlap_s:
-            count = max(len(_WORDS.findall(pieces[number - 1][1].text or "")), len(_WORDS.findall(said)))
+            count = max(len(PARTS.findall(pieces[number - 1][1].text or "")), len(PARTS.findall(said)))
             most = math.ceil(_RATE_MARGIN * count * overlap_s / min(previous.duration_s, piece.duration_s)) + 1
         joint = find_joint(text, said, max_words=most)
         if words is not None:
@@ -254,7 +252,7 @@ def find_joint(left: str, right: str, *, max_words: int) -> Joint:
         right: The text of the next window.
         max_words: Most words that can be of the overlap; 0 where the windows do not overlap.
     """
-    lefts, rights = list(_WORDS.finditer(left)), list(_WORDS.finditer(right))
+    lefts, rights = list(PARTS.finditer(left)), list(PARTS.finditer(right))
     first = max(0, len(lefts) - max_words)
     tail, head = [_bare(word[0]) for word in lefts[first:]], [_bare(word[0]) for word in rights[:max_words]]
     end, begin, length = _common(tail, head)

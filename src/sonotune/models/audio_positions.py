@@ -28,6 +28,7 @@ from sonotune.features.frame_properties import (
     log_mel_of_samples,
 )
 from sonotune.models.base import LoadedModel
+from sonotune.models.encoder_rows import receptive_field
 
 _OBSERVER: Final = "audio_observer"
 _ROWS: Final = "decoded_rows"
@@ -103,9 +104,7 @@ def of_samples(inputs_BT: Tensor, lengths_B: Tensor, own_B: Tensor, positions: i
     Raises:
         ModelError: Positions are no whole number of log-mel frames apart.
     """
-    reach, step = 1, 1
-    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-        reach, step = reach + (kernel - 1) * step, step * stride
+    reach, step = receptive_field(config)
     if step % HOP_SAMPLES:
         raise ModelError(
             f"positions of this encoder are {step} samples apart, which is no whole number of frames of {HOP_SAMPLES} "

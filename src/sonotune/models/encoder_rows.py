@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,6 +51,21 @@ def positions_of(config: Any, lengths_B: Tensor) -> Tensor:
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         lengths_B = torch.div(lengths_B - kernel, stride, rounding_mode="floor") + 1
     return lengths_B.clamp_min(1)
+
+
+class ReceptiveField(NamedTuple):
+    """Samples that a position of convolutions reads, and samples from one position to the next."""
+
+    reach: int
+    step: int
+
+
+def receptive_field(config: Any) -> ReceptiveField:
+    """Of the convolutions of an encoder of waveforms (`conv_kernel`, `conv_stride`)."""
+    reach, step = 1, 1
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        reach, step = reach + (kernel - 1) * step, step * stride
+    return ReceptiveField(reach, step)
 
 
 def positions_in(config: Any, duration_s: float) -> int:

@@ -25,7 +25,7 @@ from sonotune.features.frontend import Frontend, LogMel, RawWaveform
 from sonotune.features.normalization import valid_frames
 from sonotune.models.audio_positions import AudioPositions, announce, of_samples
 from sonotune.models.base import Component
-from sonotune.models.encoder_rows import kind_of, positions_of, rows_of, steps_of
+from sonotune.models.encoder_rows import kind_of, positions_of, receptive_field, rows_of, steps_of
 from sonotune.models.frame_merging.layers import MergedStates, run_layers
 from sonotune.models.frame_merging.pairs import take
 from sonotune.models.frame_merging.settings import NO_MERGING, FrameMerging, MergeStep
@@ -297,7 +297,7 @@ def _thinned_stem(encoder: Any, inputs_BTF: Tensor, places_P: Tensor) -> Tensor:
 def _waveform_stem(encoder: Any, waveforms_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
     """What is read before positions are added (B, P, D), and positions of each clip (B,)."""
     positions_B = positions_of(encoder.config, lengths_B).to(waveforms_BT.device)
-    short = _shortest(encoder.config) - waveforms_BT.shape[1]
+    short = receptive_field(encoder.config).reach - waveforms_BT.shape[1]
     if short > 0:  # a clip shorter than the convolutions reach is heard with silence behind it
         waveforms_BT = F.pad(waveforms_BT, (0, short))
     stem = encoder.feature_extractor
@@ -343,20 +343,12 @@ def _convolve(encoder: Any, waveforms_BT: Tensor, lengths_B: Tensor) -> Tensor:
     if encoder.config.feat_extract_norm != "group" or int(lengths_B.min()) >= waveforms_BT.shape[1]:
         features_BCP: Tensor = encoder.feature_extractor(waveforms_BT)
         return features_BCP.transpose(1, 2)
-    shortest = _shortest(encoder.config)
+    shortest = receptive_field(encoder.config).reach
     alone = [
         encoder.feature_extractor(waveform_T[None, : max(length, shortest)])[0].transpose(0, 1)
         for waveform_T, length in zip(waveforms_BT, lengths_B.tolist(), strict=True)
     ]
     return nn.utils.rnn.pad_sequence(alone, batch_first=True)
-
-
-def _shortest(config: Any) -> int:
-    """Samples that one position hears."""
-    reach, step = 1, 1
-    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-        reach, step = reach + (kernel - 1) * step, step * stride
-    return reach
 
 
 def components_of(encoder: Any, prefix: str) -> tuple[Component, Component]:

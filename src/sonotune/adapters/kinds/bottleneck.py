@@ -53,13 +53,20 @@ class Rows:
     def __init__(self, found: PositionedModules) -> None:
         self._encoder, self._crossing = found.encoder, frozenset(found.crossing)
         self.positions: AudioPositions | None = None
+        self._own: Tensor | None = None
+        self._packed: Tensor | None = None
 
     def begin(self, positions: AudioPositions) -> None:
         """Go over to a batch."""
-        self.positions = positions
+        self.positions, self._own, self._packed = positions, None, None
 
     def own(self, device: torch.device) -> Tensor:
-        """Which positions lie in each clip itself (B, P) bool; class tokens do not."""
+        """Which positions lie in each clip itself (B, P) bool; class tokens do not. Found once a batch."""
+        if self._own is None or self._own.device != device:
+            self._own = self._own_positions(device)
+        return self._own
+
+    def _own_positions(self, device: torch.device) -> Tensor:
         positions = self._heard()
         classes = int((positions.starts == WHOLE_CLIP).sum())
         times = (len(positions.starts) - classes) // positions.bands
@@ -67,10 +74,12 @@ class Rows:
         return nn.functional.pad(own_BP, (classes, 0), value=False)
 
     def packed(self, device: torch.device) -> Tensor:
-        """Places of the own positions of all clips, one clip after the other, in rows (B P, ...)."""
-        positions = self._heard()  # lengths are never on the meta device, where `sonotune plan` computes
-        own_BP = valid_frames(positions.own.cpu(), len(positions.starts))
-        return own_BP.flatten().nonzero().squeeze(1).to(device)
+        """Places of the own positions of all clips, one clip after the other, in rows (B P, ...); found once."""
+        if self._packed is None or self._packed.device != device:
+            positions = self._heard()  # lengths are never on the meta device, where `sonotune plan` computes
+            own_BP = valid_frames(positions.own.cpu(), len(positions.starts))
+            self._packed = own_BP.flatten().nonzero().squeeze(1).to(device)
+        return self._packed
 
     @property
     def are_packed(self) -> bool:

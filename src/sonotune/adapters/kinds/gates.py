@@ -51,8 +51,8 @@ def by_clip(positions: AudioPositions, seed: int) -> Tensor:
 
 
 def groups_of(ranks: int, groups: int) -> Tensor:
-    """Group of each rank (R,): as equal as can be, in order."""
-    return torch.arange(ranks) * groups // ranks
+    """Group of each rank (R,), never on the meta device: as equal as can be, in order."""
+    return torch.arange(ranks, device="cpu") * groups // ranks
 
 
 def spread(gates: Tensor, ranks: int) -> Tensor:
@@ -88,7 +88,6 @@ class Gates(Between):
         self._signal = signal
         self._whole = torch.empty(0)
         self._factors: dict[torch.dtype, Mapping[str, Tensor]] = {}
-        self._own: Tensor | None = None
         self._places: Tensor | None = None
 
     def begin(self, positions: AudioPositions) -> None:
@@ -104,14 +103,13 @@ class Gates(Between):
             factors = 2 * torch.sigmoid(_affine(hidden, weight))
         self._factors = {torch.float32: self._by_module(factors)}
         self._whole = factors
-        self._own = self.rows.own(described.device)
 
     def _rows_of_ranks(self, heads: Sequence[Tensor]) -> Tensor:
         """Row of the heads, one behind the other, for each rank of each module."""
         if self._places is None:
             found, first = [], 0
             for head, ranks in zip(heads, self._ranks(), strict=True):
-                found.append(first + torch.arange(ranks, device="cpu") * len(head) // ranks)
+                found.append(first + groups_of(ranks, len(head)))
                 first += len(head)
             self._places = torch.cat(found)
         return self._places
@@ -155,7 +153,7 @@ class Gates(Between):
     def apply(self, name: str, hidden: Tensor) -> Tensor:
         """See `Between`."""
         factors = self.rows.fit(name, self.factors(name, hidden.dtype), hidden)
-        if self.meter is not None and self._own is not None:
-            own = self.rows.fit(name, self._own, hidden).expand(hidden.shape[:-1])
+        if self.meter is not None:
+            own = self.rows.fit(name, self.rows.own(hidden.device), hidden).expand(hidden.shape[:-1])
             self.meter(name, hidden, factors.expand_as(hidden), own)
         return hidden * factors
