@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--language", default="en")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--clips", type=int, default=8, help="Clips in a step.")
+    parser.add_argument("--parts", type=int, default=1, help="Parts that each step is computed in, on both sides.")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--rate-usual", type=float, default=1e-3, help="1e-3 is the PEFT guide's.")
     parser.add_argument("--copies", type=int, default=6, help="Points on each curve.")
@@ -183,7 +184,8 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
             "evaluation.zero_shot=false",
             "training.eval_steps=never",
             f"training.max_epochs={options.epochs}",
-            f"training.batch_max_clips={options.clips}",
+            f"training.batch_max_clips={options.clips // options.parts}",
+            f"training.accumulation_steps={options.parts}",
             "training.batch_seconds=10000",
             f"training.learning_rate={options.rate}",
             "adapter.targets=q_v",
@@ -273,7 +275,8 @@ def usual(options: argparse.Namespace) -> dict[str, Any]:
                 model=wrapped,
                 args=transformers.Seq2SeqTrainingArguments(
                     folder,
-                    per_device_train_batch_size=options.clips,
+                    per_device_train_batch_size=options.clips // options.parts,
+                    gradient_accumulation_steps=options.parts,
                     num_train_epochs=options.epochs,
                     learning_rate=options.rate_usual,
                     warmup_steps=max(1, steps // 20),

@@ -13,7 +13,8 @@ import torch
 
 from sonotune.alignment.base import AlignerSettings, Alignment
 from sonotune.alignment.placing import placed_words
-from sonotune.alignment.whisper import WhisperAligner, select_heads, words_of_tokens
+from sonotune.alignment.whisper import WhisperAligner, select_heads
+from sonotune.alignment.whisper_tokens import word_of_each_token
 from sonotune.data.manifest import read_manifest
 from sonotune.errors import ConfigError, ManifestError, ModelError
 from sonotune.features.batching import pad_targets
@@ -223,7 +224,7 @@ def test_every_token_has_its_word(loaded: LoadedModel, text: str):
     tokenizer = loaded.processor.tokenizer
     text = " ".join(text.split())
     ids = text_tokens(tokenizer, text)
-    owners = words_of_tokens(tokenizer, text, ids, range(len(text.split())))
+    owners = word_of_each_token(tokenizer, text, ids, range(len(text.split())))
     for number, word in enumerate(text.split()):
         own = [token for token, owner in zip(ids, owners, strict=True) if owner == number]
         assert tokenizer.decode(own).strip() == word

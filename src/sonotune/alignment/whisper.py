@@ -10,7 +10,6 @@ Shape letters: B clips, H heads, U tokens, P encoder positions, D width, V vocab
 from __future__ import annotations
 
 import logging
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from sonotune.alignment.attention import best_path, gains, hits, path_share
 from sonotune.alignment.base import AlignerSettings, Alignment, DetectedLanguage, Evidence, Recording, recording, takes
 from sonotune.alignment.clip_pools import in_order
 from sonotune.alignment.placing import clip_finding, placed_words
+from sonotune.alignment.whisper_tokens import begins_word, never_written, word_of_each_token
 from sonotune.data.text import get, says_something
 from sonotune.errors import ConfigError, ManifestError, ModelError, TextError
 from sonotune.features.batching import Batch, ClipBatches
@@ -57,7 +57,6 @@ _TAIL_S: Final = 0.2
 _REMEMBERED: Final = 10_000  # recordings whose text is remembered
 _SECONDS: Final = 1.0 / POSITIONS_PER_SECOND
 _GREEDY: Final = DecodingSettings(temperatures=(0.0,), compression_ratio_threshold=None, logprob_threshold=None)
-_SPECIAL: Final = re.compile(r"<\|.*\|>")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +143,7 @@ class WhisperAligner:
         self._normalise = get(settings.text).training
         self._writable: dict[str, bool] = {}
         self._written: dict[tuple[Recording, str | None], str | None] = {}
-        self._closed = _never_written(loaded)
+        self._closed = never_written(loaded)
         self._languages = self._family.languages(loaded)
 
     def check_languages(self, languages: Sequence[str]) -> None:
@@ -262,7 +261,7 @@ class WhisperAligner:
             words=words,
             targets=self._family.encode_text(self.loaded, text, language),
             prompt=len(prompt),
-            token_words=words_of_tokens(tokenizer, text, ids, [index for index, _ in written]),
+            token_words=word_of_each_token(tokenizer, text, ids, [index for index, _ in written]),
             unknown_share=unknown_share,
         )
 
@@ -386,7 +385,7 @@ class WhisperAligner:
         half-way to the next, and not long after attention left it. A token of space belongs to the word behind it.
         """
         weights_HUP = self._chosen_weights(one)
-        begins = _begins(one.text.token_words)
+        begins = begins_word(one.text.token_words)
         path = best_path(gains(weights_HUP), begins)
         positions = weights_HUP.shape[-1]
         following = np.append(path.starts[1:], positions).astype(np.float64)
@@ -405,7 +404,7 @@ class WhisperAligner:
         if self.heads is not None:
             layers = {layer: self._weights(one, layer) for layer in sorted({layer for layer, _ in self.heads})}
             return np.stack([layers[layer][head, text_rows] for layer, head in self.heads])
-        begins = _begins(one.text.token_words)
+        begins = begins_word(one.text.token_words)
         scored: list[tuple[float, NDArray[np.float32]]] = []
         for layer in one.queries:
             for weights_UP in self._weights(one, layer)[:, text_rows]:
@@ -502,61 +501,6 @@ def select_heads(aligner: WhisperAligner, clips: Sequence[Clip], *, count: int =
         ", ".join(f"{layer}.{head} ({found[layer, head][0] / tokens:.0%})" for layer, head in ordered[:count]),
     )
     return tuple(ordered[:count])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _NeverWritten:
-    """Ids that decoding writes nowhere, and those that it writes not at first."""
-
-    always: list[int]
-    at_first: list[int]
-
-
-def _never_written(loaded: LoadedModel) -> _NeverWritten:
-    tokenizer, config, settings = loaded.processor.tokenizer, loaded.module.config, loaded.module.generation_config
-    added = {token for token in tokenizer.get_added_vocab() if _SPECIAL.fullmatch(token)}
-    text = {index for token, index in tokenizer.get_vocab().items() if token not in added}
-    text -= set(tokenizer.all_special_ids)
-    closed = set(range(config.vocab_size)) - text | set(settings.suppress_tokens or ())
-    return _NeverWritten(
-        always=sorted(closed - {config.eos_token_id}), at_first=sorted(settings.begin_suppress_tokens or ())
-    )
-
-
-def _begins(token_words: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which tokens begin a word (U,): a token of space does, and not the one behind it."""
-    following = np.append(token_words[1:], token_words[-1:])
-    owners = np.where(token_words < 0, following, token_words)
-    return np.append(True, owners[1:] != owners[:-1])
-
-
-def words_of_tokens(tokenizer: Any, text: str, ids: Sequence[int], words: Sequence[int]) -> NDArray[np.int64]:
-    """The word that each token of a text belongs to (U,); -1 for a token that is nothing but space.
-
-    Args:
-        tokenizer: Gives the characters of each token.
-        text: Words joined by single spaces.
-        ids: Its tokens, by `text_tokens`.
-        words: The number of each word of the text.
-
-    Raises:
-        TextError: The tokenizer cannot say which characters a token stands for.
-    """
-    owners = np.full(len(text), -1, dtype=np.int64)
-    place = 0
-    for word, number in zip(text.split(" "), words, strict=True):
-        owners[place : place + len(word)] = number
-        place += len(word) + 1
-    for shift in (1, 0):
-        try:
-            made = tokenizer(" " * shift + text, add_special_tokens=False, return_offsets_mapping=True)
-        except NotImplementedError as error:
-            raise TextError("its tokenizer has no offsets. Save the model with a fast tokenizer.") from error
-        if list(made.input_ids) == list(ids):
-            # Some tokenizers count the space before a word to its token: the last character says whose it is.
-            spans = [(max(start - shift, 0), end - shift) for start, end in made.offset_mapping]
-            return np.array([owners[start:end].max(initial=-1) for start, end in spans], dtype=np.int64)
-    raise TextError("its tokenizer makes other tokens of the same text. Save the model with its own tokenizer.")
 
 
 @contextmanager

@@ -24,10 +24,11 @@ from sonotune.metrics.scores import (
     shown_unit,
 )
 from sonotune.reports.edits import direction
+from sonotune.reports.events import scores_over_steps, series, sort_events
 from sonotune.reports.figures import Series, curve
 from sonotune.reports.page import render_page
 from sonotune.reports.predictions import facts_of
-from sonotune.reports.record import component_rows, flatten, read_steps, show_count, show_seconds
+from sonotune.reports.record import component_rows, flatten, show_count, show_seconds
 from sonotune.reports.verdict import Verdict
 from sonotune.types import RunRecord
 from sonotune.wording import counted, memory_size
@@ -207,7 +208,7 @@ def _trainable(record: RunRecord) -> str:
 
 
 def _throughput(events: Rows) -> str:
-    rates = [float(event["samples_per_s"]) for event in read_steps(events) if "samples_per_s" in event]
+    rates = [float(event["samples_per_s"]) for event in sort_events(events).training if "samples_per_s" in event]
     return f"{statistics.median(rates):.2f}" if rates else ""
 
 
@@ -237,38 +238,23 @@ def _with_origin(value: str | None, origin: Any) -> str:
 
 def _figures(name: str, first: System, second: System) -> dict[str, str]:
     """Loss and the score that decides over the steps of both runs, where both have them."""
-    systems = [("A", first), ("B", second)]
-    losses = [
-        Series(label=label, x=[event["step"] for event in steps], y=[float(event["loss"]) for event in steps])
-        for label, system in systems
-        if (steps := read_steps(system.events))
-    ]
+    told = {"A": sort_events(first.events), "B": sort_events(second.events)}
+    losses = [line for label, events in told.items() if (line := series(label, events.training, "loss"))]
+    points = {label: scores_over_steps(events.evaluations, name) for label, events in told.items()}
     scored = [
         Series(
             label=label,
-            x=[step for step, _ in points],
-            y=[shown_number(score, float(score["value"])) for _, score in points],
+            x=[step for step, _ in over],
+            y=[shown_number(score, float(score["value"])) for _, score in over],
         )
-        for label, system in systems
-        if (points := _scores_over_steps(system.events, name))
+        for label, over in points.items()
+        if over
     ]
     found = {}
-    if len(losses) == len(systems):
+    if len(losses) == len(told):
         found["loss"] = curve("loss", losses, y_label="loss", title="Training loss of both over steps")
-    if len(scored) == len(systems):
-        of = next(score for _, system in systems for _, score in _scores_over_steps(system.events, name))
+    if len(scored) == len(told):
+        _, of = points["A"][0]
         label = ", ".join(filter(None, [f"{score_title(name)} on data.eval", shown_unit(of)]))
         found["steps"] = curve("steps", scored, y_label=label, title=f"{label} of both over steps", markers=True)
     return found
-
-
-def _scores_over_steps(events: Rows, name: str) -> list[tuple[int, Mapping[str, Any]]]:
-    """Step and score of each evaluation; the last of a step counts."""
-    found = {
-        event["step"]: event["scores"][name]
-        for event in events
-        if isinstance(event.get("step"), int)
-        and isinstance(event.get("scores"), Mapping)
-        and isinstance(event["scores"].get(name), Mapping)
-    }
-    return sorted(found.items())

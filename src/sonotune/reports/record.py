@@ -31,6 +31,7 @@ from sonotune.metrics.scores import (
 from sonotune.metrics.slices import DURATION_EDGES_S
 from sonotune.reports.classes import view_classes
 from sonotune.reports.confidence import view_confidence
+from sonotune.reports.events import scores_over_steps, series, sort_events
 from sonotune.reports.figures import Estimate, Series, bars, curve, estimates
 from sonotune.reports.page import render_page
 from sonotune.reports.predictions import Rate, text_slices, worst_texts
@@ -89,7 +90,7 @@ def build_html(
     from markupsafe import Markup  # noqa: PLC0415
 
     events = list(events)
-    training, evaluations, phases = _read_events(events)
+    training, evaluations, phases = sort_events(events)
     phases = _with_rest(phases, record.seconds)
     edges_s = record.config.get("evaluation", {}).get("duration_edges_s") or DURATION_EDGES_S
     edges_s = [float(edge) for edge in edges_s]  # one that is infinite is kept as text
@@ -106,7 +107,7 @@ def build_html(
         key=lambda finding: (finding.check not in _FIRST, _SEVERITIES.index(finding.severity)),
     )
     return render_page(
-        "template.html",
+        "record.html",
         filters={
             "seconds": show_seconds,
             "bytes": memory_size,
@@ -209,35 +210,6 @@ def _outcome(difference: Mapping[str, Any]) -> str:
 # --- events and curves ---------------------------------------------------------------------------------------------
 
 
-def read_steps(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The training steps among events, in their order; the last event of a step counts."""
-    return _read_events(events)[0]
-
-
-def _read_events(
-    events: Iterable[Mapping[str, Any]],
-) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]], dict[str, float]]:
-    """Training steps, evaluations (both by step, the last event of a step wins) and seconds by phase."""
-    training: dict[int, Mapping[str, Any]] = {}
-    evaluations: dict[int, Mapping[str, Any]] = {}
-    phases: dict[str, float] = {}
-    for event in events:
-        step = event.get("step")
-        if isinstance(step, int):
-            if isinstance(event.get("scores"), Mapping):
-                evaluations[step] = event
-            elif isinstance(event.get("loss"), int | float):
-                training[step] = event
-        if isinstance(spent := event.get("seconds"), Mapping):
-            phases = {str(phase): float(seconds) for phase, seconds in spent.items()}
-    ordered = [training[step] for step in sorted(training)]
-    return (
-        ordered,
-        [evaluations[step] for step in sorted(evaluations)],
-        dict(sorted(phases.items(), key=lambda item: -item[1])),
-    )
-
-
 def _with_rest(phases: Mapping[str, float], seconds: float) -> dict[str, float]:
     """The phases of training, and what is left of the run's wall time."""
     rest = seconds - math.fsum(phases.values())
@@ -273,14 +245,14 @@ def _figures(
             called = score_title(name, names[name])
             label = _axis(called, names[name])
             figures[name] = estimates(name, rows, x_label=label, title=f"{called} with 95 % intervals")
-    if loss := _series("loss", training, "loss"):
+    if loss := series("loss", training, "loss"):
         label = "loss per clip" if of_classes else "loss per token"
         figures["loss"] = curve("loss", [loss], y_label=label, title="Training loss over steps")
     if rates := _learning_rates(training):
         figures["learning_rate"] = curve(
             "learning_rate", rates, y_label="learning rate", title="Learning rate over steps"
         )
-    if throughput := _series("samples/s", training, "samples_per_s"):
+    if throughput := series("samples/s", training, "samples_per_s"):
         figures["throughput"] = curve(
             "throughput", [throughput], y_label="samples/s", title="Training throughput over steps", zero=True
         )
@@ -294,11 +266,6 @@ def _figures(
     if phases:
         figures["phases"] = bars("phases", phases, x_label="seconds", title="Seconds by phase")
     return figures
-
-
-def _series(label: str, events: Sequence[Mapping[str, Any]], key: str) -> Series | None:
-    points = [(event["step"], float(event[key])) for event in events if isinstance(event.get(key), int | float)]
-    return Series(label=label, x=[x for x, _ in points], y=[y for _, y in points]) if points else None
 
 
 def _learning_rates(events: Sequence[Mapping[str, Any]]) -> list[Series]:
@@ -320,11 +287,7 @@ def _score_over_steps(
     """The scores of the evaluations, from the one before training on where there is one."""
     found: list[Series] = []
     for name in names:
-        points = [
-            (event["step"], score)
-            for event in evaluations
-            if isinstance(score := event["scores"].get(name), Mapping) and "value" in score
-        ]
+        points = scores_over_steps(evaluations, name)
         if points and points[0][0] > 0 and name in before:
             points.insert(0, (0, before[name]))
         if points:
