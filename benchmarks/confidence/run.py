@@ -103,7 +103,7 @@ def compare_ways(dev: Path, test: Path, text: str) -> dict[str, Any]:
         fitted = fit_platt(rated["dev"])
         if fitted is None:
             continue
-        calibration = Calibration(slope=fitted[0], intercept=fitted[1], words=0, clips=0, decoding={})
+        calibration = Calibration(slope=fitted[0], intercept=fitted[1], words=0, clips=0, settings={})
         before = confidence_scores(rated["dev"], None, resamples=2)
         after = confidence_scores(rated["test"], calibration, resamples=1000)
         rows.append(

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from sonotune.types import Prediction, RunRecord
 
 Settings = Mapping[str, Any] | Sequence[str]
-Place = str | Path
+StrPath = str | Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ def train(settings: Settings, *, listeners: Sequence[Listener] = ()) -> Run:
     return Run(record=record, folder=folder)
 
 
-def load(model: Place, settings: Settings = ()) -> Recognizer:
+def load(model: StrPath, settings: Settings = ()) -> Recognizer:
     """Open a model for use: a packaged, hub or local model, an adapter, an export or a run.
 
     Args:
@@ -113,7 +113,7 @@ def load(model: Place, settings: Settings = ()) -> Recognizer:
     return open_recognizer(settings_of_use([f"model.checkpoint={model}", *words_of(settings)]).config)
 
 
-def evaluate(model: Place, manifest: Place, settings: Settings = ()) -> EvaluationResult:
+def evaluate(model: StrPath, manifest: StrPath, settings: Settings = ()) -> EvaluationResult:
     """Score a model on a manifest, whole and in slices (`sonotune evaluate`).
 
     Args:
@@ -129,17 +129,17 @@ def evaluate(model: Place, manifest: Place, settings: Settings = ()) -> Evaluati
     return replace(result, findings=[*corpus.findings, *result.findings])
 
 
-def transcribe(model: Place, files: Sequence[Place], settings: Settings = ()) -> list[Prediction]:
+def transcribe(model: StrPath, files: Sequence[StrPath], settings: Settings = ()) -> list[Prediction]:
     """Texts of audio files and of every audio file in folders, in order (`sonotune transcribe`)."""
     return _recognize(model, files, settings, task="transcribe")
 
 
-def classify(model: Place, files: Sequence[Place], settings: Settings = ()) -> list[Prediction]:
+def classify(model: StrPath, files: Sequence[StrPath], settings: Settings = ()) -> list[Prediction]:
     """Class probabilities of audio files and of every audio file in folders (`sonotune classify`)."""
     return _recognize(model, files, settings, task="classify")
 
 
-def _recognize(model: Place, files: Sequence[Place], settings: Settings, *, task: str) -> list[Prediction]:
+def _recognize(model: StrPath, files: Sequence[StrPath], settings: Settings, *, task: str) -> list[Prediction]:
     config = settings_of_use([f"model.checkpoint={model}", *words_of(settings), f"model.task={task}"]).config
     refuse_augmented(config)
     paths = [Path(file) for file in files]
@@ -225,7 +225,7 @@ def audit(settings: Settings) -> tuple[AuditReport, Path]:
     return report, folder
 
 
-def realign(source: Place, out: Place, *, model: Place, **options: Any) -> dict[str, Any]:
+def realign(source: StrPath, out: StrPath, *, model: StrPath, **options: Any) -> dict[str, Any]:
     """Place the words of every transcript in time (`sonotune data realign`).
 
     Args:
@@ -246,13 +246,13 @@ def realign(source: Place, out: Place, *, model: Place, **options: Any) -> dict[
 
 
 def filter_corpus(
-    source: Place,
-    out: Place,
+    source: StrPath,
+    out: StrPath,
     *,
     mode: Literal["drop", "flag", "weight", "star"],
-    audit: Place | None = None,
-    model: Place = "",
-    trusted: Place | None = None,
+    audit: StrPath | None = None,
+    model: StrPath = "",
+    trusted: StrPath | None = None,
     false_positive_rate: float = 0.05,
     trusted_clips: int = 200,
     seed: int = 0,
@@ -292,8 +292,8 @@ def filter_corpus(
 
 
 def resegment(
-    source: Place,
-    out: Place,
+    source: StrPath,
+    out: StrPath,
     *,
     max_duration_s: float = 15.0,
     context_s: float = 1.0,
@@ -401,7 +401,7 @@ def plan(
 
 
 def export(
-    source: Place, folder: Place, *, parity_clips: int = 50, bake_tolerance: float | None = None, **options: Any
+    source: StrPath, folder: StrPath, *, parity_clips: int = 50, bake_tolerance: float | None = None, **options: Any
 ) -> dict[str, Any]:
     """Merge a trained adapter into plain weights, and compare what they serve with what was scored (`sonotune export`).
 
@@ -423,7 +423,7 @@ def export(
     )
 
 
-def compare(first: Place, second: Place, **options: Any) -> Comparison:
+def compare(first: StrPath, second: StrPath, **options: Any) -> Comparison:
     """Whether the second of two runs, or files of predictions, differs from the first on the same clips.
 
     See `evaluation.compare.compare` for the options.
@@ -433,7 +433,7 @@ def compare(first: Place, second: Place, **options: Any) -> Comparison:
     return compare_predictions([Path(first)], [Path(second)], **options)
 
 
-def read_run(folder: Place) -> Run:
+def read_run(folder: StrPath) -> Run:
     """A run that was made earlier, whatever its status."""
     from sonotune.runs import read_record
 

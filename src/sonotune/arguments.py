@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -105,12 +106,18 @@ def evaluation_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def calibration_of(config: RunConfig) -> Calibration | None:
-    """How the run that is used makes confidences of words; None where none is asked for, or it does not say."""
+    """How the run or export that is used makes confidences of words; None where none is asked for, or it has none."""
+    from sonotune.adapters.metadata import EXPORT_MARK, read_entries
     from sonotune.evaluation.confidence import calibration_in
     from sonotune.runs import read_record
 
-    run = run_of(Path(config.model.checkpoint)) if config.evaluation.confidence else None
-    return None if run is None else calibration_in(read_record(run))
+    if not config.evaluation.confidence:
+        return None
+    folder = Path(config.model.checkpoint)
+    if (run := run_of(folder)) is not None:
+        return calibration_in(read_record(run).confidence)
+    mark = folder / EXPORT_MARK
+    return calibration_in(read_entries(mark)) if mark.is_file() else None
 
 
 def recognition_settings(config: RunConfig) -> dict[str, Any]:
@@ -139,13 +146,13 @@ def development_clips(config: RunConfig, recognizer: Recognizer) -> list[Clip]:
     tests = {str(test) for test in (config.data.test, record and record.config.get("data", {}).get("test")) if test}
     corpus_settings = own.corpus if config.data.eval is None else config.data.model_dump(include=CORPUS_SETTINGS)
     corpus = load_corpus(dict(own.sources), seed=own.seed, require=recognizer.task.reference, **corpus_settings)
+    clips = corpus.splits["eval"]
     same = record is not None and corpus.digests["eval"] == record.data_digest.get("test", "")
-    if same or own.sources.get("eval") in tests:
+    if same or own.sources.get("eval") in tests or any(_share_audio(clips, test, corpus_settings) for test in tests):
         raise ConfigError(
-            f"data.eval={own.sources.get('eval')} are clips of a test (data.test): what is chosen or fitted on them "
+            f"data.eval={own.sources.get('eval')} has clips of a test (data.test): what is chosen or fitted on them "
             "could not be tested any more. Give development clips."
         )
-    clips = corpus.splits["eval"]
     trained = [] if run is None else check_trained_on(run, clips)
     if heard := next((finding for finding in trained if finding.check == "leak.audio"), None):
         raise ConfigError(
@@ -153,6 +160,26 @@ def development_clips(config: RunConfig, recognizer: Recognizer) -> list[Clip]:
             f"that {run} was trained on: what is chosen or fitted on them holds for no others. Give development clips."
         )
     return clips
+
+
+def _share_audio(clips: Sequence[Clip], manifest: str, corpus_settings: Mapping[str, Any]) -> bool:
+    """Whether some clips are of audio that a manifest has too; one that cannot be read any more has none."""
+    from sonotune.data.corpus import load_corpus
+    from sonotune.errors import ManifestError
+
+    try:
+        whole = {**corpus_settings, "limit": None, "check": "header"}
+        others = load_corpus({"test": manifest}, seed=0, require=None, **whole).splits["test"]
+    except ManifestError:
+        return False
+    spans = defaultdict(list)
+    for other in others:
+        spans[other.path.resolve()].append((other.start_s, other.start_s + other.duration_s))
+    return any(
+        min(end_s, clip.start_s + clip.duration_s) > max(start_s, clip.start_s)
+        for clip in clips
+        for start_s, end_s in spans.get(clip.path.resolve(), ())
+    )
 
 
 def audit_settings(config: RunConfig) -> AuditSettings:

@@ -52,7 +52,7 @@ def test_words_have_confidences_where_they_are_asked_for(speech: Path):
     assert all(0 < word["confidence"] < 1 for word in found["words"])
 
 
-def test_a_run_is_calibrated_later_and_used_so(run: Path, speech: Path):
+def test_a_run_is_calibrated_later_and_used_so(run: Path, speech: Path, tmp_path: Path):
     before = call("transcribe", f"model={run}", "evaluation.confidence=true", speech)[1]["transcripts"][0]
     code, body, err = call("calibrate", f"model={run}")
     assert code == 0, err
@@ -62,7 +62,12 @@ def test_a_run_is_calibrated_later_and_used_so(run: Path, speech: Path):
     assert {"ece", "aurc"} <= body["before"].keys()
     after = call("transcribe", f"model={run}", "evaluation.confidence=true", speech)[1]["transcripts"][0]
     assert after["text"] == before["text"]
-    assert [word["confidence"] for word in after["words"]] != [word["confidence"] for word in before["words"]]
+    sure = [word["confidence"] for word in after["words"]]
+    assert sure != [word["confidence"] for word in before["words"]]
+    code, _, err = call("export", run, tmp_path / "export", "--no-parity")
+    assert code == 0, err
+    exported = call("transcribe", f"model={tmp_path / 'export'}", "evaluation.confidence=true", speech)[1]
+    assert [word["confidence"] for word in exported["transcripts"][0]["words"]] == pytest.approx(sure, abs=0.02)
     code, scored, err = call(
         "evaluate",
         f"model={run}",
@@ -80,8 +85,7 @@ def test_a_run_is_calibrated_later_and_used_so(run: Path, speech: Path):
 def test_decoding_is_swept_on_the_development_clips_of_the_run(run: Path, tmp_path: Path):
     words = [
         f"model={run}",
-        "evaluation.beam_size=1,2",
-        "evaluation.length_penalty=0.5,1",
+        "evaluation.beam_size=1,2,3",
         f"sweep.dir={tmp_path / 'd'}",
     ]
     code, planned, err = call("sweep", "decode", *words, "--dry-run")
@@ -91,9 +95,20 @@ def test_decoding_is_swept_on_the_development_clips_of_the_run(run: Path, tmp_pa
     assert not (tmp_path / "d").exists()
     code, body, err = call("sweep", "decode", *words)
     assert code == 0, err
-    assert [row["decoding"]["beam_size"] for row in body["trials"]] == [1, 2, 2]
+    assert [row["decoding"]["beam_size"] for row in body["trials"]] == [1, 2, 3]
     assert body["trials"][1]["difference"]["count"] == body["clips"] == 40
     assert (tmp_path / "d" / "decoding.json").is_file()
+
+
+def test_some_clips_of_a_test_are_refused_too(run: Path, tmp_path: Path):
+    source = resolve_asset("assets:quickstart/test.jsonl")
+    rows = [json.loads(line) for line in source.read_text("utf-8").splitlines()[:30]]
+    some = tmp_path / "some.jsonl"
+    some.write_text("".join(json.dumps(row | {"path": str(source.parent / row["path"])}) + "\n" for row in rows))
+    words = [f"data.eval={some}", "data.allow_outside_root=true", "data.test=assets:quickstart/test.jsonl"]
+    code, body, _ = call("calibrate", f"model={run}", *words)
+    assert code == 2
+    assert "has clips of a test" in body["error"]
 
 
 @pytest.mark.parametrize("command", ["calibrate", "sweep decode"])
@@ -109,7 +124,7 @@ def test_clips_of_a_test_are_refused_by_what_they_are(run: Path, tmp_path: Path,
     beams = ["evaluation.beam_size=1,2"] if command == "sweep decode" else []
     code, body, _ = call(*command.split(), f"model={tested}", *beams)
     assert code == 2
-    assert "clips of a test" in body["error"]
+    assert "has clips of a test" in body["error"]
 
 
 def test_clips_that_were_trained_on_calibrate_nothing(run: Path):
@@ -142,3 +157,18 @@ def test_beam_search_of_ctc_has_no_confidences(speech: Path):
     code, body, _ = call("transcribe", *CTC, "evaluation.confidence=true", "evaluation.beam_size=2", speech)
     assert code == 2
     assert "evaluation.beam_size=1" in body["error"]
+
+
+@pytest.mark.parametrize("setting", ["length_penalty=0.5", "repetition_penalty=1.2", "no_repeat_ngram_size=3"])
+def test_ctc_refuses_penalties_that_it_has_no_place_for(speech: Path, setting: str):
+    code, body, _ = call("transcribe", *CTC, "evaluation.beam_size=2", f"evaluation.{setting}", speech)
+    assert code == 2
+    assert f"evaluation.{setting} is for decoders that write token by token" in body["error"]
+
+
+@pytest.mark.parametrize("form", [(), ("--adapter",)])
+def test_a_tolerance_without_gates_is_refused(run: Path, tmp_path: Path, form: tuple[str, ...]):
+    code, body, _ = call("export", run, tmp_path / "e", "--no-parity", "--bake-tolerance", "0.1", *form)
+    assert code == 2
+    assert "--bake-tolerance=0.1 is about gates" in body["error"]
+    assert not (tmp_path / "e").exists()

@@ -16,9 +16,9 @@ from sonotune.metrics.confidence import MIN_WORDS
 from sonotune.tasks.base import TaskSettings
 from sonotune.tasks.classify import Classify
 from sonotune.tasks.transcribe import Transcribe
-from sonotune.types import Clip, DecodingSettings, Prediction, RecognizedWord
+from sonotune.types import Clip, Prediction, RecognizedWord
 
-DECODING = DecodingSettings(confidence=True)
+SETTINGS = {"evaluation.beam_size": 1, "model.context": "thinned", "quantization.bits": 16}
 
 
 class NoFamily:
@@ -47,18 +47,18 @@ MIXED = [("one two", "one two"), ("one too", "one two"), ("three four", "three m
 
 def test_every_word_gets_a_confidence_and_the_text_stays():
     predictions, _ = clips_of(*MIXED)
-    rated = WordConfidence(task(), None, DECODING).rate(predictions)
+    rated = WordConfidence(task(), None, SETTINGS).rate(predictions)
     assert [one.text for one in rated] == [one.text for one in predictions]
     assert [word.confidence for word in rated[1].words or ()] == pytest.approx([0.8, 0.4])
 
 
 def test_a_calibration_fitted_on_some_clips_says_of_them_how_often_words_are_right():
     predictions, clips = clips_of(*MIXED)
-    made, findings = WordConfidence(task(), None, DECODING).fit(predictions, clips)
+    made, findings = WordConfidence(task(), None, SETTINGS).fit(predictions, clips)
     assert made is not None
     assert not findings
     assert (made.words, made.clips) == (120, 60)
-    calibrated = WordConfidence(task(), made, DECODING)
+    calibrated = WordConfidence(task(), made, SETTINGS)
     scores = calibrated.score(predictions, clips, resamples=50, seed=0)
     assert scores["ece"].value < 0.05 < scores["ece_uncalibrated"].value
     assert scores["ece"].count == 60
@@ -69,17 +69,19 @@ def test_a_calibration_fitted_on_some_clips_says_of_them_how_often_words_are_rig
 
 def test_what_confidences_are_worth_is_said_of_other_decoding_and_of_none():
     predictions, clips = clips_of(*MIXED)
-    made, _ = WordConfidence(task(), None, DECODING).fit(predictions, clips)
-    [other] = WordConfidence(task(), made, replace(DECODING, beam_size=4)).findings(predictions, clips)
-    assert "evaluation.beam_size=1" in other.message
-    [bare] = WordConfidence(task(), None, DECODING).findings(predictions, clips)
+    made, _ = WordConfidence(task(), None, SETTINGS).fit(predictions, clips)
+    [other] = WordConfidence(task(), made, SETTINGS | {"evaluation.beam_size": 4, "model.context": "full"}).findings(
+        predictions, clips
+    )
+    assert "written with evaluation.beam_size=1, model.context=thinned" in other.message
+    [bare] = WordConfidence(task(), None, SETTINGS).findings(predictions, clips)
     assert "not calibrated" in bare.message
 
 
 @pytest.mark.parametrize("hypothesis", ["", "-"])
 def test_without_a_word_there_is_a_sentence_and_no_number(hypothesis: str):
     predictions, clips = clips_of((hypothesis, "one two"), (hypothesis, "three"))
-    words = WordConfidence(task(), None, DECODING)
+    words = WordConfidence(task(), None, SETTINGS)
     assert words.score(predictions, clips, resamples=50, seed=0) == {}
     assert words.details(predictions, clips) == {}
     assert "no word was written on 2 clips" in words.findings(predictions, clips)[0].message
@@ -90,7 +92,7 @@ def test_without_a_word_there_is_a_sentence_and_no_number(hypothesis: str):
 
 def test_words_that_are_all_right_have_no_auroc_and_a_sentence():
     predictions, clips = clips_of(*[("one two", "one two")] * 40)
-    words = WordConfidence(task(), None, DECODING)
+    words = WordConfidence(task(), None, SETTINGS)
     assert sorted(words.score(predictions, clips, resamples=50, seed=0)) == ["aurc", "ece"]
     assert "all 80 words are right" in words.findings(predictions, clips)[0].message
 
@@ -102,7 +104,7 @@ def test_surer_words_that_are_less_often_right_are_not_calibrated():
         for one in predictions
         if one.words is not None
     ]
-    made, [finding] = WordConfidence(task(), None, DECODING).fit(turned, clips)
+    made, [finding] = WordConfidence(task(), None, SETTINGS).fit(turned, clips)
     assert made is None
     assert "the surer ones are not more often right" in finding.message
 
@@ -110,7 +112,7 @@ def test_surer_words_that_are_less_often_right_are_not_calibrated():
 def test_clips_without_a_reference_are_not_fitted_on():
     predictions, clips = clips_of(*MIXED)
     without = [replace(clip, text=None) if number < 30 else clip for number, clip in enumerate(clips)]
-    made, _ = WordConfidence(task(), None, DECODING).fit(predictions, without)
+    made, _ = WordConfidence(task(), None, SETTINGS).fit(predictions, without)
     assert made is not None
     assert made.clips == 30
 
@@ -120,13 +122,13 @@ def test_classes_have_no_words():
         labels = ("a", "b")
 
     with pytest.raises(ConfigError, match="classes have none"):
-        WordConfidence(Classify(NoModel(), TaskSettings()), None, DECODING)  # type: ignore[arg-type]
+        WordConfidence(Classify(NoModel(), TaskSettings()), None, SETTINGS)  # type: ignore[arg-type]
 
 
 def test_rows_of_predictions_have_the_words():
     predictions, clips = clips_of(*MIXED[:2])
     made = task()
-    row = json.loads(json.dumps(dict(made.row(WordConfidence(made, None, DECODING).rate(predictions)[1], clips[1]))))
+    row = json.loads(json.dumps(dict(made.row(WordConfidence(made, None, SETTINGS).rate(predictions)[1], clips[1]))))
     assert [word["text"] for word in row["words"]] == ["one", "too"]
     assert row["words"][0]["confidence"] == pytest.approx(0.8)
     assert row["words"][0]["logprobs"] == pytest.approx([np.log(0.8)], abs=1e-5)

@@ -75,7 +75,7 @@ def equal(left: Batch, right: Batch) -> bool:
         and left.clips == right.clips
         and left.findings == right.findings
         and left.context == right.context
-        and left.heard == right.heard
+        and left.digests == right.digests
     )
 
 
@@ -305,7 +305,7 @@ def test_what_seeds_draws_is_what_is_heard(make_clips):
 
 def test_a_batch_of_features_seeds_draws_by_its_own_frames(make_clips):
     clips, targets = make_clips([0.5, 0.9])
-    both, alone = (replace(made, heard=()) for made in (dataset(clips, targets, [(0, 1), (0,)])[at] for at in (0, 1)))
+    both, alone = (replace(made, digests=()) for made in (dataset(clips, targets, [(0, 1), (0,)])[at] for at in (0, 1)))
     assert both.draw_keys[0] == alone.draw_keys[0] != both.draw_keys[1]
 
 

@@ -33,7 +33,7 @@ def simulated(count: int, *, slope: float = 1.0, intercept: float = 0.0, seed: i
 
 
 def calibration(slope: float, intercept: float) -> Calibration:
-    return Calibration(slope=slope, intercept=intercept, words=1, clips=1, decoding={})
+    return Calibration(slope=slope, intercept=intercept, words=1, clips=1, settings={})
 
 
 def test_perfectly_calibrated_words_have_no_calibration_error():
@@ -160,5 +160,5 @@ def test_curves_are_of_all_words():
 
 
 def test_a_calibration_comes_back_from_its_record():
-    one = Calibration(slope=0.5, intercept=-1.0, words=9, clips=2, decoding={"beam_size": 1})
+    one = Calibration(slope=0.5, intercept=-1.0, words=9, clips=2, settings={"evaluation.beam_size": 1})
     assert Calibration.of_json(one.to_json()) == one

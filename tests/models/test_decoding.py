@@ -167,12 +167,12 @@ def test_greedy_text_and_its_log_probability() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_row_does_not_know_the_others(temperature: float) -> None:
-    logits, limits, heard = table(), [4, 25, 60], ["a", "b", "c"]
-    together = write(logits, limits, temperature=temperature, heard=heard)
-    backward = write(logits.flip(0), limits[::-1], temperature=temperature, heard=heard[::-1])
+    logits, limits, keys = table(), [4, 25, 60], ["a", "b", "c"]
+    together = write(logits, limits, temperature=temperature, draw_keys=keys)
+    backward = write(logits.flip(0), limits[::-1], temperature=temperature, draw_keys=keys[::-1])
     assert together == backward[::-1]
     for row in range(3):
-        alone = write(logits[row : row + 1], limits[row : row + 1], temperature=temperature, heard=[heard[row]])
+        alone = write(logits[row : row + 1], limits[row : row + 1], temperature=temperature, draw_keys=[keys[row]])
         assert alone == [together[row]]
 
 
@@ -181,7 +181,7 @@ def test_draws_follow_the_distribution_and_leave_the_global_state_alone() -> Non
     logits = torch.full((1, VOCABULARY, VOCABULARY), -torch.inf)
     logits[..., 3:5] = torch.tensor([1.0, 1.0])
     logits = logits.expand(400, -1, -1)
-    made = write(logits, [1] * 400, temperature=1.0, heard=[str(index) for index in range(400)])
+    made = write(logits, [1] * 400, temperature=1.0, draw_keys=[str(index) for index in range(400)])
     drawn = [one.ids[0] for one in made]
     assert set(drawn) == {3, 4}
     assert 150 < drawn.count(3) < 250

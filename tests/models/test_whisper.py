@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -265,6 +266,19 @@ def test_beam_search_does_not_depend_on_the_batch(loaded: LoadedModel):
     settings = DecodingSettings(beam_size=3, max_new_tokens=6)
     together = FAMILY.transcribe(loaded, batch, settings)
     assert together == [FAMILY.transcribe(loaded, row, settings)[0] for row in batch.split(2)]
+
+
+def test_beam_search_has_one_limit_and_warns_of_no_other(
+    loaded: LoadedModel, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """Published checkpoints have a `max_length` of their own, which `generate` weighs against ours."""
+    monkeypatch.setattr(loaded.module.generation_config, "max_length", 448)
+    library = logging.getLogger("transformers")
+    monkeypatch.setattr(library, "propagate", True)
+    own = loaded.module.generation_config
+    FAMILY.transcribe(loaded, make_batch(loaded, [0.9], ["one"]), DecodingSettings(beam_size=2, max_new_tokens=6))
+    assert not [record.message for record in caplog.records if "max_length" in record.getMessage()]
+    assert loaded.module.generation_config is own
 
 
 def test_a_drawn_text_knows_neither_the_name_of_its_recording_nor_its_batch(

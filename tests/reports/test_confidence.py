@@ -16,7 +16,7 @@ from sonotune.reports.record import build_html
 from sonotune.runs.record import record_from_json, record_to_json
 from sonotune.types import RunRecord
 
-MADE = Calibration(slope=0.5, intercept=-1.0, words=1234, clips=9, decoding={"beam_size": 1})
+MADE = Calibration(slope=0.5, intercept=-1.0, words=1234, clips=9, settings={"evaluation.beam_size": 1})
 
 
 def words(count: int = 300) -> RatedWords:
@@ -34,8 +34,8 @@ def confident(record: RunRecord) -> RunRecord:
 
 def test_a_record_keeps_the_calibration_and_the_curves(run_record: RunRecord):
     read = record_from_json(record_to_json(replace(confident(run_record), model={})))
-    assert calibration_in(read) == MADE
-    assert calibration_in(run_record) is None
+    assert calibration_in(read.confidence) == MADE
+    assert calibration_in(run_record.confidence) is None
     assert sorted(read.confidence["curves"]) == ["after", "evaluate <b>x.jsonl"]
 
 

@@ -23,6 +23,7 @@ from sonotune.models.frame_merging.settings import AudioMethod
 from sonotune.paths import is_file, is_folder
 from sonotune.registry import is_asset, resolve_asset
 from sonotune.runs import read_record
+from sonotune.runs.record import CalibrationEntries
 from sonotune.types import Context
 
 METADATA = "sonotune.json"
@@ -92,6 +93,7 @@ class _Entries(TypedDict, total=False):
     tokens_per_second: Number
     silence_db: Number
     gate_seed: Count
+    calibration: CalibrationEntries
     primary: str
     scores: list[str]
 

@@ -239,8 +239,8 @@ class Qwen3Aligner:
                 measured=unknown_share,
             )
         before, after = self._ids(written)
-        heard = self._family.audio_positions(self.loaded, clip.duration_s)
-        needed = len(before) + heard + len(after)
+        audio = self._family.audio_positions(self.loaded, clip.duration_s)
+        needed = len(before) + audio + len(after)
         limit = int(self.loaded.module.config.text_config.max_position_embeddings)
         if needed > limit:
             return clip_finding(

@@ -31,13 +31,13 @@ def calibrate(words: Words = None, as_json: Json = False) -> None:
     from sonotune.errors import ConfigError
 
     with phase("starting"):
-        from sonotune.evaluation.confidence import WordConfidence
+        from sonotune.evaluation.confidence import WordConfidence, settings_of
         from sonotune.features.workers import Crew
 
     config = settings_of_use([*(words or []), "evaluation.confidence=true"]).config
     if (run := run_of(Path(config.model.checkpoint))) is None:
         raise ConfigError(
-            f"{config.model.checkpoint} is no run, and a calibration stands in the record of one. Give model=RUN; a "
+            f"{config.model.checkpoint} is no run, and a calibration is made in the record of one. Give model=RUN; a "
             "model that was not tuned here has confidences as it gives them."
         )
     with Crew(config.data.loader_workers) as crew:
@@ -45,8 +45,8 @@ def calibrate(words: Words = None, as_json: Json = False) -> None:
         clips = development_clips(config, recognizer)
         settings = evaluation_settings(config) | {"calibration": None}
         result = recognizer.evaluate(clips, crew=crew, **settings)
-    decoding = config.evaluation.decoding()
-    fitted, findings = WordConfidence(recognizer.task, None, decoding).fit(result.predictions, clips)
+    used = settings_of(recognizer.opened.loaded, config.evaluation.decoding())
+    fitted, findings = WordConfidence(recognizer.task, None, used).fit(result.predictions, clips)
     kept = False
     if fitted is not None:
         entries = fitted.to_json()

@@ -1,14 +1,14 @@
 """Confidences of the words of an evaluation: made, scored, and calibrated on development clips.
 
 A calibration is fitted on the development clips of a run and nothing else, and stands in its record
-(`RunRecord.confidence`); whoever uses the run gets calibrated confidences from it.
+(`RunRecord.confidence`) and its exports; whoever uses them gets calibrated confidences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -24,8 +24,11 @@ from sonotune.metrics.confidence import (
     word_log_odds,
 )
 from sonotune.tasks.base import Task, WordTask
-from sonotune.types import Clip, DecodingSettings, Finding, Prediction, RunRecord, Score
+from sonotune.types import Clip, Context, DecodingSettings, Finding, Prediction, Score
 from sonotune.wording import counted
+
+if TYPE_CHECKING:
+    from sonotune.models.base import LoadedModel
 
 CHECK: Final = "evaluation.confidence"
 
@@ -36,19 +39,19 @@ class WordConfidence:
     Args:
         task: Says which words are right.
         calibration: None takes confidences as the model gives them.
-        decoding: How the texts are written.
+        settings: What the words are written with (`settings_of`).
 
     Raises:
         ConfigError: The task has no words.
     """
 
-    def __init__(self, task: Task, calibration: Calibration | None, decoding: DecodingSettings) -> None:
+    def __init__(self, task: Task, calibration: Calibration | None, settings: Mapping[str, Any]) -> None:
         if not isinstance(task, WordTask):
             raise ConfigError(
                 "evaluation.confidence=true asks for confidences of words, and classes have none: their probabilities "
                 "are given always. Leave it out."
             )
-        self._task, self._calibration, self._decoding = task, calibration, decoding
+        self._task, self._calibration, self._settings = task, calibration, settings
 
     def rate(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         """The predictions with a confidence of each word."""
@@ -97,9 +100,9 @@ class WordConfidence:
                 "word confidences are not calibrated: they are the model's own, which is surer than it is right. "
                 "`sonotune calibrate` fits them on the development clips of a run."
             )
-        elif unlike := _differing(self._calibration.decoding, decoding_entries(self._decoding)):
+        elif unlike := _differing(self._calibration.settings, self._settings):
             told.append(
-                f"word confidences were calibrated on texts that were decoded with {unlike}: `sonotune calibrate` "
+                f"word confidences were calibrated on texts that were written with {unlike}: `sonotune calibrate` "
                 "fits them again."
             )
         return [Finding(check=CHECK, severity="note", message=message) for message in told]
@@ -131,7 +134,7 @@ class WordConfidence:
             intercept=fitted[1],
             words=count,
             clips=len(np.unique(words.clip)),
-            decoding=decoding_entries(self._decoding),
+            settings=self._settings,
         ), []
 
     def _words(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> RatedWords:
@@ -145,14 +148,30 @@ def decoding_entries(decoding: DecodingSettings) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in entries.items()}
 
 
+def settings_of(loaded: LoadedModel, decoding: DecodingSettings, *, context: Context | None = None) -> dict[str, Any]:
+    """What decides how sure a word is, by the names of settings.
+
+    Args:
+        loaded: The model.
+        decoding: How texts are written.
+        context: Other than the model's own.
+    """
+    return {
+        **{f"evaluation.{name}": value for name, value in decoding_entries(decoding).items()},
+        "model.context": context or loaded.context,
+        "quantization.bits": min(loaded.quantized.values(), default=16),
+        **{f"frame_merging.{name}": value for name, value in loaded.merging.plain().items()},
+    }
+
+
 def _differing(fitted: Mapping[str, Any], used: Mapping[str, Any]) -> str:
-    return ", ".join(f"evaluation.{name}={value}" for name, value in fitted.items() if used.get(name, value) != value)
+    return ", ".join(f"{name}={value}" for name, value in fitted.items() if used.get(name, value) != value)
 
 
-def calibration_in(record: RunRecord) -> Calibration | None:
-    """The calibration of a run, where it has one."""
-    entries = record.confidence.get("calibration")
-    return None if entries is None else Calibration.of_json(entries)
+def calibration_in(entries: Mapping[str, Any]) -> Calibration | None:
+    """The calibration of `RunRecord.confidence` or of an export's description, where it has one."""
+    made = entries.get("calibration")
+    return None if made is None else Calibration.of_json(made)
 
 
 def with_curves(confidence: Mapping[str, Any], name: str, curves: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from sonotune.errors import ManifestError, NumericError, ResourceError, TextError, out_of_memory
 from sonotune.evaluation.augmented import EvaluationChain
-from sonotune.evaluation.confidence import WordConfidence
+from sonotune.evaluation.confidence import WordConfidence, settings_of
 from sonotune.evaluation.decode import cut_texts, in_clip_order, some_of
 from sonotune.evaluation.teacher_forcing import LabelPass
 from sonotune.evaluation.windows import cut_into_windows
@@ -152,7 +152,11 @@ def evaluate(
     """
     started_at = time.monotonic()
     task.check_references(loaded, clips)
-    words = WordConfidence(task, calibration, decoding) if decoding.confidence else None
+    words = (
+        WordConfidence(task, calibration, settings_of(loaded, decoding, context=context))
+        if decoding.confidence
+        else None
+    )
     read = partial(
         predict_clips,
         batch_seconds=batch_seconds,

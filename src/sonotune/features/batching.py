@@ -62,7 +62,7 @@ class Batch:
         frames_per_second: Rate of the frames.
         mixed_targets: Targets of the clip that is mixed into each (B, U), where Mixup is on.
         mixed_shares: Share of that clip (B,) float32.
-        heard: Digest of each clip's samples as the frontend got them; empty where the batch was made of features.
+        digests: Digest of each clip's samples as the frontend got them; empty where the batch was made of features.
     """
 
     inputs: Tensor
@@ -75,7 +75,7 @@ class Batch:
     frames_per_second: float = 100.0
     mixed_targets: Tensor | None = None
     mixed_shares: Tensor | None = None
-    heard: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on a device."""
@@ -95,8 +95,8 @@ class Batch:
         The samples of a clip are the same to the bit in every batch. Features need not be: how a matrix product is
         summed may depend on its size. They stand in only where no samples were given.
         """
-        if self.heard:
-            return self.heard
+        if self.digests:
+            return self.digests
         rows = zip(self.inputs.cpu(), self.input_lengths.tolist(), strict=True)
         return tuple(_digest(row_TF[:length].float().numpy()) for row_TF, length in rows)
 
@@ -134,7 +134,7 @@ class Batch:
         return replace(
             self,
             clips=tuple(self.clips[row] for row in chosen),
-            heard=tuple(self.heard[row] for row in chosen) if self.heard else (),
+            digests=tuple(self.digests[row] for row in chosen) if self.digests else (),
             findings=(),
             **{name: getattr(self, name)[list(chosen)] for name in self._tensors()},
         )
@@ -304,7 +304,7 @@ class ClipBatches(Dataset[Batch]):
             frames_per_second=self._frontend.frames_per_second,
             mixed_targets=None if mix is None else targets_BU[list(mix.partners)],
             mixed_shares=None if mix is None else torch.from_numpy(mix.shares),
-            heard=tuple(_digest(waveform) for waveform in waveforms),
+            digests=tuple(_digest(waveform) for waveform in waveforms),
         )
 
     def _mix(self, clips: Sequence[Clip]) -> Mix | None:

@@ -82,14 +82,14 @@ class Calibration:
         intercept: Log-odds of a word whose own are 0.
         words: It was fitted on.
         clips: It was fitted on.
-        decoding: Settings of decoding that the texts were written with.
+        settings: What the words were written with, by the names of settings (`evaluation.confidence.settings_of`).
     """
 
     slope: float
     intercept: float
     words: int
     clips: int
-    decoding: Mapping[str, Any]
+    settings: Mapping[str, Any]
 
     def __call__(self, log_odds: float) -> float:
         """The confidence of a word."""
@@ -103,7 +103,7 @@ class Calibration:
             "intercept": self.intercept,
             "words": self.words,
             "clips": self.clips,
-            "decoding": dict(self.decoding),
+            "settings": dict(self.settings),
         }
 
     @classmethod

@@ -21,7 +21,13 @@ from torch import Tensor
 from sonotune.errors import ConfigError
 from sonotune.features.batching import Batch
 from sonotune.models.base import PADDING, TEXT
-from sonotune.models.decoding import generation_settings, is_cut, watched_rows, without_half_character
+from sonotune.models.decoding import (
+    generating_with,
+    generation_settings,
+    is_cut,
+    watched_rows,
+    without_half_character,
+)
 from sonotune.models.losses import LabelOutputs
 from sonotune.models.token_words import words_of_tokens
 from sonotune.types import DEFAULT_DECODING, DecodingSettings, Hypothesis
@@ -175,12 +181,13 @@ def generate(
         settings or module.generation_config, limits, decoding, temperature=None, top_k=None, top_p=None
     )
     watching, watched = watched_rows(limits, rated=rated)
-    written_BU = module.generate(
-        inputs_embeds=rows.embeds,
-        attention_mask=rows.mask.long(),
-        generation_config=settings,
-        **watching,
-    )
+    with generating_with(module, settings):
+        written_BU = module.generate(
+            inputs_embeds=rows.embeds,
+            attention_mask=rows.mask.long(),
+            generation_config=settings,
+            **watching,
+        )
     ends = settings.eos_token_id
     stop = ({ends} if isinstance(ends, int) else set(ends or ())) | {settings.pad_token_id}
     answers: list[Answer | None] = []

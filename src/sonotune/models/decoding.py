@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -272,6 +273,17 @@ def generation_settings(own: Any, limits: Sequence[int], decoding: DecodingSetti
     return settings
 
 
+@contextmanager
+def generating_with(module: Any, settings: Any) -> Iterator[None]:
+    """Let a module generate by these settings alone: `generate` takes what they leave open from the module's own."""
+    own = module.generation_config
+    module.generation_config = settings
+    try:
+        yield
+    finally:
+        module.generation_config = own
+
+
 class Decoder(Protocol):
     """An autoregressive decoder with a key-value cache over the rows of a batch."""
 
@@ -310,7 +322,7 @@ def write(
     limits: Sequence[int],
     settings: DecodingSettings = DEFAULT_DECODING,
     temperature: float = 0.0,
-    heard: Sequence[str] = (),
+    draw_keys: Sequence[str] = (),
 ) -> list[Written]:
     """Write a text in each row: greedily, or by sampling at a temperature.
 
@@ -323,11 +335,11 @@ def write(
         limits: Most tokens of each row, the end token included.
         settings: What hinders repetition.
         temperature: 0 takes the most probable token. Above, each row draws from a generator of its own.
-        heard: Seeds the draws of each row: what is heard there (`Batch.draw_keys`), not what it is called.
+        draw_keys: Seeds the draws of each row (`Batch.draw_keys`).
     """
     penalties = _penalties(settings)
     device, rows, longest = prompt_BU.device, len(prompt_BU), max(limits)
-    draws_BU = _draws(heard, longest, temperature).to(device) if temperature > 0 else None
+    draws_BU = _draws(draw_keys, longest, temperature).to(device) if temperature > 0 else None
     limits_B = torch.tensor(limits, device=device)
     text_BU = prompt_BU.new_full((rows, longest), end)
     sums_B = torch.zeros(rows, device=device)
@@ -387,9 +399,9 @@ def _penalties(settings: DecodingSettings) -> Any:
     return found
 
 
-def _draws(heard: Sequence[str], count: int, temperature: float) -> Tensor:
+def _draws(draw_keys: Sequence[str], count: int, temperature: float) -> Tensor:
     """Uniform draws (B, U) that each row has of what is heard in it, whatever else is in the batch."""
-    rows = [generator(0, one, "decode", str(temperature)).random(count) for one in heard]
+    rows = [generator(0, one, "decode", str(temperature)).random(count) for one in draw_keys]
     return torch.from_numpy(np.stack(rows))
 
 

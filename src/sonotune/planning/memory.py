@@ -41,7 +41,7 @@ KINDS = ("weights", "gradients", "optimizer", "activations")
 OUTSIDE = "outside"
 _ORDER = ("stem", "encoder", "projector", "embeddings", "decoder", "head")
 _QUERIES = re.compile(r"(^|[._])(q|query|linear_q)(_proj)?$")
-_HEARS = re.compile(r"(^|[._])(q|k|v|query|key|value|linear_[qkv])(_proj)?$")
+_ATTENTION_INPUTS = re.compile(r"(^|[._])(q|k|v|query|key|value|linear_[qkv])(_proj)?$")
 _BY_DISTANCE = re.compile(r"(relative_k_proj|linear_pos)$")
 _GATED = re.compile(r"(gate|up)_proj$")
 _NORM = re.compile(r"norm", re.IGNORECASE)
@@ -271,18 +271,18 @@ class _Saved:
         c = self._c
         total = 0
         rank, dropout = self._adapters.activations(module)
-        heard = bool(_HEARS.search(name))
+        attends = bool(_ATTENTION_INPUTS.search(name))
         if rank or any(parameter.requires_grad for parameter in module.parameters()):
             # The input is one tensor for all that take it; the encoder's states are its own. On a GPU norms give single
             # precision, of which autocast makes a copy for each.
-            after_attention = not heard and inputs == outputs
+            after_attention = not attends and inputs == outputs
             if (self._gpu and c < 4) or (own and not ((parent, inputs) in shared or after_attention)):
                 total += c * rows * inputs
             shared.add((parent, inputs))
             total += c * rows * rank
             if dropout:
                 total += rows * inputs * (1 if self._gpu else 4)
-        if heard:
+        if attends:
             total += c * rows * outputs * (2 if _QUERIES.search(name) else 1)
         elif outputs > inputs:
             wide = 4 if quantized and self._gpu else c

@@ -147,7 +147,7 @@ class _Scales(TypedDict, total=False):
     rule: str
 
 
-class _Calibration(TypedDict):
+class CalibrationEntries(TypedDict):
     """How word confidences are made of log-odds (`metrics.confidence.Calibration`)."""
 
     method: Literal["platt"]
@@ -155,7 +155,7 @@ class _Calibration(TypedDict):
     intercept: Number
     words: Count
     clips: Count
-    decoding: dict[str, Any]
+    settings: dict[str, Any]
 
 
 class _ReliabilityBin(TypedDict):
@@ -183,7 +183,7 @@ class _Curves(TypedDict):
 
 
 class _Confidence(TypedDict, total=False):
-    calibration: _Calibration
+    calibration: CalibrationEntries
     curves: dict[str, _Curves]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sonotune.adapters.kinds.gate_baking import TOLERANCE, bake, metered, needs_baking
-from sonotune.errors import AdapterError, ManifestError
+from sonotune.errors import AdapterError, ConfigError, ManifestError
 from sonotune.loading import Opened
 from sonotune.progress import phase
 from sonotune.serving.parity import ParitySettings, clips_to_compare
@@ -27,6 +27,15 @@ class BakeSettings:
     clips: Callable[[], ParitySettings]
     tolerance: float | None = None
 
+    def refuse_tolerance(self, why: str) -> None:
+        """For an export that puts no gates at their means.
+
+        Raises:
+            ConfigError: A tolerance is given.
+        """
+        if self.tolerance is not None:
+            raise ConfigError(f"--bake-tolerance={self.tolerance:g} is about gates, and {why}. Leave it out.")
+
 
 def bake_gates(opened: Opened, settings: BakeSettings | None) -> dict[str, Any] | None:
     """Put the gates of a model at their means, in place, where it has any that are not constant.
@@ -40,8 +49,11 @@ def bake_gates(opened: Opened, settings: BakeSettings | None) -> dict[str, Any] 
 
     Raises:
         AdapterError: It would change too much, or there are no clips; nothing is changed.
+        ConfigError: A tolerance is given, and there is nothing to put at its mean.
     """
     if not needs_baking(opened.loaded):
+        if settings is not None:
+            settings.refuse_tolerance("this model has none that depend on what is heard")
         return None
     if settings is None:
         raise AdapterError(

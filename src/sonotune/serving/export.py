@@ -107,6 +107,8 @@ def export(
     """
     if plain and not adapter_only:
         raise ConfigError("--plain is a form of an adapter: pass --adapter too. A merged model is plain as it is.")
+    if adapter_only and not plain and baking is not None:
+        baking.refuse_tolerance("an adapter is copied with its gates as they are")
     folder = folder.resolve()
     _check_place(folder, overwrite=overwrite)
     _warn_of_merging(checkpoint)
@@ -117,6 +119,7 @@ def export(
             result = _copy_adapter(checkpoint, draft, folder)
         else:
             result = _merge(checkpoint, draft, target=target, dtype=dtype, baking=baking)
+        result |= _calibration_of(checkpoint)
         _write_mark(draft, result)
         if parity is not None:
             gc.collect()  # the merged model is not needed beside those that are compared
@@ -387,6 +390,14 @@ def _scored_with(checkpoint: str) -> dict[str, Any]:
     asked = read_record(Path(checkpoint)).config.get("evaluation", {})
     names = ("beam_size", "length_penalty", "no_repeat_ngram_size", "repetition_penalty")
     return {name: asked[name] for name in names if isinstance(asked.get(name), int | float)}
+
+
+def _calibration_of(checkpoint: str) -> dict[str, Any]:
+    """How word confidences are made, of a run that was calibrated."""
+    if not (Path(checkpoint) / "run.json").is_file():
+        return {}
+    made = read_record(Path(checkpoint)).confidence.get("calibration")
+    return {} if made is None else {"calibration": made}
 
 
 def merged_model(opened: Opened, checkpoint: str, *, target: MergeTarget) -> tuple[LoadedModel, MergeProof | None]:

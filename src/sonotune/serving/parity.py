@@ -34,7 +34,7 @@ from sonotune.paths import is_folder
 from sonotune.registry import is_asset, resolve_asset
 from sonotune.runs import generator
 from sonotune.serving.recognizer import Recognizer
-from sonotune.serving.served import Place, Request, Served, recognize_served, tool_of
+from sonotune.serving.served import Request, SavedModel, Served, recognize_served, tool_of
 from sonotune.tasks.base import Task
 from sonotune.types import Clip, DecodingSettings, Finding, Prediction
 
@@ -100,9 +100,9 @@ def check_parity(checkpoint: str, folder: Path, settings: ParitySettings, *, ada
         scored = _scored(settings)
         gc.collect()  # modules refer to themselves through their hooks
         found |= {"context": scored.context, "clips": len(scored.clips), "left_out": scored.left_out}
-        place = _adapter_place(folder) if adapter else Place(folder=folder)
+        saved = _adapter(folder) if adapter else SavedModel(folder=folder)
         try:
-            served = recognize_served(family, scored.request(family, place, settings.language))
+            served = recognize_served(family, scored.request(family, saved, settings.language))
         except Exception as error:  # the other tool's, which must not cost the export
             logger.info("%s failed", tool, exc_info=True)
             return {**found, "reason": f"{tool} failed: {type(error).__name__}: {_first_line(error)}"}
@@ -160,24 +160,24 @@ class _Scored:
     multi_label: bool
     left_out: int
 
-    def request(self, family: str, place: Place, language: str | None) -> Request:
+    def request(self, family: str, saved: SavedModel, language: str | None) -> Request:
         """The clips for the other tool, which is told of a language what a user would tell it."""
         return Request(
-            place=place,
+            saved=saved,
             waveforms=_Recordings(self.clips, self.rate_hz),
             sample_rate_hz=self.rate_hz,
-            languages=[self._told(family, place, clip.language, language) for clip in self.clips],
+            languages=[self._told(family, saved, clip.language, language) for clip in self.clips],
             multi_label=self.multi_label,
         )
 
-    def _told(self, family: str, place: Place, own: str | None, language: str | None) -> str | None:
+    def _told(self, family: str, saved: SavedModel, own: str | None, language: str | None) -> str | None:
         if family == "qwen3_asr":
             wanted = own or language
             return None if wanted is None else language_name(wanted)
         if family != "whisper" or not self.known_languages:
             return None
         codes = [None if name is None else find_code(name, self.known_languages) for name in (own, language)]
-        if place.base is None and codes[0] in (None, codes[1]):
+        if saved.base is None and codes[0] in (None, codes[1]):
             return None  # the export says it
         return codes[0] or codes[1]
 
@@ -281,15 +281,15 @@ def clips_to_compare(settings: ParitySettings, task: Task, window_s: float | Non
     return fitting, too_long
 
 
-def _adapter_place(folder: Path) -> Place:
+def _adapter(folder: Path) -> SavedModel:
     """Where plain PEFT finds an adapter and its base."""
     metadata = read_metadata(folder)
     base = base_of(folder, metadata)
     outputs = tuple(metadata.get("outputs", ()))
     if is_asset(base):
-        return Place(folder=folder, base=str(resolve_asset(base)), outputs=outputs)
+        return SavedModel(folder=folder, base=str(resolve_asset(base)), outputs=outputs)
     revision = None if is_folder(base) else metadata.get("revision")
-    return Place(folder=folder, base=base, revision=revision, outputs=outputs)
+    return SavedModel(folder=folder, base=base, revision=revision, outputs=outputs)
 
 
 # --- side by side ------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ _BATCH = 8  # clips that `generate` takes together; every one fills Whisper's wi
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class SavedModel:
     """Where another tool finds what it loads.
 
     Attributes:
@@ -43,14 +43,14 @@ class Request:
     """Clips for the tool.
 
     Attributes:
-        place: What it loads.
+        saved: What it loads.
         waveforms: One (S,) array a clip; read one after the other, so they may be read when asked for.
         sample_rate_hz: Of all.
         languages: What the tool is told of each clip; None leaves it to what the export says.
         multi_label: Whether a clip may have several classes.
     """
 
-    place: Place
+    saved: SavedModel
     waveforms: Sequence[NDArray[np.float32]]
     sample_rate_hz: int
     languages: Sequence[str | None]
@@ -108,36 +108,36 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _model(class_name: str, place: Place, **changes: Any) -> Any:
+def _model(class_name: str, saved: SavedModel, **changes: Any) -> Any:
     """The module in fp32, with its adapter, in evaluation mode."""
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415
 
-    source = place.base or str(place.folder)
-    if place.base is not None and place.outputs:
+    source = saved.base or str(saved.folder)
+    if saved.base is not None and saved.outputs:
         changes["ignore_mismatched_sizes"] = True  # the adapter brings its own output layer
     module = getattr(transformers, class_name).from_pretrained(
-        source, revision=place.revision, dtype=torch.float32, use_safetensors=True, **changes
+        source, revision=saved.revision, dtype=torch.float32, use_safetensors=True, **changes
     )
-    if place.base is not None:
+    if saved.base is not None:
         from peft import PeftModel  # noqa: PLC0415
 
-        module = PeftModel.from_pretrained(module, str(place.folder))
+        module = PeftModel.from_pretrained(module, str(saved.folder))
     return module.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _processor(class_name: str, place: Place, *, own: bool = False) -> Any:
+def _processor(class_name: str, saved: SavedModel, *, own: bool = False) -> Any:
     """Of the base where there is an adapter, unless the adapter brings its own."""
     import transformers  # noqa: PLC0415
 
-    source, revision = (str(place.folder), None) if own or place.base is None else (place.base, place.revision)
+    source, revision = (str(saved.folder), None) if own or saved.base is None else (saved.base, saved.revision)
     return getattr(transformers, class_name).from_pretrained(source, revision=revision)
 
 
 def _whisper(request: Request) -> Served:
     """At the whole window, as `generate` has it; clips of one language together."""
-    place, languages, waveforms = request.place, request.languages, request.waveforms
-    processor, module = _processor("AutoProcessor", place), _model("AutoModelForSpeechSeq2Seq", place)
+    saved, languages, waveforms = request.saved, request.languages, request.waveforms
+    processor, module = _processor("AutoProcessor", saved), _model("AutoModelForSpeechSeq2Seq", saved)
     texts = [""] * len(waveforms)
     for language in dict.fromkeys(languages):
         members = [index for index, own in enumerate(languages) if own == language]
@@ -154,13 +154,13 @@ def _whisper(request: Request) -> Served:
 
 def _ctc(request: Request) -> Served:
     """Clip by clip: some of these models hear the padding of a batch."""
-    place, changes = request.place, dict[str, Any]()
-    if place.base is not None and place.outputs:  # the adapter brings its vocabulary
-        extractor, words = _processor("AutoFeatureExtractor", place), _processor("AutoTokenizer", place, own=True)
+    saved, changes = request.saved, dict[str, Any]()
+    if saved.base is not None and saved.outputs:  # the adapter brings its vocabulary
+        extractor, words = _processor("AutoFeatureExtractor", saved), _processor("AutoTokenizer", saved, own=True)
         changes = {"vocab_size": len(words), "pad_token_id": words.pad_token_id}
     else:
-        extractor = words = _processor("AutoProcessor", place)
-    module = _model("AutoModelForCTC", place, **changes)
+        extractor = words = _processor("AutoProcessor", saved)
+    module = _model("AutoModelForCTC", saved, **changes)
     masked = module.config.model_type == "parakeet_ctc"  # it hears a frame beyond the clip, which `generate` masks
     texts = []
     for waveform in request.waveforms:
@@ -171,8 +171,8 @@ def _ctc(request: Request) -> Served:
 
 
 def _qwen3_asr(request: Request) -> Served:
-    place = request.place
-    processor, module = _processor("AutoProcessor", place), _model("Qwen3ASRForConditionalGeneration", place)
+    saved = request.saved
+    processor, module = _processor("AutoProcessor", saved), _model("Qwen3ASRForConditionalGeneration", saved)
     texts = []
     for waveform, language in zip(request.waveforms, request.languages, strict=True):
         turns = [{"role": "user", "content": [{"type": "audio", "audio": waveform}]}]
@@ -192,11 +192,11 @@ def _qwen3_asr(request: Request) -> Served:
 
 
 def _classify(request: Request) -> Served:
-    place = request.place
-    extractor = _processor("AutoFeatureExtractor", place)
-    labels = dict(enumerate(place.outputs))
+    saved = request.saved
+    extractor = _processor("AutoFeatureExtractor", saved)
+    labels = dict(enumerate(saved.outputs))
     changes = {"id2label": labels, "label2id": {name: index for index, name in labels.items()}} if labels else {}
-    module = _model("AutoModelForAudioClassification", place, **(changes if place.base else {}))
+    module = _model("AutoModelForAudioClassification", saved, **(changes if saved.base else {}))
     names = module.config.id2label
     scores = []
     for waveform in request.waveforms:

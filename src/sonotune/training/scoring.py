@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from sonotune.adapters.calibration.calibrate import collect
 from sonotune.adapters.ranks.choose import calibration_clips
 from sonotune.evaluation.augmented import EvaluationChain
-from sonotune.evaluation.confidence import WordConfidence, calibration_in, with_curves
+from sonotune.evaluation.confidence import WordConfidence, calibration_in, settings_of, with_curves
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate, write_predictions
 from sonotune.evaluation.noise import with_noise
 from sonotune.metrics.confidence import Calibration
@@ -64,7 +64,7 @@ class Scoring:
         clips = self._clips(split)
         if not clips or (once and point in log.record.scores):
             return
-        calibration = calibration_in(log.record) if point == "test" else None
+        calibration = calibration_in(log.record.confidence) if point == "test" else None
         result = self._evaluate(split, f"{'before' if point == 'before' else 'after'} training", calibration)
         if self._session.compute.processes.main:
             write_predictions(log.directory.predictions_dir / f"{point}.jsonl", task, result.predictions, clips)
@@ -138,7 +138,8 @@ class Scoring:
         if "confidence" in result.details:
             kept = with_curves(kept, point, result.details["confidence"])
         if point == "after":
-            fitted, findings = WordConfidence(self._inputs.task, None, decoding).fit(result.predictions, clips)
+            used = settings_of(self.model.loaded, decoding)
+            fitted, findings = WordConfidence(self._inputs.task, None, used).fit(result.predictions, clips)
             log.finding(findings)
             kept = {**kept, **({} if fitted is None else {"calibration": fitted.to_json()})}
         log.write(confidence=kept)

@@ -191,10 +191,10 @@ def _load_language_model(checkpoint: str, config: Any, revision: str | None) -> 
         return plain_language_model(_from_pretrained("AutoModelForCausalLM", checkpoint, config, revision))
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
-    heard = _from_pretrained("Qwen3ASRForConditionalGeneration", checkpoint, copy.deepcopy(whole), revision)
+    aligner = _from_pretrained("Qwen3ASRForConditionalGeneration", checkpoint, copy.deepcopy(whole), revision)
     language_model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    language_model.base_model.load_state_dict(heard.model.language_model.state_dict())
-    language_model.lm_head.load_state_dict(heard.lm_head.state_dict())
+    language_model.base_model.load_state_dict(aligner.model.language_model.state_dict())
+    language_model.lm_head.load_state_dict(aligner.lm_head.state_dict())
     return plain_language_model(language_model)
 
 

@@ -27,7 +27,7 @@ from transformers.configuration_utils import SubConfigSpec
 from sonotune.errors import ModelError
 from sonotune.features.normalization import valid_frames
 from sonotune.models import encoder_rows, speech_encoders
-from sonotune.models.composed.projectors import PROJECTORS, GatedCrossAttention, Heard, outputs_of
+from sonotune.models.composed.projectors import PROJECTORS, EncodedAudio, GatedCrossAttention, outputs_of
 from sonotune.models.frame_merging.audio_tokens import compress
 from sonotune.models.frame_merging.settings import NO_MERGING, FrameMerging
 from sonotune.models.thinning import DEFAULT_THINNING, Thinning
@@ -116,8 +116,8 @@ class SpeechLlmConfig(PreTrainedConfig):  # type: ignore[misc]
         if self.cross_attention_layers is None and self.fusion == "cross_attention":
             self.cross_attention_layers = list(range(min(_EVERY, layers) - 1, layers, _EVERY))
         if self.projector_hidden_size is None:
-            heard = speech_encoders.width_of(self.audio_config)
-            self.projector_hidden_size = heard if self.projector_kind == "perceiver" else int(text.hidden_size)
+            width = speech_encoders.width_of(self.audio_config)
+            self.projector_hidden_size = width if self.projector_kind == "perceiver" else int(text.hidden_size)
         if self.projector_heads is None:
             self.projector_heads = _heads_for(self.projector_hidden_size)
         _check_settings(self)
@@ -228,7 +228,7 @@ class SpeechLlm(PreTrainedModel):  # type: ignore[misc]
             heads=config.projector_heads,
         )
         self.language_model: Any = language_model or plain_language_model(_random_language_model(text))
-        self.heard: Heard | None = None
+        self.encoded_audio: EncodedAudio | None = None
         if config.fusion == "cross_attention":
             heads = config.cross_attention_heads or text.num_attention_heads
             self.cross_attention = nn.ModuleDict(
@@ -277,7 +277,7 @@ class SpeechLlm(PreTrainedModel):  # type: ignore[misc]
             audio_BQD, lengths = compress(audio_BQD, audio_lengths_B.tolist(), merging)
             audio_lengths_B = torch.tensor(lengths, device=audio_BQD.device)
         if self.config.fusion == "cross_attention":
-            self.heard = Heard(audio=audio_BQD, mask=valid_frames(audio_lengths_B, audio_BQD.shape[1]))
+            self.encoded_audio = EncodedAudio(audio=audio_BQD, mask=valid_frames(audio_lengths_B, audio_BQD.shape[1]))
         return audio_BQD, audio_lengths_B
 
     def forward(self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
@@ -312,12 +312,12 @@ class SpeechLlm(PreTrainedModel):  # type: ignore[misc]
         self, index: int, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Put what was heard into the states that go into a layer of the language model."""
-        if self.heard is None:
+        if self.encoded_audio is None:
             return inputs, named
         block = self.cross_attention[str(index)]
         if inputs:
-            return (block(inputs[0], self.heard, index), *inputs[1:]), named
-        return inputs, named | {"hidden_states": block(named["hidden_states"], self.heard, index)}
+            return (block(inputs[0], self.encoded_audio, index), *inputs[1:]), named
+        return inputs, named | {"hidden_states": block(named["hidden_states"], self.encoded_audio, index)}
 
 
 def _random_language_model(config: Any) -> Any:

@@ -224,7 +224,7 @@ class Gate(nn.Module):
 
 
 @dataclass(slots=True)
-class Heard:
+class EncodedAudio:
     """What the blocks of a batch attend to.
 
     Attributes:
@@ -255,12 +255,12 @@ class GatedCrossAttention(nn.Module):
         self.feed_forward = FeedForward(width)
         self.feed_forward_gate = Gate()
 
-    def forward(self, hidden_BLE: Tensor, heard: Heard, index: int) -> Tensor:
+    def forward(self, hidden_BLE: Tensor, encoded: EncodedAudio, index: int) -> Tensor:
         """States of the language model (B, L, E), with what is heard added; B may repeat clips, as beams do."""
-        keys, values = heard.cache.get(index) or self.attention.keys_values(heard.audio.to(hidden_BLE.dtype))
+        keys, values = encoded.cache.get(index) or self.attention.keys_values(encoded.audio.to(hidden_BLE.dtype))
         if not torch.is_grad_enabled():
-            heard.cache[index] = (keys, values)
-        mask = heard.mask
+            encoded.cache[index] = (keys, values)
+        mask = encoded.mask
         if (beams := len(hidden_BLE) // len(mask)) > 1:
             keys, values, mask = (part.repeat_interleave(beams, dim=0) for part in (keys, values, mask))
         attended_BLE = self.attention(self.norm(hidden_BLE), keys, values, mask)

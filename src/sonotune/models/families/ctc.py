@@ -65,6 +65,7 @@ _CLASSES: Final = MappingProxyType(
     }
 )
 _HEAD: Final = r"^(lm_head|ctc_head)\."
+_PENALTIES: Final = ("length_penalty", "no_repeat_ngram_size", "repetition_penalty")
 BLANK: Final = "<pad>"
 UNKNOWN: Final = "<unk>"
 WORD_BORDER: Final = "|"
@@ -322,9 +323,16 @@ class CtcFamily:
         """Best path (`beam_size=1`) or prefix beam search; the frames bound the length. No text is decoded again.
 
         Raises:
-            ConfigError: Confidences are asked for of the texts of a beam search, which no single path has written.
+            ConfigError: Confidences are asked for of the texts of a beam search, which no single path has written; or a
+                penalty that only decoders which write token by token have.
         """
         rate = settings.confidence
+        penalties = {name: getattr(settings, name) for name in _PENALTIES}
+        if foreign := [name for name, value in penalties.items() if value != getattr(DEFAULT_DECODING, name)]:
+            raise ConfigError(
+                f"evaluation.{foreign[0]}={penalties[foreign[0]]:g} is for decoders that write token by token, and CTC "
+                "has no place for it. Leave it out."
+            )
         if rate and settings.beam_size > 1:
             raise ConfigError(
                 "evaluation.confidence=true takes the probabilities of the best path, and evaluation.beam_size="

@@ -289,7 +289,7 @@ class WhisperFamily:
         prompt_BU = torch.tensor(prompts, device=encoded_BPD.device)
         limits = token_limits(loaded, batch, settings, prompt=prompt_BU.shape[1])
         mask = loaded.module.model.decoder.cross_mask
-        heard = batch.draw_keys
+        keys = batch.draw_keys
 
         def candidates(rows: Sequence[int], temperature: float) -> tuple[list[decoding.Candidate], list[float]]:
             chosen = torch.tensor(list(rows), device=encoded_BPD.device)
@@ -301,7 +301,7 @@ class WhisperFamily:
                 limits=[limits[row] for row in rows],
                 settings=settings,
                 temperature=temperature,
-                heard=[heard[row] for row in rows],
+                draw_keys=[keys[row] for row in rows],
             )
             made = [
                 self._candidate(loaded, one, limit=limits[row], rate=settings.confidence)

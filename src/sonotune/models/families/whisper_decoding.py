@@ -111,14 +111,15 @@ def generate(
     )
     watching, watched = decoding.watched_rows(limits, prompt=prompt_BU.shape[1])
     watching["logits_processor"].extend(processors)
-    ids_BU = GenerationMixin.generate(
-        loaded.module,
-        encoder_outputs=BaseModelOutput(last_hidden_state=encoded_BPD),
-        attention_mask=encoded_BPD.new_ones(encoded_BPD.shape[:2]),  # not used, and asked for
-        decoder_input_ids=prompt_BU,
-        generation_config=chosen,
-        **watching,
-    )
+    with decoding.generating_with(loaded.module, chosen):
+        ids_BU = GenerationMixin.generate(
+            loaded.module,
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded_BPD),
+            attention_mask=encoded_BPD.new_ones(encoded_BPD.shape[:2]),  # not used, and asked for
+            decoder_input_ids=prompt_BU,
+            generation_config=chosen,
+            **watching,
+        )
     ends = {loaded.module.config.eos_token_id, chosen.pad_token_id}
     rows = [[one for one in row if one not in ends] for row in ids_BU[:, prompt_BU.shape[1] :].tolist()]
     return rows, watched.finite_B.tolist()
