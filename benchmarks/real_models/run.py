@@ -154,6 +154,7 @@ def _run(cell: Cell, data: Path, model: str, work: Path) -> dict[str, Any]:
             *shared,
         ]
         trained = _sonotune("train", words, commands)
+        trained["choices"] = json.loads((place / "run.json").read_text("utf-8"))["choices"]  # rates, precision
         used = str(place)
     scores: dict[str, Any] = {}
     for test in cell.tests:
@@ -174,9 +175,9 @@ def _run(cell: Cell, data: Path, model: str, work: Path) -> dict[str, Any]:
     return {
         "cell": cell.name,
         "commands": commands,
-        "commit": _commit(),
-        "machine": _machine(),
-        "trained": trained and {key: trained[key] for key in ("scores", "seconds", "peak_bytes", "status")},
+        "commit": commit(),
+        "machine": machine(),
+        "trained": trained and {key: trained[key] for key in ("scores", "seconds", "peak_bytes", "status", "choices")},
         "tests": scores,
     }
 
@@ -204,21 +205,30 @@ def _line(result: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Of the repository, in which this runs."""
     return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()  # noqa: S607
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """What a figure depends on beside the code."""
     import torch
     import transformers
 
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -78,10 +77,12 @@ def main() -> None:
     }
     print(json.dumps(summary, indent=1))
     if options.out:
-        machine = {"processor": platform.processor() or platform.machine(), "cores": psutil.cpu_count()}
+        from benchmarks.real_models.run import commit, machine
+
         body = {
             "options": {k: Path(str(v)).name for k, v in vars(options).items()},
-            "machine": machine,
+            "commit": commit(),
+            "machine": machine(),
             **summary,
             **results,
         }

@@ -144,7 +144,8 @@ def development_clips(config: RunConfig, recognizer: Recognizer) -> list[Clip]:
         raise ConfigError(f"{checkpoint} names no development clips. Give data.eval=MANIFEST.")
     record = None if run is None else read_record(run)
     tests = {str(test) for test in (config.data.test, record and record.config.get("data", {}).get("test")) if test}
-    corpus_settings = own.corpus if config.data.eval is None else config.data.model_dump(include=CORPUS_SETTINGS)
+    asked = CORPUS_SETTINGS if config.data.eval is not None else CORPUS_SETTINGS & config.data.model_fields_set
+    corpus_settings = {**own.corpus, **config.data.model_dump(include=asked)}
     corpus = load_corpus(dict(own.sources), seed=own.seed, require=recognizer.task.reference, **corpus_settings)
     clips = corpus.splits["eval"]
     same = record is not None and corpus.digests["eval"] == record.data_digest.get("test", "")

@@ -58,11 +58,18 @@ def test_a_comparison_is_written_as_a_page_where_it_is_asked_for(tmp_path: Path)
         (tmp_path, "is a folder"),
         (tmp_path / "none" / "page.html", "there is no folder"),
         (files[0], "is no page by its name"),
+        (tmp_path / "notes.html", "is another kind of file"),
+        (tmp_path / "run" / "report.html", "is a file of a run"),
     )
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    for name in ("notes.html", "run/report.html"):
+        (tmp_path / name).write_text("<p>mine</p>")
     for out_path, told in refused:
         code, _, err = call("compare", *files, "--out", out_path)
         assert code == 2
         assert told in err
+    assert (tmp_path / "notes.html").read_text() == (tmp_path / "run" / "report.html").read_text() == "<p>mine</p>"
 
 
 SIDES = (("a", "same", "one"), ("b", "same", "one two"))

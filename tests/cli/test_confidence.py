@@ -97,7 +97,15 @@ def test_decoding_is_swept_on_the_development_clips_of_the_run(run: Path, tmp_pa
     assert code == 0, err
     assert [row["decoding"]["beam_size"] for row in body["trials"]] == [1, 2, 3]
     assert body["trials"][1]["difference"]["count"] == body["clips"] == 40
-    assert (tmp_path / "d" / "decoding.json").is_file()
+    kept = (tmp_path / "d" / "decoding.json").read_bytes()
+    code, body, _ = call("sweep", "decode", f"model={run}", "evaluation.beam_size=1,2", words[-1], "data.limit=4")
+    assert code == 2
+    assert "has the decoding.json of another sweep" in body["error"]
+    assert (tmp_path / "d" / "decoding.json").read_bytes() == kept
+    words[-1] = f"sweep.dir={tmp_path / 'e'}"
+    code, body, err = call("sweep", "decode", *words, "data.limit=8")
+    assert code == 0, body
+    assert body["clips"] == 8
 
 
 def test_some_clips_of_a_test_are_refused_too(run: Path, tmp_path: Path):
@@ -172,3 +180,17 @@ def test_a_tolerance_without_gates_is_refused(run: Path, tmp_path: Path, form: t
     assert code == 2
     assert "--bake-tolerance=0.1 is about gates" in body["error"]
     assert not (tmp_path / "e").exists()
+
+
+def test_predictions_replace_predictions_and_no_other_file(run: Path, tmp_path: Path):
+    words = [f"model={run}", "data.test=assets:quickstart/test.jsonl", "data.limit=4", "--out"]
+    (tmp_path / "clips.jsonl").write_text('{"id": "a", "path": "a.wav", "text": "one"}\n')
+    for place in (tmp_path / "clips.jsonl", run / "run.json", run / "predictions" / "after.jsonl"):
+        before = place.read_bytes()
+        code, body, _ = call("evaluate", *words, place)
+        assert code == 2
+        assert "Name another with --out" in body["error"] or "name another with --out" in body["error"]
+        assert place.read_bytes() == before
+    for _ in range(2):
+        assert call("evaluate", *words, tmp_path / "said.jsonl")[0] == 0
+    assert len((tmp_path / "said.jsonl").read_text("utf-8").splitlines()) == 4

@@ -106,7 +106,22 @@ def test_surer_words_that_are_less_often_right_are_not_calibrated():
     ]
     made, [finding] = WordConfidence(task(), None, SETTINGS).fit(turned, clips)
     assert made is None
-    assert "the surer ones are not more often right" in finding.message
+    assert "the surer ones are not shown to be more often right" in finding.message
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_words_that_are_all_right_or_all_wrong_calibrate_nothing(right: bool):
+    predictions, clips = clips_of(*[("one two", "one two"), ("three", "three")] * 40)
+    rng = np.random.default_rng(3)
+    varied = [
+        replace(one, words=tuple(replace(word, logprobs=(float(-rng.random()),)) for word in one.words))
+        for one in predictions
+        if one.words is not None
+    ]
+    references = clips if right else [replace(clip, text="four five") for clip in clips]
+    made, [finding] = WordConfidence(task(), None, SETTINGS).fit(varied, references)
+    assert made is None
+    assert "not shown to be more often right" in finding.message
 
 
 def test_clips_without_a_reference_are_not_fitted_on():

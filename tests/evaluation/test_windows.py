@@ -94,7 +94,7 @@ def test_windows_are_cut_at_pauses_and_overlap_where_there_is_none(tmp_path: Pat
     assert (finding.check, finding.severity, finding.clip_ids) == ("evaluation.windows", "note", ("paused", "dense"))
     assert "2 of 3 clips" in finding.message
     assert "4 windows" in finding.message
-    assert "1 cuts found none" in finding.message
+    assert "cut at pauses (1 where there is none, with an overlap)" in finding.message
     assert cut_into_windows([paused], None).pieces == [paused]
     assert cut_into_windows([paused], None).findings == []
 

@@ -209,20 +209,20 @@ def test_a_run_is_compared_on_its_own_development_clips(short_run: Path, tmp_pat
     assert (finding.severity, finding.measured) == ("note", 0.0)
     page = (run / "report.html").read_text("utf-8")
     assert "Export, served − scored" in page
-    assert "Parity is not shown; 1 allowed" in page
+    assert "No difference was found, and parity is not shown; 1 allowed" in page
     assert "What is served is not what was scored" not in page
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
     sentence = found["sentence"]
-    assert sentence.startswith("Parity is not shown: served by transformers 5")
+    assert sentence.startswith("No difference was found, and parity is not shown: served by transformers 5")
     assert "on the same 5 clips: +0.0 points, 100 % of the answers equal." in sentence
     assert "By the exact 95 % bound up to 45.1 % of such clips may differ" in sentence
-    assert "44.1 points beyond the 1 point allowed; about 299 clips like these would tell." in sentence
+    assert "where 1 % is allowed; about 299 clips like these would tell." in sentence
     assert sentence == finding.message
     assert sentence in card
     assert sentence in page
     code, out, err = sonotune("export", str(run), str(tmp_path / "few"), "--strict", "--parity-clips", "1000")
     assert code == 0  # too few clips to show it, and nothing that differs
-    assert "parity   Parity is not shown: " in out
+    assert "parity   No difference was found, and parity is not shown: " in out
     assert "WARNING" not in err
 
 

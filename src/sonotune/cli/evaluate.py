@@ -12,7 +12,7 @@ from sonotune.arguments import corpus_to_score, open_recognizer, score_clips, se
 from sonotune.cli.calibrate import record_confidence
 from sonotune.cli.findings import removed_clips, warning_lines
 from sonotune.cli.retention import record_retention, retention_lines
-from sonotune.cli.shared import Json, Words, app, print_result, tell
+from sonotune.cli.shared import Json, Words, app, check_output, print_result, tell
 from sonotune.metrics.retention import BROKE
 from sonotune.metrics.scores import decoding_note, primary_score, score_title, show_score
 from sonotune.progress import phase
@@ -40,8 +40,10 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
     with phase("starting"):
         from sonotune.evaluation.evaluate import write_predictions
         from sonotune.features.workers import Crew
+        from sonotune.runs.predictions import are_predictions
 
     config = settings_of_use(words or [], require=("data.test",)).config
+    check_output(out, instead="predictions.jsonl", is_ours=are_predictions)
     with Crew(config.data.loader_workers) as crew:
         recognizer = open_recognizer(config)
         corpus = corpus_to_score(config, recognizer)

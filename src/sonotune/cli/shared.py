@@ -8,7 +8,7 @@ import re
 import select
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,16 +98,45 @@ def check_page(out: Path | None, *, instead: str) -> None:
         instead: File name to suggest in a folder.
 
     Raises:
-        ConfigError: It is a folder, lies in none, or is no page by its name.
+        ConfigError: It is no page by its name, or `check_output` refuses it.
+    """
+    if out is not None and not out.is_dir() and out.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"{out} is no page by its name, and may be a file of yours. Name it such as {instead}.")
+    check_output(out, instead=instead, is_ours=_is_page)
+
+
+def check_output(out: Path | None, *, instead: str, is_ours: Callable[[Path], bool]) -> None:
+    """Refuse a file that cannot be written there, or would replace another, before anything is computed.
+
+    Args:
+        out: Where it is to be written; None writes none.
+        instead: File name to suggest in a folder.
+        is_ours: Whether a file is an earlier one of the same kind, which may be replaced.
+
+    Raises:
+        ConfigError: It is a folder, lies in none or in one that cannot be written to, is a file of a run, or is there
+            and of another kind.
     """
     if out is None:
         return
     if out.is_dir():
-        raise ConfigError(f"{out} is a folder. Name the page to write, such as --out {out / instead}.")
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"{out} is no page by its name, and may be a file of yours. Name it such as {instead}.")
-    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"{out} is a folder. Name the file to write, such as --out {out / instead}.")
+    folder = out.absolute().parent
+    if not folder.is_dir():
         raise ConfigError(f"{out} cannot be written: there is no folder {out.parent}. Make it, or name another.")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{out} cannot be written: {folder} is not to be written to. Name another with --out.")
+    if not out.is_file():
+        return
+    if any((one / "run.json").is_file() for one in (folder, folder.parent)):
+        raise ConfigError(f"{out} is a file of a run, which would lose it. Name another with --out.")
+    if out.stat().st_size and not is_ours(out):
+        raise ConfigError(f"{out} is another kind of file, and would be lost. Move it, or name another with --out.")
+
+
+def _is_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b"sonotune</title>" in file.read(10_000)
 
 
 def json_text(value: Any) -> str:

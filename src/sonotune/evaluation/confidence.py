@@ -125,7 +125,7 @@ class WordConfidence:
             problem = (
                 f"the development clips have {counted(count, 'word')}, and at least {MIN_WORDS} are needed"
                 if count < MIN_WORDS
-                else f"of {count} words of the development clips, the surer ones are not more often right"
+                else f"of {count} words of the development clips, the surer ones are not shown to be more often right"
             )
             message = f"word confidences were not calibrated: {problem}. They are given as the model has them."
             return None, [Finding(check=CHECK, severity="warning", message=message)]

@@ -35,7 +35,7 @@ from sonotune.metrics.slices import DURATION_EDGES_S, NOISE, Slice, slice_clips
 from sonotune.models.modes import inference
 from sonotune.models.thinning import made_for
 from sonotune.processes import SINGLE_PROCESS, Processes
-from sonotune.progress import phase
+from sonotune.progress import note, phase
 from sonotune.runs import atomic_write_text
 from sonotune.tasks.base import LabelTask, Predictor, Task
 from sonotune.types import DEFAULT_DECODING, Clip, Context, DecodingSettings, Finding, Prediction, Score
@@ -172,6 +172,9 @@ def evaluate(
     if labels is not None and labels.clips:  # first, for a model that cannot do it is told so before it decodes
         rated, _ = read(labels, loaded, labels.clips, targets=labels.targets)
         labels = labels.with_ratings(rated)
+    foreign = _foreign_context(loaded, context or loaded.context)
+    for finding in foreign:  # texts may loop there, which takes long
+        note(f"warning: {finding.message}")
     predictions, findings = read(task, loaded, clips, no_signal=no_signal)
     if labels is not None:
         predictions = labels.merge(predictions)
@@ -181,7 +184,7 @@ def evaluate(
     if words is not None:
         predictions = words.rate(predictions)
     told = [index for index, clip in enumerate(clips) if task.has_reference(clip)]
-    findings += [*_foreign_context(loaded, context or loaded.context), *_untold(clips, told)]
+    findings += [*foreign, *_untold(clips, told)]
     scores: dict[str, Score] = {}
     slices: list[dict[str, Any]] = []
     details: dict[str, Any] = {}
@@ -428,7 +431,7 @@ def _foreign_context(loaded: Any, context: Context) -> list[Finding]:
             check="model.context",
             severity="warning",
             message=f"scored with model.context={context}, and the weights were {made_for(trained)}: the score is not "
-            f"the one that they have there{others}. Compare with model.context={best}.",
+            f"the one that they have in the context of their training{others}. Compare with model.context={best}.",
         )
     ]
 

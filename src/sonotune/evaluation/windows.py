@@ -106,13 +106,14 @@ def cut_into_windows(clips: Sequence[Clip], window_s: float | None) -> Windows:
         parts[clip.id] = len(cut)
     if long:
         windows = sum(parts[name] for name in long)
+        overlaps = f" ({overlapping} where there is none, with an overlap)" if overlapping else ""
         findings.append(
             Finding(
                 check="evaluation.windows",
                 severity="note",
                 message=f"{len(long)} of {len(clips)} clips are longer than the {window_s:.4g} s that the model reads "
-                f"at a time: they were decoded in {windows} windows, cut at pauses ({overlapping} cuts found none, and "
-                "the windows overlap there), and the results of each clip merged.",
+                f"at a time: they were decoded in {windows} windows, cut at pauses{overlaps}, and the results of each "
+                "clip merged.",
                 clip_ids=tuple(long),
                 measured=float(len(long)),
                 limit=float(len(clips)),

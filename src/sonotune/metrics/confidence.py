@@ -31,6 +31,7 @@ Floats = NDArray[np.float64]
 
 BINS: Final = 15
 """Of the calibration error, each with as many words."""
+_CHI_SQUARE_95: Final = 3.84  # of one degree of freedom
 MIN_WORDS: Final = 50
 """Fewest words that a calibration is fitted on."""
 _SUREST: Final = -1e-6
@@ -113,7 +114,7 @@ class Calibration:
 
 
 def fit_platt(rated: RatedWords) -> tuple[float, float] | None:
-    """Slope and intercept that make the words most probable; None where surer words are not more often right.
+    """Slope and intercept that make the words most probable; None where no slope is shown (likelihood ratio, 95 %).
 
     The targets are Platt's, a little inside 0 and 1, so that clips without a single wrong word give a finite answer.
     """
@@ -126,7 +127,16 @@ def fit_platt(rated: RatedWords) -> tuple[float, float] | None:
     model = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000)
     model.fit(both_W1, classes_W, sample_weight=np.concatenate([target_W, 1 - target_W]))
     slope, intercept = float(model.coef_[0, 0]), float(model.intercept_[0])
-    return (slope, intercept) if slope > 0 else None
+    gained = _log_likelihood(slope * rated.log_odds + intercept, target_W) - _log_likelihood(0.0, target_W)
+    return (slope, intercept) if slope > 0 and 2 * gained > _CHI_SQUARE_95 else None
+
+
+def _log_likelihood(log_odds_W: Floats | float, target_W: Floats) -> float:
+    """Of targets between 0 and 1; log-odds that are one number stand for the best one."""
+    if isinstance(log_odds_W, float):
+        mean = float(target_W.mean())
+        log_odds_W = np.full_like(target_W, math.log(mean / (1 - mean)))
+    return float((target_W * log_odds_W - np.logaddexp(0, log_odds_W)).sum())
 
 
 # --- scores -------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 A small difference is not shown by a small estimate. It is shown where the whole interval of the difference is small.
 Where no clip differs the bootstrap has nothing to resample and its interval is a point; what then is known is the exact
-(Clopper-Pearson) bound on the share of clips that may differ. How much of its score such a clip loses nobody has seen,
-so it is taken to lose all of it.
+(Clopper-Pearson) bound on the share of clips that may differ, and the tolerance is taken for that share. How much of
+its score such a clip would lose nobody has seen; a text that loops loses more than all of it.
 """
 
 from __future__ import annotations
@@ -73,8 +73,10 @@ def sentence_of(parity: Mapping[str, Any]) -> str:
         sure = _is_interval(low, high) and not low <= 0 <= high
         head = "What is served is not what was scored" if sure else "Served and scored differ, perhaps by chance"
         return f"{head}: {measured} That is more than {allowed}."
-    told = _of_interval(parity, allowed) if _is_interval(low, high) else _of_bound(parity, allowed)
-    return f"Parity is {outcome}: {measured} {told}"
+    told = _of_interval(parity, allowed) if _is_interval(low, high) else _of_bound(parity)
+    same = outcome == "not shown" and parity["equal"] == 1
+    head = f"No difference was found, and parity is {outcome}" if same else f"Parity is {outcome}"
+    return f"{head}: {measured} {told}"
 
 
 def counted_points(share: float) -> str:
@@ -90,12 +92,12 @@ def _of_interval(parity: Mapping[str, Any], allowed: str) -> str:
     return f"{beyond}; {_needed(clips_to_tell(parity))}."
 
 
-def _of_bound(parity: Mapping[str, Any], allowed: str) -> str:
+def _of_bound(parity: Mapping[str, Any]) -> str:
     most = f"By the exact 95 % bound up to {100 * _bound(parity):.1f} % of such clips may differ"
+    allowed = f"{100 * parity['tolerance']:g} %"
     if outcome_of(parity) == "shown":
-        return f"{most}, which cannot cost more than {allowed}."
-    over = 100 * (_bound(parity) - parity["tolerance"])
-    return f"{most}, {over:.1f} points beyond {allowed}; {_needed(clips_to_tell(parity))}."
+        return f"{most}, where {allowed} is allowed."
+    return f"{most}, where {allowed} is allowed; {_needed(clips_to_tell(parity))}."
 
 
 def _needed(clips: int | None) -> str:

@@ -363,7 +363,7 @@ def _parity_tile(record: RunRecord) -> list[dict[str, str]]:
     if found.measured is None or found.limit is None:
         return [{"name": "Export, served − scored", "value": "unknown", "note": "not checked; see the findings"}]
     head = found.message.partition(":")[0]  # the verdict; the sentence itself is among the findings
-    if not head.startswith(("Parity is", "Served and scored differ")):
+    if not head.startswith(("Parity is", "No difference was found", "Served and scored differ")):
         head = "as scored" if found.severity == "note" else "what is served is not what was scored"
     return [
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Required, cast
 
@@ -44,6 +45,7 @@ class _Prediction(TypedDict, total=False):
 
 
 _PREDICTION = TypeAdapter(_Prediction)
+_LONGEST_LINE = 10_000_000
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:
@@ -55,3 +57,14 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     do = "Give a run directory, or a file that `sonotune evaluate --out FILE` wrote."
     rows = read_json_lines(path, _PREDICTION, error=RunDirectoryError, do=do)
     return [cast("dict[str, Any]", row) for row in rows]
+
+
+def are_predictions(path: Path) -> bool:
+    """Whether a file begins as one that `evaluation.evaluate.write_predictions` wrote."""
+    with path.open("rb") as file:
+        line = file.readline(_LONGEST_LINE)
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(row, dict) and "id" in row and bool({"hypothesis", "decided"} & row.keys())

@@ -412,8 +412,8 @@ def _causes(parity: Mapping[str, Any], name: str) -> str:
         return ""
     scored, served = (parity[side][name]["value"] for side in ("scored", "served"))
     return (
-        f"{100 * (whole - scored):+.1f} points are what the run itself loses over the whole window, without fallback; "
-        f"{100 * (served - whole):+.1f} are the rounded weights and the other tool. "
+        f"{100 * (whole - scored):+.1f} points are between the run as it is scored and the run over the whole window "
+        f"without fallback; {100 * (served - whole):+.1f} are the rounded weights and the other tool. "
     )
 
 

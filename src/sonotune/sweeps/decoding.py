@@ -14,10 +14,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import TypeAdapter
+
 from sonotune.errors import ConfigError, problem_list
 from sonotune.evaluation.compare import compare
 from sonotune.evaluation.confidence import decoding_entries
 from sonotune.evaluation.evaluate import EvaluationResult, write_predictions
+from sonotune.json_files import read_json
 from sonotune.metrics.paired import holm
 from sonotune.metrics.scores import better_sign, change_of, deciding
 from sonotune.runs import atomic_write_json, code_version, make_folder
@@ -142,7 +145,7 @@ def sweep_decoding(
         What `decoding.json` holds: `score` (the name of the one that decides), `trials` (rows), `proposed`,
         `sentence`.
     """
-    _check_folder(folder)
+    _check_folder(folder, about)
     make_folder(folder / "predictions", choose="sweep.dir=PATH")
     rows: list[dict[str, Any]] = []
     body: dict[str, Any] = {}
@@ -164,10 +167,16 @@ def sweep_decoding(
     return body
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, about: Mapping[str, Any]) -> None:
     """Raise ConfigError where a folder is that of a run or of another sweep, whose predictions would be replaced."""
     if found := next((name for name in ("run.json", "sweep.json") if (folder / name).is_file()), None):
         raise ConfigError(f"sweep.dir={folder} has a {found}: it holds something else. Name another folder.")
+    record = folder / RECORD
+    if not record.is_file():
+        return
+    held = read_json(record, TypeAdapter(dict[str, Any]), error=ConfigError, do="Name another folder (sweep.dir).")
+    if any(held.get(name) != value for name, value in about.items()):
+        raise ConfigError(f"sweep.dir={folder} has the {RECORD} of another sweep. Name another folder.")
 
 
 def _row(trial: Trial, result: EvaluationResult, path: Path) -> dict[str, Any]:
