@@ -712,6 +712,16 @@ def test_clips_left_out_are_counted_and_warnings_told():
     assert many[-1] == "warning  and 390 more; run.json has all of them"
 
 
+def test_train_says_why_a_transcript_that_is_too_long_is_left_out(data: Path):
+    lines = lines_of(data / "train.jsonl")
+    lines[0]["text"] = "one two " * 400
+    manifest(data / "train.jsonl", lines)
+    code, out, err = call(*train_words(data))
+    assert code == 0, err
+    assert "left out 1 clip;" in out
+    assert f"warning  1 of {len(lines)} training transcripts are longer than the model can write" in out
+
+
 def test_train_tells_of_transcripts_that_it_cut_short_and_does_not_call_them_left_out(data: Path):
     lines = lines_of(data / "train.jsonl")
     soundfile.write(data / "short.wav", tone(0.1), RATE_HZ)

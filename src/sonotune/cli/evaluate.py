@@ -16,6 +16,7 @@ from sonotune.cli.shared import Json, Words, app, check_output, print_result, te
 from sonotune.metrics.retention import BROKE
 from sonotune.metrics.scores import decoding_note, primary_score, score_title, show_score
 from sonotune.progress import phase
+from sonotune.wording import counted
 
 _SHOWN_NOTES = (
     "text.numbers",
@@ -67,7 +68,8 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
             problem, body = error, body | {"error": str(error), "exit_code": error.exit_code}
     width = max((len(score_title(name, score)) for name, score in body["scores"].items()), default=5)
     lines = [
-        f"{score_title(name, score):<{width}} {show_score(score)}  on {score['count']} clips{decoding_note(score)}"
+        f"{score_title(name, score):<{width}} {show_score(score)}  on {counted(score['count'], 'clip')}"
+        f"{decoding_note(score)}"
         for name, score in body["scores"].items()
     ]
     if fallbacks := result.details.get("decoding", {}).get("fallbacks"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sonotune.cli.findings import clips_left_out, warning_lines, worth_telling
+from sonotune.cli.findings import clips_left_out, removed_clips, warning_lines, worth_telling
 from sonotune.cli.report import REPORT, write_cards, write_report
 from sonotune.cli.retention import retention_lines
 from sonotune.cli.shared import Json, Words, app, emit, print_result
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sonotune.types import RunRecord
 
 Dump = Annotated[bool, typer.Option("--dump-config", help="Print the resolved settings as YAML and stop.")]
+
+_MOST_LEFT_OUT = 3  # findings that a person reads at once
 
 
 @app.command()
@@ -124,6 +126,8 @@ def _run_lines(record: RunRecord, folder: Path) -> list[str]:
     lines.append(f"took     {record.seconds:.0f} s, peak memory {memory_size(record.peak_memory_bytes)}")
     if left_out := clips_left_out(record.findings):
         lines.append(f"left out {counted(left_out, 'clip')}; run.json says why")
+        warned = dict.fromkeys(one for one in record.findings if removed_clips(one) and one.severity == "warning")
+        lines += [f"warning  {one.message}" for one in list(warned)[:_MOST_LEFT_OUT]]
     others = [finding for finding in told if finding not in worse and finding.check != BROKE]
     lines += warning_lines(others, "run.json")
     lines += [f"note     {found.message}" for found in record.findings if found.check == "training.still_improving"]
