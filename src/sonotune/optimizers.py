@@ -1,11 +1,11 @@
 """What is known of an optimiser before there is one: its kinds, its memory, and the usual learning rates.
 
 Learning rates where none is given: one for adapters, a lower one for pretrained weights that train themselves. The
-larger a pretrained model, the lower a rate its own weights bear; adapters, which start from nothing, bear ten times as
-much. Of the rates below, those of nano models (up to 3 million parameters) were measured (benchmarks/fsdd_folds), and
-that of adapters on models of up to 150 million parameters on Whisper-base, of 73 million, with three corpora and one
-seed each (benchmarks/real_models). The rates of pretrained weights, and those of larger models, are the usual ones of
-the field's guides, and were not varied here.
+larger a pretrained model, the lower a rate its own weights bear; adapters, which start from nothing, bear ten to twenty
+times as much. Of the rates below, those of nano models (up to 3 million parameters) were measured
+(benchmarks/fsdd_folds), and that of adapters on models of up to 150 million parameters on Whisper-base, of 73 million,
+with three corpora and one seed each (benchmarks/real_models). The rates of pretrained weights, and those of larger
+models, are the usual ones of the field's guides, and were not varied here.
 """
 
 from __future__ import annotations
