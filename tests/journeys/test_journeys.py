@@ -77,6 +77,7 @@ def some_clips(manifest: Path, *, count: int, longest_s: float) -> list[dict[str
     return [clip for clip in clips if clip["duration_s"] <= longest_s][:count]
 
 
+@pytest.mark.slow
 def test_a_researcher_compares_two_ways_to_train(play: Play, tmp_path: Path):
     clips = some_clips(SPEECH / "train.jsonl", count=160, longest_s=5.0)
     write_table(tmp_path, "recordings.csv", clips, SPEECH)

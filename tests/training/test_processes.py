@@ -125,6 +125,7 @@ def test_two_processes_do_what_one_does(train: Callable[..., tuple[int, str]], t
     assert ranks[0] == ranks[1]  # the statistics of two halves, merged, are those of the whole
 
 
+@pytest.mark.slow
 def test_gates_learn_in_two_processes_what_they_learn_in_one(train: Callable[..., tuple[int, str]], tmp_path: Path):
     words = ("adapter.kind=gated_lora", "training.max_steps=3", "quantization.bits=16")
     for name, more in (("one", {}), ("two", {"processes": 2})):
