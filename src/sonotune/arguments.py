@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -166,6 +165,7 @@ def development_clips(config: RunConfig, recognizer: Recognizer) -> list[Clip]:
 def _share_audio(clips: Sequence[Clip], manifest: str, corpus_settings: Mapping[str, Any]) -> bool:
     """Whether some clips are of audio that a manifest has too; one that cannot be read any more has none."""
     from sonotune.data.corpus import load_corpus
+    from sonotune.data.splits import check_leaks
     from sonotune.errors import ManifestError
 
     try:
@@ -173,14 +173,8 @@ def _share_audio(clips: Sequence[Clip], manifest: str, corpus_settings: Mapping[
         others = load_corpus({"test": manifest}, seed=0, require=None, **whole).splits["test"]
     except ManifestError:
         return False
-    spans = defaultdict(list)
-    for other in others:
-        spans[other.path.resolve()].append((other.start_s, other.start_s + other.duration_s))
-    return any(
-        min(end_s, clip.start_s + clip.duration_s) > max(start_s, clip.start_s)
-        for clip in clips
-        for start_s, end_s in spans.get(clip.path.resolve(), ())
-    )
+    found = check_leaks(clips, {"test": others})["test"]
+    return any(leak.check in ("leak.span", "leak.audio") for leak in found)
 
 
 def audit_settings(config: RunConfig) -> AuditSettings:

@@ -53,6 +53,7 @@ from sonotune.runs import digest_file, read_record, write_error
 from sonotune.runs.folders import in_use, replacing
 from sonotune.serving.baking import BakeSettings, bake_gates
 from sonotune.serving.parity import PARITY_FILE, ParitySettings, check_parity
+from sonotune.types import RunRecord
 
 logger = logging.getLogger(__name__)
 
@@ -383,20 +384,23 @@ def _save_model(
     return {"dtype": chosen, "rounding": asdict(rounded), "decoding": decoding}
 
 
+def _record_of(checkpoint: str) -> RunRecord | None:
+    folder = Path(checkpoint)
+    return read_record(folder) if (folder / "run.json").is_file() else None
+
+
 def _scored_with(checkpoint: str) -> dict[str, Any]:
     """Decoding settings that a run is scored with and other tools have as well; empty for what is no run."""
-    if not (Path(checkpoint) / "run.json").is_file():
-        return {}
-    asked = read_record(Path(checkpoint)).config.get("evaluation", {})
+    record = _record_of(checkpoint)
+    asked = {} if record is None else record.config.get("evaluation", {})
     names = ("beam_size", "length_penalty", "no_repeat_ngram_size", "repetition_penalty")
     return {name: asked[name] for name in names if isinstance(asked.get(name), int | float)}
 
 
 def _calibration_of(checkpoint: str) -> dict[str, Any]:
     """How word confidences are made, of a run that was calibrated."""
-    if not (Path(checkpoint) / "run.json").is_file():
-        return {}
-    made = read_record(Path(checkpoint)).confidence.get("calibration")
+    record = _record_of(checkpoint)
+    made = None if record is None else record.confidence.get("calibration")
     return {} if made is None else {"calibration": made}
 
 
