@@ -22,15 +22,17 @@ from sonotune.adapters.metadata import (
 )
 from sonotune.errors import ConfigError, ModelError
 from sonotune.models.base import LoadedModel, ModelFamily, select
-from sonotune.models.checkpoints import check_frontend, read_config
+from sonotune.models.checkpoints import check_frontend, read_config, settings_digest
 from sonotune.models.frame_merging.prepare import keep_key_noise, key_weights, with_merging
 from sonotune.models.frame_merging.settings import FrameMerging
 from sonotune.models.precision import DTYPES
 from sonotune.models.quantize import cast_frozen, choose_bits, quantize
 from sonotune.models.thinning import Thinning, contexts_of_training
+from sonotune.models.weight_files import weights_digest
 from sonotune.paths import is_file, is_folder
 from sonotune.progress import phase
 from sonotune.registry import in_order, names, resolve
+from sonotune.runs import digest_json
 from sonotune.types import Context
 
 
@@ -268,6 +270,25 @@ def find_adapter(checkpoint: str) -> Path | None:
                 raise ModelError(f"{folder} has no {ADAPTER_WEIGHTS}; pickled adapters (.bin) are refused.")
             return folder
     return None
+
+
+def content_digests(checkpoint: str, loaded: LoadedModel) -> list[str]:
+    """Digests of what an opened model computes with: weights, the files beside them, an adapter, merging of frames.
+
+    Args:
+        checkpoint: What was opened.
+        loaded: The model.
+
+    Raises:
+        ModelError: The weights of the adapter are missing.
+    """
+    adapter = find_adapter(checkpoint)
+    return [
+        loaded.revision,
+        settings_digest(loaded.checkpoint),
+        *([] if adapter is None else [weights_digest(adapter)]),
+        *([digest_json(loaded.merging.plain())] if loaded.merging.parts else []),
+    ]
 
 
 def _names_a_kind(metadata: Path) -> bool:

@@ -97,15 +97,35 @@ def test_decoding_is_swept_on_the_development_clips_of_the_run(run: Path, tmp_pa
     assert code == 0, err
     assert [row["decoding"]["beam_size"] for row in body["trials"]] == [1, 2, 3]
     assert body["trials"][1]["difference"]["count"] == body["clips"] == 40
+    code, again, err = call("sweep", "decode", *words)
+    assert code == 0, err
+    assert again["trials"] == body["trials"]  # with its times: nothing was decoded
+    assert err.count("(scored earlier)") == 3
     kept = (tmp_path / "d" / "decoding.json").read_bytes()
     code, body, _ = call("sweep", "decode", f"model={run}", "evaluation.beam_size=1,2", words[-1], "data.limit=4")
     assert code == 2
     assert "has the decoding.json of another sweep" in body["error"]
     assert (tmp_path / "d" / "decoding.json").read_bytes() == kept
-    words[-1] = f"sweep.dir={tmp_path / 'e'}"
-    code, body, err = call("sweep", "decode", *words, "data.limit=8")
+    words[1:] = ["evaluation.beam_size=1,2", f"sweep.dir={tmp_path / 'e'}", "data.limit=8"]
+    code, body, err = call("sweep", "decode", *words)
     assert code == 0, body
     assert body["clips"] == 8
+
+
+def test_a_sweep_of_decoding_over_other_transcripts_is_another_one(run: Path, tmp_path: Path):
+    source = resolve_asset("assets:quickstart/eval.jsonl")
+    rows = [json.loads(line) for line in source.read_text("utf-8").splitlines()[:6]]
+    rows = [row | {"path": str(source.parent / row["path"])} for row in rows]
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [f"model={run}", "evaluation.beam_size=1,2", f"data.eval={tmp_path / 'dev.jsonl'}"]
+    words += ["data.allow_outside_root=true", f"sweep.dir={tmp_path / 'd'}"]
+    code, body, _ = call("sweep", "decode", *words)
+    assert code == 0, body
+    rows[0]["text"] = "one"
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, body, _ = call("sweep", "decode", *words)
+    assert code == 2
+    assert "(other clips)" in body["error"]
 
 
 def test_some_clips_of_a_test_are_refused_too(run: Path, tmp_path: Path):

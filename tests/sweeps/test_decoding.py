@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,8 @@ from sonotune.data.text import get
 from sonotune.errors import ConfigError
 from sonotune.evaluation.evaluate import EvaluationResult
 from sonotune.sweeps.axes import Axis
-from sonotune.sweeps.decoding import CURRENT, RECORD, SWEPT, Trial, decoding_axes, decoding_trials, sweep_decoding
+from sonotune.sweeps.decoding import CURRENT, SWEPT, Trial, decoding_axes, decoding_trials, sweep_decoding
+from sonotune.sweeps.decoding_record import RECORD
 from sonotune.tasks.base import TaskSettings
 from sonotune.tasks.transcribe import Transcribe
 from sonotune.types import DEFAULT_DECODING, Clip, DecodingSettings, Prediction
@@ -54,8 +57,10 @@ def result(wrong: Sequence[int]) -> EvaluationResult:
     )
 
 
-def sweep(folder: Path, **errors: Sequence[int]) -> dict[str, Any]:
-    """Of the current decoding and others, by the wrong words of each clip."""
+def sweep(
+    folder: Path, *, identity: str = "a", decoded: list[DecodingSettings] | None = None, **errors: Sequence[int]
+) -> dict[str, Any]:
+    """Of the current decoding and others, by the wrong words of each clip; a trial without any is killed."""
     made = {
         DEFAULT_DECODING if name == "current" else replace(DEFAULT_DECODING, beam_size=2 + number): (name, wrong)
         for number, (name, wrong) in enumerate(errors.items())
@@ -64,13 +69,21 @@ def sweep(folder: Path, **errors: Sequence[int]) -> dict[str, Any]:
         Trial(values={} if name == "current" else {"evaluation.beam_size": name}, decoding=decoding)
         for decoding, (name, _) in made.items()
     ]
+
+    def recognize(decoding: DecodingSettings) -> EvaluationResult:
+        if not made[decoding][1]:
+            raise KeyboardInterrupt
+        if decoded is not None:
+            decoded.append(decoding)
+        return result(made[decoding][1])
+
     return sweep_decoding(
         trials,
         CLIPS,
         TASK,
-        lambda decoding: result(made[decoding][1]),
+        recognize,
         folder=folder,
-        about={"model": "m"},
+        about={"model": "m", "identity": {"model": identity, "clips": "c"}},
         told=lambda line: None,
         resamples=500,
     )
@@ -104,6 +117,60 @@ def test_where_nothing_is_better_the_current_decoding_is_kept(tmp_path: Path):
     body = sweep(tmp_path, current=SAME, worse=BAD)
     assert body["proposed"] == 0
     assert body["sentence"].startswith("keep the current decoding")
+
+
+def test_the_same_line_decodes_only_what_is_missing_and_finds_the_same(tmp_path: Path):
+    whole = sweep(tmp_path / "whole", current=BAD, good=[1] * 60, worse=[3] * 60)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tmp_path / "parts", current=BAD, good=[1] * 60, worse=())
+    again: list[DecodingSettings] = []
+    found = sweep(tmp_path / "parts", decoded=again, current=BAD, good=[1] * 60, worse=[3] * 60)
+    assert [one.beam_size for one in again] == [4]
+    assert found == whole
+    assert json.loads((tmp_path / "parts" / RECORD).read_text("utf-8")) == found
+    again.clear()
+    assert sweep(tmp_path / "parts", decoded=again, current=BAD, good=[1] * 60, worse=[3] * 60) == whole
+    assert again == []
+
+
+def test_a_trial_without_its_predictions_is_decoded_again(tmp_path: Path):
+    whole = sweep(tmp_path, current=BAD, good=[1] * 60)
+    for row in whole["trials"]:
+        (tmp_path / row["predictions"]).unlink()
+        again: list[DecodingSettings] = []
+        assert sweep(tmp_path, decoded=again, current=BAD, good=[1] * 60) == whole
+        assert len(again) == 1
+
+
+def test_other_weights_or_clips_under_the_same_names_are_another_sweep(tmp_path: Path):
+    sweep(tmp_path, current=BAD, good=[1] * 60)
+    before = {path.name: path.read_bytes() for path in tmp_path.rglob("*.json*")}
+    with pytest.raises(ConfigError, match=r"of another sweep \(other model\)"):
+        sweep(tmp_path, identity="b", current=BAD, good=SAME)
+    assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.json*")} == before
+
+
+def test_two_processes_do_not_work_on_one_sweep(tmp_path: Path):
+    code = (
+        "import sys, pathlib; from sonotune.sweeps.claims import open_claims;"
+        "lock = open_claims(pathlib.Path(sys.argv[1])).take('decoding'); print(lock, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline().strip().isdigit()
+        with pytest.raises(ConfigError, match="another process is at work"):
+            sweep(tmp_path, current=BAD)
+        other.kill()
+    assert sweep(tmp_path, current=BAD, good=[1] * 60)["proposed"] == 1
+
+
+def test_inserted_words_have_an_interval(tmp_path: Path):
+    row = sweep(tmp_path, current=BAD, other=SAME)["trials"][0]
+    rate = row["insertion_rate"]
+    assert (rate["value"], rate["count"], rate["title"]) == (0.0, 60, "Inserted words")
+    assert rate["high"] > 0
 
 
 def test_what_stops_half_way_leaves_what_it_found(tmp_path: Path):

@@ -11,10 +11,9 @@ import torch
 
 from sonotune.alignment.base import Aligner, AlignerSettings
 from sonotune.errors import ModelError
-from sonotune.loading import choose_family, find_adapter, model_folder, open_model
+from sonotune.loading import choose_family, content_digests, find_adapter, model_folder, open_model
 from sonotune.models.base import ModelFamily
-from sonotune.models.checkpoints import read_config, settings_digest
-from sonotune.models.weight_files import weights_digest
+from sonotune.models.checkpoints import read_config
 from sonotune.registry import resolve
 from sonotune.runs.files import digest_json
 from sonotune.types import Context
@@ -147,12 +146,9 @@ def open_with_identity(
     )
     asked = AlignerSettings() if settings is None else settings
     aligner: Aligner = kind(opened.loaded, asked)
-    adapter = find_adapter(checkpoint)
     decisive = {"language": asked.language, "text": asked.text, "transcribe": asked.transcribe, "precision": precision}
     loaded = opened.loaded
-    weights = [loaded.revision, settings_digest(loaded.checkpoint)]
-    weights += [] if adapter is None else [weights_digest(adapter)]
-    weights += [digest_json(loaded.merging.plain())] if loaded.merging.parts else []
+    weights = content_digests(checkpoint, loaded)
     return OpenedAligner(
         aligner=aligner,
         family=family.name,

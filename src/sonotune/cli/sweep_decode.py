@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from sonotune.wording import counted
 
 if TYPE_CHECKING:
     from sonotune.config.schema import RunConfig
+    from sonotune.evaluation.evaluate import EvaluationResult
+    from sonotune.sweeps.decoding import Trial
     from sonotune.types import DecodingSettings
 
 _WARM_UP = 2
@@ -24,7 +26,8 @@ def sweep_decode(words: Sequence[str], *, dry_run: bool, as_json: bool) -> None:
     with phase("starting"):
         from sonotune.config.load import idle_settings
         from sonotune.errors import ConfigError
-        from sonotune.sweeps.decoding import RECORD, decoding_axes, decoding_trials, sweep_decoding
+        from sonotune.sweeps.decoding import decoding_axes, decoding_trials
+        from sonotune.sweeps.decoding_record import RECORD
         from sonotune.sweeps.winner_test import evaluation_words
 
     from sonotune.runs import digest_json
@@ -59,28 +62,48 @@ def sweep_decode(words: Sequence[str], *, dry_run: bool, as_json: bool) -> None:
         lines = [*(one.name for one in trials), f"{counted(len(trials), 'evaluation')}, in {folder}"]
         print_result(body, as_json=as_json, lines=lines)
         return
+    about = {
+        "model": base.model.checkpoint,
+        "axes": {axis.name: list(axis.values) for axis in axes.values()},
+        "words": list(words),
+    }
+    body = _sweep(base, trials, folder, about, told=lambda line: tell(line, stdout=not as_json))
+    body |= {"sweep": str(folder), "record": str(folder / RECORD)}
+    print_result(body, as_json=as_json, lines=_lines(body))
+
+
+def _sweep(
+    base: RunConfig, trials: Sequence[Trial], folder: Path, about: Mapping[str, Any], told: Callable[[str], None]
+) -> dict[str, Any]:
+    """Open the model, and decode what is not decoded yet."""
+    from sonotune.data.text import get
     from sonotune.features.workers import Crew
+    from sonotune.sweeps.decoding import sweep_decoding, sweep_identity
 
     with Crew(base.data.loader_workers) as crew:
         recognizer = open_recognizer(base)
         clips = development_clips(base, recognizer)
         scoring = evaluation_settings(base) | {"calibration": None}
-        recognizer.evaluate(clips[:_WARM_UP], crew=crew, **scoring)  # the first pass is slower than the others
-        body = sweep_decoding(
+        decides = [base.evaluation.model_dump(), get(base.data.text_scoring).digest, base.model.language]
+        identity = sweep_identity(recognizer, base.model.checkpoint, clips, {"settings": decides})
+        warm = False
+
+        def recognize(decoding: DecodingSettings) -> EvaluationResult:
+            nonlocal warm
+            if not warm:  # the first pass is slower than the others
+                recognizer.evaluate(clips[:_WARM_UP], crew=crew, **scoring)
+                warm = True
+            return recognizer.evaluate(clips, crew=crew, **(scoring | {"decoding": decoding}))
+
+        return sweep_decoding(
             trials,
             clips,
             recognizer.task,
-            lambda decoding: recognizer.evaluate(clips, crew=crew, **(scoring | {"decoding": decoding})),
+            recognize,
             folder=folder,
-            about={
-                "model": base.model.checkpoint,
-                "axes": {axis.name: list(axis.values) for axis in axes.values()},
-                "words": list(words),
-            },
-            told=lambda line: tell(line, stdout=not as_json),
+            about={**about, "identity": identity},
+            told=told,
         )
-    body |= {"sweep": str(folder), "record": str(folder / RECORD)}
-    print_result(body, as_json=as_json, lines=_lines(body))
 
 
 def _classifies(run: Path) -> bool:

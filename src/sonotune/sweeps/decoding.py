@@ -9,33 +9,39 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import TypeAdapter
-
+from sonotune.audit.audio_digest import AudioDigests
+from sonotune.data.manifest import digest
 from sonotune.errors import ConfigError, problem_list
 from sonotune.evaluation.compare import compare
 from sonotune.evaluation.confidence import decoding_entries
 from sonotune.evaluation.evaluate import EvaluationResult, write_predictions
-from sonotune.json_files import read_json
+from sonotune.loading import content_digests
+from sonotune.metrics.error_rate import EditCounts, error_rate
 from sonotune.metrics.paired import holm
-from sonotune.metrics.scores import better_sign, change_of, deciding
-from sonotune.runs import atomic_write_json, code_version, make_folder
+from sonotune.metrics.scores import better_sign, change_of, primary_score
+from sonotune.runs import atomic_write_json, code_version, digest_json, make_folder
+from sonotune.serving.recognizer import Recognizer
 from sonotune.sweeps.axes import Axis
+from sonotune.sweeps.claims import open_claims
+from sonotune.sweeps.decoding_record import RECORD, SCHEMA, check_folder, kept_rows
 from sonotune.sweeps.space import Point, show_point, sort_words
 from sonotune.sweeps.verdict import LEVEL
 from sonotune.tasks.base import Task
-from sonotune.types import Clip, DecodingSettings
+from sonotune.types import Clip, DecodingSettings, Prediction, Score
 from sonotune.wording import counted
 
-RECORD: Final = "decoding.json"
 SWEPT: Final = tuple(f"evaluation.{field.name}" for field in fields(DecodingSettings) if field.name != "confidence")
 """Settings that can vary."""
 MOST: Final = 200
 """Combinations, each of which is an evaluation."""
+_WORKER: Final = "decoding"
+"""What a process takes for all trials: each is compared with the first."""
 CURRENT: Final = "the current decoding"
 
 
@@ -118,6 +124,26 @@ def decoding_trials(
     return list(trials.values())
 
 
+def sweep_identity(
+    recognizer: Recognizer, checkpoint: str, clips: Sequence[Clip], scoring: Mapping[str, Any]
+) -> dict[str, str]:
+    """What every trial of a sweep shares, by digests: `model`, `clips` (their lines and recordings) and `settings`.
+
+    Args:
+        recognizer: The model in use.
+        checkpoint: What it was opened from.
+        clips: Development clips.
+        scoring: What decides scores besides the model and the decoding.
+    """
+    loaded = recognizer.opened.loaded
+    computed = [*content_digests(checkpoint, loaded), loaded.context, asdict(loaded.thinning), recognizer.precision]
+    return {
+        "model": digest_json([*computed, dict(loaded.quantized)]),
+        "clips": digest_json([digest(clips), AudioDigests().of(clips)]),
+        "settings": digest_json(dict(scoring)),
+    }
+
+
 def sweep_decoding(
     trials: Sequence[Trial],
     clips: Sequence[Clip],
@@ -129,63 +155,93 @@ def sweep_decoding(
     told: Callable[[str], None],
     resamples: int = 10_000,
 ) -> dict[str, Any]:
-    """Decode the clips in every way, and say which is best and whether it is shown to be.
+    """Decode the clips in every way that is not scored yet, and say which is best and whether it is shown to be.
 
     Args:
         trials: Ways, the current one first.
         clips: Development clips.
         task: Writes predictions.
         recognize: Decodes and scores `clips`.
-        folder: Takes predictions and `decoding.json`.
-        about: What else the record says, such as the model.
+        folder: Takes predictions and `decoding.json`; what an earlier call of the same sweep scored is taken from it.
+        about: What else the record says, such as the model, and `identity` (`sweep_identity`); the sweep is another
+            one where any of it differs.
         told: Hears of each trial when it is done.
         resamples: Of the paired comparison.
 
     Returns:
         What `decoding.json` holds: `score` (the name of the one that decides), `trials` (rows), `proposed`,
         `sentence`.
+
+    Raises:
+        ConfigError: The folder holds something else, or another process is at work on it.
     """
-    _check_folder(folder, about)
-    make_folder(folder / "predictions", choose="sweep.dir=PATH")
-    rows: list[dict[str, Any]] = []
-    body: dict[str, Any] = {}
-    score = ""
-    for number, trial in enumerate(trials):
-        result = recognize(trial.decoding)
-        score = score or deciding(result.scores)
-        path = folder / "predictions" / f"{number:03d}.jsonl"
-        write_predictions(path, task, result.predictions, clips)
-        row = _row(trial, result, path)
-        if number:
-            found = compare([folder / rows[0]["predictions"]], [path], primary=score, slices=False, resamples=resamples)
+    check_folder(folder, about)
+    lock = open_claims(folder).take(_WORKER)
+    if lock is None:
+        raise ConfigError(f"another process is at work on sweep.dir={folder}. Wait for it, or name another folder.")
+    try:
+        check_folder(folder, about)  # that process may have written it
+        make_folder(folder / "predictions", choose="sweep.dir=PATH")
+        names = [digest_json([dict(about), decoding_entries(trial.decoding)]) for trial in trials]
+        rows = _kept(folder, names)
+        for number, (name, trial) in enumerate(zip(names, trials, strict=True)):
+            if earlier := name in rows:
+                rows[name]["name"] = trial.name
+            else:
+                path = folder / "predictions" / f"{number:03d}.jsonl"
+                rows[name] = _row(trial, recognize(trial.decoding), task, clips, path) | {"identity": name}
+                # What is stopped half way has what it found.
+                _write(folder, [rows[one] for one in names if one in rows], about, len(trials), len(clips), resamples)
+            told(f"{number + 1} of {len(trials)}: {trial.name}{' (scored earlier)' if earlier else ''}")
+        return _write(folder, [rows[name] for name in names], about, len(trials), len(clips), resamples)
+    finally:
+        os.close(lock)
+
+
+def _kept(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Rows of an earlier call by identity; differences count where the predictions they are from are there."""
+    rows = {name: row for name, row in kept_rows(folder).items() if name in names}
+    return rows if names[0] in rows else {name: row | {"difference": None} for name, row in rows.items()}
+
+
+def _write(
+    folder: Path, rows: Sequence[dict[str, Any]], about: Mapping[str, Any], asked: int, clips: int, resamples: int
+) -> dict[str, Any]:
+    """Compare what is not compared yet with the current decoding, judge, and write the record."""
+    score = str(primary_score(rows[0]["scores"]))
+    for row in rows[1:]:
+        if row["difference"] is None:
+            sides = ([folder / one["predictions"]] for one in (rows[0], row))
+            found = compare(*sides, primary=score, slices=False, resamples=resamples)
             row["difference"] = found.differences[score].to_json()
-        rows.append(row)
-        body = {"schema": 1, **about, "asked": len(trials), "clips": len(clips), "score": score, "trials": rows}
-        body |= {"code": code_version(), **judge_decoding(rows, score)}
-        atomic_write_json(folder / RECORD, body)  # what stopped half way has what it found
-        told(f"{number + 1} of {len(trials)}: {trial.name}")
+    commits = sorted({str(row["commit"]) for row in rows})
+    body = {
+        "schema": SCHEMA,
+        **about,
+        "asked": asked,
+        "clips": clips,
+        "score": score,
+        "trials": list(rows),
+        "notes": [f"the trials are of {len(commits)} commits of sonotune: {', '.join(one[:12] for one in commits)}"]
+        if len(commits) > 1
+        else [],
+        "code": code_version(),
+        **judge_decoding(rows, score),
+    }
+    atomic_write_json(folder / RECORD, body)
     return body
 
 
-def _check_folder(folder: Path, about: Mapping[str, Any]) -> None:
-    """Raise ConfigError where a folder is that of a run or of another sweep, whose predictions would be replaced."""
-    if found := next((name for name in ("run.json", "sweep.json") if (folder / name).is_file()), None):
-        raise ConfigError(f"sweep.dir={folder} has a {found}: it holds something else. Name another folder.")
-    record = folder / RECORD
-    if not record.is_file():
-        return
-    held = read_json(record, TypeAdapter(dict[str, Any]), error=ConfigError, do="Name another folder (sweep.dir).")
-    if any(held.get(name) != value for name, value in about.items()):
-        raise ConfigError(f"sweep.dir={folder} has the {RECORD} of another sweep. Name another folder.")
-
-
-def _row(trial: Trial, result: EvaluationResult, path: Path) -> dict[str, Any]:
+def _row(trial: Trial, result: EvaluationResult, task: Task, clips: Sequence[Clip], path: Path) -> dict[str, Any]:
+    """What is kept of a trial; writes its predictions."""
+    write_predictions(path, task, result.predictions, clips)
     counts = result.scores["wer"].detail
     return {
         "values": dict(trial.values),
         "name": trial.name,
         "decoding": decoding_entries(trial.decoding),
         "scores": {name: one.to_json() for name, one in result.scores.items()},
+        "insertion_rate": _insertion_rate(result.predictions, task, clips).to_json(),
         "insertions": int(counts["insertions"]),
         "loops": int(counts["loops"]),
         "cut": int(counts["cut"]),
@@ -193,8 +249,17 @@ def _row(trial: Trial, result: EvaluationResult, path: Path) -> dict[str, Any]:
         "real_time_factor": result.real_time_factor,
         "seconds": result.seconds,
         "predictions": f"{path.parent.name}/{path.name}",
+        "commit": code_version().get("commit", ""),
         "difference": None,
     }
+
+
+def _insertion_rate(predictions: Sequence[Prediction], task: Task, clips: Sequence[Clip]) -> Score:
+    """Inserted words over reference words, with the interval of a word error rate that counts nothing else."""
+    told = [(one, clip) for one, clip in zip(predictions, clips, strict=True) if task.has_reference(clip)]
+    edits = [task.row(*pair)["edits"] for pair in told]
+    counts = [EditCounts(insertions=one["insertions"], reference=one["reference"]) for one in edits]
+    return error_rate("insertions", counts, title="Inserted words", speakers=[clip.speaker for _, clip in told])
 
 
 def judge_decoding(rows: Sequence[dict[str, Any]], score: str) -> dict[str, Any]:
