@@ -101,6 +101,11 @@ def test_decoding_is_swept_on_the_development_clips_of_the_run(run: Path, tmp_pa
     assert code == 0, err
     assert again["trials"] == body["trials"]  # with its times: nothing was decoded
     assert err.count("(scored earlier)") == 3
+    page = Path(again["report"]).read_bytes()
+    Path(again["report"]).unlink()
+    code, made, err = call("report", tmp_path / "d")
+    assert code == 0, err
+    assert Path(made["report"]).read_bytes() == page
     kept = (tmp_path / "d" / "decoding.json").read_bytes()
     code, body, _ = call("sweep", "decode", f"model={run}", "evaluation.beam_size=1,2", words[-1], "data.limit=4")
     assert code == 2

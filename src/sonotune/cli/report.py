@@ -29,6 +29,10 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_jso
         target = write_sweep_report(run)
         print_result({"report": str(target)}, as_json=as_json, lines=[str(target)])
         return
+    if (run / "decoding.json").is_file():
+        target = write_decoding_report(run)
+        print_result({"report": str(target)}, as_json=as_json, lines=[str(target)])
+        return
     if (run / "ablation.json").is_file():
         raise RunDirectoryError(
             f"{run} is the folder of an ablation: `sonotune ablate` writes its report, {run / REPORT}. "
@@ -109,6 +113,17 @@ def write_sweep_report(folder: Path) -> Path:
 
     target = folder / REPORT
     atomic_write_text(target, build_sweep_html(read_sweep(folder)))
+    return target
+
+
+def write_decoding_report(folder: Path) -> Path:
+    """Write `report.html` of a sweep of decoding, finished or not, from its `decoding.json`; returns where."""
+    from sonotune.reports.decoding import build_decoding_html
+    from sonotune.runs import atomic_write_text
+    from sonotune.sweeps.decoding_record import read_decoding
+
+    target = folder / REPORT
+    atomic_write_text(target, build_decoding_html(read_decoding(folder), name=folder.absolute().name))
     return target
 
 

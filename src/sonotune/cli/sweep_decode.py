@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sonotune.arguments import development_clips, evaluation_settings, open_recognizer, run_of, settings_of_use
+from sonotune.cli.report import write_decoding_report
 from sonotune.cli.shared import print_result, tell
 from sonotune.metrics.scores import better_sign, score_title, show_change, show_score, show_signed
 from sonotune.progress import phase
@@ -68,7 +69,7 @@ def sweep_decode(words: Sequence[str], *, dry_run: bool, as_json: bool) -> None:
         "words": list(words),
     }
     body = _sweep(base, trials, folder, about, told=lambda line: tell(line, stdout=not as_json))
-    body |= {"sweep": str(folder), "record": str(folder / RECORD)}
+    body |= {"sweep": str(folder), "record": str(folder / RECORD), "report": str(write_decoding_report(folder))}
     print_result(body, as_json=as_json, lines=_lines(body))
 
 
@@ -132,4 +133,5 @@ def _lines(body: Mapping[str, Any]) -> list[str]:
             f"{row['real_time_factor']:.2f} s a second of audio{told}"
         )
     lines.append(f"proposed: {body['sentence']}")
-    return [*lines, f"record   {body['record']}"]
+    lines += [f"note: {note}" for note in body["notes"]]
+    return [*lines, f"report   {body['report']}"]
