@@ -78,7 +78,12 @@ def test_a_run_is_calibrated_later_and_used_so(run: Path, speech: Path, tmp_path
     assert code == 0, err
     assert {"ece", "ece_uncalibrated", "auroc", "aurc"} <= scored["scores"].keys()
     record = json.loads((run / "run.json").read_text("utf-8"))
-    assert record["confidence"]["curves"]["evaluate test.jsonl"]["scores"]["ece"] == scored["scores"]["ece"]
+    curves = record["confidence"]["curves"]["evaluate test.jsonl"]
+    assert curves["scores"]["ece"] == scored["scores"]["ece"]
+    of_slices = {(row["by"], row["value"]): row["scores"] for row in scored["slices"] if "ece" in row["scores"]}
+    assert of_slices
+    assert {(row["by"], row["value"]) for row in curves["slices"]} == of_slices.keys()
+    assert all("ece_uncalibrated" not in scores for scores in of_slices.values())
     assert 'id="confidence"' in (run / "report.html").read_text("utf-8")
 
 

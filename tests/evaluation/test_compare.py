@@ -186,6 +186,52 @@ def test_clips_without_a_truth_are_left_out(write: Write):
         compare([rewrite(write("a", BAD), unsaid)], [rewrite(write("b", GOOD), unsaid)])
 
 
+def confident(path: Path, sure: Callable[[bool], float]) -> Path:
+    """Ten words a clip, right or wrong in turn, as sure as told."""
+
+    def change(row: dict[str, Any]) -> dict[str, Any]:
+        rights = [(int(row["id"][1:]) + place) % 3 > 0 for place in range(10)]
+        return row | {"words": [{"text": "x", "confidence": sure(one), "right": one} for one in rights]}
+
+    return rewrite(path, change)
+
+
+def test_word_confidences_are_compared_whole_and_by_slice(write: Write):
+    first = confident(write("a", BAD), lambda right: 0.9)
+    second = confident(write("b", BAD), lambda right: 0.9 if right else 0.1)
+    found = compare([first], [second], resamples=200)
+    assert list(found.differences) == ["wer", "cer", "ece", "auroc", "aurc"]
+    assert found.primary.name == "wer"
+    assert found.differences["auroc"].first == 0.5
+    assert found.differences["auroc"].low > 0
+    assert found.differences["ece"].high < 0
+    phone = next(row for row in found.slices if row["value"] == "phone")
+    assert {"ece", "auroc", "aurc"} <= phone["difference"].keys()
+    assert phone["difference"]["ece"]["p_holm"] >= phone["difference"]["ece"]["p"]
+    by_speaker = [row for row in found.slices if row["by"] == "speaker"]
+    assert not any("ece" in row["difference"] for row in by_speaker)  # 40 words each
+    with_seeds = compare([first, first], [second, second], resamples=100, slices=False)
+    assert list(with_seeds.differences) == ["wer", "cer"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        None,
+        "one two",
+        ["one"],
+        [{"text": "one", "start": 0.1}],
+        [{"right": True, "confidence": 1.5}],
+        [{"right": 1, "confidence": 0.5}],
+        [{"right": True, "confidence": float("nan")}],
+    ],
+)
+def test_words_that_are_not_ours_are_left_alone(write: Write, words: Any):
+    first = confident(write("a", BAD), lambda right: 0.9)
+    second = rewrite(write("b", GOOD), lambda row: row if words is None else row | {"words": words})
+    assert "ece" not in compare([first], [second], resamples=100).differences
+
+
 def test_on_silence_alone_what_was_written_on_each_clip_is_compared(write: Write):
     silent = [""] * 12
     words = ["thank you", *silent[1:]]

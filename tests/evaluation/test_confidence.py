@@ -11,7 +11,7 @@ import pytest
 
 from sonotune.data.text import get
 from sonotune.errors import ConfigError
-from sonotune.evaluation.confidence import WordConfidence
+from sonotune.evaluation.confidence import WordConfidence, kept_curves
 from sonotune.metrics.confidence import MIN_WORDS
 from sonotune.tasks.base import TaskSettings
 from sonotune.tasks.classify import Classify
@@ -94,7 +94,33 @@ def test_words_that_are_all_right_have_no_auroc_and_a_sentence():
     predictions, clips = clips_of(*[("one two", "one two")] * 40)
     words = WordConfidence(task(), None, SETTINGS)
     assert sorted(words.score(predictions, clips, resamples=50, seed=0)) == ["aurc", "ece"]
-    assert "all 80 words are right" in words.findings(predictions, clips)[0].message
+    told = words.findings(predictions, clips)[0].message
+    assert "all 80 words are right" in told
+    assert "(AURC) is 0 %" in told
+
+
+def test_a_slice_has_scores_of_its_own_words_and_none_of_few():
+    predictions, clips = clips_of(*MIXED)
+    words = WordConfidence(task(), None, SETTINGS)
+    part = slice(0, 30)
+    found = words.score_slice(predictions[part], clips[part], resamples=50, seed=0)
+    alone = words.score(predictions[part], clips[part], resamples=50, seed=0)
+    assert found == {name: alone[name] for name in ("ece", "auroc", "aurc")}
+    assert found["ece"].detail["words"] == 60
+    assert words.score_slice(predictions[:20], clips[:20], resamples=50, seed=0) == {}
+
+
+def test_a_record_keeps_the_confidences_of_slices_and_no_other_scores():
+    score = {"value": 0.1}
+    rows = [
+        {"by": "domain", "value": "phone", "clips": 9, "seconds": 3.0, "scores": {"wer": score, "ece": score}},
+        {"by": "domain", "value": "studio", "clips": 1, "seconds": 3.0, "scores": {"wer": score}},
+    ]
+    kept = kept_curves({"words": 9}, rows)
+    assert kept == {
+        "words": 9,
+        "slices": [{"by": "domain", "value": "phone", "clips": 9, "scores": {"ece": score}}],
+    }
 
 
 def test_surer_words_that_are_less_often_right_are_not_calibrated():
@@ -144,7 +170,8 @@ def test_rows_of_predictions_have_the_words():
     predictions, clips = clips_of(*MIXED[:2])
     made = task()
     row = json.loads(json.dumps(dict(made.row(WordConfidence(made, None, SETTINGS).rate(predictions)[1], clips[1]))))
-    assert [word["text"] for word in row["words"]] == ["one", "too"]
+    assert [(word["text"], word["right"]) for word in row["words"]] == [("one", True), ("too", False)]
     assert row["words"][0]["confidence"] == pytest.approx(0.8)
     assert row["words"][0]["logprobs"] == pytest.approx([np.log(0.8)], abs=1e-5)
     assert "words" not in made.row(replace(predictions[0], words=None), clips[0])
+    assert "right" not in made.row(predictions[1], replace(clips[1], text=None))["words"][0]

@@ -10,11 +10,14 @@ from sklearn.metrics import roc_auc_score
 
 from sonotune.metrics.confidence import (
     Calibration,
+    RankedWords,
     RatedWords,
+    affordable_resamples,
     confidence_curves,
     confidence_scores,
     fit_platt,
     probability,
+    show_confidence,
     word_log_odds,
 )
 
@@ -105,6 +108,51 @@ def test_words_that_are_all_right_or_all_wrong_have_a_finite_calibration_and_no_
     found = confidence_scores(rated, None, resamples=50)
     assert sorted(found) == ["aurc", "ece"]
     assert all(math.isfinite(one) for score in found.values() for one in (score.value, score.low, score.high))
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_risk_of_words_that_are_all_right_is_0_and_sure_to_a_point(right: bool):
+    """No resample has another word: the interval is that of a share of as many single words."""
+    rated = simulated(100)._replace(right=np.full(100, right))
+    found = confidence_scores(rated, None, resamples=50)["aurc"]
+    assert (found.value, found.detail["resampled"]) == (float(not right), "word")
+    assert (found.low, found.high) == pytest.approx((0, 0.037) if right else (0.963, 1), abs=1e-3)
+
+
+def test_weights_of_clips_are_repeated_words_in_every_score():
+    rated, weights = simulated(300), np.random.default_rng(1).integers(0, 3, (4, 50)).astype(float)
+    sure = 1 / (1 + np.exp(-rated.log_odds)).round(2)
+    names = ("ece", "auroc", "aurc", "nce")
+    together = RankedWords(sure, rated.right, rated.clip).measure(names, weights)
+    for weight, column in zip(weights, together.T, strict=True):
+        times = weight[rated.clip].astype(int)
+        alone = RankedWords(*(np.repeat(part, times) for part in (sure, rated.right, rated.clip)))
+        assert alone.measure(names)[:, 0] == pytest.approx(column)
+    assert np.isnan(RankedWords(sure, rated.right, rated.clip).measure(names, np.zeros((1, 50)))).all()
+
+
+def test_chunks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch):
+    rated = simulated(300)
+    whole = confidence_scores(rated, None, resamples=20)
+    monkeypatch.setattr("sonotune.metrics.confidence._DRAWS_PER_CHUNK", 900)
+    assert confidence_scores(rated, None, resamples=20) == whole
+
+
+def test_very_many_words_are_resampled_less_often():
+    assert affordable_resamples(1000, 1000) == 1000
+    assert affordable_resamples(400_000, 1000) == 500
+    assert affordable_resamples(10**8, 1000) == 200
+    assert affordable_resamples(10**8, 50) == 50
+
+
+def test_what_a_slice_cannot_say_is_not_defined():
+    scores = {"ece": {"value": 0.1}, "aurc": {"value": 0.0}, "wer": {"value": 1.0}}
+    assert show_confidence(scores, lambda one: str(one["value"])) == {
+        "ece": "0.1",
+        "auroc": "not defined",
+        "aurc": "0.0",
+    }
+    assert show_confidence({"wer": {"value": 1.0}}, str) == {}
 
 
 def test_no_words_have_no_scores():

@@ -36,6 +36,24 @@ def system(name: str, own: Sequence[dict[str, Any]], folder: Path, **changes: An
     return System(name=name, places=[str(path)], rows=own, **changes), path
 
 
+def test_word_confidences_stand_by_slice_and_what_cannot_be_said_is_not_defined(tmp_path: Path) -> None:
+    texts = ["one two three four"] * 40
+    found = []
+    for name, wrong in (("a", 4), ("b", 40)):
+        own = rows(texts, texts)
+        for index, row in enumerate(own):
+            rights = [index % wrong > 0 or row["domain"] == "phone"] * 4
+            row["words"] = [{"text": "x", "confidence": 0.9 if one else 0.5, "right": one} for one in rights]
+        found.append(system(name, own, tmp_path))
+    compared = compare([found[0][1]], [found[1][1]], resamples=200)
+    html = build_comparison_html(compared, found[0][0], found[1][0])
+    section = html.partition('<section id="confidence">')[2].partition("</section>")[0]
+    assert "phone" in section
+    assert "studio" in section
+    assert section.count("not defined</td>") == 2  # domain=phone, in which no word is wrong, and the longest clips
+    assert "nan" not in section.lower()
+
+
 @pytest.fixture
 def texts() -> list[str]:
     return [HEBREW if index == 0 else f"{HOSTILE} two three four {index}" for index in range(60)]

@@ -28,7 +28,11 @@ def words(count: int = 300) -> RatedWords:
 def confident(record: RunRecord) -> RunRecord:
     scores = {name: one.to_json() for name, one in confidence_scores(words(), MADE, resamples=20).items()}
     kept = with_curves({"calibration": MADE.to_json()}, "after", confidence_curves(words(), None))
-    later = {**confidence_curves(words(), MADE), "scores": scores}
+    sliced = [
+        {"by": "domain", "value": "<b>phone", "clips": 7, "scores": {"ece": scores["ece"], "aurc": scores["aurc"]}},
+        {"by": "domain", "value": "studio", "clips": 3, "scores": {}},
+    ]
+    later = {**confidence_curves(words(), MADE), "scores": scores, "slices": sliced}
     return replace(record, confidence=with_curves(kept, "evaluate <b>x.jsonl", later))
 
 
@@ -54,7 +58,11 @@ def test_the_report_draws_the_clips_that_it_was_not_fitted_on(run_record: RunRec
     titles = [title for _, title, _ in view["rows"]]
     assert titles[0] == "Calibration error of words (ECE)"
     assert "Calibration error of words (ECE) before calibration" in titles
+    [(by, value, clips, texts)] = view["slices"]
+    assert (by, value, clips) == ("domain", "<b>phone", 7)
+    assert texts[1] == "not defined"
     html = build_html(shown)
+    assert "&lt;b&gt;phone" in html
     assert 'id="confidence"' in html
     assert "<b>x.jsonl" not in html
     assert html.count('href="#confidence"') == 1

@@ -83,11 +83,11 @@ def calibrate(words: Words = None, as_json: Json = False) -> None:
 
 def record_confidence(checkpoint: Path, name: str, result: EvaluationResult) -> None:
     """Put the curves of an evaluation into the record of the run that was evaluated, under the name of its clips."""
-    from sonotune.evaluation.confidence import with_curves
+    from sonotune.evaluation.confidence import kept_curves, with_curves
     from sonotune.metrics.confidence import is_of_confidence
 
     scores = {name: score.to_json() for name, score in result.scores.items() if is_of_confidence(name)}
-    curves: dict[str, Any] = {**result.details["confidence"], "scores": scores}
+    curves: dict[str, Any] = {**kept_curves(result.details["confidence"], result.slices), "scores": scores}
 
     def with_them(record: RunRecord) -> RunRecord:
         return replace(record, confidence=with_curves(record.confidence, f"evaluate {name}", curves))

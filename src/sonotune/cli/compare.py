@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sonotune.cli.shared import Json, app, check_page, print_result
+from sonotune.metrics.confidence import show_confidence
 from sonotune.metrics.scores import in_percent, score_title, shown_number, shown_unit
 from sonotune.paths import exists
 from sonotune.wording import counted
@@ -83,6 +84,11 @@ def compare(
     ]
     if len(shown) > _SHOWN_SLICES:
         lines.append(f"  and {len(shown) - _SHOWN_SLICES} more slices (--json)")
+    lines += [
+        f"  {row['by']}={row['value']}: {', '.join(f'{name.upper()} {change}' for name, change in sure.items())}"
+        for row in shown[:_SHOWN_SLICES]
+        if (sure := show_confidence(row["difference"], _change))
+    ]
     lines += [f"note: {warning}" for warning in (*found.warnings, *decides.warnings)]
     if out is not None:
         _write_page(out, found, places, moment)
@@ -140,9 +146,12 @@ def _places(text: str) -> list[Path]:
     return [Path(text)] if exists(text) else [Path(part.strip()) for part in text.split(",")]
 
 
+def _change(row: Mapping[str, Any]) -> str:
+    low, value, high = (shown_number(row, row[key]) for key in ("low", "value", "high"))
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
 def _points(row: Mapping[str, Any]) -> str:
-    low, value, high, first, second = (
-        shown_number(row, row[key]) for key in ("low", "value", "high", "first", "second")
-    )
+    first, second = (shown_number(row, row[key]) for key in ("first", "second"))
     rates = f"{first:.2f} -> {second:.2f} {shown_unit(row)}".rstrip()
-    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]  p = {row['p']:.4f}  ({rates})"
+    return f"{_change(row)}  p = {row['p']:.4f}  ({rates})"

@@ -13,6 +13,7 @@ from sonotune.cli.calibrate import record_confidence
 from sonotune.cli.findings import removed_clips, warning_lines
 from sonotune.cli.retention import record_retention, retention_lines
 from sonotune.cli.shared import Json, Words, app, check_output, print_result, tell
+from sonotune.metrics.confidence import show_confidence
 from sonotune.metrics.retention import BROKE
 from sonotune.metrics.scores import decoding_note, primary_score, score_title, show_score
 from sonotune.progress import phase
@@ -85,6 +86,11 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
             f"{show_score(row['scores'].get(decides))} on {row['clips']} clips"
             for row in result.slices
         ]
+    lines += [
+        f"  {row['by']}={row['value']}: {', '.join(f'{name.upper()} {shown}' for name, shown in sure.items())}"
+        for row in result.slices
+        if (sure := show_confidence(row["scores"], show_score))
+    ]
     window = f", model.context={result.context}" if result.context else ""
     lines += retention_lines(result.retention, result.adapter_scales)
     lines.append(f"{result.audio_seconds:.0f} s of audio in {result.seconds:.1f} s{window}")

@@ -19,6 +19,7 @@ from sonotune.data.lines import show
 from sonotune.data.scripts import deciding_rate
 from sonotune.data.text import BASIC
 from sonotune.errors import ConfigError, ManifestError, RunDirectoryError, TextError, suggest
+from sonotune.evaluation.compare_confidence import PairedWords
 from sonotune.metrics.error_rate import edit_counts
 from sonotune.metrics.intervals import MIN_BLOCKS
 from sonotune.metrics.paired import (
@@ -54,7 +55,8 @@ class Comparison:
     """What two systems did differently.
 
     Attributes:
-        differences: Score -> second system minus first; the score that decides comes first.
+        differences: Score -> second system minus first; the score that decides comes first. Those of word
+            confidences (`metrics.paired_confidence`) stand last, where the predictions of one run each have them.
         slices: One JSON-ready mapping per slice: `by`, `value`, `clips` and `difference` (score -> difference with
             `p_holm`, adjusted over the slices of that property), without what too few clips cannot say.
         matched_pairs: The segment test on words, for one run each of two recognisers; else None.
@@ -147,9 +149,12 @@ def compare(
         )
         for name, counts in counted.items()
     }
+    words = PairedWords.of(rows)
+    if words is not None:
+        differences |= words.compare(blocks, resamples=resamples, seed=seed)
     return Comparison(
         differences=differences,
-        slices=_slices(counted, clips, sessions, duration_edges_s, same_seeds, seed) if slices else [],
+        slices=_slices(counted, words, clips, sessions, duration_edges_s, same_seeds, seed) if slices else [],
         matched_pairs=_matched_pairs(rows),
         clips=len(clips),
         files=files,
@@ -454,6 +459,7 @@ def _difference(
 
 def _slices(
     counted: Mapping[str, _Counts],
+    words: PairedWords | None,
     clips: Sequence[Clip],
     sessions: Sequence[Any],
     edges_s: Sequence[float],
@@ -472,10 +478,14 @@ def _slices(
                 ).to_json()
                 for name, counts in counted.items()
             }
+        if difference and words is not None:
+            found = words.compare(blocks, members=members, resamples=_SLICE_RESAMPLES, seed=seed)
+            difference |= {name: one.to_json() for name, one in found.items()}
         rows.append({"by": part.by, "value": part.value, "clips": len(members), "difference": difference})
     for by in {row["by"] for row in rows}:
-        for name in counted:
-            found = [row["difference"][name] for row in rows if row["by"] == by and name in row["difference"]]
-            for entry, adjusted in zip(found, holm([entry["p"] for entry in found]), strict=True):
+        of_one = [row["difference"] for row in rows if row["by"] == by]
+        for name in {name for difference in of_one for name in difference}:
+            entries = [difference[name] for difference in of_one if name in difference]
+            for entry, adjusted in zip(entries, holm([entry["p"] for entry in entries]), strict=True):
                 entry["p_holm"] = adjusted
     return rows

@@ -15,11 +15,13 @@ import numpy as np
 from sonotune.errors import ConfigError
 from sonotune.metrics.confidence import (
     MIN_WORDS,
+    OF_SLICES,
     Calibration,
     RatedWords,
     confidence_curves,
     confidence_scores,
     fit_platt,
+    is_of_confidence,
     probability,
     word_log_odds,
 )
@@ -78,6 +80,18 @@ class WordConfidence:
             seed=seed,
         )
 
+    def score_slice(
+        self, predictions: Sequence[Prediction], clips: Sequence[Clip], *, resamples: int, seed: int
+    ) -> dict[str, Score]:
+        """The scores that are given of slices (`OF_SLICES`); none of fewer than `MIN_WORDS` words."""
+        words = self._words(predictions, clips)
+        if len(words.right) < MIN_WORDS:
+            return {}
+        speakers = [clip.speaker for clip in clips]
+        return confidence_scores(
+            words, self._calibration, speakers=speakers, resamples=resamples, seed=seed, names=OF_SLICES
+        )
+
     def details(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> dict[str, Any]:
         """The curves under `confidence`; nothing without words."""
         words = self._words(predictions, clips)
@@ -90,10 +104,11 @@ class WordConfidence:
         if not len(words.right):
             told.append(f"no word was written on {counted(len(clips), 'clip')}: word confidences have no scores.")
         elif words.right.all() or not words.right.any():
-            every = "right" if words.right.all() else "wrong"
+            every, risk = ("right", 0) if words.right.all() else ("wrong", 100)
             told.append(
                 f"all {len(words.right)} words are {every}: AUROC and NCE of word confidences cannot be given, for "
-                "they compare right words with wrong ones."
+                f"they compare right words with wrong ones, and the risk over coverage (AURC) is {risk} % whatever the "
+                "confidences are."
             )
         if self._calibration is None:
             told.append(
@@ -172,6 +187,21 @@ def calibration_in(entries: Mapping[str, Any]) -> Calibration | None:
     """The calibration of `RunRecord.confidence` or of an export's description, where it has one."""
     made = entries.get("calibration")
     return None if made is None else Calibration.of_json(made)
+
+
+def kept_curves(curves: Mapping[str, Any], slices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The curves of an evaluation with the scores of confidences by slice, as a record keeps them.
+
+    Args:
+        curves: Of `WordConfidence.details`.
+        slices: Of `EvaluationResult.slices`.
+    """
+    rows = [
+        {name: row[name] for name in ("by", "value", "clips")} | {"scores": scores}
+        for row in slices
+        if (scores := {name: score for name, score in row["scores"].items() if is_of_confidence(name)})
+    ]
+    return {**curves, "slices": rows}
 
 
 def with_curves(confidence: Mapping[str, Any], name: str, curves: Mapping[str, Any]) -> dict[str, Any]:

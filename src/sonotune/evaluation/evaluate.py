@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sonotune.errors import ManifestError, NumericError, ResourceError, TextError, out_of_memory
+from sonotune.errors import ManifestError, ResourceError, TextError, out_of_memory
 from sonotune.evaluation.augmented import EvaluationChain
 from sonotune.evaluation.confidence import WordConfidence, settings_of
-from sonotune.evaluation.decode import cut_texts, in_clip_order, some_of
+from sonotune.evaluation.decode import cut_texts, in_clip_order
+from sonotune.evaluation.findings import did_not_fit, foreign_context, not_finite, without_reference
 from sonotune.evaluation.teacher_forcing import LabelPass
 from sonotune.evaluation.windows import cut_into_windows
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
@@ -33,7 +34,6 @@ from sonotune.metrics.confidence import Calibration
 from sonotune.metrics.efficiency import real_time_factor
 from sonotune.metrics.slices import DURATION_EDGES_S, NOISE, Slice, slice_clips
 from sonotune.models.modes import inference
-from sonotune.models.thinning import made_for
 from sonotune.processes import SINGLE_PROCESS, Processes
 from sonotune.progress import note, phase
 from sonotune.runs import atomic_write_text
@@ -53,7 +53,7 @@ class EvaluationResult:
         scores: Of the clips that say what should come out (`wer`, `cer`; `accuracy`, `f1_macro`, `map`); empty when
             none does. The one that decides has the role `primary`.
         slices: One JSON-ready mapping per slice: `by`, `value`, `clips`, `seconds`, `scores`, and for texts
-            `insertions`.
+            `insertions`. Scores of word confidences stand in those with `confidence.MIN_WORDS` words or more.
         predictions: One per clip, in the order of the clips; empty where a clip could not be read.
         findings: Clips that could not be read or have no reference, and warnings of the task.
         details: What the task tells besides: `decoding` (loops, fallbacks, empty texts and invented words), or
@@ -172,7 +172,7 @@ def evaluate(
     if labels is not None and labels.clips:  # first, for a model that cannot do it is told so before it decodes
         rated, _ = read(labels, loaded, labels.clips, targets=labels.targets)
         labels = labels.with_ratings(rated)
-    foreign = _foreign_context(loaded, context or loaded.context)
+    foreign = foreign_context(loaded, context or loaded.context)
     for finding in foreign:  # texts may loop there, which takes long
         note(f"warning: {finding.message}")
     predictions, findings = read(task, loaded, clips, no_signal=no_signal)
@@ -184,7 +184,7 @@ def evaluate(
     if words is not None:
         predictions = words.rate(predictions)
     told = [index for index, clip in enumerate(clips) if task.has_reference(clip)]
-    findings += [*foreign, *_untold(clips, told)]
+    findings += [*foreign, *without_reference(clips, told)]
     scores: dict[str, Score] = {}
     slices: list[dict[str, Any]] = []
     details: dict[str, Any] = {}
@@ -206,7 +206,9 @@ def evaluate(
         if words is not None:
             details, findings = details | words.details(found, true), findings + words.findings(found, true)
         parts = slice_clips(true, duration_edges_s=duration_edges_s)
-        slices = _slices(task, found, true, parts, primary=primary, bootstrap=bootstrap, seed=seed, titled=titled)
+        slices = _slices(
+            task, found, true, parts, primary=primary, bootstrap=bootstrap, seed=seed, titled=titled, words=words
+        )
     seconds = time.monotonic() - started_at
     audio_seconds = math.fsum(clip.duration_s for clip in clips)
     return EvaluationResult(
@@ -311,12 +313,12 @@ def predict_clips(
             done += len(batches[place])
             advance(done)
     if cut:
-        unheard.append(_did_not_fit(cut, len(places), batch_seconds))
+        unheard.append(did_not_fit(cut, len(places), batch_seconds))
     shares = processes.all_gather((predictions, unheard))
     predictions = [prediction for share, _ in shares for prediction in share]
     findings = [finding for _, share in shares for finding in share]
     merged, findings = windows.merge(heard, *in_clip_order([piece.id for piece in pieces], predictions, findings))
-    findings = [*findings, *_not_finite(merged, predictions, loaded)]
+    findings = [*findings, *not_finite(merged, predictions, loaded)]
     by_id = {prediction.clip_id: prediction for prediction in merged}
     by_id |= {name: Prediction(clip_id=name, text="", no_signal=True) for name in silent}
     return [by_id[clip.id] for clip in clips], findings
@@ -347,48 +349,6 @@ def _predict(
     return [prediction for found, _ in halves for prediction in found], sum(parts for _, parts in halves)
 
 
-def _not_finite(predictions: Sequence[Prediction], pieces: Sequence[Prediction], loaded: Any) -> list[Finding]:
-    """The clips for which the model computed no numbers.
-
-    Raises:
-        NumericError: These are all of them.
-    """
-    lost = tuple(prediction.clip_id for prediction in predictions if not prediction.finite)
-    if not lost:
-        return []
-    found = f"{loaded.checkpoint} gives NaN or infinity instead of numbers"
-    if not any(piece.finite for piece in pieces):
-        raise NumericError(
-            f"{found} for each of the {len(lost)} clips, such as {lost[0]}: nothing can be recognised or scored. Take "
-            "training.precision=fp32; where that fails too, look at the scale of the adapter (lora_alpha), or take "
-            "other weights."
-        )
-    return [
-        Finding(
-            check="evaluation.not_finite",
-            severity="error",
-            message=f"{found} for {len(lost)} of {len(predictions)} clips, which count as empty: {some_of(lost)}. Of a "
-            "long clip it is one window or more. "
-            "Listen to them, or take training.precision=fp32.",
-            clip_ids=lost,
-            measured=float(len(lost)),
-            limit=0.0,
-            unit="clips",
-        )
-    ]
-
-
-def _did_not_fit(cut: int, batches: int, batch_seconds: float) -> Finding:
-    return Finding(
-        check="evaluation.memory",
-        severity="note",
-        message=f"{cut} of {batches} batches did not fit into memory and were decoded in parts. Lower "
-        f"evaluation.batch_seconds, which is {batch_seconds:g}.",
-        measured=float(cut),
-        unit="batches",
-    )
-
-
 def _slices(
     task: Task,
     predictions: Sequence[Prediction],
@@ -399,11 +359,14 @@ def _slices(
     bootstrap: int,
     seed: int,
     titled: Callable[[Mapping[str, Score]], dict[str, Score]],
+    words: WordConfidence | None,
 ) -> list[dict[str, Any]]:
     rows = []
     for part in slices:
         members, found = [clips[index] for index in part.members], [predictions[index] for index in part.members]
-        scores = titled(task.score(found, members, primary=primary, resamples=bootstrap, seed=seed))
+        scores = task.score(found, members, primary=primary, resamples=bootstrap, seed=seed)
+        scores |= {} if words is None else words.score_slice(found, members, resamples=bootstrap, seed=seed)
+        scores = titled(scores)
         row: dict[str, Any] = {
             "by": part.by,
             "value": part.value,
@@ -417,42 +380,6 @@ def _slices(
 
 
 _DETAILS_OF_SLICES = ("insertions",)
-
-
-def _foreign_context(loaded: Any, context: Context) -> list[Finding]:
-    """A warning where weights are scored in a context that they were not trained for."""
-    trained = loaded.trained_contexts
-    if not trained or context in trained:
-        return []
-    best = "thinned" if "thinned" in trained else trained[0]
-    others = "" if context == "full" else "; other tools compute the whole window"
-    return [
-        Finding(
-            check="model.context",
-            severity="warning",
-            message=f"scored with model.context={context}, and the weights were {made_for(trained)}: the score is not "
-            f"the one that they have in the context of their training{others}. Compare with model.context={best}.",
-        )
-    ]
-
-
-def _untold(clips: Sequence[Clip], told: Sequence[int]) -> list[Finding]:
-    """A note on the clips that do not say what should come out."""
-    known = set(told)
-    without = tuple(clip.id for index, clip in enumerate(clips) if index not in known)
-    if not without:
-        return []
-    return [
-        Finding(
-            check="evaluation.no_truth",
-            severity="note",
-            message=f"{len(without)} of {len(clips)} clips have no transcript or class: they were decoded and not "
-            "scored.",
-            clip_ids=without,
-            measured=float(len(without)),
-            unit="clips",
-        )
-    ]
 
 
 def write_predictions(path: Path, task: Task, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> None:

@@ -16,15 +16,17 @@ Geifman and El-Yaniv 2017 (arXiv 1705.08500) for risk and coverage.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sonotune.metrics.intervals import expansion, percentile_interval, resampled_weights
+from sonotune.metrics.intervals import expansion, percentile_interval, resampled_weights, wilson
+from sonotune.metrics.scores import Scores
 from sonotune.types import Role, Score
 
 Floats = NDArray[np.float64]
@@ -38,6 +40,9 @@ _SUREST: Final = -1e-6
 """Log-probability above which a word is as sure as can be: single precision has no finer steps."""
 _LEAST: Final = -50.0
 _CURVE_POINTS: Final = 50
+_DRAWS_PER_CHUNK: Final = 100_000  # bounds the memory of a bootstrap, and stays in the cache
+_DRAWS: Final = 200_000_000
+_FEWEST_RESAMPLES: Final = 200
 
 
 def word_log_odds(logprobs: Sequence[float]) -> float:
@@ -142,63 +147,101 @@ def _log_likelihood(log_odds_W: Floats | float, target_W: Floats) -> float:
 # --- scores -------------------------------------------------------------------------------------------
 
 
-class _Ranked(NamedTuple):
-    """Words by confidence, equal ones together: the different confidences (G,), falling, and each word's (W,)."""
+class RankedWords:
+    """Words by falling confidence, equal ones together, to be measured under many weights of their clips at once.
 
-    confidence: Floats
-    place: NDArray[np.int64]
+    Args:
+        confidence_W: Of each word.
+        right_W: Whether it is right.
+        clip_W: Number of the clip that it is of.
+    """
+
+    def __init__(self, confidence_W: Floats, right_W: NDArray[np.bool_], clip_W: NDArray[np.int64]) -> None:
+        order_W = np.argsort(-confidence_W, kind="stable")
+        sorted_W = confidence_W[order_W]
+        self._starts_G = np.flatnonzero(np.concatenate([[True], sorted_W[1:] != sorted_W[:-1]]))
+        self.confidence_G = sorted_W[self._starts_G]
+        self._right_W = right_W[order_W].astype(np.float64)
+        self._clip_W = clip_W[order_W]
+
+    def totals(self, weight_RN: Floats | None = None) -> tuple[Floats, Floats]:
+        """Words, and right words, of each confidence (R, G), each clip counted as often as its weight says.
+
+        Args:
+            weight_RN: Of the clips, a row a resample; None counts each once, in one row.
+        """
+        weight_RW = np.ones((1, len(self._clip_W))) if weight_RN is None else weight_RN[:, self._clip_W]
+        return (
+            np.add.reduceat(weight_RW, self._starts_G, axis=1),
+            np.add.reduceat(weight_RW * self._right_W, self._starts_G, axis=1),
+        )
+
+    def measure(self, names: Sequence[str], weight_RN: Floats | None = None) -> Floats:
+        """Scores of these names under each weighting (len(names), R); NaN where one cannot be given."""
+        weight_RG, right_RG = self.totals(weight_RN)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found = np.stack([_SCORES[name][0](self.confidence_G, weight_RG, right_RG) for name in names])
+        found[:, weight_RG.sum(axis=1) == 0] = math.nan
+        return found
+
+    def measure_all(self, names: Sequence[str], weights: Iterable[Floats]) -> Floats:
+        """`measure` for weights (N,) that come one after the other, with bounded memory."""
+        rows = max(1, _DRAWS_PER_CHUNK // len(self._clip_W))
+        remaining, found = iter(weights), []
+        while chunk := list(itertools.islice(remaining, rows)):
+            found.append(self.measure(names, np.stack(chunk)))
+        return np.concatenate(found, axis=1)
 
 
-def _ranked(confidence_W: Floats) -> _Ranked:
-    values_G, inverse_W = np.unique(confidence_W, return_inverse=True)
-    return _Ranked(values_G[::-1], len(values_G) - 1 - inverse_W)
-
-
-def _ece(confidence_G: Floats, weight_G: Floats, right_G: Floats) -> float:
+def _ece(confidence_G: Floats, weight_RG: Floats, right_RG: Floats) -> Floats:
     """Mean distance of confidence and share of right words over bins of equal mass; equal confidences stay together."""
-    bins_G = _bins(weight_G)
-    gap_B = np.bincount(bins_G, right_G - confidence_G * weight_G, minlength=BINS)
-    return float(np.abs(gap_B).sum() / weight_G.sum())
+    rows = len(weight_RG)
+    bins_RG = _bins(weight_RG) + BINS * np.arange(rows)[:, None]
+    gap_RG = right_RG - confidence_G * weight_RG
+    gap_RB = np.bincount(bins_RG.ravel(), gap_RG.ravel(), minlength=BINS * rows).reshape(rows, BINS)
+    return np.asarray(np.abs(gap_RB).sum(axis=1) / weight_RG.sum(axis=1))
 
 
-def _bins(weight_G: Floats) -> NDArray[np.int64]:
-    middle_G = (np.cumsum(weight_G) - weight_G / 2) / weight_G.sum()
-    bins_G: NDArray[np.int64] = np.minimum((middle_G * BINS).astype(np.int64), BINS - 1)
-    return bins_G
+def _bins(weight_RG: Floats) -> NDArray[np.int64]:
+    total_R1 = np.maximum(weight_RG.sum(axis=-1, keepdims=True), 1.0)
+    middle_RG = (np.cumsum(weight_RG, axis=-1) - weight_RG / 2) / total_R1
+    bins_RG: NDArray[np.int64] = np.minimum((middle_RG * BINS).astype(np.int64), BINS - 1)
+    return bins_RG
 
 
-def _auroc(confidence_G: Floats, weight_G: Floats, right_G: Floats) -> float:
+def _auroc(confidence_G: Floats, weight_RG: Floats, right_RG: Floats) -> Floats:
     """How often a right word is surer than a wrong one, halves of the ties; NaN where one of the two is missing."""
-    wrong_G = weight_G - right_G
-    pairs = right_G.sum() * wrong_G.sum()
-    below_G = wrong_G.sum() - np.cumsum(wrong_G)
-    return float((right_G * (below_G + wrong_G / 2)).sum() / pairs) if pairs > 0 else math.nan
+    wrong_RG = weight_RG - right_RG
+    wrong_R = wrong_RG.sum(axis=1)
+    below_RG = wrong_R[:, None] - np.cumsum(wrong_RG, axis=1)
+    return np.asarray((right_RG * (below_RG + wrong_RG / 2)).sum(axis=1) / (right_RG.sum(axis=1) * wrong_R))
 
 
-def _aurc(confidence_G: Floats, weight_G: Floats, right_G: Floats) -> float:
-    """Mean share of wrong words among the surest, over all numbers of words that are kept."""
-    risk_G = np.cumsum(weight_G - right_G) / np.maximum(np.cumsum(weight_G), 1e-300)
-    return float((weight_G * risk_G).sum() / weight_G.sum())
+def _aurc(confidence_G: Floats, weight_RG: Floats, right_RG: Floats) -> Floats:
+    """Mean share of wrong words among the surest, over all numbers of words that are kept; 0 where none is wrong."""
+    risk_RG = np.cumsum(weight_RG - right_RG, axis=1) / np.maximum(np.cumsum(weight_RG, axis=1), 1e-300)
+    return np.asarray((weight_RG * risk_RG).sum(axis=1) / weight_RG.sum(axis=1))
 
 
-def _nce(confidence_G: Floats, weight_G: Floats, right_G: Floats) -> float:
+def _nce(confidence_G: Floats, weight_RG: Floats, right_RG: Floats) -> Floats:
     """Share of the entropy of right and wrong that confidences take away; NaN where all are right or all wrong."""
     sure_G = np.clip(confidence_G, 1e-12, 1 - 1e-12)
-    said = float((right_G * np.log(sure_G) + (weight_G - right_G) * np.log1p(-sure_G)).sum())
-    total, right = float(weight_G.sum()), float(right_G.sum())
-    if not 0 < right < total:
-        return math.nan
-    entropy = -right * math.log(right / total) - (total - right) * math.log(1 - right / total)
-    return (entropy + said) / entropy
+    said_R = (right_RG * np.log(sure_G) + (weight_RG - right_RG) * np.log1p(-sure_G)).sum(axis=1)
+    total_R, right_R = weight_RG.sum(axis=1), right_RG.sum(axis=1)
+    wrong_R = total_R - right_R
+    entropy_R = -right_R * np.log(right_R / total_R) - wrong_R * np.log(wrong_R / total_R)
+    return np.asarray((entropy_R + said_R) / entropy_R)
 
 
-_Measure = Callable[[Floats, Floats, Floats], float]
+_Measure = Callable[[Floats, Floats, Floats], Floats]
 _SCORES: Final[Mapping[str, tuple[_Measure, str, Literal["lower", "higher"], tuple[float, float]]]] = {
     "ece": (_ece, "Calibration error of words (ECE)", "lower", (0.0, 1.0)),
     "auroc": (_auroc, "AUROC of word confidences", "higher", (0.0, 1.0)),
     "aurc": (_aurc, "Risk over coverage of words (AURC)", "lower", (0.0, 1.0)),
     "nce": (_nce, "Normalised cross-entropy of words (NCE)", "higher", (-math.inf, 1.0)),
 }
+OF_SLICES: Final = ("ece", "auroc", "aurc")
+"""Scores that are given of slices, and compared."""
 UNCALIBRATED: Final = "_uncalibrated"
 """End of the name of a score of confidences before calibration."""
 
@@ -208,6 +251,31 @@ def is_of_confidence(name: str) -> bool:
     return name.removesuffix(UNCALIBRATED) in _SCORES
 
 
+def title_of(name: str) -> tuple[str, Literal["lower", "higher"]]:
+    """What people call a score of confidences, and which direction is better."""
+    return _SCORES[name][1:3]
+
+
+def show_confidence(scores: Scores, show: Callable[[Mapping[str, Any]], str]) -> dict[str, str]:
+    """The scores that are given of slices, as text; nothing where a slice has none of them.
+
+    Args:
+        scores: Of a slice, or differences, in JSON form.
+        show: Writes one; a score that cannot be given, such as AUROC where all words are right, is `not defined`.
+    """
+    if not any(name in scores for name in OF_SLICES):
+        return {}
+    return {name: show(scores[name]) if name in scores else "not defined" for name in OF_SLICES}
+
+
+def affordable_resamples(words: int, asked: int) -> int:
+    """Resamples of so many words: those that are asked for, or fewer, and at least 200, where words are very many.
+
+    Every resample goes through all words. Intervals of very many words are narrow, whatever the noise of their ends.
+    """
+    return min(asked, max(_FEWEST_RESAMPLES, _DRAWS // max(1, words)))
+
+
 def confidence_scores(
     rated: RatedWords,
     calibration: Calibration | None,
@@ -215,26 +283,29 @@ def confidence_scores(
     speakers: Sequence[Hashable | None] | None = None,
     resamples: int = 1000,
     seed: int = 0,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Score]:
     """Scores of the confidences of words, with intervals over speakers or clips; empty without words.
 
     With a calibration, the scores that it changes stand beside those from before it. AUROC and AURC are left out of
-    that: they are of the order of words alone. What cannot be given (AUROC where every word is right) is absent.
+    that: they are of the order of words alone. What cannot be given (AUROC where every word is right) is absent. AURC
+    is 0 where no word is wrong, with the interval of a share of single words (Wilson), for no resample has a wrong one.
 
     Args:
         rated: Words.
         calibration: How confidences are made of them; None takes them as the model gives them.
         speakers: Speaker of each clip.
-        resamples: Of the bootstrap.
+        resamples: Of the bootstrap; see `affordable_resamples`.
         seed: Of the resampling.
+        names: Scores to give, without those from before the calibration; None gives all.
     """
     if not len(rated.right):
         return {}
+    resamples = affordable_resamples(len(rated.right), resamples)
     raw_W = np.array([probability(one) for one in rated.log_odds])
-    found = _scores(rated, raw_W, tuple(_SCORES), speakers, resamples, seed) if calibration is None else {}
-    if calibration is not None:
-        sure_W = np.array([calibration(one) for one in rated.log_odds])
-        found = _scores(rated, sure_W, tuple(_SCORES), speakers, resamples, seed)
+    sure_W = raw_W if calibration is None else np.array([calibration(one) for one in rated.log_odds])
+    found = _scores(rated, sure_W, names or tuple(_SCORES), speakers, resamples, seed)
+    if calibration is not None and names is None:
         before = _scores(rated, raw_W, ("ece", "nce"), speakers, resamples, seed, " before calibration", "beside")
         found |= {f"{name}{UNCALIBRATED}": score for name, score in before.items()}
     return found
@@ -251,31 +322,20 @@ def _scores(
     role: Role = "plain",
 ) -> dict[str, Score]:
     """Scores of these names, all of the same resamples."""
-    groups = _ranked(confidence_W)
-    size = len(groups.confidence)
-
-    def measured(weight_N: Floats | None) -> list[float]:
-        weight_W = None if weight_N is None else weight_N[rated.clip]
-        right_W = rated.right.astype(np.float64) if weight_W is None else rated.right * weight_W
-        weight_G = np.bincount(groups.place, weight_W, minlength=size).astype(np.float64)
-        right_G = np.bincount(groups.place, right_W, minlength=size).astype(np.float64)
-        if not weight_G.any():
-            return [math.nan] * len(names)
-        return [_SCORES[name][0](groups.confidence, weight_G, right_G) for name in names]
-
+    ranked = RankedWords(confidence_W, rated.right, rated.clip)
     drawn = resampled_weights(rated.clips, speakers, resamples=resamples, seed=seed)
-    values_SR = np.array([measured(weight_N) for weight_N in drawn.weights]).T
-    factor = expansion(drawn.blocks)
+    values_SR, values_S = ranked.measure_all(names, drawn.weights), ranked.measure(names)[:, 0]
+    words, wrong = len(rated.right), int((~rated.right).sum())
     scores = {}
-    for name, value, values_R in zip(names, measured(None), values_SR, strict=True):
+    for name, value, values_R in zip(names, map(float, values_S), values_SR, strict=True):
         if not math.isfinite(value):
             continue
         _, called, better, (least, most) = _SCORES[name]
-        kept_R = values_R[np.isfinite(values_R)]
-        low, high = percentile_interval(kept_R) if kept_R.size else (value, value)
-        if name == "ece":  # a resample is as much further from calibrated as these words are from the truth
-            low, high = 2 * value - high, 2 * value - low
-        low, high = (value + factor * (end - value) for end in (low, high))
+        resampled: str = drawn.resampled
+        if name == "aurc" and wrong in (0, words):
+            (low, high), resampled = wilson(wrong, words), "word"
+        else:
+            low, high = _interval(name, value, values_R, expansion(drawn.blocks))
         scores[name] = Score(
             name=f"{name}{UNCALIBRATED}" if role == "beside" else name,
             value=value,
@@ -285,13 +345,26 @@ def _scores(
             better=better,
             title=f"{called}{title}",
             role=role,
-            detail={
-                "words": float(len(rated.right)),
-                "wrong": float((~rated.right).sum()),
-                "resampled": drawn.resampled,
-            },
+            detail={"words": float(words), "wrong": float(wrong), "resampled": resampled},
         )
     return scores
+
+
+def _interval(name: str, value: float, values_R: Floats, factor: float) -> tuple[float, float]:
+    """Percentiles, expanded for few blocks."""
+    kept_R = values_R[np.isfinite(values_R)]
+    if not kept_R.size:
+        return value, value
+    low, high = percentile_interval(turned(name, value, kept_R))
+    return value + factor * (low - value), value + factor * (high - value)
+
+
+def turned(name: str, value: float, values_R: Floats) -> Floats:
+    """Resampled values as they stand for the truth: turned around the value for ECE, the others as they are.
+
+    A resample is as much further from calibrated as these words are from the truth (basic bootstrap).
+    """
+    return 2 * value - values_R if name == "ece" else values_R
 
 
 def confidence_curves(rated: RatedWords, calibration: Calibration | None) -> dict[str, Any]:
@@ -315,9 +388,9 @@ def confidence_curves(rated: RatedWords, calibration: Calibration | None) -> dic
 
 
 def _grouped(confidence_W: Floats, right_W: NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
-    groups = _ranked(confidence_W)
-    weight_G = np.bincount(groups.place).astype(np.float64)
-    return groups.confidence, weight_G, np.bincount(groups.place, right_W).astype(np.float64)
+    ranked = RankedWords(confidence_W, right_W, np.zeros(len(right_W), dtype=np.int64))
+    weight_1G, right_1G = ranked.totals()
+    return ranked.confidence_G, weight_1G[0], right_1G[0]
 
 
 def _reliability(confidence_W: Floats, right_W: NDArray[np.bool_]) -> list[dict[str, float]]:

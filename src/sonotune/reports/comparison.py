@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sonotune.evaluation.compare import Comparison, hypothesis_of, reference_of
+from sonotune.metrics.confidence import show_confidence
 from sonotune.metrics.error_rate import align_words, word_edits
 from sonotune.metrics.retention import retention_sentence
 from sonotune.metrics.scores import (
@@ -92,6 +93,11 @@ def build_comparison_html(found: Comparison, first: System, second: System) -> s
         unit=shown_unit(body["difference"][name], difference=True),
         slices=slices[:MAX_SLICES],
         slices_left=max(0, len(slices) - MAX_SLICES),
+        sure_slices=[
+            (row, sure)
+            for row in body["slices"]
+            if row["clips"] < found.clips and (sure := show_confidence(row["difference"], _change_of_slice))
+        ][:MAX_SLICES],
         widest=max((abs(row["difference"][name]["value"]) for row in slices), default=0.0) or 1.0,
         changes=changes,
         most=MAX_CHANGED,
@@ -120,6 +126,10 @@ def comparison_verdict(found: Comparison) -> Verdict:
             "be seen in 80 % of the cases.",
         )
     return Verdict(outcome, f"B is {outcome}", f"{title} goes {moved} on {clips}: {change} ({ends}).")
+
+
+def _change_of_slice(row: Mapping[str, Any]) -> str:
+    return f"{_signed(row, 'value')} [{_signed(row, 'low')}, {_signed(row, 'high')}]"
 
 
 def _signed(row: Mapping[str, Any], key: str) -> str:

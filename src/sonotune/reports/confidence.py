@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sonotune.metrics.confidence import is_of_confidence
+from sonotune.metrics.confidence import is_of_confidence, show_confidence
 from sonotune.metrics.scores import score_title, show_score
 from sonotune.reports.figures import Series, curve
+from sonotune.reports.predictions import MAX_SLICES
 from sonotune.reports.verdict import SPLITS
 from sonotune.types import RunRecord
 
@@ -17,6 +18,8 @@ _FITTED = "after"
 
 def view_confidence(record: RunRecord) -> dict[str, Any]:
     """The section: `figures` (caption, SVG) of the clips that say most, `rows` of scores, and `told` sentences.
+
+    `slices` of the same clips have by, value, clips, and the texts of their scores (`confidence.OF_SLICES`).
 
     Empty where the record has no confidences.
     """
@@ -39,6 +42,12 @@ def view_confidence(record: RunRecord) -> dict[str, Any]:
             ("Wrong words among those that are kept", _risk_coverage(shown["risk_coverage"])),
         ],
         "rows": _rows(record, curves),
+        "slices": [
+            (row["by"], row["value"], row["clips"], list(sure.values()))
+            for row in shown.get("slices", ())
+            if (sure := show_confidence(row["scores"], show_score))
+        ][:MAX_SLICES],
+        "slices_of": _clips_of(name),
         "told": told,
     }
 

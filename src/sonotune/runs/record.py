@@ -170,6 +170,13 @@ class _Coverage(TypedDict):
     confidence: Number
 
 
+class _ConfidenceSlice(TypedDict):
+    by: str
+    value: str
+    clips: Count
+    scores: dict[str, ScoreEntries]
+
+
 class _Curves(TypedDict):
     """Of the words of some clips (`metrics.confidence.confidence_curves`)."""
 
@@ -180,6 +187,7 @@ class _Curves(TypedDict):
     uncalibrated: NotRequired[list[_ReliabilityBin]]
     risk_coverage: list[_Coverage]
     scores: NotRequired[dict[str, ScoreEntries]]
+    slices: NotRequired[list[_ConfidenceSlice]]
 
 
 class _Confidence(TypedDict, total=False):

@@ -68,7 +68,12 @@ class Transcribe:
         self.rates_labels = bool(self._further.of_labels)
         self.family = family
         self._settings = settings
-        self._scoring = lru_cache(maxsize=KEPT_PAIRS)(settings.scoring_text.scoring)
+        self._scoring = scoring = lru_cache(maxsize=KEPT_PAIRS)(settings.scoring_text.scoring)
+        self._right_words = lru_cache(maxsize=KEPT_PAIRS)(
+            lambda hypothesis, reference, written: right_words(
+                hypothesis, reference, lambda text: scoring(written(text))
+            )
+        )
         self._unknown: dict[str, str] = {}
         self._keeps_numbers = False
         self._written: Callable[[str], str] = str
@@ -350,21 +355,19 @@ class Transcribe:
         if prediction.label_tokens is not None:
             row["label_tokens"] = prediction.label_tokens.to_json()
         if prediction.words is not None:
-            row["words"] = [word.to_json() for word in prediction.words]
+            row["words"] = [
+                word.to_json() | ({} if clip.text is None else {"right": right})
+                for word, right in zip(prediction.words, self._outcomes(prediction, clip), strict=True)
+            ]
         return row | {name: True for name in ("cut", "no_signal") if getattr(prediction, name)}
 
     def rated_words(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> RatedWords:
         """See `WordTask`; words of which scoring sees nothing have no part in it."""
-
-        def scored(text: str) -> str:
-            return self._scoring(self._written(text))
-
         log_odds, right, owners = list[float](), list[bool](), list[int]()
         for number, (prediction, clip) in enumerate(zip(predictions, clips, strict=True)):
             if not prediction.words:
                 continue
-            outcomes = right_words(prediction.text or "", clip.text or "", scored)
-            for word, outcome in zip(prediction.words, outcomes, strict=True):
+            for word, outcome in zip(prediction.words, self._outcomes(prediction, clip), strict=True):
                 if outcome is not None:
                     log_odds.append(word_log_odds(word.logprobs))
                     right.append(outcome)
@@ -372,6 +375,13 @@ class Transcribe:
         return RatedWords(
             np.array(log_odds), np.array(right, dtype=np.bool_), np.array(owners, dtype=np.int64), len(clips)
         )
+
+    def _outcomes(self, prediction: Prediction, clip: Clip) -> Sequence[bool | None]:
+        """Whether each word of a text is right; all are wrong where there is none to write."""
+        if not prediction.words:
+            return ()
+        outcomes: Sequence[bool | None] = self._right_words(prediction.text or "", clip.text or "", self._written)
+        return outcomes
 
     def _scored(self, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> tuple[list[str], list[str]]:
         """References and hypotheses in scoring form, both in the letters that the model has."""

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from sonotune.adapters.calibration.calibrate import collect
 from sonotune.adapters.ranks.choose import calibration_clips
 from sonotune.evaluation.augmented import EvaluationChain
-from sonotune.evaluation.confidence import WordConfidence, calibration_in, settings_of, with_curves
+from sonotune.evaluation.confidence import WordConfidence, calibration_in, kept_curves, settings_of, with_curves
 from sonotune.evaluation.evaluate import EvaluationResult, evaluate, write_predictions
 from sonotune.evaluation.noise import with_noise
 from sonotune.metrics.confidence import Calibration
@@ -136,7 +136,7 @@ class Scoring:
             return
         kept = log.record.confidence
         if "confidence" in result.details:
-            kept = with_curves(kept, point, result.details["confidence"])
+            kept = with_curves(kept, point, kept_curves(result.details["confidence"], result.slices))
         if point == "after":
             used = settings_of(self.model.loaded, decoding)
             fitted, findings = WordConfidence(self._inputs.task, None, used).fit(result.predictions, clips)
