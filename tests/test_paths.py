@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sonotune.errors import ConfigError, ManifestError, ModelError, problem_list
-from sonotune.paths import exists, is_file, is_folder
+from sonotune.paths import exists, is_file, is_folder, short_names
 
 
 def test_what_is_there_is_found(tmp_path: Path) -> None:
@@ -68,3 +68,18 @@ def test_a_message_lists_twenty_problems_and_cuts_each() -> None:
     assert message.endswith("\n  ... and 10 more")
     assert len(message) < 20_000
     assert problem_list("1 problem:", ["a"]) == "1 problem:\n  - a"
+
+
+@pytest.mark.parametrize(
+    ("places", "names"),
+    [
+        (["data/a/test.jsonl"], ["test.jsonl"]),
+        (["data/a/test.jsonl", "data/b/test.jsonl"], ["a/test.jsonl", "b/test.jsonl"]),
+        (["x/a/test.jsonl", "y/a/test.jsonl", "dev.jsonl"], ["x/a/test.jsonl", "y/a/test.jsonl", "dev.jsonl"]),
+        (["a/test.jsonl", "a/test.jsonl"], ["a/test.jsonl", "a/test.jsonl"]),
+        (["assets:quickstart/test.jsonl", Path("/b/test.jsonl")], ["assets:quickstart/test.jsonl", "b/test.jsonl"]),
+        ([], []),
+    ],
+)
+def test_short_names_tell_paths_apart(places: list[str | Path], names: list[str]) -> None:
+    assert short_names(places) == names

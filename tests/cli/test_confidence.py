@@ -78,7 +78,8 @@ def test_a_run_is_calibrated_later_and_used_so(run: Path, speech: Path, tmp_path
     assert code == 0, err
     assert {"ece", "ece_uncalibrated", "auroc", "aurc"} <= scored["scores"].keys()
     record = json.loads((run / "run.json").read_text("utf-8"))
-    curves = record["confidence"]["curves"]["evaluate test.jsonl"]
+    [curves] = [one for one in record["confidence"]["curves"].values() if "source" in one]
+    assert curves["source"] == "assets:quickstart/test.jsonl"
     assert curves["scores"]["ece"] == scored["scores"]["ece"]
     of_slices = {(row["by"], row["value"]): row["scores"] for row in scored["slices"] if "ece" in row["scores"]}
     assert of_slices

@@ -137,6 +137,23 @@ def test_leaks_are_looked_for_again(tmp_path: Path, clips: list[Clip]) -> None:
     assert {"leak.speaker", "leak.sentence"} <= checks
 
 
+def test_leaks_are_looked_for_in_every_manifest_whatever_its_file_is_called(tmp_path: Path, clips: list[Clip]) -> None:
+    """Of two with one file name in two folders, the first has the leak."""
+    write_manifest(tmp_path / "in.jsonl", clips[:4])
+    scored = []
+    for folder, clip in (("a", replace(clips[5], speaker=clips[0].speaker)), ("b", replace(clips[6], speaker="other"))):
+        (tmp_path / folder).mkdir()
+        write_manifest(tmp_path / folder / "dev.jsonl", [clip])
+        scored += ["--scored", tmp_path / folder / "dev.jsonl"]
+    file = corrections(tmp_path / "choices.jsonl", [(clips[1].id, clips[1].text, "a new text")])
+    words = ("data", "correct", tmp_path / "in.jsonl", file, tmp_path / "out.jsonl", "--allow-outside-root", *scored)
+    code, out, err = command(*words, "--json")
+    assert code == 0, err
+    leaks = [one["message"] for one in json.loads(out)["findings"] if one["check"] == "leak.speaker"]
+    assert len(leaks) == 1
+    assert "a/dev.jsonl" in leaks[0]
+
+
 def test_what_cannot_be_corrected_is_said(tmp_path: Path, clips: list[Clip]) -> None:
     write_manifest(tmp_path / "in.jsonl", clips[:3])
     lines = [

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from sonotune.errors import RunDirectoryError
-from sonotune.evaluation.confidence import calibration_in, with_curves
+from sonotune.evaluation.augmented import EvaluationChain
+from sonotune.evaluation.confidence import calibration_in, curves_of_clips, with_curves
 from sonotune.metrics.confidence import Calibration, RatedWords, confidence_curves, confidence_scores
 from sonotune.reports.confidence import view_confidence
 from sonotune.reports.record import build_html
@@ -67,6 +68,26 @@ def test_the_report_draws_the_clips_that_it_was_not_fitted_on(run_record: RunRec
     assert "<b>x.jsonl" not in html
     assert html.count('href="#confidence"') == 1
     assert html == build_html(shown)
+
+
+def test_test_sets_with_one_file_name_are_two(run_record: RunRecord):
+    kept: dict[str, Any] = {}
+    given = [("a/test.jsonl", "1" * 64, None), ("b/test.jsonl", "2" * 64, None), ("b/test.jsonl", "3" * 64, None)]
+    given += [("b/test.jsonl", "3" * 64, EvaluationChain(name="voip"))]
+    for turn, (source, digest, chain) in enumerate([*given, given[0]]):
+        name, told = curves_of_clips(source, digest, chain)
+        score = {"ece": confidence_scores(words(), None, resamples=20)["ece"].to_json() | {"value": turn / 100}}
+        kept = with_curves(kept, name, {**confidence_curves(words(200 + turn), None), **told, "scores": score})
+    assert len(kept["curves"]) == 4
+    record = record_from_json(record_to_json(replace(run_record, confidence=kept, model={})))
+    view = view_confidence(record)
+    assert [clips for clips, *_ in view["rows"]] == [
+        "b/test.jsonl (22222222)",
+        "b/test.jsonl (33333333)",
+        "b/test.jsonl through voip",
+        "a/test.jsonl",
+    ]
+    assert view["told"][0].startswith("The figures are of 204 words of the clips of a/test.jsonl")  # the newest
 
 
 def test_a_run_without_confidences_has_no_section(run_record: RunRecord):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sonotune.cli import retention as retention_command
 from sonotune.reports.record import build_html
 from sonotune.reports.retention import retention_verdict
 from sonotune.types import RunRecord
@@ -112,3 +114,15 @@ def test_a_report_of_a_run_without_panels_has_no_such_section(run_record: RunRec
     html = build_html(run_record)
     assert retention_verdict(run_record) is None
     assert "What tuning broke" not in html
+
+
+def test_panels_of_one_short_name_are_called_by_their_sources(monkeypatch: pytest.MonkeyPatch, run_record: RunRecord):
+    """Evaluations one after the other, each of which found a name that tells its own panels apart."""
+    kept = [replace(run_record, retention=(), findings=())]
+    monkeypatch.setattr(
+        retention_command, "amend_record", lambda checkpoint, change, what: kept.append(change(kept[-1]))
+    )
+    for source, panel in (("x/a/test.jsonl", "a/test"), ("y/a/test.jsonl", "a/test"), ("nonspeech", "nonspeech")):
+        row = {"panel": panel, "source": source, "outcome": "better", "score": "wer"}
+        retention_command.record_retention(Path("run"), [row], {})
+    assert [row["panel"] for row in kept[-1].retention] == ["x/a/test.jsonl", "y/a/test.jsonl", "nonspeech"]

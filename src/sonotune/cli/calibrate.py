@@ -81,15 +81,23 @@ def calibrate(words: Words = None, as_json: Json = False) -> None:
     print_result(body, as_json=as_json, lines=[*lines, *warning_lines(findings, "--json")])
 
 
-def record_confidence(checkpoint: Path, name: str, result: EvaluationResult) -> None:
-    """Put the curves of an evaluation into the record of the run that was evaluated, under the name of its clips."""
-    from sonotune.evaluation.confidence import kept_curves, with_curves
+def record_confidence(checkpoint: Path, source: str, digest: str, result: EvaluationResult) -> None:
+    """Put the curves of an evaluation into the record of the run that was evaluated.
+
+    Args:
+        checkpoint: What was evaluated.
+        source: Its clips, as they were named.
+        digest: Of the clips, which tells them from others under the same name (`data.manifest.digest`).
+        result: Of the evaluation.
+    """
+    from sonotune.evaluation.confidence import curves_of_clips, kept_curves, with_curves
     from sonotune.metrics.confidence import is_of_confidence
 
     scores = {name: score.to_json() for name, score in result.scores.items() if is_of_confidence(name)}
     curves: dict[str, Any] = {**kept_curves(result.details["confidence"], result.slices), "scores": scores}
+    name, told = curves_of_clips(source, digest, result.augmentation)
 
     def with_them(record: RunRecord) -> RunRecord:
-        return replace(record, confidence=with_curves(record.confidence, f"evaluate {name}", curves))
+        return replace(record, confidence=with_curves(record.confidence, name, {**curves, **told}))
 
     amend_record(checkpoint, with_them, what="the curves of word confidences")

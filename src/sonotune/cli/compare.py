@@ -11,7 +11,7 @@ import typer
 from sonotune.cli.shared import Json, app, check_page, print_result
 from sonotune.metrics.confidence import show_confidence
 from sonotune.metrics.scores import in_percent, score_title, shown_number, shown_unit
-from sonotune.paths import exists
+from sonotune.paths import exists, short_names
 from sonotune.wording import counted
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _write_page(out: Path, found: Comparison, places: Sequence[Sequence[Path]], 
     from sonotune.runs import atomic_write_text, read_events, read_record
 
     _, rows = same_clips([side[0] for side in found.files], moment=moment)
-    names = _names(places)
+    names = short_names([side[0].absolute() for side in places])
     systems = []
     for name, side, own in zip(names, places, rows, strict=True):
         run = side[0] if (side[0] / "run.json").is_file() else None
@@ -117,16 +117,6 @@ def _write_page(out: Path, found: Comparison, places: Sequence[Sequence[Path]], 
             )
         )
     atomic_write_text(out, build_comparison_html(found, *systems))
-
-
-def _names(places: Sequence[Sequence[Path]]) -> list[str]:
-    """The last parts of the paths, as many as tell both sides apart."""
-    firsts = [side[0].absolute() for side in places]
-    for count in range(1, 4):
-        names = ["/".join(place.parts[-count:]) for place in firsts]
-        if len(set(names)) == len(names):
-            return names
-    return [str(place) for place in firsts]
 
 
 def _in_points(body: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import typer
 from sonotune.cli.data import Outside, Root, data_app
 from sonotune.cli.data_repair import Out, Source, tell_findings
 from sonotune.cli.shared import Json, print_result, tell
+from sonotune.paths import short_names
 
 if TYPE_CHECKING:
     from sonotune.audit.record import AuditReport
@@ -87,7 +88,7 @@ def _scored(source: str, named: Sequence[str] | None) -> dict[str, str]:
     from sonotune.data.manifest import SPLIT_MARK
 
     if named:
-        return {Path(one).stem: one for one in named}
+        return dict(zip(short_names(named), named, strict=True))
     place = Path(format_of(source)[1])
     if not place.with_name(SPLIT_MARK).is_file() or place.name != "train.jsonl":
         return {}

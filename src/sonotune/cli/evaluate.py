@@ -61,7 +61,7 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
     problem: SonotuneError | None = None
     record_retention(Path(config.model.checkpoint), result.retention, result.adapter_scales)
     if "confidence" in result.details:
-        record_confidence(Path(config.model.checkpoint), Path(str(config.data.test)).name, result)
+        record_confidence(Path(config.model.checkpoint), str(config.data.test), corpus.digests["test"], result)
     if out is not None:
         try:
             write_predictions(out, recognizer.task, result.predictions, clips)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,11 @@ def record_retention(checkpoint: Path, rows: Sequence[Mapping[str, Any]], scales
     def found(record: RunRecord) -> RunRecord:
         findings = [finding for finding in record.findings if finding.check != BROKE]
         measured = {row.get("source", row["panel"]): row for row in (*record.retention, *rows)}
-        kept = tuple(measured.values())
+        alike = Counter(row["panel"] for row in measured.values())
+        kept = tuple(
+            {**row, "panel": row["source"]} if alike[row["panel"]] > 1 and "source" in row else row
+            for row in measured.values()
+        )
         return replace(
             record,
             retention=kept,

@@ -25,11 +25,13 @@ from sonotune.metrics.confidence import (
     probability,
     word_log_odds,
 )
+from sonotune.runs import digest_json
 from sonotune.tasks.base import Task, WordTask
 from sonotune.types import Clip, Context, DecodingSettings, Finding, Prediction, Score
 from sonotune.wording import counted
 
 if TYPE_CHECKING:
+    from sonotune.evaluation.augmented import EvaluationChain
     from sonotune.models.base import LoadedModel
 
 CHECK: Final = "evaluation.confidence"
@@ -204,6 +206,20 @@ def kept_curves(curves: Mapping[str, Any], slices: Sequence[Mapping[str, Any]]) 
     return {**curves, "slices": rows}
 
 
+def curves_of_clips(source: str, digest: str, augmentation: EvaluationChain | None) -> tuple[str, dict[str, Any]]:
+    """Under which name a record keeps the curves of some clips, and what it says of them.
+
+    Args:
+        source: How the clips were named; others may have the same name in another folder, or later.
+        digest: Of the clips.
+        augmentation: What they were put through.
+    """
+    chain = None if augmentation is None else augmentation.to_json()
+    name = f"evaluate {digest_json([digest, chain])[:16]}"
+    return name, {"source": source, "digest": digest, **({} if chain is None else {"chain": chain["chain"]})}
+
+
 def with_curves(confidence: Mapping[str, Any], name: str, curves: Mapping[str, Any]) -> dict[str, Any]:
-    """`RunRecord.confidence` with the curves of some clips under a name."""
-    return {**confidence, "curves": {**confidence.get("curves", {}), name: dict(curves)}}
+    """`RunRecord.confidence` with the curves of some clips under a name, as the last of them."""
+    others = {one: kept for one, kept in confidence.get("curves", {}).items() if one != name}
+    return {**confidence, "curves": {**others, name: dict(curves)}}

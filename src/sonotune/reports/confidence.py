@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sonotune.metrics.confidence import is_of_confidence, show_confidence
 from sonotune.metrics.scores import score_title, show_score
+from sonotune.paths import short_names
 from sonotune.reports.figures import Series, curve
 from sonotune.reports.predictions import MAX_SLICES
 from sonotune.reports.verdict import SPLITS
@@ -26,9 +28,12 @@ def view_confidence(record: RunRecord) -> dict[str, Any]:
     curves: Mapping[str, Mapping[str, Any]] = record.confidence.get("curves", {})
     if not curves:
         return {}
-    name = max(curves, key=lambda one: (one not in ("before", _FITTED), one == "test"))
-    shown = curves[name]
-    told = [f"The figures are of {shown['words']:,} words of the {_clips_of(name)}, {shown['wrong']:,} of them wrong."]
+    called = _names(curves)
+    name = max(
+        reversed(list(curves)), key=lambda one: (one not in ("before", _FITTED), one == "test")
+    )  # the newest of equals
+    shown, clips = curves[name], SPLITS.get(name) or f"clips of {called[name]}"
+    told = [f"The figures are of {shown['words']:,} words of the {clips}, {shown['wrong']:,} of them wrong."]
     if (fitted := record.confidence.get("calibration")) is not None:
         told.append(
             f"Calibrated on {fitted['words']:,} words of {fitted['clips']:,} development clips (Platt scaling: slope "
@@ -41,28 +46,41 @@ def view_confidence(record: RunRecord) -> dict[str, Any]:
             ("Confidence and how many words are right", _reliability(shown)),
             ("Wrong words among those that are kept", _risk_coverage(shown["risk_coverage"])),
         ],
-        "rows": _rows(record, curves),
+        "rows": _rows(record, curves, called),
         "slices": [
             (row["by"], row["value"], row["clips"], list(sure.values()))
             for row in shown.get("slices", ())
             if (sure := show_confidence(row["scores"], show_score))
         ][:MAX_SLICES],
-        "slices_of": _clips_of(name),
+        "slices_of": clips,
         "told": told,
     }
 
 
-def _clips_of(name: str) -> str:
-    return SPLITS.get(name) or f"clips of {name.removeprefix('evaluate ')}"
+def _names(curves: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What each is of: as much of a manifest's path as tells it from the others, and its digest where that is alike."""
+    sources = list(dict.fromkeys(found["source"] for found in curves.values() if "source" in found))
+    short = dict(zip(sources, short_names(sources), strict=True))
+    names = {}
+    for name, found in curves.items():
+        told = short[found["source"]] if "source" in found else name.removeprefix("evaluate ")
+        names[name] = f"{told} through {found['chain']}" if "chain" in found else told
+    alike = [told for told, count in Counter(names.values()).items() if count > 1]
+    return {
+        name: f"{told} ({curves[name].get('digest', name)[:8]})" if told in alike else told
+        for name, told in names.items()
+    }
 
 
-def _rows(record: RunRecord, curves: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+def _rows(
+    record: RunRecord, curves: Mapping[str, Mapping[str, Any]], called: Mapping[str, str]
+) -> list[tuple[str, str, str]]:
     """Clips, score and its value with the interval."""
     rows = []
     for name, found in curves.items():
         for score, value in (found.get("scores") or record.scores.get(name, {})).items():
             if is_of_confidence(score):
-                rows.append((name, score_title(score, value), show_score(value)))
+                rows.append((called[name], score_title(score, value), show_score(value)))
     return rows
 
 

@@ -188,6 +188,9 @@ class _Curves(TypedDict):
     risk_coverage: list[_Coverage]
     scores: NotRequired[dict[str, ScoreEntries]]
     slices: NotRequired[list[_ConfidenceSlice]]
+    source: NotRequired[str]
+    digest: NotRequired[str]
+    chain: NotRequired[str]
 
 
 class _Confidence(TypedDict, total=False):
