@@ -32,7 +32,7 @@ from sonotune.alignment.open import open_aligner
 from sonotune.audio.io import probe
 from sonotune.data.manifest import read_manifest
 from sonotune.data.text import get
-from sonotune.metrics.error_rate import EditCounts, char_edits, word_edits
+from sonotune.metrics.error_rate import EditCounts, char_edits, sum_counts, word_edits
 from sonotune.metrics.paired import choose_blocks, paired_difference
 from sonotune.runs import code_version, environment, generator
 from sonotune.serving.recognizer import Recognizer
@@ -182,10 +182,7 @@ def read(
     found = []
     for of_clip in crops:
         pairs = [(scoring(crop.text or ""), scoring(texts.get(crop.id, ""))) for crop in of_clip]
-        chars, edits = EditCounts(), EditCounts()
-        for reference, hypothesis in pairs:
-            chars, edits = chars + char_edits(reference, hypothesis), edits + word_edits(reference, hypothesis)
-        found.append((chars, edits))
+        found.append((sum_counts(char_edits(*pair) for pair in pairs), sum_counts(word_edits(*pair) for pair in pairs)))
     return found
 
 

@@ -142,14 +142,15 @@ def _out_of_bounds(value: object) -> str | None:
     """What is wrong with a value whatever it should be; looked at level by level, for it may be deep."""
     level = [value]
     for _ in range(MAX_DEPTH):
-        if any(isinstance(one, int | float) and not -MAX_NUMBER < one < MAX_NUMBER for one in level):
-            return f"a number is beyond {MAX_NUMBER:g}"
-        level = [
-            child
-            for part in level
-            if isinstance(part, dict | list)
-            for child in (part.values() if isinstance(part, dict) else part)
-        ]
-        if not level:
+        below: list[object] = []
+        for one in level:
+            if isinstance(one, dict):
+                below.extend(one.values())
+            elif isinstance(one, list):
+                below.extend(one)
+            elif isinstance(one, int | float) and not -MAX_NUMBER < one < MAX_NUMBER:
+                return f"a number is beyond {MAX_NUMBER:g}"
+        if not below:
             return None
+        level = below
     return f"it is nested deeper than {MAX_DEPTH} levels"

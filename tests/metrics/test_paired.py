@@ -15,14 +15,17 @@ from sonotune.metrics.error_rate import word_edits
 from sonotune.metrics.paired import (
     Blocks,
     choose_blocks,
-    discordant_words,
     holm,
-    mapsswe,
     minimum_detectable_effect,
     paired_difference,
-    segment_differences,
     two_sided_p,
-    word_errors,
+)
+from sonotune.metrics.word_outcomes import (
+    WordOutcomes,
+    discordant_words,
+    mapsswe,
+    segment_differences,
+    word_outcomes,
 )
 
 SPEAKERS, CLIPS_EACH = 30, 20
@@ -271,26 +274,40 @@ def test_p_counts_both_sides():
 TEXT = st.lists(st.sampled_from(("a", "b", "c", "d")), max_size=8).map(" ".join)
 
 
-@given(TEXT, TEXT)
-def test_errors_of_words_sum_to_the_edits(reference: str, hypothesis: str):
-    errors = word_errors(reference, hypothesis)
-    assert errors.size == len(reference.split()) + 1
-    assert errors.sum() == word_edits(reference, hypothesis).errors
+def outcomes(*pairs: tuple[str, str]) -> WordOutcomes:
+    return word_outcomes([reference for reference, _ in pairs], [hypothesis for _, hypothesis in pairs])
 
 
-@given(TEXT, TEXT, TEXT)
-def test_segments_hold_every_error_of_both(reference: str, first: str, second: str):
-    expected = word_edits(reference, second).errors - word_edits(reference, first).errors
-    assert sum(segment_differences(reference, first, second)) == expected
-    assert discordant_words(reference, first, first) == 0
-    assert 0 <= discordant_words(reference, first, second) <= len(reference.split())
+def segments(reference: str, first: str, second: str) -> list[int]:
+    return segment_differences(outcomes((reference, first)), outcomes((reference, second))).tolist()
+
+
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4))
+def test_errors_of_words_sum_to_the_edits(pairs: list[tuple[str, str]]):
+    found = outcomes(*pairs)
+    assert found.errors.size == sum(len(reference.split()) + 1 for reference, _ in pairs)
+    assert found.by_clip().tolist() == [word_edits(*pair).errors for pair in pairs]
+
+
+@given(st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=4))
+def test_segments_hold_every_error_of_both_and_no_clip_changes_another(texts: list[tuple[str, str, str]]):
+    first = outcomes(*((reference, one) for reference, one, _ in texts))
+    second = outcomes(*((reference, two) for reference, _, two in texts))
+    alone = [segments(*one) for one in texts]
+    assert segment_differences(first, second).tolist() == [value for values in alone for value in values]
+    for (reference, one, two), values in zip(texts, alone, strict=True):
+        assert sum(values) == word_edits(reference, two).errors - word_edits(reference, one).errors
+    assert not discordant_words(first, first).any()
+    lengths = np.array([len(reference.split()) for reference, _, _ in texts])
+    assert ((discordant_words(first, second) >= 0) & (discordant_words(first, second) <= lengths)).all()
 
 
 def test_two_right_words_end_a_segment_and_one_does_not():
-    assert segment_differences("a b c d e", "x b c d x", "a b c d e") == [-1, -1]
-    assert segment_differences("a b c", "x b x", "a b c") == [-2]
-    assert segment_differences("a b c", "a b c", "a b c") == []
-    assert discordant_words("a b c d", "a x c d", "a b x d") == 2
+    assert segments("a b c d e", "x b c d x", "a b c d e") == [-1, -1]
+    assert segments("a b c", "x b x", "a b c") == [-2]
+    assert segments("a b c", "a b c", "a b c") == []
+    assert discordant_words(outcomes(("a b c d", "a x c d")), outcomes(("a b c d", "a b x d"))).tolist() == [2]
+    assert outcomes(("a b", "x a y b"), ("", "z"), ("c", "")).inserted.tolist() == [1, 1, 0, 1, 0, 0]
 
 
 def test_the_segment_test_by_hand():

@@ -34,6 +34,7 @@ from typing import Any, Final
 _LIBRARY: Final = "num2words"
 INSTALL: Final = "pip install 'sonotune[numbers]'"
 """What installs the library."""
+_DIGIT: Final = re.compile(r"\d")  # of any script
 _HEBREW_LIBRARY: Final = "hebrew_num2words"
 INSTALL_HEBREW: Final = "pip install 'sonotune[hebrew]'"
 """What installs the one by which Hebrew numbers agree with their nouns, and the first with it."""
@@ -130,7 +131,7 @@ def _agrees() -> bool:
 
 def has_digits(text: str) -> bool:
     """Whether a text has a decimal digit of any script."""
-    return any(character.isdecimal() for character in text)
+    return _DIGIT.search(text) is not None
 
 
 def verbalize_numbers(text: str, language: str) -> str:

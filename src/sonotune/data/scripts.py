@@ -37,12 +37,13 @@ def deciding_rate(texts: Iterable[str]) -> tuple[Literal["wer", "cer"], str]:
     Args:
         texts: References in scoring form; without letters, words decide.
     """
-    letters = unspaced = words = 0
+    signs, words = Counter[str](), 0
     for text in texts:
-        found = [sign for sign in text if unicodedata.category(sign)[0] in "LM"]
-        letters += len(found)
-        unspaced += sum(_UNSPACED.match(sign) is not None for sign in found)
+        signs.update(text)
         words += len(text.split())
+    found = {sign: count for sign, count in signs.items() if unicodedata.category(sign)[0] in "LM"}
+    letters = sum(found.values())
+    unspaced = sum(count for sign, count in found.items() if _UNSPACED.match(sign))
     if not letters:
         return "wer", "no reference has a letter"
     share, length = unspaced / letters, letters / words

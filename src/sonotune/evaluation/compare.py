@@ -17,35 +17,33 @@ from numpy.typing import NDArray
 
 from sonotune.data.lines import show
 from sonotune.data.scripts import deciding_rate
-from sonotune.data.text import BASIC
 from sonotune.errors import ConfigError, ManifestError, RunDirectoryError, TextError, suggest
 from sonotune.evaluation.compare_confidence import PairedWords
+from sonotune.evaluation.prediction_rows import clip_of, hypothesis_of, is_right, reference_of, scored_text
 from sonotune.metrics.error_rate import edit_counts
 from sonotune.metrics.intervals import MIN_BLOCKS
-from sonotune.metrics.paired import (
-    Blocks,
-    MatchedPairs,
-    PairedDifference,
-    choose_blocks,
-    discordant_words,
-    holm,
-    mapsswe,
-    paired_difference,
-    segment_differences,
-)
+from sonotune.metrics.paired import Blocks, PairedDifference, choose_blocks, holm, paired_difference
 from sonotune.metrics.scores import primary_score
-from sonotune.metrics.slices import DURATION_EDGES_S, NOISE, slice_clips
-from sonotune.metrics.text_scores import FurtherScores, ScoredText, pseudo_values
+from sonotune.metrics.slices import DURATION_EDGES_S, slice_clips
+from sonotune.metrics.text_scores import FurtherScores, pseudo_values
+from sonotune.metrics.word_outcomes import (
+    MatchedPairs,
+    WordOutcomes,
+    discordant_words,
+    mapsswe,
+    segment_differences,
+    word_outcomes,
+)
 from sonotune.paths import exists, is_folder
 from sonotune.registry import SCORES
 from sonotune.registry import names as registered
 from sonotune.runs import read_predictions, read_record
-from sonotune.types import Clip, LabelTokens, Unit
+from sonotune.types import Clip, Unit
 
 MOMENTS = ("test", "after")
 """Which predictions of a run are compared: the first of these that all runs have."""
 
-_SLICE_RESAMPLES = 2000  # a slice is a place to look, not a result
+_SLICE_RESAMPLES = 2000  # at most; a slice is a place to look, not a result
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -116,7 +114,7 @@ def compare(
             the references (`data.scripts.deciding_rate`).
         scores: Further scores of texts (`registry.SCORES`); None and none take those that all runs were scored by.
         same_seeds: The runs of both stand in the same order of seeds, so they are resampled as pairs.
-        resamples: Bootstrap resamples.
+        resamples: Bootstrap resamples; of slices and word confidences at most 2,000.
         seed: Of the resampling.
         slices: Compare by domain, duration, speaker and language as well.
         duration_edges_s: Borders of the duration slices, in seconds.
@@ -132,10 +130,11 @@ def compare(
     rows = _aligned(systems, files)
     further = [name for name in scores or _scored_by(files) if name not in ("wer", "cer")]
     further += [primary] if primary in registered("scores") else []
-    counted = _count(rows, primary or _decided(files), further)
+    outcomes = _outcomes(rows)
+    counted = _count(rows, outcomes, primary or _decided(files), further)
     if primary is not None and primary not in counted:
         raise ConfigError(f"the score {primary!r} is not compared here; known for these clips: {', '.join(counted)}.")
-    clips = [_clip(row) for row in rows[0][0]]
+    clips = [clip_of(row) for row in rows[0][0]]
     sessions = [row.get("session") for row in rows[0][0]]
     blocks = choose_blocks([clip.speaker for clip in clips], sessions)
     if len(clips) < MIN_BLOCKS:
@@ -154,8 +153,12 @@ def compare(
         differences |= words.compare(blocks, resamples=resamples, seed=seed)
     return Comparison(
         differences=differences,
-        slices=_slices(counted, words, clips, sessions, duration_edges_s, same_seeds, seed) if slices else [],
-        matched_pairs=_matched_pairs(rows),
+        slices=_slices(
+            counted, words, clips, sessions, duration_edges_s, same_seeds, min(resamples, _SLICE_RESAMPLES), seed
+        )
+        if slices
+        else [],
+        matched_pairs=_matched_pairs(outcomes),
         clips=len(clips),
         files=files,
         warnings=_unlike_normalizers(files),
@@ -262,32 +265,6 @@ def _in_order(rows: Rows, reference: Rows, ids: Sequence[str], path: Path, where
     return ordered
 
 
-def reference_of(row: Mapping[str, Any]) -> str | tuple[str, ...] | None:
-    """The transcript in the form that was compared, or the classes; None where the clip has neither."""
-    if "labels" in row:
-        return tuple(sorted(row["labels"]))
-    text = row.get("scored_reference", row.get("reference"))
-    return None if text is None else str(text)
-
-
-def hypothesis_of(row: Mapping[str, Any]) -> str:
-    """The recognised text in the form that was compared."""
-    text = row.get("scored_hypothesis")
-    return str(row.get("hypothesis") or "" if text is None else text)
-
-
-def _clip(row: Mapping[str, Any]) -> Clip:
-    return Clip(
-        id=row["id"],
-        path=Path(),
-        duration_s=float(row.get("duration_s") or 0.0),
-        domain=row.get("domain"),
-        speaker=row.get("speaker"),
-        language=row.get("language"),
-        extra={NOISE: row[NOISE]} if row.get(NOISE) else {},
-    )
-
-
 # --- counting ----------------------------------------------------------------------------------------
 
 
@@ -348,23 +325,31 @@ def _unlike_normalizers(files: Sequence[Sequence[Path]]) -> tuple[str, ...]:
     )
 
 
-def _count(rows: Sequence[Sequence[Rows]], primary: str | None, further: Sequence[str]) -> dict[str, _Counts]:
+def _count(
+    rows: Sequence[Sequence[Rows]],
+    outcomes: Sequence[Sequence[WordOutcomes]],
+    primary: str | None,
+    further: Sequence[str],
+) -> dict[str, _Counts]:
     """What is counted for each score, the one that decides first."""
     if "labels" in rows[0][0][0]:
-        right = [np.array([[_is_right(row) for row in run] for run in side], dtype=np.float64) for side in rows]
+        right = [np.array([[is_right(row) for row in run] for run in side], dtype=np.float64) for side in rows]
         apart_N = np.abs(right[0].mean(axis=0) - right[1].mean(axis=0))
         ones_N = np.ones(right[0].shape[1])
         return {"accuracy": _Counts(right[0], right[1], ones_N, apart_N, "higher")}
-    references = [str(reference_of(row)) for row in rows[0][0]]
-    units: tuple[tuple[str, Literal["word", "character"]], ...] = (("wer", "word"), ("cer", "character"))
-    found = {}
-    for name, unit in units:
-        counts = [
-            [edit_counts(references, [hypothesis_of(row) for row in run], unit=unit) for run in side] for side in rows
-        ]
-        errors = [np.array([[edit.errors for edit in run] for run in side], dtype=np.float64) for side in counts]
-        totals_N = np.array([edit.reference for edit in counts[0][0]], dtype=np.float64)
-        found[name] = _Counts(errors[0], errors[1], totals_N, _disputed(rows) if unit == "word" else None, "lower")
+    references = _references(rows)
+    words = [np.stack([run.by_clip() for run in side]) for side in outcomes]
+    words_N = np.array([len(text.split()) for text in references], dtype=np.float64)
+    letters = [
+        [edit_counts(references, [hypothesis_of(row) for row in run], unit="character") for run in side]
+        for side in rows
+    ]
+    errors = [np.array([[edit.errors for edit in run] for run in side], dtype=np.float64) for side in letters]
+    letters_N = np.array([edit.reference for edit in letters[0][0]], dtype=np.float64)
+    found = {
+        "wer": _Counts(words[0], words[1], words_N, _disputed(outcomes), "lower"),
+        "cer": _Counts(errors[0], errors[1], letters_N, None, "lower"),
+    }
     found |= _count_further(rows, further)
     decides = primary if primary in found else deciding_rate(references)[0]
     return {name: found[name] for name in sorted(found, key=lambda name: name != decides)}
@@ -387,47 +372,28 @@ def _count_further(rows: Sequence[Sequence[Rows]], names: Sequence[str]) -> dict
     return found
 
 
-def scored_text(row: Mapping[str, Any]) -> ScoredText:
-    """A clip of a file of predictions as the further scores see it."""
-    tokens = row.get("label_tokens")
-    return ScoredText(
-        reference=BASIC.training(str(row.get("reference") or "")),
-        hypothesis=BASIC.training(str(row.get("hypothesis") or "")),
-        scored_reference=str(reference_of(row)),
-        scored_hypothesis=hypothesis_of(row),
-        language=row.get("language"),
-        label_tokens=None if tokens is None else LabelTokens(**tokens),
-    )
+def _references(rows: Sequence[Sequence[Rows]]) -> list[str]:
+    return [str(reference_of(row)) for row in rows[0][0]]
 
 
-def _is_right(row: Mapping[str, Any]) -> bool:
-    """As accuracy counts: the whole set of classes; a clip that could not be read is wrong."""
-    return bool(row.get("scores")) and set(row.get("decided", ())) == set(row.get("labels", ()))
+def _outcomes(rows: Sequence[Sequence[Rows]]) -> list[list[WordOutcomes]]:
+    """What each run did at every word; nothing of classes."""
+    if "labels" in rows[0][0][0]:
+        return [[], []]
+    references = _references(rows)
+    return [[word_outcomes(references, [hypothesis_of(row) for row in run]) for run in side] for side in rows]
 
 
-def _disputed(rows: Sequence[Sequence[Rows]]) -> NDArray[np.float64]:
+def _disputed(outcomes: Sequence[Sequence[WordOutcomes]]) -> NDArray[np.float64]:
     """Words of each clip that exactly one system has right, mean over the runs as they stand beside each other (N,)."""
-    pairs = list(zip(rows[0], rows[1], strict=False))
-    words = [
-        [
-            discordant_words(str(reference_of(one)), hypothesis_of(one), hypothesis_of(other))
-            for one, other in zip(first, second, strict=True)
-        ]
-        for first, second in pairs
-    ]
+    words = [discordant_words(one, other) for one, other in zip(outcomes[0], outcomes[1], strict=False)]
     return np.asarray(np.mean(words, axis=0), dtype=np.float64)
 
 
-def _matched_pairs(rows: Sequence[Sequence[Rows]]) -> MatchedPairs | None:
-    if "labels" in rows[0][0][0] or any(len(side) > 1 for side in rows):
+def _matched_pairs(outcomes: Sequence[Sequence[WordOutcomes]]) -> MatchedPairs | None:
+    if any(len(side) != 1 for side in outcomes):
         return None
-    return mapsswe(
-        [
-            difference
-            for one, other in zip(rows[0][0], rows[1][0], strict=True)
-            for difference in segment_differences(str(reference_of(one)), hypothesis_of(one), hypothesis_of(other))
-        ]
-    )
+    return mapsswe(segment_differences(outcomes[0][0], outcomes[1][0]))
 
 
 def _difference(
@@ -464,6 +430,7 @@ def _slices(
     sessions: Sequence[Any],
     edges_s: Sequence[float],
     same_seeds: bool,
+    resamples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
@@ -474,12 +441,12 @@ def _slices(
         if len(members) >= MIN_BLOCKS:
             difference = {
                 name: _difference(
-                    name, counts, members, blocks, resamples=_SLICE_RESAMPLES, same_seeds=same_seeds, seed=seed
+                    name, counts, members, blocks, resamples=resamples, same_seeds=same_seeds, seed=seed
                 ).to_json()
                 for name, counts in counted.items()
             }
         if difference and words is not None:
-            found = words.compare(blocks, members=members, resamples=_SLICE_RESAMPLES, seed=seed)
+            found = words.compare(blocks, members=members, resamples=resamples, seed=seed)
             difference |= {name: one.to_json() for name, one in found.items()}
         rows.append({"by": part.by, "value": part.value, "clips": len(members), "difference": difference})
     for by in {row["by"] for row in rows}:

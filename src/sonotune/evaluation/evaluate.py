@@ -206,7 +206,7 @@ def evaluate(
         if words is not None:
             details, findings = details | words.details(found, true), findings + words.findings(found, true)
         parts = slice_clips(true, duration_edges_s=duration_edges_s)
-        slices = _slices(
+        slices = score_slices(
             task, found, true, parts, primary=primary, bootstrap=bootstrap, seed=seed, titled=titled, words=words
         )
     seconds = time.monotonic() - started_at
@@ -349,7 +349,7 @@ def _predict(
     return [prediction for found, _ in halves for prediction in found], sum(parts for _, parts in halves)
 
 
-def _slices(
+def score_slices(
     task: Task,
     predictions: Sequence[Prediction],
     clips: Sequence[Clip],
@@ -357,10 +357,23 @@ def _slices(
     *,
     primary: str,
     bootstrap: int,
-    seed: int,
-    titled: Callable[[Mapping[str, Score]], dict[str, Score]],
-    words: WordConfidence | None,
+    seed: int = 0,
+    titled: Callable[[Mapping[str, Score]], dict[str, Score]] = dict,
+    words: WordConfidence | None = None,
 ) -> list[dict[str, Any]]:
+    """The rows of `EvaluationResult.slices`.
+
+    Args:
+        task: Scores.
+        predictions: Of `clips`, in their order.
+        clips: With a reference each.
+        slices: Of `clips`.
+        primary: Name of the score that decides.
+        bootstrap: Resamples for the intervals.
+        seed: Of the resampling.
+        titled: Changes titles of scores.
+        words: Scores word confidences, where there are any.
+    """
     rows = []
     for part in slices:
         members, found = [clips[index] for index in part.members], [predictions[index] for index in part.members]

@@ -11,9 +11,10 @@ from sonotune.data.audio_files import enumerate_names
 from sonotune.data.corpus import read_source
 from sonotune.data.manifest import fill_durations
 from sonotune.errors import ConfigError, ManifestError, SonotuneError, TextError
-from sonotune.evaluation.compare import hypothesis_of, same_clips
+from sonotune.evaluation.compare import same_clips
+from sonotune.evaluation.prediction_rows import clip_of, hypothesis_of
 from sonotune.paths import is_folder
-from sonotune.reports.predictions import clip_of, facts_of
+from sonotune.reports.predictions import facts_of
 from sonotune.runs import digest_file, read_record
 from sonotune.types import Clip, Finding
 

@@ -20,7 +20,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sonotune.metrics.error_rate import align_words
 from sonotune.metrics.intervals import MIN_BLOCKS, percentile_interval
 from sonotune.types import Unit as ScoreUnit
 
@@ -280,18 +279,25 @@ def _resample(
     for start in range(0, resamples, rows):
         count = min(rows, resamples - start)
         if together:
-            errors_RG = _times(generator, count, len(first_SG)) @ (second_SG - first_SG)
+            errors_RG = _drawn(_times(generator, count, len(first_SG)), second_SG - first_SG)
             divisor = len(first_SG)
         else:
             weights = [_times(generator, count, len(part_SG)) for part_SG in (first_SG, second_SG)]
             # Brought to one divisor, so that the numerator stays whole.
-            errors_RG = weights[1] @ second_SG * len(first_SG) - weights[0] @ first_SG * len(second_SG)
+            errors_RG = _drawn(weights[1], second_SG) * len(first_SG) - _drawn(weights[0], first_SG) * len(second_SG)
             divisor = len(first_SG) * len(second_SG)
         times_RG = _times(generator, count, size)
         totals_R = times_RG @ totals_G
         valid_R = totals_R > 0
-        found.append((times_RG * errors_RG).sum(axis=1)[valid_R] / (divisor * totals_R[valid_R]))
+        # Of single runs the errors are the same in every resample.
+        errors_R = times_RG @ errors_RG[0] if len(errors_RG) == 1 else (times_RG * errors_RG).sum(axis=1)
+        found.append(errors_R[valid_R] / (divisor * totals_R[valid_R]))
     return np.concatenate(found)
+
+
+def _drawn(times_RS: NDArray[np.float64], counts_SG: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Counts of the drawn runs by block (R, G); one row for a single run, which every draw has."""
+    return counts_SG if len(counts_SG) == 1 else times_RS @ counts_SG
 
 
 def _times(generator: np.random.Generator, rows: int, size: int) -> NDArray[np.float64]:
@@ -421,68 +427,3 @@ def minimum_detectable_effect(discordant: float, total: float, *, design_effect:
     if total <= 0 or discordant < 0:
         raise ValueError(f"needs words and no negative count; found {discordant} of {total}.")
     return min(1.0, POWER_FACTOR * math.sqrt(design_effect * max(3.0, discordant)) / total)
-
-
-# --- word by word ------------------------------------------------------------------------------------
-
-
-def word_errors(reference: str, hypothesis: str) -> NDArray[np.int64]:
-    """Errors at each reference word and after the last (U + 1,): 1 where it is wrong, and insertions before it."""
-    errors = [0]
-    for step in align_words(reference, hypothesis):
-        if step.operation == "insert":
-            errors[-1] += 1
-        else:
-            errors[-1] += step.operation != "equal"
-            errors.append(0)
-    return np.array(errors, dtype=np.int64)
-
-
-def discordant_words(reference: str, first: str, second: str) -> int:
-    """Reference words that exactly one of two hypotheses has right."""
-    right = [
-        [step.operation == "equal" for step in align_words(reference, text) if step.operation != "insert"]
-        for text in (first, second)
-    ]
-    return sum(one != other for one, other in zip(*right, strict=True))
-
-
-def segment_differences(reference: str, first: str, second: str) -> list[int]:
-    """Errors of the second minus errors of the first, in each stretch between two words that both have right.
-
-    Errors within such a stretch depend on each other through the language model; stretches hardly do.
-    """
-    errors_first, errors_second = word_errors(reference, first), word_errors(reference, second)
-    wrong = np.flatnonzero((errors_first + errors_second) > 0)
-    if not wrong.size:
-        return []
-    # More than two steps from one wrong word to the next leave at least two right ones between them.
-    stretches = np.split(wrong, np.flatnonzero(np.diff(wrong) > 2) + 1)
-    return [int((errors_second[part] - errors_first[part]).sum()) for part in stretches]
-
-
-class MatchedPairs(NamedTuple):
-    """Matched-pair sentence-segment word error test: z, its two-sided p, and the number of segments."""
-
-    z: float
-    p: float
-    segments: int
-
-
-def mapsswe(differences: Sequence[float]) -> MatchedPairs | None:
-    """The usual test of two recognisers, for comparison with other work; it takes speakers as alike.
-
-    Args:
-        differences: Of `segment_differences`, over all clips.
-
-    Returns:
-        None for fewer than two segments, or where all differ alike.
-
-    Source: Gillick and Cox 1989, "Some statistical issues in the comparison of speech recognition algorithms".
-    """
-    values = np.asarray(differences, dtype=np.float64)
-    spread = float(values.std(ddof=1)) if values.size > 1 else 0.0
-    if spread == 0:
-        return None
-    z = float(values.mean()) / (spread / math.sqrt(values.size))
-    return MatchedPairs(z, math.erfc(abs(z) / math.sqrt(2)), values.size)

@@ -54,14 +54,27 @@ def allowed_repeats(words: int, max_repeats: int = MAX_REPEATS) -> int:
 def _repetitions(text: str, longest: int) -> list[int]:
     """How often a phrase of one word, of two words, and so on up to `longest` stands in a row at most."""
     words = text.split()
-    found = []
-    for size in range(1, min(longest, len(words)) + 1):
+    found = [1] * min(longest, len(words))
+    for size in sorted(_distances(words, len(found))):
         run = most = 0  # words in a row that equal the word one phrase earlier
         for word, earlier in zip(words[size:], words, strict=False):
             run = run + 1 if word == earlier else 0
             most = max(most, run)
-        found.append(most // size + 1)
+        found[size - 1] = most // size + 1
     return found
+
+
+def _distances(words: Sequence[str], longest: int) -> set[int]:
+    """How far apart equal words stand, up to a limit: no other distance has a repetition, and most texts have few."""
+    if len(set(words)) == len(words):
+        return set()
+    places: dict[str, list[int]] = {}
+    found: set[int] = set()
+    for place, word in enumerate(words):
+        earlier = places.setdefault(word, [])
+        found.update(place - one for one in earlier[-longest:])
+        earlier.append(place)
+    return {distance for distance in found if distance <= longest}
 
 
 def longest_repetition(text: str) -> int:
@@ -78,7 +91,7 @@ def loops(hypothesis: str, reference: str = "", *, max_repeats: int = MAX_REPEAT
     suspects = {
         size: repeats
         for size, repeats in enumerate(_repetitions(hypothesis, _PHRASE_WORDS), start=1)
-        if repeats > allowed_repeats(size, max_repeats)
+        if repeats > 1 and repeats > allowed_repeats(size, max_repeats)
     }
     if suspects:
         known = _repetitions(reference, 2 * max(suspects))
@@ -120,6 +133,8 @@ def _drop(kept: list[str], run: int, size: int, allowed: int) -> None:
 
 
 def _repeats_characters(text: str) -> bool:
+    if len(text) < _MIN_SYLLABLE_CHARACTERS:
+        return False
     return any(len(found[0]) >= _MIN_SYLLABLE_CHARACTERS for found in _SYLLABLES.finditer(text))
 
 

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 from sonotune.types import Clip
@@ -109,8 +110,10 @@ def slice_clips(clips: Sequence[Clip], *, duration_edges_s: Sequence[float] = DU
 
 
 def _groupings(clips: Sequence[Clip], edges_s: Sequence[float]) -> list[tuple[str, Callable[[Clip], tuple[str, ...]]]]:
+    bucket_of = cache(lambda duration_s: duration_bucket(duration_s, edges_s))
+
     def bucket(clip: Clip) -> str:
-        return duration_bucket(clip.duration_s, edges_s)
+        return bucket_of(clip.duration_s)
 
     groupings: list[tuple[str, Callable[[Clip], tuple[str, ...]]]] = []
     if any(clip.domain is not None for clip in clips):

@@ -10,6 +10,8 @@ from sonotune.metrics.runaway import loops
 
 KEPT_PAIRS: Final = 2**17
 """Pairs that are remembered, some 100 MB of them at most."""
+KEPT_TEXTS: Final = 2 * KEPT_PAIRS
+"""Of all of them, for what is remembered of single texts: a cache that is smaller than one pass has no hit at all."""
 
 
 class TextPair(NamedTuple):

@@ -13,13 +13,14 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from sonotune.evaluation.prediction_rows import clip_of
 from sonotune.metrics.classification import ClassScore, class_report
 from sonotune.metrics.error_rate import AlignedWord
 from sonotune.metrics.intervals import block_bootstrap_ratio, wilson
 from sonotune.metrics.slices import slice_clips
 from sonotune.reports.edits import direction
 from sonotune.reports.matrix import Matrix, draw_matrix
-from sonotune.reports.predictions import MAX_WORST, clip_of, facts_of, shown_slices
+from sonotune.reports.predictions import MAX_WORST, facts_of, shown_slices
 
 MAX_CLASSES = 60
 """Rows of the class table, and of the matrix; more are named by their number."""

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sonotune.evaluation.compare import Comparison, hypothesis_of, reference_of
+from sonotune.evaluation.compare import Comparison
+from sonotune.evaluation.prediction_rows import hypothesis_of, reference_of
 from sonotune.metrics.confidence import show_confidence
 from sonotune.metrics.error_rate import align_words, word_edits
 from sonotune.metrics.retention import retention_sentence

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final, Literal
 
+from sonotune.evaluation.prediction_rows import clip_of
 from sonotune.metrics.error_rate import align_words, edit_counts, error_rate, word_edits
-from sonotune.metrics.slices import NOISE, slice_clips
+from sonotune.metrics.slices import slice_clips
 from sonotune.reports.edits import direction
-from sonotune.types import Clip
 
 Rate = Literal["wer", "cer"]
 _UNITS: Final[Mapping[Rate, Literal["word", "character"]]] = {"wer": "word", "cer": "character"}
@@ -84,19 +83,6 @@ def facts_of(row: Mapping[str, Any]) -> list[str]:
     """What is known of the clip of a prediction, in words."""
     duration = [f"{float(row['duration_s']):.1f} s"] if row.get("duration_s") else []
     return duration + [str(row[key]) for key in ("domain", "speaker", "language") if row.get(key)]
-
-
-def clip_of(row: Mapping[str, Any]) -> Clip:
-    """What slices need to know of the clip of a prediction; where its audio lies is not known."""
-    return Clip(
-        id=str(row.get("id", "")),
-        path=Path(),
-        duration_s=float(row.get("duration_s") or 0.0),
-        domain=row.get("domain"),
-        speaker=row.get("speaker"),
-        language=row.get("language"),
-        extra={NOISE: row[NOISE]} if row.get(NOISE) else {},
-    )
 
 
 def _scored(row: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -20,7 +20,7 @@ from sonotune.metrics.confidence import RatedWords, word_log_odds
 from sonotune.metrics.error_rate import edit_counts, error_rate
 from sonotune.metrics.runaway import cut_loops, decoding_health
 from sonotune.metrics.scores import NUMBERS_VERBALIZED
-from sonotune.metrics.text_pairs import KEPT_PAIRS, compare_texts
+from sonotune.metrics.text_pairs import KEPT_PAIRS, KEPT_TEXTS, compare_texts
 from sonotune.metrics.text_scores import FurtherScores, ScoredText
 from sonotune.models.base import LoadedModel, SpeechFamily
 from sonotune.models.decoding import DENSE_SHARE, text_rate
@@ -68,7 +68,7 @@ class Transcribe:
         self.rates_labels = bool(self._further.of_labels)
         self.family = family
         self._settings = settings
-        self._scoring = scoring = lru_cache(maxsize=KEPT_PAIRS)(settings.scoring_text.scoring)
+        self._scoring = scoring = lru_cache(maxsize=KEPT_TEXTS)(settings.scoring_text.scoring)
         self._right_words = lru_cache(maxsize=KEPT_PAIRS)(
             lambda hypothesis, reference, written: right_words(
                 hypothesis, reference, lambda text: scoring(written(text))
