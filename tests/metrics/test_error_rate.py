@@ -17,6 +17,7 @@ from sonotune.metrics.error_rate import (
     char_edits,
     edit_counts,
     error_rate,
+    sum_counts,
     wer,
     word_edits,
 )
@@ -227,3 +228,11 @@ def _levenshtein(left: list[str], right: list[str]) -> int:
         for j, other in enumerate(right, start=1):
             previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (word != other))
     return row[-1]
+
+
+def test_counts_together_are_those_of_each():
+    pairs = [("a b c", "a c d"), ("", "x"), ("y z", "")]
+    counts = [word_edits(*pair) for pair in pairs]
+    total = sum_counts(iter(counts))
+    assert total.to_json() == {name: sum(one.to_json()[name] for one in counts) for name in total.to_json()}
+    assert sum_counts([]) == EditCounts()

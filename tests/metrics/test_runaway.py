@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sonotune.metrics import runaway
 from sonotune.metrics.error_rate import edit_counts
 from sonotune.metrics.runaway import (
     allowed_repeats,
@@ -112,6 +113,34 @@ def test_a_text_that_is_cut_is_no_longer_and_nothing_is_cut_without_a_loop(lette
     text = " ".join(letters)
     assert len(cut_loops(text)) <= len(text)
     assert (cut_loops(text) == text) or loops(text)
+
+
+def plain_repetition(words: list[str], longest: int = 12) -> int:
+    """By its definition: the most often that a phrase stands in a row."""
+    most = min(1, len(words))
+    for size in range(1, longest + 1):
+        for start in range(len(words) - size + 1):
+            phrase, times = words[start : start + size], 1
+            while words[start + times * size : start + (times + 1) * size] == phrase:
+                times += 1
+            most = max(most, times)
+    return most
+
+
+@given(st.lists(st.sampled_from("abcdefg"), max_size=40))
+def test_the_longest_repetition_is_that_of_its_definition(words: list[str]) -> None:
+    assert longest_repetition(" ".join(words)) == plain_repetition(words)
+
+
+@given(
+    st.text("abcdefghij ", max_size=20), st.text("abcdefghij", min_size=1, max_size=40), st.integers(1, 14), st.text()
+)
+def test_no_loop_of_characters_is_missed_by_the_question_that_is_asked_first(
+    before: str, phrase: str, times: int, after: str
+) -> None:
+    text = before + phrase * times + after
+    found = any(len(one[0]) >= 30 for one in runaway._SYLLABLES.finditer(text))
+    assert runaway._repeats_characters(text) == found
 
 
 def test_a_long_hostile_text_takes_no_time_of_its_square() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sonotune.evaluation.compare import compare
-from sonotune.reports.comparison import System, build_comparison_html
+from sonotune.reports.comparison import MAX_CHANGED, System, build_comparison_html
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "docs" / "examples").glob("*.html"))
 HEBREW = "\u05e9\u05dc\u05d5\u05e9 \u05d0\u05e8\u05d1\u05e2 \u05d7\u05de\u05e9"
@@ -39,4 +39,30 @@ def test_hebrew_texts_of_a_comparison_are_read_from_the_right(tab: Any, tmp_path
     places = tab.run(f"{words}.map((word) => word.getBoundingClientRect().left)")
     assert places == sorted(places, reverse=True)
     assert len(places) == 3
+    assert tab.problems == []
+
+
+def test_a_comparison_of_two_thousand_utterances_is_small_and_there_in_three_seconds(tab: Any, tmp_path: Path) -> None:
+    systems, files = [], []
+    for name, every in (("a", 3), ("b", 5)):
+        rows = [
+            {
+                "id": f"c{index}",
+                "reference": (said := " ".join(f"word{index + place}" for place in range(12))),
+                "hypothesis": said if index % every else said.replace("word", "world"),
+                "duration_s": 0.1 * (index % 300),
+                "speaker": f"s{index % 50}",
+                "domain": f"d{index % 7}",
+            }
+            for index in range(2000)
+        ]
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        systems.append(System(name=name, places=[name], rows=rows))
+    html = build_comparison_html(compare(files[:1], files[1:], resamples=100), *systems)
+    assert len(html.encode()) < 5_000_000
+    (tmp_path / "page.html").write_text(html, "utf-8")
+    tab.open((tmp_path / "page.html").as_uri(), until="#texts .say")
+    assert tab.run("performance.getEntriesByType('navigation')[0].domComplete") < 3000
+    assert tab.run("document.querySelectorAll('#texts .say').length") == 2 * MAX_CHANGED
     assert tab.problems == []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sonotune.evaluation.compare import Comparison
 from sonotune.evaluation.prediction_rows import hypothesis_of, reference_of
@@ -157,35 +157,46 @@ def changed_texts(first: Rows, second: Rows) -> dict[str, Any]:
         `gained` and `lost` (rows of the page); `texts` is 0 for classes.
     """
     counts = dict.fromkeys(("better", "worse", "alike", "same"), 0)
-    changed: list[tuple[int, dict[str, Any]]] = []
+    changed: list[_Changed] = []
     for one, other in zip(first, second, strict=True):
         reference = reference_of(one)
         if not isinstance(reference, str):
             continue
         texts = hypothesis_of(one), hypothesis_of(other)
-        errors = [word_edits(reference, text).errors for text in texts]
+        errors = word_edits(reference, texts[0]).errors, word_edits(reference, texts[1]).errors
         change = errors[1] - errors[0]
         counts[_change_of(change, same=texts[0] == texts[1])] += 1
         if change:
-            changed.append(
-                (
-                    change,
-                    {
-                        "id": str(one.get("id", "")),
-                        "facts": " · ".join([f"{errors[0]} → {errors[1]} wrong", *facts_of(one)]),
-                        "direction": direction(reference, *texts),
-                        "sides": [align_words(reference, text) for text in texts],
-                        "silent": [not text.strip() for text in texts],
-                    },
-                )
-            )
-    ordered = sorted(changed, key=lambda pair: pair[0])
+            changed.append(_Changed(change, errors, reference, texts, one))
+    ordered = sorted(changed, key=lambda one: one.change)
+    gained = [one for one in ordered if one.change < 0][:MAX_CHANGED]
+    lost = [one for one in reversed(ordered) if one.change > 0][:MAX_CHANGED]
     return {
         **counts,
         "texts": sum(counts.values()),
-        "gained": [row for change, row in ordered if change < 0][:MAX_CHANGED],
-        "lost": [row for change, row in reversed(ordered) if change > 0][:MAX_CHANGED],
+        "gained": [one.to_page() for one in gained],
+        "lost": [one.to_page() for one in lost],
     }
+
+
+class _Changed(NamedTuple):
+    """A text with more or fewer wrong words in the second system."""
+
+    change: int
+    errors: tuple[int, int]
+    reference: str
+    texts: tuple[str, str]
+    row: Mapping[str, Any]
+
+    def to_page(self) -> dict[str, Any]:
+        """A row of the page."""
+        return {
+            "id": str(self.row.get("id", "")),
+            "facts": " · ".join([f"{self.errors[0]} → {self.errors[1]} wrong", *facts_of(self.row)]),
+            "direction": direction(self.reference, *self.texts),
+            "sides": [align_words(self.reference, text) for text in self.texts],
+            "silent": [not text.strip() for text in self.texts],
+        }
 
 
 def _change_of(change: int, *, same: bool) -> str:
