@@ -150,6 +150,32 @@ def test_other_weights_or_clips_under_the_same_names_are_another_sweep(tmp_path:
     assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.json*")} == before
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"schema": 9}, "schema"),
+        ({"trials": []}, "lack what it says"),
+        ({"score": "gone"}, "lack what it says"),
+        ({"proposed": 7}, "lack what it says"),
+        ({"proposed": -1}, "proposed"),
+    ],
+)
+def test_a_damaged_record_is_refused(tmp_path: Path, changed: dict[str, Any], told: str):
+    body = sweep(tmp_path, current=BAD, good=[1] * 60)
+    (tmp_path / RECORD).write_text(json.dumps(body | changed), "utf-8")
+    with pytest.raises(ConfigError, match=told):
+        sweep(tmp_path, current=BAD, good=[1] * 60)
+
+
+def test_a_record_names_no_file_outside_its_folder(tmp_path: Path):
+    body = sweep(tmp_path / "d", current=BAD, good=[1] * 60)
+    for row in body["trials"]:
+        row["predictions"] = "../elsewhere/" + row["predictions"]
+    (tmp_path / "d" / RECORD).write_text(json.dumps(body), "utf-8")
+    found = sweep(tmp_path / "d", current=BAD, good=[1] * 60)
+    assert [row["predictions"] for row in found["trials"]] == ["predictions/000.jsonl", "predictions/001.jsonl"]
+
+
 def test_two_processes_do_not_work_on_one_sweep(tmp_path: Path):
     code = (
         "import sys, pathlib; from sonotune.sweeps.claims import open_claims;"

@@ -31,7 +31,7 @@ def sweep(
     several times at once.
 
     sonotune sweep decode model=runs/x evaluation.beam_size=1,4 tries settings of decoding of a trained run on its
-    development clips, without training.
+    development clips, without training, and goes on in the same way.
     """
     if words and words[0] == "decode":
         sweep_decode(words[1:], dry_run=dry_run, as_json=as_json)

@@ -22,6 +22,14 @@ RECORD: Final = "decoding.json"
 _DO: Final = "Name another folder (sweep.dir), or remove the file: everything is decoded again."
 
 
+class _Difference(TypedDict):
+    value: Number
+    low: Number
+    high: Number
+    p: Number
+    better: Literal["lower", "higher"]
+
+
 class _Row(TypedDict):
     identity: NotRequired[str]
     values: dict[str, str]
@@ -37,7 +45,7 @@ class _Row(TypedDict):
     seconds: Number
     predictions: str
     commit: NotRequired[str]
-    difference: dict[str, Any] | None
+    difference: _Difference | None
     outcome: NotRequired[str]
 
 
@@ -50,6 +58,12 @@ class _Record(TypedDict):
     proposed: Count
     shown: bool
     sentence: str
+    model: NotRequired[str]
+    axes: NotRequired[dict[str, list[str]]]
+    words: NotRequired[list[str]]
+    identity: NotRequired[dict[str, str]]
+    notes: NotRequired[list[str]]
+    code: NotRequired[dict[str, Any]]
 
 
 _RECORD: Final = TypeAdapter(_Record)
@@ -64,7 +78,11 @@ def read_decoding(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     if not path.is_file():
         return {}
-    return cast("dict[str, Any]", read_json(path, _RECORD, error=ConfigError, do=_DO))
+    read = cast("dict[str, Any]", read_json(path, _RECORD, error=ConfigError, do=_DO))
+    rows = read["trials"]
+    if read["proposed"] >= len(rows) or any(read["score"] not in row["scores"] for row in rows):
+        raise ConfigError(f"{path} is damaged: its trials lack what it says of them. {_DO}")
+    return read
 
 
 def check_folder(folder: Path, about: Mapping[str, Any]) -> None:
