@@ -133,7 +133,10 @@ def test_the_longest_repetition_is_that_of_its_definition(words: list[str]) -> N
 
 
 @given(
-    st.text("abcdefghij ", max_size=20), st.text("abcdefghij", min_size=1, max_size=40), st.integers(1, 14), st.text()
+    st.text("abcdefghij ", max_size=20),
+    st.text("abcdefghij", min_size=1, max_size=40),
+    st.integers(1, 14),
+    st.text("ab ", max_size=20),
 )
 def test_no_loop_of_characters_is_missed_by_the_question_that_is_asked_first(
     before: str, phrase: str, times: int, after: str
