@@ -21,17 +21,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sonotune.errors import ManifestError, NumericError, ResourceError, TextError, out_of_memory
+from sonotune.errors import ManifestError, NumericError, ResourceError, out_of_memory
 from sonotune.evaluation.augmented import EvaluationChain
 from sonotune.evaluation.confidence import WordConfidence, settings_of
 from sonotune.evaluation.decode import cut_texts, in_clip_order, some_of
+from sonotune.evaluation.scoring import score_predictions
 from sonotune.evaluation.teacher_forcing import LabelPass
 from sonotune.evaluation.windows import cut_into_windows
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
 from sonotune.features.workers import Crew
 from sonotune.metrics.confidence import Calibration
 from sonotune.metrics.efficiency import real_time_factor
-from sonotune.metrics.slices import DURATION_EDGES_S, NOISE, Slice, slice_clips
+from sonotune.metrics.slices import DURATION_EDGES_S, NOISE
 from sonotune.models.modes import inference
 from sonotune.models.thinning import made_for
 from sonotune.processes import SINGLE_PROCESS, Processes
@@ -183,38 +184,26 @@ def evaluate(
     findings += cut_texts(predictions, decoding)
     if words is not None:
         predictions = words.rate(predictions)
-    told = [index for index, clip in enumerate(clips) if task.has_reference(clip)]
-    findings += [*foreign, *_untold(clips, told)]
-    scores: dict[str, Score] = {}
-    slices: list[dict[str, Any]] = []
-    details: dict[str, Any] = {}
-    if told:
-        true, found = [clips[index] for index in told], [predictions[index] for index in told]
-        primary = primary or task.primary_of(true)[0]
-        titled = dict if augmentation is None else augmentation.titled
-        scores = task.score(found, true, primary=primary, resamples=bootstrap, seed=seed)
-        if words is not None:
-            scores |= words.score(found, true, resamples=bootstrap, seed=seed)
-        scores = titled(scores)
-        if primary not in scores:
-            raise TextError(
-                f"{primary} is to decide (evaluation.primary), and none of the {len(true)} clips has anything that it "
-                f"is counted on; found {', '.join(scores)}. Name one of these, or leave the setting at auto."
-            )
-        details, warnings = task.details(found, true)
-        findings += warnings
-        if words is not None:
-            details, findings = details | words.details(found, true), findings + words.findings(found, true)
-        parts = slice_clips(true, duration_edges_s=duration_edges_s)
-        slices = _slices(task, found, true, parts, primary=primary, bootstrap=bootstrap, seed=seed, titled=titled)
+    scored = score_predictions(
+        task,
+        predictions,
+        clips,
+        primary=primary,
+        bootstrap=bootstrap,
+        seed=seed,
+        duration_edges_s=duration_edges_s,
+        titled=dict if augmentation is None else augmentation.titled,
+        words=words,
+    )
+    findings += [*foreign, *scored.findings]
     seconds = time.monotonic() - started_at
     audio_seconds = math.fsum(clip.duration_s for clip in clips)
     return EvaluationResult(
-        scores=scores,
-        slices=slices,
+        scores=scored.scores,
+        slices=scored.slices,
         predictions=predictions,
         findings=findings,
-        details=details,
+        details=scored.details,
         clips=len(clips),
         seconds=seconds,
         audio_seconds=audio_seconds,
@@ -389,36 +378,6 @@ def _did_not_fit(cut: int, batches: int, batch_seconds: float) -> Finding:
     )
 
 
-def _slices(
-    task: Task,
-    predictions: Sequence[Prediction],
-    clips: Sequence[Clip],
-    slices: Sequence[Slice],
-    *,
-    primary: str,
-    bootstrap: int,
-    seed: int,
-    titled: Callable[[Mapping[str, Score]], dict[str, Score]],
-) -> list[dict[str, Any]]:
-    rows = []
-    for part in slices:
-        members, found = [clips[index] for index in part.members], [predictions[index] for index in part.members]
-        scores = titled(task.score(found, members, primary=primary, resamples=bootstrap, seed=seed))
-        row: dict[str, Any] = {
-            "by": part.by,
-            "value": part.value,
-            "clips": len(members),
-            "seconds": math.fsum(clip.duration_s for clip in members),
-            "scores": {name: score.to_json() for name, score in scores.items()},
-        }
-        details, _ = task.details(found, members)
-        rows.append(row | {name: details[name] for name in _DETAILS_OF_SLICES if name in details})
-    return rows
-
-
-_DETAILS_OF_SLICES = ("insertions",)
-
-
 def _foreign_context(loaded: Any, context: Context) -> list[Finding]:
     """A warning where weights are scored in a context that they were not trained for."""
     trained = loaded.trained_contexts
@@ -432,25 +391,6 @@ def _foreign_context(loaded: Any, context: Context) -> list[Finding]:
             severity="warning",
             message=f"scored with model.context={context}, and the weights were {made_for(trained)}: the score is not "
             f"the one that they have in the context of their training{others}. Compare with model.context={best}.",
-        )
-    ]
-
-
-def _untold(clips: Sequence[Clip], told: Sequence[int]) -> list[Finding]:
-    """A note on the clips that do not say what should come out."""
-    known = set(told)
-    without = tuple(clip.id for index, clip in enumerate(clips) if index not in known)
-    if not without:
-        return []
-    return [
-        Finding(
-            check="evaluation.no_truth",
-            severity="note",
-            message=f"{len(without)} of {len(clips)} clips have no transcript or class: they were decoded and not "
-            "scored.",
-            clip_ids=without,
-            measured=float(len(without)),
-            unit="clips",
         )
     ]
 
