@@ -224,8 +224,9 @@ def _refuse_label_scores(recognizer: Recognizer) -> None:
 
 def ensemble_lines(found: EnsembleResult, method: str) -> list[str]:
     """The members with their score that decides, the difference from the best, and the cost."""
-    lines = [f"ensemble of {len(found.names)} members ({method}); the best by itself is {found.names[found.best]}"]
     body = found.to_json()
+    best = "" if body["best"] is None else f"; the best by itself is {body['best']}"
+    lines = [f"ensemble of {len(found.names)} members ({method}){best}"]
     decides = next((name for name, one in found.combined.scores.items() if one.role == "primary"), None)
     for row in body["members"]:
         one = row["scores"][decides] if decides else {}

@@ -44,8 +44,8 @@ class CombinationSettings:
         if number == 2 and texts and (self.method == "mbr" or self.deletion_confidence is None):
             raise ConfigError(
                 "two members cannot outvote each other: every tie goes to the one named first, so that its texts would "
-                "come out at the cost of both. Name a third member, or let confidences vote (votes by confidence, "
-                "with the method rover)."
+                "come out at the cost of both. Name a third member, or let rover count confidences: "
+                "ensemble.votes=confidence evaluation.confidence=true, or --votes confidence for stored predictions."
             )
 
 

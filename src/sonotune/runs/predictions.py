@@ -24,6 +24,13 @@ class _LabelTokens(TypedDict):
     right: Annotated[int, Field(ge=0)]
 
 
+class _Word(TypedDict, total=False):
+    """What is read of `types.RecognizedWord`."""
+
+    text: Required[str]
+    confidence: Annotated[Number, Field(ge=0, le=1)] | None
+
+
 class _Prediction(TypedDict, total=False):
     """What is read of a clip: texts of a recogniser, or classes."""
 
@@ -42,6 +49,8 @@ class _Prediction(TypedDict, total=False):
     decided: list[_Name]
     scores: dict[str, Any]
     label_tokens: _LabelTokens
+    words: list[_Word]
+    no_signal: bool
 
 
 _PREDICTION = TypeAdapter(_Prediction)

@@ -95,7 +95,7 @@ class EnsembleResult:
                 }
                 for name, found in zip(self.names, self.members, strict=True)
             ],
-            "best": self.names[self.best],
+            "best": self.names[self.best] if self.combined.scores else None,
             "cost_factor": self.cost_factor,
             "difference": self.difference,
             "verdict": self.verdict,
