@@ -3,7 +3,9 @@
 The trick: texts are aligned by rapidfuzz, which every error rate uses, and never by an edit distance of their own. A
 transcript is aligned with a network of alternatives as with one list of words: of each slot the word that it has as
 well, else the word that leads there. That is the alignment with the whole network (cost 0 where any word of the slot is
-the same) except where a slot holds two words of the same transcript. Its cost is one alignment a member.
+the same) except where a slot holds two words of the same transcript. Where two alignments have as many edits, the one
+that was taken first may be wrong; so each member is taken out and aligned with all others again, as in alignments of
+many sequences. That makes up to three alignments a member.
 
 Ties, of votes and of distances, go to the member that is named first.
 
@@ -45,6 +47,8 @@ class VotedWord:
 Transcript = Sequence[VotedWord]
 _Slot = dict[int, VotedWord | None]
 """Member -> its word, or None where it has none, of the members that are in the network."""
+_REALIGNED = 2
+"""Rounds in which each member is taken out of the network and aligned with the others once more, at most."""
 
 
 def most_central(transcripts: Sequence[Transcript]) -> int:
@@ -84,7 +88,7 @@ def rover(transcripts: Sequence[Transcript], *, deletion_confidence: float | Non
 
 
 def _network(transcripts: Sequence[Transcript]) -> list[_Slot]:
-    """The words of all members in slots, in reading order: from the most central transcript to the farthest."""
+    """The words of all members in slots, in reading order; from the most central transcript to the farthest."""
     first = most_central(transcripts)
     centre = " ".join(word.key for word in transcripts[first])
     distances = [word_edits(centre, " ".join(word.key for word in one)).errors for one in transcripts]
@@ -94,7 +98,18 @@ def _network(transcripts: Sequence[Transcript]) -> list[_Slot]:
     for member in order:
         network = _added(network, added, member, transcripts[member])
         added.append(member)
+    for _ in range(_REALIGNED):
+        before = network
+        for member in order:
+            others = [kept for slot in network if any((kept := _without(slot, member)).values())]
+            network = _added(others, [one for one in order if one != member], member, transcripts[member])
+        if network == before:
+            break
     return network
+
+
+def _without(slot: _Slot, member: int) -> _Slot:
+    return {one: word for one, word in slot.items() if one != member}
 
 
 def _added(network: Sequence[_Slot], added: Sequence[int], member: int, transcript: Transcript) -> list[_Slot]:
@@ -116,7 +131,7 @@ def _added(network: Sequence[_Slot], added: Sequence[int], member: int, transcri
     place = 0
     for index, border in enumerate(borders):
         waiting = list(before.get(index, ()))
-        for slot in network[place:border]:  # slots in which most have no word take what comes there
+        for slot in network[place:border]:  # slots that were left out take what comes there
             result.append(slot | {member: waiting.pop(0) if waiting else None})
         result += [dict.fromkeys(added, None) | {member: word} for word in waiting]
         if border < len(network):
@@ -126,12 +141,16 @@ def _added(network: Sequence[_Slot], added: Sequence[int], member: int, transcri
 
 
 def _shown(slot: _Slot, own: set[str]) -> str | None:
-    """The key that stands for a slot where a transcript with the keys `own` is aligned; None leaves the slot out."""
+    """The key that stands for a slot where a transcript with the keys `own` is aligned.
+
+    None leaves the slot out: some member has no word there, so that none more costs nothing, and no word there is one
+    of the transcript's.
+    """
     keys = Counter(word.key for word in slot.values() if word is not None)
     shared = [key for key in keys if key in own]
-    leading = max(shared or keys, key=lambda key: keys[key])
-    without = sum(word is None for word in slot.values())
-    return leading if shared or keys[leading] >= without else None
+    if not shared and None in slot.values():
+        return None
+    return max(shared or keys, key=lambda key: keys[key])
 
 
 def _winner(slot: _Slot, members: int, deletion_confidence: float | None) -> list[tuple[int, VotedWord]] | None:

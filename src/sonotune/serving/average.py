@@ -172,9 +172,11 @@ def _read_all(members: Sequence[AverageMember]) -> tuple[Opened, list[_Read], di
         _check_same(members[0].place, found[0] if found else read, member.place, read)
         total = add_share(total, weights, member.share)
         found.append(read)
-        first = first or opened
-        del opened, weights
-        gc.collect()  # one model beside the first
+        if first is None:
+            first = opened
+        else:
+            del opened, weights
+            gc.collect()  # one model beside the first
     if first is None:
         raise ConfigError("an average has at least two members.")
     return first, found, total

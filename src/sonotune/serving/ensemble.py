@@ -161,7 +161,8 @@ def run_members(
             results.append(use(place, recognizer))
         tasks.append(recognizer.task)
         del recognizer
-        gc.collect()  # the next model does not fit beside it
+        if place + 1 < len(members):
+            gc.collect()  # the next model may not fit beside it
     return tasks[0], results
 
 
