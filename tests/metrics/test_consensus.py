@@ -57,6 +57,15 @@ def test_no_error_of_one_member_survives_two_who_are_right(texts: list[str]) -> 
     assert vote(*texts) == " ".join(TRUTH)
 
 
+@given(st.integers(3, 8), st.data())
+@settings(max_examples=50, deadline=None)
+def test_words_that_are_replaced_are_restored_wherever_they_stand(length: int, data: st.DataObject) -> None:
+    truth = TRUTH[:length]
+    places = data.draw(st.permutations(range(length)))[:3]
+    texts = [" ".join(f"wrong{place}" if at == place else word for at, word in enumerate(truth)) for place in places]
+    assert vote(*texts) == " ".join(truth)
+
+
 @given(one_error_each())
 @settings(max_examples=30, deadline=None)
 def test_the_order_of_members_changes_nothing_where_no_vote_is_tied(texts: list[str]) -> None:
