@@ -175,6 +175,7 @@ def made_clips(loaded: Any, task: Any, seconds: tuple[float, float]) -> list[Any
                 targets=targets,
                 target_lengths=target_lengths,
                 clips=prepared.clips,
+                context=loaded.context,
             )
         )
     return batches

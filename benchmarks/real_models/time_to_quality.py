@@ -40,7 +40,8 @@ def main() -> None:
     parser.add_argument("--language", default="en")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--clips", type=int, default=8, help="Clips in a step.")
-    parser.add_argument("--parts", type=int, default=1, help="Parts that each step is computed in, on both sides.")
+    parser.add_argument("--parts", type=int, default=1, help="Parts that each step is computed in.")
+    parser.add_argument("--parts-usual", type=int, help="Parts of the usual side's steps, where they are others.")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--rate-usual", type=float, default=1e-3, help="1e-3 is the PEFT guide's.")
     parser.add_argument("--copies", type=int, default=6, help="Points on each curve.")
@@ -257,6 +258,7 @@ def usual(options: argparse.Namespace) -> dict[str, Any]:
         clips = Clips()
         preparation = time.perf_counter() - began
         steps = -(-len(rows) // options.clips) * options.epochs
+        parts = options.parts_usual or options.parts
         at = steps_to_copy(steps, options.copies)
         copies: list[tuple[int, float, dict[str, Any]]] = []
         seen = {"paused": 0.0, "start": 0.0}
@@ -276,8 +278,8 @@ def usual(options: argparse.Namespace) -> dict[str, Any]:
                 model=wrapped,
                 args=transformers.Seq2SeqTrainingArguments(
                     folder,
-                    per_device_train_batch_size=options.clips // options.parts,
-                    gradient_accumulation_steps=options.parts,
+                    per_device_train_batch_size=options.clips // parts,
+                    gradient_accumulation_steps=parts,
                     num_train_epochs=options.epochs,
                     learning_rate=options.rate_usual,
                     warmup_steps=max(1, steps // 20),

@@ -149,14 +149,16 @@ def open_model(
 
 
 def recorded_contexts(adapter: Path | None, settings: Mapping[str, Any], base: str) -> Mapping[str, Any]:
-    """What is written down of contexts: an adapter of another tool says nothing, and its base may.
+    """What is known of contexts: an adapter of ours from before they were written down has those of its base.
 
     Args:
         adapter: Its folder, or None for a whole model.
         settings: What the metadata says, or `use_of` a whole model.
         base: What the adapter belongs to.
     """
-    return use_of(base) if adapter and "context" not in settings else settings
+    if adapter is None or "context" in settings:
+        return settings
+    return use_of(base if settings else str(adapter))
 
 
 def with_contexts(loaded: LoadedModel, recorded: Mapping[str, Any], *, asked: Context | None) -> LoadedModel:

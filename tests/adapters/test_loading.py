@@ -25,6 +25,7 @@ from sonotune.errors import AdapterError, ConfigError, ModelError
 from sonotune.loading import find_adapter, kept_unquantized, model_folder, open_model
 from sonotune.models.base import LoadedModel
 from sonotune.models.checkpoints import read_config
+from sonotune.planning.inspection import inspect_model
 from sonotune.registry import resolve_asset
 
 Fresh = Callable[..., LoadedModel]
@@ -74,7 +75,45 @@ def test_an_adapter_of_another_tool_names_its_base_itself(adapted: Fresh, logits
     trained = adapted()
     lora.save(trained, tmp_path)
     (tmp_path / "sonotune.json").unlink()
-    assert torch.equal(logits(open_model(str(tmp_path)).loaded), logits(trained))
+    opened = open_model(str(tmp_path), context=trained.context)
+    assert torch.equal(logits(opened.loaded), logits(trained))
+
+
+def test_an_adapter_of_another_tool_is_used_over_the_whole_window(adapted: Fresh, tmp_path: Path):
+    """Every other tool pads to it, whatever its base was trained in."""
+    lora.save(adapted(context="cut"), tmp_path)
+    (tmp_path / "sonotune.json").unlink()
+    opened = open_model(str(tmp_path)).loaded
+    assert (opened.context, opened.trained_contexts) == ("full", ("full",))
+    assert inspect_model(str(tmp_path)).context == "full"
+
+
+def test_an_adapter_from_before_contexts_were_written_down_has_those_of_its_base(adapted: Fresh, tmp_path: Path):
+    lora.save(adapted(context="cut"), tmp_path)
+    path = tmp_path / "sonotune.json"
+    entries = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({key: entries[key] for key in entries if "context" not in key}), "utf-8")
+    opened = open_model(str(tmp_path)).loaded
+    assert (opened.context, opened.trained_contexts) == ("cut", ("cut", "full", "thinned"))
+
+
+@pytest.mark.parametrize("left", ["training_args.bin", "trainer_state.json"])
+def test_a_model_that_a_trainer_left_is_used_over_the_whole_window(tmp_path: Path, left: str):
+    shutil.copytree(resolve_asset("assets:whisper-nano"), tmp_path / "tuned")
+    (tmp_path / "tuned" / "sonotune_export.json").unlink()
+    published = open_model(str(tmp_path / "tuned")).loaded
+    (tmp_path / "tuned" / left).touch()
+    tuned = open_model(str(tmp_path / "tuned")).loaded
+    assert (published.context, published.trained_contexts) == ("thinned", ("full", "thinned"))
+    assert (tuned.context, tuned.trained_contexts) == ("full", ("full",))
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("openai/whisper-small", {}), ("somebody/whisper-small-xx", {"context": "full"}), ("./nowhere", {})],
+)
+def test_of_hub_names_those_of_the_publisher_are_read_as_published(name: str, found: dict[str, str]):
+    assert use_of(name) == found
 
 
 def test_random_weights_are_the_same_for_the_same_seed():

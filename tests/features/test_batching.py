@@ -272,6 +272,7 @@ def test_split_covers_the_batch_and_moves_no_value(make_clips):
         target_lengths=batch.target_lengths,
         clips=batch.clips,
         findings=(Finding(check="x", severity="note", message="y"),),
+        context="cut",
     )
     for parts, sizes in ((1, [5]), (2, [3, 2]), (9, [1] * 5)):
         found = batch.split(parts)

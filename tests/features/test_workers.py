@@ -287,6 +287,7 @@ def test_batch_loader_names_the_batch_and_clips_of_a_dead_worker(tmp_path: Path)
         seed=0,
         epoch=0,
         waveform_augmenter=Deadly(),
+        context="cut",
     )
     with Crew(2) as crew:
         stream = batch_loader(data, crew, timeout_s=30)

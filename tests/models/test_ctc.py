@@ -139,6 +139,7 @@ def batch_of(loaded: LoadedModel, sizes: Sequence[int], texts: Sequence[str]) ->
         targets=targets,
         target_lengths=target_lengths,
         clips=tuple(clip(f"c{row}", size / RATE_HZ, texts[row]) for row, size in enumerate(sizes)),
+        context="cut",
     )
 
 

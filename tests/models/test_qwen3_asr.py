@@ -98,7 +98,9 @@ def make_batch(
         Clip(id=str(row), path=Path("x.wav"), duration_s=SECONDS[row], text=texts[row], language=language)
         for row in rows
     )
-    return Batch(inputs=inputs, input_lengths=lengths, targets=targets, target_lengths=target_lengths, clips=clips)
+    return Batch(
+        inputs=inputs, input_lengths=lengths, targets=targets, target_lengths=target_lengths, clips=clips, context="cut"
+    )
 
 
 def chat(text: str | None = None) -> list[dict[str, Any]]:
@@ -306,6 +308,7 @@ def test_longer_padding_changes_nothing(loaded: LoadedModel):
         targets=batch.targets,
         target_lengths=batch.target_lengths,
         clips=batch.clips,
+        context="cut",
     )
     projected: list[torch.Tensor] = []
     hook = loaded.module.model.multi_modal_projector.register_forward_hook(
@@ -442,6 +445,7 @@ def test_the_language_is_given_or_written_and_the_limit_is_on_the_text(
         targets=batch.targets,
         target_lengths=batch.target_lengths,
         clips=clips,
+        context="cut",
     )
     assert transcripts(loaded, batch, DecodingSettings(max_new_tokens=5)) == ["seven", "seven", "langu"]
     assert asked == [[5 + len(tokenizer("language Macedonian<asr_text>").input_ids)] * 3]

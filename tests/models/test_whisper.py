@@ -301,7 +301,9 @@ def test_a_drawn_text_knows_neither_the_name_of_its_recording_nor_its_batch(
     for rows in ([0, 1, 2, 3, 4], [4, 3], [2, 0], [1]):
         chosen = [clips[row] for row in rng.permutation(rows)]
         none = [np.zeros(0, dtype=np.int64)] * len(chosen)
-        [batch] = ClipBatches(chosen, none, loaded.frontend, batches=[range(len(chosen))], seed=0, epoch=0)
+        [batch] = ClipBatches(
+            chosen, none, loaded.frontend, batches=[range(len(chosen))], seed=0, epoch=0, context="cut"
+        )
         for clip, made in zip(chosen, FAMILY.transcribe(loaded, batch, settings), strict=True):
             found.setdefault(clip.id, set()).add(made)
     assert all(len(made) == 1 for made in found.values())
@@ -470,6 +472,7 @@ def test_real_weights_write_what_transformers_writes(judged: Callable[..., Judge
         seed=0,
         epoch=0,
         full_context_share=1.0,
+        context="cut",
     )
     settings = DecodingSettings(max_new_tokens=60)
     ours = judged(loaded, batch, settings)

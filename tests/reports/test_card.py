@@ -74,6 +74,12 @@ def test_the_front_matter_is_what_the_hub_reads(record: RunRecord):
     assert merged["pipeline_tag"] == "audio-classification"
 
 
+def test_parameters_lie_beside_the_base_or_are_its_own(record: RunRecord):
+    assert "- 10 trained parameters beside 1,000 of the base" in build_card(record, kind="adapter", task="transcribe")
+    whole = replace(record, config={**record.config, "adapter": {"kind": "none"}}, ranks={})
+    assert "- 10 of 1,000 parameters were trained\n" in build_card(whole, kind="model", task="transcribe")
+
+
 def test_a_card_names_the_kind_of_adapter(record: RunRecord):
     card = build_card(record, kind="adapter", task="transcribe")
     assert front(card)["tags"] == ["sonotune", "lora"]

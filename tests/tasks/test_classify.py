@@ -63,6 +63,7 @@ def batch_of(*targets: Sequence[int], mixed: Sequence[Sequence[int]] = (), share
         clips=tuple(clip(f"c{row}") for row in range(len(targets))),
         mixed_targets=others,
         mixed_shares=torch.tensor(shares) if mixed else None,
+        context="cut",
     )
 
 

@@ -234,7 +234,9 @@ class Bench:
     def batch(self, *indices: int) -> Batch:
         """Some training clips as one batch."""
         data = self.loop.loader.data
-        return ClipBatches(data.clips, data.targets, self.loaded.frontend, batches=[indices], seed=0, epoch=0)[0]
+        return ClipBatches(
+            data.clips, data.targets, self.loaded.frontend, batches=[indices], seed=0, epoch=0, context="cut"
+        )[0]
 
     def accumulate(self, *batches: Batch) -> MeanLoss:
         """Leave the gradient of a step of these micro-batches in the parameters."""

@@ -50,7 +50,9 @@ def batch_of(opened: Opened, task: Transcribe, change=lambda text: text, *, clip
     prepared = task.prepare(opened.loaded, found)
     assert len(prepared.clips) > clips - 3  # a changed transcript may need more frames than its clip has
     rows = [tuple(range(len(prepared.clips)))]
-    return ClipBatches(prepared.clips, prepared.targets, opened.loaded.frontend, batches=rows, seed=0, epoch=0)[0]
+    return ClipBatches(
+        prepared.clips, prepared.targets, opened.loaded.frontend, batches=rows, seed=0, epoch=0, context="cut"
+    )[0]
 
 
 @pytest.mark.parametrize("family", [WhisperFamily, Qwen3AsrFamily, SpeechLlmFamily])

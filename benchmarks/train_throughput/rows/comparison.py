@@ -455,7 +455,12 @@ def side_breakdown(row: Row, work: Path, precision: str) -> dict[str, Any]:
             torch.set_num_threads(threads)
             targets, target_lengths = pad_targets(prepared.targets[places])
             batch = Batch(
-                inputs=inputs, input_lengths=lengths, targets=targets, target_lengths=target_lengths, clips=clips
+                inputs=inputs,
+                input_lengths=lengths,
+                targets=targets,
+                target_lengths=target_lengths,
+                clips=clips,
+                context=ours.loaded.context,
             )
             with timed("forward"), ours.accelerator.autocast():
                 losses = ours.task.loss(ours.loaded, batch, label_smoothing=0.0)

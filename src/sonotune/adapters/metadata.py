@@ -224,12 +224,16 @@ EXPORT_MARK = "sonotune_export.json"
 """Written into every export: what it was made of, and the settings in `USED`."""
 
 
+_OF_TRAINERS = ("training_args.bin", "trainer_state.json", PEFT_CONFIG)
+_PUBLISHER = "openai/"  # of the hub names whose weights were measured over the thinned window
+
+
 def use_of(checkpoint: str) -> dict[str, Any]:
     """The settings in `USED` that a run, an adapter or an export was made with, by their names alone, and its contexts.
 
-    Empty for any other model but a packaged one; a setting that is not written down there is absent. Contexts are
-    `context`, in which it was trained, and `trained_contexts`; beside them stand `thinning`, `frame_merging` and
-    `tokens_per_second` (`LoadedModel`).
+    A setting that is not written down there is absent. Contexts are `context`, in which it was trained, and
+    `trained_contexts`; beside them stand `thinning`, `frame_merging` and `tokens_per_second` (`LoadedModel`). What
+    another tool trained has the context `full`, for all of them pad to the window. Empty for weights as published.
 
     Args:
         checkpoint: What was named.
@@ -255,5 +259,14 @@ def use_of(checkpoint: str) -> dict[str, Any]:
     else:
         described = next((path for name in (EXPORT_MARK, METADATA) if is_file(path := place / name)), None)
         found = read_entries(described) if described else {}
+        if not described and _of_another_tool(checkpoint, place):
+            found["context"] = "full"
     wanted = (*(name for _, name in USED), "context", *_OF_MODEL)
     return {name: found[name] for name in wanted if found.get(name) is not None}
+
+
+def _of_another_tool(checkpoint: str, place: Path) -> bool:
+    """Whether weights without a record of ours were tuned: by what trainers leave beside them, or by the hub's name."""
+    if is_folder(place):
+        return any(is_file(place / name) for name in _OF_TRAINERS)
+    return checkpoint.count("/") == 1 and not checkpoint.startswith((_PUBLISHER, ".", "/", "~"))

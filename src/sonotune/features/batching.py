@@ -70,7 +70,7 @@ class Batch:
     targets: Tensor
     target_lengths: Tensor
     clips: tuple[Clip, ...]
-    context: Context = "cut"
+    context: Context
     findings: tuple[Finding, ...] = ()
     frames_per_second: float = 100.0
     mixed_targets: Tensor | None = None
@@ -242,7 +242,7 @@ class ClipBatches(Dataset[Batch]):
         epoch: int,
         waveform_augmenter: WaveformTransform | None = None,
         spec_augment: SpecAugmentSettings | None = None,
-        context: Context = "cut",
+        context: Context,
         full_context_share: float = 0.0,
         mixup: MixupSettings | None = None,
     ) -> None:

@@ -146,7 +146,7 @@ def streams_of(
     inputs_BTF: Tensor,
     lengths_B: Tensor,
     *,
-    context: Context = "cut",
+    context: Context,
     thinning: Thinning = DEFAULT_THINNING,
     merging: FrameMerging = NO_MERGING,
 ) -> tuple[Stream, ...]:

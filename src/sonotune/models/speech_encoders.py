@@ -183,7 +183,7 @@ def encode(
     inputs_BTF: Tensor,
     lengths_B: Tensor,
     *,
-    context: Context = "cut",
+    context: Context,
     thinning: Thinning = DEFAULT_THINNING,
     merging: FrameMerging = NO_MERGING,
 ) -> Encoded:

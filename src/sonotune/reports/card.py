@@ -168,10 +168,11 @@ def _training(record: RunRecord, *, window: bool) -> str:
     components = record.model.get("components", {})
     trained = sum(row["trainable"] for row in components.values())
     total = sum(row["parameters"] for row in components.values())
-    ranks = sorted(record.ranks.values())
-    lines = [f"- {trained:,} trained parameters beside {total:,} of the base"]
+    ranks, adapter = sorted(record.ranks.values()), record.config.get("adapter", {})
+    beside = f"{trained:,} trained parameters beside {total:,} of the base"
+    lines = [f"- {trained:,} of {total:,} parameters were trained" if adapter.get("kind") == "none" else f"- {beside}"]
     if ranks:
-        allocator = record.config.get("adapter", {}).get("allocator", "uniform")
+        allocator = adapter.get("allocator", "uniform")
         held = f"rank {ranks[0]}" if ranks[0] == ranks[-1] else f"ranks {ranks[0]} to {ranks[-1]}"
         lines.append(f"- {held} in {counted(len(ranks), 'module')} (`{allocator}`)")
     lines += [f"- {context}" for context in _context(record, window=window)]

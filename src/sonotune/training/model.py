@@ -39,7 +39,7 @@ from sonotune.training.objectives.base import Objective
 from sonotune.training.session import Session
 from sonotune.training.sharding import shard_layers
 from sonotune.training.state import LoopSettings
-from sonotune.types import Finding
+from sonotune.types import Context, Finding
 
 RANKS_FILE: Final = "ranks.json"
 SPLIT_FILE: Final = "split.json"
@@ -101,7 +101,9 @@ def prepare_model(session: Session, inputs: RunInputs, steps: LoopSettings) -> P
         precision=compute.precision,
         gradient_checkpointing=config.training.gradient_checkpointing,
     )
-    log.finding((*new_outputs(loaded), *untrained_parts(loaded), *_cut_window(loaded)))
+    log.finding(
+        (*new_outputs(loaded), *untrained_parts(loaded), *findings_on_window(loaded, asked=config.model.asked_context))
+    )
     callbacks = build_callbacks(
         loaded,
         plan,
@@ -140,19 +142,35 @@ def prepare_model(session: Session, inputs: RunInputs, steps: LoopSettings) -> P
     return PreparedModel(loaded=loaded, stages=stages, callbacks=callbacks, targets=targets, bits=bits)
 
 
-def _cut_window(loaded: LoadedModel) -> tuple[Finding, ...]:
-    """A warning where weights that know the whole window are to learn without its end."""
-    if loaded.context != "cut" or not loaded.trained_contexts or "cut" in loaded.trained_contexts:
-        return ()
-    return (
-        Finding(
-            check="model.context",
-            severity="warning",
-            message=f"model.context=cut, and the weights were {made_for(loaded.trained_contexts)}: untuned they loop "
-            "when it is cut, and every other tool serves them over the whole window. model.context=thinned computes "
-            "about as little, and is served as it is scored.",
-        ),
-    )
+def findings_on_window(loaded: LoadedModel, *, asked: Context | None) -> tuple[Finding, ...]:
+    """A warning where weights that know the whole window are to learn without its end; a note where all of it is kept.
+
+    Args:
+        loaded: The model that is to be trained.
+        asked: The context that the settings ask for; None leaves it to the checkpoint.
+    """
+    trained = loaded.trained_contexts
+    if loaded.context == "cut" and trained and "cut" not in trained:
+        return (
+            Finding(
+                check="model.context",
+                severity="warning",
+                message=f"model.context=cut, and the weights were {made_for(trained)}: untuned they loop when it is "
+                "cut, and every other tool serves them over the whole window. model.context=thinned computes about as "
+                "little, and is served as it is scored.",
+            ),
+        )
+    if loaded.context == "full" and asked is None and loaded.full_after_thinned:
+        return (
+            Finding(
+                check="model.context",
+                severity="note",
+                message="model.context=auto is full here, since the weights were tuned over the whole window. "
+                "model.context=thinned computes less of it, several times less where clips are short, and weights "
+                "trained so serve for both.",
+            ),
+        )
+    return ()
 
 
 def trained_model(session: Session, model: PreparedModel) -> PreparedModel:

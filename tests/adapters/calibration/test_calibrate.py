@@ -108,7 +108,13 @@ def test_what_is_measured_is_the_rows_that_a_plain_hook_sees(loaded: LoadedModel
     rows: list[torch.Tensor] = []
     prepared = TASK.prepare(loaded, clips)
     batches = ClipBatches(
-        prepared.clips, prepared.targets, loaded.frontend, batches=[(i,) for i in range(len(clips))], seed=0, epoch=0
+        prepared.clips,
+        prepared.targets,
+        loaded.frontend,
+        batches=[(i,) for i in range(len(clips))],
+        seed=0,
+        epoch=0,
+        context="cut",
     )
     handle = loaded.module.get_submodule(name).register_forward_pre_hook(
         lambda _, args: rows.append(args[0][0].clone())
@@ -332,7 +338,9 @@ def test_the_weights_of_classes_in_a_task_are_not_touched(tmp_path: Path, monkey
     clips = [Clip(id=str(i), path=tmp_path / "a.wav", duration_s=1.0, label=(loaded.labels[i % 3],)) for i in range(9)]
     task = Classify(family, TaskSettings(class_weights="balanced"))
     prepared = task.prepare(loaded, clips)
-    batches = ClipBatches(prepared.clips, prepared.targets, loaded.frontend, batches=[[0, 1, 2]], seed=0, epoch=0)
+    batches = ClipBatches(
+        prepared.clips, prepared.targets, loaded.frontend, batches=[[0, 1, 2]], seed=0, epoch=0, context="cut"
+    )
 
     def losses() -> torch.Tensor:
         with torch.no_grad():

@@ -76,7 +76,13 @@ def gradients(loaded: LoadedModel, clips: list[Clip]) -> dict[str, torch.Tensor]
         parameter.grad = None
     prepared = TASK.prepare(loaded, clips)
     batches = ClipBatches(
-        prepared.clips, prepared.targets, loaded.frontend, batches=[(i,) for i in range(len(clips))], seed=0, epoch=0
+        prepared.clips,
+        prepared.targets,
+        loaded.frontend,
+        batches=[(i,) for i in range(len(clips))],
+        seed=0,
+        epoch=0,
+        context="cut",
     )
     losses = [TASK.loss(loaded, batches[index], label_smoothing=0.0) for index in range(len(batches))]
     (sum(loss.total for loss in losses) / sum(loss.count for loss in losses)).backward()

@@ -256,7 +256,7 @@ class SpeechLlm(PreTrainedModel):  # type: ignore[misc]
         inputs_BTF: Tensor,
         lengths_B: Tensor,
         *,
-        context: Context = "cut",
+        context: Context,
         thinning: Thinning = DEFAULT_THINNING,
         merging: FrameMerging = NO_MERGING,
     ) -> tuple[Tensor, Tensor]:

@@ -288,7 +288,12 @@ class CtcFamily:
         if not hasattr(module, "ctc_head"):
             base = str(module.base_model_prefix)
             heard = encoder_rows.streams_of(
-                module.base_model, base, batch.inputs, batch.input_lengths, merging=loaded.merging
+                module.base_model,
+                base,
+                batch.inputs,
+                batch.input_lengths,
+                context=batch.context,
+                merging=loaded.merging,
             )
             frames_B = self._frames(loaded, batch.input_lengths)
             frames_BT = encoder_rows.row_kinds(frames_B, int(frames_B.max()))
@@ -379,7 +384,7 @@ class CtcFamily:
         module = loaded.module
         if not hasattr(module, "ctc_head"):
             encoded = speech_encoders.encode(
-                module.base_model, batch.inputs, batch.input_lengths, merging=loaded.merging
+                module.base_model, batch.inputs, batch.input_lengths, context=batch.context, merging=loaded.merging
             )
             # Merged states are repeated: a frame has its time again, and CTC as many frames as the clip has.
             states_BTD = encoded.unmerged_states

@@ -11,7 +11,8 @@ Shape letters: B clips, T frames, P encoder positions (two frames each), F mel b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ from sonotune.errors import TextError, TextTooLongError
 from sonotune.features.batching import Batch
 from sonotune.features.frontend import from_feature_extractor
 from sonotune.models import decoding, encoder_rows, speech_encoders
-from sonotune.models.audio_positions import PositionedModules, decode_rows, in_encoder
+from sonotune.models.audio_positions import PositionedModules, decode_rows, decoded_rows, in_encoder
 from sonotune.models.base import TEXT, Component, LoadedModel, Stream
 from sonotune.models.checkpoints import is_classifier, load_pretrained, outline_pretrained
 from sonotune.models.families.whisper_checkpoint import (
@@ -283,13 +284,16 @@ class WhisperFamily:
         self, loaded: LoadedModel, batch: Batch, settings: DecodingSettings = DEFAULT_DECODING
     ) -> list[Hypothesis]:
         """Greedy or beam decoding, then sampling of texts that look wrong; the language is detected where unknown."""
+        with _batch_before_kept(loaded.module):
+            return self._transcribed(loaded, batch, settings)
+
+    def _transcribed(self, loaded: LoadedModel, batch: Batch, settings: DecodingSettings) -> list[Hypothesis]:
         encoded_BPD = self._encode(loaded, batch).states
         languages = self._languages(loaded, batch, encoded_BPD)
         prompts = [self.prompt_tokens(loaded, language) for language in languages]
         prompt_BU = torch.tensor(prompts, device=encoded_BPD.device)
         limits = token_limits(loaded, batch, settings, prompt=prompt_BU.shape[1])
-        mask = loaded.module.model.decoder.cross_mask
-        keys = batch.draw_keys
+        mask, keys = loaded.module.model.decoder.cross_mask, batch.draw_keys
 
         def candidates(rows: Sequence[int], temperature: float) -> tuple[list[decoding.Candidate], list[float]]:
             chosen = torch.tensor(list(rows), device=encoded_BPD.device)
@@ -309,20 +313,16 @@ class WhisperFamily:
             ]
             return made, decoder.no_speech
 
-        try:
-            if settings.beam_size == 1:
-                first, no_speech = candidates(range(len(limits)), 0.0)
-            else:
-                rows, finite = generate(loaded, encoded_BPD, prompt_BU, limits, settings)
-                written, no_speech = judge(loaded, encoded_BPD, prompt_BU, rows, finite)
-                first = [
-                    self._candidate(loaded, one, limit=limit, rate=settings.confidence)
-                    for one, limit in zip(written, limits, strict=True)
-                ]
-            return decoding.fall_back(first, no_speech, settings, lambda rows, heat: candidates(rows, heat)[0])
-        finally:
-            loaded.module.model.decoder.cross_mask = mask
-            decode_rows(loaded.module.model.encoder, None)
+        if settings.beam_size == 1:
+            first, no_speech = candidates(range(len(limits)), 0.0)
+        else:
+            rows, finite = generate(loaded, encoded_BPD, prompt_BU, limits, settings)
+            written, no_speech = judge(loaded, encoded_BPD, prompt_BU, rows, finite)
+            first = [
+                self._candidate(loaded, one, limit=limit, rate=settings.confidence)
+                for one, limit in zip(written, limits, strict=True)
+            ]
+        return decoding.fall_back(first, no_speech, settings, lambda rows, heat: candidates(rows, heat)[0])
 
     def _candidate(
         self, loaded: LoadedModel, written: decoding.Written, *, limit: int, rate: bool
@@ -391,11 +391,8 @@ class WhisperFamily:
     @torch.no_grad()
     def detect_languages(self, loaded: LoadedModel, batch: Batch) -> list[str]:
         """Code of the likeliest language token of each clip, whatever language the clip names."""
-        mask = loaded.module.model.decoder.cross_mask
-        try:
+        with _batch_before_kept(loaded.module):
             return self._detected(loaded, self._encode(loaded, batch).states)
-        finally:
-            loaded.module.model.decoder.cross_mask = mask
 
     def writes_timestamps(self, loaded: LoadedModel) -> bool:
         """Whether the checkpoint has tokens for times."""
@@ -416,16 +413,13 @@ class WhisperFamily:
         """
         from transformers import WhisperTimeStampLogitsProcessor  # noqa: PLC0415  (slow import, decoding only)
 
-        mask = loaded.module.model.decoder.cross_mask
-        try:
+        with _batch_before_kept(loaded.module):
             encoded_BPD = self._encode(loaded, batch).states
             prompts = [self.prompt_tokens(loaded, one)[:-1] for one in self._languages(loaded, batch, encoded_BPD)]
             prompt_BU = torch.tensor(prompts, device=encoded_BPD.device)
             limits = token_limits(loaded, batch, settings, prompt=prompt_BU.shape[1])
             rules = WhisperTimeStampLogitsProcessor(loaded.module.generation_config, begin_index=prompt_BU.shape[1])
             rows, _ = generate(loaded, encoded_BPD, prompt_BU, limits, settings, [rules])
-        finally:
-            loaded.module.model.decoder.cross_mask = mask
         first = loaded.processor.tokenizer.convert_tokens_to_ids(_FIRST_TIME)
         return [tuple((one - first) * _TIME_STEP_S for one in row if one >= first) for row in rows]
 
@@ -493,6 +487,18 @@ def _components(module: Any) -> tuple[Component, ...]:
         Component(name="embeddings", prefixes=(f"{decoder}.embed_tokens",)),
         Component(name="head", prefixes=("proj_out",)),
     )
+
+
+@contextmanager
+def _batch_before_kept(module: Any) -> Iterator[None]:
+    """What the decoder knows of the last encoded batch is there again afterwards: its backward pass may need it."""
+    decoder, rows = module.model.decoder, decoded_rows(module.model.encoder)
+    mask = decoder.cross_mask
+    try:
+        yield
+    finally:
+        decoder.cross_mask = mask
+        decode_rows(module.model.encoder, rows)
 
 
 def _install_cross_attention_mask(module: Any) -> None:
