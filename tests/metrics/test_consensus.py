@@ -98,6 +98,12 @@ def test_an_alignment_that_was_a_guess_is_mended_by_the_members_that_come_later(
     assert all(vote(*order) == "alpha bravo charlie delta" for order in itertools.permutations(texts))
 
 
+def test_a_word_that_one_inserts_takes_no_place_of_a_word_that_others_replace() -> None:
+    # `wrong` belongs to `bravo`: of `more`, some member has nothing, so that a second such member costs no edit.
+    texts = ("alpha more bravo charlie delta", "alpha wrong charlie delta", "alpha bravo other delta")
+    assert all(vote(*order) == "alpha bravo charlie delta" for order in itertools.permutations(texts))
+
+
 def test_a_transcript_is_aligned_with_any_word_of_a_slot() -> None:
     # With the leading words alone, `b d`, the words `c x` would align as well with `x` in the slot of `b`.
     assert vote("a b d", "a c d", "a c x d", "a c x d", "a b x d") == "a c x d"
