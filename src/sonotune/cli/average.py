@@ -26,10 +26,10 @@ def average(
 ) -> None:
     """Average several runs of one base into one adapter, or one model, which costs no more to use than each of them.
 
-    sonotune average runs/seed1 runs/seed2 runs/seed3 --out averaged
+    sonotune average runs/seed1 runs/seed2 runs/seed3 --out runs/averaged
 
     Of adapters the average is of what they add to the weights, with the sum of their ranks; averages of their factors
-    would be another function. Evaluate it (`sonotune evaluate model=averaged`): whether it is better, nobody knows.
+    would be another function. Evaluate it (`sonotune evaluate model=runs/averaged`): whether it is better, nobody knows.
     """
     with phase("starting"):
         from sonotune.serving.average import average as write_average
