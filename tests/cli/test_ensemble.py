@@ -14,7 +14,7 @@ from sonotune import cli
 from sonotune.registry import resolve_asset
 from sonotune.runs import read_predictions
 
-TEST = ["data.test=assets:quickstart/test.jsonl", "data.limit=8", "evaluation.bootstrap=100"]
+TEST = ["data.test=assets:quickstart/test.jsonl", "data.limit=7", "evaluation.bootstrap=100"]
 
 
 def call(*words: object) -> tuple[int, str, str]:
@@ -72,6 +72,7 @@ def test_files_are_transcribed_by_vote(speech: list[Path]) -> None:
     assert len(body["ensemble"]["members"]) == 3
 
 
+@pytest.mark.slow
 def test_two_members_vote_by_confidence(speech: list[Path]) -> None:
     words = ["evaluation.confidence=true", "ensemble.votes=confidence"]
     body = read("transcribe", "model=[ctc_nano,ctc_nano]", *words, *speech)
@@ -112,6 +113,7 @@ def test_what_is_no_ensemble_is_refused_by_name(words: list[str], match: str) ->
     assert match in err
 
 
+@pytest.mark.slow
 def test_members_that_bring_other_rules_of_scoring_along_are_refused(tmp_path: Path) -> None:
     from sonotune.adapters.kinds.base import AdapterSettings
     from sonotune.adapters.kinds.none import NONE

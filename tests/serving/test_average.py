@@ -154,6 +154,7 @@ def test_an_svd_is_the_nearest_of_its_rank_and_tells_its_error(tuned: Build, tmp
         assert float(lost[name]) == pytest.approx(float(best), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_plain_peft_computes_the_average(tuned: Build, tmp_path: Path) -> None:
     average(members_of([tuned(1, ranks=(1, 4)), tuned(2, ranks=(3, 2))], None), tmp_path / "averaged")
     ours = open_model(str(tmp_path / "averaged")).loaded
@@ -211,6 +212,7 @@ def test_whole_models_are_averaged_weight_by_weight(whole: Build, tmp_path: Path
     assert entries["checkpoint"] == json.loads((Path(places[0]) / METADATA).read_text())["checkpoint"]  # their base
 
 
+@pytest.mark.slow
 def test_a_whole_model_without_a_record_is_compared_by_shapes_and_that_is_told(whole: Build, tmp_path: Path) -> None:
     places = []
     for seed in (1, 2):
@@ -260,6 +262,7 @@ def test_adapters_and_whole_models_do_not_mix(tuned: Build, whole: Build, tmp_pa
     refused([whole(1), whole(2)], tmp_path, "--rank is of adapters", rank=2)
 
 
+@pytest.mark.slow
 def test_other_vocabularies_and_shapes_are_refused(adapted: Build, tmp_path: Path) -> None:
     first = adapted("ctc", outputs=("a", "b", "c"))
     moved_to = first.rename(first.with_name("first"))  # type: ignore[attr-defined]

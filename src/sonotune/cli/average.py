@@ -29,7 +29,7 @@ def average(
     sonotune average runs/seed1 runs/seed2 runs/seed3 --out runs/averaged
 
     Of adapters the average is of what they add to the weights, with the sum of their ranks; averages of their factors
-    would be another function. Evaluate it (`sonotune evaluate model=runs/averaged`): whether it is better, nobody knows.
+    would be another function. Whether it is better is for `sonotune evaluate model=runs/averaged` to say.
     """
     with phase("starting"):
         from sonotune.serving.average import average as write_average
