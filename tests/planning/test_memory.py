@@ -81,6 +81,13 @@ def test_formula_and_step_agree_for_whisper_tiny(changes: dict[str, Any]):
     assert formula("openai/whisper-tiny", **size, **changes) == pytest.approx(found.bytes, rel=0.1)
 
 
+@pytest.mark.parametrize("changes", [{}, {"kind": "none"}], ids=["adapters", "full"])
+def test_formula_and_step_agree_where_logits_come_in_parts(changes: dict[str, Any]):
+    size: dict[str, Any] = {"clips": 8, "clip_s": 2.0, "tokens": 100}  # 43 million logits
+    found = exact("openai/whisper-tiny", **size, **changes)
+    assert formula("openai/whisper-tiny", **size, **changes) == pytest.approx(found.bytes, rel=0.1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(

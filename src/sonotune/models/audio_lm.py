@@ -137,15 +137,19 @@ def own_targets(batch: Batch) -> list[Tensor]:
     return [row[:length] for row, length in zip(batch.targets, batch.target_lengths.tolist(), strict=True)]
 
 
-def label_logits(hidden_BLD: Tensor, labels_BL: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-    """Logits (N, V) at the positions that have a label, and nowhere else."""
-    return head(hidden_BLD[labels_BL >= 0])
+def label_outputs(
+    hidden_BLD: Tensor, labels_BL: Tensor, head: Any, *, ctc: Callable[[], Tensor] | None = None
+) -> LabelOutputs:
+    """The positions that have a label, and nothing else.
 
-
-def label_outputs(logits_NV: Tensor, labels_BL: Tensor, *, ctc: Callable[[], Tensor] | None = None) -> LabelOutputs:
-    """Logits of `label_logits` with the labels (B, L) that they belong to, -100 where there is none."""
+    Args:
+        hidden_BLD: Last states of rows of tokens.
+        labels_BL: Token that each of them should predict, -100 where there is none.
+        head: See `LabelOutputs`.
+        ctc: See `LabelOutputs`.
+    """
     places_BL = labels_BL >= 0
-    return LabelOutputs(logits=logits_NV, labels=labels_BL[places_BL], places=places_BL, ctc=ctc)
+    return LabelOutputs(states=hidden_BLD[places_BL], head=head, labels=labels_BL[places_BL], places=places_BL, ctc=ctc)
 
 
 @torch.no_grad()

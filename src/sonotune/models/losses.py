@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from sonotune.features.normalization import valid_frames
 from sonotune.types import LabelTokens
+
+_LOGITS_AT_ONCE: Final = 2**22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,24 +92,68 @@ class Outputs(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelOutputs:
-    """Logits at the positions that have a label, of a model that predicts the next token.
+    """A model that predicts the next token, at the positions that have a label.
+
+    Logits are the largest tensors of a step where the vocabulary is large: in single precision, with their logarithms
+    and their gradient, 12 bytes each. Where there are many, they are made part by part, and never held for the backward
+    pass: under a frozen output layer the gradient of the states is taken at once, for each label by itself; where the
+    layer trains, a part is computed again.
+
+    Source: the gradient in the forward pass is that of Liger Kernel (Hsu et al. 2024, arXiv 2410.10989).
 
     Attributes:
-        logits: (N, V).
+        states: What the output layer gets (N, D).
+        head: The output layer, (N, D) -> (N, V), with its V as `out_features`.
         labels: Token that each of them should predict (N,) int64.
         places: Where a batch has labels (B, U) bool, N of them.
         ctc: Gives `Outputs.ctc_losses`.
     """
 
-    logits: Tensor
+    states: Tensor
+    head: Any
     labels: Tensor
     places: Tensor
     ctc: Callable[[], Tensor] | None = None
 
+    @property
+    def logits(self) -> Tensor:
+        """All of them (N, V), made anew each time that they are asked for."""
+        logits_NV: Tensor = self.head(self.states)
+        return logits_NV
+
+    def by_part(self, function: Callable[..., Tensor], *others: Tensor) -> Tensor:
+        """What a function makes of the logits of each label, so many labels at a time (`label_rows`).
+
+        Args:
+            function: Of logits (n, V), labels (n,) and rows of `others` to one number for each label (n,), which no
+                other label changes.
+            others: Further tensors with a row for each label (N, ...); they get no gradient.
+
+        Returns:
+            (N,), differentiable in the states and the weights of the output layer.
+        """
+
+        def of_states(states: Tensor, *given: Tensor) -> Tensor:
+            return function(self.head(states), *given)
+
+        rows = label_rows(len(self.labels), self.head.out_features)
+        if rows == len(self.labels):
+            return of_states(self.states, self.labels, *others)
+        parts = zip(*(torch.split(tensor, rows) for tensor in (self.states, self.labels, *others)), strict=True)
+        if not torch.is_grad_enabled():
+            return torch.cat([of_states(*part) for part in parts])
+        if any(parameter.requires_grad for parameter in self.head.parameters()):
+            return torch.cat([checkpoint(of_states, *part, use_reentrant=False) for part in parts])
+        of_part: Any = _RowsAlone.apply
+        return torch.cat([of_part(of_states, *part) for part in parts])
+
     def losses(self, *, label_smoothing: float = 0.0) -> Losses:
         """Cross-entropy of each clip, summed over its labels."""
-        losses_N = F.cross_entropy(self.logits.float(), self.labels, reduction="none", label_smoothing=label_smoothing)
-        return Losses.of_labels(losses_N, self.places)
+
+        def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+            return F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
+
+        return Losses.of_labels(self.by_part(cross_entropy), self.places)
 
     def ctc_losses(self) -> Tensor | None:
         """See `Outputs.ctc_losses`."""
@@ -114,17 +161,53 @@ class LabelOutputs:
 
     def label_tokens(self) -> list[LabelTokens | None]:
         """How the model rates the labels of each clip; None where it gives no finite number."""
-        losses, right = self.losses(), (self.logits.argmax(dim=-1) == self.labels).float()
+
+        def loss(logits: Tensor, labels: Tensor) -> Tensor:
+            return F.cross_entropy(logits.float(), labels, reduction="none")
+
+        def is_right(logits: Tensor, labels: Tensor) -> Tensor:
+            return (logits.argmax(dim=-1) == labels).float()
+
+        losses = Losses.of_labels(self.by_part(loss), self.places)
         rows = zip(
             losses.sums.tolist(),
             losses.counts.tolist(),
-            Losses.of_labels(right, self.places).sums.tolist(),
+            Losses.of_labels(self.by_part(is_right), self.places).sums.tolist(),
             strict=True,
         )
         return [
             LabelTokens(nll=nll, count=int(count), right=int(hits)) if math.isfinite(nll) else None
             for nll, count, hits in rows
         ]
+
+
+class _RowsAlone(torch.autograd.Function):
+    """Numbers of rows that no other row changes: their gradient is taken in the forward pass, and nothing else kept."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], states_ND: Tensor, *given: Tensor) -> Tensor:
+        with torch.enable_grad():
+            own_ND = states_ND.detach().requires_grad_()
+            found_N = function(own_ND, *given)
+            (gradient_ND,) = torch.autograd.grad(found_N.sum(), own_ND)
+        ctx.save_for_backward(gradient_ND)
+        ctx.given = len(given)
+        return found_N.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient_ND,), (outer_N,) = ctx.saved_tensors, gradients
+        return None, gradient_ND * outer_N.unsqueeze(1).to(gradient_ND.dtype), *[None] * ctx.given
+
+
+def label_rows(labels: int, outputs: int) -> int:
+    """Labels whose logits are made together: all, or as many as give `_LOGITS_AT_ONCE`.
+
+    Args:
+        labels: Of a batch, N.
+        outputs: Tokens that the model can write, V.
+    """
+    return min(labels, max(1, _LOGITS_AT_ONCE // outputs))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from sonotune.adapters.kinds.base import kind_of
 from sonotune.features.batching import Batch
 from sonotune.models.base import Component
+from sonotune.models.losses import label_rows
 from sonotune.models.quantize import packed_bytes
 from sonotune.optimizers import moment_bytes
 from sonotune.planning.layout import BLOCK, SCALES_PER_BLOCK, Layout
@@ -346,14 +347,13 @@ class _Saved:
         )
 
     def loss_bytes(self) -> int:
-        """Logits and what the loss makes of them."""
+        """The logits that are held at once, and what the loss makes of them."""
         head = self._output_layer()
         outputs = 0 if head is None else int(head.weight.shape[0])
         labels = int(self._batch.target_lengths.sum())
         if self._loaded.family.name == "ctc":
-            outputs = self._loaded.module.config.vocab_size
-            labels = max(self._rows.values(), default=0)
-        return _LOGIT_BYTES * labels * outputs
+            return _LOGIT_BYTES * max(self._rows.values(), default=0) * int(self._loaded.module.config.vocab_size)
+        return _LOGIT_BYTES * label_rows(labels, outputs) * outputs
 
     def head_gradients(self) -> int:
         """Gradient of an output layer that trains, the first there is; twice that of one that is the embeddings too."""

@@ -34,7 +34,6 @@ from sonotune.models.audio_lm import (
     generate,
     hypothesis,
     kinds_of_rows,
-    label_logits,
     label_outputs,
     lay_out,
     own_targets,
@@ -227,10 +226,14 @@ class Qwen3AsrFamily:
         return str
 
     def forward(self, loaded: LoadedModel, batch: Batch) -> LabelOutputs:
-        """Logits of language, text and end token, at label positions only, and CTC on the audio."""
+        """States that predict language, text and end token, and CTC on the audio."""
         audio = self._encode(loaded, batch)
-        logits_NV, labels_BL = self._label_logits(loaded, batch, audio)
-        return label_outputs(logits_NV, labels_BL, ctc=lambda: self._ctc(loaded, batch, audio))
+        rows = self._rows(loaded, audio, targets=own_targets(batch))
+        # Padded on the right, causal attention keeps every row from its padding: no mask, and the faster kernels.
+        hidden_BLD = loaded.module.model.language_model(inputs_embeds=rows.embeds, use_cache=False).last_hidden_state
+        return label_outputs(
+            hidden_BLD, rows.labels, loaded.module.lm_head, ctc=lambda: self._ctc(loaded, batch, audio)
+        )
 
     def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
         """See `ModelFamily.streams`; encoder and projector take their rows packed."""
@@ -266,13 +269,7 @@ class Qwen3AsrFamily:
 
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Logits (N, V) at every target position."""
-        return self._label_logits(loaded, batch, self._encode(loaded, batch))[0]
-
-    def _label_logits(self, loaded: LoadedModel, batch: Batch, audio: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        rows = self._rows(loaded, audio, targets=own_targets(batch))
-        # Padded on the right, causal attention keeps every row from its padding: no mask, and the faster kernels.
-        hidden_BLD = loaded.module.model.language_model(inputs_embeds=rows.embeds, use_cache=False).last_hidden_state
-        return label_logits(hidden_BLD, rows.labels, loaded.module.lm_head), rows.labels
+        return self.forward(loaded, batch).logits
 
     def _ctc(self, loaded: LoadedModel, batch: Batch, audio: Sequence[Tensor]) -> Tensor:
         """CTC loss of each clip (B,) from the projected audio by the output embedding; the padding token is the blank.

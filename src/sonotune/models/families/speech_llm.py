@@ -28,7 +28,6 @@ from sonotune.models.audio_lm import (
     generate,
     hypothesis,
     kinds_of_rows,
-    label_logits,
     label_outputs,
     lay_out,
     own_targets,
@@ -235,9 +234,10 @@ class SpeechLlmFamily:
         return str
 
     def forward(self, loaded: LoadedModel, batch: Batch) -> LabelOutputs:
-        """Logits of text and end tokens."""
+        """States that predict text and end tokens."""
         rows = self._rows(loaded, batch, with_targets=True)
-        return label_outputs(self._label_logits(loaded, rows), rows.labels)
+        hidden_BLD = loaded.module(inputs_embeds=rows.embeds, attention_mask=rows.mask, position_ids=rows.positions)
+        return label_outputs(hidden_BLD, rows.labels, loaded.module.get_output_embeddings())
 
     def streams(self, loaded: LoadedModel, batch: Batch) -> tuple[Stream, ...]:
         """See `ModelFamily.streams`; of a window, the audio positions behind the clip are padding."""
@@ -310,11 +310,7 @@ class SpeechLlmFamily:
 
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Logits (N, V), one row for each target token."""
-        return self._label_logits(loaded, self._rows(loaded, batch, with_targets=True))
-
-    def _label_logits(self, loaded: LoadedModel, rows: Rows) -> Tensor:
-        hidden_BLD = loaded.module(inputs_embeds=rows.embeds, attention_mask=rows.mask, position_ids=rows.positions)
-        return label_logits(hidden_BLD, rows.labels, loaded.module.get_output_embeddings())
+        return self.forward(loaded, batch).logits
 
     @torch.no_grad()
     def transcribe(

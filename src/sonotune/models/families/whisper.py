@@ -181,16 +181,17 @@ class WhisperFamily:
         return str
 
     def forward(self, loaded: LoadedModel, batch: Batch) -> LabelOutputs:
-        """Logits of text and end tokens, and CTC on the encoder's states.
+        """States that predict text and end tokens, and CTC on the encoder's states.
 
-        The prompt is given at inference, so it is no target. Logits are computed at label positions only.
+        The prompt is given at inference, so it is no target.
         """
         labels_BU = batch.targets[:, 1:].clone()
         labels_BU[:, : self._prompt_length(loaded) - 1] = -100
         places_BU = labels_BU >= 0
         encoded = self._encode(loaded, batch)
         return LabelOutputs(
-            logits=self._logits(loaded, batch, encoded.states, places_BU),
+            states=self._decoder_states(loaded, batch, encoded.states)[places_BU],
+            head=loaded.module.proj_out,
             labels=labels_BU[places_BU],
             places=places_BU,
             ctc=lambda: self._ctc(loaded, batch, encoded.unmerged_states),
@@ -250,7 +251,9 @@ class WhisperFamily:
 
     def logits(self, loaded: LoadedModel, batch: Batch) -> Tensor:
         """Logits (N, V) at every target position, prompt included."""
-        return self._logits(loaded, batch, self._encode(loaded, batch).states, batch.targets[:, 1:] >= 0)
+        states_BUD = self._decoder_states(loaded, batch, self._encode(loaded, batch).states)
+        logits_NV: Tensor = loaded.module.proj_out(states_BUD[batch.targets[:, 1:] >= 0])
+        return logits_NV
 
     def decoder_states(self, loaded: LoadedModel, batch: Batch, sources: Sequence[int]) -> Tensor:
         """States (B, U-1, D) that make the logits of every target but the first, which is given.
@@ -274,10 +277,6 @@ class WhisperFamily:
             input_ids=inputs_BU, encoder_hidden_states=encoded_BPD, use_cache=False
         ).last_hidden_state
         return hidden_BUD
-
-    def _logits(self, loaded: LoadedModel, batch: Batch, encoded_BPD: Tensor, wanted_BU: Tensor) -> Tensor:
-        logits_NV: Tensor = loaded.module.proj_out(self._decoder_states(loaded, batch, encoded_BPD)[wanted_BU])
-        return logits_NV
 
     @torch.no_grad()
     def transcribe(
