@@ -29,8 +29,8 @@ from typing import Any, Final
 import numpy as np
 
 from sonotune.evaluation.compare import compare
-from sonotune.evaluation.evaluate import score_slices
 from sonotune.evaluation.prediction_rows import clip_of
+from sonotune.evaluation.scoring import score_slices
 from sonotune.metrics.slices import slice_clips
 from sonotune.runs import code_version, read_predictions
 from sonotune.tasks.base import TaskSettings

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sonotune.planning.layout import TrainingSettings
     from sonotune.serving.parity import ParitySettings
     from sonotune.serving.recognizer import Recognizer
-    from sonotune.types import Clip
+    from sonotune.types import Clip, Finding
 
 
 def settings_of_use(words: Sequence[str], *, require: Sequence[str] = ()) -> LoadedConfig:
@@ -76,7 +76,6 @@ def corpus_to_score(config: RunConfig, recognizer: Recognizer) -> Corpus:
     That some of them were trained on is a finding where the model is a run, or in the folder of one.
     """
     from sonotune.data.corpus import CORPUS_SETTINGS, load_corpus
-    from sonotune.data.trained_on import check_trained_on
     from sonotune.evaluation.noise import with_noise
 
     corpus = load_corpus(
@@ -86,9 +85,15 @@ def corpus_to_score(config: RunConfig, recognizer: Recognizer) -> Corpus:
         **config.data.model_dump(include=CORPUS_SETTINGS),
     )
     corpus = replace(corpus, splits={"test": with_noise(corpus.splits["test"], config.evaluation.snr_edges_db)})
+    return replace(corpus, findings=(*corpus.findings, *leaks_into(config, corpus.splits["test"])))
+
+
+def leaks_into(config: RunConfig, clips: Sequence[Clip]) -> list[Finding]:
+    """Findings that name clips which the model was trained on, where it is a run, or in the folder of one."""
+    from sonotune.data.trained_on import check_trained_on
+
     run = run_of(Path(config.model.checkpoint))
-    leaks = check_trained_on(run, corpus.splits["test"]) if run is not None else []
-    return replace(corpus, findings=(*corpus.findings, *leaks))
+    return check_trained_on(run, clips) if run is not None else []
 
 
 def evaluation_settings(config: RunConfig) -> dict[str, Any]:

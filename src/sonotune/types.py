@@ -24,6 +24,8 @@ SILENCE_DB = -70.0
 """Level of the loudest 25 ms of a clip, in dB of full scale, below which it has no signal where nobody says otherwise:
 an amplitude of ten steps of 16 bit."""
 CONTEXTS: tuple[Context, ...] = ("thinned", "full", "cut")
+CombinationMethod = Literal["rover", "mbr"]
+"""How texts of several models become one: a vote word by word, or the text that is nearest to all others."""
 ChainName = Literal["phone_call", "voip", "whatsapp", "hall"]
 """Ways of a recording from the speaker's mouth to the file (`audio.chains`)."""
 Concealment = Literal["zero", "repeat"]

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import sonotune
 from sonotune.cli import app
+from sonotune.cli.ensemble import named_members
 from sonotune.config.load import load_run_config, presets
 from sonotune.errors import ConfigError
 from sonotune.registry import TABLES
@@ -93,8 +94,9 @@ def make_what_is_named(words: list[str]) -> None:
     """Make the run directories and settings files that a line takes as given."""
     for word in words:
         key, _, value = word.partition("=")
-        if key == "model" and value not in presets()["model"] and "/" in value:
-            Path(value).mkdir(parents=True, exist_ok=True)
+        for place in value.strip("[]").split(","):
+            if key == "model" and place not in presets()["model"] and "/" in place:
+                Path(place).mkdir(parents=True, exist_ok=True)
         if key == "config":
             done = CliRunner().invoke(app, ["train", "model=whisper_nano", "data=fsdd", "--dump-config"])
             Path(value).write_text(done.output, "utf-8")
@@ -130,7 +132,9 @@ def test_every_command_in_the_pages_is_understood(page: str, line: str, tmp_path
     command.make_context(words[0], list(rest))  # raises for an unknown option or a missing argument
     if words[0] in {"evaluate", "transcribe"}:
         require = ("data.test",) if words[0] == "evaluate" else ()
-        load_run_config([word for word in rest if "=" in word], require=require)
+        settings = [word for word in rest if "=" in word]
+        if named_members(settings, require=require) is None:
+            load_run_config(settings, require=require)
 
 
 @pytest.mark.parametrize(

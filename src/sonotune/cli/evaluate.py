@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sonotune.arguments import corpus_to_score, open_recognizer, score_clips, settings_of_use
 from sonotune.cli.calibrate import record_confidence
+from sonotune.cli.ensemble import ensemble_lines, evaluate_members, named_members
 from sonotune.cli.findings import removed_clips, warning_lines
 from sonotune.cli.retention import record_retention, retention_lines
 from sonotune.cli.shared import Json, Words, app, check_output, print_result, tell
@@ -18,6 +20,11 @@ from sonotune.metrics.retention import BROKE
 from sonotune.metrics.scores import decoding_note, primary_score, score_title, show_score
 from sonotune.progress import phase
 from sonotune.wording import counted
+
+if TYPE_CHECKING:
+    from sonotune.evaluation.evaluate import EvaluationResult
+    from sonotune.tasks.base import Task
+    from sonotune.types import Clip
 
 _SHOWN_NOTES = (
     "text.numbers",
@@ -36,6 +43,8 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
     """Score a model, adapter or run on a manifest, whole and by domain, duration, speaker and language.
 
     sonotune evaluate model=runs/x data.test=test.jsonl
+
+    Several models, 'model=[runs/a,runs/b,runs/c]', are scored one by one and as an ensemble (settings of `ensemble`).
     """
     from sonotune.errors import SonotuneError
 
@@ -44,53 +53,44 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
         from sonotune.features.workers import Crew
         from sonotune.runs.predictions import are_predictions
 
-    config = settings_of_use(words or [], require=("data.test",)).config
+    members = named_members(words or [], require=("data.test",))
+    config = members.config if members is not None else settings_of_use(words or [], require=("data.test",)).config
     check_output(out, instead="predictions.jsonl", is_ours=are_predictions)
-    with Crew(config.data.loader_workers) as crew:
-        recognizer = open_recognizer(config)
-        corpus = corpus_to_score(config, recognizer)
-        clips = corpus.splits["test"]
-        result = score_clips(config, recognizer, clips, crew=crew)
+    ensemble: dict[str, Any] = {}
+    of_members: list[str] = []
+    if members is not None:
+        task, corpus, found = evaluate_members(members)
+        result = found.combined
+        ensemble = {"ensemble": {"method": config.ensemble.method, **found.to_json()}}
+        of_members = ensemble_lines(found, config.ensemble.method)
+    else:
+        with Crew(config.data.loader_workers) as crew:
+            recognizer = open_recognizer(config)
+            task, corpus = recognizer.task, corpus_to_score(config, recognizer)
+            result = score_clips(config, recognizer, corpus.splits["test"], crew=crew)
+        record_retention(Path(config.model.checkpoint), result.retention, result.adapter_scales)
+        if "confidence" in result.details:
+            record_confidence(Path(config.model.checkpoint), str(config.data.test), corpus.digests["test"], result)
+    clips = corpus.splits["test"]
     left_out = [finding for finding in corpus.findings if removed_clips(finding)]
     told = [*(finding for finding in corpus.findings if finding not in left_out), *result.findings]
     result = replace(result, findings=told)
-    body = result.to_json() | {
-        "left_out": [finding.message for finding in left_out],
-        "warnings": [finding.message for finding in told if finding.severity != "note"],
-    }
+    body = (
+        result.to_json()
+        | ensemble
+        | {
+            "left_out": [finding.message for finding in left_out],
+            "warnings": [finding.message for finding in told if finding.severity != "note"],
+        }
+    )
     problem: SonotuneError | None = None
-    record_retention(Path(config.model.checkpoint), result.retention, result.adapter_scales)
-    if "confidence" in result.details:
-        record_confidence(Path(config.model.checkpoint), str(config.data.test), corpus.digests["test"], result)
     if out is not None:
         try:
-            write_predictions(out, recognizer.task, result.predictions, clips)
+            write_predictions(out, task, result.predictions, clips)
         except SonotuneError as error:  # the scores have cost more than the file
             problem, body = error, body | {"error": str(error), "exit_code": error.exit_code}
-    width = max((len(score_title(name, score)) for name, score in body["scores"].items()), default=5)
-    lines = [
-        f"{score_title(name, score):<{width}} {show_score(score)}  on {counted(score['count'], 'clip')}"
-        f"{decoding_note(score)}"
-        for name, score in body["scores"].items()
-    ]
-    if fallbacks := result.details.get("decoding", {}).get("fallbacks"):
-        lines.append(f"{fallbacks} of {result.clips} clips were decoded again, because the first text looked wrong")
-    decides = primary_score(body["scores"])
-    if decides is not None:
-        scored = [clip for clip in clips if recognizer.task.has_reference(clip)]
-        lines.append(
-            f"{score_title(decides, body['scores'][decides])} decides: {recognizer.task.primary_of(scored)[1]}"
-        )
-        lines += [
-            f"  {row['by']}={row['value']}: {score_title(decides, body['scores'][decides])} "
-            f"{show_score(row['scores'].get(decides))} on {row['clips']} clips"
-            for row in result.slices
-        ]
-    lines += [
-        f"  {row['by']}={row['value']}: {', '.join(f'{name.upper()} {shown}' for name, shown in sure.items())}"
-        for row in result.slices
-        if (sure := show_confidence(row["scores"], show_score))
-    ]
+    lines = _score_lines(body, result, task, clips)
+    lines += of_members
     window = f", model.context={result.context}" if result.context else ""
     lines += retention_lines(result.retention, result.adapter_scales)
     lines.append(f"{result.audio_seconds:.0f} s of audio in {result.seconds:.1f} s{window}")
@@ -103,3 +103,30 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
     if problem is not None:
         tell(f"sonotune: {problem}")
         raise typer.Exit(problem.exit_code)
+
+
+def _score_lines(body: Mapping[str, Any], result: EvaluationResult, task: Task, clips: Sequence[Clip]) -> list[str]:
+    """The scores, which one decides and why, and that one by slices."""
+    width = max((len(score_title(name, score)) for name, score in body["scores"].items()), default=5)
+    lines = [
+        f"{score_title(name, score):<{width}} {show_score(score)}  on {counted(score['count'], 'clip')}"
+        f"{decoding_note(score)}"
+        for name, score in body["scores"].items()
+    ]
+    if fallbacks := result.details.get("decoding", {}).get("fallbacks"):
+        lines.append(f"{fallbacks} of {result.clips} clips were decoded again, because the first text looked wrong")
+    decides = primary_score(body["scores"])
+    if decides is not None:
+        scored = [clip for clip in clips if task.has_reference(clip)]
+        lines.append(f"{score_title(decides, body['scores'][decides])} decides: {task.primary_of(scored)[1]}")
+        lines += [
+            f"  {row['by']}={row['value']}: {score_title(decides, body['scores'][decides])} "
+            f"{show_score(row['scores'].get(decides))} on {row['clips']} clips"
+            for row in result.slices
+        ]
+    lines += [
+        f"  {row['by']}={row['value']}: {', '.join(f'{name.upper()} {shown}' for name, shown in sure.items())}"
+        for row in result.slices
+        if (sure := show_confidence(row["scores"], show_score))
+    ]
+    return lines

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sonotune.arguments import open_recognizer, recognition_settings, refuse_augmented, settings_of_use
+from sonotune.cli.ensemble import ensemble_lines, named_members, recognize_members
 from sonotune.cli.shared import Files, Json, app, one_field, print_result, tell
 from sonotune.progress import printable_name
 
 if TYPE_CHECKING:
+    from sonotune.evaluation.evaluate import EvaluationResult
     from sonotune.types import Prediction
 
 _SHOWN_NOTES = ("evaluation.windows", "evaluation.confidence")
@@ -27,16 +29,18 @@ def transcribe(
 
     sonotune transcribe model=runs/x recordings/ note.mp3
 
-    evaluation.confidence=true gives every word in --json the probability that it is right. A file that is named and
-    cannot be read ends the command with exit code 2, after the others are written.
+    evaluation.confidence=true gives every word in --json the probability that it is right. Several models,
+    'model=[runs/a,runs/b,runs/c]', vote on every text (settings of `ensemble`); name the best one first.
+
+    A file that is named and cannot be read ends the command with exit code 2, after the others are written.
     """
-    result, _, code = _recognize(words, task="transcribe")
+    result, _, code, ensemble = _recognize(words, task="transcribe")
     texts = [
         {"path": one.clip_id, "text": one.text, "cut": one.cut, "no_signal": one.no_signal, **_words(one)}
         for one in result.predictions
     ]
     lines = [f"{printable_name(one_field(item['path']))}\t{one_field(item['text'])}" for item in texts]
-    print_result({"transcripts": texts, **_told(result)}, as_json=as_json, lines=lines, transcripts=True)
+    print_result({"transcripts": texts, **_told(result), **ensemble}, as_json=as_json, lines=lines, transcripts=True)
     raise typer.Exit(code)
 
 
@@ -50,9 +54,11 @@ def classify(
 
     sonotune classify model=runs/x recordings/ hit.wav
 
+    Of several models, 'model=[runs/a,runs/b]', the probabilities are averaged.
+
     A file that is named and cannot be read ends the command with exit code 2, after the others are written.
     """
-    result, task, code = _recognize(words, task="classify")
+    result, task, code, ensemble = _recognize(words, task="classify")
     labels = [
         {"path": prediction.clip_id, "labels": task.decide(prediction), "scores": dict(prediction.scores)}
         for prediction in result.predictions
@@ -62,30 +68,39 @@ def classify(
         best = sorted(item["scores"].items(), key=lambda pair: -pair[1])[:top]
         shown = "  ".join(f"{label} {100 * score:.0f} %" for label, score in best)
         lines.append(f"{one_field(item['path'])}\t{', '.join(item['labels']) or '-'}\t{shown}")
-    print_result({"predictions": labels, **_told(result)}, as_json=as_json, lines=lines)
+    print_result({"predictions": labels, **_told(result), **ensemble}, as_json=as_json, lines=lines)
     raise typer.Exit(code)
 
 
-def _recognize(words: Sequence[str], *, task: str) -> tuple[Any, Any, int]:
-    """Predictions of the files among the words, by the model that the others name; the task; and the exit code."""
+def _recognize(words: Sequence[str], *, task: str) -> tuple[EvaluationResult, Any, int, dict[str, Any]]:
+    """Predictions of the files among the words, by what the others name; task, exit code, and `ensemble` of --json."""
     from sonotune.errors import ManifestError
     from sonotune.paths import exists, is_folder
 
     files = [Path(word) for word in words if "=" not in word or exists(word)]
-    others = [word for word in words if Path(word) not in files]
-    config = settings_of_use([*others, f"model.task={task}"]).config
+    others = [*(word for word in words if Path(word) not in files), f"model.task={task}"]
+    members = named_members(others)
+    config = members.config if members is not None else settings_of_use(others).config
     refuse_augmented(config)
     if missing := [path for path in files if not exists(path)]:
         more = f", and neither do {len(missing) - 1} others that are named" if len(missing) > 1 else ""
         raise ManifestError(f"{missing[0]} does not exist{more}. Check the path.")
-    recognizer = open_recognizer(config)
-    result = recognizer.recognize(files, **recognition_settings(config))
+    made: Any
+    ensemble: dict[str, Any] = {}
+    if members is not None:
+        made, found = recognize_members(members, files)
+        result, ensemble = found.combined, {"ensemble": {"method": config.ensemble.method, **found.to_json()}}
+        for line in ensemble_lines(found, config.ensemble.method):
+            tell(f"sonotune: {line}")
+    else:
+        recognizer = open_recognizer(config)
+        made, result = recognizer.task, recognizer.recognize(files, **recognition_settings(config))
     for finding in result.findings:
         if finding.severity != "note" or finding.check in _SHOWN_NOTES:
             tell(f"sonotune: {'WARNING: ' * (finding.severity == 'warning')}{finding.message}")
     named = {str(path) for path in files if not is_folder(path)}
     unread = any(finding.severity == "error" and finding.path in named for finding in result.findings)
-    return result, recognizer.task, ManifestError.exit_code if unread else 0
+    return result, made, ManifestError.exit_code if unread else 0, ensemble
 
 
 def _words(prediction: Prediction) -> dict[str, Any]:

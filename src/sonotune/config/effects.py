@@ -153,6 +153,18 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
         (config.evaluation.beam_size == 1, "evaluation.beam_size is 1", "evaluation", ("length_penalty",)),
         (config.evaluation.augment == "none", "evaluation.augment is none", "evaluation", ("augment_seed",)),
         (
+            config.ensemble.method == "mbr",
+            "ensemble.method is mbr, which takes a whole text",
+            "ensemble",
+            ("votes", "deletion_confidence"),
+        ),
+        (
+            config.ensemble.votes == "count",
+            "ensemble.votes is count",
+            "ensemble",
+            ("deletion_confidence",),
+        ),
+        (
             config.training.schedule == "constant",
             "training.schedule is constant",
             "training",

@@ -23,6 +23,7 @@ from sonotune.config.adapter import (
 )
 from sonotune.config.audit import AuditConfig
 from sonotune.config.data import AugmentationConfig, DataConfig
+from sonotune.config.ensemble import EnsembleConfig
 from sonotune.config.evaluation import EvaluationConfig
 from sonotune.config.frame_merging import FrameMergingConfig
 from sonotune.config.names import Checkpoint, Dropout, FamilyName, Selectors, Share, TaskName
@@ -119,6 +120,7 @@ class RunConfig(Section):
     frame_merging: FrameMergingConfig = FrameMergingConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
     audit: AuditConfig = AuditConfig()
     sweep: SweepConfig = SweepConfig()
     run: RunSection = RunSection()
@@ -134,6 +136,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"training.optimizer is {self.training.optimizer!r}, and ranks that change while they train carry the "
                 "moments of plain AdamW along. Take training.optimizer=adamw, or leave the ranks as they are"
+            )
+        if self.ensemble.votes == "confidence" and not self.evaluation.confidence:
+            raise ValueError(
+                "ensemble.votes is 'confidence', and evaluation.confidence is false, so that words have none. Set "
+                "evaluation.confidence=true, or ensemble.votes=count"
             )
         if wrong := sorted(set(self.run.allow_change).difference(_MAY_CHANGE)):
             raise ValueError(

@@ -21,18 +21,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sonotune.errors import ManifestError, ResourceError, TextError, out_of_memory
+from sonotune.errors import ManifestError, ResourceError, out_of_memory
 from sonotune.evaluation.augmented import EvaluationChain
 from sonotune.evaluation.confidence import WordConfidence, settings_of
 from sonotune.evaluation.decode import cut_texts, in_clip_order
-from sonotune.evaluation.findings import did_not_fit, foreign_context, not_finite, without_reference
+from sonotune.evaluation.findings import did_not_fit, foreign_context, not_finite
+from sonotune.evaluation.scoring import score_predictions
 from sonotune.evaluation.teacher_forcing import LabelPass
 from sonotune.evaluation.windows import cut_into_windows
 from sonotune.features.batching import Batch, ClipBatches, batch_loader, plan_batches
 from sonotune.features.workers import Crew
 from sonotune.metrics.confidence import Calibration
 from sonotune.metrics.efficiency import real_time_factor
-from sonotune.metrics.slices import DURATION_EDGES_S, NOISE, Slice, slice_clips
+from sonotune.metrics.slices import DURATION_EDGES_S, NOISE
 from sonotune.models.modes import inference
 from sonotune.processes import SINGLE_PROCESS, Processes
 from sonotune.progress import note, phase
@@ -183,40 +184,26 @@ def evaluate(
     findings += cut_texts(predictions, decoding)
     if words is not None:
         predictions = words.rate(predictions)
-    told = [index for index, clip in enumerate(clips) if task.has_reference(clip)]
-    findings += [*foreign, *without_reference(clips, told)]
-    scores: dict[str, Score] = {}
-    slices: list[dict[str, Any]] = []
-    details: dict[str, Any] = {}
-    if told:
-        true, found = [clips[index] for index in told], [predictions[index] for index in told]
-        primary = primary or task.primary_of(true)[0]
-        titled = dict if augmentation is None else augmentation.titled
-        scores = task.score(found, true, primary=primary, resamples=bootstrap, seed=seed)
-        if words is not None:
-            scores |= words.score(found, true, resamples=bootstrap, seed=seed)
-        scores = titled(scores)
-        if primary not in scores:
-            raise TextError(
-                f"{primary} is to decide (evaluation.primary), and none of the {len(true)} clips has anything that it "
-                f"is counted on; found {', '.join(scores)}. Name one of these, or leave the setting at auto."
-            )
-        details, warnings = task.details(found, true)
-        findings += warnings
-        if words is not None:
-            details, findings = details | words.details(found, true), findings + words.findings(found, true)
-        parts = slice_clips(true, duration_edges_s=duration_edges_s)
-        slices = score_slices(
-            task, found, true, parts, primary=primary, bootstrap=bootstrap, seed=seed, titled=titled, words=words
-        )
+    scored = score_predictions(
+        task,
+        predictions,
+        clips,
+        primary=primary,
+        bootstrap=bootstrap,
+        seed=seed,
+        duration_edges_s=duration_edges_s,
+        titled=dict if augmentation is None else augmentation.titled,
+        words=words,
+    )
+    findings += [*foreign, *scored.findings]
     seconds = time.monotonic() - started_at
     audio_seconds = math.fsum(clip.duration_s for clip in clips)
     return EvaluationResult(
-        scores=scores,
-        slices=slices,
+        scores=scored.scores,
+        slices=scored.slices,
         predictions=predictions,
         findings=findings,
-        details=details,
+        details=scored.details,
         clips=len(clips),
         seconds=seconds,
         audio_seconds=audio_seconds,
@@ -347,52 +334,6 @@ def _predict(
         )
     halves = [_predict(predict, half, device) for half in batch.split(2)]
     return [prediction for found, _ in halves for prediction in found], sum(parts for _, parts in halves)
-
-
-def score_slices(
-    task: Task,
-    predictions: Sequence[Prediction],
-    clips: Sequence[Clip],
-    slices: Sequence[Slice],
-    *,
-    primary: str,
-    bootstrap: int,
-    seed: int = 0,
-    titled: Callable[[Mapping[str, Score]], dict[str, Score]] = dict,
-    words: WordConfidence | None = None,
-) -> list[dict[str, Any]]:
-    """The rows of `EvaluationResult.slices`.
-
-    Args:
-        task: Scores.
-        predictions: Of `clips`, in their order.
-        clips: With a reference each.
-        slices: Of `clips`.
-        primary: Name of the score that decides.
-        bootstrap: Resamples for the intervals.
-        seed: Of the resampling.
-        titled: Changes titles of scores.
-        words: Scores word confidences, where there are any.
-    """
-    rows = []
-    for part in slices:
-        members, found = [clips[index] for index in part.members], [predictions[index] for index in part.members]
-        scores = task.score(found, members, primary=primary, resamples=bootstrap, seed=seed)
-        scores |= {} if words is None else words.score_slice(found, members, resamples=bootstrap, seed=seed)
-        scores = titled(scores)
-        row: dict[str, Any] = {
-            "by": part.by,
-            "value": part.value,
-            "clips": len(members),
-            "seconds": math.fsum(clip.duration_s for clip in members),
-            "scores": {name: score.to_json() for name, score in scores.items()},
-        }
-        details, _ = task.details(found, members)
-        rows.append(row | {name: details[name] for name in _DETAILS_OF_SLICES if name in details})
-    return rows
-
-
-_DETAILS_OF_SLICES = ("insertions",)
 
 
 def write_predictions(path: Path, task: Task, predictions: Sequence[Prediction], clips: Sequence[Clip]) -> None:

@@ -42,6 +42,8 @@ class _Prediction(TypedDict, total=False):
     decided: list[_Name]
     scores: dict[str, Any]
     label_tokens: _LabelTokens
+    words: object
+    no_signal: bool
 
 
 _PREDICTION = TypeAdapter(_Prediction)

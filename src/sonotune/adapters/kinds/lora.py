@@ -127,9 +127,9 @@ def attach(
         lora_alpha=usual,
         lora_dropout=dropout,
         bias="none",
-        target_modules=_only(loaded, ranks),
-        rank_pattern={_exactly(name): value for name, value in ranks.items() if value != rank},
-        alpha_pattern={_exactly(name): value for name, value in scales.items() if value != usual},
+        target_modules=peft_targets(loaded, ranks),
+        rank_pattern={exactly(name): value for name, value in ranks.items() if value != rank},
+        alpha_pattern={exactly(name): value for name, value in scales.items() if value != usual},
         modules_to_save=list(full) or None,
     )
     with _quiet_peft():
@@ -152,12 +152,12 @@ def _begin_at(loaded: LoadedModel, plan: RankPlan) -> None:
             weight[: len(rows)].copy_(torch.from_numpy(rows).view(len(rows), *weight.shape[1:]))
 
 
-def _exactly(name: str) -> str:
+def exactly(name: str) -> str:
     """A key of PEFT's patterns that no other name ends in."""
     return "^" + re.escape(name)
 
 
-def _only(loaded: LoadedModel, names: Collection[str]) -> list[str] | str:
+def peft_targets(loaded: LoadedModel, names: Collection[str]) -> list[str] | str:
     """The targets as PEFT takes them: a list, which it matches by endings too, or a pattern where that hits others."""
     if not _hit_by_ending(loaded, names):
         return list(names)
