@@ -6,8 +6,8 @@ adapted, `adapters` attaches what is trained, `tasks` says what is learned, `tra
 `metrics` judge it, `serving` hands it on, `reports` shows it.
 
 From Python: `sonotune.train`, `evaluate`, `transcribe`, `classify`, `load`, `plan`, `inspect`, `export`, `compare`,
-`realign`, `filter_corpus`, `resegment`, `read_run` and `read_manifest` (docs/how-to/use-from-python.md). They are
-imported when they are first used.
+`label`, `prune`, `realign`, `filter_corpus`, `resegment`, `read_run` and `read_manifest`
+(docs/how-to/use-from-python.md). They are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ _API = (
     "inspect",
     "export",
     "compare",
+    "label",
+    "prune",
     "realign",
     "filter_corpus",
     "resegment",

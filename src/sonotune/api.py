@@ -225,6 +225,62 @@ def audit(settings: Settings) -> tuple[AuditReport, Path]:
     return report, folder
 
 
+def label(
+    source: StrPath,
+    out: StrPath,
+    *,
+    model: StrPath,
+    min_logprob: float | None = -1.0,
+    max_compression: float | None = 2.4,
+    max_characters_per_second: float | None = 25.0,
+    beam_size: int = 1,
+    bits: Literal["auto", 4, 8, 16] = "auto",
+    batch_seconds: float = 240.0,
+    **options: Any,
+) -> dict[str, Any]:
+    """Let a model write the text of every clip (`sonotune data label`).
+
+    Args:
+        source: See `realign`, as for `out`.
+        out: Manifest to write.
+        model: That writes.
+        min_logprob: See `serving.pseudo_labels.LabelLimits`.
+        max_compression: As above.
+        max_characters_per_second: As above.
+        beam_size: Beams; 1 is greedy.
+        bits: Of the model's linear weights.
+        batch_seconds: Padded seconds of one batch.
+        **options: See `realign`, without `aligner`.
+    """
+    from sonotune.audit.repair_manifest import RepairRequest
+    from sonotune.serving.pseudo_labels import LabelLimits, label_manifest
+
+    limits = LabelLimits(
+        min_logprob=min_logprob,
+        max_compression=max_compression,
+        max_characters_per_second=max_characters_per_second,
+    )
+    request = RepairRequest.of(source, out, model=model, **options)
+    return label_manifest(request, limits, beam_size=beam_size, bits=bits, batch_seconds=batch_seconds).to_json()
+
+
+def prune(
+    source: StrPath, folder: StrPath, *, encoder_layers: int | None = None, decoder_layers: int | None = None
+) -> dict[str, Any]:
+    """Write a Whisper with fewer layers, evenly spaced (`sonotune prune`).
+
+    Args:
+        source: A Whisper, as `model.checkpoint` may be.
+        folder: Where to write; it must not exist.
+        encoder_layers: How many stay; None keeps all.
+        decoder_layers: How many stay; None keeps all.
+    """
+    from sonotune.serving.layer_pruning import prune_layers
+
+    made = prune_layers(str(source), Path(folder), encoder_layers=encoder_layers, decoder_layers=decoder_layers)
+    return made.to_json()
+
+
 def realign(source: StrPath, out: StrPath, *, model: StrPath, **options: Any) -> dict[str, Any]:
     """Place the words of every transcript in time (`sonotune data realign`).
 
@@ -330,11 +386,12 @@ def inspect(settings: Settings) -> Inspection:
     """What a model is made of, what would train and what it weighs; no weights are read (`sonotune inspect`)."""
     with phase("starting"):
         from sonotune.planning.inspection import inspect_model
+        from sonotune.planning.teacher import teacher_memory
     from sonotune.config.load import load_run_config
     from sonotune.training.adaptation import adapter_settings, asked_merging, rank_settings
 
     config = load_run_config(words_of(settings)).config
-    return inspect_model(
+    found = inspect_model(
         config.model.checkpoint,
         family=config.model.family,
         task=config.model.task,
@@ -349,6 +406,10 @@ def inspect(settings: Settings) -> Inspection:
         ranks=rank_settings(config),
         adapter=adapter_settings(config),
     )
+    taught = config.distillation
+    if config.training.objective != "distill" or taught.teacher is None:
+        return found
+    return replace(found, teacher=teacher_memory(taught.teacher, bits=taught.teacher_bits, precision="bf16"))
 
 
 def plan(

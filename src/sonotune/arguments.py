@@ -307,6 +307,8 @@ def planned_settings(config: RunConfig, device: Literal["cpu", "cuda"], devices:
         label_smoothing=config.training.label_smoothing,
         stages=wanted_stages(config),
         optimizer=choose_optimizer(config.training.optimizer, device)[0],
+        teacher=config.distillation.teacher if config.training.objective == "distill" else None,
+        teacher_bits=config.distillation.teacher_bits,
         shards=devices if config.training.shard_weights else 1,
     )
 

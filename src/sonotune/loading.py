@@ -293,6 +293,11 @@ def content_digests(checkpoint: str, loaded: LoadedModel) -> list[str]:
     ]
 
 
+def model_digest(checkpoint: str, loaded: LoadedModel) -> str:
+    """Which model was opened, whatever bits and precision it computes in (`content_digests`)."""
+    return digest_json(content_digests(checkpoint, loaded))
+
+
 def _names_a_kind(metadata: Path) -> bool:
     """Whether a `sonotune.json` is that of an adapter: a whole model has one as well."""
     return is_file(metadata) and "adapter" in read_entries(metadata)

@@ -112,6 +112,7 @@ OBJECTIVES = MappingProxyType(
         "task": "sonotune.training.objectives.task:TaskObjective",
         "ctc_mix": "sonotune.training.objectives.ctc_mix:CtcMix",
         "star": "sonotune.training.objectives.star:Star",
+        "distill": "sonotune.training.objectives.distill:Distill",
     }
 )
 FRONTENDS = MappingProxyType(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import pytest
 import torch
@@ -14,17 +15,19 @@ from sonotune.models.losses import Losses
 from sonotune.registry import names, resolve_asset
 from sonotune.tasks.base import PreparedClips, TaskSettings
 from sonotune.tasks.transcribe import Transcribe
-from sonotune.training.objectives.base import ObjectiveSettings, make_objective
+from sonotune.training.objectives.base import ObjectiveSettings, Weighted, make_objective
+from sonotune.training.teacher import Distillation, Teacher, open_teacher
 
+WHISPER = "assets:whisper-nano"
 SETTINGS = ObjectiveSettings(label_smoothing=0.1, ctc_share=0.3)
 MODELS = {"star": "assets:ctc-nano"}
 """What an objective is tried on that does not take every family."""
-OBJECTIVES = [(name, MODELS.get(name, "assets:whisper-nano")) for name in names("objectives")]
+OBJECTIVES = [(name, MODELS.get(name, WHISPER)) for name in names("objectives")]
 
 
 @pytest.fixture(scope="module")
 def opened(request: pytest.FixtureRequest) -> Opened:
-    return open_model(getattr(request, "param", "assets:whisper-nano"))
+    return open_model(getattr(request, "param", WHISPER))
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,16 @@ def prepared(opened: Opened, task: Transcribe) -> PreparedClips:
     return task.prepare(opened.loaded, clips)
 
 
+@lru_cache
+def teacher() -> Teacher:
+    return open_teacher(WHISPER, bits=4, precision="fp32", device="cpu")
+
+
+def made(name: str, task: Transcribe) -> Weighted:
+    learned = Distillation(teacher=teacher(), temperature=2.0, on_policy_share=0.5) if name == "distill" else None
+    return make_objective(name, task, replace(SETTINGS, distillation=learned))
+
+
 def batch_of(opened: Opened, prepared: PreparedClips, *rows: int) -> Batch:
     batches = ClipBatches(
         prepared.clips, prepared.targets, opened.loaded.frontend, batches=[rows], seed=0, epoch=0, context="cut"
@@ -47,7 +60,7 @@ def batch_of(opened: Opened, prepared: PreparedClips, *rows: int) -> Batch:
 
 @pytest.mark.parametrize(("name", "opened"), OBJECTIVES, indirect=["opened"])
 def test_losses_are_those_of_the_clips_alone(name: str, opened: Opened, task: Transcribe, prepared: PreparedClips):
-    objective = make_objective(name, task, SETTINGS)
+    objective = made(name, task)
     assert objective.task is task
     opened.loaded.module.eval()
     with torch.no_grad():
@@ -60,7 +73,7 @@ def test_losses_are_those_of_the_clips_alone(name: str, opened: Opened, task: Tr
 @pytest.mark.parametrize(("name", "opened"), OBJECTIVES, indirect=["opened"])
 def test_gradients_reach_the_model(name: str, opened: Opened, task: Transcribe, prepared: PreparedClips):
     opened.loaded.module.requires_grad_(True)
-    make_objective(name, task, SETTINGS).losses(opened.loaded, batch_of(opened, prepared, 0, 1)).total.backward()
+    made(name, task).losses(opened.loaded, batch_of(opened, prepared, 0, 1)).total.backward()
     name_of_first, weight = next(
         (name, one) for name, one in opened.loaded.module.named_parameters() if one.ndim > 1 and "encoder" in name
     )
@@ -70,7 +83,7 @@ def test_gradients_reach_the_model(name: str, opened: Opened, task: Transcribe, 
 
 @pytest.mark.parametrize(("name", "opened"), OBJECTIVES, indirect=["opened"])
 def test_clips_count_by_their_weight(name: str, opened: Opened, task: Transcribe, prepared: PreparedClips):
-    objective = make_objective(name, task, SETTINGS)
+    objective = made(name, task)
     opened.loaded.module.eval()
     batch = batch_of(opened, prepared, 0, 1, 2)
 

@@ -85,7 +85,7 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Sound:
+class Sound:
     """What the waveform of a clip says, whatever its transcript."""
 
     speech: tuple[Span, ...]
@@ -157,17 +157,17 @@ class Measurer:
     def _key(self, clip: Clip) -> str:
         """Of everything that decides what is measured; the audio by its path, size and time."""
         what = [clip.start_s, clip.duration_s, clip.channel, clip.text, clip.language]
-        return digest_json([self.identity, self.normalizer, str(clip.path.resolve()), _file_state(clip.path), *what])
+        return digest_json([self.identity, self.normalizer, str(clip.path.resolve()), file_state(clip.path), *what])
 
     def _computed(self, unit: Sequence[tuple[Clip, str]]) -> Iterator[Measured]:
-        sounds: dict[Recording, _Sound | None] = {}
+        sounds: dict[Recording, Sound | None] = {}
         for (clip, key), found in zip(unit, self.aligner.align([clip for clip, _ in unit]), strict=True):
             place = recording(clip)
             if place not in sounds:
-                sounds[place] = _sound(clip)
+                sounds[place] = sound_of(clip)
             yield self._row(clip, key, found, sounds[place])
 
-    def _row(self, clip: Clip, key: str, found: Alignment | Finding, sound: _Sound | None) -> Measured:
+    def _row(self, clip: Clip, key: str, found: Alignment | Finding, sound: Sound | None) -> Measured:
         quality, samples = (None, "") if sound is None else (sound.quality, sound.samples)
         if isinstance(found, Finding):
             return Measured(
@@ -230,7 +230,8 @@ def _units(clips: Sequence[tuple[Clip, str]]) -> list[list[tuple[Clip, str]]]:
     return units
 
 
-def _sound(clip: Clip) -> _Sound | None:
+def sound_of(clip: Clip) -> Sound | None:
+    """What the waveform of a clip says; None where it cannot be read."""
     try:
         rate_hz = probe(clip.path).sample_rate_hz
         waveform_S = read(
@@ -254,14 +255,15 @@ def _sound(clip: Clip) -> _Sound | None:
             whole_db = energy_of_blocks(blocks, _SPEECH_RATE_HZ)
     except AudioError:
         return None  # the aligner says so
-    return _Sound(
+    return Sound(
         speech=tuple(speech_spans(loud_frames(whole_db))),
         quality=measure_quality(waveform_S, rate_hz, energy_db=energy_db),
         samples=f"{samples_digest(waveform_S)} {round(clip.duration_s * rate_hz)}",
     )
 
 
-def _file_state(path: Path) -> list[int]:
+def file_state(path: Path) -> list[int]:
+    """Size and time of a file, which tell that it was changed; empty where there is none."""
     try:
         status = path.stat()
     except OSError:

@@ -47,6 +47,9 @@ def inspect(words: Words = None, as_json: Json = False) -> None:
         _size_beside_16_bits(compression["size"])
         + (f"; {_share(compression['parameters'])} % of the parameters train" if compression["parameters"] else ""),
     ]
+    if (teacher := found.teacher) is not None:
+        held = f"{memory_size(teacher.held_bytes)} beside it, {teacher.bits} bits"
+        lines.append(f"teacher  {teacher.checkpoint}, {teacher.parameters:,} parameters: {held}")
     print_result(body, as_json=as_json, lines=lines)
 
 

@@ -23,7 +23,7 @@ from sonotune.signals import Stopped
 ORDER = (
     *("quickstart", "data", "audit", "settings", "inspect", "plan", "train", "evaluate", "calibrate"),
     *("benchmark", "compare", "report", "listen", "preference", "export", "transcribe", "classify", "allocate"),
-    *("average", "combine", "sweep", "ablate", "compose"),
+    *("average", "combine", "sweep", "ablate", "distill", "prune", "compose"),
 )
 """Commands as they are met in the work."""
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}

@@ -40,6 +40,11 @@ def train(words: Words = None, as_json: Json = False, dump_config: Dump = False)
     if dump_config:
         emit(dump_yaml(settings.config), end="")
         return
+    run_summary(settings, as_json=as_json)
+
+
+def run_summary(settings: LoadedConfig, *, as_json: bool) -> None:
+    """Train, write the report, and print what came of it."""
     from sonotune.processes import is_main
 
     record, folder = run_and_report(settings, quiet=as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sonotune.config.adapter import AllocationConfig, ReallocationConfig, RegularizationConfig
+from sonotune.config.distillation import DistillationConfig
 from sonotune.config.schema import RunConfig
 
 
@@ -23,6 +24,12 @@ def _effects(config: RunConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
             f"training.objective is {config.training.objective}",
             "training",
             ("star_bypass_penalty", "star_speech_penalty"),
+        ),
+        (
+            config.training.objective != "distill",
+            f"training.objective is {config.training.objective}, which learns from transcripts alone",
+            "distillation",
+            tuple(DistillationConfig.model_fields),
         ),
         (
             full,

@@ -40,6 +40,7 @@ from sonotune.wording import counted
 __all__ = [
     "LoadedConfig",
     "Setting",
+    "checkpoint_of_preset",
     "config_digest",
     "describe_settings",
     "dump_yaml",
@@ -209,6 +210,14 @@ def presets() -> dict[str, tuple[str, ...]]:
         for group in sorted(_preset_root().iterdir())
         if group.is_dir() and not group.name.startswith("_")
     }
+
+
+def checkpoint_of_preset(name: str) -> str:
+    """The checkpoint that a model preset names; any other name as it is, and a folder of that name before a preset."""
+    if is_folder(name) or name not in presets()["model"]:
+        return name
+    found = read_yaml(_preset_root() / "model" / f"{name}.yaml")
+    return str(found["checkpoint"]) if isinstance(found, dict) and "checkpoint" in found else name
 
 
 def _preset_root() -> Path:

@@ -23,6 +23,7 @@ from sonotune.config.adapter import (
 )
 from sonotune.config.audit import AuditConfig
 from sonotune.config.data import AugmentationConfig, DataConfig
+from sonotune.config.distillation import DistillationConfig
 from sonotune.config.ensemble import EnsembleConfig
 from sonotune.config.evaluation import EvaluationConfig
 from sonotune.config.frame_merging import FrameMergingConfig
@@ -119,6 +120,7 @@ class RunConfig(Section):
     quantization: QuantizationConfig = QuantizationConfig()
     frame_merging: FrameMergingConfig = FrameMergingConfig()
     training: TrainingConfig = TrainingConfig()
+    distillation: DistillationConfig = DistillationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     audit: AuditConfig = AuditConfig()
@@ -131,6 +133,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"adapter.kind is 'none' (every weight trains) and quantization.bits is {self.quantization.bits}; "
                 "quantised weights cannot train. Take quantization.bits=16, or adapter.kind=lora"
+            )
+        if self.distillation.on_policy_share and self.training.shard_weights:
+            raise ValueError(
+                "distillation.on_policy_share lets the model write, which weights in parts cannot "
+                "(training.shard_weights). Leave one of them out"
             )
         if self.training.optimizer != "adamw" and (self.reallocation.at or self.adapter.allocator == "adalora"):
             raise ValueError(

@@ -96,7 +96,8 @@ class TrainingConfig(Section):
     objective: ObjectiveName = Field(default="auto", json_schema_extra=LATER)
     """What training lowers: `task`, the loss of the task; `ctc_mix`, that with `model.ctc_share` of CTC; `star`, CTC
     that lets wrong, missing and superfluous words of a transcript pass, to tune a trained CTC model on flawed
-    transcripts; `auto` takes the second where that share is above 0, else the first."""
+    transcripts; `distill`, the loss of the task and the divergence from a teacher (section `distillation`); `auto`
+    takes the second where that share is above 0, else the first."""
     star_bypass_penalty: float = Field(default=12.0, ge=0, le=1000, json_schema_extra=LATER)
     """`star`: nats for each word of a transcript that is left out. A word that costs more is."""
     star_speech_penalty: float = Field(default=8.0, ge=0, le=1000, json_schema_extra=LATER)

@@ -34,6 +34,8 @@ from sonotune.wording import long_time
 
 SPLIT_MARK: Final = "sonotune_split.json"
 """Beside the manifests of a split corpus; says which belong together."""
+TEACHER_COLUMN: Final = "label_teacher"
+"""Column with the digest of the model that wrote the text (`sonotune data label`)."""
 _MOST_NAMED: Final = 50
 
 

@@ -63,6 +63,7 @@ class Batch:
         mixed_targets: Targets of the clip that is mixed into each (B, U), where Mixup is on.
         mixed_shares: Share of that clip (B,) float32.
         digests: Digest of each clip's samples as the frontend got them; empty where the batch was made of features.
+        epoch: Pass over the clips that it belongs to, from 0.
     """
 
     inputs: Tensor
@@ -76,6 +77,7 @@ class Batch:
     mixed_targets: Tensor | None = None
     mixed_shares: Tensor | None = None
     digests: tuple[str, ...] = ()
+    epoch: int = 0
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on a device."""
@@ -305,6 +307,7 @@ class ClipBatches(Dataset[Batch]):
             mixed_targets=None if mix is None else targets_BU[list(mix.partners)],
             mixed_shares=None if mix is None else torch.from_numpy(mix.shares),
             digests=tuple(_digest(waveform) for waveform in waveforms),
+            epoch=self._epoch,
         )
 
     def _mix(self, clips: Sequence[Clip]) -> Mix | None:

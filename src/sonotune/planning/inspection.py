@@ -29,6 +29,7 @@ from sonotune.models.frame_merging.prepare import with_merging
 from sonotune.models.frame_merging.settings import NO_MERGING, FrameMerging
 from sonotune.models.quantize import packed_bytes
 from sonotune.planning.layout import outline_processor, silent_batch
+from sonotune.planning.teacher import TeacherMemory
 from sonotune.planning.work import encoder_work
 from sonotune.types import Context
 
@@ -69,6 +70,7 @@ class Inspection:
         computed_s: Seconds of a clip -> seconds that are computed for it, for a few lengths; empty without a window.
         merging: Which positions are merged.
         merged: Seconds of a clip -> what merging leaves of its encoder, for a few lengths; empty where nothing is.
+        teacher: What the model that is learned from takes beside it; None without one.
     """
 
     family: str
@@ -86,6 +88,7 @@ class Inspection:
     computed_s: Mapping[float, float] = field(default_factory=dict)
     merging: FrameMerging = NO_MERGING
     merged: Mapping[float, MergedWork] = field(default_factory=dict)
+    teacher: TeacherMemory | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -116,6 +119,7 @@ class Inspection:
                 "computed_s": {f"{clip_s:g}": computed for clip_s, computed in self.computed_s.items()},
             },
             **({"frame_merging": self._merging()} if self.merging.parts else {}),
+            **({} if self.teacher is None else {"teacher": self.teacher.to_json()}),
             "bytes": {"weights": self.weight_bytes, "quantized": self.quantized_bytes},
             "bits_per_quantized_parameter": 8 * self.quantized_bytes / self.quantized if self.quantized else None,
             "compression": {

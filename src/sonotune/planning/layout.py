@@ -32,6 +32,7 @@ from sonotune.models.frame_merging.settings import FrameMerging
 from sonotune.models.precision import DTYPES, Precision
 from sonotune.models.quantize import bitsandbytes, packed_bytes
 from sonotune.optimizers import OptimizerKind
+from sonotune.planning.teacher import teacher_memory
 from sonotune.registry import resolve
 from sonotune.stages import Stage, StageSettings, all_stages, build_stages, whole_run
 from sonotune.tasks.base import Task, TaskSettings
@@ -67,6 +68,8 @@ class TrainingSettings:
     label_smoothing: float = 0.0
     stages: Sequence[StageSettings] = ()
     optimizer: OptimizerKind = "adamw"
+    teacher: str | None = None
+    teacher_bits: Literal["auto"] | int = "auto"
     shards: int = 1
     """Processes that hold a part each of the layers' weights, one of which is planned for."""
 
@@ -89,6 +92,7 @@ class Layout:
         loading_bytes: The model as it is opened, and one linear before it is quantised; tied weights count once.
         stages: Of the run, in order.
         held: Names of the parameters that have moments: what trains now or has trained in an earlier stage.
+        teacher_bytes: Weights of the model that is learned from; 0 without one.
     """
 
     loaded: LoadedModel
@@ -99,6 +103,7 @@ class Layout:
     loading_bytes: int
     stages: tuple[Stage, ...]
     held: frozenset[str]
+    teacher_bytes: int = 0
 
     def enter(self, index: int) -> Layout:
         """Mark what trains in a stage, in place; the layout of that stage."""
@@ -223,6 +228,13 @@ def lay_out(settings: TrainingSettings, *, device: str = "cpu") -> Layout:
         )
     task: Task = resolve("tasks", family.task)(family, TaskSettings(multi_label=settings.multi_label))
     stages = _stages(loaded, settings)
+    teacher_bytes = 0
+    if settings.teacher is not None:
+        teacher = teacher_memory(
+            settings.teacher, bits=settings.teacher_bits, precision=settings.precision, device=device
+        )
+        teacher_bytes = teacher.held_bytes
+        loading += teacher.loading_bytes
     layout = Layout(
         loaded=loaded,
         task=task,
@@ -232,6 +244,7 @@ def lay_out(settings: TrainingSettings, *, device: str = "cpu") -> Layout:
         bits=(stored.bits, "all weights train" if full else stored.reason),
         stages=stages,
         held=frozenset(),
+        teacher_bytes=teacher_bytes,
     )
     return layout.enter(0)
 

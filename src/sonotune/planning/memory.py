@@ -36,6 +36,7 @@ from sonotune.models.losses import label_rows
 from sonotune.models.quantize import packed_bytes
 from sonotune.optimizers import moment_bytes
 from sonotune.planning.layout import BLOCK, SCALES_PER_BLOCK, Layout
+from sonotune.planning.teacher import TEACHER
 
 _CODES, _NESTED_CODES = 4 * 16, 4 * 256 + 4  # of each matrix: its code book; that of its scales, and their mean
 KINDS = ("weights", "gradients", "optimizer", "activations")
@@ -102,6 +103,8 @@ def static_memory(layout: Layout) -> dict[str, dict[str, int]]:
     for name, buffer in loaded.module.named_buffers():
         row = rows.setdefault(loaded.owner(loaded.names.unwrapped(name)) or OUTSIDE, dict.fromkeys(KINDS, 0))
         row["weights"] += buffer.numel() * buffer.element_size()
+    if layout.teacher_bytes:
+        rows[TEACHER] = {**dict.fromkeys(KINDS, 0), "weights": layout.teacher_bytes}
     return rows
 
 

@@ -14,6 +14,7 @@ from sonotune.planning.cost import Cost
 from sonotune.planning.exact import measure_step
 from sonotune.planning.layout import Layout, TrainingSettings, lay_out
 from sonotune.planning.memory import KINDS, Memory, predict_step
+from sonotune.planning.teacher import TEACHER
 from sonotune.planning.work import encoder_work
 
 LABELS_PER_SECOND = 5.0
@@ -281,6 +282,8 @@ def _measured(flat: Layout, index: int, bucket: Bucket, memory_bytes: int | None
     components: dict[str, dict[str, int]] = {}
     for (owner, kind), size in found.parts.items():
         components.setdefault(owner, dict.fromkeys(KINDS, 0))[kind] += size
+    if flat.teacher_bytes:  # the step is run without it
+        components[TEACHER] = {**dict.fromkeys(KINDS, 0), "weights": flat.teacher_bytes}
     memory = Memory(components=components)
     held = bucket.memory.static_bytes
     scale = (memory.peak_bytes - held) / max(1, bucket.memory.peak_bytes - held)

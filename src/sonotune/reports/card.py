@@ -175,6 +175,9 @@ def _training(record: RunRecord, *, window: bool) -> str:
         allocator = adapter.get("allocator", "uniform")
         held = f"rank {ranks[0]}" if ranks[0] == ranks[-1] else f"ranks {ranks[0]} to {ranks[-1]}"
         lines.append(f"- {held} in {counted(len(ranks), 'module')} (`{allocator}`)")
+    if teacher := record.model.get("teacher"):
+        named = str(teacher.get("checkpoint", "")).rstrip("/").rpartition("/")[2]
+        lines.append(f"- learned from the teacher {named} (digest `{str(teacher.get('digest', ''))[:12]}`)")
     lines += [f"- {context}" for context in _context(record, window=window)]
     lines += [f"- {setting}: {reason}" for setting, reason in record.choices.items()]
     training = record.config.get("training", {})

@@ -22,6 +22,7 @@ from sonotune.optimizers import usual_rates
 from sonotune.stages import Stage, StageSettings, build_stages, whole_run
 from sonotune.tasks.base import Task
 from sonotune.training.objectives.base import Objective, ObjectiveSettings, make_objective
+from sonotune.training.teacher import Distillation, Teacher
 
 MAX_WEIGHT_RATE: Final = 1e-3
 """Highest learning rate of a part that `adapter.split=measured` trains in full precision."""
@@ -240,12 +241,26 @@ def wanted_stages(config: RunConfig) -> list[StageSettings]:
 _ANY_EPOCHS = 1_000_000  # of a stage that its steps end
 
 
-def objective_of(config: RunConfig, task: Task, *, calibrating: bool = False) -> Objective:
-    """What training lowers; calibration takes it without label smoothing."""
+def objective_of(
+    config: RunConfig, task: Task, *, teacher: Teacher | None = None, calibrating: bool = False
+) -> Objective:
+    """What training lowers; calibration takes it without label smoothing, and without texts that the model draws."""
     settings = ObjectiveSettings(
         label_smoothing=0.0 if calibrating else config.training.label_smoothing,
         ctc_share=config.model.ctc_share,
         star_bypass_penalty=config.training.star_bypass_penalty,
         star_speech_penalty=config.training.star_speech_penalty,
+        distillation=None if teacher is None else _distillation(config, teacher, calibrating=calibrating),
     )
     return make_objective(config.training.objective, task, settings)
+
+
+def _distillation(config: RunConfig, teacher: Teacher, *, calibrating: bool) -> Distillation:
+    section = config.distillation
+    return Distillation(
+        teacher=teacher,
+        temperature=section.temperature,
+        loss_share=section.loss_share,
+        on_policy_share=0.0 if calibrating else section.on_policy_share,
+        seed=config.training.seed,
+    )

@@ -51,6 +51,7 @@ class Fingerprint:
         audio: Mapping[str, str],
         precision: str,
         bits: int,
+        teacher: str | None = None,
         allow_change: Sequence[str] = (),
     ) -> Fingerprint:
         """From what decides the result.
@@ -63,6 +64,7 @@ class Fingerprint:
             audio: Split -> digest of what its recordings contain.
             precision: Arithmetic of the forward pass.
             bits: Of the frozen weights.
+            teacher: Digest and bits of the model that is learned from; None without one.
             allow_change: Settings that may differ from those of the checkpoint.
         """
         values = {
@@ -78,6 +80,7 @@ class Fingerprint:
             "outputs": digest_json(list(loaded.new_outputs)),
             "precision": precision,
             "bits of the frozen weights": str(bits),
+            **({} if teacher is None else {"teacher": teacher}),
             MICRO_BATCHES: str(steps.accumulation_steps),
             BATCHES: f"{steps.batch_seconds:g} s, {steps.batch_max_clips} clips",
         }

@@ -22,7 +22,7 @@ from sonotune.errors import ConfigError, ManifestError
 from sonotune.features.mixup import MixupSettings
 from sonotune.features.specaugment import SpecAugmentSettings
 from sonotune.features.workers import Crew
-from sonotune.loading import Opened, choose_family, open_model
+from sonotune.loading import Opened, choose_family, model_digest, open_model
 from sonotune.models.base import MULTI_LABEL, LoadedModel, ModelFamily
 from sonotune.models.precision import Precision
 from sonotune.optimizers import choose_optimizer
@@ -32,7 +32,8 @@ from sonotune.training.adaptation import asked_merging, objective_of, unquantize
 from sonotune.training.objectives.base import Objective
 from sonotune.training.runtime import ComputeSetup
 from sonotune.training.state import LoopSettings, TrainingData
-from sonotune.types import Clip, Finding
+from sonotune.training.teacher import Teacher, check_teacher, family_of_teacher, note_on_itself, open_teacher
+from sonotune.types import Clip, Context, Finding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,7 @@ class RunInputs:
         calibration_objective: Whose gradients calibration looks at: that of training, without label smoothing.
         primary: Name of the score that decides in the whole run.
         primary_reason: Why that one.
+        teacher: The model that is learned from, where one is.
     """
 
     corpus: Corpus
@@ -56,6 +58,7 @@ class RunInputs:
     calibration_objective: Objective
     primary: str
     primary_reason: str
+    teacher: Teacher | None = None
 
     @property
     def language(self) -> str | None:
@@ -85,21 +88,24 @@ def load_inputs(
     Raises:
         SonotuneError: Of whichever part is wrong.
     """
+    _check_objective(config)
     family, task = _task(config)
     corpus = _without_weight(_corpus(config, task, finding), finding)
     opened = _open(config, family, task.outputs(corpus.splits["train"]), compute.precision, compute.accelerator.device)
     prepared = _targets(config, corpus, task, opened.loaded, finding)
     rate = max(prepared.tokens_per_second, opened.loaded.tokens_per_second)
     opened = replace(opened, loaded=opened.loaded.with_(tokens_per_second=rate))
+    teacher = _teacher(config, compute, opened, prepared, finding)
     primary, reason = task.primary_of(corpus.splits.get("eval") or corpus.splits["train"])
     return RunInputs(
         corpus=corpus,
         task=task,
         opened=opened,
         prepared=prepared,
-        calibration_objective=objective_of(config, task, calibrating=True),
+        calibration_objective=objective_of(config, task, teacher=teacher, calibrating=True),
         primary=primary,
         primary_reason=reason,
+        teacher=teacher,
     )
 
 
@@ -237,6 +243,48 @@ def _targets(
         reasons = "; ".join(finding.message for finding in findings[:3])
         raise ManifestError(f"no clip of data.train is left to learn from: {reasons}")
     return replace(prepared, findings=findings)
+
+
+def _check_objective(config: RunConfig) -> None:
+    """Refuse, before anything is read, to learn from nobody or from a classifier; raises ConfigError."""
+    if config.training.objective != "distill":
+        return
+    if config.distillation.teacher is None:
+        raise ConfigError(
+            "training.objective=distill, and distillation.teacher names no model to learn from. Name one, such as "
+            "distillation.teacher=openai/whisper-small."
+        )
+    family_of_teacher(config.distillation.teacher)
+
+
+def _teacher(
+    config: RunConfig,
+    compute: ComputeSetup,
+    opened: Opened,
+    prepared: PreparedClips,
+    tell: Callable[[Sequence[Finding]], None],
+) -> Teacher | None:
+    """The model that is learned from, where the objective learns from one.
+
+    Raises:
+        ConfigError: Its logits cannot be compared with the model's.
+    """
+    section, loaded = config.distillation, opened.loaded
+    if config.training.objective != "distill" or section.teacher is None:
+        return None
+    teacher = open_teacher(
+        section.teacher,
+        bits=section.teacher_bits,
+        precision=compute.precision,
+        device=compute.accelerator.device,
+    )
+    contexts: set[Context] = {loaded.context}
+    if config.model.full_context_share:
+        contexts.add("full")
+    check_teacher(teacher, loaded, prepared.clips, prepared.targets, contexts=contexts)
+    itself = note_on_itself(teacher, model_digest(config.model.checkpoint, loaded))
+    tell([] if itself is None else [itself])
+    return teacher
 
 
 def training_data(config: RunConfig, prepared: PreparedClips, crew: Crew | None = None) -> TrainingData:

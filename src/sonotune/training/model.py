@@ -131,6 +131,7 @@ def prepare_model(session: Session, inputs: RunInputs, steps: LoopSettings) -> P
             "thinning": asdict(loaded.thinning),
             **merging_entry(loaded),
             "tokens_per_second": loaded.tokens_per_second,
+            **({} if inputs.teacher is None else {"teacher": inputs.teacher.to_json()}),
         },
     )
     device = compute.accelerator.device.type
@@ -303,6 +304,8 @@ def _choices(session: Session, inputs: RunInputs, steps: LoopSettings, adaptatio
         choices["evaluation.primary"] = f"{score_title(inputs.primary)}: {inputs.primary_reason}"
     if steps.optimizer != config.training.optimizer:
         choices["training.optimizer"] = f"{steps.optimizer}: {steps.optimizer_reason}"
+    if (teacher := inputs.teacher) is not None:
+        choices["distillation.teacher_bits"] = teacher.bits
     if config.model.language is None and inputs.language is not None:
         choices["model.language"] = f"{inputs.language}: every training clip names it, and tools are told it"
     if config.training.shard_weights and compute.processes.world_size == 1:

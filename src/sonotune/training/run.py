@@ -87,7 +87,7 @@ def train(
         return scoring.development_scores(loop.state.step)
 
     loop = StageLoop(
-        objective_of(config, inputs.task),
+        objective_of(config, inputs.task, teacher=inputs.teacher),
         loaded,
         model.stages,
         settings=steps,
@@ -129,6 +129,7 @@ def resume_fingerprint(session: Session, inputs: RunInputs, steps: LoopSettings)
         audio=digest_audio(inputs.corpus, directory, processes, resumed=session.has_checkpoint),
         precision=session.compute.precision,
         bits=inputs.bits,
+        teacher=None if inputs.teacher is None else f"{inputs.teacher.digest}, {inputs.teacher.bits}",
         allow_change=session.config.run.allow_change,
     )
     test_data = inputs.corpus.digests.get("test", "none")

@@ -37,7 +37,7 @@ from sonotune.models.families.whisper_checkpoint import (
     language_tokens,
     load_whisper_processor,
 )
-from sonotune.models.families.whisper_decoding import CachedDecoder, generate, judge, token_limits
+from sonotune.models.families.whisper_decoding import CachedDecoder, draw, generate, judge, token_limits
 from sonotune.models.frame_merging.settings import NO_AUDIO_TOKENS, MergePart
 from sonotune.models.languages import find_code, named, nearest, nothing_to_note, some_codes
 from sonotune.models.losses import LabelOutputs
@@ -322,6 +322,16 @@ class WhisperFamily:
                 for one, limit in zip(written, limits, strict=True)
             ]
         return decoding.fall_back(first, no_speech, settings, lambda rows, heat: candidates(rows, heat)[0])
+
+    @torch.no_grad()
+    def draw_targets(
+        self, loaded: LoadedModel, batch: Batch, *, limits: Sequence[int], draw_keys: Sequence[str]
+    ) -> list[list[int]]:
+        """See `training.objectives.distill.DrawingFamily`; tokens that the checkpoint suppresses are not drawn."""
+        prompt_BU = batch.targets[:, : self._prompt_length(loaded)]
+        with _batch_before_kept(loaded.module):
+            encoded_BPD = self._encode(loaded, batch).states
+            return draw(loaded, encoded_BPD, prompt_BU, limits=limits, draw_keys=draw_keys)
 
     def _candidate(
         self, loaded: LoadedModel, written: decoding.Written, *, limit: int, rate: bool

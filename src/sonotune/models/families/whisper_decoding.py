@@ -85,6 +85,37 @@ def _no_speech(loaded: LoadedModel, hidden_BUD: Tensor) -> list[float]:
     return found
 
 
+def draw(
+    loaded: LoadedModel,
+    encoded_BPD: Tensor,
+    prompt_BU: Tensor,
+    *,
+    limits: Sequence[int],
+    draw_keys: Sequence[str],
+) -> list[list[int]]:
+    """Draw a text for each clip from the model's own distribution: its prompt, its tokens and the one that ends it.
+
+    The end token is absent where the text was cut at its limit or loops.
+
+    Args:
+        loaded: The model.
+        encoded_BPD: States of the encoder, whose mask the decoder has.
+        prompt_BU: Tokens that come first.
+        limits: Most tokens of each text, the end token included.
+        draw_keys: Seeds the draws of each clip.
+    """
+    end, rows_B = loaded.module.config.eos_token_id, torch.arange(len(encoded_BPD), device=encoded_BPD.device)
+    room = loaded.module.config.max_target_positions - prompt_BU.shape[1]
+    limits = [min(limit, room) for limit in limits]
+    decoder = CachedDecoder(loaded, encoded_BPD, loaded.module.model.decoder.cross_mask, rows_B)
+    written = decoding.write(decoder, prompt_BU, end=end, limits=limits, temperature=1.0, draw_keys=draw_keys)
+    targets = []
+    for prompt, one, limit in zip(prompt_BU.tolist(), written, limits, strict=True):
+        ended = one.finite and len(one.ids) < limit and not bool(decoding.loops_at_end(torch.tensor([one.ids])))
+        targets.append([*prompt, *one.ids, *([end] if ended else [])])
+    return targets
+
+
 def generate(
     loaded: LoadedModel,
     encoded_BPD: Tensor,

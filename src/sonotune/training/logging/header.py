@@ -29,10 +29,15 @@ def header(
     spread = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}" if ranks else ""
     how = f"; adapters of rank {spread} on {len(record.ranks)} modules" if ranks else ""
     parts = ", ".join(f"{name} {row['trainable']:,}" for name, row in model["components"].items() if row["trainable"])
+    taught = []
+    if teacher := model.get("teacher"):
+        size = f"{teacher['parameters'] / 1e6:,.1f} M parameters, {teacher['bits']} bits"
+        taught = [f"teacher  {teacher['checkpoint']}, {size}, digest {teacher['digest'][:12]}"]
     return "\n".join(
         [
             f"model    {model['checkpoint']} ({model['family']}), {total / 1e6:,.1f} M parameters, {bits} bits, "
             f"{precision} on {device}",
+            *taught,
             f"data     {data}",
             f"trains   {trains:,} parameters ({parts}){how}",
             f"decides  {decides}",

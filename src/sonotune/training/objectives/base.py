@@ -10,6 +10,7 @@ from sonotune.models.base import LoadedModel
 from sonotune.models.losses import Losses
 from sonotune.registry import resolve
 from sonotune.tasks.base import Task
+from sonotune.training.teacher import Distillation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,12 +22,14 @@ class ObjectiveSettings:
         ctc_share: Share of the loss that is CTC on the encoder's states.
         star_bypass_penalty: Nats for a word of the transcript that is left out, under `star`.
         star_speech_penalty: Nats for speech between two words that nobody transcribed, under `star`.
+        distillation: The teacher and how it is learned from, under `distill`.
     """
 
     label_smoothing: float = 0.0
     ctc_share: float = 0.0
     star_bypass_penalty: float = 12.0
     star_speech_penalty: float = 8.0
+    distillation: Distillation | None = None
 
 
 class Objective(Protocol):
