@@ -18,6 +18,7 @@ from sonotune.adapters.metadata import (
     peft_entries,
     read_entries,
     read_metadata,
+    tuned_elsewhere,
     use_of,
 )
 from sonotune.errors import ConfigError, ModelError
@@ -144,6 +145,8 @@ def open_model(
         if dtype != torch.float32:
             cast_frozen(loaded, dtype)
     choices = {"quantization.bits": f"{stored.bits}: {stored.reason}"}
+    if context is None and loaded.full_after_thinned and (reason := tuned_elsewhere(checkpoint)):
+        choices["model.context"] = f"{loaded.context}: {reason}, so that another tool tuned it, over the whole window"
     if loaded.merging.parts:
         why = "as the weights were trained" if merging is None else "asked for"
         choices["frame_merging"] = f"{loaded.merging.described()}: {why}"

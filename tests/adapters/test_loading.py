@@ -103,7 +103,10 @@ def test_a_model_that_a_trainer_left_is_used_over_the_whole_window(tmp_path: Pat
     (tmp_path / "tuned" / "sonotune_export.json").unlink()
     published = open_model(str(tmp_path / "tuned")).loaded
     (tmp_path / "tuned" / left).touch()
-    tuned = open_model(str(tmp_path / "tuned")).loaded
+    opened = open_model(str(tmp_path / "tuned"))
+    tuned = opened.loaded
+    assert opened.choices["model.context"].startswith(f"full: {left} lies beside the weights")
+    assert "model.context" not in open_model(str(tmp_path / "tuned"), context="thinned").choices
     assert (published.context, published.trained_contexts) == ("thinned", ("full", "thinned"))
     assert (tuned.context, tuned.trained_contexts) == ("full", ("full",))
 

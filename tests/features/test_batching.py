@@ -63,7 +63,7 @@ def make_clips(tmp_path: Path) -> MakeClips:
 
 
 def dataset(clips, targets, batches, **options) -> ClipBatches:
-    settings_ = {"seed": 1, "epoch": 2, **options}
+    settings_ = {"seed": 1, "epoch": 2, "context": "cut", **options}
     return ClipBatches(clips, targets, LogMel(80), batches=batches, **settings_)
 
 

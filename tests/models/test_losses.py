@@ -67,6 +67,40 @@ def test_losses_and_gradients_in_parts_are_those_of_all_labels(
     assert parts.head.most == 4
 
 
+def test_the_scale_of_mixed_precision_is_more_than_fp16_holds_and_reaches_the_states(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(losses, "_LOGITS_AT_ONCE", 4 * OUTPUTS)
+    torch.manual_seed(0)
+    head = nn.Linear(WIDTH, OUTPUTS).requires_grad_(False).half()
+    states = (100 * torch.randn(LABELS, WIDTH)).half().requires_grad_()  # sure of every label: gradients of nothing
+    labels = head(states).argmax(dim=-1)
+    outputs = LabelOutputs(states=states, head=head, labels=labels, places=torch.ones(1, LABELS, dtype=torch.bool))
+    (outputs.losses().total * 2.0**16 * 8).backward()
+    assert states.grad is not None
+    assert bool(states.grad.isfinite().all())
+
+
+def test_what_is_given_beside_the_logits_gets_no_gradient(outputs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = torch.ones(LABELS, requires_grad=True)
+    for at_once in (2**22, 4 * OUTPUTS):
+        monkeypatch.setattr(losses, "_LOGITS_AT_ONCE", at_once)
+        found = outputs(trains=True).by_part(lambda logits, _, w: w * logits.sum(dim=-1), weights)
+        found.sum().backward()
+        assert weights.grad is None
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_frozen_states_under_a_frozen_head_have_a_loss(
+    outputs: Any, monkeypatch: pytest.MonkeyPatch, learns: bool
+) -> None:
+    monkeypatch.setattr(losses, "_LOGITS_AT_ONCE", 1)
+    whole = outputs(trains=False)
+    whole.states.requires_grad_(learns)
+    assert whole.losses().total.requires_grad is learns
+    assert whole.label_tokens()[2] is not None
+
+
 def test_labels_are_rated_alike_in_parts(outputs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         whole = outputs(trains=True).label_tokens()

@@ -73,7 +73,10 @@ def test_a_run_whose_last_score_is_the_best_by_far_says_that_more_may_pay(events
     [finding] = still_improving(events)
     assert (finding.check, finding.severity) == ("training.still_improving", "note")
     assert "WER on the development clips was still getting better" in finding.message
-    assert "training.max_epochs" in finding.message
+    assert "run.allow_change=[training.max_epochs]" in finding.message
+    [stopped] = still_improving(events, max_steps=max(one["step"] for one in events))
+    assert "run.allow_change=[training.max_steps]" in stopped.message
+    assert still_improving(events, max_steps=1000) == [finding]
 
 
 @pytest.mark.parametrize(

@@ -259,14 +259,24 @@ def use_of(checkpoint: str) -> dict[str, Any]:
     else:
         described = next((path for name in (EXPORT_MARK, METADATA) if is_file(path := place / name)), None)
         found = read_entries(described) if described else {}
-        if not described and _of_another_tool(checkpoint, place):
+        if not described and tuned_elsewhere(checkpoint):
             found["context"] = "full"
     wanted = (*(name for _, name in USED), "context", *_OF_MODEL)
     return {name: found[name] for name in wanted if found.get(name) is not None}
 
 
-def _of_another_tool(checkpoint: str, place: Path) -> bool:
-    """Whether weights without a record of ours were tuned: by what trainers leave beside them, or by the hub's name."""
+def tuned_elsewhere(checkpoint: str) -> str | None:
+    """Why weights without a record of ours are taken for tuned by another tool; None where nothing says so.
+
+    Args:
+        checkpoint: What was named, of which `use_of` found no record.
+    """
+    place = resolve_asset(checkpoint) if is_asset(checkpoint) else Path(checkpoint)
     if is_folder(place):
-        return any(is_file(place / name) for name in _OF_TRAINERS)
-    return checkpoint.count("/") == 1 and not checkpoint.startswith((_PUBLISHER, ".", "/", "~"))
+        if any(is_file(place / name) for name in (EXPORT_MARK, METADATA, "run.json")):
+            return None
+        left = next((name for name in _OF_TRAINERS if is_file(place / name)), None)
+        return left and f"{left} lies beside the weights and no record of sonotune"
+    if checkpoint.count("/") != 1 or checkpoint.startswith((_PUBLISHER, ".", "/", "~")):
+        return None
+    return f"{checkpoint} is not one of {_PUBLISHER}"

@@ -58,6 +58,7 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
     check_output(out, instead="predictions.jsonl", is_ours=are_predictions)
     ensemble: dict[str, Any] = {}
     of_members: list[str] = []
+    why = None
     if members is not None:
         task, corpus, found = evaluate_members(members)
         result = found.combined
@@ -67,6 +68,7 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
         with Crew(config.data.loader_workers) as crew:
             recognizer = open_recognizer(config)
             task, corpus = recognizer.task, corpus_to_score(config, recognizer)
+            why = recognizer.opened.choices.get("model.context")
             result = score_clips(config, recognizer, corpus.splits["test"], crew=crew)
         record_retention(Path(config.model.checkpoint), result.retention, result.adapter_scales)
         if "confidence" in result.details:
@@ -91,7 +93,7 @@ def evaluate(words: Words = None, as_json: Json = False, out: Predictions = None
             problem, body = error, body | {"error": str(error), "exit_code": error.exit_code}
     lines = _score_lines(body, result, task, clips)
     lines += of_members
-    window = f", model.context={result.context}" if result.context else ""
+    window = f", model.context={why or result.context}" if result.context else ""
     lines += retention_lines(result.retention, result.adapter_scales)
     lines.append(f"{result.audio_seconds:.0f} s of audio in {result.seconds:.1f} s{window}")
     lines += [f"left out: {finding.message}" for finding in left_out]

@@ -16,6 +16,7 @@ def inspect(words: Words = None, as_json: Json = False) -> None:
 
     sonotune inspect model=whisper_large_v3 quantization.bits=4 adapter.rank=16
     """
+    from sonotune.adapters.metadata import tuned_elsewhere
     from sonotune.api import inspect as inspect_settings
     from sonotune.models.thinning import made_for
     from sonotune.wording import memory_size
@@ -37,6 +38,8 @@ def inspect(words: Words = None, as_json: Json = False) -> None:
             f"context  {found.context}, {made_for(found.trained_contexts)}; of a window of "
             f"{found.window_s:g} s it computes {computed}"
         ]
+        if found.context == "full" and (reason := tuned_elsewhere(found.checkpoint)):
+            lines.append(f"         {reason}, so that another tool tuned it, over the whole window")
     if found.merging.parts:
         lines += [f"merging  {merging_line(found)}"]
     bits = body["bits_per_quantized_parameter"]

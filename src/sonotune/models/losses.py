@@ -15,12 +15,14 @@ from typing import Any, Final, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from sonotune.features.normalization import valid_frames
 from sonotune.types import LabelTokens
 
 _LOGITS_AT_ONCE: Final = 2**22
+"""50 MB with all that the loss makes of them; less costs time in Whisper-base, and more is no faster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +128,7 @@ class LabelOutputs:
 
         Args:
             function: Of logits (n, V), labels (n,) and rows of `others` to one number for each label (n,), which no
-                other label changes.
+                other label changes: it may not normalise over the batch.
             others: Further tensors with a row for each label (N, ...); they get no gradient.
 
         Returns:
@@ -136,13 +138,15 @@ class LabelOutputs:
         def of_states(states: Tensor, *given: Tensor) -> Tensor:
             return function(self.head(states), *given)
 
+        given = (self.labels, *(one.detach() for one in others))
         rows = label_rows(len(self.labels), self.head.out_features)
         if rows == len(self.labels):
-            return of_states(self.states, self.labels, *others)
-        parts = zip(*(torch.split(tensor, rows) for tensor in (self.states, self.labels, *others)), strict=True)
-        if not torch.is_grad_enabled():
+            return of_states(self.states, *given)
+        parts = zip(*(torch.split(tensor, rows) for tensor in (self.states, *given)), strict=True)
+        trains = any(parameter.requires_grad for parameter in self.head.parameters())
+        if not torch.is_grad_enabled() or not (trains or self.states.requires_grad):
             return torch.cat([of_states(*part) for part in parts])
-        if any(parameter.requires_grad for parameter in self.head.parameters()):
+        if trains:
             return torch.cat([checkpoint(of_states, *part, use_reentrant=False) for part in parts])
         of_part: Any = _RowsAlone.apply
         return torch.cat([of_part(of_states, *part) for part in parts])
@@ -159,6 +163,7 @@ class LabelOutputs:
         """See `Outputs.ctc_losses`."""
         return None if self.ctc is None else self.ctc()
 
+    @torch.no_grad()
     def label_tokens(self) -> list[LabelTokens | None]:
         """How the model rates the labels of each clip; None where it gives no finite number."""
 
@@ -195,9 +200,12 @@ class _RowsAlone(torch.autograd.Function):
         return found_N.detach()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_ND,), (outer_N,) = ctx.saved_tensors, gradients
-        return None, gradient_ND * outer_N.unsqueeze(1).to(gradient_ND.dtype), *[None] * ctx.given
+        # The outer gradient has the scale of mixed precision in it, which fp16 cannot hold by itself.
+        scaled_ND = (gradient_ND.float() * outer_N.float().unsqueeze(1)).to(gradient_ND.dtype)
+        return None, scaled_ND, *[None] * ctx.given
 
 
 def label_rows(labels: int, outputs: int) -> int:

@@ -351,12 +351,13 @@ class _Saved:
 
     def loss_bytes(self) -> int:
         """The logits that are held at once, and what the loss makes of them."""
-        head = self._output_layer()
-        outputs = 0 if head is None else int(head.weight.shape[0])
-        labels = int(self._batch.target_lengths.sum())
         if self._loaded.family.name == "ctc":
             return _LOGIT_BYTES * max(self._rows.values(), default=0) * int(self._loaded.module.config.vocab_size)
-        return _LOGIT_BYTES * label_rows(labels, outputs) * outputs
+        head = self._output_layer()
+        if head is None:
+            return 0
+        outputs = int(head.weight.shape[0])
+        return _LOGIT_BYTES * label_rows(int(self._batch.target_lengths.sum()), outputs) * outputs
 
     def head_gradients(self) -> int:
         """Gradient of an output layer that trains, the first there is; twice that of one that is the embeddings too."""

@@ -75,7 +75,8 @@ class Scoring:
         if point == "after":
             log.finding(worse_than_before(log.record.scores))
             log.finding(numbers_respelt(log.record.scores))
-            log.finding(still_improving(read_events(log.directory.events_path)))
+            most = self._session.config.training.max_steps
+            log.finding(still_improving(read_events(log.directory.events_path), max_steps=most))
 
     def start_was_best(self, state: TrainingState) -> None:
         """Say that no evaluation while training was better than the one before it, whose weights are kept."""
@@ -214,11 +215,12 @@ def numbers_respelt(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> li
     return [] if told is None else [Finding(check=RESPELT, severity="note", message=told)]
 
 
-def still_improving(events: Iterable[Mapping[str, Any]]) -> list[Finding]:
+def still_improving(events: Iterable[Mapping[str, Any]], *, max_steps: int | None = None) -> list[Finding]:
     """A note where the last score of the development clips is the best by far, so that longer training may pay.
 
     Args:
         events: Of the run's log; of two evaluations after one step the later counts.
+        max_steps: `training.max_steps`, which ended the run where it got so far.
     """
     at_step = {event["step"]: event["scores"] for event in events if event["kind"] == "evaluation"}
     found = [at_step[step] for step in sorted(at_step)]
@@ -231,10 +233,11 @@ def still_improving(events: Iterable[Mapping[str, Any]]) -> list[Finding]:
     gain = sign * (last["value"] - best["value"])
     if gain <= 0 or gain < LEAST_GAIN * abs(best["value"]):
         return []
+    limit = "training.max_steps" if max_steps is not None and max(at_step) >= max_steps else "training.max_epochs"
     message = (
         f"{score_title(name, last)} on the development clips was still getting better when training ended: "
         f"{show_score(best)} at best before the last evaluation, and {show_score(last)} there. Train longer: raise "
-        "training.max_epochs; with run.allow_change=[training.max_epochs] the run goes on from here."
+        f"{limit}; with run.allow_change=[{limit}] the run goes on from here."
     )
     return [_finding(IMPROVING, "note", message, last, best)]
 

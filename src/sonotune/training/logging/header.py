@@ -38,6 +38,7 @@ def header(
             f"model    {model['checkpoint']} ({model['family']}), {total / 1e6:,.1f} M parameters, {bits} bits, "
             f"{precision} on {device}",
             *taught,
+            *([f"context  {record.choices['model.context']}"] if "model.context" in record.choices else []),
             f"data     {data}",
             f"trains   {trains:,} parameters ({parts}){how}",
             f"decides  {decides}",
