@@ -80,3 +80,4 @@ def test_the_sentence_has_the_evidence():
     chance = sentence_of(parity(0.05, -0.03, 0.13))
     assert chance.startswith("Served and scored differ, perhaps by chance: ")
     assert chance.endswith("That is more than the 1 point allowed.")
+    assert sentence_of(parity(0.05)).endswith("allowed. These are too few clips for an interval.")

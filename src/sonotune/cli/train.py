@@ -127,12 +127,15 @@ def _run_lines(record: RunRecord, folder: Path) -> list[str]:
     trainable = sum(row["trainable"] for row in record.model.get("components", {}).values())
     total = sum(row["parameters"] for row in record.model.get("components", {}).values())
     if total:
-        lines.append(f"trained  {trainable:,} parameters beside {total:,}")
+        whole = record.config.get("adapter", {}).get("kind") == "none"
+        lines.append(
+            f"trained  {trainable:,} {'of' if whole else 'parameters beside'} {total:,}{' parameters' * whole}"
+        )
     lines.append(f"took     {record.seconds:.0f} s, peak memory {memory_size(record.peak_memory_bytes)}")
     if left_out := clips_left_out(record.findings):
         lines.append(f"left out {counted(left_out, 'clip')}; run.json says why")
-        warned = dict.fromkeys(one for one in record.findings if removed_clips(one) and one.severity == "warning")
-        lines += [f"warning  {one.message}" for one in list(warned)[:_MOST_LEFT_OUT]]
+        removing = dict.fromkeys(one for one in record.findings if removed_clips(one) and one.severity != "note")
+        lines += [f"{one.severity:<8} {one.message}" for one in list(removing)[:_MOST_LEFT_OUT]]
     others = [finding for finding in told if finding not in worse and finding.check != BROKE]
     lines += warning_lines(others, "run.json")
     lines += [f"note     {found.message}" for found in record.findings if found.check == "training.still_improving"]

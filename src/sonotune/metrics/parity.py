@@ -72,7 +72,8 @@ def sentence_of(parity: Mapping[str, Any]) -> str:
     if outcome == "differs":
         sure = _is_interval(low, high) and not low <= 0 <= high
         head = "What is served is not what was scored" if sure else "Served and scored differ, perhaps by chance"
-        return f"{head}: {measured} That is more than {allowed}."
+        few = "" if _is_interval(low, high) else " These are too few clips for an interval."
+        return f"{head}: {measured} That is more than {allowed}.{few}"
     told = _of_interval(parity, allowed) if _is_interval(low, high) else _of_bound(parity)
     same = outcome == "not shown" and parity["equal"] == 1
     head = f"No difference was found, and parity is {outcome}" if same else f"Parity is {outcome}"
