@@ -152,7 +152,7 @@ def dataset(clips: list[Clip], *, mixup: MixupSettings | None = ALWAYS, targets:
         clips,
         TARGETS if targets is None else targets,
         given.pop("frontend", RawWaveform(normalize=False)),
-        **{"batches": BATCHES, "seed": 1, "epoch": 2, "mixup": mixup, **given},
+        **{"batches": BATCHES, "seed": 1, "epoch": 2, "context": "cut", "mixup": mixup, **given},
     )
 
 
