@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from sonotune.adapters.kinds.base import kind_named
 from sonotune.adapters.metadata import (
@@ -21,13 +22,14 @@ from sonotune.adapters.metadata import (
     tuned_elsewhere,
     use_of,
 )
+from sonotune.adapters.ranks.plan import matrix_shape
 from sonotune.errors import ConfigError, ModelError
 from sonotune.models.base import LoadedModel, ModelFamily, select
 from sonotune.models.checkpoints import check_frontend, read_config, settings_digest
 from sonotune.models.frame_merging.prepare import keep_key_noise, key_weights, with_merging
 from sonotune.models.frame_merging.settings import FrameMerging
 from sonotune.models.precision import DTYPES
-from sonotune.models.quantize import cast_frozen, choose_bits, quantize
+from sonotune.models.quantize import cast_frozen, choose_bits, packed_bytes, quantize
 from sonotune.models.thinning import Thinning, contexts_of_training
 from sonotune.models.weight_files import weights_digest
 from sonotune.paths import is_file, is_folder
@@ -146,7 +148,7 @@ def open_model(
             cast_frozen(loaded, dtype)
     choices = {"quantization.bits": f"{stored.bits}: {stored.reason}"}
     if context is None and loaded.full_after_thinned and (reason := tuned_elsewhere(checkpoint)):
-        choices["model.context"] = f"{loaded.context}: {reason}, so that another tool tuned it, over the whole window"
+        choices["model.context"] = f"{loaded.context}: {reason}"
     if loaded.merging.parts:
         why = "as the weights were trained" if merging is None else "asked for"
         choices["frame_merging"] = f"{loaded.merging.described()}: {why}"
@@ -261,6 +263,23 @@ def kept_unquantized(loaded: LoadedModel, skip: Sequence[str]) -> set[str]:
     """Full names of the linears that are kept out of quantisation: by selector, and the output layer always."""
     chosen = set(select(loaded, skip))
     return {name for name in loaded.linears if name + ".weight" in chosen or loaded.owner(name) == "head"}
+
+
+def packed_linears(loaded: LoadedModel, stored: Storage) -> dict[str, int]:
+    """Bytes of every linear that is quantised, codes and scales, by its full name; none at 16 bits.
+
+    Args:
+        loaded: The bare model, which may be an outline without weights.
+        stored: How its weights are held.
+    """
+    if stored.bits == 16:
+        return {}
+    kept = kept_unquantized(loaded, stored.skip)
+    return {
+        name: packed_bytes(*matrix_shape(loaded, name), bits=stored.bits, double=stored.double)
+        for name in loaded.linears
+        if name not in kept and isinstance(loaded.module.get_submodule(name), nn.Linear)
+    }
 
 
 def find_adapter(checkpoint: str) -> Path | None:

@@ -225,6 +225,7 @@ EXPORT_MARK = "sonotune_export.json"
 
 
 _OF_TRAINERS = ("training_args.bin", "trainer_state.json", PEFT_CONFIG)
+_TUNED = "so that another tool tuned it, over the whole window"
 _PUBLISHER = "openai/"  # of the hub names whose weights were measured over the thinned window
 
 
@@ -259,7 +260,7 @@ def use_of(checkpoint: str) -> dict[str, Any]:
     else:
         described = next((path for name in (EXPORT_MARK, METADATA) if is_file(path := place / name)), None)
         found = read_entries(described) if described else {}
-        if not described and tuned_elsewhere(checkpoint):
+        if tuned_elsewhere(checkpoint):
             found["context"] = "full"
     wanted = (*(name for _, name in USED), "context", *_OF_MODEL)
     return {name: found[name] for name in wanted if found.get(name) is not None}
@@ -276,7 +277,7 @@ def tuned_elsewhere(checkpoint: str) -> str | None:
         if any(is_file(place / name) for name in (EXPORT_MARK, METADATA, "run.json")):
             return None
         left = next((name for name in _OF_TRAINERS if is_file(place / name)), None)
-        return left and f"{left} lies beside the weights and no record of sonotune"
+        return left and f"{left} lies beside the weights and no record of sonotune, {_TUNED}"
     if checkpoint.count("/") != 1 or checkpoint.startswith((_PUBLISHER, ".", "/", "~")):
         return None
-    return f"{checkpoint} is not one of {_PUBLISHER}"
+    return f"{checkpoint} is not one of {_PUBLISHER}, {_TUNED}"

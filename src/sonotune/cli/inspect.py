@@ -39,7 +39,7 @@ def inspect(words: Words = None, as_json: Json = False) -> None:
             f"{found.window_s:g} s it computes {computed}"
         ]
         if found.context == "full" and (reason := tuned_elsewhere(found.checkpoint)):
-            lines.append(f"         {reason}, so that another tool tuned it, over the whole window")
+            lines.append(f"         {reason}")
     if found.merging.parts:
         lines += [f"merging  {merging_line(found)}"]
     bits = body["bits_per_quantized_parameter"]

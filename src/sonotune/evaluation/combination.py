@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sonotune.data.words import word_spans, words_of
 from sonotune.errors import ConfigError
@@ -135,7 +135,7 @@ def voted_words(prediction: Prediction, scoring: Callable[[str], str], *, confid
                 lead += (own if lead else written) + ("" if place + 1 == len(spans) else _gap(spans, place))
             else:
                 parts = words[-1].parts
-                words[-parts:] = [_with(word, word.written + own) for word in words[-parts:]]
+                words[-parts:] = [replace(word, written=word.written + own) for word in words[-parts:]]
             continue
         words += [
             VotedWord(
@@ -154,17 +154,6 @@ def voted_words(prediction: Prediction, scoring: Callable[[str], str], *, confid
 
 def _gap(spans: Sequence[tuple[int, int]], place: int) -> str:
     return " " if spans[place][1] < spans[place + 1][0] else ""
-
-
-def _with(word: VotedWord, written: str) -> VotedWord:
-    return VotedWord(
-        key=word.key,
-        written=written,
-        part=word.part,
-        parts=word.parts,
-        spaced=word.spaced,
-        confidence=word.confidence,
-    )
 
 
 def _confidences(prediction: Prediction, words: int) -> list[float | None]:

@@ -128,11 +128,11 @@ class LabelOutputs:
 
         Args:
             function: Of logits (n, V), labels (n,) and rows of `others` to one number for each label (n,), which no
-                other label changes: it may not normalise over the batch.
+                other label changes: it may not normalise over the batch. Without gradients, to a row for each (n, ...).
             others: Further tensors with a row for each label (N, ...); they get no gradient.
 
         Returns:
-            (N,), differentiable in the states and the weights of the output layer.
+            (N,) or (N, ...), differentiable in the states and the weights of the output layer.
         """
 
         def of_states(states: Tensor, *given: Tensor) -> Tensor:
@@ -167,17 +167,16 @@ class LabelOutputs:
     def label_tokens(self) -> list[LabelTokens | None]:
         """How the model rates the labels of each clip; None where it gives no finite number."""
 
-        def loss(logits: Tensor, labels: Tensor) -> Tensor:
-            return F.cross_entropy(logits.float(), labels, reduction="none")
+        def rated(logits: Tensor, labels: Tensor) -> Tensor:
+            losses = F.cross_entropy(logits.float(), labels, reduction="none")
+            return torch.stack([losses, (logits.argmax(dim=-1) == labels).float()], dim=1)
 
-        def is_right(logits: Tensor, labels: Tensor) -> Tensor:
-            return (logits.argmax(dim=-1) == labels).float()
-
-        losses = Losses.of_labels(self.by_part(loss), self.places)
+        losses_N, right_N = self.by_part(rated).unbind(dim=1)
+        losses = Losses.of_labels(losses_N, self.places)
         rows = zip(
             losses.sums.tolist(),
             losses.counts.tolist(),
-            Losses.of_labels(self.by_part(is_right), self.places).sums.tolist(),
+            Losses.of_labels(right_N, self.places).sums.tolist(),
             strict=True,
         )
         return [

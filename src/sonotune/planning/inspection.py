@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from sonotune.adapters.kinds.base import AdapterSettings, kind_named
 from sonotune.adapters.metadata import read_metadata, use_of
@@ -18,8 +17,8 @@ from sonotune.loading import (
     base_of,
     choose_family,
     find_adapter,
-    kept_unquantized,
     model_folder,
+    packed_linears,
     recorded_contexts,
     storage,
     with_contexts,
@@ -27,7 +26,6 @@ from sonotune.loading import (
 from sonotune.models.base import LoadedModel, count_parameters
 from sonotune.models.frame_merging.prepare import with_merging
 from sonotune.models.frame_merging.settings import NO_MERGING, FrameMerging
-from sonotune.models.quantize import packed_bytes
 from sonotune.planning.layout import outline_processor, silent_batch
 from sonotune.planning.teacher import TeacherMemory
 from sonotune.planning.work import encoder_work
@@ -194,12 +192,7 @@ def inspect_model(
         parameters=total,
         device=device,
     )
-    kept = kept_unquantized(loaded, stored.skip) if stored.bits != 16 else set(linears)
-    packed = {
-        name: packed_bytes(*shape, bits=stored.bits, double=stored.double)
-        for name, shape in linears.items()
-        if name not in kept and isinstance(loaded.module.get_submodule(name), nn.Linear)
-    }
+    packed = packed_linears(loaded, stored)
     with torch.device("meta"):
         if saved:
             loaded = kind_named((metadata or {}).get("adapter", "lora")).outline(loaded, saved)

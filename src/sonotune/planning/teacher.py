@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
-
 from sonotune.adapters.metadata import ADAPTER_WEIGHTS, read_metadata
-from sonotune.adapters.ranks.plan import matrix_shape
-from sonotune.loading import base_of, choose_family, find_adapter, kept_unquantized, model_folder, storage
+from sonotune.loading import base_of, choose_family, find_adapter, model_folder, packed_linears, storage
 from sonotune.models.precision import DTYPES, Precision
-from sonotune.models.quantize import packed_bytes
 
 TEACHER = "teacher"
 """Row of a plan's memory that holds the teacher's weights."""
@@ -66,12 +62,7 @@ def teacher_memory(
     loaded = choose_family(checkpoint).outline(base)
     total = sum(parameter.numel() for parameter in loaded.module.parameters())
     stored = storage(metadata, bits=bits, double=True, skip=(), parameters=total, device=device)
-    kept = kept_unquantized(loaded, stored.skip) if stored.bits != 16 else set(loaded.linears)
-    packed = {
-        name: packed_bytes(*matrix_shape(loaded, name), bits=stored.bits, double=stored.double)
-        for name in loaded.linears
-        if name not in kept and isinstance(loaded.module.get_submodule(name), nn.Linear)
-    }
+    packed = packed_linears(loaded, stored)
     size = DTYPES[precision].itemsize
     held = sum(packed.values())
     for name, value in loaded.module.named_parameters():

@@ -111,7 +111,7 @@ def label_manifest(
     teacher = _Teacher.open(request, beam_size=beam_size, bits=bits, batch_seconds=batch_seconds)
     teacher.check_languages(clips)
     texts = _Texts(kept, teacher)
-    reused, written = texts.known(clips), texts.of(clips)
+    written = texts.of(clips)
     findings = [*findings, *texts.findings]
     judged = [
         (teacher.labelled(clip, row), reasons_against(clip, row, limits or LabelLimits()))
@@ -135,7 +135,7 @@ def label_manifest(
         "dropped_manifest": str(left),
         "reasons": found,
         "hours": sum(clip.duration_s for clip in good) / 3600,
-        "reused": reused,
+        "reused": texts.reused,
         "labels": str(kept),
         "teacher": teacher.to_json(),
     }
@@ -280,6 +280,7 @@ class _Texts:
         self._file, self._teacher = file, teacher
         self._rows: dict[str, _Row] = {}
         self.findings: list[Finding] = []
+        self.reused = 0  # clips whose text was there
         if not file.exists() or not self._read():
             first = {"teacher": {"checkpoint": teacher.checkpoint, "digest": teacher.digest}}
             atomic_write_bytes(file, _line({**first, "settings": teacher.settings}))
@@ -305,16 +306,13 @@ class _Texts:
             atomic_write_bytes(self._file, b"".join(_line(cast(dict[str, Any], line)) for line in lines))
         return True
 
-    def known(self, clips: Sequence[Clip]) -> int:
-        """How many of the clips have a text already."""
-        return sum(self._teacher.key(clip) in self._rows for clip in clips)
-
     def of(self, clips: Sequence[Clip]) -> list[_Row]:
         """The texts of clips, in their order; those that have none yet are written now, unit by unit.
 
         Which clips are in a unit depends on all of them, not on how often the work was stopped.
         """
         keys = [self._teacher.key(clip) for clip in clips]
+        self.reused = sum(key in self._rows for key in keys)
         ordered = sorted(dict(zip(keys, clips, strict=True)).items(), key=lambda one: (one[1].duration_s, one[0]))
         units = [ordered[start : start + _UNIT] for start in range(0, len(ordered), _UNIT)]
         units = [[one for one in unit if one[0] not in self._rows] for unit in units]
